@@ -1,0 +1,70 @@
+"""From the bytes of a photo to the pixels that every part of CleanShelf sees.
+
+One decoder for ingestion, training and the client: a photo that was accepted once gives the same pixels everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000  # about 190 MB as RGB; a decompression bomb is refused before it is decoded
+
+__all__ = ["MAX_PIXELS", "BadPhoto", "decode", "to_square"]
+
+
+class BadPhoto(ValueError):
+    """The bytes are not a photo that can be used; the message says why."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """The photo as upright 8-bit RGB.
+
+    EXIF rotation is applied; CMYK, 16-bit, palette and transparent pictures are converted (transparency onto white);
+    of an animation the first frame is taken.
+
+    Raises:
+        BadPhoto: empty, truncated, not a picture, or more than MAX_PIXELS pixels.
+    """
+    if not data:
+        raise BadPhoto("the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of oddities that are handled here
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+            image.seek(0)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BadPhoto:
+        raise
+    except UnidentifiedImageError:
+        raise BadPhoto("not a picture in a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise BadPhoto(f"more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+        raise BadPhoto(f"cannot be decoded ({error})") from None
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The photo squeezed to (size, size, 3) uint8, antialiased; size in pixels."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any Pillow mode; 16-bit values are scaled, not clipped, and transparency lies on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = 1.0 if values.max(initial=0.0) <= 255 else 255.0 / 65535.0
+        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
