@@ -38,10 +38,10 @@ class Difficulty:
     noise: float = 2.5
     clutter: float = 0.7
     occlusion: float = 0.35
-    band_contrast: float = 0.8
+    band_contrast: float = 0.75
 
 
-def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficulty()) -> Image.Image:  # noqa: B008
+def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficulty()) -> Image.Image:
     """A photo of the pack: RGB, short side 120 to 180 px, sides between 3:4 and 4:3.
 
     The pack covers most of the picture. The same state of `rng` gives the same pixels.

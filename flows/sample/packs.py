@@ -86,7 +86,8 @@ class _Canvas:
         """Letters centred on (x, y), made smaller where they would not fit into `room` (fraction of the width)."""
         width = _font(100).getlength(text) / 100
         size = int(min(height_px, room * self.width / width))
-        self.draw.text(self.at(x, y), text, fill=fill, font=_font(size), anchor="mm", stroke_width=size // 40)
+        centre = (x * self.width, y * self.height)
+        self.draw.text(centre, text, fill=fill, font=_font(size), anchor="mm", stroke_width=size // 40)
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
@@ -151,7 +152,7 @@ def _paint_lettering(canvas: _Canvas, layout: _Layout, sku: Sku) -> None:
     """Brand, product and size in the family's ink."""
     ink = _rgb(sku.family.ink)
     x, y, height = layout.brand
-    unit = canvas.height
+    unit = min(canvas.height, layout.size[1] * _OVERSAMPLING)  # a larger pack keeps its lettering
     canvas.text(x, y, sku.family.brand, height_px=height * unit * 1.15, fill=ink, room=layout.room)
     canvas.text(x, y + height * 0.8, sku.family.product, height_px=height * unit * 0.55, fill=ink, room=0.6)
     canvas.text(*layout.weight, sku.size, height_px=0.1 * unit, fill=ink, room=0.5)
