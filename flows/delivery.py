@@ -1,8 +1,8 @@
 """What a supplier sent, before a single photo is opened.
 
 A delivery is a folder per class (`SOURCE/LABEL/photo` or `SOURCE/{train,val,test}/LABEL/photo`), or a manifest (CSV or
-Parquet) with the columns path, label and, if wanted, split and source. A row that cannot be used is refused with the field at fault
-and never stops the rest; what makes the whole delivery doubtful is a BadDelivery.
+Parquet) with the columns path, label and, if wanted, split and source. A row that cannot be used is refused with the
+field at fault and never stops the rest; what makes the whole delivery doubtful is a BadDelivery.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _announced(source: Path) -> Iterator[Row | Refused]:
     if source.is_file():
         return _read_manifest(source)
     if not source.is_dir():
-        raise BadDelivery(f"{source}: no such file or folder; give a folder per class, or a manifest.csv or manifest.parquet")
+        raise BadDelivery(
+            f"{source}: no such file or folder; give a folder per class, or a manifest.csv or manifest.parquet"
+        )
     found = [source / name for name in MANIFESTS if (source / name).is_file()]
     if len(found) > 1:
         raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; name the one to read")
@@ -85,14 +87,15 @@ def _check(source: Path, rows: list[Row], refused: list[Refused], *, known: set[
         raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
     if not rows:
         first = refused[0]
-        raise BadDelivery(
-            f"{source}: no usable row, all {len(refused)} were refused; the first is {first.path!r}: {first.field}: {first.reason}"
-        )
+        why = f"the first is {first.path!r}, field {first.field}: {first.reason}"
+        raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {why}")
     spellings = {_squeezed(label): label for label in sorted(known)}
     for label in sorted({row.label for row in rows}):
         other = spellings.setdefault(_squeezed(label), label)
         if other != label:
-            raise BadDelivery(f"{source}: labels {other!r} and {label!r} differ only in case or white space; write them one way")
+            raise BadDelivery(
+                f"{source}: labels {other!r} and {label!r} differ only in case or white space; write them one way"
+            )
     if len(spellings) < 2:
         raise BadDelivery(f"{source}: all photos are of one class, {rows[0].label!r}; a recogniser needs two or more")
 
@@ -111,7 +114,9 @@ def _read_folders(source: Path) -> Iterator[Row | Refused]:
     given = [name for name in folders if name in SPLITS]
     if given and len(given) != len(folders):
         odd = next(name for name in folders if name not in SPLITS)
-        raise BadDelivery(f"{source} mixes split folders ({', '.join(given)}) and class folders ({odd!r}); use one of the two layouts")
+        raise BadDelivery(
+            f"{source} mixes split folders ({', '.join(given)}) and class folders ({odd!r}); use one of the two layouts"
+        )
     for path in _walk(source):
         parts = path.relative_to(source).parts
         split = parts[0] if given and len(parts) > 1 else ""
@@ -121,7 +126,7 @@ def _read_folders(source: Path) -> Iterator[Row | Refused]:
 
 
 def _walk(source: Path) -> Iterator[Path]:
-    """Files in a fixed order; hidden ones are the system's, not the supplier's. Links to folders are shown, not followed."""
+    """Files in a fixed order, without hidden ones: those are the system's. Links to folders are shown, not followed."""
     for folder, names, files in os.walk(source):
         names[:] = sorted(name for name in names if not name.startswith("."))
         linked = [name for name in names if (Path(folder) / name).is_symlink()]
@@ -135,7 +140,9 @@ def _read_manifest(path: Path) -> Iterator[Row | Refused]:
     for number, record in records:
         split = record.get("split", "").strip()
         if split and split not in SPLITS:
-            raise BadDelivery(f"{path}: row {number}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank")
+            raise BadDelivery(
+                f"{path}: row {number}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank"
+            )
         source = record.get("source", "").strip() or name
         yield _row(folder, record["path"], label=record["label"], split=split, source=source)
 
@@ -147,7 +154,9 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             _check_columns(path, list(reader.fieldnames or []))
             for number, record in enumerate(reader, 1):
                 if None in record or None in record.values():
-                    raise BadDelivery(f"{path}: row {number} has another number of cells than the header; quote cells with commas")
+                    raise BadDelivery(
+                        f"{path}: row {number} has another number of cells than the header; quote cells with commas"
+                    )
                 yield number, record
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadDelivery(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
@@ -192,7 +201,7 @@ def _bad_path(folder: Path, path: str) -> str:
     """Why `path` cannot be read from `folder`; "" when it can."""
     if not path.strip():
         return "is blank"
-    if "\0" in path or not path.isascii() and path.encode(errors="replace").decode() != path:
+    if "\0" in path or path.encode(errors="replace").decode() != path:
         return "is not a UTF-8 name"
     if Path(path).is_absolute() or ".." in Path(path).parts:
         return "leaves the folder of the delivery"

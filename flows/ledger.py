@@ -16,7 +16,15 @@ from pathlib import Path
 from flows.errors import UnknownVersion, WorkspaceBusy, WorldError
 
 # Set by git itself inside hooks and aliases; they would send our commands to another repository.
-LEAKING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX")
+LEAKING = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
 IDENTITY = {
     "GIT_AUTHOR_NAME": "CleanShelf",
     "GIT_AUTHOR_EMAIL": "cleanshelf@localhost",
@@ -119,16 +127,24 @@ class Ledger:
     def _checked(self, done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[bytes]:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-            raise WorldError(f"git {done.args[5]} failed in {self.root}: {said}; see that git works there, then run it again")
+            raise WorldError(
+                f"git {done.args[5]} failed in {self.root}: {said}; see that git works there, then run it again"
+            )
         return done
 
-    def _run(self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         # core.fsync: git leaves loose objects unsynced by default, and a tag must not outlive its commit.
         command = ["git", "-C", str(self.root), "-c", "core.fsync=all", *args]
-        return subprocess.run(command, input=given, env=self._environment() | dict(env or {}), capture_output=True, check=False)
+        return subprocess.run(
+            command, input=given, env=self._environment() | dict(env or {}), capture_output=True, check=False
+        )
 
     def _environment(self) -> dict[str, str]:
         """Ours without what leaks from hooks, with an identity where the user has none."""
         kept = {key: value for key, value in os.environ.items() if key not in LEAKING}
-        asked = subprocess.run(["git", "-C", str(self.root), "config", "user.email"], env=kept, capture_output=True, check=False)
+        asked = subprocess.run(
+            ["git", "-C", str(self.root), "config", "user.email"], env=kept, capture_output=True, check=False
+        )
         return kept if asked.stdout.strip() else IDENTITY | kept

@@ -1,7 +1,7 @@
 """The tables of a data version, as arrays.
 
-One reader for ingestion, training and cleaning. A data version is a folder with `index.parquet` (where each photo lies),
-`labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/architecture.md lists every column.
+One reader for ingestion, training and cleaning. A data version is a folder with `index.parquet` (where each photo
+lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/architecture.md lists every column.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def read_manifest(data: Path) -> Manifest:
     index = read_table(data, name="index")
     ids = _strings(labels, "id")
     if not np.array_equal(ids, _strings(index, "id")):
-        raise ValueError(f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again")
+        raise ValueError(
+            f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again"
+        )
     if np.any(ids[1:] <= ids[:-1]):
         raise ValueError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
@@ -126,7 +128,9 @@ def read_table(data: Path, *, name: str) -> pa.Table:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; is {data} a data version?") from None
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file that can be read ({error}); take the data version again") from None
+        raise ValueError(
+            f"{path}: not a Parquet file that can be read ({error}); take the data version again"
+        ) from None
     for field in TABLES[name]:
         if field.name not in table.column_names:
             raise ValueError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
@@ -157,7 +161,9 @@ def read_photo(data: Path, shard: str, offset: int, size: int) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such shard; take the data version again") from None
     if len(photo) != size:
-        raise ValueError(f"{path}: ends before offset {offset} + size {size} of index.parquet; take the data version again")
+        raise ValueError(
+            f"{path}: ends before offset {offset} + size {size} of index.parquet; take the data version again"
+        )
     return photo
 
 
