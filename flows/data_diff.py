@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class DataDiff:
     """Numbers of photos that differ, in all and per class.
 
-    `added` were not there before; `dropped` were kept and are not; `restored` the reverse; `relabelled` are kept in both
-    under another label. A dropped photo counts for its old class, every other for its new one.
+    `added` were not there before; `dropped` were kept and are not; `restored` the reverse; `relabelled` are kept in
+    both under another label. A dropped photo counts for its old class, every other for its new one.
     """
 
     added: int

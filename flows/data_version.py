@@ -11,16 +11,13 @@ under a repair), gives typed errors, and tells where its cache and remote lie, w
 
 from __future__ import annotations
 
-import configparser
 import fcntl
 import json
-import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +41,11 @@ from flows.errors import (
 from flows.files import or_disk_full, sync, sync_tree, write_whole
 from flows.ledger import Ledger
 from flows.objects import Listing, Objects, Remote, Seen
+from flows.pointer import make_pointer, read_local_remote, read_pointer
+from flows.switch import Switch
 from flows.workspace import Workspace
 
 REF = "refs/data/main"
-POINTED = re.compile(rb"^\s*-?\s*md5:\s*([0-9a-f]{32})\.dir\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class DataVersions:
             CorruptObject: data.dvc is there but names no version.
         """
         try:
-            return _pointed(self.workspace.pointer.read_bytes(), name=str(self.workspace.pointer))
+            return read_pointer(self.workspace.pointer.read_bytes(), name=str(self.workspace.pointer))
         except FileNotFoundError:
             return None
 
@@ -106,7 +104,7 @@ class DataVersions:
         for number, commit, pointer, version in zip(
             range(len(commits), 0, -1), commits, pointers, versions, strict=True
         ):
-            found = _pointed(pointer or b"", name=f"data.dvc of entry {number}")
+            found = read_pointer(pointer or b"", name=f"data.dvc of entry {number}")
             facts = json.loads(version or b"{}")
             step, _, message = commit.message.partition(": ")
             parent, counts = facts.get("parent"), facts.get("counts", {})
@@ -181,7 +179,7 @@ class DataVersions:
         return folder
 
     def verify(self, version: str) -> list[str]:
-        """Every broken link of the chain from the name of a version to its bytes; empty when all hold. Changes nothing."""
+        """Every broken link from the name of a version to its bytes; empty when all hold. Changes nothing."""
         version = self.resolve(version)
         problems = [] if self.ledger.tags(_tag(version)) else [f"tag {_tag(version)} is missing"]
         with self._objects() as objects:
@@ -229,7 +227,7 @@ class DataVersions:
                 self._finish_tag(listing.id)
                 shutil.rmtree(folder)
                 return listing.id
-            self._switch(folder, listing, step=step, message=message)
+            self._change(folder, listing, step=step, message=message)
         return listing.id
 
     def rollback(self, text: str) -> Entry:
@@ -258,8 +256,8 @@ class DataVersions:
         self.check_clean()
         if not (repository / "data.dvc").is_file():
             raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
-        version = _pointed((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
-        source = Remote(LocalFileSystem(), str(_local_remote(repository) / "files" / "md5"))
+        version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
+        source = Remote(LocalFileSystem(), str(read_local_remote(repository) / "files" / "md5"))
         with or_disk_full(f"adopting {version[:12]}"), self._objects() as objects:
             other = Objects(objects.cache, source, objects.seen)
             for name, md5 in other.listing(version).files.items():
@@ -282,83 +280,62 @@ class DataVersions:
             with self._objects() as objects:
                 listing = objects.listing(version)
                 objects.fill(folder, listing)
-            self._switch(folder, listing, step=step, message=message)
+            self._change(folder, listing, step=step, message=message)
 
-    def _switch(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
-        """Everything from the journal to the tag; on an error the journal is settled at once."""
-        data, pointer = self.workspace.data, self.workspace.pointer
-        shutil.rmtree(self._previous, ignore_errors=True)
-        journal = {
-            "tip": self.ledger.tip(REF),
-            "pointer": pointer.read_text() if pointer.exists() else None,
-            "had_data": data.exists(),
-        }
-        write_whole(self._journal, json.dumps(journal).encode())
+    def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
+        """Everything from the journal to the tag; on an error the old state is restored at once."""
+        with self._objects() as objects:
+            objects.drop_corrupt(listing)
+            new_objects = [path for path in objects.paths(listing) if not path.exists()]
+        self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
             self.after("journal")
-            if data.exists():
-                os.rename(data, self._previous)
+            self._switch.set_aside()
             self.after("moved")
-            os.rename(folder, data)
-            sync(data.parent)
-            sync(self._staging)
+            self._switch.put(folder)
             self.after("swapped")
-            self._add_and_push(listing)
-            self._record(listing.id, step=step, message=message)
+            self._add(listing, is_new=bool(new_objects))
+            self._push(listing)
+            self._record(step=step, message=message)
             self.after("recorded")
         finally:
             self._settle()
 
-    def _add_and_push(self, listing: Listing) -> None:
-        with self._objects() as objects, self._repo() as repo:
-            if objects.path(f"{listing.id}.dir").exists():
-                # Known already: DVC would hash every shard again only to find the same pointer.
-                write_whole(self.workspace.pointer, _pointer(listing, self.workspace.data))
-            else:
+    def _add(self, listing: Listing, *, is_new: bool) -> None:
+        with self._repo() as repo:
+            if is_new:
                 _patiently(lambda: repo.add(str(self.workspace.data)))
-            if self.selected() != listing.id:
-                raise CorruptObject(
-                    f"{self.workspace.data} changed while it was added; leave it alone and run it again"
-                )
-            sync(self.workspace.pointer)
-            self.after("added")
+            else:  # DVC would hash every shard again only to find the same pointer
+                write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
+        if self.selected() != listing.id:
+            raise CorruptObject(f"{self.workspace.data} changed while it was added; leave it alone and run it again")
+        sync(self.workspace.pointer)
+        self.after("added")
+
+    def _push(self, listing: Listing) -> None:
+        with self._repo() as repo, suppress(WorldError):  # what did not arrive is put by hand below, or told
             _patiently(lambda: repo.push([str(self.workspace.pointer)]))
-            self.after("pushed")
+        self.after("pushed")
+        with self._objects() as objects:
             objects.store(listing)
         self.after("verified")
 
-    def _record(self, version: str, *, step: str, message: str) -> None:
+    def _record(self, *, step: str, message: str) -> None:
         files = {"data.dvc": self.workspace.pointer.read_bytes()}
         if (self.workspace.data / "VERSION.json").exists():
             files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
         self.ledger.commit(REF, files, message=f"{step}: {message}")
 
     def _settle(self) -> None:
-        """Undo or complete what the journal says was under way."""
-        if not self._journal.exists():
+        """Undo or complete the change that is under way, if any."""
+        if not self._switch.is_under_way():
             return
-        journal = json.loads(self._journal.read_bytes())
-        if self.ledger.tip(REF) == journal["tip"]:
-            self._undo(journal)
+        if self.ledger.tip(REF) == self._switch.tip():
+            self._switch.undo()
         else:
             self._finish_tag(self.log()[0].id)
             self.after("tagged")
-            shutil.rmtree(self._previous, ignore_errors=True)
-        self._journal.unlink()
-        sync(self.workspace.state)
-
-    def _undo(self, journal: dict[str, Any]) -> None:
-        data, pointer = self.workspace.data, self.workspace.pointer
-        if self._previous.exists():
-            shutil.rmtree(data, ignore_errors=True)
-            os.rename(self._previous, data)
-        elif not journal["had_data"]:
-            shutil.rmtree(data, ignore_errors=True)
-        if journal["pointer"] is None:
-            pointer.unlink(missing_ok=True)
-        elif not pointer.exists() or pointer.read_text() != journal["pointer"]:
-            write_whole(pointer, journal["pointer"].encode())
-        sync(data.parent)
+            self._switch.end()
 
     def _finish_tag(self, version: str) -> None:
         """The tag comes last of all: whoever sees it finds everything else. Made once per version."""
@@ -398,13 +375,8 @@ class DataVersions:
         return self.workspace.state / "staging"
 
     @property
-    def _previous(self) -> Path:
-        """data/ as it was, while a switch is under way."""
-        return self.workspace.state / "previous"
-
-    @property
-    def _journal(self) -> Path:
-        return self.workspace.state / "journal.json"
+    def _switch(self) -> Switch:
+        return Switch(self.workspace)
 
 
 def _patiently(call: Callable[[], Any]) -> None:
@@ -425,38 +397,3 @@ def _patiently(call: Callable[[], Any]) -> None:
 
 def _tag(version: str) -> str:
     return f"data/{version[:12]}"
-
-
-def _pointed(pointer: bytes, *, name: str) -> str:
-    found = POINTED.findall(pointer)
-    if len(found) != 1:
-        raise CorruptObject(
-            f"{name} names no folder of data (a line `md5: <32 hex digits>.dir`); restore it from git or a rollback"
-        )
-    return str(found[0].decode())
-
-
-def _pointer(listing: Listing, data: Path) -> bytes:
-    """What `dvc add` would write for `data`, which holds `listing`."""
-    size = sum((data / name).stat().st_size for name in listing.files)
-    lines = [
-        f"- md5: {listing.id}.dir",
-        f"  size: {size}",
-        f"  nfiles: {len(listing.files)}",
-        "  hash: md5",
-        "  path: data",
-    ]
-    return ("outs:\n" + "\n".join(lines) + "\n").encode()
-
-
-def _local_remote(repository: Path) -> Path:
-    """The folder of the default remote in a DVC repository's configuration."""
-    config = configparser.ConfigParser(interpolation=None)
-    config.read([repository / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
-    name = config.get("core", "remote", fallback="")
-    url = config.get(f"'remote \"{name}\"'", "url", fallback="").strip("\"'")
-    if not url or "://" in url:
-        raise WorkspaceMissing(
-            f"{repository}/.dvc/config: core.remote must name a remote that is a folder, found {url or 'none'!r}; pull it there first"
-        )
-    return repository / ".dvc" / url

@@ -6,6 +6,7 @@ index and work tree are never read or touched, so automation can record while so
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -127,9 +128,9 @@ class Ledger:
     def _checked(self, done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[bytes]:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-            raise WorldError(
-                f"git {done.args[5]} failed in {self.root}: {said}; see that git works there, then run it again"
-            )
+            if os.strerror(errno.ENOSPC) in said:  # git is the one writer whose full disk shows as text
+                raise OSError(errno.ENOSPC, said)
+            raise WorldError(f"git {done.args[5]} failed in {self.root}: {said}; see that git works there, then retry")
         return done
 
     def _run(
@@ -147,4 +148,4 @@ class Ledger:
         asked = subprocess.run(
             ["git", "-C", str(self.root), "config", "user.email"], env=kept, capture_output=True, check=False
         )
-        return kept if asked.stdout.strip() else IDENTITY | kept
+        return kept | {"LC_ALL": "C"} if asked.stdout.strip() else IDENTITY | kept | {"LC_ALL": "C"}

@@ -1,7 +1,8 @@
 """Bytes that are what their name says.
 
-DVC checks out a bit-flipped or empty cache object with success and calls the result clean. So nothing here is trusted by
-name: every object is hashed before it is used, taken again from the remote when it is wrong, and told when that fails.
+DVC checks out a bit-flipped or empty cache object with success and calls the result clean. So nothing here is trusted
+by name: every object is hashed before it is used, taken again from the remote when it is wrong, and told when that
+fails.
 """
 
 from __future__ import annotations
@@ -116,9 +117,12 @@ class Remote:
     def put(self, md5: str, source: Path) -> None:
         """Store `source` under its hash, replacing what is there."""
         path = self.path(md5)
-        self.fs.makedirs(self.fs.parent(path), exist_ok=True)
-        self.fs.put_file(str(source), path + ".part")
-        self.fs.move(path + ".part", path)
+        try:
+            self.fs.makedirs(self.fs.parent(path), exist_ok=True)
+            self.fs.put_file(str(source), path + ".part")
+            self.fs.move(path + ".part", path)
+        except OSError as error:  # the cause tells a full disk from a remote that is away
+            raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,16 @@ class Objects:
     def path(self, md5: str) -> Path:
         """Where the object lies in the cache, whether it exists or not."""
         return self.cache / md5[:2] / md5[2:]
+
+    def paths(self, listing: Listing) -> list[Path]:
+        """Where the objects of a version, its listing included, lie in the cache."""
+        return [self.path(md5) for md5 in (*listing.files.values(), f"{listing.id}.dir")]
+
+    def drop_corrupt(self, listing: Listing) -> None:
+        """Remove cache objects with wrong bytes: DVC would take them for the files that are being added."""
+        for name, md5 in {**listing.files, "": f"{listing.id}.dir"}.items():
+            if not self.is_good(self.path(md5), md5, name=name):
+                self.path(md5).unlink(missing_ok=True)
 
     def listing(self, version: str) -> Listing:
         """The listing of a version, verified against its id."""
@@ -158,18 +172,16 @@ class Objects:
     def _fetch(self, md5: str, *, name: str) -> None:
         source = self.remote.path(md5)
         if not self.remote.fs.exists(source):
-            raise MissingFromRemote(
-                f"{name} ({md5}) is not in the cache and not in the remote at {source}; put it back from a backup of the remote"
-            )
+            there = f"neither in the cache nor at {source}"
+            raise MissingFromRemote(f"{name} ({md5}) is {there}; put it back from a backup of the remote")
         path = self.path(md5)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self.remote.fs.get_file(source, str(part))
             if not self.is_good(part, md5, name=""):
-                raise CorruptObject(
-                    f"{name} is corrupt: {source} no longer hashes to {md5}; put it back from a backup of the remote"
-                )
+                what = f"{name} is corrupt: {source} no longer hashes to {md5}"
+                raise CorruptObject(f"{what}; put it back from a backup of the remote")
             part.chmod(0o444)
             sync(part)
             os.replace(part, path)
@@ -218,13 +230,12 @@ class Objects:
         still = self.missing(listing)
         if still:
             md5, name = next(iter(still.items()))
-            raise MissingFromRemote(
-                f"{name} ({md5}) did not arrive at {self.remote.path(md5)}; check the remote, then run it again"
-            )
-        for md5 in [*listing.files.values(), f"{listing.id}.dir"]:
-            sync(self.path(md5))
+            where = f"did not arrive at {self.remote.path(md5)}"
+            raise MissingFromRemote(f"{name} ({md5}) {where}; check the remote, then run it again")
+        for path in self.paths(listing):
+            sync(path)
             if self.remote.is_local:
-                sync(Path(self.remote.path(md5)))
+                sync(Path(self.remote.path(path.parent.name + path.name)))
 
 
 def _md5(content: bytes = b"") -> Any:

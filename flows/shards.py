@@ -1,8 +1,8 @@
 """Photos packed into immutable tar files.
 
-One tar of half a gigabyte instead of tens of thousands of files makes adding, checking out and pulling a version 7 to 50
-times quicker. Uncompressed, so that a photo is one seek away and any tar reads it. Named by sha256: the same photos give
-the same shard.
+One tar of half a gigabyte instead of tens of thousands of files makes adding, checking out and pulling a version 7 to
+50 times quicker. Uncompressed, so that a photo is one seek away and any tar reads it. Named by sha256: the same photos
+give the same shard.
 """
 
 from __future__ import annotations
