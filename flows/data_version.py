@@ -1,0 +1,399 @@
+"""Data versions: commit, take, compare, roll back, and put right after a kill.
+
+The only module that knows DVC. A version is committed in an order that no kill can make lie:
+
+    journal -> data/ swapped -> dvc add -> push -> remote verified -> entry on refs/data/main -> tag
+
+The entry is the moment of truth: before it `repair` restores the old state, after it `repair` completes the new one.
+DVC runs in this process and not as a command: it then dies with us on a kill (an orphaned `dvc add` would go on writing
+under a repair), gives typed errors, and tells where its cache and remote lie, which the verification needs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dvc.config import NoRemoteError
+from dvc.exceptions import DvcException
+from dvc.fs import LocalFileSystem
+from dvc.lock import LockError
+from dvc.repo import Repo
+
+from flows.data_diff import DataDiff, compare_labels
+from flows.errors import (
+    CorruptObject,
+    LocalEdits,
+    MissingFromRemote,
+    UnknownVersion,
+    WorkspaceBusy,
+    WorkspaceMissing,
+    WorldError,
+)
+from flows.files import or_disk_full, sync, sync_tree, write_whole
+from flows.ledger import Ledger
+from flows.objects import Listing, Objects, Remote, Seen
+from flows.pointer import make_pointer, read_local_remote, read_pointer
+from flows.switch import Switch
+from flows.workspace import Workspace
+
+REF = "refs/data/main"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the history: `number` counts from 1; `parent` is the version that the data were made from."""
+
+    number: int
+    id: str
+    parent: str | None
+    step: str
+    message: str
+    time: str
+    counts: dict[str, int]
+    selected: bool
+
+
+def _go_on(_: str) -> None:
+    """What happens after each step of a commit, unless a test wants something else."""
+
+
+@dataclass(frozen=True)
+class DataVersions:
+    """The data versions of one workspace. Callers hold `workspace.lock` around everything that changes them.
+
+    `after` is called with the name of each step of a commit once it is done; tests kill the process there.
+    """
+
+    workspace: Workspace
+    after: Callable[[str], None] = field(default=_go_on)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the history is written."""
+        return Ledger(self.workspace.root)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def selected(self) -> str | None:
+        """The id in data.dvc (32 hex digits), or None before the first version.
+
+        Raises:
+            CorruptObject: data.dvc is there but names no version.
+        """
+        try:
+            return read_pointer(self.workspace.pointer.read_bytes(), name=str(self.workspace.pointer))
+        except FileNotFoundError:
+            return None
+
+    def log(self) -> list[Entry]:
+        """All entries, newest first."""
+        commits = self.ledger.log(REF)
+        pointers = self.ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
+        versions = self.ledger.read_many([(commit.sha, "VERSION.json") for commit in commits])
+        selected = self.selected()
+        entries = []
+        for number, commit, pointer, version in zip(
+            range(len(commits), 0, -1), commits, pointers, versions, strict=True
+        ):
+            found = read_pointer(pointer or b"", name=f"data.dvc of entry {number}")
+            facts = json.loads(version or b"{}")
+            step, _, message = commit.message.partition(": ")
+            parent, counts = facts.get("parent"), facts.get("counts", {})
+            entries.append(Entry(number, found, parent, step, message, commit.time, counts, found == selected))
+        return entries
+
+    def resolve(self, text: str) -> str:
+        """The full id behind "selected", a tag, or the first digits of an id.
+
+        Raises:
+            UnknownVersion: no version of that name, or more than one.
+        """
+        known = list(dict.fromkeys(entry.id for entry in self.log()))
+        wanted = text.strip().removeprefix("data/").removesuffix(".dir")
+        if wanted == "selected":
+            found = [self.selected()] if self.selected() else []
+        else:
+            found = [version for version in known if wanted and version.startswith(wanted)]
+        if len(found) == 1 and found[0]:
+            return found[0]
+        there = ", ".join(version[:12] for version in known[:8]) or "none yet; run `cleanshelf ingest` first"
+        what = "names more than one data version" if found else "is no data version"
+        raise UnknownVersion(f"{text!r} {what}; there are: {there}")
+
+    def check_clean(self) -> None:
+        """See that data/ holds nothing that the selected version does not. A file that is gone is no edit.
+
+        Raises:
+            LocalEdits: naming the files.
+        """
+        data, version = self.workspace.data, self.selected()
+        if not data.exists():
+            return
+        with self._objects() as objects:
+            kept = objects.listing(version).files if version else {}
+            found = Listing.of(data, seen=objects.seen).files
+        edited = sorted(name for name, md5 in found.items() if kept.get(name) != md5)
+        if edited:
+            shown = ", ".join(edited[:5]) + (f" and {len(edited) - 5} more" if len(edited) > 5 else "")
+            raise LocalEdits(
+                f"{data} differs from the selected version {version[:12] if version else '(none)'}: {shown}; "
+                "move your copies away or delete them, then run it again"
+            )
+
+    def diff(self, a: str, b: str) -> DataDiff:
+        """What changed from version `a` to version `b` (names as for `resolve`)."""
+        with self._objects() as objects:
+            old, new = (
+                objects.get(objects.listing(self.resolve(text)).files["labels.parquet"], name="labels.parquet")
+                for text in (a, b)
+            )
+            return compare_labels(old, new)
+
+    def materialise(self, version: str) -> Path:
+        """The folder versions/<id>: exactly the files of that version, verified, read-only; READY is written last.
+
+        Several processes may ask at once, and a killed one is completed by the next.
+
+        Raises:
+            UnknownVersion, CorruptObject, MissingFromRemote
+        """
+        version = self.resolve(version)
+        folder = self.workspace.versions / version
+        ready = self.workspace.versions / f"{version}.READY"
+        folder.mkdir(parents=True, exist_ok=True)
+        with or_disk_full(f"taking data version {version[:12]}"), self._objects() as objects:
+            if ready.exists() and Listing.of(folder, seen=objects.seen).id == version:
+                return folder
+            ready.unlink(missing_ok=True)
+            objects.fill(folder, objects.listing(version))
+            write_whole(ready, f"{version}\n".encode())
+        return folder
+
+    def verify(self, version: str) -> list[str]:
+        """Every broken link from the name of a version to its bytes; empty when all hold. Changes nothing."""
+        version = self.resolve(version)
+        problems = [] if self.ledger.tags(_tag(version)) else [f"tag {_tag(version)} is missing"]
+        with self._objects() as objects:
+            listing = objects.path(f"{version}.dir")
+            source = (
+                listing if objects.is_good(listing, version, name="") else Path(objects.remote.path(f"{version}.dir"))
+            )
+            if not objects.is_good(source, version, name=""):
+                return [*problems, f"listing {version}.dir is missing or corrupt in the cache and in the remote"]
+            files = Listing.parse(source.read_bytes(), name=str(source))
+            for name, md5 in {**files.files, "listing": f"{version}.dir"}.items():
+                if not objects.is_good(objects.path(md5), md5, name=name):
+                    problems.append(f"{name}: cache object {objects.path(md5)} is missing or corrupt")
+            for md5, name in objects.missing(files).items():
+                problems.append(f"{name}: remote object {objects.remote.path(md5)} is missing or corrupt")
+            taken = self.workspace.versions / version
+            if taken.exists() and Listing.of(taken, seen=objects.seen) != files:
+                problems.append(f"{taken} differs from the version")
+        return problems
+
+    # --- changing ----------------------------------------------------------------------------------------------
+
+    def stage(self) -> Path:
+        """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
+        self._staging.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+
+    def commit(self, folder: Path, *, step: str, message: str) -> str:
+        """Make the contents of `folder` (from `stage`) the selected version; its id.
+
+        The same contents as the selected version are no new version. On any failure the old state is restored
+        and `folder` is gone.
+
+        Raises:
+            LocalEdits, DiskFull, MissingFromRemote, CorruptObject
+        """
+        self._settle()
+        self.check_clean()
+        with or_disk_full(f"committing a data version ({step})", leaving=folder):
+            sync_tree(folder)
+            with self._objects() as objects:
+                listing = Listing.of(folder, seen=objects.seen)
+                present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
+            if present and listing.id == self.selected():
+                self._finish_tag(listing.id)
+                shutil.rmtree(folder)
+                return listing.id
+            self._change(folder, listing, step=step, message=message)
+        return listing.id
+
+    def rollback(self, text: str) -> Entry:
+        """Select an earlier version again, as a new entry. Nothing is deleted.
+
+        Raises:
+            UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
+        """
+        self._settle()
+        version = self.resolve(text)
+        self.check_clean()
+        number = next(entry.number for entry in self.log() if entry.id == version)
+        self._select(version, step="rollback", message=f"to {version[:12]} (entry {number})")
+        return self.log()[0]
+
+    def adopt(self, repository: Path) -> str:
+        """Take over the version that the data.dvc of another folder names, from that folder's DVC remote; its id.
+
+        That folder is only read, and need not be a git repository.
+
+        Raises:
+            WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
+            MissingFromRemote, CorruptObject
+        """
+        self._settle()
+        self.check_clean()
+        if not (repository / "data.dvc").is_file():
+            raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
+        version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
+        source = Remote(LocalFileSystem(), str(read_local_remote(repository) / "files" / "md5"))
+        with or_disk_full(f"adopting {version[:12]}"), self._objects() as objects:
+            other = Objects(objects.cache, source, objects.seen)
+            for name, md5 in other.listing(version).files.items():
+                other.get(md5, name=name)
+        if self.selected() != version:
+            self._select(version, step="adopt", message=f"{version[:12]} from {repository.absolute().name}")
+        return version
+
+    def repair(self) -> None:
+        """Bring a killed commit or rollback to the old state or the new one, whole, and clear abandoned staging.
+
+        Call it first in every command that changes something, under the lock.
+        """
+        self._settle()
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _select(self, version: str, *, step: str, message: str) -> None:
+        folder = self.stage()
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
+            with self._objects() as objects:
+                listing = objects.listing(version)
+                objects.fill(folder, listing)
+            self._change(folder, listing, step=step, message=message)
+
+    def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
+        """Everything from the journal to the tag; on an error the old state is restored at once."""
+        with self._objects() as objects:
+            objects.drop_corrupt(listing)
+            new_objects = [path for path in objects.paths(listing) if not path.exists()]
+        self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
+        try:
+            self.after("journal")
+            self._switch.set_aside()
+            self.after("moved")
+            self._switch.put(folder)
+            self.after("swapped")
+            self._add(listing, is_new=bool(new_objects))
+            self._push(listing)
+            self._record(step=step, message=message)
+            self.after("recorded")
+        finally:
+            self._settle()
+
+    def _add(self, listing: Listing, *, is_new: bool) -> None:
+        with self._repo() as repo:
+            if is_new:
+                _patiently(lambda: repo.add(str(self.workspace.data)))
+            else:  # DVC would hash every shard again only to find the same pointer
+                write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
+        if self.selected() != listing.id:
+            raise CorruptObject(f"{self.workspace.data} changed while it was added; leave it alone and run it again")
+        sync(self.workspace.pointer)
+        self.after("added")
+
+    def _push(self, listing: Listing) -> None:
+        with self._repo() as repo, suppress(WorldError):  # what did not arrive is put by hand below, or told
+            _patiently(lambda: repo.push([str(self.workspace.pointer)]))
+        self.after("pushed")
+        with self._objects() as objects:
+            objects.store(listing)
+        self.after("verified")
+
+    def _record(self, *, step: str, message: str) -> None:
+        files = {"data.dvc": self.workspace.pointer.read_bytes()}
+        if (self.workspace.data / "VERSION.json").exists():
+            files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
+        self.ledger.commit(REF, files, message=f"{step}: {message}")
+
+    def _settle(self) -> None:
+        """Undo or complete the change that is under way, if any."""
+        if not self._switch.is_under_way():
+            return
+        if self.ledger.tip(REF) == self._switch.tip():
+            self._switch.undo()
+        else:
+            self._finish_tag(self.log()[0].id)
+            self.after("tagged")
+            self._switch.end()
+
+    def _finish_tag(self, version: str) -> None:
+        """The tag comes last of all: whoever sees it finds everything else. Made once per version."""
+        entry = next(e for e in reversed(self.log()) if e.id == version)
+        sha = self.ledger.log(REF)[-entry.number].sha
+        self.ledger.tag(_tag(version), sha, f"{entry.step}: {entry.message}")
+
+    # --- DVC ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _objects(self) -> Iterator[Objects]:
+        """DVC's cache and remote, one process at a time, so that two never heal the same object."""
+        self.workspace.state.mkdir(exist_ok=True)
+        with (self.workspace.state / "objects.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with self._repo() as repo:
+                try:
+                    odb = repo.cloud.get_remote_odb()
+                except NoRemoteError:
+                    raise MissingFromRemote(
+                        f"{self.workspace.root}/.dvc/config names no default remote; run `cleanshelf init` there"
+                    ) from None
+                cache = Path(repo.cache.local.path)
+            seen = Seen.load(self.workspace.state / "seen.json")
+            yield Objects(cache, Remote(odb.fs, odb.path), seen)
+
+    @contextmanager
+    def _repo(self) -> Iterator[Repo]:
+        # By default DVC keeps a cache for all users under /var/tmp.
+        with Repo(
+            str(self.workspace.root), config={"core": {"site_cache_dir": str(self.workspace.state / "dvc")}}
+        ) as repo:
+            yield repo
+
+    @property
+    def _staging(self) -> Path:
+        return self.workspace.state / "staging"
+
+    @property
+    def _switch(self) -> Switch:
+        return Switch(self.workspace)
+
+
+def _patiently(call: Callable[[], Any]) -> None:
+    """Run a DVC call again while somebody else's `dvc` holds its lock, five times of about 3 seconds each."""
+    for attempt in range(5):
+        try:
+            call()
+            return
+        except LockError:
+            if attempt == 4:
+                raise WorkspaceBusy(
+                    "another dvc command holds the workspace; wait for it to end, then run it again"
+                ) from None
+            time.sleep(0.2)
+        except DvcException as error:
+            raise WorldError(f"DVC failed: {error}") from error
+
+
+def _tag(version: str) -> str:
+    return f"data/{version[:12]}"

@@ -1,0 +1,87 @@
+"""Files that are there whole or not at all.
+
+DVC and pyarrow never fsync, so a power cut can leave a file with its final name and no content; everything that a later
+step trusts by name goes through here first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.errors import DiskFull
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader or a power cut sees the old file or the new one, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make one file's bytes, or one folder's names, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file below `folder`, then the folders from the inside out."""
+    for path in files_below(folder):
+        sync(path)
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted; symbolic links to files count as files."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def link(source: Path, target: Path) -> None:
+    """Give `source` a second name; a copy where the file system cannot link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
+    """Tell a full disk as DiskFull; `leaving`, a folder of half-written files, is removed on any error."""
+    try:
+        yield
+    except BaseException as error:
+        if leaving is not None:
+            shutil.rmtree(leaving, ignore_errors=True)
+        cause = _out_of_space(error)
+        if cause is None:
+            raise
+        raise DiskFull(f"no space left while {doing} ({cause}); free some space and run it again") from error
+
+
+def _out_of_space(error: BaseException | None) -> OSError | None:
+    """The ENOSPC (or quota, or file size limit) behind `error`, through its causes; libraries wrap it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,242 @@
+"""Bytes that are what their name says.
+
+DVC checks out a bit-flipped or empty cache object with success and calls the result clean. So nothing here is trusted
+by name: every object is hashed before it is used, taken again from the remote when it is wrong, and told when that
+fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flows.errors import CorruptObject, MissingFromRemote
+from flows.files import files_below, link, sync, write_whole
+
+
+@dataclass(frozen=True)
+class Seen:
+    """md5 of files, remembered for shards: they are large and immutable, so each is read once per host.
+
+    A file is known again by device, inode, size and time of change, so hard links of one shard are read once in all.
+    """
+
+    path: Path
+    known: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Seen:
+        """What earlier processes remembered at `path`; a damaged memory is forgotten."""
+        try:
+            return cls(path, dict(json.loads(path.read_bytes())))
+        except (OSError, ValueError, TypeError):
+            return cls(path)
+
+    def md5(self, path: Path, *, once: bool = False) -> str:
+        """The md5 of the bytes of `path`; with `once`, from memory if the file has not changed since."""
+        at = path.stat()
+        key = f"{at.st_dev}:{at.st_ino}:{at.st_size}:{at.st_mtime_ns}"
+        if once and key in self.known:
+            return self.known[key]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, _md5).hexdigest()
+        if once:
+            self.known[key] = found
+            write_whole(self.path, json.dumps(self.known).encode())
+        return found
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one data version: path inside the folder to md5. Its own md5 is the version's id."""
+
+    files: Mapping[str, str]
+
+    @property
+    def content(self) -> bytes:
+        """The listing as DVC stores it; these bytes are what the id is the md5 of."""
+        rows = [{"md5": self.files[name], "relpath": name} for name in sorted(self.files)]
+        return json.dumps(rows, sort_keys=True).encode()
+
+    @property
+    def id(self) -> str:
+        """32 hex digits."""
+        return _md5(self.content).hexdigest()
+
+    @classmethod
+    def parse(cls, content: bytes, *, name: str) -> Listing:
+        """The listing in `content`, of the object `name`.
+
+        Raises:
+            CorruptObject: not a listing, or a path in it leaves the folder.
+        """
+        try:
+            files = {str(row["relpath"]): str(row["md5"]) for row in json.loads(content)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptObject(
+                f"{name} is not a listing of files ({error}); take the version from another copy"
+            ) from None
+        for path in map(PurePosixPath, files):
+            if path.is_absolute() or ".." in path.parts:
+                raise CorruptObject(f"{name} names {path}, outside its folder; take the version from another copy")
+        return cls(files)
+
+    @classmethod
+    def of(cls, folder: Path, *, seen: Seen) -> Listing:
+        """The listing of what lies in `folder` now."""
+        names = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+        return cls({name: seen.md5(path, once=is_shard(name)) for name, path in names.items()})
+
+
+def is_shard(name: str) -> bool:
+    """Whether the file `name` of a version is large and immutable."""
+    return name.startswith("shards/")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place that holds a second copy of every object: one of DVC's file systems and the folder in it."""
+
+    fs: Any
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether objects can be hashed where they lie, without a transfer."""
+        return bool(self.fs.protocol == "local")
+
+    def path(self, md5: str) -> str:
+        """Where the object lies, whether it exists or not."""
+        return str(self.fs.join(self.root, md5[:2], md5[2:]))
+
+    def put(self, md5: str, source: Path) -> None:
+        """Store `source` under its hash, replacing what is there."""
+        path = self.path(md5)
+        try:
+            self.fs.makedirs(self.fs.parent(path), exist_ok=True)
+            self.fs.put_file(str(source), path + ".part")
+            self.fs.move(path + ".part", path)
+        except OSError as error:  # the cause tells a full disk from a remote that is away
+            raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
+
+
+@dataclass(frozen=True)
+class Objects:
+    """DVC's cache at `cache` (its files/md5 folder), backed by `remote`."""
+
+    cache: Path
+    remote: Remote
+    seen: Seen
+
+    def path(self, md5: str) -> Path:
+        """Where the object lies in the cache, whether it exists or not."""
+        return self.cache / md5[:2] / md5[2:]
+
+    def paths(self, listing: Listing) -> list[Path]:
+        """Where the objects of a version, its listing included, lie in the cache."""
+        return [self.path(md5) for md5 in (*listing.files.values(), f"{listing.id}.dir")]
+
+    def drop_corrupt(self, listing: Listing) -> None:
+        """Remove cache objects with wrong bytes: DVC would take them for the files that are being added."""
+        for name, md5 in {**listing.files, "": f"{listing.id}.dir"}.items():
+            if not self.is_good(self.path(md5), md5, name=name):
+                self.path(md5).unlink(missing_ok=True)
+
+    def listing(self, version: str) -> Listing:
+        """The listing of a version, verified against its id."""
+        md5 = f"{version}.dir"
+        return Listing.parse(self.get(md5, name=f"the listing of version {version[:12]}").read_bytes(), name=md5)
+
+    def get(self, md5: str, *, name: str) -> Path:
+        """The cache object, its bytes verified; fetched again from the remote when absent or wrong.
+
+        Raises:
+            MissingFromRemote: the cache has no good copy and the remote has none at all.
+            CorruptObject: the copy in the remote is wrong as well.
+        """
+        path = self.path(md5)
+        if not self.is_good(path, md5, name=name):
+            path.unlink(missing_ok=True)
+            self._fetch(md5, name=name)
+        return path
+
+    def is_good(self, path: Path, md5: str, *, name: str) -> bool:
+        """Whether the file at `path` exists and its bytes have that md5."""
+        return path.is_file() and self.seen.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
+
+    def _fetch(self, md5: str, *, name: str) -> None:
+        source = self.remote.path(md5)
+        if not self.remote.fs.exists(source):
+            there = f"neither in the cache nor at {source}"
+            raise MissingFromRemote(f"{name} ({md5}) is {there}; put it back from a backup of the remote")
+        path = self.path(md5)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self.remote.fs.get_file(source, str(part))
+            if not self.is_good(part, md5, name=""):
+                what = f"{name} is corrupt: {source} no longer hashes to {md5}"
+                raise CorruptObject(f"{what}; put it back from a backup of the remote")
+            part.chmod(0o444)
+            sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def fill(self, folder: Path, listing: Listing) -> None:
+        """Make `folder` hold exactly the files of `listing`, read-only hard links to verified cache objects."""
+        for attempt in (1, 2):
+            found = Listing.of(folder, seen=self.seen)
+            for extra in found.files.keys() - listing.files.keys():
+                (folder / extra).unlink()
+            wrong = sorted(name for name, md5 in listing.files.items() if found.files.get(name) != md5)
+            if not wrong:
+                return
+            if attempt == 2:
+                raise CorruptObject(f"{folder / wrong[0]} changes while it is read; check the disk, then run it again")
+            for name in wrong:
+                (folder / name).unlink(missing_ok=True)
+                link(self.get(listing.files[name], name=name), folder / name)
+                (folder / name).chmod(0o444)
+
+    def missing(self, listing: Listing) -> dict[str, str]:
+        """What of the version the remote lacks or holds with other bytes: md5 to the file's name.
+
+        Every object must exist; where the remote is a folder, each is hashed as well.
+        """
+        wanted = {md5: name for name, md5 in listing.files.items()} | {f"{listing.id}.dir": "its listing"}
+        return {md5: name for md5, name in wanted.items() if not self._is_stored(md5, name=name)}
+
+    def _is_stored(self, md5: str, *, name: str) -> bool:
+        path = self.remote.path(md5)
+        if self.remote.is_local:
+            return self.is_good(Path(path), md5, name=name)
+        return bool(self.remote.fs.exists(path))
+
+    def store(self, listing: Listing) -> None:
+        """See that the remote holds every object of the version, whole and on the disk.
+
+        Raises:
+            MissingFromRemote: it still does not after a second try.
+        """
+        for md5, name in self.missing(listing).items():
+            # DVC skips what its own index says is there; a copy that is gone or corrupt is put again by hand.
+            self.remote.put(md5, self.get(md5, name=name))
+        still = self.missing(listing)
+        if still:
+            md5, name = next(iter(still.items()))
+            where = f"did not arrive at {self.remote.path(md5)}"
+            raise MissingFromRemote(f"{name} ({md5}) {where}; check the remote, then run it again")
+        for path in self.paths(listing):
+            sync(path)
+            if self.remote.is_local:
+                sync(Path(self.remote.path(path.parent.name + path.name)))
+
+
+def _md5(content: bytes = b"") -> Any:
+    return hashlib.md5(content, usedforsecurity=False)

@@ -1,0 +1,103 @@
+"""Putting another folder in the place of data/, so that a kill at any moment can be undone or completed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.files import sync, write_whole
+from flows.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The journal of one change of data/ and data.dvc, and what was there before.
+
+    While the journal exists a change is under way. The old data and the old pointer are kept beside it until the end, so
+    that undoing needs only renames: it works on a full disk too.
+    """
+
+    workspace: Workspace
+
+    @property
+    def journal(self) -> Path:
+        """Exists exactly while a change is under way."""
+        return self.workspace.state / "journal.json"
+
+    @property
+    def old_data(self) -> Path:
+        """data/ as it was."""
+        return self.workspace.state / "previous"
+
+    @property
+    def old_pointer(self) -> Path:
+        """data.dvc as it was."""
+        return self.workspace.state / "previous.dvc"
+
+    def begin(self, *, tip: str | None, new_objects: Iterable[Path]) -> None:
+        """Write the journal: where the ledger stands, and which cache objects the change will bring in."""
+        self._forget()
+        pointer = self.workspace.pointer
+        if pointer.exists():
+            write_whole(self.old_pointer, pointer.read_bytes())
+        facts = {
+            "tip": tip,
+            "had_data": self.workspace.data.exists(),
+            "had_pointer": pointer.exists(),
+            "new_objects": [str(path) for path in new_objects],
+        }
+        write_whole(self.journal, json.dumps(facts).encode())
+
+    def is_under_way(self) -> bool:
+        """Whether a change was begun and neither ended nor undone."""
+        return self.journal.exists()
+
+    def tip(self) -> str | None:
+        """Where the ledger stood when the change began."""
+        found = json.loads(self.journal.read_bytes())["tip"]
+        return None if found is None else str(found)
+
+    def set_aside(self) -> None:
+        """Move data/ away, if there is one."""
+        if self.workspace.data.exists():
+            os.rename(self.workspace.data, self.old_data)
+
+    def put(self, folder: Path) -> None:
+        """Make `folder` the new data/."""
+        os.rename(folder, self.workspace.data)
+        sync(self.workspace.root)
+        sync(self.workspace.state)
+
+    def undo(self) -> None:
+        """Put the old data and pointer back, and drop the cache objects that nothing refers to now."""
+        facts = json.loads(self.journal.read_bytes())
+        data, pointer = self.workspace.data, self.workspace.pointer
+        if self.old_data.exists() or not facts["had_data"]:
+            shutil.rmtree(data, ignore_errors=True)
+        if self.old_data.exists():
+            os.rename(self.old_data, data)
+        if self.old_pointer.exists():
+            os.replace(self.old_pointer, pointer)
+        elif not facts["had_pointer"]:
+            pointer.unlink(missing_ok=True)
+        for path in facts["new_objects"]:
+            Path(path).unlink(missing_ok=True)
+        sync(self.workspace.root)
+        self._close()
+
+    def end(self) -> None:
+        """The change is complete: forget what was before."""
+        self._forget()
+        self._close()
+
+    def _forget(self) -> None:
+        shutil.rmtree(self.old_data, ignore_errors=True)
+        self.old_pointer.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self.journal.unlink()
+        sync(self.workspace.state)

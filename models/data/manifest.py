@@ -1,0 +1,210 @@
+"""The tables of a data version, as arrays.
+
+One reader for ingestion, training and cleaning. A data version is a folder with `index.parquet` (where each photo
+lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/architecture.md lists every column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+DECISIONS = ("", "dropped", "relabelled", "conflict")
+
+INDEX = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sha256", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+    ]
+)
+LABELS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("given_label", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("kept", pa.bool_()),
+        ("decision", pa.string()),
+        ("score", pa.float32()),
+        ("round", pa.int8()),
+    ]
+)
+CONFLICTS = pa.schema([(name, pa.string()) for name in ("id", "label", "source", "path")])
+QUARANTINE = pa.schema([(name, pa.string()) for name in ("path", "label", "source", "field", "reason")])
+
+TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine": QUARANTINE}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The photos of one data version, one element per photo in every array, sorted by id.
+
+    id, given_label, label, split, decision, shard: str objects; kept: bool; offset, size: bytes in the shard;
+    score: float32, NaN where a photo was never judged; round: int8, 0 = as delivered.
+    """
+
+    data: Path
+    id: NDArray[np.object_]
+    given_label: NDArray[np.object_]
+    label: NDArray[np.object_]
+    split: NDArray[np.object_]
+    kept: NDArray[np.bool_]
+    decision: NDArray[np.object_]
+    score: NDArray[np.float32]
+    round: NDArray[np.int8]
+    shard: NDArray[np.object_]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def classes(self) -> list[str]:
+        """Sorted labels of the train photos, as given or as decided; stable when cleaning empties a class."""
+        train = self.split == "train"
+        return sorted({*self.given_label[train], *self.label[train]})
+
+
+def read_manifest(data: Path) -> Manifest:
+    """The tables of the data version in folder `data`.
+
+    Raises:
+        ValueError: a file or column is missing, has another type, holds an unknown value, or the tables disagree.
+    """
+    labels = read_table(data, name="labels")
+    index = read_table(data, name="index")
+    ids = _strings(labels, "id")
+    if not np.array_equal(ids, _strings(index, "id")):
+        raise ValueError(
+            f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again"
+        )
+    if np.any(ids[1:] <= ids[:-1]):
+        raise ValueError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
+    for column, known in (("split", SPLITS), ("decision", DECISIONS)):
+        _check_values(data / "labels.parquet", labels, column=column, known=known)
+    return Manifest(
+        data=data,
+        id=ids,
+        **{name: _strings(labels, name) for name in ("given_label", "label", "split", "decision")},
+        kept=labels["kept"].to_numpy(),
+        score=pc.fill_null(labels["score"], float("nan")).to_numpy(),
+        round=labels["round"].to_numpy(),
+        shard=_strings(index, "shard"),
+        offset=index["offset"].to_numpy(),
+        size=index["size"].to_numpy(),
+    )
+
+
+def write_labels(folder: Path, manifest: Manifest) -> None:
+    """Write the label columns of `manifest` as `folder`/labels.parquet; the same manifest gives the same bytes."""
+    score = pa.array(manifest.score, pa.float32(), from_pandas=True)  # NaN back to null
+    columns = {name: getattr(manifest, name) for name in LABELS.names} | {"score": score}
+    write_table(folder, columns, name="labels")
+
+
+def read_table(data: Path, *, name: str) -> pa.Table:
+    """The table `name` (a key of TABLES), checked against its schema; nulls are allowed in `score` only."""
+    path = data / f"{name}.parquet"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; is {data} a data version?") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: not a Parquet file that can be read ({error}); take the data version again"
+        ) from None
+    for field in TABLES[name]:
+        if field.name not in table.column_names:
+            raise ValueError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
+        column = table[field.name]
+        if column.type != field.type:
+            raise ValueError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
+        if column.null_count and field.name != "score":
+            raise ValueError(f"{path}: column {field.name} has {column.null_count} empty cells")
+    return table.select(TABLES[name].names)
+
+
+def write_table(folder: Path, columns: Mapping[str, Any], *, name: str) -> None:
+    """Write `columns` as `folder`/`name`.parquet, zstd; the same columns give the same bytes."""
+    pq.write_table(pa.table(dict(columns), schema=TABLES[name]), folder / f"{name}.parquet", compression="zstd")
+
+
+def read_photo(data: Path, shard: str, offset: int, size: int) -> bytes:
+    """The bytes of one photo, as delivered, from `data`/shards/`shard`.tar.
+
+    Raises:
+        ValueError: the shard is missing or ends too early.
+    """
+    path = data / "shards" / f"{shard}.tar"
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            photo = file.read(size)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such shard; take the data version again") from None
+    if len(photo) != size:
+        raise ValueError(
+            f"{path}: ends before offset {offset} + size {size} of index.parquet; take the data version again"
+        )
+    return photo
+
+
+def write_version(folder: Path, *, parent: str | None, step: str, config: str = "", code: str = "") -> dict[str, int]:
+    """Write `folder`/VERSION.json from the tables beside it, and give its counts.
+
+    Canonical JSON without a clock, so that the same step on the same parent is the same version.
+    """
+    counts = count(folder)
+    version = {"format": 1, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
+    text = json.dumps(version, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    (folder / "VERSION.json").write_text(text, encoding="utf-8")
+    return counts
+
+
+def count(data: Path) -> dict[str, int]:
+    """How many photos of each kind the tables in `data` hold; splits and classes count kept photos only."""
+    manifest = read_manifest(data)
+    decided = {name: int(np.sum(manifest.decision == name)) for name in DECISIONS}
+    return {
+        "photos": len(manifest),
+        "kept": int(manifest.kept.sum()),
+        "dropped": decided["dropped"],
+        "relabelled": decided["relabelled"],
+        "conflicts": decided["conflict"],
+        "quarantined": read_table(data, name="quarantine").num_rows,
+        "classes": len(manifest.classes),
+        **{name: int(np.sum(manifest.kept & (manifest.split == name))) for name in SPLITS},
+    }
+
+
+def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:
+    """A text column as str objects that share memory where they repeat (labels, splits, shards)."""
+    encoded = table[name].combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    words = encoded.dictionary.to_numpy(zero_copy_only=False)
+    return words[encoded.indices.to_numpy()]
+
+
+def _check_values(path: Path, table: pa.Table, *, column: str, known: tuple[str, ...]) -> None:
+    for value in pc.unique(table[column]).to_pylist():
+        if value not in known:
+            raise ValueError(f"{path}: column {column} holds {value!r}; known are {', '.join(map(repr, known))}")
