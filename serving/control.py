@@ -1,7 +1,7 @@
 """Which version answers: switch and roll back without a request lost, judged by golden answers over the wire.
 
 Triton's readiness calls stay true when a model no longer answers, and unloading fails every request until the next
-load. So nothing here unloads, and nothing here believes a readiness call.
+load. So a switch never unloads, and nothing here believes a readiness call.
 """
 
 from __future__ import annotations
@@ -125,11 +125,13 @@ class Endpoint:
             time.sleep(0.02)
 
     def _put_back(self, repository: ModelRepository, former: tuple[int, ...], error: BaseException) -> None:
-        if not former:
-            return
         try:
             repository.configure(former)
-            self.load()
+            if former:
+                self.load()
+            else:  # nothing was served, so nothing is lost by unloading
+                with errors_named(self.url):
+                    self._client.unload_model(self.model, client_timeout=LOAD_TIMEOUT_S)
         except ServingError as second:
             error.add_note(f"and putting {list(former)} back failed: {second}")
 

@@ -16,6 +16,7 @@ def spawn(command: list[str], *, variables: Mapping[str, str], log: Path) -> int
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in _handed_down()),
     ]
     return os.posix_spawn(command[0], command, variables, file_actions=actions, setsid=True)
 
@@ -68,3 +69,13 @@ def commands() -> Iterator[tuple[int, list[str]]]:
             yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except (OSError, ProcessLookupError):
             continue
+
+
+def _handed_down() -> list[int]:
+    """Descriptors that we got from our own parent and a child would get too, such as the pipe of a caller who waits."""
+    found = []
+    for number in (int(name) for name in os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the listing's own descriptor is closed by now
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found

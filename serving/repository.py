@@ -130,11 +130,14 @@ class ModelRepository:
                 raise CorruptVersion(f"{message}; serve another version and stage this graph again")
 
     def configure(self, versions: Sequence[int]) -> None:
-        """Write config.pbtxt so that exactly these versions are served, at once or not at all.
+        """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
 
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
+        if not versions:
+            (self.model / "config.pbtxt").unlink(missing_ok=True)
+            return
         chosen = tuple(sorted(set(versions)))
         signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
         newest = max(chosen)

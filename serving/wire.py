@@ -80,6 +80,8 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
     status = str(error.status() or "").removeprefix("StatusCode.")
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in words:
         return RequestTimeout(f"{url}: no answer in time ({text}); allow more, or send less at once")
+    if words.startswith("load failed"):
+        return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
     if "maximum queue size" in words:
         return RequestRejected(f"{url}: the queue is full ({text}); try again later")
     if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ def write_graph(
         "axes": np.array([1, 2], np.int64),
         "widen": random.normal(size=(3, 512)).astype(np.float32),
         "weight": random.normal(size=(512, len(LABELS))).astype(np.float32) / 4,
-        "k": np.array([k], np.int64),
+        "top": np.array([min(k, len(LABELS))], np.int64),
+        "pad": np.array([0, 0, 0, max(0, k - len(LABELS))], np.int64),
+        "zero": np.float32(0),
+        "nobody": np.int64(-1),
     }
     if work:
         weights |= {"square": np.eye(512, dtype=np.float32), "rows": np.ones((1024, 1), np.float32)}
@@ -44,7 +48,9 @@ def write_graph(
         helper.make_node("Identity", ["tired" if work else "wide"], ["embedding"]),
         helper.make_node("MatMul", ["embedding", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["all"], axis=1),
-        helper.make_node("TopK", ["all", "k"], ["probs", "ids"]),
+        helper.make_node("TopK", ["all", "top"], ["best", "classes"]),
+        helper.make_node("Pad", ["best", "pad", "zero"], ["probs"]),
+        helper.make_node("Pad", ["classes", "pad", "nobody"], ["ids"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -78,10 +84,10 @@ def _work(count: int) -> list[onnx.NodeProto]:
     if not count:
         return []
     last = ["busy0", *(f"busy{number}" for number in range(1, count + 1))]
-    steps = [helper.make_node("MatMul", [a, "square"], [b]) for a, b in zip(last[:-1], last[1:], strict=True)]
+    steps = [helper.make_node("MatMul", [a, "square"], [b]) for a, b in pairwise(last)]
     return [
-        helper.make_node("Unsqueeze", ["wide", "first"], ["row"]),
         helper.make_node("Constant", [], ["first"], value_ints=[1]),
+        helper.make_node("Unsqueeze", ["wide", "first"], ["row"]),
         helper.make_node("MatMul", ["rows", "row"], ["busy0"]),
         *steps,
         helper.make_node("ReduceMean", [last[-1], "first"], ["tired"], keepdims=0),
