@@ -176,9 +176,9 @@ def test_unknown_models_and_versions(served: Served) -> None:
 
 @pytest.fixture(scope="module")
 def slow(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A second model in the same server: about a fifth of a second per photo, and room for one request to wait."""
+    """A second model in the same server: about 150 ms per photo, and room for one request to wait."""
     repository = ModelRepository(served.repository.root, "slow", max_batch_size=1, instances=1)
-    stage(repository, tmp_path_factory.mktemp("slow"), 1, work=12)
+    stage(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=1).to_pbtxt())
@@ -204,16 +204,19 @@ def test_a_full_queue_rejects_at_once(served: Served, slow: str) -> None:
         except ServingError as error:
             outcomes.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rejected = [outcome for outcome in outcomes if isinstance(outcome, RequestRejected)]
-    answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    assert len(rejected) + len(answered) == 6, outcomes
-    assert rejected
-    assert answered
+    def kinds() -> set[type]:
+        return {type(outcome) for outcome in outcomes}
+
+    for _ in range(10):  # the request that ran into its deadline may still hold the queue
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(kinds()) > 1:
+            break
+        time.sleep(0.5)
+    assert kinds() == {RequestRejected, Answer}, outcomes
 
 
 @dataclass
