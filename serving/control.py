@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import GoldenMismatch, ModelNotReady, ServingError
+from serving.errors import GoldenMismatch, ModelNotReady, RequestTimeout, ServingError
 from serving.repository import ModelRepository
 from serving.wire import connect, errors_named, infer
 
@@ -115,6 +115,31 @@ class Endpoint:
         with errors_named(self.url):
             self._client.load_model(self.model, client_timeout=LOAD_TIMEOUT_S)
 
+    def heal(self, repository: ModelRepository) -> bool:
+        """Bring back a model that no longer answers, such as after its process was killed; whether that was needed.
+
+        The server calls such a model ready and takes a load of unchanged files for done, so this unloads it first.
+
+        Raises:
+            ServingError: it does not answer after that either.
+        """
+        try:
+            self._check_all(repository)
+            return False
+        except (ModelNotReady, RequestTimeout, GoldenMismatch):
+            self._unload()
+            self.load()
+            self._check_all(repository)
+            return True
+
+    def _check_all(self, repository: ModelRepository) -> None:
+        for version in repository.configured():
+            self.golden_check(repository, version)
+
+    def _unload(self) -> None:
+        with errors_named(self.url):
+            self._client.unload_model(self.model, client_timeout=LOAD_TIMEOUT_S)
+
     def _confirm(self, version: int) -> None:
         deadline = time.monotonic() + CONFIRM_S
         while self.active() != (version,):
@@ -129,9 +154,8 @@ class Endpoint:
             repository.configure(former)
             if former:
                 self.load()
-            else:  # nothing was served, so nothing is lost by unloading
-                with errors_named(self.url):
-                    self._client.unload_model(self.model, client_timeout=LOAD_TIMEOUT_S)
+            else:
+                self._unload()  # nothing was served, so nothing is lost
         except ServingError as second:
             error.add_note(f"and putting {list(former)} back failed: {second}")
 

@@ -332,6 +332,53 @@ def test_a_broken_version_leaves_the_old_one_serving(
     assert served.endpoint.active() == (2,)
 
 
+SWITCH = """
+import sys
+from pathlib import Path
+from serving.control import Endpoint
+from serving.repository import ModelRepository
+repository = ModelRepository(Path(sys.argv[1]))
+with Endpoint(sys.argv[2]) as endpoint:
+    print("ready", flush=True)
+    while True:
+        for version in (2, 1):
+            endpoint.switch(repository, version)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.7])
+def test_a_switch_that_is_killed_loses_no_request(served: Served, after_s: float) -> None:
+    command = [sys.executable, "-c", SWITCH, str(served.repository.root), served.url]
+    with closed_loop(served) as load, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        child.stdout.readline()
+        time.sleep(after_s)
+        child.kill()
+        child.wait()
+        served.repository.sweep()
+        served.endpoint.switch(served.repository, 2)
+        time.sleep(0.1)
+    assert load.faults == []
+    assert load.answered[2] > 0
+    assert served.endpoint.active() == served.repository.configured() == (2,)
+
+
+@pytest.mark.faults
+def test_a_model_whose_process_was_killed_is_healed(own: LocalServer) -> None:
+    repository = ModelRepository(own.repository)
+    server = own.start()
+    with Endpoint(server.url) as endpoint:
+        assert not endpoint.heal(repository)
+        stub = str(own.state / "backends" / "python" / "triton_python_backend_stub")
+        process.kill([pid for pid, argv in process.commands() if argv[0] == stub])
+        assert endpoint.active() == (1,)  # as the server has it
+        with pytest.raises((ModelNotReady, RequestTimeout)):
+            endpoint.golden_check(repository, 1)
+        assert endpoint.heal(repository)
+        assert not endpoint.heal(repository)
+    process.kill([server.pid])  # asked nicely, it would wait half a minute for the process it lost
+
+
 def test_another_contract_never_reaches_the_server(served: Served, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "k.onnx", k=3)
     version = max(served.repository.versions()) + 1
