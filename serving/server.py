@@ -1,7 +1,7 @@
 """A local tritonserver from its wheel: one per state directory, on this machine's loopback only, without telemetry.
 
 state/
-  triton.json    pid, birth and ports of the running server
+  triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
   triton.log     its output (triton.log.1: the run before)
   backends/      the wheel's python backend, the stub of its Python, and our onnxruntime backend
 """
@@ -84,13 +84,15 @@ class LocalServer:
                     f"{self.state} already runs a server (pid {server.pid}, {server.url}); stop it first"
                 )
             environment = inspect(self.environment)
+            _clear(self.state)  # a start that was killed may hold the ports
             self._check_ports()
-            _clear(self.state)
+            self.repository.mkdir(parents=True, exist_ok=True)
             self._lay_backends(environment)
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
                 self._check_golden(server)
+                write(self.state / "triton.json", json.dumps(asdict(server)).encode())
             except BaseException:
                 _stop(server, self.state)
                 raise
@@ -146,9 +148,7 @@ class LocalServer:
             log.replace(log.with_name("triton.log.1"))
         pid = process.spawn(self._command(environment), variables=environment.variables(), log=log)
         ports = (self.http_port, self.grpc_port, self.metrics_port)
-        server = RunningServer(pid, process.birth(pid) or "", str(self.repository.absolute()), *ports)
-        write(self.state / "triton.json", json.dumps(asdict(server)).encode())
-        return server
+        return RunningServer(pid, process.birth(pid) or "", str(self.repository.absolute()), *ports)
 
     def _command(self, environment: Environment) -> list[str]:
         command = [

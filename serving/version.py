@@ -54,8 +54,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def labels_sha256(labels: Sequence[str]) -> str:
-    """The sha256 of labels.txt: every label in UTF-8 and a line feed after each."""
-    return hashlib.sha256(_labels_text(labels)).hexdigest()
+    """The sha256 of the labels in UTF-8 with a line feed between them, as a graph's metadata carries it."""
+    return hashlib.sha256("\n".join(labels).encode("utf-8")).hexdigest()
 
 
 def _labels_text(labels: Sequence[str]) -> bytes:

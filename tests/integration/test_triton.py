@@ -514,6 +514,16 @@ def test_a_killed_server_is_cleared_away_and_starts_again(own: LocalServer) -> N
 
 
 @pytest.mark.faults
+def test_a_killed_start_is_cleared_away(own: LocalServer) -> None:
+    with start_in_child(own, wait=False) as child:
+        assert process.until(lambda: any("tritonserver" in trace for trace in traces(own)), timeout_s=30)
+        child.kill()
+    assert running(own.state) is None  # nobody is told of a server that was never proved
+    server = own.start()  # on the same ports
+    assert running(own.state) == server
+
+
+@pytest.mark.faults
 def test_a_server_that_cannot_load_says_why(own: LocalServer) -> None:
     model = onnx.load(own.repository / "products" / "1" / "model.onnx")
     model.graph.node[0].op_type = "NoSuchOperator"
