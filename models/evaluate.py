@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,8 +20,9 @@ class Accuracy:
     middle: float
     tail: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {key: round(value, 6) for key, value in asdict(self).items()}
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON; None where there was nothing to measure."""
+        return {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(self).items()}
 
 
 def thirds(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -47,14 +49,16 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
     per_class = np.divide(right, shown, out=np.full(len(shown), np.nan), where=present)
     group = thirds(train_counts)
 
-    def over(classes: NDArray[np.bool_]) -> float:
-        return float(per_class[classes].mean()) if classes.any() else float("nan")
-
     return Accuracy(
-        top1=float(hit.mean()),
-        top5=float((ranked[:, :5] == target[:, None]).any(1).mean()),
-        mean_class=over(present),
-        head=over(present & (group == 0)),
-        middle=over(present & (group == 1)),
-        tail=over(present & (group == 2)),
+        top1=_mean(hit),
+        top5=_mean((ranked[:, :5] == target[:, None]).any(1)),
+        mean_class=_mean(per_class[present]),
+        head=_mean(per_class[present & (group == 0)]),
+        middle=_mean(per_class[present & (group == 1)]),
+        tail=_mean(per_class[present & (group == 2)]),
     )
+
+
+def _mean(values: NDArray[np.generic]) -> float:
+    """NaN of nothing, without a warning."""
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -131,7 +131,7 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
             schedule.step()
-            total += float(value) * len(positions)
+            total += value.item() * len(positions)
         seconds = time.perf_counter() - started
         report(job.out, epoch=epoch + 1, loss=total / len(drawn), lr=schedule.get_last_lr()[0], images_per_s=len(drawn) / seconds)
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}

@@ -1,0 +1,66 @@
+"""Back to what was: data without touching the endpoint, the endpoint without touching the data.
+
+Plain functions, not flows: a rollback has to work while Prefect, or a training, is down.
+"""
+
+from __future__ import annotations
+
+from flows.data_version import DataVersions, Entry
+from flows.endpoint import repository
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.workspace import Workspace
+from serving.control import Endpoint, activate
+from serving.server import running
+
+
+def rollback_data(workspace: Workspace, version: str) -> Entry:
+    """Selects an earlier data version again, verified, as a new entry of the history.
+
+    Raises:
+        LocalEdits: data/ was edited by hand; nothing is overwritten.
+        UnknownVersion: no such version.
+    """
+    with workspace.lock("data rollback"):
+        versions = DataVersions(workspace)
+        versions.repair()
+        return versions.rollback(version)
+
+
+def rollback_model(workspace: Workspace, version: int | None = None) -> int:
+    """Makes an earlier model version answer; requests keep being answered meanwhile.
+
+    Args:
+        version: by default the one that served before.
+
+    Raises:
+        UnknownVersion: no such version, or none served before.
+    """
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    with workspace.lock("model rollback", name="serving"):
+        target = models.previous() if version is None else version
+        models.record(target)
+        server = running(workspace.state)
+        if server is None:
+            activate(versions, target)
+        else:
+            with Endpoint(server.url) as control:
+                control.switch(versions, target)
+        if models.serving() != target:
+            models.assign(target)
+    return target
+
+
+def withdrawn_data(workspace: Workspace) -> set[str]:
+    """Data versions that the history left behind: entries that a later rollback jumped over.
+
+    A model trained on one of them still serves, rightly, but people should see it.
+    """
+    entries = DataVersions(workspace).log()
+    current = next((entry.id for entry in entries if entry.selected), None)
+    parents = {entry.id: entry.parent for entry in entries if entry.parent}
+    alive: set[str] = set()
+    while current and current not in alive:
+        alive.add(current)
+        current = parents.get(current)
+    return {entry.id for entry in entries} - alive
