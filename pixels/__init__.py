@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # about 190 MB as RGB; a decompression bomb is refused before it is decoded
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+)  # no others: Pillow hands an EPS to Ghostscript, which runs what it reads
 
-__all__ = ["MAX_PIXELS", "BadPhoto", "decode", "to_square"]
+__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "to_square"]
 
 
 class BadPhoto(ValueError):
@@ -28,14 +36,14 @@ def decode(data: bytes) -> Image.Image:
     of an animation the first frame is taken.
 
     Raises:
-        BadPhoto: empty, truncated, not a picture, or more than MAX_PIXELS pixels.
+        BadPhoto: empty, truncated, not a picture in one of FORMATS, or more than MAX_PIXELS pixels.
     """
     if not data:
         raise BadPhoto("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities that are handled here
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
             image.seek(0)
@@ -43,7 +51,7 @@ def decode(data: bytes) -> Image.Image:
     except BadPhoto:
         raise
     except UnidentifiedImageError:
-        raise BadPhoto("not a picture in a format that can be read") from None
+        raise BadPhoto(f"not a picture in a format that can be read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadPhoto(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
@@ -61,8 +69,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any Pillow mode; 16-bit values are scaled, not clipped, and transparency lies on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        scale = 1.0 if values.max(initial=0.0) <= 255 else 255.0 / 65535.0
-        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255  # "I" and "F" do not say their range
+        image = Image.fromarray(np.rint(values / (257 if is_16_bit else 1)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,0 +1,67 @@
+"""One cleaning round: what networks say of photos they never saw becomes decisions, and the decisions a data version."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+from flows.stage import stage
+
+from flows.data_version import DataVersions
+from flows.files import link
+from flows.run import Run, code_hash
+from models.cleaning import find_label_errors, log_margin
+from models.config import Clean, digest
+from models.data.manifest import Manifest, read_manifest, write_labels, write_version
+from models.scores import Scores, concatenate, mean, read_scores
+
+log = logging.getLogger("cleanshelf")
+
+
+@stage(task_run_name="clean, round {round}")
+def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
+    """The data version in which suspect labels are decided away; the same folder where there is nothing to decide."""
+    manifest = read_manifest(data)
+    scores = out_of_sample([read_scores(folder / "scores.parquet") for folder in folds], manifest)
+    decided = decide(manifest, scores, settings=run.recipe.clean, round=round)
+    dropped = int((manifest.kept & ~decided.kept).sum())
+    log.info("clean: %d of %d labels are not believed", dropped, len(scores))
+    if dropped == 0:
+        return data
+    versions = DataVersions(run.workspace)
+    folder = versions.stage()
+    for path in sorted(data.rglob("*")):
+        if path.is_file() and path.name not in ("labels.parquet", "VERSION.json", "READY"):
+            link(path, folder / path.relative_to(data))
+    write_labels(folder, decided)
+    config = digest(run.recipe.clean, [folder.name for folder in folds], round)
+    write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
+    return versions.materialise(versions.commit(folder, step=f"clean-{round}", message=f"{dropped} labels decided away"))
+
+
+def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
+    """One row per kept training and validation photo, by networks that did not train on it.
+
+    Each fold's scores hold its own part of the training photos and all validation photos: the former are taken as they are,
+    the latter are the mean over the folds.
+    """
+    validation = manifest.id[manifest.split == "val"]
+    of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
+    of_validation = mean([fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes))
+    return concatenate([*of_fold, of_validation])
+
+
+def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int) -> Manifest:
+    """The manifest with every judged photo's score, and the suspect ones dropped; nothing is removed."""
+    margin = log_margin(scores.p_label, scores.best_other())
+    wrong = find_label_errors(scores.target, margin, threshold=settings.margin, floor_share=settings.floor_share,
+                              floor_count=settings.floor_count)  # fmt: skip
+    row = np.searchsorted(manifest.id, scores.id)
+    kept, decision = manifest.kept.copy(), manifest.decision.copy()
+    score, rounds = manifest.score.copy(), manifest.round.copy()
+    score[row], rounds[row] = margin, round
+    kept[row[wrong]] = False
+    decision[row[wrong]] = "dropped"
+    return dataclasses.replace(manifest, kept=kept, decision=decision, score=score, round=rounds)

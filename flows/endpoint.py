@@ -1,0 +1,46 @@
+"""The workspace's Triton endpoint: the one that runs, or one that lives as long as it is needed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flows.settings import Settings
+from flows.workspace import Workspace
+from serving.repository import ModelRepository
+from serving.server import LocalServer, running
+
+
+def repository(workspace: Workspace) -> ModelRepository:
+    """The model repository of a workspace."""
+    return ModelRepository(workspace.repository)
+
+
+@contextmanager
+def endpoint(workspace: Workspace) -> Iterator[str]:
+    """The gRPC address (host:port) of the running server; without one, of a server on free ports that ends afterwards."""
+    server = running(workspace.state)
+    if server is not None:
+        yield server.url
+        return
+    http, grpc, metrics = free_ports(3)
+    local = LocalServer(workspace.repository, state=workspace.state, environment=Settings().triton_env,
+                        http_port=http, grpc_port=grpc, metrics_port=metrics)  # fmt: skip
+    started = local.start()
+    try:
+        yield started.url
+    finally:
+        local.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback that nothing listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

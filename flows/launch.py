@@ -1,0 +1,54 @@
+"""Heavy stages as child processes: they end when told to, and a crash in one is an exit code, not a dead flow."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from flows.errors import ChildFailed, DiskFull, InputError
+from flows.settings import REPOSITORY
+
+TAIL = 12
+
+
+def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None]) -> None:
+    """Runs `python -m module arguments`, passing each line it prints to `say`.
+
+    The child leads a process group of its own, which ends with us on any exception, a cancelled flow included.
+
+    Raises:
+        InputError: the child refused its input (its last line is the message).
+        DiskFull: no space was left.
+        ChildFailed: it ended in any other way; the message ends with its last lines.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    tail: deque[str] = deque(maxlen=TAIL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+                          errors="replace", env=environment, start_new_session=True) as child:  # fmt: skip
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                tail.append(line.rstrip())
+                say(line.rstrip())
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    if child.returncode:
+        raise _failure(module, child.returncode, tail)
+
+
+def _failure(module: str, code: int, tail: deque[str]) -> Exception:
+    last = tail[-1] if tail else ""
+    kind, _, message = last.partition(": ")
+    if f"[Errno {errno.ENOSPC}]" in last:
+        return DiskFull(f"no space left on the device while running {module}; free some and run the same command again")
+    if kind in {f"models.errors.{name}" for name in ("ConfigError", "ManifestError", "WeightsMismatch", "CheckpointMismatch")}:
+        return InputError(message)
+    end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return ChildFailed(f"{module} {end}; its last lines:\n" + "\n".join(tail))

@@ -1,0 +1,63 @@
+"""The learning stages as Prefect tasks: each runs models in a child process and gives the folder of its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.stage import stage
+
+from flows.launch import run_child
+from flows.run import Run, sha256
+
+log = logging.getLogger("cleanshelf")
+
+
+@stage(task_run_name="train member {member}")
+def train(run: Run, data: Path, member: int) -> Path:
+    """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
+    recipe = run.recipe
+    parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size)
+    return _train(run, data, member, name=f"train-{recipe.members[member].backbone}", parts=parts, fold=None)
+
+
+@stage(task_run_name="score fold {fold}")
+def score_fold(run: Run, data: Path, fold: int) -> Path:
+    """Scores of one fold of the training photos, by a network that never saw them."""
+    recipe, member = run.recipe, run.recipe.clean.member
+    parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size,
+             recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
+    return _train(run, data, member, name=f"fold-{fold}", parts=parts, fold=fold)
+
+
+def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object, ...], fold: int | None) -> Path:
+    weights = run.recipe.members[member].weights
+    started_from = sha256(Path(weights)) if weights and Path(weights).is_file() else weights
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out]
+        if fold is not None:
+            arguments += ["--fold", fold]
+        run_child("models.train", arguments, say=_say(name))
+
+    return run.stage(name, data.name, started_from, *parts, work=work)
+
+
+@stage(task_run_name="balance member {member}")
+def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
+    """The member with its classifier re-balanced and tau chosen on validation photos."""
+    recipe = run.recipe
+    name = f"balance-{recipe.members[member].backbone}"
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt", "--member", member]
+        run_child("models.decoupling", [*arguments, "--out", out], say=_say(name))
+
+    seed = recipe.members[member].seed
+    return run.stage(name, data.name, trained.name, recipe.balance, recipe.export.input_size, seed, work=work)
+
+
+def _say(name: str) -> Callable[[str], None]:
+    """Lines of a child process go to the log, behind the stage's name."""
+    return lambda line: log.info("%s: %s", name, line)

@@ -1,0 +1,155 @@
+"""From networks to an endpoint: export one graph, judge it, publish it, ask it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flows.stage import stage
+
+from flows.endpoint import endpoint, repository
+from flows.errors import GateRefused
+from flows.gates import Verdict, judge
+from flows.launch import run_child
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.run import Run, sha256
+from flows.settings import REPOSITORY
+from models.config import digest
+from models.data.manifest import read_manifest
+from serving.client import Recognizer
+from serving.control import Endpoint
+
+log = logging.getLogger("cleanshelf")
+
+
+@stage(task_run_name="export")
+def export(run: Run, data: Path, members: list[Path]) -> Path:
+    """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
+    card = {
+        "data_version": data.name,
+        "commit": commit(),
+        "config_hash": digest(run.recipe),
+        "recipe": run.recipe.name,
+        "produced_by": "cleanshelf",
+    }
+
+    def work(out: Path) -> None:
+        (out / "card.json").write_text(json.dumps(card), encoding="utf-8")
+        networks = [folder / "network.pt" for folder in members]
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
+        run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
+
+    return run.stage("export", data.name, [folder.name for folder in members], run.recipe.export, digest(run.recipe), work=work)
+
+
+@stage(task_run_name="gate")
+def gate(run: Run, data: Path, graph: Path) -> Verdict:
+    """Whether the graph may be served, judged against the model now serving on the same test photos."""
+    models = ModelVersions(Ledger(run.workspace.root))
+    serving = models.serving()
+    before = None if serving is None else measure_served(run, data, serving)
+    verdict = judge(read_json(graph / "accuracy.json"), before, read_json(graph / "parity.json"), settings=run.recipe.gate,
+                    graph_sha256=sha256(graph / "model.onnx"))  # fmt: skip
+    (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
+    log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
+    return verdict
+
+
+def measure_served(run: Run, data: Path, version: int) -> dict[str, float]:
+    """Accuracy of a published version on the test photos of this data version."""
+    graph = repository(run.workspace).path(version) / "model.onnx"
+
+    def work(out: Path) -> None:
+        run_child("models.export.measure", ["--graph", graph, "--data", data, "--out", out], say=log.info)
+
+    return read_json(run.stage("measure", data.name, sha256(graph), work=work) / "accuracy.json")
+
+
+@stage(task_run_name="publish")
+def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
+    """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
+
+    The model that serves already is not published twice.
+
+    Raises:
+        GateRefused: the verdict is no, or is not about these bytes.
+    """
+    digest_now = sha256(graph / "model.onnx")
+    if not verdict.passed or verdict.graph_sha256 != digest_now:
+        raise GateRefused(list(verdict.reasons) if not verdict.passed else ["the graph changed after it was judged"])
+    models, versions = ModelVersions(Ledger(run.workspace.root)), repository(run.workspace)
+    serving = models.serving()
+    if serving is not None and models.record(serving)["graph_sha256"] == digest_now:
+        log.info("publish: model version %d has exactly these bytes and serves already", serving)
+        return serving
+    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
+        versions.sweep()
+        versions.check_contract(graph / "model.onnx")
+        record = describe(run, data, graph, verdict)
+        number = models.register(record)
+        labels = read_manifest(data).classes
+        versions.stage(graph / "model.onnx", version=number, labels=labels, record=record, golden=np.load(graph / "golden.npy"))
+        with Endpoint(url) as control:
+            control.switch(versions, number)
+        models.assign(number)
+    log.info("publish: model version %d answers", number)
+    return number
+
+
+def describe(run: Run, data: Path, graph: Path, verdict: Verdict) -> dict[str, Any]:
+    """The record of a model version: what it was made from, how good it is, and why it may be served."""
+    return {
+        "run": run.id,
+        "recipe": run.recipe.name,
+        "config_hash": digest(run.recipe),
+        "commit": commit(),
+        "data_version": data.name,
+        "graph_sha256": verdict.graph_sha256,
+        "metrics": read_json(graph / "accuracy.json"),
+        "parity": read_json(graph / "parity.json"),
+        "verdict": list(verdict.reasons),
+    }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the endpoint said of one test photo, and what it is."""
+
+    photo: str
+    truth: str
+    label: str
+    probability: float
+    model_version: int
+
+
+@stage(task_run_name="recognise")
+def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
+    """Asks the endpoint about a few test photos, spread over the classes."""
+    manifest = read_manifest(data)
+    rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
+    rows = rows[np.argsort(manifest.target[rows], kind="stable")]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    with endpoint(run.workspace) as url, Recognizer(url, labels=repository(run.workspace).labels) as recognizer:
+        answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
+    return [
+        Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)
+        for row, answer in zip(chosen, answers, strict=True)
+    ]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def commit() -> str:
+    """The git commit that CleanShelf itself runs from, with + where its files were changed; "" outside a clone."""
+    asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,90 @@
+"""The retraining flow, from a data version to an endpoint that answers. This file is the table of contents."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.clean import clean
+from flows.data_version import DataVersions
+from flows.endpoint import endpoint
+from flows.gates import Verdict
+from flows.learn import balance, score_fold, train
+from flows.publish import Seen, export, gate, publish, recognise_samples
+from flows.report import Row, effects
+from flows.run import Run
+from flows.settings import Settings
+from flows.stage import stage, together
+from flows.workspace import Workspace
+from models.config import Recipe, digest
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a retraining did."""
+
+    run: str
+    data_before: str
+    data_after: str
+    steps: list[Row]
+    verdict: Verdict
+    model_version: int
+    seen: list[Seen]
+
+
+def retrain(workspace: Workspace, recipe: Recipe) -> Report:
+    """Retrains on the selected data version and publishes the result; the workspace is locked meanwhile.
+
+    Raises:
+        GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
+    """
+    run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
+    side_by_side = ThreadPoolTaskRunner(max_workers=Settings().num_parallel())  # type: ignore[var-annotated]
+    with workspace.lock("retrain"):
+        DataVersions(workspace).repair()
+        run.open()
+        return retraining.with_options(task_runner=side_by_side)(run)
+
+
+@flow(name="retrain", validate_parameters=False)
+def retraining(run: Run) -> Report:
+    members = range(len(run.recipe.members))
+
+    delivered = select_data(run)
+    first = together([train.submit(run, delivered, member) for member in members])
+
+    data = delivered
+    for round in range(1, run.recipe.clean.rounds + 1):
+        folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
+        data = clean(run, data, folds, round)
+    retrained = together([train.submit(run, data, member) for member in members])
+
+    balanced = together([balance.submit(run, data, member, retrained[member]) for member in members])
+    graph = export(run, data, balanced)
+    verdict = gate(run, data, graph)
+    steps = effects(first, retrained, balanced, graph, data)
+
+    with endpoint(run.workspace):
+        version = publish(run, data, graph, verdict)
+        seen = recognise_samples(run, data)
+    return record(run, Report(run.id, delivered.name, data.name, steps, verdict, version, seen))
+
+
+@stage(task_run_name="select data")
+def select_data(run: Run) -> Path:
+    """The selected data version as a verified folder of its own, so that no rollback changes it under the run."""
+    versions = DataVersions(run.workspace)
+    versions.check_clean()
+    return versions.materialise("selected")
+
+
+@stage(task_run_name="record")
+def record(run: Run, report: Report) -> Report:
+    """Writes run.json: what the run did, for people and programs."""
+    (run.folder / "run.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")
+    return report

@@ -1,0 +1,97 @@
+"""One retraining: its recipe, its folder, and stages whose results are found again by what they depend on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.settings import REPOSITORY
+from flows.workspace import Workspace
+from models.config import Recipe, digest, to_dict
+
+log = logging.getLogger("cleanshelf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A retraining in a workspace."""
+
+    workspace: Workspace
+    recipe: Recipe
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.runs / self.id
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe, as the training processes read it."""
+        return self.folder / "recipe.json"
+
+    def open(self) -> None:
+        """Makes the folder and writes the resolved recipe."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe_file.write_text(json.dumps(to_dict(self.recipe), indent=1), encoding="utf-8")
+
+    def stage(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+        """The folder with the result of a stage, worked out now or found from an earlier run.
+
+        A stage is named by everything it depends on: the arguments given, and the source of models. A result counts only if
+        every file still has the hash it had when it was finished; a stage that was killed goes on in its own folder.
+        """
+        folder = self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
+        if is_finished(folder):
+            log.info("%s: found, nothing it depends on has changed", name)
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        work(folder)
+        _finish(folder)
+        return folder
+
+
+@functools.cache
+def code_hash() -> str:
+    """Of the source that learning runs: a changed loss makes every stage stale."""
+    files = sorted(path for package in ("models", "pixels") for path in (REPOSITORY / package).rglob("*.py"))
+    total = hashlib.sha256()
+    for path in files:
+        total.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage's result is there and unharmed; a harmed one is removed, so that it is worked out again."""
+    marker = folder / "done.json"
+    if not marker.exists():
+        return False
+    files = json.loads(marker.read_text(encoding="utf-8"))
+    harmed = [name for name, digest in files.items() if not (folder / name).exists() or sha256(folder / name) != digest]
+    if harmed:
+        log.warning("%s/%s no longer has its hash; the stage runs again", folder.name, harmed[0])
+        shutil.rmtree(folder)
+    return not harmed
+
+
+def _finish(folder: Path) -> None:
+    """Writes the hashes of a stage's files, last and whole."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    fresh = folder / ".done.json"
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(files, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(folder / "done.json")

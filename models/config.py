@@ -1,0 +1,227 @@
+"""A recipe: everything that learning depends on, frozen and checked before a GPU is booked.
+
+Order of precedence: the defaults below < the recipe file < overrides ("train.epochs=3"). Dataclasses rather than
+pydantic, because models runs with only torch, timm, numpy, pyarrow and onnx.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from models.errors import ConfigError
+from models.registry import Range, check, closest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Positive = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One network of the ensemble."""
+
+    backbone: str = "resnet10t"  # any timm name
+    size: Annotated[int, Range(16, 1024)] = 96  # pixels it is trained and asked at
+    seed: Annotated[int, Range(0)] = 0
+    weights: str = ""  # a .safetensors or torch file to start from; "" starts at random
+    args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
+    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Name in models.losses and its own parameters."""
+
+    name: str = "gce"
+    params: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The training loop."""
+
+    epochs: Positive = 24
+    batch_size: Positive = 32
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # AdamW, cosine to 0
+    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
+    weight_decay: Annotated[float, Range(0)] = 0.05
+    warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
+    sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
+    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random views of a training photo; all ranges are symmetric about 'unchanged'."""
+
+    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
+    rotate_deg: Annotated[float, Range(0, 180)] = 8.0
+    colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
+    flip: bool = True
+    erase: Share = 0.3  # probability of one blank rectangle (coarse dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """One cleaning round: out-of-sample probabilities, then decisions."""
+
+    rounds: Annotated[int, Range(0, 10)] = 1
+    member: Annotated[int, Range(0)] = 0  # the member whose network gives the probabilities
+    folds: Annotated[int, Range(2, 20)] = 3
+    epochs: Positive = 12  # lightly trained finds errors better
+    margin: float = -0.5  # a photo whose log margin is below is suspect
+    floor_share: Share = 0.3  # a class keeps at least this share of its photos
+    floor_count: Annotated[int, Range(1)] = 5  # and at least so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """Classifier re-balancing on frozen features, then tau."""
+
+    epochs: Annotated[int, Range(0)] = 10  # cRT; 0 leaves the classifier as it was trained
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-3
+    tau_max: Annotated[float, Range(0, 2)] = 1.2  # 0 switches tau-normalisation off
+    tau_step: Annotated[float, Range(0.01, 1)] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is fused into the one graph."""
+
+    input_size: Annotated[int, Range(16, 2048)] = 160
+    enlarge: Annotated[float, Range(1, 4)] = 1.25
+    crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
+    keep: Positive = 10  # best classes of a member that take part in the mean
+    top_k: Positive = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """How much worse than the serving model a new one may be, in points of the same test photos."""
+
+    mean_class: Annotated[float, Range(-1, 1)] = 0.0
+    tail: Annotated[float, Range(-1, 1)] = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A retraining, completely described."""
+
+    name: str
+    members: tuple[Member, ...] = (Member(),)
+    loss: Loss = Loss()
+    train: Train = Train()
+    augment: Augment = Augment()
+    clean: Clean = Clean()
+    balance: Balance = Balance()
+    export: Export = Export()
+    gate: Gate = Gate()
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
+        if self.export.crops not in (1, 2, 5, 10):
+            raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
+        if self.clean.member >= len(self.members):
+            raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with CleanShelf."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name (or at that path), with overrides such as "train.epochs=3" or "members.0.size=64".
+
+    Raises:
+        ConfigError: an unknown recipe, key or value; the message names the field and the file.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tables, override)
+    try:
+        return from_dict({"name": path.stem} | tables)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+
+
+def from_dict(tables: Mapping[str, Any]) -> Recipe:
+    """A Recipe from plain tables, as `to_dict` gives them."""
+    recipe = _build(Recipe, tables, "")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain tables of any part of a recipe, fit for JSON."""
+    return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def digest(*parts: Any) -> str:
+    """A hex name, 16 digits, of any mixture of recipe parts, strings and numbers: the key of a stage's result."""
+    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')}: {values!r} is not a table")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such key{closest(key, hints)}; known here: {', '.join(hints)}")
+    return cls(**{key: _convert(f"{prefix}{key}", value, hints[key]) for key, value in values.items()})
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{name}.")
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        return tuple(_build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
+    return check(name, value, hint)
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    """Sets one dotted key; the value is read as TOML, and as text where it is not TOML."""
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = name.strip().split(".")
+    place: Any = tables
+    for step in path:
+        place = _step(place, step, name)
+    if isinstance(place, list):
+        raise ConfigError(f"--set {name}: {last!r} stands for a whole table; set one of its keys")
+    place[last] = value
+
+
+def _step(place: Any, step: str, name: str) -> Any:
+    if isinstance(place, list):
+        if not step.isdigit() or int(step) >= len(place):
+            raise ConfigError(f"--set {name}: there is no entry {step!r}; the list has {len(place)}")
+        return place[int(step)]
+    inner = place.setdefault(step, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {name}: {step!r} is a value, not a table")
+    return inner

@@ -1,0 +1,40 @@
+"""What can go wrong in learning.
+
+ModelError
+├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or does not fit
+├── ManifestError (ValueError)        a data version whose tables cannot be used
+├── WeightsMismatch (ValueError)      a weights file that does not fit the backbone
+├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
+└── ExportError (RuntimeError)
+    └── ParityError                   the ONNX graph does not answer as the torch module does
+"""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """Base of everything raised on purpose by models."""
+
+
+class ConfigError(ModelError, ValueError):
+    """A recipe cannot be used as written."""
+
+
+class ManifestError(ModelError, ValueError):
+    """A data version's tables cannot be used."""
+
+
+class WeightsMismatch(ModelError, ValueError):
+    """A weights file does not fit."""
+
+
+class CheckpointMismatch(ModelError, ValueError):
+    """A checkpoint belongs to other data or another configuration."""
+
+
+class ExportError(ModelError, RuntimeError):
+    """The graph could not be written."""
+
+
+class ParityError(ExportError):
+    """The graph differs from the torch module."""

@@ -1,0 +1,92 @@
+"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --card FILE --out DIR`.
+
+What it leaves in --out: model.onnx (with its card as metadata), answers.npz (what it says of the test photos),
+accuracy.json, parity.json, golden.npy (a few test photos for the check over the wire).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.config import Recipe, from_dict
+from models.data.manifest import Manifest, read_manifest
+from models.data.photos import Photos
+from models.evaluate import accuracy
+from models.export.graph import DeployGraph
+from models.export.measure import measure, test_rows
+from models.export.onnx_file import labels_json, stamp, write_onnx
+from models.export.parity import measure_parity, require_parity
+from models.train import Trained, load_network
+
+log = logging.getLogger(__name__)
+
+PARITY_PHOTOS = 24
+GOLDEN_PHOTOS = 4
+
+
+def export(networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, str], out: Path) -> None:
+    """Writes the graph, proves it equal to torch, measures it, and stamps the figures into its metadata."""
+    torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
+    members = [load_network(path) for path in networks]
+    manifest = read_manifest(data)
+    graph = DeployGraph(members, settings=recipe.export)
+    path = out / "model.onnx"
+    write_onnx(graph, path, input_size=recipe.export.input_size, metadata=card | describe(members))
+    log.info("exported %.1f MB", path.stat().st_size / 1e6)
+    photos = sample_photos(manifest, side=recipe.export.input_size)
+    np.save(out / "golden.npy", photos[:GOLDEN_PHOTOS])
+    parity = measure_parity(graph, path, photos)
+    (out / "parity.json").write_text(json.dumps(vars(parity), indent=1), encoding="utf-8")
+    require_parity(parity)
+    log.info("parity on %d photos: probabilities differ by at most %.1e", parity.photos, parity.probability)
+    ranked, target = measure(path, manifest, test_rows(manifest))
+    np.savez(out / "answers.npz", ranked=ranked, target=target)
+    figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
+    (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
+
+
+def describe(members: list[Trained]) -> dict[str, str]:
+    """What the graph says of itself: labels, and tau per member."""
+    labels = members[0].classes
+    return {
+        "labels": labels_json(labels),
+        "labels_sha256": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
+        "members": json.dumps([{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau} for m in members]),
+    }
+
+
+def sample_photos(manifest: Manifest, *, side: int) -> np.ndarray:
+    """(n, side, side, 3) uint8: test photos spread over the classes, else whatever there is."""
+    rows = test_rows(manifest)
+    rows = rows if len(rows) else np.flatnonzero(manifest.kept)
+    rows = rows[np.argsort(manifest.target[rows], kind="stable")]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(PARITY_PHOTOS, len(rows))).astype(int)]
+    return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
+
+
+def main() -> None:
+    """The command line of one export."""
+    parser = argparse.ArgumentParser(description="Fuse trained networks into one ONNX graph.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
+    parser.add_argument("--networks", type=Path, nargs="+", required=True)
+    parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    card = json.loads(args.card.read_text(encoding="utf-8"))
+    export(args.networks, data=args.data, recipe=recipe, card=card, out=args.out)
+
+
+if __name__ == "__main__":
+    main()

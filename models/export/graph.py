@@ -1,0 +1,118 @@
+"""The graph that is served: uint8 photos in; ranked classes, their probabilities and an embedding out.
+
+photo (B, S, S, 3) uint8
+  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier
+              -> softmax -> mean over crops -> ten best classes kept
+  mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  embedding (B, 512) float32 of the first member
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.config import Export
+from models.decoupling import tau_normalise
+from models.network import Head
+from models.train import Trained
+
+
+def fold_head(head: Head, *, tau: float) -> tuple[nn.Linear, nn.Linear]:
+    """Embedding with its neck folded in, and the tau-normalised classifier; exact up to float32 rounding.
+
+    With g = gamma / sqrt(var + eps) the embedding's rows are scaled by g and shifted by beta - mean g. Tau is applied to the
+    raw rows first: their norms would change once the neck were folded the other way, into the classifier.
+    """
+    neck = head.neck
+    assert neck.running_var is not None
+    assert neck.running_mean is not None
+    gain = neck.weight.double() / (neck.running_var.double() + neck.eps).sqrt()
+    shift = neck.bias.double() - neck.running_mean.double() * gain
+    embed = nn.Linear(head.embed.in_features, head.embed.out_features)
+    classifier = nn.Linear(head.classifier.in_features, head.classifier.out_features, bias=False)
+    embed.weight.data = (head.embed.weight.double() * gain[:, None]).float()
+    embed.bias.data = shift.float()
+    classifier.weight.data = tau_normalise(head.classifier.weight.detach(), tau)
+    return embed, classifier
+
+
+def resize_matrix(source: int, target: int) -> Tensor:
+    """(target, source) weights of an antialiased bilinear resize, so that the resize is two matrix products.
+
+    Made by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to 1e-4 and
+    is missing in some runtimes; a product is the same everywhere.
+    """
+    eye = torch.eye(source, dtype=torch.float64)[None, None]
+    rows = functional.interpolate(eye, size=(target, source), mode="bilinear", antialias=True, align_corners=False)
+    return rows[0, 0].float()
+
+
+def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
+    """(top, left, mirrored) of 1, 2, 5 or 10 crops: the centre, then the corners, each followed by mirror images."""
+    room = full - size
+    centre = (room // 2, room // 2)
+    corners = [(0, 0), (0, room), (room, 0), (room, room)]
+    places = [centre] if crops <= 2 else [centre, *corners]
+    mirrors = (False, True) if crops in (2, 10) else (False,)
+    return [(top, left, mirrored) for mirrored in mirrors for top, left in places]
+
+
+class Branch(nn.Module):
+    """One member inside the graph."""
+
+    resize: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trained: Trained, *, settings: Export) -> None:
+        super().__init__()
+        size = trained.member.size
+        full = round(size * settings.enlarge) if settings.crops > 1 else size
+        self.size, self.crops = size, crop_boxes(full, size, settings.crops)
+        self.register_buffer("resize", resize_matrix(settings.input_size, full))
+        self.register_buffer("mean", trained.network.mean)
+        self.register_buffer("std", trained.network.std)
+        self.backbone = trained.network.backbone
+        self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) in [0, 1] to probabilities (B, C) and the mean embedding (B, 512) over the crops."""
+        full = self.resize @ pixels @ self.resize.T
+        views = torch.cat([self._crop(full, *box) for box in self.crops])
+        embedding = self.embed(self.backbone((views - self.mean) / self.std))
+        probabilities = self.classifier(embedding).softmax(1)
+        n = len(self.crops)
+        return probabilities.unflatten(0, (n, -1)).mean(0), embedding.unflatten(0, (n, -1)).mean(0)
+
+    def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
+        view = full[:, :, top : top + self.size, left : left + self.size]
+        return view.flip(3) if mirrored else view
+
+
+class DeployGraph(nn.Module):
+    """Everything between a uint8 photo and the ranked classes."""
+
+    def __init__(self, members: Sequence[Trained], *, settings: Export) -> None:
+        super().__init__()
+        self.num_classes = len(members[0].classes)
+        self.keep, self.top_k = min(settings.keep, self.num_classes), settings.top_k
+        self.branches = nn.ModuleList(Branch(member, settings=settings) for member in members)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, S, 3) uint8 to ids (B, k), probs (B, k), embedding (B, 512); with fewer than k classes, ids end in -1."""
+        pixels = image.permute(0, 3, 1, 2).float() / 255
+        answers = [branch(pixels) for branch in self.branches]
+        total = torch.stack([self._kept(probabilities) for probabilities, _ in answers]).mean(0)
+        probs, ids = total.topk(min(self.top_k, self.num_classes))
+        missing = self.top_k - ids.shape[1]
+        if missing > 0:
+            probs, ids = functional.pad(probs, (0, missing)), functional.pad(ids, (0, missing), value=-1)
+        return ids, probs, functional.normalize(answers[0][1])
+
+    def _kept(self, probabilities: Tensor) -> Tensor:
+        """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""
+        best = probabilities.topk(self.keep)
+        return torch.zeros_like(probabilities).scatter(1, best.indices, best.values)

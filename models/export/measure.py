@@ -1,0 +1,84 @@
+"""Ask an ONNX file, as it will be served, about the test photos of a data version.
+
+`python -m models.export.measure --graph FILE --data DIR --out DIR`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.manifest import Manifest, read_manifest
+from models.data.photos import Photos
+from models.evaluate import Accuracy, accuracy
+from models.export.onnx_file import read_metadata
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+BATCH = 8
+
+
+def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """The graph on the CPU. ONNX Runtime is needed where graphs are made, not where networks are trained."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
+    """(N, k) classes of the graph, best first."""
+    return np.concatenate([session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH)])
+
+
+def test_rows(manifest: Manifest) -> NDArray[np.int64]:
+    """Positions of the photos that accuracy is measured on."""
+    return np.flatnonzero((manifest.split == "test") & manifest.kept)
+
+
+def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the graph answers for rows of a data version, in classes of that version: ranked (N, k) and target (N,).
+
+    The graph may know other labels than the version (it may be older): they are matched by name, and a label that only the
+    graph knows becomes -2, which is never right.
+    """
+    session = open_session(graph)
+    side = session.get_inputs()[0].shape[1]
+    ids = ranked_answers(session, Photos(manifest, rows, side=side))
+    own = {label: i for i, label in enumerate(manifest.classes)}
+    translate = np.array([own.get(label, -2) for label in json.loads(read_metadata(graph)["labels"])] + [-2])
+    return translate[ids], manifest.target[rows]
+
+
+def test_accuracy(graph: Path, manifest: Manifest) -> Accuracy:
+    """Accuracy of the graph on the test photos of a data version."""
+    ranked, target = measure(graph, manifest, test_rows(manifest))
+    return accuracy(ranked, target, train_counts=manifest.train_counts())
+
+
+def main() -> None:
+    """The command line of one measurement."""
+    parser = argparse.ArgumentParser(description="Measure an ONNX file on the test photos of a data version.")
+    parser.add_argument("--graph", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(args.data)
+    ranked, target = measure(args.graph, manifest, test_rows(manifest))
+    figures = accuracy(ranked, target, train_counts=manifest.train_counts())
+    np.savez(args.out / "answers.npz", ranked=ranked, target=target)
+    (args.out / "accuracy.json").write_text(json.dumps(figures.to_dict(), indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Does the ONNX file answer as the torch module does? Asked on real photos, at several batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.errors import ParityError
+from models.export.graph import DeployGraph
+from models.export.measure import open_session
+
+TOLERANCE = 1e-6  # of a probability, float32
+BATCHES = (1, 2, 7)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences over all photos and batch sizes."""
+
+    photos: int
+    different_ids: int
+    probability: float
+    embedding: float
+
+
+def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) -> Parity:
+    """Both sides asked the same photos (N, S, S, 3), in batches of 1, 2 and 7."""
+    session = open_session(path)
+    graph = graph.cpu().eval()
+    different, probability, embedding = 0, 0.0, 0.0
+    for size in BATCHES:
+        for start in range(0, len(photos), size):
+            batch = photos[start : start + size]
+            ids, probs, vector = session.run(["ids", "probs", "embedding"], {"image": batch})
+            with torch.inference_mode():
+                own_ids, own_probs, own_vector = (t.numpy() for t in graph(torch.from_numpy(batch)))
+            different += int((ids != own_ids).sum())
+            probability = max(probability, float(np.abs(probs - own_probs).max()))
+            embedding = max(embedding, float(np.abs(vector - own_vector).max()))
+    return Parity(len(photos), different, probability, embedding)
+
+
+def require_parity(parity: Parity) -> None:
+    """ParityError unless all ids are equal and probabilities agree within TOLERANCE."""
+    if parity.different_ids or parity.probability > TOLERANCE:
+        raise ParityError(
+            f"the ONNX graph differs from torch on {parity.photos} photos: {parity.different_ids} ids, probabilities by "
+            f"{parity.probability:.1e} (allowed {TOLERANCE:.0e}); it must not be served"
+        )

@@ -1,0 +1,135 @@
+"""The network: a timm backbone, a 512-d embedding behind a BNNeck, a bias-free classifier.
+
+backbone -> pooled feature (d) -> Linear(d, 512) -> BatchNorm1d(512, shift fixed at 0) -> Linear(512, C, no bias)
+
+The neck follows Luo et al. 2019 (BNNeck); the 512-d layer keeps the classifier small at 50,030 classes, as in the
+AliProducts report (arXiv 2106.10683, section 2.1). Without bias, tau-normalisation of the classifier is exact.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.config import Member
+from models.errors import ConfigError, WeightsMismatch
+
+EMBEDDING = 512
+
+
+class Output(NamedTuple):
+    """logits (N, C) and the embedding (N, 512) behind the neck."""
+
+    logits: Tensor
+    embedding: Tensor
+
+
+class Head(nn.Module):
+    """Embedding, neck and classifier; works on pooled features (N, d)."""
+
+    def __init__(self, num_features: int, *, num_classes: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(num_features, EMBEDDING, bias=False)
+        self.neck = nn.BatchNorm1d(EMBEDDING)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(EMBEDDING, num_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+
+    def forward(self, features: Tensor) -> Output:
+        embedding = self.neck(self.embed(features))
+        return Output(self.classifier(embedding), embedding)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per RGB channel, of values in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Network(nn.Module):
+    """Pixels in [0, 1], (N, 3, size, size), to Output; normalises for its own backbone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, *, width: int, num_classes: int, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = backbone
+        self.head = Head(width, num_classes=num_classes)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pooled features (N, d)."""
+        pooled: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return pooled
+
+    def forward(self, pixels: Tensor) -> Output:
+        output: Output = self.head(self.features(pixels))
+        return output
+
+
+def build_network(member: Member, *, num_classes: int) -> Network:
+    """The member's network with its starting weights, on the CPU.
+
+    Raises:
+        ConfigError: timm has no such backbone, or it does not take the arguments or the size.
+        WeightsMismatch: the weights file does not fit the backbone.
+    """
+    backbone, width = _backbone(member)
+    if member.weights:
+        _load_backbone(backbone, Path(member.weights), name=member.backbone)
+    return Network(backbone, width=width, num_classes=num_classes, normalisation=_normalisation(member, backbone))
+
+
+def _backbone(member: Member) -> tuple[nn.Module, int]:
+    """The backbone and the width of its pooled feature, which timm's num_features misses where a conv head follows."""
+    if not timm.is_model(member.backbone):
+        near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
+    try:
+        backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
+        with torch.no_grad():
+            width = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
+    except Exception as error:  # timm's models raise what they like on arguments that do not fit
+        raise ConfigError(f"members.args or members.size: {member.backbone} at {member.size} px: {error}") from None
+    return backbone, width
+
+
+def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:
+    own: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]  # timm's, read as a mapping
+    return Normalisation(tuple(member.mean or own["mean"]), tuple(member.std or own["std"]))
+
+
+def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
+    """Loads all weights of the backbone; only the file's own classifier may be left over."""
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise WeightsMismatch(f"members.weights: {path} does not exist") from None
+    except Exception as error:  # safetensors and torch have no common error for a broken file
+        raise WeightsMismatch(f"members.weights: {path} cannot be read ({error})") from None
+    own = backbone.state_dict()
+    wrong = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
+    if wrong:
+        raise WeightsMismatch(
+            f"members.weights: {path} does not fit {name}: {len(wrong)} of {len(own)} tensors are missing or of another "
+            f"shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
+        )
+    backbone.load_state_dict({key: tensors[key] for key in own})
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of scalars that learning may change."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,103 @@
+"""A component is one class: its constructor is its schema, one decorator registers it.
+
+>>> LOSSES = Registry("loss")
+>>> @LOSSES.register("ce", paper="textbook")
+... class CrossEntropy: ...
+>>> LOSSES.build("ce", num_classes=10)
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from models.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; used as Annotated[float, Range(low, high)]. An open end excludes the bound itself."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+def check(field: str, value: Any, annotation: Any) -> Any:
+    """The value, converted to the annotated type (int to float, list to tuple); ConfigError names the field otherwise."""
+    bounds: tuple[Any, ...] = ()
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation, *rest = typing.get_args(annotation)
+        bounds = tuple(r for r in rest if isinstance(r, Range))
+    kind = typing.get_origin(annotation) or annotation
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        inner = typing.get_args(annotation)[0]
+        value = tuple(check(f"{field}[{i}]", item, inner) for i, item in enumerate(value))
+    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
+        raise ConfigError(f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=...")
+    for bound in bounds:
+        if value not in bound:
+            raise ConfigError(f"{field}: {value!r} is outside {bound}; correct it in the recipe or with --set {field}=...")
+    return value
+
+
+def closest(name: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean x?)' or '' for error messages."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered class and the paper it comes from."""
+
+    build: Callable[..., Any]
+    paper: str
+
+
+class Registry:
+    """Name -> class, with parameters checked against the constructor's annotations."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self.components: dict[str, Component] = {}
+
+    def register(self, name: str, *, paper: str) -> Callable[[type], type]:
+        def add(cls: type) -> type:
+            self.components[name] = Component(cls, paper)
+            return cls
+
+        return add
+
+    def build(self, name: str, **params: Any) -> Any:
+        """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
+        if name not in self.components:
+            raise ConfigError(
+                f"{self.noun}.name: no {self.noun} {name!r}{closest(name, self.components)}; "
+                f"known: {', '.join(sorted(self.components))}"
+            )
+        cls = self.components[name].build
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]  # a class, seen as a callable
+        known = [p for p in inspect.signature(cls).parameters]
+        for key, value in params.items():
+            if key not in known:
+                raise ConfigError(
+                    f"{self.noun}.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {', '.join(known)}"
+                )
+            params[key] = check(f"{self.noun}.{key}", value, hints[key])
+        return cls(**params)
