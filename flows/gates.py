@@ -19,7 +19,12 @@ class Verdict:
 
 
 def judge(
-    new: Mapping[str, float], serving: Mapping[str, float] | None, parity: Mapping[str, float], *, settings: Gate, graph_sha256: str
+    new: Mapping[str, float],
+    serving: Mapping[str, float] | None,
+    parity: Mapping[str, float],
+    *,
+    settings: Gate,
+    graph_sha256: str,
 ) -> Verdict:
     """Compares accuracies on the same test photos.
 
@@ -35,7 +40,10 @@ def judge(
     if serving is None:
         reasons.append("nothing is serving yet, so there is nothing to be worse than")
         return Verdict(not refusals, tuple(refusals or reasons), graph_sha256)
-    for name, key, allowed in (("mean-class accuracy", "mean_class", settings.mean_class), ("tail accuracy", "tail", settings.tail)):
+    for name, key, allowed in (
+        ("mean-class accuracy", "mean_class", settings.mean_class),
+        ("tail accuracy", "tail", settings.tail),
+    ):
         before, after = serving[key], new[key]
         if math.isnan(after) or math.isnan(before):
             refusals.append(f"{name} cannot be measured: the data version has no test photos of these classes")

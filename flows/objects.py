@@ -68,6 +68,10 @@ class Listing:
         """32 hex digits."""
         return _md5(self.content).hexdigest()
 
+    def without(self, name: str) -> Listing:
+        """The same files but for `name`."""
+        return Listing({key: md5 for key, md5 in self.files.items() if key != name})
+
     @classmethod
     def parse(cls, content: bytes, *, name: str) -> Listing:
         """The listing in `content`, of the object `name`.

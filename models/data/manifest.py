@@ -82,6 +82,10 @@ class Manifest:
         train = self.split == "train"
         return sorted({*self.given_label[train], *self.label[train]})
 
+    def read_photo(self, row: int) -> bytes:
+        """The bytes, as delivered, of the photo in that row."""
+        return read_photo(self.data, str(self.shard[row]), int(self.offset[row]), int(self.size[row]))
+
 
 def read_manifest(data: Path) -> Manifest:
     """The tables of the data version in folder `data`.
