@@ -1,7 +1,7 @@
 """The model registry: annotated git tags in GTO's format, records on a side ref.
 
-`products@v3.0.0` registers version 3, `products#prod#7` is the seventh time that a version was put to work. Both only ever
-grow: a rollback is one more assignment. Any tool that knows GTO reads the same registry.
+`products@v3.0.0` registers version 3, `products#prod#7` is the seventh time that a version was put to work. Both only
+ever grow: a rollback is one more assignment. Any tool that knows GTO reads the same registry.
 """
 
 from __future__ import annotations
