@@ -17,12 +17,12 @@ def photo(seed: int, *, side: int = 8, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def deliver(folder: Path, counts: dict[str, int], *, first_seed: int = 0) -> Path:
+def deliver(folder: Path, counts: dict[str, int], *, first_seed: int = 0, side: int = 8) -> Path:
     """A folder per class with that many different photos."""
     seed = first_seed
     for label, number in counts.items():
         (folder / label).mkdir(parents=True, exist_ok=True)
         for _ in range(number):
-            (folder / label / f"photo {seed}.png").write_bytes(photo(seed))
+            (folder / label / f"photo {seed}.png").write_bytes(photo(seed, side=side))
             seed += 1
     return folder

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,12 +20,16 @@ from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table, write_table, write_version
 from tests.deliveries import deliver
 
-pytestmark = pytest.mark.dvc
+pytestmark = [
+    pytest.mark.dvc,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
 
 
 @pytest.fixture
 def versions(tmp_path: Path) -> DataVersions:
-    return DataVersions(Workspace.init(tmp_path / "it's a \"shop\""))
+    return DataVersions(Workspace.init(tmp_path / 'it\'s a "shop"'))
 
 
 def commit_first(versions: DataVersions, tmp_path: Path) -> str:
@@ -89,7 +95,8 @@ def test_dvc_agrees_with_the_id_and_reads_the_tag(versions: DataVersions, tmp_pa
     versions.rollback(version)  # its pointer is written by us and not by DVC
     env = os.environ | {"DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "DVC_NO_ANALYTICS": "1"}
     for command in (["status"], ["status", "--cloud"]):
-        done = subprocess.run(["dvc", *command], cwd=versions.workspace.root, env=env, capture_output=True, text=True, check=True)
+        call = [sys.executable, "-m", "dvc", *command]
+        done = subprocess.run(call, cwd=versions.workspace.root, env=env, capture_output=True, text=True, check=True)
         assert "up to date" in done.stdout or "in sync" in done.stdout, done.stdout
 
 
@@ -181,6 +188,8 @@ def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path:
         else:
             path.unlink()
     assert versions.verify(version) != []
+    if kind == "gone":
+        shutil.rmtree(taken)  # what is whole in versions/<id> needs no cache
     assert contents(versions.materialise(version)) == before
     assert versions.verify(version) == []
 
@@ -191,7 +200,10 @@ def test_damage_in_both_places_is_told(versions: DataVersions, tmp_path: Path, n
     version = commit_first(versions, tmp_path)
     data = versions.workspace.data
     name = next((path.relative_to(data).as_posix() for path in data.glob(f"{name}/*")), name)
-    stores = [objects_of(place, data, name) for place in (versions.workspace.root / ".dvc" / "cache", versions.workspace.remote)]
+    stores = [
+        objects_of(place, data, name)
+        for place in (versions.workspace.root / ".dvc" / "cache", versions.workspace.remote)
+    ]
     for path in stores:
         damage(path)
     with pytest.raises(CorruptObject, match=name):
