@@ -305,6 +305,8 @@ class DataVersions:
             self._settle()
 
     def _add(self, listing: Listing, *, is_new: bool) -> None:
+        with self._objects() as objects:
+            objects.bring_in(self.workspace.data, listing)
         with self._repo() as repo:
             if is_new:
                 _patiently(lambda: repo.add(str(self.workspace.data)))
@@ -316,7 +318,7 @@ class DataVersions:
         self.after("added")
 
     def _push(self, listing: Listing) -> None:
-        with self._repo() as repo, suppress(WorldError):  # what did not arrive is put by hand below, or told
+        with self._repo() as repo, suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
             _patiently(lambda: repo.push([str(self.workspace.pointer)]))
         self.after("pushed")
         with self._objects() as objects:
