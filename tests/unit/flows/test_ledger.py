@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -104,20 +105,23 @@ def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
         models.record(9)
 
 
-def test_gto_reads_the_same_registry(root: Path) -> None:
+def test_gto_reads_the_same_registry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = ModelVersions(Ledger(root))
     for _ in range(2):
         models.register({"run": "r"})
-    for version in (1, 2, 1):
+    for minute, version in enumerate((1, 2, 1)):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2030-01-01T00:{minute:02}:00Z")  # GTO orders by seconds
         models.assign(version)
     code = """
-import sys, gto
-shown = gto.api.show(sys.argv[1], name="products", raw=True)
-print({row["version"]: [stage["stage"] if isinstance(stage, dict) else stage for stage in row["stage"].split()] if isinstance(row["stage"], str) else row["stage"] for row in shown})
-print([event["event"] for event in gto.api.history(sys.argv[1], artifact="products")])
+import json, sys, gto
+versions = gto.api.show(sys.argv[1], name="products")
+events = gto.api.history(sys.argv[1], artifact="products", ascending=True)
+serving = {row["version"]: [stage["ref"] for stage in row["stages"]] for row in versions}
+print(json.dumps([serving, [event["ref"] for event in events if event["event"] == "assignment"]]))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(root)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    serving, assigned = json.loads(done.stdout)
+    assert serving == {"v1.0.0": ["products#prod#3"], "v2.0.0": []}
+    assert assigned == ["products#prod#1", "products#prod#2", "products#prod#3"]
