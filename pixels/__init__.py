@@ -6,7 +6,6 @@ One decoder for ingestion, training and the client: a photo that was accepted on
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +40,12 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise BadPhoto("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of oddities that are handled here
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
-            image.seek(0)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except BadPhoto:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+        image.seek(0)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (BadPhoto, MemoryError):  # a full machine says nothing about the photo
         raise
     except UnidentifiedImageError:
         raise BadPhoto(f"not a picture in a format that can be read ({', '.join(FORMATS)})") from None

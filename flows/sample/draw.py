@@ -33,12 +33,12 @@ class Difficulty:
 
     tilt_deg: float = 12.0
     perspective: float = 0.07
-    light: float = 0.35
-    blur_px: float = 1.3
+    light: float = 0.4
+    blur_px: float = 1.5
     noise: float = 2.5
-    clutter: float = 0.7
-    occlusion: float = 0.35
-    band_contrast: float = 0.75
+    clutter: float = 0.75
+    occlusion: float = 0.45
+    band_contrast: float = 0.7
 
 
 def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficulty()) -> Image.Image:

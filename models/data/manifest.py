@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,24 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.id)
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """Sorted labels of the train photos, as given or as decided; stable when cleaning empties a class."""
         train = self.split == "train"
         return sorted({*self.given_label[train], *self.label[train]})
 
+    @cached_property
+    def target(self) -> NDArray[np.int64]:
+        """(N,) position of each photo's label in `classes`; -1 for a label that no train photo bears."""
+        position = {label: i for i, label in enumerate(self.classes)}
+        return np.array([position.get(label, -1) for label in self.label], dtype=np.int64)
+
+    def train_counts(self) -> NDArray[np.int64]:
+        """(C,) kept train photos per class."""
+        return np.bincount(self.target[self.kept & (self.split == "train")], minlength=len(self.classes))
+
     def read_photo(self, row: int) -> bytes:
-        """The bytes, as delivered, of the photo in that row."""
+        """The bytes of one photo, as delivered."""
         return read_photo(self.data, str(self.shard[row]), int(self.offset[row]), int(self.size[row]))
 
 

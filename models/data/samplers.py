@@ -27,7 +27,7 @@ def folds(labels: NDArray[np.int64], ids: NDArray[np.str_], *, num_folds: int) -
     Decided by id, so a sample keeps its neighbours when rows are reordered. A class with fewer photos than folds is
     simply absent from some held-out parts.
     """
-    order = np.lexsort((ids, labels))
+    order = np.lexsort((ids.astype(str), labels))
     fold = np.empty(len(labels), dtype=np.int64)
     position = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
     fold[order] = (position + labels[order]) % num_folds  # the class offset evens out the folds' sizes
