@@ -46,6 +46,7 @@ from flows.switch import Switch
 from flows.workspace import Workspace
 
 REF = "refs/data/main"
+READY = "READY"  # in versions/<id> once every file there is verified
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ class DataVersions:
         """
         version = self.resolve(version)
         folder = self.workspace.versions / version
-        ready = self.workspace.versions / f"{version}.READY"
+        ready = folder / READY
         folder.mkdir(parents=True, exist_ok=True)
         with or_disk_full(f"taking data version {version[:12]}"), self._objects() as objects:
-            if ready.exists() and Listing.of(folder, seen=objects.seen).id == version:
+            if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
                 return folder
             ready.unlink(missing_ok=True)
             objects.fill(folder, objects.listing(version))
@@ -196,7 +197,7 @@ class DataVersions:
             for md5, name in objects.missing(files).items():
                 problems.append(f"{name}: remote object {objects.remote.path(md5)} is missing or corrupt")
             taken = self.workspace.versions / version
-            if taken.exists() and Listing.of(taken, seen=objects.seen) != files:
+            if taken.exists() and Listing.of(taken, seen=objects.seen).without(READY) != files:
                 problems.append(f"{taken} differs from the version")
         return problems
 
@@ -205,7 +206,9 @@ class DataVersions:
     def stage(self) -> Path:
         """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
         self._staging.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+        folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+        folder.chmod(0o755)  # it becomes data/, which others may read
+        return folder
 
     def commit(self, folder: Path, *, step: str, message: str) -> str:
         """Make the contents of `folder` (from `stage`) the selected version; its id.
@@ -302,6 +305,8 @@ class DataVersions:
             self._settle()
 
     def _add(self, listing: Listing, *, is_new: bool) -> None:
+        with self._objects() as objects:
+            objects.bring_in(self.workspace.data, listing)
         with self._repo() as repo:
             if is_new:
                 _patiently(lambda: repo.add(str(self.workspace.data)))
@@ -313,7 +318,7 @@ class DataVersions:
         self.after("added")
 
     def _push(self, listing: Listing) -> None:
-        with self._repo() as repo, suppress(WorldError):  # what did not arrive is put by hand below, or told
+        with self._repo() as repo, suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
             _patiently(lambda: repo.push([str(self.workspace.pointer)]))
         self.after("pushed")
         with self._objects() as objects:
@@ -364,10 +369,10 @@ class DataVersions:
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
-        # By default DVC keeps a cache for all users under /var/tmp.
-        with Repo(
-            str(self.workspace.root), config={"core": {"site_cache_dir": str(self.workspace.state / "dvc")}}
-        ) as repo:
+        # DVC keeps a cache for all users under /var/tmp unless told otherwise. Git is the ledger's business: DVC is
+        # told that there is none, lest it print advice or edit .gitignore.
+        core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
+        with Repo(str(self.workspace.root), config={"core": core}) as repo:
             yield repo
 
     @property

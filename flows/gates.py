@@ -39,7 +39,10 @@ def judge(
     if serving is None:
         reasons.append("nothing is serving yet, so there is nothing to be worse than")
         return Verdict(not refusals, tuple(refusals or reasons), graph_sha256)
-    for name, key, allowed in (("mean-class accuracy", "mean_class", settings.mean_class), ("tail accuracy", "tail", settings.tail)):
+    for name, key, allowed in (
+        ("mean-class accuracy", "mean_class", settings.mean_class),
+        ("tail accuracy", "tail", settings.tail),
+    ):
         before, after = serving[key], new[key]
         if before is None or after is None:
             refusals.append(f"{name} cannot be measured: the data version has no test photos of these classes")

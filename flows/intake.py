@@ -1,7 +1,8 @@
 """From a delivery to the files of a new data version.
 
-Two passes over the photos, so that memory does not grow with their bytes: the first decodes and hashes every one on a pool of
-threads, the second packs the new ones, sorted by id, into shards. Between them lie only names, hashes and decisions.
+Two passes over the photos, so that memory does not grow with their bytes: the first decodes and hashes every one on a
+pool of threads, the second packs the new ones, sorted by id, into shards. Between them lie only names, hashes and
+decisions.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def ingest(
     code: str = "",
     max_shard_bytes: int = MAX_BYTES,
 ) -> IntakeReport:
-    """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to folder `out`.
+    """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to `out`.
 
     Photos that lie in `base` keep their split; the same inputs give the same bytes. `parent` (the id of `base`) and
     `code` go into VERSION.json.
@@ -202,7 +203,7 @@ class _Version:
 
 
 def _label_row(key: str, photos: list[_Photo]) -> dict[str, object]:
-    """A new photo as claimed; of several splits the one furthest from training wins, so that nothing leaks out of test."""
+    """A new photo as claimed; of several splits the one furthest from training wins, so that test never leaks."""
     label = photos[0].row.label
     split = max((photo.row.split for photo in photos), key=("", *SPLITS).index)
     decided = {"kept": True, "decision": "", "score": None, "round": 0}

@@ -68,6 +68,10 @@ class Listing:
         """32 hex digits."""
         return _md5(self.content).hexdigest()
 
+    def without(self, name: str) -> Listing:
+        """The same files but for `name`."""
+        return Listing({key: md5 for key, md5 in self.files.items() if key != name})
+
     @classmethod
     def parse(cls, content: bytes, *, name: str) -> Listing:
         """The listing in `content`, of the object `name`.
@@ -146,6 +150,13 @@ class Objects:
         for name, md5 in {**listing.files, "": f"{listing.id}.dir"}.items():
             if not self.is_good(self.path(md5), md5, name=name):
                 self.path(md5).unlink(missing_ok=True)
+
+    def bring_in(self, folder: Path, listing: Listing) -> None:
+        """Give the files of `folder` their second names in the cache; `dvc add` would copy the bytes."""
+        for name, md5 in listing.files.items():
+            if not self.path(md5).exists():
+                link(folder / name, self.path(md5))
+                self.path(md5).chmod(0o444)
 
     def listing(self, version: str) -> Listing:
         """The listing of a version, verified against its id."""

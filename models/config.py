@@ -151,7 +151,9 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}") from None
+        raise ConfigError(
+            f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:

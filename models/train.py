@@ -133,8 +133,18 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
             schedule.step()
             total += value.item() * len(positions)
         seconds = time.perf_counter() - started
-        report(job.out, epoch=epoch + 1, loss=total / len(drawn), lr=schedule.get_last_lr()[0], images_per_s=len(drawn) / seconds)
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        report(
+            job.out,
+            epoch=epoch + 1,
+            loss=total / len(drawn),
+            lr=schedule.get_last_lr()[0],
+            images_per_s=len(drawn) / seconds,
+        )
+        state = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         checkpoint.save(resume, {"key": job.key, "epoch": epoch + 1, **state})
 
 

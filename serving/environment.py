@@ -19,7 +19,7 @@ from serving.errors import BadEnvironment
 REQUIREMENTS = Path(__file__).with_name("triton-requirements.txt")
 MARKER = "requirements.sha256"
 PROBE_TIMEOUT_S = 60.0
-WAY_OUT = "remove that directory and run `cleanshelf doctor --fix`"
+WAY_OUT = "remove that directory and run `make setup`"
 
 # Run by the environment's own interpreter; -I, as the stub is isolated too.
 PROBE = """
