@@ -1,14 +1,22 @@
-"""Tiny ONNX graphs that keep the endpoint's contract without any learning: the mean colour decides the class."""
+"""Tiny ONNX graphs that keep the endpoint's contract without any learning: the mean colour decides the class.
+
+And model versions made of them.
+"""
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from serving.durable import sha256
+from serving.repository import ModelRepository
 
 SIZE = 16
 K = 5
@@ -77,6 +85,22 @@ def golden_images(count: int = 4, *, size: int = SIZE, seed: int = 1) -> NDArray
     random = np.random.default_rng(seed)
     colours = random.integers(0, 256, (count, 1, 1, 3))
     return np.clip(colours + random.integers(-20, 20, (count, size, size, 3)), 0, 255).astype(np.uint8)
+
+
+def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: Any) -> None:
+    """Versions whose seed is their number and whose data version is `data<number>`."""
+    for version in versions:
+        path = write_graph(
+            folder / f"{version}.onnx", seed=version, metadata={"data_version": f"data{version}"}, **graph
+        )
+        repository.stage(path, version=version, labels=LABELS, record={}, golden=golden_images())
+
+
+def sign(folder: Path) -> None:
+    """Make the record true again, so that hashes alone cannot find the damage."""
+    record = json.loads((folder / "record.json").read_text())
+    record["files"] = {name: sha256(folder / name) for name in record["files"]}
+    (folder / "record.json").write_text(json.dumps(record))
 
 
 def _work(count: int) -> list[onnx.NodeProto]:

@@ -27,12 +27,6 @@ def triton_environment() -> Environment:
 
 
 @pytest.fixture(scope="session")
-def free_ports() -> Callable[[], dict[str, int]]:
-    """http_port, grpc_port and metrics_port that were free a moment ago, as arguments of LocalServer."""
-    return _free_ports
-
-
-@pytest.fixture(scope="session")
 def local_server(triton_environment: Environment) -> Callable[..., LocalServer]:
     """A LocalServer of a repository and a state directory, on free ports unless told others; not started."""
 
