@@ -8,8 +8,8 @@ WORKDIR /app
 # Dependencies first: setuptools finds no package yet, so a changed source line does not install torch again.
 COPY pyproject.toml constraints.txt ./
 RUN touch README.md && useradd --uid 1000 shelf
-# HOME: whoever runs it (compose.yaml passes the workspace's owner) can write there.
-ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp
+# HOME and LOGNAME: the workspace's owner (compose.yaml runs as that uid) may have neither a home nor a name in here.
+ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf
 
 FROM base AS train
 RUN pip install --no-cache-dir -c constraints.txt ".[train]"
