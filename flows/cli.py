@@ -221,13 +221,11 @@ def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
 @app.command()
 def demo(workspace: At = Path("build/demo")) -> None:
     """The whole story on drawn sample products, in a workspace of its own."""
-    from flows.workspace import Workspace
-
-    found = Workspace.init(workspace)
-    _logging(found.state)
+    root = workspace.absolute()
+    _logging(root / "state")
     from flows.demo import tell
 
-    tell(found)
+    tell(root)
 
 
 def main() -> None:
