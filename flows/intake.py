@@ -64,13 +64,11 @@ def ingest(
     `base`, and `code`, a hash of the source.
 
     Args:
-        val_share: share in [0, 1) of the open and train photos of each class that goes to val, if none came as val.
-        test_share: the same for test, in the first delivery only and if none came as test.
-        seed: chooses which.
+        val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
+            brings a split of that name; test only without a base. `seed` chooses which.
 
     Raises:
-        BadDelivery: see `flows.delivery`, or no photo could be decoded.
-        DiskFull: `out` is gone then.
+        BadDelivery, DiskFull: `out` is gone then.
     """
     with or_disk_full(f"ingesting {source}", leaving=out):
         out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +84,7 @@ def ingest(
         _link_shards(base, out)
         draft.place(fresh, folder=out / "shards", max_bytes=max_shard_bytes)
         draft.write(out)
-        config = _hash({"val_share": val_share, "test_share": test_share, "seed": seed})
+        config = _hash(val_share=val_share, test_share=test_share, seed=seed)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
     return IntakeReport(
@@ -151,7 +149,7 @@ def _is_same(base: Path, out: Path) -> bool:
     return True
 
 
-def _hash(config: dict[str, float]) -> str:
+def _hash(**config: float) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
