@@ -71,7 +71,6 @@ def ingest(
         BadDelivery, DiskFull: `out` is gone then.
     """
     with or_disk_full(f"ingesting {source}", leaving=out):
-        out.mkdir(parents=True, exist_ok=True)
         draft = Draft.read(base)
         delivery = read_delivery(source, known=draft.known_labels())
         photos, broken = _open_all(source, delivery.rows)
