@@ -184,20 +184,9 @@ class DataVersions:
         version = self.resolve(version)
         problems = [] if self.ledger.tags(_tag(version)) else [f"tag {_tag(version)} is missing"]
         with self._objects() as objects:
-            listing = objects.path(f"{version}.dir")
-            source = (
-                listing if objects.is_good(listing, version, name="") else Path(objects.remote.path(f"{version}.dir"))
-            )
-            if not objects.is_good(source, version, name=""):
-                return [*problems, f"listing {version}.dir is missing or corrupt in the cache and in the remote"]
-            files = Listing.parse(source.read_bytes(), name=str(source))
-            for name, md5 in {**files.files, "listing": f"{version}.dir"}.items():
-                if not objects.is_good(objects.path(md5), md5, name=name):
-                    problems.append(f"{name}: cache object {objects.path(md5)} is missing or corrupt")
-            for md5, name in objects.missing(files).items():
-                problems.append(f"{name}: remote object {objects.remote.path(md5)} is missing or corrupt")
+            problems += objects.problems(version)
             taken = self.workspace.versions / version
-            if taken.exists() and Listing.of(taken, seen=objects.seen).without(READY) != files:
+            if taken.exists() and Listing.of(taken, seen=objects.seen).without(READY).id != version:
                 problems.append(f"{taken} differs from the version")
         return problems
 
@@ -220,8 +209,8 @@ class DataVersions:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
         self._settle()
-        self.check_clean()
         with or_disk_full(f"committing a data version ({step})", leaving=folder):
+            self.check_clean()
             sync_tree(folder)
             with self._objects() as objects:
                 listing = Listing.of(folder, seen=objects.seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,3 +66,11 @@ def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> 
     version = DataVersions(workspace).commit(folder, step="ingest", message=f"{report.added} photos added")
     log.info("ingest: data version %s", version[:12])
     return version
+
+
+def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
+    """What an ingestion would do; everything it writes is thrown away."""
+    with workspace.lock("ingest --dry-run"):
+        folder, report = read_delivery.fn(workspace, source, val_share, test_share)
+        shutil.rmtree(folder)
+    return report

@@ -229,6 +229,19 @@ class Objects:
             return self.is_good(Path(path), md5, name=name)
         return bool(self.remote.fs.exists(path))
 
+    def problems(self, version: str) -> list[str]:
+        """What of the version is missing or corrupt, in the cache and in the remote. Heals nothing."""
+        places = [self.path(f"{version}.dir"), Path(self.remote.path(f"{version}.dir"))]
+        whole = [place for place in places if self.is_good(place, version, name="")]
+        if not whole:
+            return [f"its listing {version}.dir is missing or corrupt in the cache and in the remote"]
+        listing = Listing.parse(whole[0].read_bytes(), name=str(whole[0]))
+        cached = {name: self.path(md5) for name, md5 in {**listing.files, "its listing": f"{version}.dir"}.items()}
+        bad = [(n, path) for n, path in cached.items() if not self.is_good(path, path.parent.name + path.name, name=n)]
+        found = [f"{name}: {path} is missing or corrupt in the cache" for name, path in bad]
+        lost = self.missing(listing).items()
+        return found + [f"{name}: {self.remote.path(md5)} is missing or corrupt in the remote" for md5, name in lost]
+
     def store(self, listing: Listing) -> None:
         """See that the remote holds every object of the version, whole and on the disk.
 

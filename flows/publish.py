@@ -93,7 +93,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
         versions.sweep()
         versions.check_contract(graph / "model.onnx")
-        record = describe(run, data, graph, verdict)
+        record = describe(run, data, graph, verdict) | {"parent": serving}
         number = models.register(record)
         labels = read_manifest(data).classes
         versions.stage(

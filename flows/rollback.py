@@ -5,8 +5,11 @@ Plain functions, not flows: a rollback has to work while Prefect, or a training,
 
 from __future__ import annotations
 
+from typing import Any
+
 from flows.data_version import DataVersions, Entry
 from flows.endpoint import repository
+from flows.errors import UnknownVersion
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.workspace import Workspace
@@ -38,8 +41,7 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     with workspace.lock("model rollback", name="serving"):
-        target = models.previous() if version is None else version
-        models.record(target)
+        target = rollback_target(workspace, version)
         server = running(workspace.state)
         if server is None:
             activate(versions, target)
@@ -49,6 +51,55 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
         if models.serving() != target:
             models.assign(target)
     return target
+
+
+def rollback_target(workspace: Workspace, version: int | None) -> int:
+    """The version that `rollback_model` would make answer.
+
+    Raises:
+        UnknownVersion: no such version, or none served before.
+    """
+    models = ModelVersions(Ledger(workspace.root))
+    target = models.previous() if version is None else version
+    models.record(target)
+    return target
+
+
+def model_record(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
+    """The record of a model version, by default of the one that serves.
+
+    Raises:
+        UnknownVersion: no such version, or none serves.
+    """
+    models = ModelVersions(Ledger(workspace.root))
+    wanted = models.serving() if version is None else version
+    if wanted is None:
+        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
+    record = models.record(wanted)
+    return {
+        "version": wanted,
+        "serving": wanted == models.serving(),
+        "data_withdrawn": record["data_version"] in withdrawn_data(workspace),
+        **record,
+    }
+
+
+def model_history(workspace: Workspace) -> list[dict[str, Any]]:
+    """All model versions, newest first, each with whether its data were withdrawn since."""
+    models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
+    return [
+        {
+            "version": entry.version,
+            "serving": entry.serving,
+            "parent": entry.record.get("parent"),
+            "data_version": entry.data_version,
+            "data_withdrawn": entry.data_version in withdrawn,
+            "metrics": dict(entry.metrics),
+            "recipe": entry.record.get("recipe"),
+            "run": entry.run,
+        }
+        for entry in models.log()
+    ]
 
 
 def withdrawn_data(workspace: Workspace) -> set[str]:
