@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from models.config import recipe_names
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 
@@ -107,6 +109,7 @@ def test_deployments_name_a_flow_and_its_parameters() -> None:
 
         assert flow is not None, f"{file} has no {name}"
         assert any("flow" in ast.unparse(decorator) for decorator in flow.decorator_list)
+        assert deployment["parameters"]["recipe"] in recipe_names()
         assert set(deployment["parameters"]) <= {argument.arg for argument in [*flow.args.args, *flow.args.kwonlyargs]}
 
 

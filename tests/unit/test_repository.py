@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from models.config import Recipe
+from models.config import Recipe, recipe_names
 from models.registry import Range
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,12 @@ def test_changelog_names_the_versions_that_are_pinned() -> None:
 
     assert rows
     assert [f"{name}=={version}" for name, version in rows if f"{name}=={version}" not in pins] == []
+
+
+def test_recipes_page_names_every_recipe() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, flags=re.MULTILINE)) == set(recipe_names())
 
 
 def recipe_keys() -> dict[str, tuple[str, Any]]:
