@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from flows.stage import stage
 
 from flows.data_version import DataVersions
 from flows.files import link
 from flows.run import Run, code_hash
+from flows.stage import stage
 from models.cleaning import find_label_errors, log_margin
 from models.config import Clean, digest
 from models.data.manifest import Manifest, read_manifest, write_labels, write_version

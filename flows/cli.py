@@ -24,7 +24,9 @@ app.add_typer(model, name="model")
 At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.epochs=3.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.epochs=3.")
+]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
 
@@ -53,7 +55,11 @@ def ingest(
     from flows.ingest import ingest as flow
 
     done = flow(found, source, val_share=val_share, test_share=test_share)
-    _show(dataclasses.asdict(done), as_json=as_json, say=lambda: _say_intake(done.report, f"data version {done.data_version[:12]}"))
+    _show(
+        dataclasses.asdict(done),
+        as_json=as_json,
+        say=lambda: _say_intake(done.report, f"data version {done.data_version[:12]}"),
+    )
 
 
 @data.command("log")
@@ -74,7 +80,9 @@ def data_show(version: str = "selected", workspace: At = Path("."), as_json: AsJ
 
     versions = DataVersions(_find(workspace))
     wanted = versions.resolve(version)
-    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted)) | {"problems": versions.verify(wanted)}
+    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted)) | {
+        "problems": versions.verify(wanted)
+    }
     _show(entry, as_json=as_json, say=lambda: _pairs(entry))
 
 
@@ -100,9 +108,15 @@ def data_rollback(version: str, workspace: At = Path("."), as_json: AsJson = Fal
     if dry_run:
         versions = DataVersions(found)
         versions.check_clean()
-        return print(f"would select {versions.resolve(version)[:12]} in place of {(versions.selected() or 'nothing')[:12]}")
+        return print(
+            f"would select {versions.resolve(version)[:12]} in place of {(versions.selected() or 'nothing')[:12]}"
+        )
     entry = rollback_data(found, version)
-    _show(_entry(entry), as_json=as_json, say=lambda: print(f"data version {entry.id[:12]} is selected (entry {entry.number})"))
+    _show(
+        _entry(entry),
+        as_json=as_json,
+        say=lambda: print(f"data version {entry.id[:12]} is selected (entry {entry.number})"),
+    )
 
 
 @app.command()
@@ -141,7 +155,9 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 
 @model.command("show")
-def model_show(version: Annotated[int | None, typer.Argument()] = None, workspace: At = Path("."), as_json: AsJson = False) -> None:
+def model_show(
+    version: Annotated[int | None, typer.Argument()] = None, workspace: At = Path("."), as_json: AsJson = False
+) -> None:
     """One model version: its record, by default of the one that serves."""
     from flows.rollback import model_record
 
@@ -182,7 +198,10 @@ def serve(
     if stop:
         return server.stop()
     started = server.start()
-    print(f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}", flush=True)
+    print(
+        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}",
+        flush=True,
+    )
     if not detach:
         server.wait()
 
@@ -221,11 +240,13 @@ def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
 @app.command()
 def demo(workspace: At = Path("build/demo")) -> None:
     """The whole story on drawn sample products, in a workspace of its own."""
-    root = workspace.absolute()
-    _logging(root / "state")
+    from flows.sample.place import fresh_workspace
+
+    found = fresh_workspace(workspace.absolute())
+    _logging(found.state)
     from flows.demo import tell
 
-    tell(root)
+    tell(found)
 
 
 def main() -> None:

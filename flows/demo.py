@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.data_version import DataVersions
-from flows.endpoint import free_ports, local_server
-from flows.errors import InputError
+from flows.endpoint import free_ports, local_server, stop_endpoint
 from flows.ingest import Ingested, ingest
 from flows.progress import print_seen, print_steps
 from flows.retrain import Report, retrain
@@ -44,36 +42,21 @@ class Found:
                 f"of {self.dropped} dropped labels {self.right / max(self.dropped, 1):.0%} were wrong")  # fmt: skip
 
 
-def tell(root: Path) -> None:
+def tell(workspace: Workspace) -> None:
     """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth."""
     began = time.perf_counter()
-    workspace = fresh_workspace(root)
     adopted = adopt_sample(workspace)
     delivered, truth = ingest_delivery(workspace)
     server = start_endpoint(workspace)
-    baseline = retrain(workspace, load_recipe("demo", overrides=BASELINE))
-    report = retrain(workspace, load_recipe("demo"))
-    conclude(workspace, server, [adopted, delivered.data_version], count_found(workspace, report, truth), baseline, report)
+    try:
+        baseline = retrain(workspace, load_recipe("demo", overrides=BASELINE))
+        report = retrain(workspace, load_recipe("demo"))
+    except BaseException:
+        stop_endpoint(workspace)
+        raise
+    found = count_found(workspace, report, truth)
+    conclude(workspace, server, [adopted, delivered.data_version], found, baseline, report)
     print(f"\nThe flow took {time.perf_counter() - began:.0f} s.")
-
-
-def fresh_workspace(root: Path) -> Workspace:
-    """An empty workspace; that of an earlier demo is stopped and replaced.
-
-    Raises:
-        InputError: the folder holds something else.
-    """
-    mark = root / "state" / "demo"
-    if mark.exists():
-        workspace = Workspace.find(root)
-        with workspace.lock("demo"):
-            local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
-            shutil.rmtree(root)
-    elif root.exists() and any(root.iterdir()):
-        raise InputError(f"{root} is not empty and no demo made it; choose another folder with --workspace")
-    workspace = Workspace.init(root)
-    mark.touch()
-    return workspace
 
 
 def adopt_sample(workspace: Workspace) -> str:

@@ -35,7 +35,11 @@ def examine(workspace: Workspace | None) -> list[Finding]:
 
 def _machine() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding("python", sys.version_info >= (3, 11), f"{version}" if sys.version_info >= (3, 11) else f"{version}; install 3.11 or later")
+    yield Finding(
+        "python",
+        sys.version_info >= (3, 11),
+        f"{version}" if sys.version_info >= (3, 11) else f"{version}; install 3.11 or later",
+    )
     yield Finding("git", bool(shutil.which("git")), shutil.which("git") or "not found; install git")
     gpu = shutil.which("nvidia-smi")
     names = subprocess.run([gpu, "-L"], capture_output=True, text=True, check=False).stdout.strip() if gpu else ""
@@ -67,7 +71,9 @@ def _workspace(workspace: Workspace) -> Iterator[Finding]:
 
     yield _check("data", data)
     server = running(workspace.state)
-    yield Finding("endpoint", True, f"gRPC at {server.url}" if server else "not running; start it with `cleanshelf serve`")
+    yield Finding(
+        "endpoint", True, f"gRPC at {server.url}" if server else "not running; start it with `cleanshelf serve`"
+    )
 
 
 def _check(part: str, look: Callable[[], str]) -> Finding:

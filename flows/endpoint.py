@@ -40,6 +40,11 @@ def endpoint(workspace: Workspace) -> Iterator[str]:
         local.stop()
 
 
+def stop_endpoint(workspace: Workspace) -> None:
+    """Ends the workspace's server, if one runs."""
+    local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
+
+
 def free_ports(count: int) -> list[int]:
     """Ports on the loopback that nothing listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]

@@ -54,7 +54,9 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
     parent = versions.selected()
     base = versions.materialise(parent) if parent else None
     folder = versions.stage()
-    report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share, code=code_hash())
+    report = take_in(
+        source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share, code=code_hash()
+    )
     log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
              report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
     return folder, report

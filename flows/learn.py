@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.stage import stage
-
 from flows.launch import run_child
 from flows.run import Run, sha256
+from flows.stage import stage
 
 log = logging.getLogger("cleanshelf")
 

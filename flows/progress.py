@@ -22,7 +22,9 @@ def show_progress() -> None:
     log = logging.getLogger("cleanshelf")
     log.setLevel(logging.INFO)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
-    handler = RichHandler(console=console, show_path=False, show_level=False, markup=False, highlighter=None, log_time_format="%H:%M:%S")
+    handler = RichHandler(
+        console=console, show_path=False, show_level=False, markup=False, highlighter=None, log_time_format="%H:%M:%S"
+    )
     log.handlers = [handler]
     log.propagate = False
 

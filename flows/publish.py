@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flows.stage import stage
 
 from flows.endpoint import endpoint, repository
 from flows.errors import GateRefused
@@ -20,6 +19,7 @@ from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.run import Run, sha256
 from flows.settings import REPOSITORY
+from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
 from serving.client import Recognizer

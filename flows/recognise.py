@@ -22,7 +22,9 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
     """
     server = running(workspace.state)
     if server is None:
-        raise ServerUnavailable("no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model")
+        raise ServerUnavailable(
+            "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+        )
     with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:
         return _plain(images, recognizer.recognise(list(images)))
 

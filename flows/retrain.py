@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +21,20 @@ from flows.run import Run
 from flows.settings import Settings
 from flows.stage import stage, together
 from flows.workspace import Workspace
-from models.config import Recipe, digest
+from models.config import Recipe, digest, load_recipe
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a retraining did."""
+    """What a retraining did; model_version is None where the gate refused."""
 
     run: str
     data_before: str
     data_after: str
     steps: list[Row]
     verdict: Verdict
-    model_version: int
-    seen: list[Seen]
+    model_version: int | None = None
+    seen: list[Seen] = field(default_factory=list)
 
 
 def retrain(workspace: Workspace, recipe: Recipe) -> Report:
@@ -49,6 +49,12 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
         DataVersions(workspace).repair()
         run.open()
         return retraining.with_options(task_runner=side_by_side)(run)
+
+
+@flow(name="scheduled")
+def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | None = None) -> None:
+    """What a Prefect deployment runs: see prefect.yaml."""
+    retrain(Workspace.find(Path(workspace)), load_recipe(recipe, overrides=overrides or []))
 
 
 @flow(name="retrain", validate_parameters=False)
@@ -69,10 +75,12 @@ def retraining(run: Run) -> Report:
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, balanced, graph, data)
 
+    report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
+
     with endpoint(run.workspace):
         version = publish(run, data, graph, verdict)
         seen = recognise_samples(run, data)
-    return record(run, Report(run.id, delivered.name, data.name, steps, verdict, version, seen))
+    return record(run, replace(report, model_version=version, seen=seen))
 
 
 @stage(task_run_name="select data")

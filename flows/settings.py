@@ -43,7 +43,8 @@ def prepare_prefect(state: Path) -> None:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what fails is told once, by us, without Prefect's traceback
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "cleanshelf",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state / "prefect" / "results"),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from models.command import log_progress
 from models.config import Balance, from_dict
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--member", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     rebalance(args.network, data=args.data, recipe=args.recipe, member=args.member, out=args.out)
 

@@ -2,9 +2,9 @@
 
 Read from top to bottom. What it leaves in --out:
     network.pt       the trained network with its classes
-    scores.parquet   what it says of photos it was not trained on (validation and test; with --fold, the fold and validation)
+    scores.parquet   what it says of photos it was not trained on: validation and test; with --fold, the fold and validation
     metrics.jsonl    one object per epoch
-    checkpoint.pt    only while it runs: a killed training continues there, at most one epoch back, bit for bit on the CPU
+    checkpoint.pt    only while it runs: a killed training continues there, at most one epoch back, bit for bit on a CPU
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import checkpoint
+from models.command import log_progress
 from models.config import Member, Recipe, Train, digest, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -133,13 +134,8 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
             schedule.step()
             total += value.item() * len(positions)
         seconds = time.perf_counter() - started
-        report(
-            job.out,
-            epoch=epoch + 1,
-            loss=total / len(drawn),
-            lr=schedule.get_last_lr()[0],
-            images_per_s=len(drawn) / seconds,
-        )
+        figures = {"loss": total / len(drawn), "lr": schedule.get_last_lr()[0], "photos_per_s": len(drawn) / seconds}
+        report(job.out, epoch=epoch + 1, of=settings.epochs, **figures)
         state = {
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -184,12 +180,13 @@ def restore(path: Path, key: str, network: Network, optimizer: torch.optim.Optim
     return int(content["epoch"])
 
 
-def report(out: Path, **figures: float) -> None:
-    """One line of metrics.jsonl, and of the log."""
-    rounded = {key: round(value, 6) for key, value in figures.items()}
+def report(out: Path, *, epoch: int, of: int, **figures: float) -> None:
+    """One line of metrics.jsonl; four lines of the log in a whole training."""
+    line = {"epoch": epoch, **{key: round(value, 6) for key, value in figures.items()}}
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded) + "\n")
-    log.info("epoch %(epoch)d  loss %(loss).3f  %(images_per_s).0f photos/s", rounded)
+        file.write(json.dumps(line) + "\n")
+    if epoch % max(of // 4, 1) == 0 or epoch == of:
+        log.info("epoch %d of %d  loss %.3f  %.0f photos/s", epoch, of, line["loss"], line["photos_per_s"])
 
 
 def save_network(path: Path, network: Network, *, member: Member, classes: list[str], tau: float = 0.0) -> None:
@@ -226,7 +223,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
     train(Job(data=args.data, recipe=recipe, member=args.member, fold=args.fold, out=args.out))

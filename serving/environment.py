@@ -136,3 +136,15 @@ def _run(command: list[str]) -> None:
         raise BadEnvironment(
             f"`{' '.join(command)}` failed ({last}); see that the package index is reachable, try again"
         )
+
+
+def main() -> None:
+    """`python -m serving.environment PATH`: makes the environment, or says why the server would not run in it."""
+    try:
+        ensure_environment(Path(sys.argv[1]))
+    except BadEnvironment as error:
+        sys.exit(f"triton environment: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,14 +31,14 @@ class Difficulty:
         band_contrast: 0 to 1; how far the band's colour lies from the ground colour that siblings share.
     """
 
-    tilt_deg: float = 12.0
+    tilt_deg: float = 10.0
     perspective: float = 0.07
-    light: float = 0.4
-    blur_px: float = 1.5
+    light: float = 0.25
+    blur_px: float = 1.0
     noise: float = 2.5
-    clutter: float = 0.75
-    occlusion: float = 0.45
-    band_contrast: float = 0.7
+    clutter: float = 0.6
+    occlusion: float = 0.3
+    band_contrast: float = 0.9
 
 
 def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficulty()) -> Image.Image:

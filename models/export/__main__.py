@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.command import log_progress
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
     card = json.loads(args.card.read_text(encoding="utf-8"))

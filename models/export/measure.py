@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.command import log_progress
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import Accuracy, accuracy
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(args.data)
     ranked, target = measure(args.graph, manifest, test_rows(manifest))

@@ -1,0 +1,50 @@
+# Every command a developer or a user needs; `make` alone lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*##/  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.venv/ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks its venv module; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flows,dev]'
+	@touch $@
+
+.venv-triton/requirements.sha256: serving/triton-requirements.txt | .venv/ready
+	@$(BIN)/python -m serving.environment .venv-triton
+
+setup: .venv/ready .venv-triton/requirements.sha256  ## Install everything: .venv, and .venv-triton for the server (about 7 GB)
+
+demo: setup  ## The whole story on drawn products: data to endpoint in minutes
+	@$(BIN)/cleanshelf demo
+
+test: setup  ## All tests but the slow ones: unit, then integration with real parts
+	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q tests/integration -m 'not slow'
+
+test-all: setup  ## All tests, the slow ones too
+	@$(BIN)/python -m pytest -q tests
+
+check: setup  ## Formatting, lint, types, import contracts, constraints
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels tests benchmarks docs *.md
+	@$(BIN)/pip check
+
+bench: setup  ## Run benchmarks/ and write docs/benchmarks.md
+	@$(BIN)/python benchmarks/run.py
+
+lock: setup  ## Compile constraints.txt anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
+
+down:  ## Stop the demo's endpoint
+	@$(BIN)/cleanshelf serve --stop --workspace build/demo
+
+clean:  ## Remove what was built, not what was installed
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.PHONY: help setup demo test test-all check bench lock down clean
