@@ -20,7 +20,7 @@ from models.scores import Scores, concatenate, mean, read_scores
 log = logging.getLogger("cleanshelf")
 
 
-@stage(task_run_name="clean, round {round}")
+@stage("clean, round {round}")
 def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     """The data version in which suspect labels are decided away; the same folder where there is nothing to decide."""
     manifest = read_manifest(data)

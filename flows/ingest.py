@@ -46,7 +46,7 @@ def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: 
     return Ingested(version, report)
 
 
-@stage(task_run_name="read delivery")
+@stage("read delivery")
 def read_delivery(workspace: Workspace, source: Path, val_share: float, test_share: float) -> tuple[Path, IntakeReport]:
     """Decodes and hashes every photo and writes the next version's files to a staging folder."""
     versions = DataVersions(workspace)
@@ -62,7 +62,7 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
     return folder, report
 
 
-@stage(task_run_name="commit data version")
+@stage("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
     version = DataVersions(workspace).commit(folder, step="ingest", message=f"{report.added} photos added")

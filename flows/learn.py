@@ -13,7 +13,7 @@ from flows.stage import stage
 log = logging.getLogger("cleanshelf")
 
 
-@stage(task_run_name="train member {member}")
+@stage("train member {member}")
 def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     recipe = run.recipe
@@ -21,7 +21,7 @@ def train(run: Run, data: Path, member: int) -> Path:
     return _train(run, data, member, name=f"train-{recipe.members[member].backbone}", parts=parts, fold=None)
 
 
-@stage(task_run_name="score fold {fold}")
+@stage("score fold {fold}")
 def score_fold(run: Run, data: Path, fold: int) -> Path:
     """Scores of one fold of the training photos, by a network that never saw them."""
     recipe, member = run.recipe, run.recipe.clean.member
@@ -43,7 +43,7 @@ def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object,
     return run.stage(name, data.name, started_from, *parts, work=work)
 
 
-@stage(task_run_name="balance member {member}")
+@stage("balance member {member}")
 def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe

@@ -28,7 +28,7 @@ from serving.control import Endpoint
 log = logging.getLogger("cleanshelf")
 
 
-@stage(task_run_name="export")
+@stage("export")
 def export(run: Run, data: Path, members: list[Path]) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
     card = {
@@ -50,7 +50,7 @@ def export(run: Run, data: Path, members: list[Path]) -> Path:
     )
 
 
-@stage(task_run_name="gate")
+@stage("gate")
 def gate(run: Run, data: Path, graph: Path) -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos."""
     models = ModelVersions(Ledger(run.workspace.root))
@@ -73,7 +73,7 @@ def measure_served(run: Run, data: Path, version: int) -> dict[str, float]:
     return read_json(run.stage("measure", data.name, sha256(graph), work=work) / "accuracy.json")
 
 
-@stage(task_run_name="publish")
+@stage("publish")
 def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
@@ -132,7 +132,7 @@ class Seen:
     model_version: int
 
 
-@stage(task_run_name="recognise")
+@stage("recognise")
 def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)

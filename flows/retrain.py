@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.clean import clean
 from flows.data_version import DataVersions
@@ -44,7 +45,7 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
-    side_by_side = ThreadPoolTaskRunner(max_workers=Settings().num_parallel())  # type: ignore[var-annotated]
+    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel())
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         run.open()
@@ -83,7 +84,7 @@ def retraining(run: Run) -> Report:
     return record(run, replace(report, model_version=version, seen=seen))
 
 
-@stage(task_run_name="select data")
+@stage("select data")
 def select_data(run: Run) -> Path:
     """The selected data version as a verified folder of its own, so that no rollback changes it under the run."""
     versions = DataVersions(run.workspace)
@@ -91,7 +92,7 @@ def select_data(run: Run) -> Path:
     return versions.materialise("selected")
 
 
-@stage(task_run_name="record")
+@stage("record")
 def record(run: Run, report: Report) -> Report:
     """Writes run.json: what the run did, for people and programs."""
     (run.folder / "run.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")

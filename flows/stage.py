@@ -5,15 +5,25 @@ Prefect remembers that a task returned; we need to know that its files are still
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
-stage = partial(task, cache_policy=NO_CACHE, persist_result=False)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Decorator; the name is shown for each run, with parameters in braces filled in."""
+
+    def make(work: Callable[P, R]) -> Task[P, R]:
+        return Task(work, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+
+    return make
 
 
 def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:

@@ -59,6 +59,6 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
     )
 
 
-def _mean(values: NDArray[np.generic]) -> float:
+def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float:
     """NaN of nothing, without a warning."""
     return float(np.mean(values)) if len(values) else float("nan")

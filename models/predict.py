@@ -11,7 +11,7 @@ from models.inputs import Inputs
 from models.scores import KEEP, Scores
 
 
-def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.str_], target: NDArray[np.int64]) -> Scores:
+def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
     """Scores (N rows) of the photos of `inputs`, in its order.
 
     Args:
@@ -31,7 +31,9 @@ def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.str_], target: 
             best = p.topk(min(KEEP, p.shape[1]))
             tops.append(best.indices.cpu())
             probs.append(best.values.cpu())
-    return Scores(ids, target, torch.cat(p_label).numpy(), torch.cat(tops).numpy(), torch.cat(probs).numpy())
+    return Scores(
+        ids.astype(str), target, torch.cat(p_label).numpy(), torch.cat(tops).numpy(), torch.cat(probs).numpy()
+    )
 
 
 def embeddings(network: nn.Module, inputs: Inputs) -> Tensor:

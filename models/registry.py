@@ -96,7 +96,7 @@ class Registry:
                 f"known: {', '.join(sorted(self.components))}"
             )
         cls = self.components[name].build
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]  # a class, seen as a callable
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)
         known = [p for p in inspect.signature(cls).parameters]
         for key, value in params.items():
             if key not in known:

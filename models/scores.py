@@ -115,5 +115,5 @@ def mean(members: Sequence[Scores], *, num_classes: int) -> Scores:
         total /= len(members)
         top[rows] = np.argsort(-total, axis=1, kind="stable")[:, : top.shape[1]]
         probs[rows] = np.take_along_axis(total, top[rows], 1)
-    p_label = np.mean([member.p_label for member in members], axis=0, dtype=np.float32)
+    p_label = np.stack([member.p_label for member in members]).mean(axis=0, dtype=np.float32)
     return Scores(first.id, first.target, p_label, top, probs)

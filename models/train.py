@@ -134,7 +134,11 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
             schedule.step()
             total += value.item() * len(positions)
         seconds = time.perf_counter() - started
-        figures = {"loss": total / len(drawn), "lr": schedule.get_last_lr()[0], "photos_per_s": len(drawn) / seconds}
+        figures = {
+            "loss": total / len(drawn),
+            "lr": float(schedule.get_last_lr()[0]),
+            "photos_per_s": len(drawn) / seconds,
+        }
         report(job.out, epoch=epoch + 1, of=settings.epochs, **figures)
         state = {
             "network": network.state_dict(),

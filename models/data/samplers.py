@@ -21,7 +21,7 @@ def draw_epoch(labels: NDArray[np.int64], *, power: float, seed: int, epoch: int
     return rng.choice(len(labels), size=len(labels), p=weight / weight.sum())
 
 
-def folds(labels: NDArray[np.int64], ids: NDArray[np.str_], *, num_folds: int) -> NDArray[np.int64]:
+def folds(labels: NDArray[np.int64], ids: NDArray[np.object_], *, num_folds: int) -> NDArray[np.int64]:
     """Fold of each sample (N,), stratified: every class is spread over the folds as evenly as it goes.
 
     Decided by id, so a sample keeps its neighbours when rows are reordered. A class with fewer photos than folds is
