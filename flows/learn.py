@@ -18,7 +18,9 @@ def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     recipe = run.recipe
     parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size)
-    return _train(run, data, member, name=f"train-{recipe.members[member].backbone}", parts=parts, fold=None)
+    return _train(
+        run, data, member, name=f"train-{member + 1}-{recipe.members[member].backbone}", parts=parts, fold=None
+    )
 
 
 @stage("score fold {fold}")
@@ -47,7 +49,7 @@ def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object,
 def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
-    name = f"balance-{recipe.members[member].backbone}"
+    name = f"balance-{member + 1}-{recipe.members[member].backbone}"
 
     def work(out: Path) -> None:
         arguments = [
