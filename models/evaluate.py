@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares in [0, 1]. Thirds are of the classes, by number of training photos, each the mean of its classes."""
+    """Shares in [0, 1], NaN where no photo was asked. Thirds are of the classes, by number of training photos, each the mean of its classes."""
 
     top1: float
     top5: float
@@ -36,7 +36,7 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
     Args:
         ranked: (N, K) classes, best first.
-        target: (N,) true classes; a photo with -1 (a class the network does not know) counts as wrong in top1 alone.
+        target: (N,) true classes; a photo with -1 (a class the network does not know) counts as wrong in top1 and top5 alone.
         train_counts: (C,) training photos per class, which decides the thirds.
     """
     hit = ranked[:, 0] == target
@@ -47,14 +47,14 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
     per_class = np.divide(right, shown, out=np.full(len(shown), np.nan), where=present)
     group = thirds(train_counts)
 
-    def over(classes: NDArray[np.bool_]) -> float:
-        return float(per_class[classes].mean()) if classes.any() else float("nan")
+    def share(right: NDArray[np.bool_] | NDArray[np.float64]) -> float:
+        return float(right.mean()) if len(right) else float("nan")
 
     return Accuracy(
-        top1=float(hit.mean()),
-        top5=float((ranked[:, :5] == target[:, None]).any(1).mean()),
-        mean_class=over(present),
-        head=over(present & (group == 0)),
-        middle=over(present & (group == 1)),
-        tail=over(present & (group == 2)),
+        top1=share(hit),
+        top5=share((ranked[:, :5] == target[:, None]).any(1)),
+        mean_class=share(per_class[present]),
+        head=share(per_class[present & (group == 0)]),
+        middle=share(per_class[present & (group == 1)]),
+        tail=share(per_class[present & (group == 2)]),
     )
