@@ -38,7 +38,9 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     write_labels(folder, decided)
     config = digest(run.recipe.clean, [folder.name for folder in folds], round)
     write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    return versions.materialise(versions.commit(folder, step=f"clean-{round}", message=f"{dropped} labels decided away"))
+    return versions.materialise(
+        versions.commit(folder, step=f"clean-{round}", message=f"{dropped} labels decided away")
+    )
 
 
 def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
@@ -49,7 +51,9 @@ def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
     """
     validation = manifest.id[manifest.split == "val"]
     of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
-    of_validation = mean([fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes))
+    of_validation = mean(
+        [fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes)
+    )
     return concatenate([*of_fold, of_validation])
 
 

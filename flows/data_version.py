@@ -46,6 +46,7 @@ from flows.switch import Switch
 from flows.workspace import Workspace
 
 REF = "refs/data/main"
+READY = "READY"  # in versions/<id> once every file there is verified
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ class DataVersions:
         """
         version = self.resolve(version)
         folder = self.workspace.versions / version
-        ready = self.workspace.versions / f"{version}.READY"
+        ready = folder / READY
         folder.mkdir(parents=True, exist_ok=True)
         with or_disk_full(f"taking data version {version[:12]}"), self._objects() as objects:
-            if ready.exists() and Listing.of(folder, seen=objects.seen).id == version:
+            if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
                 return folder
             ready.unlink(missing_ok=True)
             objects.fill(folder, objects.listing(version))
@@ -183,20 +184,9 @@ class DataVersions:
         version = self.resolve(version)
         problems = [] if self.ledger.tags(_tag(version)) else [f"tag {_tag(version)} is missing"]
         with self._objects() as objects:
-            listing = objects.path(f"{version}.dir")
-            source = (
-                listing if objects.is_good(listing, version, name="") else Path(objects.remote.path(f"{version}.dir"))
-            )
-            if not objects.is_good(source, version, name=""):
-                return [*problems, f"listing {version}.dir is missing or corrupt in the cache and in the remote"]
-            files = Listing.parse(source.read_bytes(), name=str(source))
-            for name, md5 in {**files.files, "listing": f"{version}.dir"}.items():
-                if not objects.is_good(objects.path(md5), md5, name=name):
-                    problems.append(f"{name}: cache object {objects.path(md5)} is missing or corrupt")
-            for md5, name in objects.missing(files).items():
-                problems.append(f"{name}: remote object {objects.remote.path(md5)} is missing or corrupt")
+            problems += objects.problems(version)
             taken = self.workspace.versions / version
-            if taken.exists() and Listing.of(taken, seen=objects.seen) != files:
+            if taken.exists() and Listing.of(taken, seen=objects.seen).without(READY).id != version:
                 problems.append(f"{taken} differs from the version")
         return problems
 
@@ -205,7 +195,9 @@ class DataVersions:
     def stage(self) -> Path:
         """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
         self._staging.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+        folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+        folder.chmod(0o755)  # it becomes data/, which others may read
+        return folder
 
     def commit(self, folder: Path, *, step: str, message: str) -> str:
         """Make the contents of `folder` (from `stage`) the selected version; its id.
@@ -217,8 +209,8 @@ class DataVersions:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
         self._settle()
-        self.check_clean()
         with or_disk_full(f"committing a data version ({step})", leaving=folder):
+            self.check_clean()
             sync_tree(folder)
             with self._objects() as objects:
                 listing = Listing.of(folder, seen=objects.seen)
@@ -302,6 +294,8 @@ class DataVersions:
             self._settle()
 
     def _add(self, listing: Listing, *, is_new: bool) -> None:
+        with self._objects() as objects:
+            objects.bring_in(self.workspace.data, listing)
         with self._repo() as repo:
             if is_new:
                 _patiently(lambda: repo.add(str(self.workspace.data)))
@@ -313,7 +307,7 @@ class DataVersions:
         self.after("added")
 
     def _push(self, listing: Listing) -> None:
-        with self._repo() as repo, suppress(WorldError):  # what did not arrive is put by hand below, or told
+        with self._repo() as repo, suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
             _patiently(lambda: repo.push([str(self.workspace.pointer)]))
         self.after("pushed")
         with self._objects() as objects:
@@ -364,10 +358,10 @@ class DataVersions:
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
-        # By default DVC keeps a cache for all users under /var/tmp.
-        with Repo(
-            str(self.workspace.root), config={"core": {"site_cache_dir": str(self.workspace.state / "dvc")}}
-        ) as repo:
+        # DVC keeps a cache for all users under /var/tmp unless told otherwise. Git is the ledger's business: DVC is
+        # told that there is none, lest it print advice or edit .gitignore.
+        core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
+        with Repo(str(self.workspace.root), config={"core": core}) as repo:
             yield repo
 
     @property

@@ -17,6 +17,13 @@ def repository(workspace: Workspace) -> ModelRepository:
     return ModelRepository(workspace.repository)
 
 
+def local_server(workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int) -> LocalServer:
+    """The workspace's server on these ports; not started."""
+    workspace.repository.mkdir(parents=True, exist_ok=True)
+    return LocalServer(workspace.repository, state=workspace.state, environment=Settings().triton_env,
+                       http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)  # fmt: skip
+
+
 @contextmanager
 def endpoint(workspace: Workspace) -> Iterator[str]:
     """The gRPC address (host:port) of the running server; without one, of a server on free ports that ends afterwards."""
@@ -25,8 +32,7 @@ def endpoint(workspace: Workspace) -> Iterator[str]:
         yield server.url
         return
     http, grpc, metrics = free_ports(3)
-    local = LocalServer(workspace.repository, state=workspace.state, environment=Settings().triton_env,
-                        http_port=http, grpc_port=grpc, metrics_port=metrics)  # fmt: skip
+    local = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)
     started = local.start()
     try:
         yield started.url

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,10 +79,12 @@ def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
         raise DiskFull(f"no space left while {doing} ({cause}); free some space and run it again") from error
 
 
-def _out_of_space(error: BaseException | None) -> OSError | None:
+def _out_of_space(error: BaseException | None) -> BaseException | None:
     """The ENOSPC (or quota, or file size limit) behind `error`, through its causes; libraries wrap it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):  # DVC's own bookkeeping
             return error
         error = error.__cause__ or error.__context__
     return None

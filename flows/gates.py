@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,12 +18,17 @@ class Verdict:
 
 
 def judge(
-    new: Mapping[str, float], serving: Mapping[str, float] | None, parity: Mapping[str, float], *, settings: Gate, graph_sha256: str
+    new: Mapping[str, float | None],
+    serving: Mapping[str, float | None] | None,
+    parity: Mapping[str, float],
+    *,
+    settings: Gate,
+    graph_sha256: str,
 ) -> Verdict:
     """Compares accuracies on the same test photos.
 
     Args:
-        new: accuracy of the new graph, keys as in models.evaluate.Accuracy, shares in [0, 1].
+        new: accuracy of the new graph, keys as in models.evaluate.Accuracy, shares in [0, 1] or None.
         serving: the same of the model now serving, or None where none does.
         parity: of the new graph with torch; keys different_ids and probability.
     """
@@ -35,9 +39,12 @@ def judge(
     if serving is None:
         reasons.append("nothing is serving yet, so there is nothing to be worse than")
         return Verdict(not refusals, tuple(refusals or reasons), graph_sha256)
-    for name, key, allowed in (("mean-class accuracy", "mean_class", settings.mean_class), ("tail accuracy", "tail", settings.tail)):
+    for name, key, allowed in (
+        ("mean-class accuracy", "mean_class", settings.mean_class),
+        ("tail accuracy", "tail", settings.tail),
+    ):
         before, after = serving[key], new[key]
-        if math.isnan(after) or math.isnan(before):
+        if before is None or after is None:
             refusals.append(f"{name} cannot be measured: the data version has no test photos of these classes")
         elif after < before - allowed:
             refusals.append(f"{name} {after:.3f} is more than {allowed:.3f} below the serving model's {before:.3f}")

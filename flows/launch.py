@@ -48,7 +48,9 @@ def _failure(module: str, code: int, tail: deque[str]) -> Exception:
     kind, _, message = last.partition(": ")
     if f"[Errno {errno.ENOSPC}]" in last:
         return DiskFull(f"no space left on the device while running {module}; free some and run the same command again")
-    if kind in {f"models.errors.{name}" for name in ("ConfigError", "ManifestError", "WeightsMismatch", "CheckpointMismatch")}:
+    if kind in {
+        f"models.errors.{name}" for name in ("ConfigError", "ManifestError", "WeightsMismatch", "CheckpointMismatch")
+    }:
         return InputError(message)
     end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return ChildFailed(f"{module} {end}; its last lines:\n" + "\n".join(tail))

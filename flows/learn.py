@@ -51,7 +51,16 @@ def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     name = f"balance-{recipe.members[member].backbone}"
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt", "--member", member]
+        arguments = [
+            "--data",
+            data,
+            "--recipe",
+            run.recipe_file,
+            "--network",
+            trained / "network.pt",
+            "--member",
+            member,
+        ]
         run_child("models.decoupling", [*arguments, "--out", out], say=_say(name))
 
     seed = recipe.members[member].seed

@@ -68,6 +68,10 @@ class Listing:
         """32 hex digits."""
         return _md5(self.content).hexdigest()
 
+    def without(self, name: str) -> Listing:
+        """The same files but for `name`."""
+        return Listing({key: md5 for key, md5 in self.files.items() if key != name})
+
     @classmethod
     def parse(cls, content: bytes, *, name: str) -> Listing:
         """The listing in `content`, of the object `name`.
@@ -147,6 +151,13 @@ class Objects:
             if not self.is_good(self.path(md5), md5, name=name):
                 self.path(md5).unlink(missing_ok=True)
 
+    def bring_in(self, folder: Path, listing: Listing) -> None:
+        """Give the files of `folder` their second names in the cache; `dvc add` would copy the bytes."""
+        for name, md5 in listing.files.items():
+            if not self.path(md5).exists():
+                link(folder / name, self.path(md5))
+                self.path(md5).chmod(0o444)
+
     def listing(self, version: str) -> Listing:
         """The listing of a version, verified against its id."""
         md5 = f"{version}.dir"
@@ -217,6 +228,19 @@ class Objects:
         if self.remote.is_local:
             return self.is_good(Path(path), md5, name=name)
         return bool(self.remote.fs.exists(path))
+
+    def problems(self, version: str) -> list[str]:
+        """What of the version is missing or corrupt, in the cache and in the remote. Heals nothing."""
+        places = [self.path(f"{version}.dir"), Path(self.remote.path(f"{version}.dir"))]
+        whole = [place for place in places if self.is_good(place, version, name="")]
+        if not whole:
+            return [f"its listing {version}.dir is missing or corrupt in the cache and in the remote"]
+        listing = Listing.parse(whole[0].read_bytes(), name=str(whole[0]))
+        cached = {name: self.path(md5) for name, md5 in {**listing.files, "its listing": f"{version}.dir"}.items()}
+        bad = [(n, path) for n, path in cached.items() if not self.is_good(path, path.parent.name + path.name, name=n)]
+        found = [f"{name}: {path} is missing or corrupt in the cache" for name, path in bad]
+        lost = self.missing(listing).items()
+        return found + [f"{name}: {self.remote.path(md5)} is missing or corrupt in the remote" for md5, name in lost]
 
     def store(self, listing: Listing) -> None:
         """See that the remote holds every object of the version, whole and on the disk.

@@ -45,7 +45,9 @@ def export(run: Run, data: Path, members: list[Path]) -> Path:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    return run.stage("export", data.name, [folder.name for folder in members], run.recipe.export, digest(run.recipe), work=work)
+    return run.stage(
+        "export", data.name, [folder.name for folder in members], run.recipe.export, digest(run.recipe), work=work
+    )
 
 
 @stage(task_run_name="gate")
@@ -91,10 +93,12 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
         versions.sweep()
         versions.check_contract(graph / "model.onnx")
-        record = describe(run, data, graph, verdict)
+        record = describe(run, data, graph, verdict) | {"parent": serving}
         number = models.register(record)
         labels = read_manifest(data).classes
-        versions.stage(graph / "model.onnx", version=number, labels=labels, record=record, golden=np.load(graph / "golden.npy"))
+        versions.stage(
+            graph / "model.onnx", version=number, labels=labels, record=record, golden=np.load(graph / "golden.npy")
+        )
         with Endpoint(url) as control:
             control.switch(versions, number)
         models.assign(number)

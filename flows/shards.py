@@ -21,6 +21,7 @@ from models.data.manifest import read_photo
 __all__ = ["MAX_BYTES", "Placed", "pack", "read_photo"]
 
 MAX_BYTES = 512 * 1024 * 1024
+END = bytes(2 * tarfile.BLOCKSIZE)  # two empty blocks close a tar
 MAGIC = {
     b"\xff\xd8": "jpg",
     b"\x89PNG": "png",
@@ -50,7 +51,7 @@ def pack(photos: Iterable[tuple[str, bytes]], *, folder: Path, max_bytes: int = 
     places: dict[str, Placed] = {}
     shard: _Shard | None = None
     for photo_id, photo in photos:
-        if shard is not None and shard.size + len(photo) > max_bytes:
+        if shard is not None and not shard.has_room(photo, max_bytes=max_bytes):
             places |= shard.close()
             shard = None
         if shard is None:
@@ -77,6 +78,11 @@ class _Shard:
         path = folder / ".open.tar"
         return cls(path=path, file=path.open("wb"))
 
+    def has_room(self, photo: bytes, *, max_bytes: int) -> bool:
+        """Whether the finished tar with `photo` would be at most that large: header, padding and end included."""
+        padded = len(photo) + -len(photo) % tarfile.BLOCKSIZE
+        return self.size + tarfile.BLOCKSIZE + padded + len(END) <= max_bytes
+
     def add(self, photo_id: str, photo: bytes) -> None:
         # TarInfo's defaults are what we want written: time 0, user 0, group 0, mode 0644.
         info = tarfile.TarInfo(f"{photo_id}.{_extension(photo)}")
@@ -86,7 +92,7 @@ class _Shard:
         self._write(photo + bytes(-len(photo) % tarfile.BLOCKSIZE))
 
     def close(self) -> dict[str, Placed]:
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(END)
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

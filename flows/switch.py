@@ -17,8 +17,8 @@ from flows.workspace import Workspace
 class Switch:
     """The journal of one change of data/ and data.dvc, and what was there before.
 
-    While the journal exists a change is under way. The old data and the old pointer are kept beside it until the end, so
-    that undoing needs only renames: it works on a full disk too.
+    While the journal exists a change is under way. The old data and the old pointer are kept beside it until the end,
+    so that undoing needs only renames: it works on a full disk too.
     """
 
     workspace: Workspace

@@ -34,9 +34,12 @@ def load(path: Path, *, key: str = "") -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a broken file
-        raise CheckpointMismatch(f"{path} cannot be read ({type(error).__name__}); delete it to start this stage anew") from None
+        raise CheckpointMismatch(
+            f"{path} cannot be read ({type(error).__name__}); delete it to start this stage anew"
+        ) from None
     if key and content.get("key") != key:
         raise CheckpointMismatch(
-            f"{path} was made for {content.get('key', 'no training')}, not for {key}: other data or another recipe; delete it to start anew"
+            f"{path} was made for {content.get('key', 'no training')}, not for {key}: other data or another recipe; "
+            "delete it to start anew"
         )
     return content

@@ -40,7 +40,9 @@ class Member:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(f"members.{name}: {list(getattr(self, name))} is not three numbers, one per channel of RGB")
+                raise ConfigError(
+                    f"members.{name}: {list(getattr(self, name))} is not three numbers, one per channel of RGB"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,9 @@ class Recipe:
         if self.export.crops not in (1, 2, 5, 10):
             raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
         if self.export.keep < self.export.top_k:
-            raise ConfigError(f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers")
+            raise ConfigError(
+                f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers"
+            )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
 
@@ -158,7 +162,9 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}") from None
+        raise ConfigError(
+            f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
+        ) from None
     except ValueError as error:  # TOML's own, or bytes that are not UTF-8
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:

@@ -44,7 +44,9 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     return weight / (norm / norm.mean()) ** tau
 
 
-def retrain_classifier(embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, settings: Balance, seed: int) -> Tensor:
+def retrain_classifier(
+    embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, settings: Balance, seed: int
+) -> Tensor:
     """cRT: a fresh classifier (C, 512) on fixed embeddings (N, 512), every class drawn equally often, cross-entropy."""
     torch.manual_seed(seed)
     weight = torch.empty(num_classes, embedding.shape[1]).normal_(std=0.01).requires_grad_()
@@ -73,7 +75,9 @@ class Choice:
     curve: tuple[tuple[float, float], ...]
 
 
-def choose_tau(weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, settings: Balance, name: str, seed: int) -> Choice:
+def choose_tau(
+    weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, settings: Balance, name: str, seed: int
+) -> Choice:
     """The smallest tau whose mean-class accuracy is within one standard error of the best of the grid.
 
     Args:
@@ -128,7 +132,9 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     net.head.classifier.weight.data = weights[best.classifier]
     save_network(out / "network.pt", net, member=trained.member, classes=trained.classes, tau=best.tau)
     net.head.classifier.weight.data = tau_normalise(weights[best.classifier], best.tau)
-    write_scores(score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet")
+    write_scores(
+        score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet"
+    )
     evidence = {"chosen": vars(best), "candidates": [vars(choice) for choice in choices]}
     (out / "balance.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
 

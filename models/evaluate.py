@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares in [0, 1], NaN where no photo was asked. Thirds are of the classes, by number of training photos, each the mean of its classes."""
+    """Shares in [0, 1], NaN where no photo was asked.
+
+    Thirds are of the classes, by number of training photos, each the mean of its classes.
+    """
 
     top1: float
     top5: float
@@ -19,8 +23,9 @@ class Accuracy:
     middle: float
     tail: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {key: round(value, 6) for key, value in asdict(self).items()}
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON; None where there was nothing to measure."""
+        return {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(self).items()}
 
 
 def thirds(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -36,7 +41,7 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
     Args:
         ranked: (N, K) classes, best first.
-        target: (N,) true classes; a photo with -1 (a class the network does not know) counts as wrong in top1 and top5 alone.
+        target: (N,) true classes; -1 (a class the network does not know) is wrong in top1 and top5, and nowhere else.
         train_counts: (C,) training photos per class, which decides the thirds.
     """
     hit = ranked[:, 0] == target
@@ -47,14 +52,16 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
     per_class = np.divide(right, shown, out=np.full(len(shown), np.nan), where=present)
     group = thirds(train_counts)
 
-    def share(right: NDArray[np.bool_] | NDArray[np.float64]) -> float:
-        return float(right.mean()) if len(right) else float("nan")
-
     return Accuracy(
-        top1=share(hit),
-        top5=share((ranked[:, :5] == target[:, None]).any(1)),
-        mean_class=share(per_class[present]),
-        head=share(per_class[present & (group == 0)]),
-        middle=share(per_class[present & (group == 1)]),
-        tail=share(per_class[present & (group == 2)]),
+        top1=_mean(hit),
+        top5=_mean((ranked[:, :5] == target[:, None]).any(1)),
+        mean_class=_mean(per_class[present]),
+        head=_mean(per_class[present & (group == 0)]),
+        middle=_mean(per_class[present & (group == 1)]),
+        tail=_mean(per_class[present & (group == 2)]),
     )
+
+
+def _mean(values: NDArray[np.generic]) -> float:
+    """NaN of nothing, without a warning."""
+    return float(np.mean(values)) if len(values) else float("nan")

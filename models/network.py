@@ -115,7 +115,11 @@ def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:
 def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
     """Loads all weights of the backbone; only the file's own classifier may be left over."""
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+        tensors = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, weights_only=True, map_location="cpu")
+        )
     except FileNotFoundError:
         raise WeightsMismatch(f"members.weights: {path} does not exist") from None
     except Exception as error:  # safetensors and torch have no common error for a broken file

@@ -49,10 +49,14 @@ def check(field: str, value: Any, annotation: Any) -> Any:
         inner = typing.get_args(annotation)[0]
         value = tuple(check(f"{field}[{i}]", item, inner) for i, item in enumerate(value))
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
-        raise ConfigError(f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=...")
+        raise ConfigError(
+            f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=..."
+        )
     for bound in bounds:
         if value not in bound:
-            raise ConfigError(f"{field}: {value!r} is outside {bound}; correct it in the recipe or with --set {field}=...")
+            raise ConfigError(
+                f"{field}: {value!r} is outside {bound}; correct it in the recipe or with --set {field}=..."
+            )
     return value
 
 

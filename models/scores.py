@@ -52,13 +52,15 @@ class Scores:
 def write_scores(scores: Scores, path: Path) -> None:
     """As Parquet, zstd."""
     k = scores.top.shape[1]
-    table = pa.table({
-        "id": pa.array(scores.id, pa.string()),
-        "target": scores.target.astype(np.int32),
-        "p_label": scores.p_label,
-        "top": pa.FixedSizeListArray.from_arrays(scores.top.astype(np.int32).ravel(), k),
-        "probs": pa.FixedSizeListArray.from_arrays(scores.probs.ravel(), k),
-    })
+    table = pa.table(
+        {
+            "id": pa.array(scores.id, pa.string()),
+            "target": scores.target.astype(np.int32),
+            "p_label": scores.p_label,
+            "top": pa.FixedSizeListArray.from_arrays(scores.top.astype(np.int32).ravel(), k),
+            "probs": pa.FixedSizeListArray.from_arrays(scores.probs.ravel(), k),
+        }
+    )
     pq.write_table(table, path, compression="zstd")
 
 
@@ -106,7 +108,9 @@ def mean(members: Sequence[Scores], *, num_classes: int) -> Scores:
         rows = slice(start, start + 256)
         total = np.zeros((len(first.id[rows]), num_classes), np.float32)
         for member in members:
-            np.put_along_axis(total, member.top[rows], np.take_along_axis(total, member.top[rows], 1) + member.probs[rows], 1)
+            np.put_along_axis(
+                total, member.top[rows], np.take_along_axis(total, member.top[rows], 1) + member.probs[rows], 1
+            )
         total /= len(members)
         top[rows] = np.argsort(-total, axis=1, kind="stable")[:, : top.shape[1]]
         probs[rows] = np.take_along_axis(total, top[rows], 1)

@@ -29,8 +29,8 @@ from models.config import Member, Recipe, Train, digest, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import draw_epoch, folds
-from models.inputs import Features, Inputs, Views
 from models.errors import ManifestError
+from models.inputs import Features, Inputs, Views
 from models.losses import build_loss
 from models.network import Network, build_network, count_parameters
 from models.predict import score
@@ -71,7 +71,9 @@ def train(job: Job) -> None:
     manifest = read_manifest(job.data)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
     if len(rows) < 2:
-        raise ManifestError(f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two")
+        raise ManifestError(
+            f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(member, num_classes=len(manifest.classes)).to(device)
     log.info("%s: %d photos, %d classes, %d parameters on %s", member.backbone, len(rows), len(manifest.classes),
@@ -135,10 +137,20 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
             schedule.step()
-            total += float(value) * len(positions)
+            total += value.item() * len(positions)
         seconds = time.perf_counter() - started
-        report(job.out, epoch=epoch + 1, loss=total / len(drawn), lr=schedule.get_last_lr()[0], images_per_s=len(drawn) / seconds)
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        report(
+            job.out,
+            epoch=epoch + 1,
+            loss=total / len(drawn),
+            lr=schedule.get_last_lr()[0],
+            images_per_s=len(drawn) / seconds,
+        )
+        state = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         checkpoint.save(resume, {"key": job.key, "epoch": epoch + 1, **state})
 
 

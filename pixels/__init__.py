@@ -49,7 +49,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise BadPhoto(f"not a picture in a format that can be read ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
         raise BadPhoto(f"cannot be decoded ({error})") from None

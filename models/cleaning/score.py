@@ -19,4 +19,6 @@ def log_margin(p_label: NDArray[np.float32], best_other: NDArray[np.float32]) ->
         p_label: (N,) probability of the given label, in [0, 1].
         best_other: (N,) probability of the most probable other class, in [0, 1].
     """
-    return np.log(np.maximum(p_label, TINY).astype(np.float64)) - np.log(np.maximum(best_other, TINY).astype(np.float64))
+    return np.log(np.maximum(p_label, TINY).astype(np.float64)) - np.log(
+        np.maximum(best_other, TINY).astype(np.float64)
+    )

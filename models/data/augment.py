@@ -54,13 +54,18 @@ def _affine(n: int, augment: Augment, generator: torch.Generator) -> Tensor:
     if augment.flip:
         mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = [torch.stack([cos * mirror, -sin * stretch, shift[:, 0]], 1), torch.stack([sin * mirror, cos * stretch, shift[:, 1]], 1)]
+    rows = [
+        torch.stack([cos * mirror, -sin * stretch, shift[:, 0]], 1),
+        torch.stack([sin * mirror, cos * stretch, shift[:, 1]], 1),
+    ]
     return torch.stack(rows, 1)
 
 
 def _colour(pixels: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
     """Brightness, contrast and saturation, each scaled by its own factor per photo."""
-    factors = _uniform(generator, 3, len(pixels), 1, 1, 1, low=1 - augment.colour, high=1 + augment.colour).to(pixels.device)
+    factors = _uniform(generator, 3, len(pixels), 1, 1, 1, low=1 - augment.colour, high=1 + augment.colour).to(
+        pixels.device
+    )
     pixels = pixels * factors[0]
     mean = pixels.mean((1, 2, 3), keepdim=True)
     pixels = mean + (pixels - mean) * factors[1]

@@ -159,6 +159,7 @@ def test_exif_rotation_is_applied(orientation: int, size: tuple[int, int], expec
     assert ORIENTATION not in image.getexif() or orientation in (1, 99)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")  # Pillow says so; the photo itself is whole
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
 def test_broken_exif_does_not_cost_the_photo(exif: bytes) -> None:
     data = encoded(quadrants(), "JPEG", quality=95, subsampling=0, exif=exif)

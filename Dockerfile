@@ -1,0 +1,38 @@
+# Two images: `train` learns on a GPU and knows no orchestrator; `flows` is the Prefect worker with everything.
+# Triton has none of its own: production runs NVIDIA's image unmodified on the workspace's repository/ (compose.yaml).
+#
+#   docker build --target flows -t cleanshelf-flows .
+
+FROM python:3.11-slim AS base
+WORKDIR /app
+# Dependencies first: setuptools finds no package yet, so a changed source line does not install torch again.
+COPY pyproject.toml constraints.txt ./
+RUN touch README.md && useradd --uid 1000 shelf
+# HOME and LOGNAME: the workspace's owner (compose.yaml runs as that uid) may have neither a home nor a name in here.
+ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf
+
+FROM base AS train
+RUN pip install --no-cache-dir -c constraints.txt ".[train]"
+COPY pixels pixels
+COPY models models
+USER shelf
+ENTRYPOINT ["python", "-m"]
+CMD ["models.train", "--help"]
+
+FROM base AS flows
+RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir -c constraints.txt ".[flows]"
+COPY pixels pixels
+COPY serving serving
+RUN python -c "from pathlib import Path; from serving.environment import ensure_environment as e; e(Path('/opt/triton'))"
+COPY models models
+COPY flows flows
+COPY prefect.yaml ./
+ENV CLEANSHELF_WORKSPACE=/workspace CLEANSHELF_TRITON_ENV=/opt/triton \
+    DO_NOT_TRACK=1 \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY=false \
+    PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS=false \
+    PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false
+USER shelf
+CMD ["prefect", "worker", "start", "--pool", "retrain", "--type", "process"]

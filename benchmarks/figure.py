@@ -1,0 +1,60 @@
+"""How a benchmark speaks: `header` first, then one JSON line per figure. Used by every file in benchmarks/.
+
+A benchmark runs alone (`python benchmarks/demo.py`) and together with the others (`make bench`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+PARTS = ("cleanshelf", "numpy", "torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect")
+
+
+def header(claim: str) -> None:
+    """Print what the benchmark claims, and on which hardware and versions it was measured."""
+    print(f"claim: {claim}")
+    print(f"hardware: {_cpu()}, {len(os.sched_getaffinity(0))} cores, GPU {_gpu()}, load {os.getloadavg()[0]:.1f}")
+    print(f"versions: python {platform.python_version()}, {', '.join(_versions())}", flush=True)
+
+
+def figure(name: str, value: float, *, target: float | str, met: bool, baseline: float | str | None) -> None:
+    """Print one figure as a JSON line.
+
+    Args:
+        name: what was measured, with its unit ("image to answer, p50 ms").
+        value: finite.
+        target: what it should be ("<= 240" where a bound is meant).
+        met: whether it is.
+        baseline: what it is compared with; None where there is nothing to compare.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    line = {"figure": name, "value": value, "target": target, "met": met, "baseline": baseline}
+    print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "none"
+    asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
+    return " + ".join(name.strip() for name in names if name.strip()) or "none"
+
+
+def _versions() -> list[str]:
+    """Of the parts that are installed here; a benchmark of one package needs no others."""
+    installed = {part.metadata["Name"].lower(): part.version for part in importlib.metadata.distributions()}
+    return [f"{name} {installed[name]}" for name in PARTS if name in installed]

@@ -1,0 +1,90 @@
+"""Run every benchmark and write docs/benchmarks.md from what they print: `make bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+CONVENTIONS = ("figure.py", "run.py")
+PREAMBLE = """# Benchmarks
+
+Written by `make bench`. Each file of `benchmarks/` runs alone too.
+Figures hold for the hardware and versions named with them.
+"""
+TABLE = ("| figure | value | target | met | baseline |", "|---|--:|--:|---|--:|")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one benchmark printed, and its exit status."""
+
+    name: str
+    lines: tuple[str, ...]
+    status: int
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        """The JSON lines."""
+        return [json.loads(line) for line in self.lines if line.startswith('{"figure":')]
+
+    @property
+    def failure(self) -> str:
+        """Why there is no result; "" when there is one."""
+        if self.status:
+            return f"ended with status {self.status}: {self.lines[-1] if self.lines else 'without a word'}"
+        return "" if self.figures else "printed no figure"
+
+    def section(self) -> str:
+        """Its part of the page."""
+        facts = [line for line in self.lines if line.startswith(("claim: ", "hardware: ", "versions: "))]
+        text = [f"## {self.name}", "", *(f"- {fact}" for fact in facts), ""]
+        if self.failure:
+            text += [f"**No result**: {self.failure}", ""]
+        if self.figures:
+            text += [*TABLE, *map(_row, self.figures), ""]
+        return "\n".join(text)
+
+
+def main(folder: Path = FOLDER, page: Path = ROOT / "docs" / "benchmarks.md") -> int:
+    """Run the benchmarks of `folder` one after the other and write `page`; 1 if any gave no result, else 0."""
+    outcomes = [run(path) for path in sorted(folder.glob("*.py")) if path.name not in CONVENTIONS]
+    page.write_text("\n".join([PREAMBLE, *(outcome.section() for outcome in outcomes)]), encoding="utf-8")
+    print(f"written: {page}")
+    return int(any(outcome.failure for outcome in outcomes))
+
+
+def run(path: Path) -> Outcome:
+    """One benchmark; its output is shown as it comes."""
+    print(f"== {path.name}", flush=True)
+    paths = os.pathsep.join([str(ROOT), str(FOLDER)])
+    command = [sys.executable, "-u", str(path)]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          env=os.environ | {"PYTHONPATH": paths}) as child:  # fmt: skip
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return Outcome(path.stem, tuple(lines), child.returncode)
+
+
+def _row(figure: dict[str, Any]) -> str:
+    value, target, baseline = (_cell(figure[key]) for key in ("value", "target", "baseline"))
+    return f"| {_cell(figure['figure'])} | {value} | {target} | {'yes' if figure['met'] else '**no**'} | {baseline} |"
+
+
+def _cell(value: float | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

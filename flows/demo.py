@@ -1,0 +1,136 @@
+"""The whole story on drawn sample products: what is asked of a user's data, told in a few minutes on two CPU cores."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.data_version import DataVersions
+from flows.endpoint import free_ports, local_server
+from flows.errors import InputError
+from flows.ingest import Ingested, ingest
+from flows.progress import print_seen, print_steps
+from flows.retrain import Report, retrain
+from flows.sample.deliver import Truth, deliver, read_truth
+from flows.sample.pack import SEED, TRUTH, VAL_SHARE
+from flows.settings import REPOSITORY
+from flows.workspace import Workspace
+from models.config import load_recipe
+from models.data.manifest import read_manifest
+from serving.errors import PortInUse
+from serving.server import RunningServer
+
+log = logging.getLogger("cleanshelf")
+
+# What is served first: the labels are believed, one view per photo, the classifier as it was trained.
+BASELINE = ("name=baseline", "clean.rounds=0", "balance.epochs=0", "balance.tau_max=0.0", "export.crops=1")
+WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.deliver
+
+
+@dataclass(frozen=True)
+class Found:
+    """What cleaning dropped, against what was planted among the photos that it judged."""
+
+    planted: int
+    dropped: int
+    right: int
+
+    def __str__(self) -> str:
+        return (f"{self.right} of {self.planted} planted label errors found ({self.right / max(self.planted, 1):.0%}); "
+                f"of {self.dropped} dropped labels {self.right / max(self.dropped, 1):.0%} were wrong")  # fmt: skip
+
+
+def tell(root: Path) -> None:
+    """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth."""
+    began = time.perf_counter()
+    workspace = fresh_workspace(root)
+    adopted = adopt_sample(workspace)
+    delivered, truth = ingest_delivery(workspace)
+    server = start_endpoint(workspace)
+    baseline = retrain(workspace, load_recipe("demo", overrides=BASELINE))
+    report = retrain(workspace, load_recipe("demo"))
+    conclude(workspace, server, [adopted, delivered.data_version], count_found(workspace, report, truth), baseline, report)
+    print(f"\nThe flow took {time.perf_counter() - began:.0f} s.")
+
+
+def fresh_workspace(root: Path) -> Workspace:
+    """An empty workspace; that of an earlier demo is stopped and replaced.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    mark = root / "state" / "demo"
+    if mark.exists():
+        workspace = Workspace.find(root)
+        with workspace.lock("demo"):
+            local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
+            shutil.rmtree(root)
+    elif root.exists() and any(root.iterdir()):
+        raise InputError(f"{root} is not empty and no demo made it; choose another folder with --workspace")
+    workspace = Workspace.init(root)
+    mark.touch()
+    return workspace
+
+
+def adopt_sample(workspace: Workspace) -> str:
+    """The sample of the repository's own data.dvc, verified, as the first data version."""
+    version = DataVersions(workspace).adopt(REPOSITORY)
+    log.info("sample: data version %s restored from data.dvc, every hash verified", version[:12])
+    return version
+
+
+def ingest_delivery(workspace: Workspace) -> tuple[Ingested, Truth]:
+    """A further week's delivery, drawn now: more photos, more wrong labels, a few broken files."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "delivery"
+        truth = deliver(source, seed=SEED, part="delivery")
+        return ingest(workspace, source, val_share=VAL_SHARE), truth
+
+
+def start_endpoint(workspace: Workspace) -> RunningServer:
+    """Triton on its usual ports, or on free ones where those are taken; it stays up after the demo."""
+    try:
+        server = local_server(workspace, http_port=8000, grpc_port=8001, metrics_port=8002).start()
+    except PortInUse:
+        http, grpc, metrics = free_ports(3)
+        server = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics).start()
+    log.info("triton: started, nothing to serve yet; gRPC %s", server.url)
+    return server
+
+
+def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found:
+    """Compares cleaning's decisions with the truth of both deliveries, which it never saw."""
+    manifest = read_manifest(DataVersions(workspace).materialise(report.data_after))
+    rows = [*read_truth(TRUTH).to_pylist(), *delivered.to_pylist()]
+    wrong = {row["id"] for row in rows if row["kind"] in WRONG}
+    judged = manifest.round > 0
+    planted = [photo in wrong for photo in manifest.id[judged]]
+    dropped = manifest.decision[judged] == "dropped"
+    return Found(sum(planted), int(dropped.sum()), sum(bool(d) and p for d, p in zip(dropped, planted, strict=True)))
+
+
+def conclude(
+    workspace: Workspace, server: RunningServer, versions: list[str], found: Found, baseline: Report, report: Report
+) -> None:
+    """The table at the end, and what to try next."""
+    root = workspace.root
+    print("\nWhat each step was worth, on the same 280 clean test photos:\n")
+    print_steps(report.steps)
+    print(f"\nCleaning: {found}.\n\nThe endpoint, asked about test photos:\n")
+    print_seen(report.seen)
+    print(f"\ndata      {' -> '.join(v[:12] for v in [*versions, report.data_after])}   (sample, delivery, cleaned)")
+    print(f"models    {baseline.model_version} (baseline, labels as delivered) -> {report.model_version} (answers now)")
+    print(f"gate      {'; '.join(report.verdict.reasons)}")
+    print(f"endpoint  gRPC {server.url}   HTTP 127.0.0.1:{server.http_port}   model `products`   (still running)")
+    print("\nTry next:")
+    for command, what in (
+        ("model rollback", "the previous model answers again"),
+        (f"data rollback {versions[-1][:12]}", "the labels as they were delivered"),
+        ("data log", "every data version and where it came from"),
+        ("serve --stop", "stop the endpoint"),
+    ):
+        print(f"  .venv/bin/cleanshelf {command} -w '{root}'".ljust(78) + f"# {what}")

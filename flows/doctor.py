@@ -1,0 +1,77 @@
+"""Is everything here that CleanShelf needs? One line per part, with the way out where it is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flows.data_version import DataVersions
+from flows.settings import Settings
+from flows.workspace import Workspace
+from serving.environment import inspect
+from serving.server import running
+
+PARTS = ("torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect", "fastapi")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part: whether it is all right, and what was seen or is to be done."""
+
+    part: str
+    ok: bool
+    detail: str
+
+
+def examine(workspace: Workspace | None) -> list[Finding]:
+    """Everything that can be checked without changing anything."""
+    return [*_machine(), *_packages(), _triton(), *(_workspace(workspace) if workspace else ())]
+
+
+def _machine() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", sys.version_info >= (3, 11), f"{version}" if sys.version_info >= (3, 11) else f"{version}; install 3.11 or later")
+    yield Finding("git", bool(shutil.which("git")), shutil.which("git") or "not found; install git")
+    gpu = shutil.which("nvidia-smi")
+    names = subprocess.run([gpu, "-L"], capture_output=True, text=True, check=False).stdout.strip() if gpu else ""
+    yield Finding("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PARTS:
+        try:
+            yield Finding(name, True, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, False, "not installed; run `make setup`")
+
+
+def _triton() -> Finding:
+    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).version}, numpy below 2")
+
+
+def _workspace(workspace: Workspace) -> Iterator[Finding]:
+    versions = DataVersions(workspace)
+
+    def data() -> str:
+        versions.check_clean()
+        selected = versions.selected()
+        problems = versions.verify(selected) if selected else []
+        if problems:
+            raise ValueError("; ".join(problems))
+        return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
+
+    yield _check("data", data)
+    server = running(workspace.state)
+    yield Finding("endpoint", True, f"gRPC at {server.url}" if server else "not running; start it with `cleanshelf serve`")
+
+
+def _check(part: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(part, True, look())
+    except (ValueError, RuntimeError) as error:
+        return Finding(part, False, str(error))

@@ -1,0 +1,76 @@
+"""The ingestion flow: a supplier's delivery becomes a data version."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+
+from flows.data_version import DataVersions
+from flows.intake import IntakeReport
+from flows.intake import ingest as take_in
+from flows.run import code_hash
+from flows.stage import stage
+from flows.workspace import Workspace
+
+log = logging.getLogger("cleanshelf")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """The data version after an ingestion, and what became of the delivery's rows."""
+
+    data_version: str
+    report: IntakeReport
+
+
+def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_share: float = 0.2) -> Ingested:
+    """Ingests a folder per class or a manifest; the workspace is locked meanwhile.
+
+    Raises:
+        BadDelivery: nothing in it can be used as it is; nothing was changed.
+        LocalEdits: data/ was edited by hand.
+    """
+    with workspace.lock("ingest"):
+        DataVersions(workspace).repair()
+        return ingestion(workspace, source, val_share, test_share)
+
+
+@flow(name="ingest", validate_parameters=False)
+def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: float) -> Ingested:
+    folder, report = read_delivery(workspace, source, val_share, test_share)
+    version = commit_version(workspace, folder, report)
+    return Ingested(version, report)
+
+
+@stage(task_run_name="read delivery")
+def read_delivery(workspace: Workspace, source: Path, val_share: float, test_share: float) -> tuple[Path, IntakeReport]:
+    """Decodes and hashes every photo and writes the next version's files to a staging folder."""
+    versions = DataVersions(workspace)
+    versions.check_clean()
+    parent = versions.selected()
+    base = versions.materialise(parent) if parent else None
+    folder = versions.stage()
+    report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share, code=code_hash())
+    log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
+             report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
+    return folder, report
+
+
+@stage(task_run_name="commit data version")
+def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
+    """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
+    version = DataVersions(workspace).commit(folder, step="ingest", message=f"{report.added} photos added")
+    log.info("ingest: data version %s", version[:12])
+    return version
+
+
+def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
+    """What an ingestion would do; everything it writes is thrown away."""
+    with workspace.lock("ingest --dry-run"):
+        folder, report = read_delivery.fn(workspace, source, val_share, test_share)
+        shutil.rmtree(folder)
+    return report

@@ -1,0 +1,82 @@
+"""What people see: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from flows.intake import IntakeReport
+    from flows.publish import Seen
+    from flows.report import Row
+    from flows.retrain import Report
+
+
+def show_progress() -> None:
+    """Lets the stages' log lines through to stderr; Prefect records the same lines."""
+    log = logging.getLogger("cleanshelf")
+    log.setLevel(logging.INFO)
+    console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
+    handler = RichHandler(console=console, show_path=False, show_level=False, markup=False, highlighter=None, log_time_format="%H:%M:%S")
+    log.handlers = [handler]
+    log.propagate = False
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as an aligned table, whole also when the output is not a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table, markup=False) if rows else print("none yet")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
+
+
+def print_intake(report: IntakeReport, outcome: str) -> None:
+    """What became of a delivery's rows."""
+    print(f"{report.delivered} rows: {report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts, "
+          f"{sum(report.quarantined.values())} quarantined")  # fmt: skip
+    for reason, count in sorted(report.quarantined.items()):
+        print(f"  quarantined {count}: {reason}")
+    for warning in report.warnings:
+        print(f"  note: {warning}")
+    print(outcome)
+
+
+def print_steps(steps: Sequence[Row]) -> None:
+    """Accuracy after each step, and what the step changed."""
+    before = (None, *steps[:-1])
+    rows = [
+        {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "tail third": row.tail,
+         "change": "" if last is None else f"{row.mean_class - last.mean_class:+.3f}"}
+        for row, last in zip(steps, before, strict=True)
+    ]  # fmt: skip
+    print_table(("step", "top-1", "mean class", "change", "tail third"), rows)
+
+
+def print_seen(seen: Sequence[Seen]) -> None:
+    """What the endpoint said of some test photos."""
+    rows = [{"photo": s.photo[:8], "endpoint says": s.label, "probability": s.probability, "truth": s.truth,
+             "right": "yes" if s.label == s.truth else "NO"} for s in seen]  # fmt: skip
+    print_table(("photo", "endpoint says", "probability", "truth", "right"), rows)
+
+
+def print_report(report: Report) -> None:
+    """The end of a retraining."""
+    print_steps(report.steps)
+    print()
+    print_seen(report.seen)
+    print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
+    print(f"model  version {report.model_version} answers: {'; '.join(report.verdict.reasons)}")

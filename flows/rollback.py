@@ -1,0 +1,117 @@
+"""Back to what was: data without touching the endpoint, the endpoint without touching the data.
+
+Plain functions, not flows: a rollback has to work while Prefect, or a training, is down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.data_version import DataVersions, Entry
+from flows.endpoint import repository
+from flows.errors import UnknownVersion
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.workspace import Workspace
+from serving.control import Endpoint, activate
+from serving.server import running
+
+
+def rollback_data(workspace: Workspace, version: str) -> Entry:
+    """Selects an earlier data version again, verified, as a new entry of the history.
+
+    Raises:
+        LocalEdits: data/ was edited by hand; nothing is overwritten.
+        UnknownVersion: no such version.
+    """
+    with workspace.lock("data rollback"):
+        versions = DataVersions(workspace)
+        versions.repair()
+        return versions.rollback(version)
+
+
+def rollback_model(workspace: Workspace, version: int | None = None) -> int:
+    """Makes an earlier model version answer; requests keep being answered meanwhile.
+
+    Args:
+        version: by default the one that served before.
+
+    Raises:
+        UnknownVersion: no such version, or none served before.
+    """
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    with workspace.lock("model rollback", name="serving"):
+        target = rollback_target(workspace, version)
+        server = running(workspace.state)
+        if server is None:
+            activate(versions, target)
+        else:
+            with Endpoint(server.url) as control:
+                control.switch(versions, target)
+        if models.serving() != target:
+            models.assign(target)
+    return target
+
+
+def rollback_target(workspace: Workspace, version: int | None) -> int:
+    """The version that `rollback_model` would make answer.
+
+    Raises:
+        UnknownVersion: no such version, or none served before.
+    """
+    models = ModelVersions(Ledger(workspace.root))
+    target = models.previous() if version is None else version
+    models.record(target)
+    return target
+
+
+def model_record(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
+    """The record of a model version, by default of the one that serves.
+
+    Raises:
+        UnknownVersion: no such version, or none serves.
+    """
+    models = ModelVersions(Ledger(workspace.root))
+    wanted = models.serving() if version is None else version
+    if wanted is None:
+        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
+    record = models.record(wanted)
+    return {
+        "version": wanted,
+        "serving": wanted == models.serving(),
+        "data_withdrawn": record["data_version"] in withdrawn_data(workspace),
+        **record,
+    }
+
+
+def model_history(workspace: Workspace) -> list[dict[str, Any]]:
+    """All model versions, newest first, each with whether its data were withdrawn since."""
+    models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
+    return [
+        {
+            "version": entry.version,
+            "serving": entry.serving,
+            "parent": entry.record.get("parent"),
+            "data_version": entry.data_version,
+            "data_withdrawn": entry.data_version in withdrawn,
+            "metrics": dict(entry.metrics),
+            "recipe": entry.record.get("recipe"),
+            "run": entry.run,
+        }
+        for entry in models.log()
+    ]
+
+
+def withdrawn_data(workspace: Workspace) -> set[str]:
+    """Data versions that the history left behind: entries that a later rollback jumped over.
+
+    A model trained on one of them still serves, rightly, but people should see it.
+    """
+    entries = DataVersions(workspace).log()
+    current = next((entry.id for entry in entries if entry.selected), None)
+    parents = {entry.id: entry.parent for entry in entries if entry.parent}
+    alive: set[str] = set()
+    while current and current not in alive:
+        alive.add(current)
+        current = parents.get(current)
+    return {entry.id for entry in entries} - alive

@@ -1,0 +1,167 @@
+"""From photos to ranked products: over the wire, or from the ONNX file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from pixels import BadPhoto, decode, to_square
+from serving.errors import BadGraph
+from serving.model_config import TritonConfig
+from serving.version import read_labels
+from serving.wire import connect, errors_named, infer
+
+LOCAL_BATCH = 8
+PADDING = -1  # the id that fills an answer when there are fewer classes than k
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """One photo's answer: (label, probability) best first, and which model said so (version None: a local file)."""
+
+    ranked: tuple[tuple[str, float], ...]
+    model_version: int | None
+    data_version: str
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)  # (512,)
+
+
+class Recognizer:
+    """Recognises photos at a Triton endpoint; a context manager that closes its connection.
+
+    Args:
+        url: host:port of the server's gRPC.
+        labels: the labels of a model version; called once for each version met.
+        timeout_s: deadline of one request (at most the server's largest batch of photos).
+    """
+
+    def __init__(
+        self, url: str, *, labels: Callable[[int], Sequence[str]], model: str = "products", timeout_s: float = 10.0
+    ) -> None:
+        self.url = url
+        self.model = model
+        self.timeout_s = timeout_s
+        self._labels = labels
+        self._client = connect(url)
+        self._served: TritonConfig | None = None
+        self._names: dict[int, Sequence[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def recognise(self, photos: Sequence[bytes | Path], *, embedding: bool = False) -> list[Recognition]:
+        """One answer per photo, in order; `embedding` asks for the (512,) vectors too.
+
+        Raises:
+            BadPhoto: names the photo that is not one; before anything of its chunk is sent.
+            ServingError: what the server or the way to it did.
+        """
+        served = self._served or self._read_config()
+        found: list[Recognition] = []
+        for images in _chunks(photos, size=served.signature.size, batch=served.max_batch_size):
+            found += self._ask(images, embedding)
+        return found
+
+    def _ask(self, images: NDArray[np.uint8], embedding: bool) -> list[Recognition]:
+        answer = infer(
+            self._client, images, url=self.url, model=self.model, outputs=_outputs(embedding), timeout_s=self.timeout_s
+        )
+        if answer.version not in self._names:
+            self._names[answer.version] = self._labels(answer.version)
+        return _recognitions(
+            answer.arrays,
+            labels=self._names[answer.version],
+            model_version=answer.version,
+            data_version=self._data_version(answer.version),
+        )
+
+    def _data_version(self, version: int) -> str:
+        """From the parameters of the served configuration, read again when a version is new here."""
+        key = f"data_version.{version}"
+        served = self._served or self._read_config()
+        if key not in served.parameters:
+            served = self._read_config()
+        return served.parameters.get(key, "")
+
+    def _read_config(self) -> TritonConfig:
+        with errors_named(self.url):
+            reply = self._client.get_model_config(self.model, client_timeout=self.timeout_s)
+        self._served = TritonConfig.from_proto(reply.config)
+        return self._served
+
+
+class LocalRecognizer:
+    """Recognises photos from an ONNX file alone, with labels.txt beside it; no server.
+
+    Raises:
+        BadGraph: the graph or its labels cannot be read.
+    """
+
+    def __init__(self, graph: Path) -> None:
+        try:
+            self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+            self._labels = read_labels(graph.with_name("labels.txt"))
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise BadGraph(f"{graph} cannot answer here ({error}); want a graph with labels.txt beside it") from None
+        self._size = int(self._session.get_inputs()[0].shape[1])
+        self._data_version = self._session.get_modelmeta().custom_metadata_map.get("data_version", "")
+
+    def recognise(self, photos: Sequence[bytes | Path], *, embedding: bool = False) -> list[Recognition]:
+        """As Recognizer.recognise."""
+        names = _outputs(embedding)
+        found: list[Recognition] = []
+        for images in _chunks(photos, size=self._size, batch=LOCAL_BATCH):
+            arrays = dict(zip(names, self._session.run(names, {"image": images}), strict=True))
+            found += _recognitions(arrays, labels=self._labels, model_version=None, data_version=self._data_version)
+        return found
+
+
+def _outputs(embedding: bool) -> list[str]:
+    return ["ids", "probs", "embedding"] if embedding else ["ids", "probs"]
+
+
+def _chunks(photos: Sequence[bytes | Path], *, size: int, batch: int) -> Iterator[NDArray[np.uint8]]:
+    """Batches (<= batch, size, size, 3) uint8; decoded one batch at a time."""
+    squares = (_square(photo, number, size) for number, photo in enumerate(photos))
+    while chunk := list(islice(squares, batch)):
+        yield np.stack(chunk)
+
+
+def _square(photo: bytes | Path, number: int, size: int) -> NDArray[np.uint8]:
+    try:
+        data = photo.read_bytes() if isinstance(photo, Path) else photo
+        return to_square(decode(data), size)
+    except (BadPhoto, OSError) as error:
+        name = photo if isinstance(photo, Path) else f"photo {number}"
+        raise BadPhoto(f"{name}: {error}; leave it out or replace it") from None
+
+
+def _recognitions(
+    arrays: dict[str, NDArray], *, labels: Sequence[str], model_version: int | None, data_version: str
+) -> list[Recognition]:
+    vectors = arrays.get("embedding", [None] * len(arrays["ids"]))
+    return [
+        Recognition(
+            tuple((labels[i], float(p)) for i, p in zip(ids, probs, strict=True) if i != PADDING),
+            model_version,
+            data_version,
+            vector,
+        )
+        for ids, probs, vector in zip(arrays["ids"], arrays["probs"], vectors, strict=True)
+    ]

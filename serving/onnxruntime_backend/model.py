@@ -1,0 +1,73 @@
+"""ONNX Runtime as a python-based Triton backend named `onnxruntime`.
+
+Stands in for the native backend of NVIDIA's container, with the same config.pbtxt, where the server is the wheel's.
+Run by Triton's python stub with the private environment's packages: it may import nothing of CleanShelf.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One instance of one version; the names of the methods are Triton's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load <version>/model.onnx by path, so that external data beside it is found."""
+        if int(np.__version__.split(".")[0]) >= 2:  # the stub would read zeros and write nothing, without a word
+            raise pb_utils.TritonModelException(f"numpy {np.__version__} in the server's environment; it needs numpy<2")
+        config = json.loads(args["model_config"])
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
+        wish = "CUDAExecutionProvider" if args["model_instance_kind"] == "GPU" else "CPUExecutionProvider"
+        self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=[wish])
+        if self.session.get_providers()[0] != wish:  # ONNX Runtime falls back to the CPU silently
+            raise pb_utils.TritonModelException(f"{wish} is not available to ONNX Runtime; check its CUDA libraries")
+        self.inputs = [tensor.name for tensor in self.session.get_inputs()]
+        self.outputs = [tensor.name for tensor in self.session.get_outputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Compute all requests as one batch; if that fails, one by one, so that only the culprit gets the error."""
+        try:
+            return self._answer(requests)
+        except Exception as error:
+            if len(requests) > 1:
+                return [self.execute([request])[0] for request in requests]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {error}"))]
+
+    def _answer(self, requests: list[Any]) -> list[Any]:
+        wanted = [set(request.requested_output_names()) for request in requests]
+        names = [name for name in self.outputs if any(name in each for each in wanted)]
+        feeds = {name: [_array(request, name) for request in requests] for name in self.inputs}
+        sizes = [len(array) for array in feeds[self.inputs[0]]]
+        batch = {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in feeds.items()}
+        results = dict(zip(names, self.session.run(names, batch), strict=True))
+        ends = np.cumsum(sizes)
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(name, results[name][end - size : end]) for name in names if name in each]
+            )
+            for each, size, end in zip(wanted, sizes, ends, strict=True)
+        ]
+
+
+def _array(request: Any, name: str) -> np.ndarray:
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:
+    """The thread parameters of config.pbtxt, under the names of the native backend."""
+    options = onnxruntime.SessionOptions()
+    for key, name in (
+        ("intra_op_thread_count", "intra_op_num_threads"),
+        ("inter_op_thread_count", "inter_op_num_threads"),
+    ):
+        if key in parameters:
+            setattr(options, name, int(parameters[key]["string_value"]))
+    return options

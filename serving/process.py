@@ -1,0 +1,81 @@
+"""Processes that outlive their parent: start one, prove that a pid is still the same one, end it and its children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+
+def spawn(command: list[str], *, variables: Mapping[str, str], log: Path) -> int:
+    """Start a process in a session of its own, with nothing of ours inherited; its output goes to `log`. Its pid."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in _handed_down()),
+    ]
+    return os.posix_spawn(command[0], command, variables, file_actions=actions, setsid=True)
+
+
+def birth(pid: int) -> str | None:
+    """When the process started, so that a number used again is not taken for it; None if it is gone."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # if it is our child and has ended, let it go
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+
+
+def end(pid: int, *, born: str, grace_s: float) -> None:
+    """Ask the process to stop; after `grace_s` kill its whole group."""
+    if birth(pid) != born:
+        return
+    os.kill(pid, signal.SIGTERM)
+    if not until(lambda: birth(pid) != born, timeout_s=grace_s):
+        kill([pid], group=True)
+
+
+def kill(pids: Sequence[int], *, group: bool = False) -> None:
+    """SIGKILL, and wait until they are gone."""
+    for pid in pids:
+        try:
+            (os.killpg if group else os.kill)(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    until(lambda: all(birth(pid) is None for pid in pids), timeout_s=10.0)
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def commands() -> Iterator[tuple[int, list[str]]]:
+    """(pid, argv) of every process that may be read."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (OSError, ProcessLookupError):
+            continue
+
+
+def _handed_down() -> list[int]:
+    """Descriptors that we got from our own parent and a child would get too, such as the pipe of a caller who waits."""
+    found = []
+    for number in (int(name) for name in os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the listing's own descriptor is closed by now
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found

@@ -1,0 +1,233 @@
+"""The Triton model repository: versions that exist only whole, and the one file that says which are served."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.durable import disk_full_named, sha256, sync, write
+from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
+from serving.model_config import Signature, TritonConfig
+from serving.version import Golden, read_labels, write_version
+
+
+@dataclass(frozen=True)
+class ModelRepository:
+    """The versions of model `name` under `root`, and how the server is to run them.
+
+    A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
+
+    Args:
+        max_batch_size, instances, gpu: see TritonConfig; written with every `configure`.
+    """
+
+    root: Path
+    name: str = "products"
+    max_batch_size: int = 8
+    instances: int | None = None
+    gpu: bool = False
+
+    @property
+    def model(self) -> Path:
+        """The directory that Triton knows as the model."""
+        return self.root / self.name
+
+    def stage(
+        self,
+        graph: Path,
+        *,
+        version: int,
+        labels: Sequence[str],
+        record: Mapping[str, Any],
+        golden: NDArray[np.uint8],
+    ) -> Path:
+        """Make `version` from a graph; returns its directory.
+
+        Args:
+            graph: ONNX file; external data beside it comes along.
+            version: a number >= 1 never used before.
+            labels: line i names class i.
+            record: what is to be known of this version (data version, metrics); `version` and `files` are added.
+            golden: (G, S, S, 3) uint8, G >= 1; answered here by local ONNX Runtime and later by the server.
+
+        Raises:
+            VersionInUse, BadGraph, DiskFull: nothing is left behind.
+        """
+        target = self.model / str(version)
+        if version < 1:
+            raise BadGraph(f"version {version}: Triton counts from 1")
+        if target.exists():
+            raise VersionInUse(f"{target} exists and versions never change; take the next free number")
+        self.model.mkdir(parents=True, exist_ok=True)
+        with self._staging(version) as staging:
+            write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
+            self._publish(staging, target)
+        return target
+
+    def versions(self) -> tuple[int, ...]:
+        """Every whole version, ascending."""
+        names = [path.name for path in self.model.glob("[1-9]*") if path.is_dir()] if self.model.is_dir() else []
+        return tuple(sorted(int(name) for name in names if name.isdecimal()))
+
+    def path(self, version: int) -> Path:
+        """The directory of a version.
+
+        Raises:
+            VersionNotFound: with the versions that there are.
+        """
+        path = self.model / str(version)
+        if version not in self.versions():
+            raise VersionNotFound(f"{self.model} has no version {version}; it has {list(self.versions()) or 'none'}")
+        return path
+
+    def labels(self, version: int) -> tuple[str, ...]:
+        """Line i names class i."""
+        return read_labels(self.path(version) / "labels.txt")
+
+    def record(self, version: int) -> dict[str, Any]:
+        """What was recorded when the version was staged, with `files`: name -> sha256.
+
+        Raises:
+            CorruptVersion: the record is missing or unreadable.
+        """
+        path = self.path(version) / "record.json"
+        try:
+            record = json.loads(path.read_bytes())
+            return {**record, "files": dict(record["files"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptVersion(f"{path} cannot be read ({error}); stage the graph again as a new version") from None
+
+    def golden(self, version: int) -> Golden:
+        """The golden images and their answers."""
+        with np.load(self.path(version) / "golden.npz") as arrays:
+            return Golden(arrays["image"], arrays["ids"], arrays["probs"])
+
+    def verify(self, version: int) -> None:
+        """Hash every file of the version again.
+
+        Raises:
+            CorruptVersion: names the first file that is missing, changed or not in the record.
+        """
+        folder, files = self.path(version), self.record(version)["files"]
+        names = {path.name for path in folder.iterdir()} - {"record.json"}
+        for name in sorted(names | set(files)):
+            path = folder / name
+            found = sha256(path) if name in names else "no such file"
+            if found != files.get(name):
+                message = f"{path}: sha256 is {found}, record.json says {files.get(name, 'nothing')}"
+                raise CorruptVersion(f"{message}; serve another version and stage this graph again")
+
+    def configure(self, versions: Sequence[int]) -> None:
+        """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
+
+        Raises:
+            VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
+        """
+        if not versions:
+            (self.model / "config.pbtxt").unlink(missing_ok=True)
+            return
+        chosen = tuple(sorted(set(versions)))
+        signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
+        newest = max(chosen)
+        for version in chosen:
+            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
+        config = TritonConfig.from_onnx(
+            self.path(newest) / "model.onnx",
+            name=self.name,
+            versions=chosen,
+            max_batch_size=self.max_batch_size,
+            instances=self.instances,
+            gpu=self.gpu,
+            parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
+        )
+        self._replace_config(config.to_pbtxt())
+
+    def configured(self) -> tuple[int, ...]:
+        """The versions that config.pbtxt names; () if there is none."""
+        path = self.model / "config.pbtxt"
+        return TritonConfig.parse(path.read_text("utf-8")).versions if path.is_file() else ()
+
+    def check_contract(self, graph: Path) -> None:
+        """That clients of the version now configured can go on with `graph`.
+
+        Raises:
+            ContractChanged: input size, k or embedding width differ.
+        """
+        signature = Signature.read(graph)
+        if served := self.configured():
+            newest = max(served)
+            self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
+
+    def sweep(self) -> list[Path]:
+        """Remove what killed stages left; returns what was removed. Stages still under way are left alone."""
+        leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
+        leftovers += self.model.glob(".config-*")
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return leftovers
+
+    @staticmethod
+    def _same(one: Signature, other: Signature, who: str) -> None:
+        if one != other:
+            raise ContractChanged(
+                f"{who}: {one} is not {other}; clients would break, so serve it as another model name"
+            )
+
+    @contextmanager
+    def _staging(self, version: int) -> Iterator[Path]:
+        """A dot-named directory on the repository's file system, locked while its maker lives, gone if it fails."""
+        with disk_full_named(self.model):
+            staging = Path(tempfile.mkdtemp(prefix=f".stage-{version}-", dir=self.model))
+            lock = os.open(staging, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)  # after a success the name is gone already
+                os.close(lock)
+
+    def _publish(self, staging: Path, target: Path) -> None:
+        staging.chmod(0o755)  # mkdtemp makes it private; the server may be another user
+        try:
+            os.rename(staging, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise VersionInUse(f"{target} appeared meanwhile; take the next free number") from None
+            raise
+        sync(self.model)
+
+    def _replace_config(self, text: str) -> None:
+        temporary = self.model / f".config-{os.getpid()}"
+        with disk_full_named(self.model):
+            try:
+                write(temporary, text.encode())
+                os.replace(temporary, self.model / "config.pbtxt")
+                sync(self.model)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # published between the listing and now
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

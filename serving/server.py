@@ -1,0 +1,257 @@
+"""A local tritonserver from its wheel: one per state directory, on this machine's loopback only, without telemetry.
+
+state/
+  triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
+  triton.log     its output (triton.log.1: the run before)
+  backends/      the wheel's python backend, the stub of its Python, and our onnxruntime backend
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from serving import process
+from serving.control import Endpoint
+from serving.durable import write
+from serving.environment import Environment, inspect
+from serving.errors import AlreadyRunning, PortInUse, ServerUnavailable
+from serving.repository import ModelRepository
+
+HOST = "127.0.0.1"
+EXIT_TIMEOUT_S = 30  # below that a stub was seen to outlive the server
+START_TIMEOUT_S = 300.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """What triton.json says; `born` tells the process from a later one of the same number."""
+
+    pid: int
+    born: str
+    repository: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def url(self) -> str:
+        """host:port of its gRPC."""
+        return f"{HOST}:{self.grpc_port}"
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """How to run a server for a model repository.
+
+    Args:
+        repository: the directory that holds <model>/<version>/.
+        state: where its files and logs go; one server per state directory.
+        environment: the private Python environment with the server's wheel.
+    """
+
+    repository: Path
+    state: Path
+    environment: Path
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    model: str = "products"
+
+    def start(self) -> RunningServer:
+        """Start the server and return once it gives golden answers over the wire; it survives this process.
+
+        Raises:
+            AlreadyRunning, PortInUse, BadEnvironment: nothing was started.
+            ServerUnavailable, GoldenMismatch: it was started, did not serve, and is stopped again.
+        """
+        with _locked(self.state):
+            if server := running(self.state):
+                raise AlreadyRunning(
+                    f"{self.state} already runs a server (pid {server.pid}, {server.url}); stop it first"
+                )
+            environment = inspect(self.environment)
+            _clear(self.state)  # a start that was killed may hold the ports
+            self._check_ports()
+            self.repository.mkdir(parents=True, exist_ok=True)
+            self._lay_backends(environment)
+            server = self._spawn(environment)
+            try:
+                self._wait_ready(server)
+                self._check_golden(server)
+                write(self.state / "triton.json", json.dumps(asdict(server)).encode())
+            except BaseException:
+                _stop(server, self.state)
+                raise
+            return server
+
+    def stop(self) -> None:
+        """Stop the server of this state directory, if there is one, and everything it started."""
+        with _locked(self.state):
+            _stop(running(self.state), self.state)
+
+    def wait(self) -> None:
+        """Stay until this process is asked to end (SIGINT, SIGTERM), then stop the server. For the main thread.
+
+        Raises:
+            ServerUnavailable: the server ended by itself.
+        """
+        asked = threading.Event()
+        former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not asked.wait(0.5):
+                if running(self.state) is None:
+                    raise ServerUnavailable(f"the server ended by itself{self._last_words()}")
+        finally:
+            self.stop()
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _check_ports(self) -> None:
+        for option in ("http_port", "grpc_port", "metrics_port"):
+            port = getattr(self, option)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError as error:
+                    flag = f"--{option.replace('_', '-')}"
+                    raise PortInUse(
+                        f"{option} {port} cannot be had ({error.strerror}); choose another with {flag}"
+                    ) from None
+
+    def _lay_backends(self, environment: Environment) -> None:
+        """Copies, not links: the stub then runs from a path that is ours alone, which is how orphans are known."""
+        backends = _backends(self.state)
+        shutil.rmtree(backends, ignore_errors=True)
+        shutil.copytree(environment.wheel / "backends" / "python", backends / "python")
+        shutil.copy(environment.stub, backends / "python")
+        (backends / "onnxruntime").mkdir()
+        shutil.copy(Path(__file__).with_name("onnxruntime_backend") / "model.py", backends / "onnxruntime")
+
+    def _spawn(self, environment: Environment) -> RunningServer:
+        log = _log(self.state)
+        if log.exists():
+            log.replace(log.with_name("triton.log.1"))
+        pid = process.spawn(self._command(environment), variables=environment.variables(), log=log)
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        return RunningServer(pid, process.birth(pid) or "", str(self.repository.absolute()), *ports)
+
+    def _command(self, environment: Environment) -> list[str]:
+        command = [
+            str(environment.wheel / "bin" / "tritonserver"),
+            f"--model-repository={self.repository.absolute()}",
+            _backend_option(self.state),
+            f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(self.state)}",
+            "--model-control-mode=explicit",
+            "--disable-auto-complete-config",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        ]
+        for service in ("http", "grpc", "metrics"):
+            command += [f"--{service}-address={HOST}", f"--{service}-port={getattr(self, f'{service}_port')}"]
+        if ModelRepository(self.repository, self.model).configured():
+            command.append(f"--load-model={self.model}")
+        return command
+
+    def _wait_ready(self, server: RunningServer) -> None:
+        def settled() -> bool:
+            return process.birth(server.pid) != server.born or _is_ready(self.http_port)
+
+        in_time = process.until(settled, timeout_s=START_TIMEOUT_S)
+        if process.birth(server.pid) != server.born:
+            raise ServerUnavailable(f"the server ended while it started{self._last_words()}")
+        if not in_time:
+            raise ServerUnavailable(f"the server was not ready within {START_TIMEOUT_S:g} s{self._last_words()}")
+
+    def _check_golden(self, server: RunningServer) -> None:
+        repository = ModelRepository(self.repository, self.model)
+        with Endpoint(server.url, model=self.model) as endpoint:
+            for version in repository.configured():
+                endpoint.golden_check(repository, version)
+
+    def _last_words(self) -> str:
+        """The last error that the server logged, and where to read on."""
+        log = _log(self.state)
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        errors = [line for line in lines if re.match(r"E\d|error:", line)] or lines[-1:]
+        return f": {errors[-1].strip() if errors else 'no message'}; see {log}"
+
+
+def running(state: Path) -> RunningServer | None:
+    """The live server of a state directory; a triton.json that no longer tells the truth is removed."""
+    path = state / "triton.json"
+    try:
+        server = RunningServer(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        server = None
+    if server and process.birth(server.pid) == server.born:
+        return server
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _stop(server: RunningServer | None, state: Path) -> None:
+    if server:
+        process.end(server.pid, born=server.born, grace_s=EXIT_TIMEOUT_S + 5.0)
+    _clear(state)
+
+
+def _clear(state: Path) -> None:
+    """Remove what a server of this state directory may have left: processes, shared memory, triton.json."""
+    stub = str(_backends(state) / "python" / "triton_python_backend_stub")
+    option = _backend_option(state)
+    process.kill([pid for pid, argv in process.commands() if argv[0] == stub or option in argv])
+    for region in SHARED_MEMORY.glob(f"{_shared_memory_prefix(state)}*"):
+        region.unlink(missing_ok=True)
+    (state / "triton.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """One start or stop at a time; the kernel releases the lock of a killed one."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "triton.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5.0)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _backends(state: Path) -> Path:
+    return state.absolute() / "backends"
+
+
+def _backend_option(state: Path) -> str:
+    return f"--backend-directory={_backends(state)}"
+
+
+def _log(state: Path) -> Path:
+    return state / "triton.log"
+
+
+def _shared_memory_prefix(state: Path) -> str:
+    return f"cleanshelf-{hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]}-"

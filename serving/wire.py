@@ -1,0 +1,100 @@
+"""gRPC to the server: one call for an inference, and one place where its errors get our names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from serving.errors import BadRequest, ModelNotReady, RequestRejected, RequestTimeout, ServerUnavailable, ServingError
+
+NO_CONNECTION = ("failed to connect", "connection refused", "socket closed", "connection reset", "goaway")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one inference returned: named arrays, batch first, and the version that computed them."""
+
+    arrays: dict[str, NDArray]
+    version: int
+
+
+def connect(url: str) -> grpc.InferenceServerClient:
+    """A client for host:port; nothing is sent yet. A proxy of the environment is not asked for this machine itself."""
+    options: list[tuple[str, int]] = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    if url.rpartition(":")[0] in LOOPBACK:
+        options.append(("grpc.enable_http_proxy", 0))
+    return grpc.InferenceServerClient(url, channel_args=options)
+
+
+def infer(
+    client: grpc.InferenceServerClient,
+    image: NDArray,
+    *,
+    url: str,
+    model: str,
+    outputs: Sequence[str],
+    version: str = "",
+    timeout_s: float,
+) -> Answer:
+    """Ask for `outputs` of a batch of images; version "" is whichever the server now serves.
+
+    The deadline is told to the server too, so that a request nobody waits for is not computed.
+
+    Raises:
+        ServingError: every fault, as `translate` names it.
+    """
+    with errors_named(url):
+        tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
+        tensor.set_data_from_numpy(np.ascontiguousarray(image))
+        result = client.infer(
+            model,
+            [tensor],
+            model_version=version,
+            outputs=[grpc.InferRequestedOutput(name) for name in outputs],
+            client_timeout=timeout_s,
+            timeout=int(timeout_s * 1_000_000),
+        )
+    return Answer({name: result.as_numpy(name) for name in outputs}, int(result.get_response().model_version))
+
+
+@contextmanager
+def errors_named(url: str) -> Iterator[None]:
+    """Let no exception of tritonclient through."""
+    try:
+        yield
+    except InferenceServerException as error:
+        raise translate(error, url) from error
+
+
+def translate(error: InferenceServerException, url: str) -> ServingError:
+    """Our name for what the client library or the server said; the server's own words are kept."""
+    text = " ".join(error.message().split())
+    words = text.lower()
+    status = str(error.status() or "").removeprefix("StatusCode.")
+    if status == "DEADLINE_EXCEEDED" or "timeout expired" in words:
+        return RequestTimeout(f"{url}: no answer in time ({text}); allow more, or send less at once")
+    if words.startswith("load failed"):
+        return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
+    if "maximum queue size" in words:
+        return RequestRejected(f"{url}: the queue is full ({text}); try again later")
+    if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):
+        return ServerUnavailable(f"no server answers at {url} ({text}); start it with `cleanshelf serve`")
+    if status in ("", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"):
+        return BadRequest(f"{url} refuses the request: {text}")
+    if status == "CANCELLED":
+        return ServerUnavailable(f"{url}: the request was cancelled ({text}); send it again")
+    return ModelNotReady(f"{url}: the model does not answer ({text}); see the server's log")
+
+
+def _type_name(array: NDArray) -> str:
+    names = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
+    if array.dtype.name not in names:
+        raise BadRequest(f"image: type {array.dtype} cannot be sent; want uint8")
+    return names[array.dtype.name]

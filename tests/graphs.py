@@ -1,0 +1,118 @@
+"""Tiny ONNX graphs that keep the endpoint's contract without any learning: the mean colour decides the class.
+
+And model versions made of them.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.durable import sha256
+from serving.repository import ModelRepository
+
+SIZE = 16
+K = 5
+LABELS = tuple(f"product {number}" for number in range(8))
+
+
+def write_graph(
+    path: Path,
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    k: int = K,
+    metadata: dict[str, str] | None = None,
+    work: int = 0,
+    external: bool = False,
+) -> Path:
+    """image -> mean colour -> 8 logits -> softmax -> top k; `work` adds that many 512-wide products to be slow."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "scale": np.float32(1 / 255),
+        "axes": np.array([1, 2], np.int64),
+        "widen": random.normal(size=(3, 512)).astype(np.float32),
+        "weight": random.normal(size=(512, len(LABELS))).astype(np.float32) / 4,
+        "top": np.array([min(k, len(LABELS))], np.int64),
+        "pad": np.array([0, 0, 0, max(0, k - len(LABELS))], np.int64),
+        "zero": np.float32(0),
+        "nobody": np.int64(-1),
+    }
+    if work:
+        weights |= {"square": np.eye(512, dtype=np.float32), "rows": np.ones((1024, 1), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["unit"]),
+        helper.make_node("ReduceMean", ["unit", "axes"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "widen"], ["wide"]),
+        *_work(work),
+        helper.make_node("Identity", ["tired" if work else "wide"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["all"], axis=1),
+        helper.make_node("TopK", ["all", "top"], ["best", "classes"]),
+        helper.make_node("Pad", ["best", "pad", "zero"], ["probs"]),
+        helper.make_node("Pad", ["classes", "pad", "nobody"], ["ids"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])],
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", k]),
+            helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["batch", k]),
+            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 512]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, metadata or {})
+    if external:
+        onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    else:
+        onnx.save(model, path)
+    return path
+
+
+def golden_images(count: int = 4, *, size: int = SIZE, seed: int = 1) -> NDArray[np.uint8]:
+    """(count, size, size, 3) uint8, each of another colour."""
+    random = np.random.default_rng(seed)
+    colours = random.integers(0, 256, (count, 1, 1, 3))
+    return np.clip(colours + random.integers(-20, 20, (count, size, size, 3)), 0, 255).astype(np.uint8)
+
+
+def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: Any) -> None:
+    """Versions whose seed is their number and whose data version is `data<number>`."""
+    for version in versions:
+        path = write_graph(
+            folder / f"{version}.onnx", seed=version, metadata={"data_version": f"data{version}"}, **graph
+        )
+        repository.stage(path, version=version, labels=LABELS, record={}, golden=golden_images())
+
+
+def sign(folder: Path) -> None:
+    """Make the record true again, so that hashes alone cannot find the damage."""
+    record = json.loads((folder / "record.json").read_text())
+    record["files"] = {name: sha256(folder / name) for name in record["files"]}
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+def _work(count: int) -> list[onnx.NodeProto]:
+    """Multiply by one, slowly: 1024 copies of each row through `count` identity matrices."""
+    if not count:
+        return []
+    last = ["busy0", *(f"busy{number}" for number in range(1, count + 1))]
+    steps = [helper.make_node("MatMul", [a, "square"], [b]) for a, b in pairwise(last)]
+    return [
+        helper.make_node("Constant", [], ["first"], value_ints=[1]),
+        helper.make_node("Unsqueeze", ["wide", "first"], ["row"]),
+        helper.make_node("MatMul", ["rows", "row"], ["busy0"]),
+        *steps,
+        helper.make_node("ReduceMean", [last[-1], "first"], ["tired"], keepdims=0),
+    ]

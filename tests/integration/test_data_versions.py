@@ -1,0 +1,340 @@
+"""Data versions on a real git and DVC repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flows.data_version import DataVersions
+from flows.errors import CorruptObject, LocalEdits, MissingFromRemote, UnknownVersion, WorkspaceMissing
+from flows.files import link
+from flows.intake import ingest
+from flows.ledger import Ledger
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest, read_table, write_table, write_version
+from tests.deliveries import deliver
+
+pytestmark = [
+    pytest.mark.dvc,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> DataVersions:
+    return DataVersions(Workspace.init(tmp_path / 'it\'s a "shop"'))
+
+
+def commit_first(versions: DataVersions, tmp_path: Path) -> str:
+    source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
+    folder = versions.stage()
+    ingest(source, base=None, out=folder)
+    return versions.commit(folder, step="ingest", message="first delivery")
+
+
+def commit_drop(versions: DataVersions, *, num: int) -> str:
+    """The selected version with its first `num` photos dropped."""
+    parent = versions.resolve("selected")
+    data = versions.materialise(parent)
+    folder = versions.stage()
+    for path in data.rglob("*.*"):
+        if path.name not in ("labels.parquet", "VERSION.json"):
+            link(path, folder / path.relative_to(data))
+    labels = read_table(data, name="labels").to_pydict()
+    labels["kept"][:num] = [False] * num
+    labels["decision"][:num] = ["dropped"] * num
+    write_table(folder, labels, name="labels")
+    write_version(folder, parent=parent, step="clean-1")
+    return versions.commit(folder, step="clean-1", message=f"{num} dropped")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle, read-only or not."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def objects_of(store: Path, data: Path, name: str) -> Path:
+    """The object in `store` that holds data/`name`."""
+    wanted = (data / name).read_bytes()
+    return next(path for path in (store / "files" / "md5").rglob("*") if path.is_file() and path.read_bytes() == wanted)
+
+
+def test_commit_stores_the_version_everywhere(versions: DataVersions, tmp_path: Path) -> None:
+    version = commit_first(versions, tmp_path)
+    assert versions.selected() == version
+    assert versions.ledger.tags("data/*") == [f"data/{version[:12]}"]
+    assert versions.verify(version) == []
+    (entry,) = versions.log()
+    assert (entry.number, entry.id, entry.parent, entry.step, entry.selected) == (1, version, None, "ingest", True)
+    assert entry.counts["photos"] == 12
+    taken = versions.materialise("selected")
+    assert contents(taken) == contents(versions.workspace.data) | {"READY": f"{version}\n".encode()}
+    assert len(read_manifest(taken)) == 12
+    assert all(path.stat().st_mode & 0o222 == 0 for path in taken.rglob("*.parquet"))
+
+
+def test_dvc_agrees_with_the_id_and_reads_the_tag(versions: DataVersions, tmp_path: Path) -> None:
+    """What `dvc` itself says of the workspace: nothing to commit, nothing to push."""
+    version = commit_first(versions, tmp_path)
+    commit_drop(versions, num=2)
+    versions.rollback(version)  # its pointer is written by us and not by DVC
+    env = os.environ | {"DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "DVC_NO_ANALYTICS": "1"}
+    for command in (["status"], ["status", "--cloud"]):
+        call = [sys.executable, "-m", "dvc", *command]
+        done = subprocess.run(call, cwd=versions.workspace.root, env=env, capture_output=True, text=True, check=True)
+        assert "up to date" in done.stdout or "in sync" in done.stdout, done.stdout
+
+
+def test_same_contents_are_no_new_version(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path)
+    assert commit_first(versions, tmp_path) == first
+    assert len(versions.log()) == 1
+    assert list((versions.workspace.state / "staging").iterdir()) == []
+
+
+def test_rollback_is_exact_and_a_new_entry(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path)
+    before = contents(versions.workspace.data)
+    pointer = versions.workspace.pointer.read_bytes()
+    second = commit_drop(versions, num=3)
+    assert contents(versions.workspace.data) != before
+    entry = versions.rollback(first[:8])
+    assert contents(versions.workspace.data) == before
+    assert versions.workspace.pointer.read_bytes() == pointer
+    assert (entry.number, entry.id, entry.step, entry.selected) == (3, first, "rollback", True)
+    assert [e.id for e in versions.log()] == [first, second, first]
+    assert versions.verify(second) == [], "a rollback deletes nothing"
+    assert len(versions.ledger.tags("data/*")) == 2
+    assert versions.rollback(f"data/{second[:12]}").id == second
+
+
+def test_diff_counts_per_class(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path)
+    second = commit_drop(versions, num=3)
+    there, back = versions.diff(first, second), versions.diff(second, first)
+    assert (there.added, there.dropped, there.restored, there.relabelled) == (0, 3, 0, 0)
+    assert (back.dropped, back.restored) == (0, 3)
+    assert sum(counts["dropped"] for counts in there.per_class.values()) == 3
+
+
+def test_local_edits_are_refused_and_survive(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path)
+    commit_drop(versions, num=1)
+    (versions.workspace.data / "my notes.txt").write_text("keep me")
+    with pytest.raises(LocalEdits, match=r"my notes\.txt"):
+        versions.rollback(first)
+    with pytest.raises(LocalEdits, match=r"my notes\.txt"):
+        versions.commit(versions.stage(), step="x", message="")
+    assert (versions.workspace.data / "my notes.txt").read_text() == "keep me"
+    (versions.workspace.data / "my notes.txt").unlink()
+    (versions.workspace.data / "labels.parquet").unlink()
+    versions.check_clean()  # a file that is gone holds nothing that could be lost
+
+
+def test_an_edited_table_is_named(versions: DataVersions, tmp_path: Path) -> None:
+    commit_first(versions, tmp_path)
+    labels = versions.workspace.data / "labels.parquet"
+    content = labels.read_bytes()
+    labels.unlink()
+    labels.write_bytes(content + b"x")
+    with pytest.raises(LocalEdits, match=r"labels\.parquet"):
+        versions.check_clean()
+
+
+def test_data_without_a_version_are_not_overwritten(versions: DataVersions, tmp_path: Path) -> None:
+    versions.workspace.data.mkdir()
+    (versions.workspace.data / "mine.txt").write_text("mine")
+    with pytest.raises(LocalEdits, match=r"mine\.txt"):
+        commit_first(versions, tmp_path)
+    assert (versions.workspace.data / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["", "beef", "data/beef", "selected"])
+def test_unknown_versions_say_what_there_is(versions: DataVersions, text: str) -> None:
+    with pytest.raises(UnknownVersion, match="none yet"):
+        versions.resolve(text)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["flip", "empty", "gone"])
+def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path: Path, kind: str) -> None:
+    version = commit_first(versions, tmp_path)
+    taken = versions.materialise(version)
+    before = contents(taken)
+    cache = versions.workspace.root / ".dvc" / "cache"
+    names = [name for name in before if name != "READY"]
+    for path in [objects_of(cache, taken, name) for name in names] + list((cache / "files" / "md5").rglob("*.dir")):
+        if kind == "flip":
+            damage(path)  # versions/<id> shares the inode and is damaged with it
+        elif kind == "empty":
+            path.chmod(0o644)
+            path.write_bytes(b"")
+            path.chmod(0o444)
+        else:
+            path.unlink()
+    assert versions.verify(version) != []
+    if kind == "gone":
+        shutil.rmtree(taken)  # what is whole in versions/<id> needs no cache
+    assert contents(versions.materialise(version)) == before
+    assert versions.verify(version) == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["labels.parquet", "VERSION.json", "shards"])
+def test_damage_in_both_places_is_told(versions: DataVersions, tmp_path: Path, name: str) -> None:
+    version = commit_first(versions, tmp_path)
+    data = versions.workspace.data
+    name = next((path.relative_to(data).as_posix() for path in data.glob(f"{name}/*")), name)
+    stores = [
+        objects_of(place, data, name)
+        for place in (versions.workspace.root / ".dvc" / "cache", versions.workspace.remote)
+    ]
+    for path in stores:
+        damage(path)
+    with pytest.raises(CorruptObject, match=name):
+        versions.materialise(version)
+    assert not (versions.workspace.versions / version / "READY").exists()
+    assert any(name in problem for problem in versions.verify(version))
+    for path in stores:
+        path.unlink(missing_ok=True)
+    with pytest.raises(MissingFromRemote, match=name):
+        versions.materialise(version)
+
+
+@pytest.mark.faults
+def test_a_damaged_remote_heals_on_the_next_commit(versions: DataVersions, tmp_path: Path) -> None:
+    commit_first(versions, tmp_path)
+    shard = next(versions.workspace.data.glob("shards/*")).relative_to(versions.workspace.data).as_posix()
+    damage(objects_of(versions.workspace.remote, versions.workspace.data, shard))
+    second = commit_drop(versions, num=1)
+    assert versions.verify(second) == []
+
+
+def test_a_corrupt_cache_object_is_not_taken_for_new_data(versions: DataVersions, tmp_path: Path) -> None:
+    """DVC would link the damaged object into data/ because it has the right name."""
+    first = commit_first(versions, tmp_path)
+    second = commit_drop(versions, num=2)
+    versions.rollback(first)
+    taken = versions.materialise(second)
+    damage(objects_of(versions.workspace.root / ".dvc" / "cache", taken, "labels.parquet"))
+    assert commit_drop(versions, num=2) == second
+    assert versions.verify(second) == [f"{taken} differs from the version"]
+    versions.materialise(second)
+    assert versions.verify(second) == []
+
+
+def test_adopt_takes_the_same_id_without_git(versions: DataVersions, tmp_path: Path) -> None:
+    version = commit_first(versions, tmp_path)
+    donor = versions.workspace.root
+    (donor / ".git").rename(tmp_path / "git is elsewhere")
+    heir = DataVersions(Workspace.init(tmp_path / "heir"))
+    assert heir.adopt(donor) == version
+    assert contents(heir.workspace.data) == contents(versions.workspace.data)
+    assert (heir.log()[0].step, heir.verify(version)) == ("adopt", [])
+    assert heir.adopt(donor) == version
+    assert len(heir.log()) == 1
+
+
+def test_adopt_refuses_damage_and_takes_nothing(versions: DataVersions, tmp_path: Path) -> None:
+    commit_first(versions, tmp_path)
+    damage(objects_of(versions.workspace.remote, versions.workspace.data, "index.parquet"))
+    heir = DataVersions(Workspace.init(tmp_path / "heir"))
+    with pytest.raises(CorruptObject, match=r"index\.parquet"):
+        heir.adopt(versions.workspace.root)
+    assert (heir.selected(), heir.log(), heir.workspace.data.exists()) == (None, [], False)
+    with pytest.raises(WorkspaceMissing, match=r"data\.dvc"):
+        heir.adopt(tmp_path)
+
+
+def git(folder: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_workspace_inside_another_repository_leaves_it_alone(tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-q")
+    (outer / "kept.txt").write_text("one")
+    git(outer, "add", ".")
+    git(outer, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    (outer / "kept.txt").write_text("two")
+    (outer / "staged.txt").write_text("staged")
+    git(outer, "add", "staged.txt")
+
+    def state() -> tuple[str, ...]:
+        return (
+            git(outer, "rev-parse", "HEAD"),
+            git(outer, "write-tree"),
+            git(outer, "for-each-ref"),
+            git(outer, "status", "--porcelain"),
+        )
+
+    before = state()
+    versions = DataVersions(Workspace.init(outer / "shop"))
+    version = commit_first(versions, tmp_path)
+    versions.rollback(version)
+    after = state()
+    assert after[:3] == before[:3]
+    assert after[3] == before[3] + "?? shop/\n", "one untracked folder is all that it sees"
+
+
+def test_a_workspace_in_the_users_own_repository(tmp_path: Path) -> None:
+    """HEAD, the index and the work tree stay as they were, staged edit and all."""
+    root = tmp_path / "mine"
+    root.mkdir()
+    git(root, "init", "-q")
+    (root / "code.py").write_text("x = 1\n")
+    (root / ".gitignore").write_text("*.tmp")
+    git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    (root / "code.py").write_text("x = 2\n")
+    git(root, "add", "code.py")
+    (root / "code.py").write_text("x = 3\n")
+    versions = DataVersions(Workspace.init(root))
+    before = (git(root, "rev-parse", "HEAD"), git(root, "diff", "--cached"), git(root, "diff", "code.py"))
+    version = commit_first(versions, tmp_path)
+    versions.rollback(version)
+    assert (git(root, "rev-parse", "HEAD"), git(root, "diff", "--cached"), git(root, "diff", "code.py")) == before
+    assert (root / ".gitignore").read_text().splitlines()[0] == "*.tmp"
+
+
+def test_no_identity_and_an_empty_home(versions: DataVersions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    version = commit_first(versions, tmp_path)
+    assert versions.verify(version) == []
+    assert list(home.rglob("*")) == [], "nothing is written outside the workspace"
+    assert "CleanShelf" in git(versions.workspace.root, "log", "-1", "--format=%an", "refs/data/main")
+
+
+def test_an_entry_is_a_commit_with_pointer_and_facts(versions: DataVersions, tmp_path: Path) -> None:
+    version = commit_first(versions, tmp_path)
+    ledger = Ledger(versions.workspace.root)
+    assert version.encode() in ledger.read(f"data/{version[:12]}", "data.dvc")
+    assert ledger.read("refs/data/main", "VERSION.json") == (versions.workspace.data / "VERSION.json").read_bytes()
+
+
+def test_labels_written_by_pyarrow_are_what_training_reads(versions: DataVersions, tmp_path: Path) -> None:
+    commit_first(versions, tmp_path)
+    commit_drop(versions, num=4)
+    manifest = read_manifest(versions.materialise("selected"))
+    assert int((~manifest.kept).sum()) == 4
+    assert pa.types.is_string(read_table(manifest.data, name="labels")["label"].type)

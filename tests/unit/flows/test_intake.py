@@ -1,0 +1,203 @@
+"""From deliveries to the files of a data version."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.errors import BadDelivery
+from flows.intake import IntakeReport, ingest
+from flows.shards import pack
+from flows.splits import hold_out
+from models.data.manifest import read_manifest, read_photo, read_table
+from tests.deliveries import deliver, photo
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def take(source: Path, out: Path, *, base: Path | None = None, **settings: float) -> IntakeReport:
+    return ingest(source, base=base, out=out, parent="p" * 32 if base else None, **settings)  # type: ignore[arg-type]
+
+
+def test_a_version_holds_every_photo_byte_for_byte(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 5, "b": 5})
+    report = take(source, tmp_path / "v")
+    manifest = read_manifest(tmp_path / "v")
+    delivered = sorted(path.read_bytes() for path in source.rglob("*.png"))
+    assert sorted(manifest.read_photo(row) for row in range(len(manifest))) == delivered
+    assert (report.delivered, report.added, report.duplicates, report.quarantined, report.is_new) == (
+        10,
+        10,
+        0,
+        {},
+        True,
+    )
+    assert report.counts == json.loads((tmp_path / "v" / "VERSION.json").read_text())["counts"]
+    assert (report.counts["photos"], report.counts["classes"]) == (10, 2)
+    index = read_table(tmp_path / "v", name="index").to_pydict()
+    assert set(index["width"]) == {8}
+    assert index["id"] == [sha[:16] for sha in index["sha256"]]
+    for name in {path.name for path in (tmp_path / "v" / "shards").iterdir()}:
+        with tarfile.open(tmp_path / "v" / "shards" / name) as tar:
+            assert [member.name.removesuffix(".png") for member in tar] == index["id"]
+
+
+def test_the_same_delivery_gives_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 5, "b": 5})
+    take(source, tmp_path / "v1")
+    take(source, tmp_path / "v2")
+    assert contents(tmp_path / "v1") == contents(tmp_path / "v2")
+    lines = [f"{path.relative_to(source)},{path.parent.name},,s" for path in source.rglob("*.png")]
+    for number, order in enumerate((lines, lines[::-1])):
+        (source / "manifest.csv").write_text("\n".join(["path,label,split,source", *order]))
+        take(source, tmp_path / f"m{number}")
+        assert contents(tmp_path / f"m{number}") == contents(tmp_path / "v1")
+
+
+def test_broken_photos_are_quarantined_with_the_reason(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 3, "b": 3})
+    (source / "a" / "broken.png").write_bytes(photo(1)[:60])
+    (source / "a" / "text.png").write_text("hello")
+    (source / "b" / "empty.png").write_bytes(b"")
+    report = take(source, tmp_path / "v")
+    rows = read_table(tmp_path / "v", name="quarantine").to_pylist()
+    assert [(row["path"], row["field"]) for row in rows] == [
+        ("a/broken.png", "photo"),
+        ("a/text.png", "photo"),
+        ("b/empty.png", "photo"),
+    ]
+    assert sum(report.quarantined.values()) == report.counts["quarantined"] == 3
+    assert "photo: the file is empty (0 bytes)" in report.quarantined
+
+
+def test_duplicates_merge_and_conflicts_leave_training(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 3, "b": 3})
+    (source / "a" / "again.png").write_bytes(photo(0))
+    (source / "b" / "claimed by b.png").write_bytes(photo(1))
+    report = take(source, tmp_path / "v")
+    assert (report.added, report.duplicates, report.conflicts) == (6, 2, 1)
+    manifest = read_manifest(tmp_path / "v")
+    assert manifest.decision[~manifest.kept].tolist() == ["conflict"]
+    conflicts = read_table(tmp_path / "v", name="conflicts").to_pylist()
+    assert [(row["label"], row["path"]) for row in conflicts] == [("a", "a/photo 1.png"), ("b", "b/claimed by b.png")]
+
+
+def test_splits_are_held_out_once(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 20, "b": 5, "one": 1})
+    report = take(source, tmp_path / "v")
+    manifest = read_manifest(tmp_path / "v")
+    splits = {label: Counter(manifest.split[manifest.label == label]) for label in ("a", "b", "one")}
+    assert splits == {"a": {"train": 14, "val": 2, "test": 4}, "b": {"train": 4, "test": 1}, "one": {"train": 1}}
+    assert report.warnings == ["class 'one' has one photo; it stays in train"]
+    more = deliver(tmp_path / "more", {"a": 20, "new": 10}, first_seed=500)
+    second = take(more, tmp_path / "v2", base=tmp_path / "v")
+    grown = read_manifest(tmp_path / "v2")
+    old = np.isin(grown.id, manifest.id)
+    assert grown.split[old].tolist() == manifest.split.tolist(), "what is in the version keeps its split"
+    assert Counter(grown.split[~old]) == {"train": 27, "val": 3}
+    assert (second.added, second.duplicates) == (30, 0)
+    assert json.loads((tmp_path / "v2" / "VERSION.json").read_text())["parent"] == "p" * 32
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    for number, split in enumerate(("train", "val", "test")):
+        deliver(source / split, {"a": 6, "b": 6}, first_seed=number * 100)
+    deliver(source / "test", {"only": 2}, first_seed=900)
+    (source / "train" / "a" / "leak.png").write_bytes(photo(200))  # also a test photo
+    report = take(source, tmp_path / "v")
+    manifest = read_manifest(tmp_path / "v")
+    assert Counter(manifest.split) == {"train": 12, "val": 12, "test": 14}
+    assert report.warnings == ["class 'only' has no train photo; it cannot be recognised"]
+
+
+def test_a_test_photo_never_becomes_train(tmp_path: Path) -> None:
+    first = deliver(tmp_path / "s", {"a": 10, "b": 10})
+    take(first, tmp_path / "v")
+    take(deliver(tmp_path / "again" / "train", {"a": 10, "b": 10}).parent, tmp_path / "v2", base=tmp_path / "v")
+    assert read_manifest(tmp_path / "v2").split.tolist() == read_manifest(tmp_path / "v").split.tolist()
+
+
+def test_nothing_new_is_the_same_version(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 5, "b": 5})
+    (source / "a" / "broken.png").write_bytes(b"x")
+    take(source, tmp_path / "v")
+    report = take(source, tmp_path / "v2", base=tmp_path / "v")
+    assert (report.is_new, report.added, report.duplicates) == (False, 0, 10)
+    assert contents(tmp_path / "v2") == contents(tmp_path / "v")
+
+
+def test_a_later_claim_against_the_version_is_a_conflict(tmp_path: Path) -> None:
+    take(deliver(tmp_path / "s", {"a": 3, "b": 3}), tmp_path / "v")
+    other = tmp_path / "other"
+    deliver(other, {"b": 1}, first_seed=0)  # photo 0 is of class a in the version
+    report = take(other, tmp_path / "v2", base=tmp_path / "v")
+    assert (report.conflicts, report.is_new) == (1, True)
+    claims = read_table(tmp_path / "v2", name="conflicts").to_pylist()
+    assert {(row["label"], row["source"]) for row in claims} == {("a", "s"), ("b", "other")}
+
+
+def test_one_class_can_be_added_to_a_version_but_not_start_one(tmp_path: Path) -> None:
+    take(deliver(tmp_path / "s", {"a": 3, "b": 3}), tmp_path / "v")
+    one = deliver(tmp_path / "one", {"c": 2}, first_seed=100)
+    assert take(one, tmp_path / "v2", base=tmp_path / "v").added == 2
+    with pytest.raises(BadDelivery, match="one class"):
+        take(one, tmp_path / "v3")
+    assert not (tmp_path / "v3").exists()
+
+
+def test_only_broken_photos(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "s" / label).mkdir(parents=True)
+        (tmp_path / "s" / label / "x.png").write_text("no")
+    with pytest.raises(BadDelivery, match="no photo could be decoded"):
+        take(tmp_path / "s", tmp_path / "v")
+    assert not (tmp_path / "v").exists()
+
+
+def test_shards_are_bounded_and_base_shards_linked(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 6, "b": 6})
+    ingest(source, base=None, out=tmp_path / "v", max_shard_bytes=3000)
+    shards = sorted((tmp_path / "v" / "shards").iterdir())
+    assert len(shards) > 2
+    assert all(path.stat().st_size <= 3000 for path in shards)
+    more = deliver(tmp_path / "more", {"a": 1}, first_seed=50)
+    ingest(more, base=tmp_path / "v", out=tmp_path / "v2")
+    assert all(path.samefile(tmp_path / "v2" / "shards" / path.name) for path in shards)
+    manifest = read_manifest(tmp_path / "v2")
+    assert len({manifest.read_photo(row) for row in range(len(manifest))}) == 13
+
+
+def test_pack_is_deterministic_and_seekable(tmp_path: Path) -> None:
+    photos = [(f"{n:016x}", photo(n, kind="JPEG")) for n in range(3)]
+    places = pack(photos, folder=tmp_path / "shards")
+    assert places == pack(photos, folder=tmp_path / "other" / "shards")
+    for photo_id, content in photos:
+        at = places[photo_id]
+        assert read_photo(tmp_path, at.shard, at.offset, at.size) == content
+    with pytest.raises(ValueError, match="ends before offset"):
+        read_photo(tmp_path, at.shard, 10**9, at.size)
+    with pytest.raises(ValueError, match="no such shard"):
+        read_photo(tmp_path, "beef", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "share", "expected"), [(1, 0.5, 0), (4, 0.1, 0), (5, 0.1, 1), (20, 0.1, 2), (2, 0.9, 1), (9, 0.0, 0)]
+)
+def test_shares_per_class(number: int, share: float, expected: int) -> None:
+    labels = {f"{n}": "a" for n in range(number)} | {f"x{n}": "b" for n in range(10)}
+    chosen = hold_out(labels, share=share, seed=1, split="val")
+    assert sum(labels[photo_id] == "a" for photo_id in chosen) == expected
+    assert chosen == hold_out(dict(reversed(labels.items())), share=share, seed=1, split="val")
+
+
+def test_the_seed_chooses(tmp_path: Path) -> None:
+    labels = {f"{n}": "a" for n in range(100)}
+    assert hold_out(labels, share=0.2, seed=1, split="val") != hold_out(labels, share=0.2, seed=2, split="val")

@@ -1,0 +1,127 @@
+"""The ledger on a real git repository, and the model registry on top of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.errors import UnknownVersion, WorldError
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+
+
+def git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "a 'quoted' folder"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    return folder
+
+
+def test_commits_build_on_the_tip_and_keep_other_files(root: Path) -> None:
+    ledger = Ledger(root)
+    first = ledger.commit("refs/x/main", {"a.txt": b"1", "b.txt": b"\0binary\n"}, message="one\n\nbody: more")
+    second = ledger.commit("refs/x/main", {"a.txt": b"2"}, message="# two")
+    assert [(c.sha, c.message) for c in ledger.log("refs/x/main")] == [(second, "# two"), (first, "one\n\nbody: more")]
+    assert (ledger.read(first, "a.txt"), ledger.read(second, "a.txt")) == (b"1", b"2")
+    assert ledger.read(second, "b.txt") == b"\0binary\n"
+    assert ledger.read_many([(first, "none"), (second, "a.txt"), ("beef", "a.txt")]) == [None, b"2", None]
+
+
+def test_the_users_index_and_work_tree_stay(root: Path) -> None:
+    (root / "mine.txt").write_text("staged")
+    git(root, "add", "mine.txt")
+    (root / "mine.txt").write_text("dirty")
+    before = (git(root, "status", "--porcelain"), git(root, "write-tree"), git(root, "symbolic-ref", "HEAD"))
+    index = (root / ".git" / "index").read_bytes()
+    Ledger(root).commit("refs/x/main", {"mine.txt": b"ledger"}, message="m")
+    assert (git(root, "status", "--porcelain"), git(root, "write-tree"), git(root, "symbolic-ref", "HEAD")) == before
+    assert (root / ".git" / "index").read_bytes() == index
+    assert (root / "mine.txt").read_text() == "dirty"
+
+
+def test_git_variables_of_a_hook_do_not_leak(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    ledger = Ledger(root)
+    sha = ledger.commit("refs/x/main", {"a": b"1"}, message="m")
+    monkeypatch.undo()
+    assert git(root, "rev-parse", "refs/x/main").strip() == sha
+
+
+def test_tags_are_annotated_and_never_move(root: Path) -> None:
+    ledger = Ledger(root)
+    first = ledger.commit("refs/x/main", {"a": b"1"}, message="one")
+    second = ledger.commit("refs/x/main", {"a": b"2"}, message="two")
+    ledger.tag("data/abc", first, "# not a comment")
+    ledger.tag("data/abc", second, "again")
+    assert ledger.tip("refs/tags/data/abc") == first
+    assert git(root, "cat-file", "-t", "data/abc").strip() == "tag"
+    assert "# not a comment" in git(root, "cat-file", "tag", "data/abc")
+    assert (ledger.tags("data/*"), ledger.tags("none*")) == (["data/abc"], [])
+
+
+def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
+    ledger = Ledger(root)
+    assert (ledger.log("refs/x/main"), ledger.tip("refs/x/main")) == ([], None)
+    with pytest.raises(UnknownVersion, match="no a at beef"):
+        ledger.read("beef", "a")
+    (tmp_path / "no git").mkdir()
+    with pytest.raises(WorldError, match="not a git repository"):
+        Ledger(tmp_path / "no git").tags("*")
+
+
+def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
+    models = ModelVersions(Ledger(root))
+    assert (models.serving(), models.log()) == (None, [])
+    with pytest.raises(UnknownVersion, match="none yet"):
+        models.assign(1)
+    numbers = [
+        models.register({"run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}}) for n in range(3)
+    ]
+    assert numbers == [1, 2, 3]
+    models.assign(1)
+    with pytest.raises(UnknownVersion, match="no model version served before 1"):
+        models.previous()
+    models.assign(3)
+    assert (models.serving(), models.previous()) == (3, 1)
+    models.assign(models.previous())
+    assert (models.serving(), models.previous()) == (1, 3)
+    assert [(entry.version, entry.serving, entry.run) for entry in models.log()] == [
+        (3, False, "r2"),
+        (2, False, "r1"),
+        (1, True, "r0"),
+    ]
+    assert models.record(2) == {"run": "r1", "data_version": "d" * 32, "metrics": {"accuracy": 0.1}}
+    with pytest.raises(UnknownVersion, match="there are: 3, 2, 1"):
+        models.record(9)
+
+
+def test_gto_reads_the_same_registry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ModelVersions(Ledger(root))
+    for _ in range(2):
+        models.register({"run": "r"})
+    for minute, version in enumerate((1, 2, 1)):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2030-01-01T00:{minute:02}:00Z")  # GTO orders by seconds
+        models.assign(version)
+    code = """
+import json, sys, gto
+versions = gto.api.show(sys.argv[1], name="products")
+events = gto.api.history(sys.argv[1], artifact="products", ascending=True)
+serving = {row["version"]: [stage["ref"] for stage in row["stages"]] for row in versions}
+print(json.dumps([serving, [event["ref"] for event in events if event["event"] == "assignment"]]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    serving, assigned = json.loads(done.stdout)
+    assert serving == {"v1.0.0": ["products#prod#3"], "v2.0.0": []}
+    assert assigned == ["products#prod#1", "products#prod#2", "products#prod#3"]

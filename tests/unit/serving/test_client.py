@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from pixels import BadPhoto
+from serving.client import LocalRecognizer, Recognizer
+from serving.errors import (
+    BadGraph,
+    BadRequest,
+    ModelNotReady,
+    RequestRejected,
+    RequestTimeout,
+    ServerUnavailable,
+    ServingError,
+)
+from serving.repository import ModelRepository
+from serving.wire import translate
+from tests.graphs import LABELS, SIZE, golden_images, write_graph
+
+ROOT = Path(__file__).parents[3]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_file_answers_as_onnx_runtime_does(staged: ModelRepository, tmp_path: Path) -> None:
+    images = golden_images(19)  # more than two chunks
+    (tmp_path / "photo.png").write_bytes(png(images[0]))
+    photos = [tmp_path / "photo.png", *(png(image) for image in images[1:])]
+    found = LocalRecognizer(staged.path(1) / "model.onnx").recognise(photos, embedding=True)
+    session = onnxruntime.InferenceSession(staged.path(1) / "model.onnx")
+    ids, probs, embedding = session.run(["ids", "probs", "embedding"], {"image": images})
+    for number, recognition in enumerate(found):
+        assert [label for label, _ in recognition.ranked] == [LABELS[i] for i in ids[number]]
+        assert np.allclose([p for _, p in recognition.ranked], probs[number], atol=1e-5)
+        assert np.allclose(recognition.embedding, embedding[number], atol=1e-4)
+        assert (recognition.model_version, recognition.data_version) == (None, "0123456789ab")
+    assert len(found) == 19
+
+
+def test_a_photo_of_any_size_is_squeezed(staged: ModelRepository) -> None:
+    recognizer = LocalRecognizer(staged.path(1) / "model.onnx")
+    [recognition] = recognizer.recognise([png(np.full((70, 33, 3), 200, np.uint8))])
+    [same] = recognizer.recognise([png(np.full((SIZE, SIZE, 3), 200, np.uint8))])
+    assert recognition == same
+    assert recognition.embedding is None
+    assert recognizer.recognise([]) == []
+
+
+def test_padding_is_left_out(repository: ModelRepository, tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "g.onnx", k=10)
+    repository.stage(graph, version=1, labels=LABELS, record={}, golden=golden_images())
+    assert (repository.golden(1).ids[:, 8:] == -1).all()
+    [recognition] = LocalRecognizer(repository.path(1) / "model.onnx").recognise([png(golden_images()[0])])
+    assert sorted(label for label, _ in recognition.ranked) == sorted(LABELS)
+    assert sum(p for _, p in recognition.ranked) == pytest.approx(1.0)
+
+
+def test_a_bad_photo_is_named(staged: ModelRepository, tmp_path: Path) -> None:
+    recognizer = LocalRecognizer(staged.path(1) / "model.onnx")
+    with pytest.raises(BadPhoto, match="photo 1: the file is empty"):
+        recognizer.recognise([png(golden_images()[0]), b""])
+    with pytest.raises(BadPhoto, match=r"absent\.jpg.*replace it"):
+        recognizer.recognise([tmp_path / "absent.jpg"])
+
+
+def test_a_graph_without_labels_is_refused(graph: Path, tmp_path: Path) -> None:
+    for path in (graph, tmp_path / "absent.onnx"):
+        with pytest.raises(BadGraph, match=path.name):
+            LocalRecognizer(path)
+
+
+def test_nobody_at_the_other_end(unused_port: int) -> None:
+    with (
+        Recognizer(f"127.0.0.1:{unused_port}", labels=lambda version: LABELS, timeout_s=2) as recognizer,
+        pytest.raises(ServerUnavailable, match=f"127.0.0.1:{unused_port}.*cleanshelf serve"),
+    ):
+        recognizer.recognise([png(golden_images()[0])])
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "expected"),
+    [
+        ("got unexpected numpy array shape", None, BadRequest),
+        ("unexpected shape for input 'image'", "StatusCode.INVALID_ARGUMENT", BadRequest),
+        ("Received message larger than max", "StatusCode.RESOURCE_EXHAUSTED", BadRequest),
+        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", RequestTimeout),
+        ("Request timeout expired", "StatusCode.UNAVAILABLE", RequestTimeout),
+        ("Exceeds maximum queue size", "StatusCode.UNAVAILABLE", RequestRejected),
+        ("failed to connect to all addresses", "StatusCode.UNAVAILABLE", ServerUnavailable),
+        ("Socket closed", "StatusCode.UNAVAILABLE", ServerUnavailable),
+        ("Request for unknown model: 'x' is not found", "StatusCode.NOT_FOUND", ModelNotReady),
+        ("model is not ready", "StatusCode.UNAVAILABLE", ModelNotReady),
+        ("load failed for model 'x'", "StatusCode.INVALID_ARGUMENT", ModelNotReady),
+        ("Stub process is unhealthy", "StatusCode.INTERNAL", ModelNotReady),
+    ],
+)
+def test_every_exception_of_the_library_has_a_name(message: str, status: str, expected: type[ServingError]) -> None:
+    error = translate(InferenceServerException(message, status), "host:1")
+    assert type(error) is expected
+    assert message in str(error)
+    assert "host:1" in str(error)
+
+
+def test_serving_never_imports_torch() -> None:
+    script = """
+import sys, pkgutil, importlib, serving
+names = [m.name for m in pkgutil.walk_packages(serving.__path__, "serving.") if not m.name.endswith("backend.model")]
+for name in names:
+    importlib.import_module(name)
+assert "serving.client" in names and "serving.server" in names, names
+print(sorted({"torch", "timm", "pyarrow", "pydantic", "typer", "prefect", "dvc", "flows", "models"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnx import TensorProto, helper
+from tritonclient.grpc import model_config_pb2
+
+from serving.errors import BadGraph
+from serving.model_config import Signature, TensorSpec, TritonConfig
+from tests.graphs import write_graph
+
+
+def proto(config: TritonConfig) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config.to_pbtxt(), model_config_pb2.ModelConfig())
+
+
+def test_signature_is_the_graphs(tmp_path: Path) -> None:
+    signature = Signature.read(write_graph(tmp_path / "g.onnx", size=24, k=3, metadata={"data_version": "é"}))
+    assert signature.inputs == (TensorSpec("image", "TYPE_UINT8", (24, 24, 3)),)
+    assert signature.outputs == (
+        TensorSpec("ids", "TYPE_INT64", (3,)),
+        TensorSpec("probs", "TYPE_FP32", (3,)),
+        TensorSpec("embedding", "TYPE_FP32", (512,)),
+    )
+    assert (signature.size, signature.k, signature.metadata["data_version"]) == (24, 3, "é")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_text_reads_back_as_written(graph: Path, gpu: bool) -> None:
+    config = TritonConfig.from_onnx(
+        graph, versions=(3, 7), instances=2, gpu=gpu, parameters={"data_version.7": 'a"\n é'}
+    )
+    assert TritonConfig.parse(config.to_pbtxt()) == config
+
+
+def test_every_setting_is_written_out(graph: Path) -> None:
+    config = proto(TritonConfig.from_onnx(graph, versions=(3, 7), instances=2, max_queue_size=9, queue_timeout_ms=250))
+    assert (config.name, config.backend, config.max_batch_size) == ("products", "onnxruntime", 8)
+    assert list(config.version_policy.specific.versions) == [3, 7]
+    assert [(g.count, g.kind) for g in config.instance_group] == [(2, model_config_pb2.ModelInstanceGroup.KIND_CPU)]
+    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    queue = config.dynamic_batching.default_queue_policy
+    assert (queue.timeout_action, queue.default_timeout_microseconds, queue.max_queue_size) == (
+        queue.REJECT,
+        250_000,
+        9,
+    )
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8]
+    assert list(config.model_warmup[1].inputs["image"].dims) == [16, 16, 3]
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    assert not config.response_cache.enable
+
+
+@pytest.mark.parametrize(("largest", "preferred"), [(1, [1]), (2, [2]), (6, [2, 4, 6]), (8, [2, 4, 8])])
+def test_preferred_sizes_stay_within_the_largest_batch(graph: Path, largest: int, preferred: list[int]) -> None:
+    config = proto(TritonConfig.from_onnx(graph, versions=(1,), max_batch_size=largest))
+    assert list(config.dynamic_batching.preferred_batch_size) == preferred
+    assert sorted({warmup.batch_size for warmup in config.model_warmup}) == sorted({1, largest})
+
+
+def test_a_gpu_gets_one_instance(graph: Path) -> None:
+    group = proto(TritonConfig.from_onnx(graph, versions=(1,), gpu=True, instances=4)).instance_group[0]
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
+
+
+def edited(graph: Path, change: str) -> Path:
+    model = onnx.load(graph)
+    image, ids = model.graph.input[0], model.graph.output[0]
+    if change == "float image":
+        image.type.tensor_type.elem_type = TensorProto.FLOAT
+    elif change == "fixed batch":
+        image.type.tensor_type.shape.dim[0].dim_value = 1
+    elif change == "dynamic side":
+        image.type.tensor_type.shape.dim[1].dim_param = "height"
+    elif change == "not square":
+        image.type.tensor_type.shape.dim[1].dim_value = 17
+    elif change == "other k":
+        ids.type.tensor_type.shape.dim[1].dim_value = 4
+    elif change == "int32 ids":
+        ids.type.tensor_type.elem_type = TensorProto.INT32
+    elif change == "no embedding":
+        del model.graph.output[2]
+    elif change == "second input":
+        model.graph.input.append(helper.make_tensor_value_info("tau", TensorProto.FLOAT, ["batch", 1]))
+    onnx.save(model, graph)
+    return graph
+
+
+CHANGES = [
+    "float image",
+    "fixed batch",
+    "dynamic side",
+    "not square",
+    "other k",
+    "int32 ids",
+    "no embedding",
+    "second input",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_graph_outside_the_contract_is_refused(graph: Path, change: str) -> None:
+    with pytest.raises(BadGraph, match=r"export\.onnx.*export it again"):
+        Signature.read(edited(graph, change))
+
+
+def test_what_is_not_onnx_is_refused(graph: Path, tmp_path: Path) -> None:
+    graph.write_bytes(graph.read_bytes()[:500])
+    (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(1000))
+    for path in (graph, tmp_path / "noise.onnx", tmp_path / "absent.onnx"):
+        with pytest.raises(BadGraph, match=path.name):
+            Signature.read(path)
+
+
+def test_text_that_is_no_configuration() -> None:
+    with pytest.raises(ValueError, match="not a Triton model configuration"):
+        TritonConfig.parse("max_batch_size: {")

@@ -1,0 +1,87 @@
+"""The benchmarks' conventions: what a benchmark prints, and the page that `make bench` makes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """
+from figure import figure, header
+
+header("one and one is two")
+figure("sum, pieces", 2, target="== 2", met=True, baseline=None)
+figure("time | s", 0.123456, target=0.1, met=False, baseline=0.5)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A benchmarks folder with the real conventions and one good benchmark."""
+    made = tmp_path / "with space" / "benchmarks"
+    made.mkdir(parents=True)
+    (made.parent / "docs").mkdir()
+    for name in ("figure.py", "run.py"):
+        (made / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
+    (made / "good.py").write_text(GOOD)
+    return made
+
+
+def run(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
+
+
+def page(folder: Path) -> str:
+    return (folder.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_a_benchmark_runs_alone_and_says_what_it_measured_on(folder: Path) -> None:
+    done = run(folder / "good.py")
+    claim, hardware, versions, *figures = done.stdout.splitlines()
+
+    assert done.returncode == 0, done.stderr
+    assert claim == "claim: one and one is two"
+    assert hardware.startswith("hardware: ")
+    assert " cores, GPU " in hardware
+    assert f"python {sys.version.split()[0]}" in versions
+    assert "numpy " in versions
+    assert json.loads(figures[0]) == {
+        "figure": "sum, pieces",
+        "value": 2,
+        "target": "== 2",
+        "met": True,
+        "baseline": None,
+    }
+
+
+def test_a_figure_that_is_no_number_is_an_error(folder: Path) -> None:
+    (folder / "good.py").write_text(GOOD.replace("0.123456", "float('nan')"))
+
+    assert run(folder / "good.py").returncode != 0
+
+
+def test_the_page_holds_every_figure(folder: Path) -> None:
+    done = run(folder / "run.py")
+
+    assert done.returncode == 0, done.stderr
+    assert "## good" in page(folder)
+    assert "- claim: one and one is two" in page(folder)
+    assert "| sum, pieces | 2 | == 2 | yes |  |" in page(folder)
+    assert "| time \\| s | 0.1235 | 0.1 | **no** | 0.5 |" in page(folder)
+    assert "## figure" not in page(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("raise SystemExit('no disk')", "ended with status 1: no disk"), ("print('hello')", "printed no figure")],
+)
+def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: Path, text: str, reason: str) -> None:
+    (folder / "bad.py").write_text(text)
+
+    assert run(folder / "run.py").returncode == 1
+    assert f"**No result**: {reason}" in page(folder)
+    assert "| sum, pieces | 2 |" in page(folder)

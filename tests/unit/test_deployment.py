@@ -1,0 +1,172 @@
+"""The files of a deployment fit each other and the code; no container engine is needed to see that."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from models.config import recipe_names
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def stages() -> dict[str, str]:
+    """Target -> its lines."""
+    parts = re.split(r"^FROM \S+ AS (\w+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def copied(stage: str) -> list[str]:
+    """What a target takes from the repository."""
+    lines = re.findall(r"^COPY (.+)$", stages()[stage], flags=re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+def test_everything_copied_exists_and_is_not_ignored() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = {source for stage in stages() for source in copied(stage)}
+
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert sources == let_in
+
+
+def test_the_train_image_knows_no_orchestrator() -> None:
+    assert [name for name in ("flows", "serving") if name in copied("train")] == []
+    assert 'pip install --no-cache-dir -c constraints.txt ".[train]"' in stages()["train"]
+
+
+@pytest.mark.parametrize("target", ["train", "flows"])
+def test_images_install_pinned_and_do_not_run_as_root(target: str) -> None:
+    installs = re.findall(r"pip install (.+)$", stages()[target], flags=re.MULTILINE)
+
+    assert installs
+    assert [line for line in installs if "-c constraints.txt" not in line] == []
+    assert stages()[target].rindex("USER shelf") > stages()[target].rindex("RUN ")
+
+
+def test_images_are_private_as_the_flows_are() -> None:
+    settings = (ROOT / "flows" / "settings.py").read_text(encoding="utf-8")
+    private = re.findall(
+        r"\b((?:DO_NOT_TRACK|PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*))=(\w+)", stages()["flows"]
+    )
+
+    assert len(private) == 5
+    assert [name for name, value in private if f'"{name}": "{value}"' not in settings] == []
+
+
+def test_constraints_pin_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins: dict[str, list[str]] = {}
+    for line in lines:
+        pin = Requirement(line)
+        pins.setdefault(pin.name, []).append(str(pin.specifier).removeprefix("=="))
+    asked = [Requirement(text) for group in project["optional-dependencies"].values() for text in group]
+    asked += [Requirement(text) for text in project["dependencies"]]
+
+    assert {"prefect", "fastapi", "dvc", "torch"} <= {ask.name for ask in asked}
+    for ask in asked:
+        if ask.name != project["name"]:
+            assert ask.name in pins, f"{ask.name} is not pinned"
+            assert all(ask.specifier.contains(version) for version in pins[ask.name]), str(ask)
+
+
+def test_prefect_is_one_version_everywhere() -> None:
+    pinned = load("prefect.yaml")["prefect-version"]
+
+    assert f"prefect=={pinned}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert f'"prefect=={pinned}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_prefect_with_a_newer_fastapi_would_not_start() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    fastapi = next(
+        Requirement(text) for text in project["optional-dependencies"]["flows"] if text.startswith("fastapi")
+    )
+
+    assert fastapi.specifier.contains("0.150.0")
+    assert not fastapi.specifier.contains("0.155.0")
+
+
+def test_deployments_name_a_flow_and_its_parameters() -> None:
+    for deployment in load("prefect.yaml")["deployments"]:
+        file, name = deployment["entrypoint"].split(":")
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        flow = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+
+        assert flow is not None, f"{file} has no {name}"
+        assert any("flow" in ast.unparse(decorator) for decorator in flow.decorator_list)
+        assert deployment["parameters"]["recipe"] in recipe_names()
+        assert set(deployment["parameters"]) <= {argument.arg for argument in [*flow.args.args, *flow.args.kwonlyargs]}
+
+
+def test_the_worker_polls_the_pool_of_the_deployments_with_its_places_set() -> None:
+    worker = load("compose.yaml")["services"]["worker"]
+    for deployment in load("prefect.yaml")["deployments"]:
+        pool = deployment["work_pool"]["name"]
+        places = re.findall(r"\{\{ \$(\w+) \}\}", str(deployment["parameters"]))
+
+        assert f"worker start --pool {pool} " in worker["command"][-1]
+        assert f'"--pool", "{pool}"' in stages()["flows"]
+        assert places == ["CLEANSHELF_WORKSPACE"]
+        assert "CLEANSHELF_WORKSPACE=/" in stages()["flows"]
+
+
+def test_compose_builds_a_target_of_the_dockerfile() -> None:
+    services = load("compose.yaml")["services"]
+    built = {service["build"]["target"] for service in services.values() if "build" in service}
+
+    assert built == {"flows"}
+    assert built <= set(stages())
+
+
+def test_triton_is_unmodified_and_serves_the_workspace_repository_read_only() -> None:
+    triton = load("compose.yaml")["services"]["triton"]
+    layout = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## A workspace")[2]
+
+    assert "build" not in triton
+    assert re.fullmatch(r"\$\{TRITON_IMAGE:\?[^}]+\}", triton["image"]), "no default: it would name a registry"
+    assert re.search(r"^  repository/ +the Triton model repository", layout, flags=re.MULTILINE)
+    assert [volume.partition("}")[2] for volume in triton["volumes"]] == ["/repository:/models:ro"]
+    assert {"--model-repository=/models", "--model-control-mode=explicit", "--load-model=products"} <= set(
+        triton["command"]
+    )
+
+
+def test_workers_see_the_workspace_where_the_image_looks_for_it() -> None:
+    services = load("compose.yaml")["services"]
+    place = re.search(r"CLEANSHELF_WORKSPACE=(\S+)", stages()["flows"])
+
+    assert place
+    for name in ("prefect", "worker"):
+        assert [volume.rpartition(":")[2] for volume in services[name]["volumes"]] == [place[1]]
+
+
+def test_no_port_is_open_to_other_machines() -> None:
+    ports = [port for service in load("compose.yaml")["services"].values() for port in service.get("ports", ())]
+
+    assert len(ports) == 4
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_hooks_run_tools_that_are_pinned() -> None:
+    hooks = [hook for repo in load(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks if ".venv/bin/" in hook["entry"]}
+    distributions = {"lint-imports": "import-linter"}
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+
+    assert tools == {"ruff", "lint-imports", "codespell"}
+    assert [tool for tool in tools if distributions.get(tool, tool) not in pinned] == []

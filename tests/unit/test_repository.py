@@ -1,0 +1,155 @@
+"""The repository keeps its own rules: paths, sizes, names, links, decisions, import directions, and docs that match."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.config import Recipe, recipe_names
+from models.registry import Range
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_LINES = 400
+# Written so that this file does not match itself.
+MACHINE = re.compile(r"(?<![\w.~])/(?:wor[k]|roo[t]|hom[e]/\w+|User[s]/\w+)/")
+REGISTRY = re.compile(
+    r"pypi\.org|pythonhosted\.org|nvcr\.io|docker\.(?:io|com)|ghcr\.io|quay\.io|\bgcr\.io|index-ur[l]"
+)
+VAGUE = re.compile(r"(?:^|_)(?:utils?|helpers?|managers?|common)(?:_|$)")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(?:#[^)]*)?\)")
+KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "table", tuple: "list of numbers"}
+
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    """Files that git knows, as they lie in the work tree."""
+    asked = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    names = subprocess.run(asked, capture_output=True, check=True).stdout.decode().split("\0")
+    return tuple(ROOT / name for name in names if name and (ROOT / name).is_file())
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Relative name and content of every tracked text file."""
+    for path in tracked():
+        content = path.read_bytes()
+        if b"\0" not in content[:8192]:
+            yield path.relative_to(ROOT).as_posix(), content.decode(errors="replace")
+
+
+@pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["machine paths", "registry hosts"])
+def test_no_text_names_a_place_outside(pattern: re.Pattern[str]) -> None:
+    found = [f"{name}: {hit.group()}" for name, text in texts() if (hit := pattern.search(text))]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("text", ["cd /wor" + "k/main", "'/hom" + "e/ann/data'", "(/roo" + "t/.cache)"])
+def test_machine_paths_are_recognised(text: str) -> None:
+    assert MACHINE.search(text)
+
+
+def test_python_files_stay_short() -> None:
+    lengths = {name: text.count("\n") for name, text in texts() if name.endswith(".py")}
+
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_no_module_has_a_vague_name() -> None:
+    parts = {
+        part for path in tracked() if path.suffix == ".py" for part in path.relative_to(ROOT).with_suffix("").parts
+    }
+
+    assert {part for part in parts if VAGUE.search(part)} == set()
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers
+
+
+def test_decisions_name_context_choice_and_price() -> None:
+    for path in (ROOT / "docs" / "decisions").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# {path.name[:4]} "), path.name
+        assert [part for part in ("**Context.**", "**Choice.**", "**Price.**") if part not in text] == [], path.name
+
+
+def test_relative_links_lead_to_files() -> None:
+    pages = [path for path in tracked() if path.suffix == ".md"]
+    targets = [(page, target) for page in pages for target in LINK.findall(page.read_text(encoding="utf-8"))]
+
+    assert targets
+    assert [f"{page.name}: {target}" for page, target in targets if not (page.parent / target).exists()] == []
+
+
+def test_links_to_headings_lead_to_headings() -> None:
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            text = (page.parent / target if target else page).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_import_contracts_hold() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_changelog_names_the_versions_that_are_pinned() -> None:
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+
+    assert rows
+    assert [f"{name}=={version}" for name, version in rows if f"{name}=={version}" not in pins] == []
+
+
+def test_recipes_page_names_every_recipe() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, flags=re.MULTILINE)) == set(recipe_names())
+
+
+def recipe_keys() -> dict[str, tuple[str, Any]]:
+    """Dotted key -> (type and range as docs/recipes.md writes them, default)."""
+    found = {}
+    for part, hint in typing.get_type_hints(Recipe).items():
+        cls = typing.get_args(hint)[0] if typing.get_args(hint) else hint
+        if not dataclasses.is_dataclass(cls):
+            continue  # the recipe's name
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for name, default in dataclasses.asdict(typing.cast(Any, cls)()).items():
+            found[f"{part}.{name}"] = (written(hints[name]), default)
+    return found
+
+
+def written(hint: Any) -> str:
+    """A type with its range, as docs/recipes.md writes it."""
+    kind, *rest = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+    bounds = [f"`{bound}`" for bound in rest if isinstance(bound, Range)]
+    return " ".join([KINDS[typing.get_origin(kind) or kind], *bounds])
+
+
+def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| `(.+?)` \| (.+?) \|", page, flags=re.MULTILINE)
+    told = {key: (kind, tomllib.loads(f"v = {default}")["v"]) for key, default, kind in rows}
+
+    assert told == {
+        key: (kind, [*value] if isinstance(value, tuple) else value) for key, (kind, value) in recipe_keys().items()
+    }
