@@ -136,7 +136,8 @@ def test_a_digest_names_the_content_and_not_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["name='b'", "members.0.size=80", "members.0.args={a = 1}", "train.lr=0.1", "gate.tail=0.5", "loss.params.q=1"]
+    "change",
+    ["name='b'", "members.0.size=80", "members.0.args={a = 1}", "train.lr=0.1", "gate.tail=0.5", "loss.params.q=1"],
 )
 def test_a_digest_changes_with_every_value(file: str, change: str) -> None:
     assert digest(load_recipe(file, overrides=[change])) != digest(load_recipe(file))

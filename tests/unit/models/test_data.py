@@ -33,7 +33,9 @@ def photos() -> Tensor:
 def test_the_whole_view_is_torchs_antialiased_resize(photos: Tensor) -> None:
     pixels = photos.permute(0, 3, 1, 2) / 255
     assert torch.equal(whole_view(photos, 40), pixels)
-    torch.testing.assert_close(whole_view(photos, 24), functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True))
+    torch.testing.assert_close(
+        whole_view(photos, 24), functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)
+    )
 
 
 def test_no_augmentation_leaves_the_photo(photos: Tensor) -> None:

@@ -49,7 +49,9 @@ CASES: list[tuple[str, dict[str, Any], Formula]] = [
 NAMES = sorted(LOSSES.components)
 
 
-def batch(n: int = 16, classes: int = 7, scale: float = 3.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def batch(
+    n: int = 16, classes: int = 7, scale: float = 3.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
     logits = scale * torch.randn(n, classes, generator=draw, dtype=torch.float64)
     return logits.to(dtype), torch.randint(classes, (n,), generator=draw)

@@ -78,7 +78,9 @@ def test_weights_fit_and_their_classifier_is_left_over(tmp_path: Path, name: str
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     given = timm.create_model("test_resnet", num_classes=0).state_dict()
     first = next(iter(given))
-    reason = f"w.safetensors does not fit test_resnet: 1 tensors are missing, left over or of another shape, first '{first}'"
+    reason = (
+        f"w.safetensors does not fit test_resnet: 1 tensors are missing, left over or of another shape, first '{first}'"
+    )
     with pytest.raises(WeightsMismatch, match=reason):
         build_network(file_of(tmp_path, given | {first: torch.zeros(1)}), num_classes=3)
     with pytest.raises(WeightsMismatch, match=reason):

@@ -23,7 +23,9 @@ def test_a_class_is_drawn_in_proportion_to_its_size_to_the_power(power: float, e
 
 def test_within_a_class_all_photos_are_equal() -> None:
     labels = np.repeat([0, 1], [5, 500])
-    times = np.bincount(np.concatenate([draw_epoch(labels, power=0.0, seed=1, epoch=e) for e in range(20)]), minlength=505)
+    times = np.bincount(
+        np.concatenate([draw_epoch(labels, power=0.0, seed=1, epoch=e) for e in range(20)]), minlength=505
+    )
     assert times[:5] == pytest.approx(np.full(5, 1010), rel=0.12)
 
 

@@ -18,7 +18,7 @@ def dense(n: int, classes: int, seed: int) -> np.ndarray:
 
 def scores_of(probs: np.ndarray, first: int = 0) -> Scores:
     n, classes = probs.shape
-    ids = np.array([f"{first + i:016x}" for i in range(n)])
+    ids = np.array([f"{first + i:016x}" for i in range(n)], dtype=str)
     target = np.arange(n) % classes
     top = np.argsort(-probs, axis=1)[:, :KEEP]
     return Scores(ids, target, probs[np.arange(n), target], top, np.take_along_axis(probs, top, 1))
