@@ -97,7 +97,7 @@ def test_crt_lifts_the_tail_of_a_planted_imbalance() -> None:
     settings = Balance(epochs=20, lr=0.05)
     balanced = retrain_classifier(embedding, target, num_classes=3, settings=settings, seed=0)
     held_out = clusters([300, 300, 300], seed=2)
-    assert mean_class(balanced, *held_out) > mean_class(plain.detach(), *held_out) + 0.1
+    assert mean_class(balanced, *held_out) > mean_class(plain.detach(), *held_out) + 0.05
     again = retrain_classifier(embedding, target, num_classes=3, settings=settings, seed=0)
     assert torch.equal(balanced, again)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -46,7 +47,7 @@ def test_the_necks_shift_stays_at_zero() -> None:
 
 
 def test_normalisation_is_timms_or_the_recipes() -> None:
-    own = timm.create_model("test_resnet").pretrained_cfg
+    own: dict[str, Any] = timm.create_model("test_resnet").pretrained_cfg  # type: ignore[assignment]
     network = build_network(TINY, num_classes=2)
     assert network.mean.flatten().tolist() == pytest.approx(own["mean"])
     assert network.std.flatten().tolist() == pytest.approx(own["std"])

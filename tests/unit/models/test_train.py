@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+import models.train
 from models import checkpoint
 from models.config import Clean, Loss, Recipe, Train, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
 from models.scores import read_scores
-from models.train import Job, learning_rate, load_network, split_rows, train
+from models.train import Job, learning_rate, load_network, report, split_rows, train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
@@ -45,7 +46,17 @@ def killed_after_an_epoch(job: Job, tmp_path: Path) -> int:
     """Runs a training as the flow does, and kills it once it has a checkpoint; the epochs it had done."""
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(to_dict(job.recipe)))
-    command = [sys.executable, "-m", "models.train", "--data", job.data, "--recipe", file, "--out", job.out]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "models.train",
+        "--data",
+        job.data,
+        "--recipe",
+        file,
+        "--out",
+        job.out,
+    ]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -59,30 +70,47 @@ def killed_after_an_epoch(job: Job, tmp_path: Path) -> int:
     return int(checkpoint.load(job.out / "checkpoint.pt")["epoch"])
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_killed_training_goes_on_to_the_same_bits(data: Path, recipe: Recipe, tmp_path: Path, frozen: bool) -> None:
-    settings = {"epochs": 120 if frozen else 60, "sampling_power": 0.5, "backbone_lr_scale": 0.0 if frozen else 0.5}
-    whole, halved = (
-        job(data, recipe, tmp_path / "whole", **settings),
-        job(data, recipe, tmp_path / "halved", **settings),
+def assert_same_result(one: Job, other: Job) -> None:
+    ours, theirs = tensors(one.out), tensors(other.out)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert np.array_equal(
+        read_scores(one.out / "scores.parquet").probs, read_scores(other.out / "scores.parquet").probs
     )
+    assert epochs(one.out) == epochs(other.out) == list(range(1, one.train.epochs + 1))
+    assert not (one.out / "checkpoint.pt").exists()
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    whole, halved = (job(data, recipe, tmp_path / name, epochs=40, sampling_power=0.5) for name in ("whole", "halved"))
     done = killed_after_an_epoch(halved, tmp_path)
     assert 1 <= done < halved.train.epochs
     assert not (halved.out / "network.pt").exists()
-    with (halved.out / "metrics.jsonl").open("a") as file:
-        file.write(
-            json.dumps({"epoch": done + 1}) + "\n"
-        )  # as if it had been killed between its report and its checkpoint
     train(halved)
     train(whole)
-    ours, theirs = tensors(halved.out), tensors(whole.out)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert epochs(halved.out) == list(range(1, halved.train.epochs + 1))
-    assert not (halved.out / "checkpoint.pt").exists()
-    assert np.array_equal(
-        read_scores(halved.out / "scores.parquet").probs, read_scores(whole.out / "scores.parquet").probs
-    )
+    assert_same_result(halved, whole)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
+    data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    whole, halved = (job(data, recipe, tmp_path / name, backbone_lr_scale=scale) for name in ("whole", "halved"))
+
+    def report_and_die(out: Path, **figures: float) -> None:
+        report(out, **figures)
+        if figures["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.train, "report", report_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(halved)
+    monkeypatch.undo()
+    assert epochs(halved.out) == [1, 2]
+    assert checkpoint.load(halved.out / "checkpoint.pt")["epoch"] == 1
+    train(halved)
+    train(whole)
+    assert_same_result(halved, whole)
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics(data: Path, recipe: Recipe, tmp_path: Path) -> None:
