@@ -48,7 +48,9 @@ def main() -> None:
     figure("precision_of_dropped", precision, target="> 0.5", met=precision > 0.5, baseline=None)
     for name, gain in gains(told.stdout).items():
         figure(f"mean_class_gain_{name}", gain, target="> 0", met=gain > 0, baseline=0.0)
-    figure("photo_to_answer_p50_ms", round(server_ms, 1), target="< 100", met=server_ms < 100, baseline=round(local_ms, 1))
+    figure(
+        "photo_to_answer_p50_ms", round(server_ms, 1), target="< 100", met=server_ms < 100, baseline=round(local_ms, 1)
+    )
 
 
 def gains(told: str) -> dict[str, float]:

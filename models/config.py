@@ -37,6 +37,13 @@ class Member:
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
     std: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(
+                    f"members.{name}: {list(getattr(self, name))} is not three numbers, one per channel of RGB"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -132,6 +139,10 @@ class Recipe:
             raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
         if self.export.crops not in (1, 2, 5, 10):
             raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
+        if self.export.keep < self.export.top_k:
+            raise ConfigError(
+                f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers"
+            )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
 
@@ -154,7 +165,7 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(
             f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML's own, or bytes that are not UTF-8
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
         _override(tables, override)
@@ -196,6 +207,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{name}.")
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}: {value!r} is not a list of tables; write [[{name}]] above each")
         return tuple(_build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
     return check(name, value, hint)
 

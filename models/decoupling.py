@@ -41,7 +41,7 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     as well scales all logits alike, so decisions are theirs while the probabilities keep their temperature, which the mean
     over an ensemble depends on.
     """
-    norm = weight.norm(dim=1, keepdim=True)
+    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays one
     return weight / (norm / norm.mean()) ** tau
 
 
@@ -117,7 +117,7 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
         return Features(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
     of_held_out = features(held_out)
-    validation = manifest.split[held_out] == "val"
+    validation = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)
     known = manifest.target[held_out][validation]
     embedded = embeddings(net, of_held_out)[torch.from_numpy(validation)]
     weights = {"trained": net.head.classifier.weight.detach().clone()}

@@ -126,12 +126,19 @@ def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
         raise WeightsMismatch(f"members.weights: {path} cannot be read ({error})") from None
     own = backbone.state_dict()
     wrong = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
+    wrong += [key for key in tensors if key not in own and key.split(".")[0] not in _classifier(backbone)]
     if wrong:
         raise WeightsMismatch(
-            f"members.weights: {path} does not fit {name}: {len(wrong)} of {len(own)} tensors are missing or of another "
-            f"shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
+            f"members.weights: {path} does not fit {name}: {len(wrong)} tensors are missing, left over or of "
+            f"another shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
         )
     backbone.load_state_dict({key: tensors[key] for key in own})
+
+
+def _classifier(backbone: nn.Module) -> set[str]:
+    """First words of the names under which the backbone's own classifier lies in a file, such as fc or head."""
+    names = backbone.pretrained_cfg["classifier"]  # type: ignore[index]  # timm's, one name or several
+    return {name.split(".")[0] for name in ([names] if isinstance(names, str) else names)}
 
 
 def count_parameters(module: nn.Module) -> int:

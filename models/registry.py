@@ -88,7 +88,7 @@ class Registry:
 
         return add
 
-    def build(self, name: str, **params: Any) -> Any:
+    def build(self, name: str, /, **params: Any) -> Any:
         """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
         if name not in self.components:
             raise ConfigError(
@@ -101,7 +101,8 @@ class Registry:
         for key, value in params.items():
             if key not in known:
                 raise ConfigError(
-                    f"{self.noun}.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {', '.join(known)}"
+                    f"{self.noun}.params.{key}: {name!r} has no such parameter{closest(key, known)}; "
+                    f"it takes {', '.join(known)}"
                 )
-            params[key] = check(f"{self.noun}.{key}", value, hints[key])
+            params[key] = check(f"{self.noun}.params.{key}", value, hints[key])
         return cls(**params)

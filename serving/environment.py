@@ -110,7 +110,19 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
     if marker.is_file() and marker.read_text().strip() == wanted:
         return inspect(path)
     _run([sys.executable, "-m", "venv", "--clear", str(path)])
-    _run([str(path / "bin" / "python"), "-m", "pip", "install", "--no-input", "--quiet", "--no-deps", "-r", str(requirements)])
+    _run(
+        [
+            str(path / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--no-input",
+            "--quiet",
+            "--no-deps",
+            "-r",
+            str(requirements),
+        ]
+    )
     environment = inspect(path)
     write(marker, wanted.encode())
     return environment

@@ -36,7 +36,10 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
     """(N, k) classes of the graph, best first."""
-    return np.concatenate([session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH)])
+    none = np.empty((0, session.get_outputs()[0].shape[1]), np.int64)
+    return np.concatenate(
+        [none, *(session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH))]
+    )
 
 
 def test_rows(manifest: Manifest) -> NDArray[np.int64]:
