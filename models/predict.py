@@ -12,13 +12,8 @@ from models.network import EMBEDDING, Network
 from models.scores import KEEP, Scores
 
 
-<<<<<<< HEAD
-def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
-    """Scores (N rows) of the photos of `inputs`, in its order.
-=======
-def score(network: Network, inputs: Inputs, *, ids: NDArray[np.str_], target: NDArray[np.int64]) -> Scores:
+def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
     """Scores (N rows) of the photos of `inputs`, in its order; N may be 0.
->>>>>>> modeltests
 
     Args:
         ids: (N,) sample ids.
