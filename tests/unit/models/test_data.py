@@ -89,3 +89,9 @@ def test_batches_are_the_rows_asked_for(data: Path, cache_bytes: int, monkeypatc
         assert torch.equal(torch.cat(list(batches)), expected[[2, 0, 1]])
     assert [len(batch) for batch in source.in_order(2)] == [2, 1]
     assert list(Photos(manifest, rows[:0], side=24).in_order(2)) == []
+
+
+def test_beyond_the_photo_lies_its_reflection() -> None:
+    white = torch.full((8, 40, 40, 3), 255, dtype=torch.uint8)
+    turned = Augment(**vars(NOTHING) | {"rotate_deg": 45.0, "zoom": 0.2})
+    torch.testing.assert_close(random_view(white, 40, augment=turned, generator=draw()), torch.ones(8, 3, 40, 40))

@@ -97,9 +97,9 @@ def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
 ) -> None:
     whole, halved = (job(data, recipe, tmp_path / name, backbone_lr_scale=scale) for name in ("whole", "halved"))
 
-    def report_and_die(out: Path, **figures: float) -> None:
-        report(out, **figures)
-        if figures["epoch"] == 2:
+    def report_and_die(out: Path, *, epoch: int, of: int, **figures: float) -> None:
+        report(out, epoch=epoch, of=of, **figures)
+        if epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(models.train, "report", report_and_die)
