@@ -30,7 +30,9 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
         ChildFailed: it ended in any other way; the message ends with its last lines.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = KEEP_MEMORY | os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    environment = (
+        KEEP_MEMORY | os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    )
     tail: deque[str] = deque(maxlen=TAIL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
                           errors="replace", env=environment, start_new_session=True) as child:  # fmt: skip

@@ -88,7 +88,7 @@ def is_finished(folder: Path) -> bool:
 
 def _finish(folder: Path) -> None:
     """Writes the hashes of a stage's files, last and whole."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
     fresh = folder / ".done.json"
     with fresh.open("w", encoding="utf-8") as file:
         json.dump(files, file, indent=1)

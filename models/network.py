@@ -141,6 +141,11 @@ def _classifier(backbone: nn.Module) -> set[str]:
     return {name.split(".")[0] for name in ([names] if isinstance(names, str) else names)}
 
 
+def best_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of scalars that learning may change."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -33,7 +33,7 @@ from models.data.samplers import draw_epoch, folds
 from models.errors import ManifestError
 from models.inputs import Features, Inputs, Views
 from models.losses import build_loss
-from models.network import Network, build_network, count_parameters
+from models.network import Network, best_device, build_network, count_parameters
 from models.predict import score
 from models.scores import write_scores
 
@@ -75,7 +75,7 @@ def train(job: Job) -> None:
         raise ManifestError(
             f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     network = build_network(member, num_classes=len(manifest.classes)).to(device)
     log.info("%s: %d photos, %d classes, %d parameters on %s", member.backbone, len(rows), len(manifest.classes),
              count_parameters(network), device)  # fmt: skip
