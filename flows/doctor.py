@@ -55,7 +55,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _triton() -> Finding:
-    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, numpy below 2")
+    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, fit for the server")
 
 
 def _workspace(workspace: Workspace) -> Iterator[Finding]:
