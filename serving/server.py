@@ -139,7 +139,9 @@ class LocalServer:
         runtime = _runtime(self.state)
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         if runtime.lstat().st_uid != os.getuid():
-            raise BadEnvironment(f"{runtime} belongs to another user; remove it, or use a workspace path without spaces")
+            raise BadEnvironment(
+                f"{runtime} belongs to another user; remove it, or use a workspace path without spaces"
+            )
         (runtime / "models").unlink(missing_ok=True)
         (runtime / "models").symlink_to(self.repository.absolute())
         backends = _backends(self.state)
