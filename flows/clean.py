@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from flows.data_version import DataVersions
+from flows.data_version import DataVersions, Entry
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
@@ -20,13 +21,13 @@ from models.scores import Scores, concatenate, mean, read_scores
 log = logging.getLogger("cleanshelf")
 
 
-def uncleaned(versions: DataVersions, version: str) -> str:
+def uncleaned(version: str, history: Iterable[Entry]) -> str:
     """The version that cleaning started from, where `version` is what cleaning made of it; else `version` itself.
 
     Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
     instead of taking further ones from its own result.
     """
-    parents = {entry.id: entry.parent for entry in versions.log() if entry.step.startswith("clean-")}
+    parents = {entry.id: entry.parent for entry in history if entry.step.startswith("clean-")}
     while parent := parents.get(version):
         version = parent
     return version

@@ -90,7 +90,7 @@ def select_data(run: Run) -> Path:
     versions = DataVersions(run.workspace)
     versions.check_clean()
     selected = versions.resolve("selected")
-    return versions.materialise(uncleaned(versions, selected) if run.recipe.clean.rounds else selected)
+    return versions.materialise(uncleaned(selected, versions.log()) if run.recipe.clean.rounds else selected)
 
 
 @stage("record")
