@@ -92,7 +92,7 @@ def is_finished(folder: Path) -> bool:
 def _finish(folder: Path) -> None:
     """Writes the hashes of a stage's files, last and whole; what a killed attempt left half-written goes."""
     for leftover in folder.glob(".*"):
-        leftover.unlink()
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     fresh = folder / ".done.json"
     with fresh.open("w", encoding="utf-8") as file:

@@ -100,6 +100,8 @@ def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
     def fail(folder: Path) -> None:
         (folder / "checkpoint.pt").touch()
         (folder / ".network.pt.123").write_bytes(b"half")
+        (folder / ".model.onnx.123").mkdir()
+        (folder / ".model.onnx.123" / "model.onnx").touch()
         raise RuntimeError("killed")
 
     def go_on(folder: Path) -> None:
