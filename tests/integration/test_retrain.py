@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +36,7 @@ from models.data.manifest import read_manifest
 from models.export.onnx_file import read_metadata
 from serving.client import LocalRecognizer, Recognizer
 from serving.environment import Environment
+from serving.process import commands, kill, until
 from serving.server import running
 
 pytestmark = [
@@ -41,6 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
+REPOSITORY = Path(__file__).parents[2]
 SKUS = [assortment()[number] for number in (0, 1, 2, 4, 5, 6)]  # three packs of milk, three bottles of juice
 PHOTOS = {"train": 12, "val": 3, "test": 4}  # per product
 FLIPPED = 3  # train photos per product under a sibling's label
@@ -320,3 +327,84 @@ def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path
     assert verdict["reasons"] == refused.value.reasons == runs[1]["verdict"]["reasons"]
     assert (repository(workspace).versions(), repository(workspace).configured()) == ((1,), (1,))
     assert [entry.version for entry in ModelVersions(Ledger(workspace.root)).log()] == [1]
+
+
+@pytest.fixture
+def half_done(delivered: Workspace, first: tuple[Workspace, Report], tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace in which a retraining has done what comes before its cleaning."""
+    workspace, (other, report) = copy(delivered, tmp_path / "shop"), first
+    cleaned = (other.versions / report.data_after / "READY").stat().st_mtime_ns
+    for name, finished in stages(other).items():
+        if finished < cleaned:
+            shutil.copytree(other.runs / "stages" / name, workspace.runs / "stages" / name)
+    yield workspace
+    stop_endpoint(workspace)
+    kill(list(processes(workspace)))  # a killed flow leaves Prefect's server
+
+
+def start_retraining(workspace: Workspace, log: Path) -> subprocess.Popen[bytes]:
+    """`cleanshelf retrain smoke` in a process group of its own."""
+    overrides = [part for override in QUICK for part in ("--set", override)]
+    command = [sys.executable, "-m", "flows.cli", "retrain", "smoke", "--workspace", workspace.root, *overrides]
+    with log.open("wb") as file:  # not a pipe: what a killed flow leaves would hold it open
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True)
+
+
+def kill_retraining(workspace: Workspace, log: Path, *, once: Callable[[], object]) -> None:
+    process = start_retraining(workspace, log)
+    while not once():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def processes(workspace: Workspace) -> dict[int, str]:
+    """What runs for a workspace, ourselves apart: pid -> command line."""
+    home = f"PREFECT_HOME={workspace.state / 'prefect'}".encode()
+    found = {}
+    for pid, argv in commands():
+        with suppress(OSError):
+            if home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found[pid] = " ".join(argv)
+    return found
+
+
+@pytest.mark.faults
+def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happened(
+    half_done: Workspace, first: tuple[Workspace, Report], tmp_path: Path
+) -> None:
+    workspace, undisturbed = half_done, first[0]
+    early = stages(workspace)
+    assert len(early) == 4
+    model = repository(workspace).model
+
+    kill_retraining(
+        workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
+    )
+    orphans = "training goes on without its flow"
+    assert until(lambda: not any("models." in line for line in processes(workspace).values()), timeout_s=20), (
+        orphans
+    )
+    assert history(workspace) == history(undisturbed), "cleaning was done"
+
+    kill_retraining(workspace, tmp_path / "2.log", once=lambda: any(model.glob(".stage-*")) or (model / "1").exists())
+    assert "continuing after epoch" in (tmp_path / "2.log").read_text()
+    late = stages(workspace)
+    assert {name: time for name, time in late.items() if name in early} == early
+    assert set(late) == set(stages(undisturbed))
+    assert ModelVersions(Ledger(workspace.root)).serving() is None
+    assert repository(workspace).configured() == ()
+
+    assert start_retraining(workspace, tmp_path / "3.log").wait() == 0, (tmp_path / "3.log").read_text()
+    assert stages(workspace) == late
+    assert history(workspace) == history(undisturbed)
+    assert DataVersions(workspace).verify("selected") == []
+    models, published = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    assert ([entry.version for entry in models.log()], models.serving()) == ([1], 1)
+    assert (published.versions(), published.configured()) == ((1,), (1,))
+    published.verify(1)
+    graphs = [repository(each).path(1) / "model.onnx" for each in (workspace, undisturbed)]
+    assert sha256(graphs[0]) == sha256(graphs[1])
+    assert not [path for path in (*model.glob(".*"), *workspace.runs.glob("stages/*/.*"))]
+    assert not list((workspace.state / "staging").iterdir())
