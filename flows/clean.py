@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from flows.data_version import DataVersions
+from flows.data_version import DataVersions, Entry
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
@@ -18,6 +19,18 @@ from models.data.manifest import Manifest, read_manifest, write_labels, write_ve
 from models.scores import Scores, concatenate, mean, read_scores
 
 log = logging.getLogger("cleanshelf")
+
+
+def uncleaned(version: str, history: Iterable[Entry]) -> str:
+    """The version that cleaning started from, where `version` is what cleaning made of it; else `version` itself.
+
+    Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
+    instead of taking further ones from its own result.
+    """
+    parents = {entry.id: entry.parent for entry in history if entry.step.startswith("clean-")}
+    while parent := parents.get(version):
+        version = parent
+    return version
 
 
 @stage("clean, round {round}")
@@ -47,14 +60,14 @@ def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
     """One row per kept training and validation photo, by networks that did not train on it.
 
     Each fold's scores hold its own part of the training photos and all validation photos: the former are taken as they are,
-    the latter are the mean over the folds.
+    the latter are the mean over the folds. A validation photo of a class without training photos cannot be judged.
     """
-    validation = manifest.id[manifest.split == "val"]
+    validation = manifest.id[manifest.split == "val"].astype(str)
     of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
     of_validation = mean(
         [fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes)
     )
-    return concatenate([*of_fold, of_validation])
+    return concatenate([*of_fold, of_validation.select(of_validation.target >= 0)])
 
 
 def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +43,19 @@ class Found:
                 f"of {self.dropped} dropped labels {self.right / max(self.dropped, 1):.0%} were wrong")  # fmt: skip
 
 
-def tell(workspace: Workspace) -> None:
-    """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth."""
+def tell(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
+    """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth.
+
+    Args:
+        recipe, overrides: of the retraining, as for `load_recipe`; the baseline is the same recipe without its remedies.
+    """
     began = time.perf_counter()
     adopted = adopt_sample(workspace)
     delivered, truth = ingest_delivery(workspace)
     server = start_endpoint(workspace)
     try:
-        baseline = retrain(workspace, load_recipe("demo", overrides=BASELINE))
-        report = retrain(workspace, load_recipe("demo"))
+        baseline = retrain(workspace, load_recipe(recipe, overrides=[*overrides, *BASELINE]))
+        report = retrain(workspace, load_recipe(recipe, overrides=overrides))
     except BaseException:
         stop_endpoint(workspace)
         raise

@@ -22,25 +22,26 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_":
 def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None]) -> None:
     """Runs `python -m module arguments`, passing each line it prints to `say`.
 
-    The child leads a process group of its own, which ends with us on any exception, a cancelled flow included.
+    The child leads a process group of its own, which ends with us on any exception, a cancelled flow included; if we are
+    killed, the pipe to its standard input closes and it ends itself (flows.child).
 
     Raises:
         InputError: the child refused its input (its last line is the message).
         DiskFull: no space was left.
         ChildFailed: it ended in any other way; the message ends with its last lines.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = (
-        KEEP_MEMORY | os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
-    )
+    command = [sys.executable, "-m", "flows.child", module, *map(str, arguments)]
+    ours = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    environment = KEEP_MEMORY | os.environ | ours
     tail: deque[str] = deque(maxlen=TAIL)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True,
                           errors="replace", env=environment, start_new_session=True) as child:  # fmt: skip
         assert child.stdout is not None
         try:
             for line in child.stdout:
                 tail.append(line.rstrip())
                 say(line.rstrip())
+            child.wait()
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             raise

@@ -62,10 +62,15 @@ def print_steps(steps: Sequence[Row]) -> None:
     before = (None, *steps[:-1])
     rows = [
         {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "tail third": row.tail,
-         "change": "" if last is None else f"{row.mean_class - last.mean_class:+.3f}"}
+         "change": _change(last, row)}
         for row, last in zip(steps, before, strict=True)
     ]  # fmt: skip
     print_table(("step", "top-1", "mean class", "change", "tail third"), rows)
+
+
+def _change(last: Row | None, row: Row) -> str:
+    before, after = last.mean_class if last else None, row.mean_class
+    return "" if before is None or after is None else f"{after - before:+.3f}"
 
 
 def print_seen(seen: Sequence[Seen]) -> None:

@@ -77,7 +77,7 @@ def measure_served(run: Run, data: Path, version: int) -> dict[str, float]:
 def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
-    The model that serves already is not published twice.
+    The model that serves already is not published twice, and bytes that have a number keep it: a killed publication goes on.
 
     Raises:
         GateRefused: the verdict is no, or is not about these bytes.
@@ -93,12 +93,10 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
         versions.sweep()
         versions.check_contract(graph / "model.onnx")
-        record = describe(run, data, graph, verdict) | {"parent": serving}
-        number = models.register(record)
-        labels = read_manifest(data).classes
-        versions.stage(
-            graph / "model.onnx", version=number, labels=labels, record=record, golden=np.load(graph / "golden.npy")
-        )
+        number = number_of(models, digest_now) or models.register(describe(run, data, graph, verdict, parent=serving))
+        if number not in versions.versions():
+            versions.stage(graph / "model.onnx", version=number, labels=read_manifest(data).classes,
+                           record=models.record(number), golden=np.load(graph / "golden.npy"))  # fmt: skip
         with Endpoint(url) as control:
             control.switch(versions, number)
         models.assign(number)
@@ -106,10 +104,16 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     return number
 
 
-def describe(run: Run, data: Path, graph: Path, verdict: Verdict) -> dict[str, Any]:
+def number_of(models: ModelVersions, graph_sha256: str) -> int | None:
+    """The version under which exactly these bytes were registered."""
+    return next((entry.version for entry in models.log() if entry.record["graph_sha256"] == graph_sha256), None)
+
+
+def describe(run: Run, data: Path, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
     """The record of a model version: what it was made from, how good it is, and why it may be served."""
     return {
         "run": run.id,
+        "parent": parent,
         "recipe": run.recipe.name,
         "config_hash": digest(run.recipe),
         "commit": commit(),

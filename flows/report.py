@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
-from models.evaluate import accuracy
+from models.evaluate import Accuracy, accuracy
 from models.scores import Scores, mean, read_scores
 
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy after one step; shares in [0, 1]."""
+    """Accuracy after one step; shares in [0, 1], None where there are no test photos of such classes."""
 
     step: str
-    top1: float
-    mean_class: float
-    tail: float
+    top1: float | None
+    mean_class: float | None
+    tail: float | None
 
 
 def effects(first: list[Path], retrained: list[Path], balanced: list[Path], graph: Path, data: Path) -> list[Row]:
@@ -31,12 +32,12 @@ def effects(first: list[Path], retrained: list[Path], balanced: list[Path], grap
     """
     manifest = read_manifest(data)
     steps = (("labels as delivered", first), ("after cleaning", retrained), ("re-balanced, tau", balanced))
-    rows = [_mean_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
+    rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
             for name, folders in steps]  # fmt: skip
     together = mean([_test_scores(folder, manifest) for folder in balanced], num_classes=len(manifest.classes))
-    rows.append(_row(f"ensemble of {len(balanced)}", together.top, together.target, manifest))
+    rows.append(_row(f"ensemble of {len(balanced)}", [together], manifest))
     answers = np.load(graph / "answers.npz")
-    rows.append(_row("one graph, with crops", answers["ranked"], answers["target"], manifest))
+    rows.append(_mean("one graph, with crops", [_accuracy(answers["ranked"], answers["target"], manifest)]))
     return rows
 
 
@@ -45,11 +46,14 @@ def _test_scores(folder: Path, manifest: Manifest) -> Scores:
     return scores.select(np.isin(scores.id, manifest.id[manifest.split == "test"].astype(str)))
 
 
-def _mean_row(step: str, members: list[Scores], manifest: Manifest) -> Row:
-    rows = [_row(step, scores.top, scores.target, manifest) for scores in members]
-    return Row(step, *(float(np.mean([getattr(row, name) for row in rows])) for name in ("top1", "mean_class", "tail")))
+def _row(step: str, networks: list[Scores], manifest: Manifest) -> Row:
+    return _mean(step, [_accuracy(scores.top, scores.target, manifest) for scores in networks])
 
 
-def _row(step: str, ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Manifest) -> Row:
-    figures = accuracy(ranked, target, train_counts=manifest.train_counts())
-    return Row(step, figures.top1, figures.mean_class, figures.tail)
+def _accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Manifest) -> Accuracy:
+    return accuracy(ranked, target, train_counts=manifest.train_counts())
+
+
+def _mean(step: str, figures: list[Accuracy]) -> Row:
+    means = (float(np.mean([getattr(each, name) for each in figures])) for name in ("top1", "mean_class", "tail"))
+    return Row(step, *(None if math.isnan(value) else value for value in means))

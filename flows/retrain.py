@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.clean import clean
+from flows.clean import clean, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.gates import Verdict
@@ -86,10 +86,11 @@ def retraining(run: Run) -> Report:
 
 @stage("select data")
 def select_data(run: Run) -> Path:
-    """The selected data version as a verified folder of its own, so that no rollback changes it under the run."""
+    """The selected data version, before its cleaning, as a verified folder of its own that no rollback changes."""
     versions = DataVersions(run.workspace)
     versions.check_clean()
-    return versions.materialise("selected")
+    selected = versions.resolve("selected")
+    return versions.materialise(uncleaned(selected, versions.log()) if run.recipe.clean.rounds else selected)
 
 
 @stage("record")

@@ -5,6 +5,7 @@ Plain functions, not flows: a rollback has to work while Prefect, or a training,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from flows.data_version import DataVersions, Entry
@@ -103,15 +104,18 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def withdrawn_data(workspace: Workspace) -> set[str]:
-    """Data versions that the history left behind: entries that a later rollback jumped over.
+    """Data versions that a rollback left behind and none brought back.
 
     A model trained on one of them still serves, rightly, but people should see it.
     """
-    entries = DataVersions(workspace).log()
-    current = next((entry.id for entry in entries if entry.selected), None)
-    parents = {entry.id: entry.parent for entry in entries if entry.parent}
-    alive: set[str] = set()
-    while current and current not in alive:
-        alive.add(current)
-        current = parents.get(current)
-    return {entry.id for entry in entries} - alive
+    return withdrawn(reversed(DataVersions(workspace).log()))
+
+
+def withdrawn(entries: Iterable[Entry]) -> set[str]:
+    """Of a history, oldest entry first. A rollback to a version brings back what stood when that was selected last."""
+    standing: dict[str, tuple[str, ...]] = {}  # the versions that stood when each was selected last
+    now: tuple[str, ...] = ()
+    for entry in entries:
+        now = standing[entry.id] if entry.step == "rollback" else (*now, entry.id)
+        standing[entry.id] = now
+    return set(standing) - set(now)

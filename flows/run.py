@@ -78,7 +78,10 @@ def is_finished(folder: Path) -> bool:
     marker = folder / "done.json"
     if not marker.exists():
         return False
-    files = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        files = json.loads(marker.read_bytes())
+    except ValueError:
+        files = {marker.name: "of whole JSON"}
     harmed = [name for name, digest in files.items() if not (folder / name).exists() or sha256(folder / name) != digest]
     if harmed:
         log.warning("%s/%s no longer has its hash; the stage runs again", folder.name, harmed[0])
@@ -87,8 +90,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def _finish(folder: Path) -> None:
-    """Writes the hashes of a stage's files, last and whole."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
+    """Writes the hashes of a stage's files, last and whole; what a killed attempt left half-written goes."""
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     fresh = folder / ".done.json"
     with fresh.open("w", encoding="utf-8") as file:
         json.dump(files, file, indent=1)

@@ -1,19 +1,37 @@
-"""Triton for integration tests: a real server from its wheel, on ports chosen when the tests run."""
+"""The servers of integration tests: Triton from its wheel on ports chosen when the tests run, and Prefect's own."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from flows.settings import prepare_prefect
 from serving.environment import Environment, inspect
 from serving.errors import BadEnvironment
 from serving.server import LocalServer
 
 ROOT = Path(__file__).parents[2]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prefect reads the environment when it is imported, which may happen while tests are collected."""
+    home = tempfile.TemporaryDirectory(prefix="cleanshelf-prefect-")
+    config.add_cleanup(home.cleanup)
+    prepare_prefect(Path(home.name))
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One server with a database of its own for all flows that run in this process."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,80 @@
+"""What each step was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.report import Row, effects
+from models.data.manifest import INDEX, write_table
+from models.scores import Scores, write_scores
+
+CLASSES = ["a", "b", "c"]
+
+
+def write_data(folder: Path, *, split: str) -> Path:
+    """Three kept photos per class in train (3, 2 and 1 of them) and one each in `split`: p0 to p2."""
+    labels = [*CLASSES, "a", "a", "a", "b", "b", "c"]
+    ids = [f"p{i}" for i in range(len(labels))]
+    n = len(ids)
+    index = {field.name: ["x"] * n if str(field.type) == "string" else [1] * n for field in INDEX}
+    folder.mkdir()
+    write_table(folder, index | {"id": ids}, name="index")
+    columns = {"id": ids, "given_label": labels, "label": labels, "split": [split] * 3 + ["train"] * (n - 3)}
+    rest = {"kept": [True] * n, "decision": [""] * n, "score": [None] * n, "round": [0] * n}
+    write_table(folder, columns | rest, name="labels")
+    return folder
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Callable[[str, list[list[float]]], Path]:
+    """A stage's folder in which a network gives p0, p1 and p2 these probabilities of a, b and c."""
+
+    def write(name: str, probs: list[list[float]]) -> Path:
+        dense = np.array(probs, np.float32)
+        top = np.argsort(-dense, axis=1, kind="stable")
+        folder = tmp_path / name
+        folder.mkdir()
+        photos, best = np.array(["p0", "p1", "p2"]), np.take_along_axis(dense, top, 1)
+        write_scores(Scores(photos, np.arange(3), dense.diagonal().copy(), top, best), folder / "scores.parquet")
+        return folder
+
+    return write
+
+
+def write_graph(folder: Path, ranked: list[list[int]], target: list[int]) -> Path:
+    folder.mkdir()
+    np.savez(
+        folder / "answers.npz", ranked=np.array(ranked, np.int64).reshape(-1, 3), target=np.array(target, np.int64)
+    )
+    return folder
+
+
+RIGHT = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
+ALL_A = [[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4]]  # a is right, b and c are second best
+ALL_C = [[0.4, 0.1, 0.5], [0.1, 0.4, 0.5], [0.1, 0.1, 0.8]]
+
+
+def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
+    data = write_data(tmp_path / "data", split="test")
+    first = [network("first 0", ALL_A), network("first 1", RIGHT)]
+    balanced = [network("balanced 0", ALL_A), network("balanced 1", ALL_C)]
+    graph = write_graph(tmp_path / "graph", [[0, 1, 2], [1, 0, 2], [0, 1, 2]], [0, 1, 2])
+    third = pytest.approx(1 / 3)
+    assert effects(first, [network("retrained", RIGHT)], balanced, graph, data) == [
+        Row("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 0.5),
+        Row("one network, after cleaning", 1.0, 1.0, 1.0),
+        Row("one network, re-balanced, tau", third, third, 0.5),
+        Row("ensemble of 2", 1.0, 1.0, 1.0),  # two that are each right once are right together
+        Row("one graph, with crops", pytest.approx(2 / 3), pytest.approx(2 / 3), 0.0),
+    ]
+
+
+def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:
+    data = write_data(tmp_path / "data", split="val")
+    folder = network("any", RIGHT)
+    for row in effects([folder], [folder], [folder], write_graph(tmp_path / "graph", [], []), data):
+        assert (row.top1, row.mean_class, row.tail) == (None, None, None), row.step

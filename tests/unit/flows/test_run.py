@@ -1,0 +1,147 @@
+"""Stages are found again by what they depend on, as long as their files are unharmed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import run as module
+from flows.run import Run, code_hash, is_finished
+from flows.workspace import Workspace
+from models.config import Loss, Recipe, Train
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(Workspace(tmp_path), Recipe(name="r"), id="1")
+
+
+class Work:
+    """Writes two files, and counts how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, folder: Path) -> None:
+        self.calls += 1
+        (folder / "network.pt").write_bytes(b"weights")
+        (folder / "scores").write_text("1")
+
+
+def test_the_same_stage_is_found_again(run: Run) -> None:
+    work = Work()
+    first = run.stage("train", "data", run.recipe.loss, work=work)
+    later = dataclasses.replace(run, id="2").stage("train", "data", run.recipe.loss, work=work)
+    assert (first, work.calls) == (later, 1)
+    assert sorted(path.name for path in first.iterdir()) == ["done.json", "network.pt", "scores"]
+
+
+def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, recipe = Work(), run.recipe
+    folders = [
+        run.stage("train", "data", recipe.loss, recipe.train, work=work),
+        run.stage("fold", "data", recipe.loss, recipe.train, work=work),
+        run.stage("train", "other data", recipe.loss, recipe.train, work=work),
+        run.stage("train", "data", Loss(params={"q": 0.5}), recipe.train, work=work),
+        run.stage("train", "data", recipe.loss, Train(epochs=2), work=work),
+    ]
+    monkeypatch.setattr(module, "code_hash", lambda: "changed")
+    folders.append(run.stage("train", "data", recipe.loss, recipe.train, work=work))
+    assert len(set(folders)) == work.calls == 6
+
+
+def test_the_code_hash_is_of_all_that_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "losses").mkdir(parents=True)
+    (tmp_path / "pixels").mkdir()
+    source = tmp_path / "models" / "losses" / "lq.py"
+    monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    hashes = []
+    for text in ("a", "b", "a"):
+        source.write_text(text)
+        hashes.append(code_hash.__wrapped__())
+    source.rename(source.with_name("gce.py"))
+    hashes.append(code_hash.__wrapped__())
+    assert hashes[0] == hashes[2]
+    assert len(set(hashes)) == 3
+
+
+@pytest.mark.parametrize("harm", ["bit", "gone", "marker", "empty marker"])
+def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    work = Work()
+    folder = run.stage("train", work=work)
+    match harm:
+        case "bit":
+            (folder / "network.pt").write_bytes(b"wEights")
+        case "gone":
+            (folder / "scores").unlink()
+        case "marker":
+            (folder / "done.json").write_bytes((folder / "done.json").read_bytes()[:-20])
+        case "empty marker":
+            (folder / "done.json").write_bytes(b"")
+    (folder / "stale").touch()
+    assert run.stage("train", work=work) == folder
+    assert work.calls == 2
+    assert (folder / "network.pt").read_bytes() == b"weights"
+    assert not (folder / "stale").exists(), "nothing of a harmed result is used again"
+    assert folder.name in caplog.text
+    run.stage("train", work=work)
+    assert work.calls == 2
+
+
+def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "checkpoint.pt").touch()
+        (folder / ".network.pt.123").write_bytes(b"half")
+        (folder / ".model.onnx.123").mkdir()
+        (folder / ".model.onnx.123" / "model.onnx").touch()
+        raise RuntimeError("killed")
+
+    def go_on(folder: Path) -> None:
+        (folder / "checkpoint.pt").rename(folder / "network.pt")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run.stage("train", work=fail)
+    folder = run.stage("train", work=go_on)
+    assert sorted(path.name for path in folder.iterdir()) == ["done.json", "network.pt"]
+    assert is_finished(folder)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flows import run
+from flows.workspace import Workspace
+from models.config import Recipe
+
+def work(folder):
+    (folder / "network.pt").write_bytes(b"half")
+    if sys.argv[2] == "in work":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def die(self, target):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "before the rename":
+    Path.replace = die
+run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").stage("train", work=work)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", ["in work", "before the rename"])
+def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(run.workspace.root), moment]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
+    work = Work()
+    folder = run.stage("train", work=work)
+    assert work.calls == 1
+    assert sorted(os.listdir(folder)) == ["done.json", "network.pt", "scores"]
+    assert is_finished(folder)

@@ -1,0 +1,43 @@
+"""How many trainings run side by side, and where things are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flows import settings
+from flows.settings import Settings, prepare_prefect
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CLEANSHELF_")]:
+        monkeypatch.delenv(name)
+
+
+def test_one_training_per_core_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_num_gpus", lambda: 0)
+    assert Settings().num_parallel() == os.cpu_count()
+
+
+def test_one_training_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_num_gpus", lambda: 3)
+    assert Settings().num_parallel() == 3
+
+
+def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "_num_gpus", lambda: 3)
+    monkeypatch.setenv("CLEANSHELF_PARALLEL", "5")
+    monkeypatch.setenv("CLEANSHELF_TRITON_ENV", str(tmp_path))
+    assert Settings().num_parallel() == 5
+    assert Settings().triton_env == tmp_path
+
+
+def test_prefect_lives_in_the_workspace_and_tells_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    prepare_prefect(tmp_path)
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / "prefect")
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
