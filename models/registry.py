@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def check(field: str, value: Any, annotation: Any) -> Any:
         raise ConfigError(
             f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=..."
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}: {value!r} is not finite; correct it in the recipe or with --set {field}=...")
     for bound in bounds:
         if value not in bound:
             raise ConfigError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -90,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
