@@ -104,7 +104,7 @@ def _backbone(member: Member) -> tuple[nn.Module, int]:
             width = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
     except Exception as error:  # timm's models raise what they like on arguments that do not fit
         raise ConfigError(
-            f"members.args or members.size: {member.backbone} at {member.size} px: {_first_line(error)}; correct them or choose another backbone"
+            f"members.args or members.size: {member.backbone} at {member.size} px: {_first_line(error)}; correct them"
         ) from None
     return backbone, width
 
@@ -128,7 +128,7 @@ def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
         ) from None
     except Exception as error:  # safetensors and torch have no common error for a broken file
         raise WeightsMismatch(
-            f"members.weights: {path} cannot be read ({_first_line(error)}); take a .safetensors or torch file of weights alone"
+            f"members.weights: {path} cannot be read ({type(error).__name__}); take a .safetensors or torch file of weights alone"
         ) from None
     if not isinstance(tensors, Mapping):
         raise WeightsMismatch(

@@ -100,11 +100,12 @@ class Registry:
             )
         cls = self.components[name].build
         hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        known = [p for p in inspect.signature(cls).parameters]
+        known = [p for p in inspect.signature(cls).parameters if p != "num_classes"]
         for key, value in params.items():
-            if key not in known:
+            if key not in (*known, "num_classes"):
+                near = closest(key, known)
                 raise ConfigError(
-                    f"{self.noun}.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {', '.join(known)}"
+                    f"{self.noun}.params.{key}: {name!r} has no such parameter{near}; it takes {', '.join(known) or 'none'}"
                 )
-            params[key] = check(f"{self.noun}.{key}", value, hints[key])
+            params[key] = check(f"{self.noun}.params.{key}", value, hints[key])
         return cls(**params)
