@@ -63,10 +63,9 @@ def unchanged(shop: Path, *arguments: object) -> str:
 # --- deliveries ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.prefect
 def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    said = unchanged(shop, "ingest", tmp_path / "empty")
+    said = unchanged(shop, "ingest", tmp_path / "empty", "--dry-run")
     assert said == f"{tmp_path / 'empty'} is empty; put the photos into one folder per class"
 
 
@@ -76,8 +75,8 @@ def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
         ("path,label,price\na.png,a,3\n", "manifest.csv: unknown column 'price'; known are path, label, split, source"),
         ("path\na.png\n", "manifest.csv: column 'label' is missing; it has path"),
         (
-            "path,label\na.png,a\nb.png,A\n",
-            ": labels 'A' and 'a' differ only in case or white space; write them one way",
+            "path,label\nb.png,A\n",
+            ": labels 'a' and 'A' differ only in case or white space; write them one way",
         ),
         ("path,label\na.png,B B\n", ": labels 'b b' and 'B B' differ only in case or white space"),
         ("path,label,split\na.png,a,training\n", "manifest.csv: row 1, field split: 'training' is unknown; use train"),
@@ -149,7 +148,7 @@ BROKEN = {
     "zero.jpg": (b"", "the file is empty (0 bytes)"),
     "truncated.png": (photo(77, side=64)[:3000], "cannot be decoded"),
     "text.jpg": (b"not a photo", "not a picture in a format that can be read"),
-    "bomb.png": (encoded(Image.new("1", (30_000, 30_000))), "30000 x 30000 pixels is over the limit"),
+    "bomb.png": (encoded(Image.new("1", (14_000, 14_000))), "more than 64,000,000 pixels"),
 }
 
 
@@ -230,16 +229,17 @@ def test_recipe_files_that_cannot_be_read(prepared: Path, tmp_path: Path, conten
     assert message in unchanged(prepared, "retrain", tmp_path / "mine.toml")
 
 
-@pytest.mark.parametrize("flags", [[], ["--dry-run"]], ids=["", "dry-run"])
-def test_an_unknown_backbone_is_refused_before_anything_is_trained(prepared: Path, flags: list[str]) -> None:
-    said = unchanged(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18", *flags)
+def test_an_unknown_backbone_is_refused_before_anything_is_trained(prepared: Path) -> None:
+    said = unchanged(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18")
     assert "has no model 'resent18' (did you mean resnet18" in said
     assert list((prepared / "runs").iterdir()) == []
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(prepared: Path, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "my weights.pt").write_bytes(b"garbage")
-    said = unchanged(prepared, "retrain", "smoke", "--set", f"members.1.weights={tmp_path / 'my weights.pt'}")
+    said = unchanged(
+        prepared, "retrain", "smoke", "--set", f"members.1.weights={tmp_path / 'my weights.pt'}", "--dry-run"
+    )
     assert said.startswith(f"members.weights: {tmp_path / 'my weights.pt'} cannot be read (")
 
 
