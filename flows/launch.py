@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from flows.errors import ChildFailed, DiskFull, InputError
 from flows.settings import REPOSITORY
+from models.command import REFUSED
 
 TAIL = 12
 # glibc gives large blocks back to the kernel at once, and every activation of a network is then mapped and zeroed anew:
@@ -51,12 +52,9 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
 
 def _failure(module: str, code: int, tail: deque[str]) -> Exception:
     last = tail[-1] if tail else ""
-    kind, _, message = last.partition(": ")
     if f"[Errno {errno.ENOSPC}]" in last:
         return DiskFull(f"no space left on the device while running {module}; free some and run the same command again")
-    if kind in {
-        f"models.errors.{name}" for name in ("ConfigError", "ManifestError", "WeightsMismatch", "CheckpointMismatch")
-    }:
-        return InputError(message)
+    if code == REFUSED:
+        return InputError(last)
     end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return ChildFailed(f"{module} {end}; its last lines:\n" + "\n".join(tail))

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.launch import run_child
 from flows.run import Run, sha256
 from flows.stage import stage
+from models.config import Recipe, to_dict
 
 log = logging.getLogger("cleanshelf")
+
+
+def check(recipe: Recipe, data: Path) -> None:
+    """Sees that the recipe can be trained on the data version in folder `data`; it takes seconds, and leaves nothing.
+
+    Raises:
+        InputError: naming the recipe's key, or what the data lack.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
+        run_child("models.check", ["--data", data, "--recipe", file], say=log.debug)
 
 
 @stage("train member {member}")

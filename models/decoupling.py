@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Balance, from_dict
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
@@ -166,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

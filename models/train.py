@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import checkpoint
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Member, Recipe, Train, digest, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -247,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

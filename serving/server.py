@@ -122,8 +122,11 @@ class LocalServer:
                 signal.signal(number, handler)
 
     def _check_ports(self) -> None:
+        taken: dict[int, str] = {}
         for option in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(self, option)
+            if taken.setdefault(port, option) != option:
+                raise PortInUse(f"{option} {port} is {taken[port]} too; give each its own")
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:

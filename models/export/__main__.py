@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import Accuracy, accuracy
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

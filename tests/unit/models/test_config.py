@@ -85,7 +85,7 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0=64", "stands for a whole table"),
         ("members=3", "members: 3 is not a list of tables"),
         ("members=[]", "members: a recipe needs at least one"),
-        ("members.0.mean=[0.5]", r"members\.mean: \[0\.5\] is not three numbers"),
+        ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) has not three values"),
         ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not float"),
         ("train=3", "train: 3 is not a table"),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
