@@ -106,10 +106,10 @@ def test_a_range_in_the_message_and_a_way_out(file: str) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("[train\nepochs = 1", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML in UTF-8 .*line 1"):
         load_recipe(str(broken))
     broken.write_bytes(b"name = '\xff'")
-    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML: .*utf-8"):
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML in UTF-8 .*utf-8"):
         load_recipe(str(broken))
     with pytest.raises(ConfigError, match=r"no recipe 'nothing'; known: "):
         load_recipe("nothing")

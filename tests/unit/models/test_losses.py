@@ -132,7 +132,7 @@ def test_one_class_costs_nothing() -> None:
         ("gce", {"name": "x"}, r"loss\.params\.name: 'gce' has no such parameter"),
         ("gce", {"q": 0.0}, r"loss\.params\.q: 0\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("gce", {"q": 1.1}, r"loss\.params\.q: 1\.1 is outside \(0, 1\]"),
-        ("gce", {"q": float("nan")}, r"loss\.params\.q: nan is outside"),
+        ("gce", {"q": float("nan")}, r"loss\.params\.q: nan is not finite"),
         ("ce", {"label_smoothing": 1}, r"loss\.params\.label_smoothing: 1\.0 is outside \[0, 1\)"),
         ("agce", {"a": "much"}, r"loss\.params\.a: 'much' is not float"),
         ("agce", {"q": True}, r"loss\.params\.q: True is not float"),
