@@ -159,20 +159,23 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
 
 
-def test_dry_runs_change_nothing(shop: Path, delivery: Path) -> None:
+def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> None:
     publish_again(shop)
-    (delivery / "first" / PRODUCTS[0] / "copy.jpg").write_bytes(
-        (delivery / "first" / PRODUCTS[0] / "1.jpg").read_bytes()
-    )
+    source = shutil.copytree(delivery / "first", tmp_path / "source")
+    shutil.copyfile(source / PRODUCTS[0] / "1.jpg", source / PRODUCTS[0] / "copy.jpg")
+    (source / PRODUCTS[0] / "2.jpg").write_bytes(b"")
     log, before = asked("data", "log", shop=shop), snapshot(shop)
-    report = asked("ingest", delivery / "first", "--dry-run", shop=shop)
-    assert (report["delivered"], report["added"], report["duplicates"]) == (31, 0, 31)
+    report = asked("ingest", source, "--dry-run", shop=shop)
+    assert (report["delivered"], report["added"], report["duplicates"]) == (31, 0, 30)
+    assert report["quarantined"] == {"photo: the file is empty (0 bytes)": 1}
     plan = asked("retrain", "smoke", "--set", "train.epochs=7", "--dry-run", shop=shop)
     assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (log[0]["id"], 7)
     plan = asked("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
     assert plan == {"would_select": log[-1]["id"], "in_place_of": log[0]["id"]}
     assert asked("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
     assert snapshot(shop) == before
+    asked("model", "rollback", shop=shop)
+    assert snapshot(shop) != before
 
 
 def test_the_file_alone_answers(trained: Path, delivery: Path, tmp_path: Path) -> None:
