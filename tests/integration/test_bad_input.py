@@ -347,8 +347,7 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
         assert DataVersions(Workspace.find(shop)).verify("selected") == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    if half_written:
-        pytest.xfail(f"DVC's put_file leaves its temporary files in the remote: {', '.join(half_written)}")
+    assert not half_written
 
 
 def check_only_whole_objects_were_added(shop: Path, before: dict[str, str]) -> list[str]:
