@@ -383,9 +383,7 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
         workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
     )
     orphans = "training goes on without its flow"
-    assert until(lambda: not any("models." in line for line in processes(workspace).values()), timeout_s=20), (
-        orphans
-    )
+    assert until(lambda: not any("models." in line for line in processes(workspace).values()), timeout_s=20), orphans
     assert history(workspace) == history(undisturbed), "cleaning was done"
 
     kill_retraining(workspace, tmp_path / "2.log", once=lambda: any(model.glob(".stage-*")) or (model / "1").exists())
