@@ -10,7 +10,7 @@ help:  ## List the commands
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks its venv module; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flows,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flows,dev]'
 	@touch $@
 
 .venv-triton/requirements.sha256: serving/triton-requirements.txt | .venv/ready
@@ -33,7 +33,7 @@ check: setup  ## Formatting, lint, types, import contracts, constraints
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels tests benchmarks docs *.md
-	@$(BIN)/pip check
+	@$(BIN)/python -m pip check
 
 bench: setup  ## Run benchmarks/ and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py

@@ -73,9 +73,12 @@ def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
 def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int) -> Manifest:
     """The manifest with every judged photo's score, and the suspect ones dropped; nothing is removed."""
     margin = log_margin(scores.p_label, scores.best_other())
-    wrong = find_label_errors(scores.target, margin, threshold=settings.margin, floor_share=settings.floor_share,
-                              floor_count=settings.floor_count)  # fmt: skip
     row = np.searchsorted(manifest.id, scores.id)
+    train = manifest.split[row] == "train"
+    wrong = np.zeros(len(scores), np.bool_)
+    wrong[train] = find_label_errors(scores.target[train], margin[train], threshold=settings.margin,
+                                     floor_share=settings.floor_share, floor_count=settings.floor_count)  # fmt: skip
+    wrong[~train] = margin[~train] < settings.margin  # the floor guards what is learnt; a doubtful photo measures nothing
     kept, decision = manifest.kept.copy(), manifest.decision.copy()
     score, rounds = manifest.score.copy(), manifest.round.copy()
     score[row], rounds[row] = margin, round

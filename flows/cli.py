@@ -27,6 +27,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen a
 Set = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.epochs=3.")
 ]
+Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
 
@@ -74,7 +75,7 @@ def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 
 @data.command("show")
-def data_show(version: str = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
+def data_show(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
     """One data version: where it comes from, what it holds, whether every hash holds."""
     from flows.data_version import DataVersions
 
@@ -87,7 +88,7 @@ def data_show(version: str = "selected", workspace: At = Path("."), as_json: AsJ
 
 
 @data.command("diff")
-def data_diff(a: str, b: str = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
+def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
     """What changed from version A to version B: added, dropped, restored, relabelled, by class."""
     from flows.data_version import DataVersions
 
@@ -99,7 +100,9 @@ def data_diff(a: str, b: str = "selected", workspace: At = Path("."), as_json: A
 
 
 @data.command("rollback")
-def data_rollback(version: str, workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
+def data_rollback(
+    version: Version, workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
     """Select an earlier data version again, as a new entry. The endpoint is not touched."""
     from flows.data_version import DataVersions
     from flows.rollback import rollback_data
@@ -108,9 +111,8 @@ def data_rollback(version: str, workspace: At = Path("."), as_json: AsJson = Fal
     if dry_run:
         versions = DataVersions(found)
         versions.check_clean()
-        return print(
-            f"would select {versions.resolve(version)[:12]} in place of {(versions.selected() or 'nothing')[:12]}"
-        )
+        plan = {"would_select": versions.resolve(version), "in_place_of": versions.selected()}
+        return _show(plan, as_json=as_json, say=lambda: _pairs(plan))
     entry = rollback_data(found, version)
     _show(
         _entry(entry),
@@ -132,13 +134,12 @@ def retrain(
     from models.config import load_recipe, to_dict
 
     resolved = load_recipe(recipe, overrides=overrides)
-    if dry_run:
-        from flows.data_version import DataVersions
-
-        plan = {"data_version": DataVersions(found).resolve("selected"), "recipe": to_dict(resolved)}
-        return _show(plan, as_json=as_json, say=lambda: _pairs(plan))
+    from flows.retrain import preview
     from flows.retrain import retrain as flow
 
+    if dry_run:
+        plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
+        return _show(plan, as_json=as_json, say=lambda: _pairs(plan))
     report = flow(found, resolved)
     _show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_report(report))
 
@@ -177,7 +178,8 @@ def model_rollback(
 
     found = _find(workspace)
     if dry_run:
-        return print(f"would switch the endpoint to model version {rollback_target(found, version)}")
+        plan = {"would_serve": rollback_target(found, version)}
+        return _show(plan, as_json=as_json, say=lambda: _pairs(plan))
     done = rollback_model(found, version)
     _show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
 
@@ -256,6 +258,8 @@ def main() -> None:
     from pixels import BadPhoto
     from serving.errors import ServingError
 
+    for stream in (sys.stdout, sys.stderr):  # labels and file names may hold what an old locale cannot print
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except GateRefused as error:
@@ -269,7 +273,9 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    print(f"cleanshelf: {error}", file=sys.stderr)
+    """One line; only what broke by itself may need more, such as the last words of a process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    print(f"cleanshelf: {error if code == WORLD else '; '.join(lines)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -326,7 +332,9 @@ def _say_report(report: Any) -> None:
 
 def _show(content: Any, *, as_json: bool, say: Callable[[], None]) -> None:
     if as_json:
-        print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+        from flows.progress import to_json
+
+        print(to_json(content))
     else:
         say()
 

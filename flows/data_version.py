@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -359,7 +360,10 @@ class DataVersions:
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
         # DVC keeps a cache for all users under /var/tmp unless told otherwise. Git is the ledger's business: DVC is
-        # told that there is none, lest it print advice or edit .gitignore.
+        # told that there is none, lest it print advice or edit .gitignore. Its own log goes to stdout, and to stderr with
+        # tracebacks; what fails is told once, by us.
+        for name in ("dvc", "dvc_objects", "dvc_data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
         with Repo(str(self.workspace.root), config={"core": core}) as repo:
             yield repo

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -105,7 +107,7 @@ def conclude(
     workspace: Workspace, server: RunningServer, versions: list[str], found: Found, baseline: Report, report: Report
 ) -> None:
     """The table at the end, and what to try next."""
-    root = workspace.root
+    place = shlex.quote(os.path.relpath(workspace.root))
     print("\nWhat each step was worth, on the same 280 clean test photos:\n")
     print_steps(report.steps)
     print(f"\nCleaning: {found}.\n\nThe endpoint, asked about test photos:\n")
@@ -121,4 +123,4 @@ def conclude(
         ("data log", "every data version and where it came from"),
         ("serve --stop", "stop the endpoint"),
     ):
-        print(f"  .venv/bin/cleanshelf {command} -w '{root}'".ljust(78) + f"# {what}")
+        print(f"  .venv/bin/cleanshelf {command} -w {place}".ljust(64) + f"  # {what}")

@@ -30,7 +30,7 @@ class Finding:
 
 def examine(workspace: Workspace | None) -> list[Finding]:
     """Everything that can be checked without changing anything."""
-    return [*_machine(), *_packages(), _triton(), *(_workspace(workspace) if workspace else ())]
+    return [*_machine(), *_packages(), _triton(), *_workspace(workspace)]
 
 
 def _machine() -> Iterator[Finding]:
@@ -55,10 +55,13 @@ def _packages() -> Iterator[Finding]:
 
 
 def _triton() -> Finding:
-    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, numpy below 2")
+    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, fit for the server")
 
 
-def _workspace(workspace: Workspace) -> Iterator[Finding]:
+def _workspace(workspace: Workspace | None) -> Iterator[Finding]:
+    if workspace is None:
+        yield Finding("workspace", True, "none here; make one with `cleanshelf init`")
+        return
     versions = DataVersions(workspace)
 
     def data() -> str:

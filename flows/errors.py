@@ -6,6 +6,7 @@ FlowError
 │   ├── WorkspaceMissing                no workspace here; run `cleanshelf init`
 │   ├── WorkspaceBusy                   another run holds the workspace
 │   ├── UnknownVersion                  no data or model version of that name
+│   ├── EndpointMissing                 no server runs; start one with `cleanshelf serve`
 │   ├── LocalEdits                      data/ was edited by hand; nothing is overwritten
 │   └── DiskFull                        no space left; nothing half-written remains
 ├── WorldError (RuntimeError, exit 3)   what broke by itself
@@ -40,6 +41,10 @@ class WorkspaceBusy(InputError):
 
 class UnknownVersion(InputError):
     """No version of that name."""
+
+
+class EndpointMissing(InputError):
+    """No server runs for the workspace."""
 
 
 class LocalEdits(InputError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -25,6 +26,9 @@ from flows.shards import MAX_BYTES
 from models.data.manifest import TABLES, read_manifest, write_version
 from pixels import BadPhoto, decode
 
+log = logging.getLogger("cleanshelf")
+
+NAMED = 20  # refused rows that are told one by one; quarantine.parquet has them all
 BATCH = 256  # photos in flight on the thread pool
 
 
@@ -75,6 +79,8 @@ def ingest(
         delivery = read_delivery(source, known=draft.known_labels())
         photos, broken = _open_all(source, delivery.rows)
         refused = [*delivery.refused, *broken]
+        for row in refused[:NAMED]:
+            log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
         claims = _by_id(photos)
         fresh = {key: found for key, found in claims.items() if key not in draft.labels}
         conflicts = draft.take(claims)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.launch import run_child
 from flows.run import Run, sha256
 from flows.stage import stage
+from models.config import Recipe, to_dict
 
 log = logging.getLogger("cleanshelf")
+
+
+def check(recipe: Recipe, data: Path) -> None:
+    """Sees that the recipe can be trained on the data version in folder `data`; it takes seconds, and leaves nothing.
+
+    Raises:
+        InputError: naming the recipe's key, or what the data lack.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
+        run_child("models.check", ["--data", data, "--recipe", file], say=log.debug)
 
 
 @stage("train member {member}")
@@ -18,7 +33,9 @@ def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     recipe = run.recipe
     parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size)
-    return _train(run, data, member, name=f"train-{recipe.members[member].backbone}", parts=parts, fold=None)
+    return _train(
+        run, data, member, name=f"train-{member + 1}-{recipe.members[member].backbone}", parts=parts, fold=None
+    )
 
 
 @stage("score fold {fold}")
@@ -47,7 +64,7 @@ def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object,
 def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
-    name = f"balance-{recipe.members[member].backbone}"
+    name = f"balance-{member + 1}-{recipe.members[member].backbone}"
 
     def work(out: Path) -> None:
         arguments = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -36,14 +38,29 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table, markup=False) if rows else print("none yet")
+    width = None if Console().is_terminal else 160
+    # Labels are not markup: [red] and :smile: are names like any other.
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console.print(table) if rows else print("none yet")
 
 
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     return f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
+
+
+def to_json(content: Any) -> str:
+    """As JSON that every reader takes: what could not be measured is null, and not NaN."""
+    return json.dumps(_measured(content), indent=1, ensure_ascii=False, default=str)
+
+
+def _measured(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _measured(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_measured(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def print_intake(report: IntakeReport, outcome: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.endpoint import repository
+from flows.errors import EndpointMissing
 from flows.workspace import Workspace
 from serving.client import LocalRecognizer, Recognition, Recognizer
-from serving.errors import ServerUnavailable
 from serving.server import running
 
 
@@ -17,12 +17,12 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
     """One answer per image, from the running endpoint.
 
     Raises:
-        ServerUnavailable: none runs.
+        EndpointMissing: none runs.
         BadPhoto: a file is not a photo.
     """
     server = running(workspace.state)
     if server is None:
-        raise ServerUnavailable(
+        raise EndpointMissing(
             "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
         )
     with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:

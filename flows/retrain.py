@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,8 @@ from flows.clean import clean, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.gates import Verdict
-from flows.learn import balance, score_fold, train
+from flows.learn import balance, check, score_fold, train
+from flows.progress import to_json
 from flows.publish import Seen, export, gate, publish, recognise_samples
 from flows.report import Row, effects
 from flows.run import Run
@@ -42,14 +42,29 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
     """Retrains on the selected data version and publishes the result; the workspace is locked meanwhile.
 
     Raises:
+        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel())
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
+        preview(workspace, recipe)
         run.open()
         return retraining.with_options(task_runner=side_by_side)(run)
+
+
+def preview(workspace: Workspace, recipe: Recipe) -> str:
+    """The id of the data version that `retrain` would train on, once data and recipe are seen to go together.
+
+    Raises:
+        InputError: they do not, or data/ was edited by hand.
+    """
+    versions = DataVersions(workspace)
+    versions.check_clean()
+    data = versions.materialise("selected")
+    check(recipe, data)
+    return data.name
 
 
 @flow(name="scheduled")
@@ -96,5 +111,5 @@ def select_data(run: Run) -> Path:
 @stage("record")
 def record(run: Run, report: Report) -> Report:
     """Writes run.json: what the run did, for people and programs."""
-    (run.folder / "run.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")
+    (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
     return report

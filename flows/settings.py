@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.errors import DiskFull
+
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
+
+PREFECT_BYTES = 8_000_000  # a fresh database and its log take 5.5 MB
 
 
 class Settings(BaseSettings):
@@ -33,7 +38,15 @@ def prepare_prefect(state: Path) -> None:
 
     Its home lies in the workspace, nothing is sent anywhere, and the start of the local server may take long: 9 to 25 s were
     measured on two busy cores, over Prefect's own limit of 20 s.
+
+    Raises:
+        DiskFull: its server could not write its database, and would only say so after that time.
     """
+    free = shutil.disk_usage(state).free
+    if free < PREFECT_BYTES:
+        raise DiskFull(
+            f"{state}: {free / 1e6:.0f} MB are free, {PREFECT_BYTES / 1e6:.0f} are needed; free some space and run it again"
+        )
     os.environ |= {
         "PREFECT_HOME": str(state / "prefect"),
         "DO_NOT_TRACK": "1",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
 from flows.files import write_whole
@@ -106,7 +107,9 @@ class Workspace:
         for folder in (path.absolute(), *path.absolute().parents):
             if (folder / ".dvc" / "config").is_file() and (folder / "state").is_dir() and (folder / ".git").exists():
                 return cls(folder)
-        raise WorkspaceMissing(f"no workspace at {path} or above it; make one with `cleanshelf init {path}`")
+        raise WorkspaceMissing(
+            f"no workspace at {path} or above it; make one with `cleanshelf init -w {quote(str(path))}`"
+        )
 
     @contextmanager
     def lock(self, verb: str, *, name: str = "lock") -> Iterator[None]:

@@ -37,8 +37,9 @@ def load(path: Path, *, key: str = "") -> dict[str, Any]:
         raise CheckpointMismatch(
             f"{path} cannot be read ({type(error).__name__}); delete it to start this stage anew"
         ) from None
-    if key and content["key"] != key:
+    if key and content.get("key") != key:
         raise CheckpointMismatch(
-            f"{path} was made for {content['key']}, not for {key}: other data or another recipe; delete it to start anew"
+            f"{path} was made for {content.get('key', 'no training')}, not for {key}: other data or another recipe; "
+            "delete it to start anew"
         )
     return content

@@ -37,6 +37,17 @@ class Member:
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
     std: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(
+                    f"members.{name}: {getattr(self, name)} has not three values; give red, green and blue"
+                )
+        if 0 in self.std:
+            raise ConfigError(
+                f"members.std: {self.std} holds a 0, and pixels are divided by it; leave std out for timm's"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -44,6 +55,11 @@ class Loss:
 
     name: str = "gce"
     params: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("name", "num_classes"):
+            if key in self.params:
+                raise ConfigError(f"loss.params.{key}: not for the recipe to say; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +148,10 @@ class Recipe:
             raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
         if self.export.crops not in (1, 2, 5, 10):
             raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
+        if self.export.keep < self.export.top_k:
+            raise ConfigError(
+                f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers"
+            )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
 
@@ -148,20 +168,25 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: an unknown recipe, key or value; the message names the field and the file.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    tables = _read(path, name)
     for override in overrides:
         _override(tables, override)
     try:
         return from_dict({"name": path.stem} | tables)
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from None
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
+        raise ConfigError(f"{what}; or give the path of a .toml file that exists") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML in UTF-8 ({error}); models/recipes/ has examples") from None
 
 
 def from_dict(tables: Mapping[str, Any]) -> Recipe:
@@ -184,7 +209,9 @@ def digest(*parts: Any) -> str:
 
 def _build(cls: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')}: {values!r} is not a table")
+        raise ConfigError(
+            f"{prefix.rstrip('.')}: {values!r} is not a table; write it as one, with a key for each value"
+        )
     hints = typing.get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in hints:
@@ -196,6 +223,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{name}.")
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name}: {value!r} is not a list of tables; write each as [[{name}]]")
         return tuple(_build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
     return check(name, value, hint)
 
@@ -203,7 +232,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 def _override(tables: dict[str, Any], override: str) -> None:
     """Sets one dotted key; the value is read as TOML, and as text where it is not TOML."""
     name, equals, text = override.partition("=")
-    if not equals:
+    if not equals or not name.strip():
         raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example train.epochs=3")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Balance, from_dict
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
 from models.data.samplers import draw_epoch
 from models.inputs import Features
+from models.network import Network, best_device
 from models.predict import embeddings, score
 from models.scores import write_scores
 from models.train import load_network, save_network, split_rows
@@ -41,7 +42,7 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     as well scales all logits alike, so decisions are theirs while the probabilities keep their temperature, which the mean
     over an ensemble depends on.
     """
-    norm = weight.norm(dim=1, keepdim=True)
+    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays one
     return weight / (norm / norm.mean()) ** tau
 
 
@@ -74,6 +75,10 @@ class Choice:
     accuracy: float
     error: float
     curve: tuple[tuple[float, float], ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; None where there was no validation photo to measure on."""
+        return {key: None if value != value else value for key, value in vars(self).items()}
 
 
 def choose_tau(
@@ -109,7 +114,7 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     settings = from_dict(json.loads(recipe.read_text(encoding="utf-8")))
     torch.set_num_threads(settings.train.threads or torch.get_num_threads())
     trained = load_network(network)
-    net, seed = trained.network, settings.members[member].seed
+    net, seed = trained.network.to(best_device()), settings.members[member].seed
     manifest = read_manifest(data)
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
@@ -117,10 +122,10 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
         return Features(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
     of_held_out = features(held_out)
-    validation = manifest.split[held_out] == "val"
+    validation = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)
     known = manifest.target[held_out][validation]
     embedded = embeddings(net, of_held_out)[torch.from_numpy(validation)]
-    weights = {"trained": net.head.classifier.weight.detach().clone()}
+    weights = {"trained": net.head.classifier.weight.detach().cpu().clone()}
     if settings.balance.epochs:
         weights["cRT"] = retrain_classifier(embeddings(net, features(rows)), manifest.target[rows],
                                             num_classes=len(manifest.classes), settings=settings.balance, seed=seed)  # fmt: skip
@@ -130,14 +135,20 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
         best = choice if choice.accuracy > best.accuracy else best
     log.info("%s classifier, tau %.2f: mean-class accuracy %.3f +- %.3f on %d validation photos",
              best.classifier, best.tau, best.accuracy, best.error, len(known))  # fmt: skip
-    net.head.classifier.weight.data = weights[best.classifier]
+    set_classifier(net, weights[best.classifier])
     save_network(out / "network.pt", net, member=trained.member, classes=trained.classes, tau=best.tau)
-    net.head.classifier.weight.data = tau_normalise(weights[best.classifier], best.tau)
+    set_classifier(net, tau_normalise(weights[best.classifier], best.tau))
     write_scores(
         score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet"
     )
-    evidence = {"chosen": vars(best), "candidates": [vars(choice) for choice in choices]}
-    (out / "balance.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
+    evidence = {"chosen": best.to_dict(), "candidates": [choice.to_dict() for choice in choices]}
+    (out / "balance.json").write_text(json.dumps(evidence, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def set_classifier(network: Network, weight: Tensor) -> None:
+    """Puts a weight (C, 512) in place, on the network's device."""
+    with torch.no_grad():
+        network.head.classifier.weight.copy_(weight)
 
 
 def main() -> None:
@@ -155,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

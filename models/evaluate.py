@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares in [0, 1]. Thirds are of the classes, by number of training photos, each the mean of its classes."""
+    """Shares in [0, 1], NaN where no photo was asked.
+
+    Thirds are of the classes, by number of training photos, each the mean of its classes.
+    """
 
     top1: float
     top5: float
@@ -38,7 +41,7 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
     Args:
         ranked: (N, K) classes, best first.
-        target: (N,) true classes; a photo with -1 (a class the network does not know) counts as wrong in top1 alone.
+        target: (N,) true classes; -1 (a class the network does not know) is wrong in top1 and top5, and nowhere else.
         train_counts: (C,) training photos per class, which decides the thirds.
     """
     hit = ranked[:, 0] == target

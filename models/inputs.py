@@ -54,7 +54,8 @@ class Features:
     def __init__(self, photos: Photos, network: Network, *, size: int) -> None:
         self.head = network.head
         network.backbone.eval()
-        plain, mirrored = [], []
+        none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
+        plain, mirrored = [none], [none]
         with torch.inference_mode():
             for batch in photos.in_order(EVAL_BATCH):
                 view = whole_view(batch.to(network.mean.device), size)

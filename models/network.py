@@ -96,14 +96,16 @@ def _backbone(member: Member) -> tuple[nn.Module, int]:
     """The backbone and the width of its pooled feature, which timm's num_features misses where a conv head follows."""
     if not timm.is_model(member.backbone):
         near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() names them"
         raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
     try:
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
         with torch.no_grad():
             width = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
     except Exception as error:  # timm's models raise what they like on arguments that do not fit
-        raise ConfigError(f"members.args or members.size: {member.backbone} at {member.size} px: {error}") from None
+        raise ConfigError(
+            f"members.args or members.size: {member.backbone} at {member.size} px: {_first_line(error)}; correct them"
+        ) from None
     return backbone, width
 
 
@@ -121,17 +123,41 @@ def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
             else torch.load(path, weights_only=True, map_location="cpu")
         )
     except FileNotFoundError:
-        raise WeightsMismatch(f"members.weights: {path} does not exist") from None
+        raise WeightsMismatch(
+            f"members.weights: {path} does not exist; correct it, or leave it out to start at random"
+        ) from None
     except Exception as error:  # safetensors and torch have no common error for a broken file
-        raise WeightsMismatch(f"members.weights: {path} cannot be read ({error})") from None
+        raise WeightsMismatch(
+            f"members.weights: {path} cannot be read ({type(error).__name__}); take a .safetensors or torch file of weights alone"
+        ) from None
+    if not isinstance(tensors, Mapping):
+        raise WeightsMismatch(
+            f"members.weights: {path} holds a {type(tensors).__name__}, want named tensors (a state_dict)"
+        )
     own = backbone.state_dict()
     wrong = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
+    wrong += [key for key in tensors if key not in own and key.split(".")[0] not in _classifier(backbone)]
     if wrong:
         raise WeightsMismatch(
-            f"members.weights: {path} does not fit {name}: {len(wrong)} of {len(own)} tensors are missing or of another "
-            f"shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
+            f"members.weights: {path} does not fit {name}: {len(wrong)} tensors are missing, left over or of "
+            f"another shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
         )
     backbone.load_state_dict({key: tensors[key] for key in own})
+
+
+def _classifier(backbone: nn.Module) -> set[str]:
+    """First words of the names under which the backbone's own classifier lies in a file, such as fc or head."""
+    names = backbone.pretrained_cfg["classifier"]  # type: ignore[index]  # timm's, one name or several
+    return {name.split(".")[0] for name in ([names] if isinstance(names, str) else names)}
+
+
+def best_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def count_parameters(module: nn.Module) -> int:

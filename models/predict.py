@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.inputs import Inputs
+from models.network import EMBEDDING, Network
 from models.scores import KEEP, Scores
 
 
-def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
-    """Scores (N rows) of the photos of `inputs`, in its order.
+def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
+    """Scores (N rows) of the photos of `inputs`, in its order; N may be 0.
 
     Args:
         ids: (N,) sample ids.
         target: (N,) classes of their labels, -1 for a label the network does not know.
     """
-    tops, probs, p_label = [], [], []
+    k = min(KEEP, network.head.classifier.out_features)
+    tops, probs, p_label = [torch.empty(0, k, dtype=torch.int64)], [torch.empty(0, k)], [torch.empty(0)]
     network.eval()
     done = 0
     with torch.inference_mode():
@@ -28,7 +30,7 @@ def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.object_], targe
             done += len(p)
             picked = p.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
             p_label.append(torch.where(wanted >= 0, picked, 0.0).cpu())
-            best = p.topk(min(KEEP, p.shape[1]))
+            best = p.topk(k)
             tops.append(best.indices.cpu())
             probs.append(best.values.cpu())
     return Scores(
@@ -36,9 +38,9 @@ def score(network: nn.Module, inputs: Inputs, *, ids: NDArray[np.object_], targe
     )
 
 
-def embeddings(network: nn.Module, inputs: Inputs) -> Tensor:
+def embeddings(network: Network, inputs: Inputs) -> Tensor:
     """(N, 512) float32 embeddings behind the neck, on the CPU."""
     network.eval()
     with torch.inference_mode():
         parts = [inputs.forward(batch).embedding.float().cpu() for batch in inputs.evaluation()]
-    return torch.cat(parts).clone()
+    return torch.cat([torch.empty(0, EMBEDDING), *parts]).clone()

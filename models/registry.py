@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def check(field: str, value: Any, annotation: Any) -> Any:
         raise ConfigError(
             f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=..."
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}: {value!r} is not finite; correct it in the recipe or with --set {field}=...")
     for bound in bounds:
         if value not in bound:
             raise ConfigError(
@@ -88,7 +91,7 @@ class Registry:
 
         return add
 
-    def build(self, name: str, **params: Any) -> Any:
+    def build(self, name: str, /, **params: Any) -> Any:
         """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
         if name not in self.components:
             raise ConfigError(
@@ -97,11 +100,12 @@ class Registry:
             )
         cls = self.components[name].build
         hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        known = [p for p in inspect.signature(cls).parameters]
+        known = [p for p in inspect.signature(cls).parameters if p != "num_classes"]
         for key, value in params.items():
-            if key not in known:
+            if key not in (*known, "num_classes"):
+                near = closest(key, known)
                 raise ConfigError(
-                    f"{self.noun}.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {', '.join(known)}"
+                    f"{self.noun}.params.{key}: {name!r} has no such parameter{near}; it takes {', '.join(known) or 'none'}"
                 )
-            params[key] = check(f"{self.noun}.{key}", value, hints[key])
+            params[key] = check(f"{self.noun}.params.{key}", value, hints[key])
         return cls(**params)

@@ -54,7 +54,7 @@ def write_scores(scores: Scores, path: Path) -> None:
     k = scores.top.shape[1]
     table = pa.table(
         {
-            "id": scores.id,
+            "id": pa.array(scores.id, pa.string()),
             "target": scores.target.astype(np.int32),
             "p_label": scores.p_label,
             "top": pa.FixedSizeListArray.from_arrays(scores.top.astype(np.int32).ravel(), k),
@@ -67,11 +67,10 @@ def write_scores(scores: Scores, path: Path) -> None:
 def read_scores(path: Path) -> Scores:
     """What `write_scores` wrote."""
     table = pq.read_table(path)
-    n = table.num_rows
 
     def matrix(name: str) -> NDArray[np.generic]:
         flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return np.asarray(flat).reshape(n, -1)
+        return np.asarray(flat).reshape(-1, table.schema.field(name).type.list_size)
 
     return Scores(
         id=table["id"].to_numpy().astype(str),

@@ -25,14 +25,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import checkpoint
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Member, Recipe, Train, digest, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import draw_epoch, folds
+from models.errors import ManifestError
 from models.inputs import Features, Inputs, Views
 from models.losses import build_loss
-from models.network import Network, build_network, count_parameters
+from models.network import Network, best_device, build_network, count_parameters
 from models.predict import score
 from models.scores import write_scores
 
@@ -70,7 +71,11 @@ def train(job: Job) -> None:
     torch.manual_seed(member.seed)
     manifest = read_manifest(job.data)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if len(rows) < 2:
+        raise ManifestError(
+            f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
+        )
+    device = best_device()
     network = build_network(member, num_classes=len(manifest.classes)).to(device)
     log.info("%s: %d photos, %d classes, %d parameters on %s", member.backbone, len(rows), len(manifest.classes),
              count_parameters(network), device)  # fmt: skip
@@ -108,18 +113,19 @@ def fit(job: Job, network: Network, inputs: Inputs, *, target: NDArray[np.int64]
     settings, seed = job.train, job.recipe.members[job.member].seed
     device = network.mean.device
     loss = build_loss(job.recipe.loss.name, num_classes=network.head.classifier.out_features, **job.recipe.loss.params)
-    steps = math.ceil(len(target) / settings.batch_size)
+    steps = min(math.ceil(len(target) / settings.batch_size), len(target) // 2)  # batch norm needs two photos
     optimizer = make_optimizer(network, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
     resume = job.out / "checkpoint.pt"
     first = restore(resume, job.key, network, optimizer, schedule) if resume.exists() else 0
+    forget_after(job.out / "metrics.jsonl", first)
     targets = torch.from_numpy(target).to(device)
     for epoch in range(first, settings.epochs):
         started = time.perf_counter()
         torch.manual_seed(seed * 1_000_003 + epoch)  # dropout, the same after a resume
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         drawn = draw_epoch(target, power=settings.sampling_power, seed=seed, epoch=epoch)
-        order = [part for part in np.array_split(drawn, steps) if len(part) > 1]  # batch norm needs two
+        order = np.array_split(drawn, steps)
         train_mode(network, frozen=settings.backbone_lr_scale == 0)
         total = 0.0
         for positions, batch in zip(order, inputs.training(order, generator), strict=True):
@@ -184,6 +190,13 @@ def restore(path: Path, key: str, network: Network, optimizer: torch.optim.Optim
     return int(content["epoch"])
 
 
+def forget_after(metrics: Path, epoch: int) -> None:
+    """Cuts the lines of epochs that a killed run reported and could not save."""
+    if metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        metrics.write_text("".join(lines[:epoch]), encoding="utf-8")
+
+
 def report(out: Path, *, epoch: int, of: int, **figures: float) -> None:
     """One line of metrics.jsonl; four lines of the log in a whole training."""
     line = {"epoch": epoch, **{key: round(value, 6) for key, value in figures.items()}}
@@ -234,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from pixels import BadPhoto, decode, to_square
 from serving.errors import BadGraph
-from serving.model_config import TritonConfig
-from serving.version import read_labels
+from serving.model_config import Signature, TritonConfig
 from serving.wire import connect, errors_named, infer
 
 LOCAL_BATCH = 8
@@ -107,20 +107,21 @@ class Recognizer:
 
 
 class LocalRecognizer:
-    """Recognises photos from an ONNX file alone, with labels.txt beside it; no server.
+    """Recognises photos from an ONNX file alone, whose metadata name its labels; no server.
 
     Raises:
-        BadGraph: the graph or its labels cannot be read.
+        BadGraph: not a graph of the endpoint's contract, or without labels.
     """
 
     def __init__(self, graph: Path) -> None:
+        signature = Signature.read(graph)
+        self._labels = _own_labels(signature, graph)
         try:
             self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-            self._labels = read_labels(graph.with_name("labels.txt"))
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
-            raise BadGraph(f"{graph} cannot answer here ({error}); want a graph with labels.txt beside it") from None
-        self._size = int(self._session.get_inputs()[0].shape[1])
-        self._data_version = self._session.get_modelmeta().custom_metadata_map.get("data_version", "")
+            raise BadGraph(f"{graph} cannot answer here ({error}); take the file of a model version") from None
+        self._size = signature.size
+        self._data_version = signature.metadata.get("data_version", "")
 
     def recognise(self, photos: Sequence[bytes | Path], *, embedding: bool = False) -> list[Recognition]:
         """As Recognizer.recognise."""
@@ -130,6 +131,17 @@ class LocalRecognizer:
             arrays = dict(zip(names, self._session.run(names, {"image": images}), strict=True))
             found += _recognitions(arrays, labels=self._labels, model_version=None, data_version=self._data_version)
         return found
+
+
+def _own_labels(signature: Signature, graph: Path) -> list[str]:
+    """Line i of the metadata's JSON list names class i."""
+    try:
+        labels = json.loads(signature.metadata["labels"])
+    except (KeyError, json.JSONDecodeError):
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise BadGraph(f"{graph}: metadata `labels` is no JSON list of names; take the file of a model version")
+    return labels
 
 
 def _outputs(embedding: bool) -> list[str]:
@@ -149,7 +161,8 @@ def _square(photo: bytes | Path, number: int, size: int) -> NDArray[np.uint8]:
         return to_square(decode(data), size)
     except (BadPhoto, OSError) as error:
         name = photo if isinstance(photo, Path) else f"photo {number}"
-        raise BadPhoto(f"{name}: {error}; leave it out or replace it") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadPhoto(f"{name}: {reason}; leave it out or replace it") from None
 
 
 def _recognitions(

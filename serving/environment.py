@@ -1,7 +1,9 @@
 """The server's private Python environment: what it must hold, how to make it, and the variables that make it right.
 
-It is private because the server's Python stub is silently wrong with numpy 2 (inputs arrive as zeros, outputs leave
-empty), while everything else here wants a newer numpy.
+It is private because the server's Python stub is built for numpy 1 (with numpy 2 inputs arrive as zeros and outputs leave
+empty, silently), while everything else here wants a newer numpy. Python 3.13 has no numpy 1: there our backend exchanges
+tensors by DLPack, which numpy's layout does not touch. The requirements name every package, and are installed without
+looking at dependencies, because the wheel's own metadata forbid numpy 2 also where it works.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def inspect(path: Path) -> Environment:
     for package, version in (("nvidia-pytriton", "wheel"), ("onnxruntime-gpu", "onnxruntime"), ("numpy", "numpy")):
         if not found[version]:
             raise BadEnvironment(f"{path} lacks {package}; {WAY_OUT}")
-    if int(found["numpy"].split(".")[0]) >= 2:
+    if int(found["numpy"].split(".")[0]) >= 2 and _minor(found["python"]) < 13:
         raise BadEnvironment(f"{path} has numpy {found['numpy']}, the server needs numpy<2; {WAY_OUT}")
     if not environment.stub.is_file():
         stubs = ", ".join(sorted(path.name for path in environment.stub.parents[1].glob("3.*")))
@@ -108,10 +110,27 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
     if marker.is_file() and marker.read_text().strip() == wanted:
         return inspect(path)
     _run([sys.executable, "-m", "venv", "--clear", str(path)])
-    _run([str(path / "bin" / "python"), "-m", "pip", "install", "--no-input", "--quiet", "-r", str(requirements)])
+    _run(
+        [
+            str(path / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--no-input",
+            "--quiet",
+            "--no-deps",
+            "-r",
+            str(requirements),
+        ]
+    )
     environment = inspect(path)
     write(marker, wanted.encode())
     return environment
+
+
+def _minor(python: str) -> int:
+    """11 of "3.11"."""
+    return int(python.partition(".")[2])
 
 
 def _probe(path: Path) -> dict[str, str]:

@@ -207,7 +207,7 @@ def load_header(path: Path) -> onnx.ModelProto:
         BadGraph: the file is missing or is not ONNX.
     """
     try:
-        return onnx.load(path, load_external_data=False)
+        return onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
     except (OSError, DecodeError) as error:
         raise BadGraph(f"{path} is not an ONNX file that can be read ({error}); export it again") from None
 

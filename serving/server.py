@@ -3,7 +3,7 @@
 state/
   triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
   triton.log     its output (triton.log.1: the run before)
-  backends/      the wheel's python backend, the stub of its Python, and our onnxruntime backend
+  triton/        backends/ (the wheel's python backend, the stub of its Python, our onnxruntime backend) and a link to the models
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from serving import process
 from serving.control import Endpoint
 from serving.durable import write
 from serving.environment import Environment, inspect
-from serving.errors import AlreadyRunning, PortInUse, ServerUnavailable
+from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
 from serving.repository import ModelRepository
 
 HOST = "127.0.0.1"
 EXIT_TIMEOUT_S = 30  # below that a stub was seen to outlive the server
 START_TIMEOUT_S = 300.0
 SHARED_MEMORY = Path("/dev/shm")
+PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)  # what a shell takes as it is
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,11 @@ class LocalServer:
                 signal.signal(number, handler)
 
     def _check_ports(self) -> None:
+        taken: dict[int, str] = {}
         for option in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(self, option)
+            if taken.setdefault(port, option) != option:
+                raise PortInUse(f"{option} {port} is {taken[port]} too; give each its own")
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -135,6 +139,14 @@ class LocalServer:
 
     def _lay_backends(self, environment: Environment) -> None:
         """Copies, not links: the stub then runs from a path that is ours alone, which is how orphans are known."""
+        runtime = _runtime(self.state)
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if runtime.lstat().st_uid != os.getuid():
+            raise BadEnvironment(
+                f"{runtime} belongs to another user; remove it, or use a workspace path without spaces"
+            )
+        (runtime / "models").unlink(missing_ok=True)
+        (runtime / "models").symlink_to(self.repository.absolute())
         backends = _backends(self.state)
         shutil.rmtree(backends, ignore_errors=True)
         shutil.copytree(environment.wheel / "backends" / "python", backends / "python")
@@ -153,7 +165,7 @@ class LocalServer:
     def _command(self, environment: Environment) -> list[str]:
         command = [
             str(environment.wheel / "bin" / "tritonserver"),
-            f"--model-repository={self.repository.absolute()}",
+            f"--model-repository={_runtime(self.state) / 'models'}",
             _backend_option(self.state),
             f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(self.state)}",
             "--model-control-mode=explicit",
@@ -219,6 +231,7 @@ def _clear(state: Path) -> None:
     for region in SHARED_MEMORY.glob(f"{_shared_memory_prefix(state)}*"):
         region.unlink(missing_ok=True)
     (state / "triton.json").unlink(missing_ok=True)
+    shutil.rmtree(_runtime(state), ignore_errors=True)
 
 
 @contextmanager
@@ -241,8 +254,18 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
+def _runtime(state: Path) -> Path:
+    """Where the server finds its backends and models.
+
+    The wheel's python backend starts its stub through a shell and quotes nothing, so a path with a space or a quote gets a
+    plain one elsewhere; `models` there is a link to the repository.
+    """
+    own = state.absolute() / "triton"
+    return own if PLAIN.fullmatch(str(own)) else Path("/tmp") / f"cleanshelf-{os.getuid()}-{_digest(state)}"
+
+
 def _backends(state: Path) -> Path:
-    return state.absolute() / "backends"
+    return _runtime(state) / "backends"
 
 
 def _backend_option(state: Path) -> str:
@@ -254,4 +277,8 @@ def _log(state: Path) -> Path:
 
 
 def _shared_memory_prefix(state: Path) -> str:
-    return f"cleanshelf-{hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]}-"
+    return f"cleanshelf-{_digest(state)}-"
+
+
+def _digest(state: Path) -> str:
+    return hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]

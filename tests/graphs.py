@@ -72,7 +72,7 @@ def write_graph(
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, metadata or {})
+    helper.set_model_props(model, {"labels": json.dumps(LABELS)} | (metadata or {}))
     if external:
         onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
     else:

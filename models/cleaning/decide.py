@@ -20,13 +20,14 @@ def find_label_errors(
     prediction strips the tail: a rare product looks like noise to a network that saw it five times (RoLT, Wei et al. 2021).
 
     Args:
-        target: (N,) classes of the labels.
+        target: (N,) classes of the labels; -1, a class that no network knows, is never judged.
         margin: (N,) log margins, as `log_margin` gives them.
         threshold: below 0 is doubt; -0.5 held its ground on human and synthetic noise.
         floor_share: in [0, 1].
         floor_count: photos, >= 1.
     """
-    suspect = margin < threshold
+    suspect = (margin < threshold) & (target >= 0)
+    target = target + 1  # so that the unknown are a class of their own
     counts = np.bincount(target)
     floor = np.minimum(counts, np.maximum(floor_count, np.ceil(floor_share * counts))).astype(np.int64)
     order = np.lexsort((margin, ~suspect, target))  # by class, suspects first, worst first

@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from models.errors import ManifestError
+
 SPLITS = ("train", "val", "test")
 DECISIONS = ("", "dropped", "relabelled", "conflict")
 
@@ -102,17 +104,17 @@ def read_manifest(data: Path) -> Manifest:
     """The tables of the data version in folder `data`.
 
     Raises:
-        ValueError: a file or column is missing, has another type, holds an unknown value, or the tables disagree.
+        ManifestError: a file or column is missing, has another type, holds an unknown value, or the tables disagree.
     """
     labels = read_table(data, name="labels")
     index = read_table(data, name="index")
     ids = _strings(labels, "id")
     if not np.array_equal(ids, _strings(index, "id")):
-        raise ValueError(
+        raise ManifestError(
             f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again"
         )
     if np.any(ids[1:] <= ids[:-1]):
-        raise ValueError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
+        raise ManifestError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
     return Manifest(
@@ -141,19 +143,19 @@ def read_table(data: Path, *, name: str) -> pa.Table:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; is {data} a data version?") from None
+        raise ManifestError(f"{path}: no such file; is {data} a data version?") from None
     except pa.ArrowInvalid as error:
-        raise ValueError(
+        raise ManifestError(
             f"{path}: not a Parquet file that can be read ({error}); take the data version again"
         ) from None
     for field in TABLES[name]:
         if field.name not in table.column_names:
-            raise ValueError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
+            raise ManifestError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
         column = table[field.name]
         if column.type != field.type:
-            raise ValueError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
+            raise ManifestError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
         if column.null_count and field.name != "score":
-            raise ValueError(f"{path}: column {field.name} has {column.null_count} empty cells")
+            raise ManifestError(f"{path}: column {field.name} has {column.null_count} empty cells")
     return table.select(TABLES[name].names)
 
 
@@ -166,7 +168,7 @@ def read_photo(data: Path, shard: str, offset: int, size: int) -> bytes:
     """The bytes of one photo, as delivered, from `data`/shards/`shard`.tar.
 
     Raises:
-        ValueError: the shard is missing or ends too early.
+        ManifestError: the shard is missing or ends too early.
     """
     path = data / "shards" / f"{shard}.tar"
     try:
@@ -174,9 +176,9 @@ def read_photo(data: Path, shard: str, offset: int, size: int) -> bytes:
             file.seek(offset)
             photo = file.read(size)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such shard; take the data version again") from None
+        raise ManifestError(f"{path}: no such shard; take the data version again") from None
     if len(photo) != size:
-        raise ValueError(
+        raise ManifestError(
             f"{path}: ends before offset {offset} + size {size} of index.parquet; take the data version again"
         )
     return photo
@@ -222,4 +224,4 @@ def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:
 def _check_values(path: Path, table: pa.Table, *, column: str, known: tuple[str, ...]) -> None:
     for value in pc.unique(table[column]).to_pylist():
         if value not in known:
-            raise ValueError(f"{path}: column {column} holds {value!r}; known are {', '.join(map(repr, known))}")
+            raise ManifestError(f"{path}: column {column} holds {value!r}; known are {', '.join(map(repr, known))}")

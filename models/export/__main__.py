@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import accuracy
 from models.export.graph import DeployGraph
-from models.export.measure import measure, test_rows
+from models.export.measure import measure, open_session, test_rows
 from models.export.onnx_file import labels_json, stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
 from models.train import Trained, load_network
@@ -42,7 +43,7 @@ def export(networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, 
     write_onnx(graph, path, input_size=recipe.export.input_size, metadata=card | describe(members))
     log.info("exported %.1f MB", path.stat().st_size / 1e6)
     photos = sample_photos(manifest, side=recipe.export.input_size)
-    np.save(out / "golden.npy", photos[:GOLDEN_PHOTOS])
+    np.save(out / "golden.npy", decisive(path, photos)[:GOLDEN_PHOTOS])
     parity = measure_parity(graph, path, photos)
     (out / "parity.json").write_text(json.dumps(vars(parity), indent=1), encoding="utf-8")
     require_parity(parity)
@@ -64,13 +65,20 @@ def describe(members: list[Trained]) -> dict[str, str]:
     }
 
 
-def sample_photos(manifest: Manifest, *, side: int) -> np.ndarray:
+def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
     """(n, side, side, 3) uint8: test photos spread over the classes, else whatever there is."""
     rows = test_rows(manifest)
     rows = rows if len(rows) else np.flatnonzero(manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(PARITY_PHOTOS, len(rows))).astype(int)]
     return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
+
+
+def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The photos, those with the clearest ranking first: near ties would fail a check over the wire for nothing."""
+    probs = open_session(path).run(["probs"], {"image": photos})[0]
+    clearance = (probs[:, :-1] - probs[:, 1:]).min(axis=1) if probs.shape[1] > 1 else np.zeros(len(probs))
+    return photos[np.argsort(-clearance, kind="stable")]
 
 
 def main() -> None:
@@ -90,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

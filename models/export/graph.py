@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from models.config import Export
 from models.decoupling import tau_normalise
+from models.errors import WeightsMismatch
 from models.network import Head
 from models.train import Trained
 
@@ -97,6 +98,8 @@ class DeployGraph(nn.Module):
 
     def __init__(self, members: Sequence[Trained], *, settings: Export) -> None:
         super().__init__()
+        if any(member.classes != members[0].classes for member in members):
+            raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
         self.num_classes = len(members[0].classes)
         self.keep, self.top_k = min(settings.keep, self.num_classes), settings.top_k
         self.branches = nn.ModuleList(Branch(member, settings=settings) for member in members)

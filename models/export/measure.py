@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress
+from models.command import log_progress, run
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import Accuracy, accuracy
@@ -36,7 +36,10 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
     """(N, k) classes of the graph, best first."""
-    return np.concatenate([session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH)])
+    none = np.empty((0, session.get_outputs()[0].shape[1]), np.int64)
+    return np.concatenate(
+        [none, *(session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH))]
+    )
 
 
 def test_rows(manifest: Manifest) -> NDArray[np.int64]:
@@ -81,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

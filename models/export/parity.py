@@ -39,14 +39,14 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
             with torch.inference_mode():
                 own_ids, own_probs, own_vector = (t.numpy() for t in graph(torch.from_numpy(batch)))
             different += int((ids != own_ids).sum())
-            probability = max(probability, float(np.abs(probs - own_probs).max()))
-            embedding = max(embedding, float(np.abs(vector - own_vector).max()))
+            probability = float(np.maximum(probability, np.abs(probs - own_probs).max()))  # unlike max, keeps a NaN
+            embedding = float(np.maximum(embedding, np.abs(vector - own_vector).max()))
     return Parity(len(photos), different, probability, embedding)
 
 
 def require_parity(parity: Parity) -> None:
     """ParityError unless all ids are equal and probabilities agree within TOLERANCE."""
-    if parity.different_ids or parity.probability > TOLERANCE:
+    if parity.different_ids or not parity.probability <= TOLERANCE:  # a NaN is no agreement
         raise ParityError(
             f"the ONNX graph differs from torch on {parity.photos} photos: {parity.different_ids} ids, probabilities by "
             f"{parity.probability:.1e} (allowed {TOLERANCE:.0e}); it must not be served"

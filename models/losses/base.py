@@ -29,7 +29,7 @@ def log_prob(logits: Tensor, target: Tensor) -> Tensor:
     return picked - logits.logsumexp(1)
 
 
-def build_loss(name: str, num_classes: int, **params: Any) -> Loss:
+def build_loss(name: str, /, num_classes: int, **params: Any) -> Loss:
     """The loss of that name for num_classes classes.
 
     Raises:

@@ -6,6 +6,7 @@ Run by Triton's python stub with the private environment's packages: it may impo
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from typing import Any
@@ -14,14 +15,14 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+TAKEN = b"used_dltensor"  # must outlive the capsules that bear it
+
 
 class TritonPythonModel:
     """One instance of one version; the names of the methods are Triton's."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load <version>/model.onnx by path, so that external data beside it is found."""
-        if int(np.__version__.split(".")[0]) >= 2:  # the stub would read zeros and write nothing, without a word
-            raise pb_utils.TritonModelException(f"numpy {np.__version__} in the server's environment; it needs numpy<2")
         config = json.loads(args["model_config"])
         folder = os.path.join(args["model_repository"], args["model_version"])
         path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
@@ -51,14 +52,44 @@ class TritonPythonModel:
         ends = np.cumsum(sizes)
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, results[name][end - size : end]) for name in names if name in each]
+                [_tensor(name, results[name][end - size : end]) for name in names if name in each]
             )
             for each, size, end in zip(wanted, sizes, ends, strict=True)
         ]
 
 
+# The stub is built against numpy 1: under numpy 2 its as_numpy() gives zeros and its Tensor() sends nothing, without a word.
+# DLPack passes the same memory without numpy's own layout, and is right under numpy 2 (the only numpy of Python 3.13).
+_IS_NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
+
+
 def _array(request: Any, name: str) -> np.ndarray:
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return np.from_dlpack(tensor) if _IS_NUMPY_2 else tensor.as_numpy()
+
+
+def _tensor(name: str, array: np.ndarray) -> Any:
+    if not _IS_NUMPY_2:
+        return pb_utils.Tensor(name, array)
+    lent = _Lent(array)
+    tensor = pb_utils.Tensor.from_dlpack(name, lent)
+    # The stub marks a capsule as taken under a name that numpy does not know, and numpy would complain for every answer.
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(lent.capsule), TAKEN)
+    return tensor
+
+
+class _Lent:
+    """An array whose DLPack capsule stays in reach."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.capsule = array.__dlpack__()
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
 
 
 def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:

@@ -76,10 +76,28 @@ def test_a_bad_photo_is_named(staged: ModelRepository, tmp_path: Path) -> None:
         recognizer.recognise([tmp_path / "absent.jpg"])
 
 
-def test_a_graph_without_labels_is_refused(graph: Path, tmp_path: Path) -> None:
-    for path in (graph, tmp_path / "absent.onnx"):
-        with pytest.raises(BadGraph, match=path.name):
-            LocalRecognizer(path)
+def test_a_file_alone_answers(graph: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "elsewhere" / "any name"
+    alone.parent.mkdir()
+    graph.rename(alone)
+    [recognition] = LocalRecognizer(alone).recognise([png(golden_images()[0])])
+    assert {label for label, _ in recognition.ranked} < set(LABELS)
+
+
+@pytest.mark.parametrize("labels", ["", "{}", "[1]", "no json"])
+def test_a_graph_without_labels_is_refused(labels: str, tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "foreign.onnx", metadata={"labels": labels})
+    with pytest.raises(BadGraph, match=r"foreign\.onnx: metadata `labels`.*take the file of a model version"):
+        LocalRecognizer(graph)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\x08\x01", bytes(range(256))])
+def test_a_file_that_is_no_graph_of_ours_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "garbage.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadGraph, match=r"garbage\.json"):
+        LocalRecognizer(path)
 
 
 def test_nobody_at_the_other_end(unused_port: int) -> None:

@@ -42,7 +42,11 @@ def test_a_fit_environment_gives_the_variables(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"numpy": "2.4.6"}, r"numpy 2\.4\.6, the server needs numpy<2"),
+        pytest.param(
+            {"numpy": "2.4.6"},
+            r"numpy 2\.4\.6, the server needs numpy<2",
+            marks=pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 has no numpy 1; DLPack is used"),
+        ),
         ({"numpy": ""}, "lacks numpy"),
         ({"nvidia_pytriton": ""}, "lacks nvidia-pytriton"),
         ({"onnxruntime_gpu": ""}, "lacks onnxruntime-gpu"),
@@ -50,7 +54,7 @@ def test_a_fit_environment_gives_the_variables(tmp_path: Path, monkeypatch: pyte
 )
 def test_an_unfit_environment_is_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
     packages = {name: version for name, version in {**FIT, **change}.items() if version}
-    with pytest.raises(BadEnvironment, match=f"{message}.*cleanshelf doctor"):
+    with pytest.raises(BadEnvironment, match=f"{message}.*make setup"):
         inspect(environment(tmp_path / "env", packages))
 
 

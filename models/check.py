@@ -1,0 +1,80 @@
+"""Can this recipe learn from these data? `python -m models.check --data DIR --recipe FILE.json`
+
+Asked before anything is trained: a misspelt backbone of the second member must not show after an hour on the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from models.command import run
+from models.config import Recipe, from_dict
+from models.data.manifest import Manifest, read_manifest
+from models.errors import ConfigError, ManifestError
+from models.losses import build_loss
+from models.network import build_network
+from models.train import split_rows
+
+LEAST = 2  # photos that one training needs, because of batch norm; and classes, for there to be a choice
+
+
+def check(recipe: Recipe, *, data: Path) -> None:
+    """Builds what would be trained and counts what it would be trained on.
+
+    Raises:
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss or the folds cannot be had.
+        ManifestError: the data version has too few classes or photos.
+    """
+    manifest = read_manifest(data)
+    check_photos(manifest)
+    if recipe.clean.rounds:
+        check_folds(manifest, num_folds=recipe.clean.folds)
+    build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    for member in recipe.members:
+        build_network(member, num_classes=len(manifest.classes))
+
+
+def check_photos(manifest: Manifest) -> None:
+    """At least two classes to learn, and a photo to judge by."""
+    version = f"data version {manifest.data.name[:12]}"
+    num_classes = int(np.count_nonzero(manifest.train_counts()))
+    if num_classes < LEAST:
+        raise ManifestError(
+            f"{version}, labels.parquet: {num_classes} classes have a kept train photo, and a recogniser needs {LEAST}; "
+            "ingest photos of more products, or go back with `cleanshelf data rollback`"
+        )
+    if not np.any(manifest.kept & (manifest.split == "test")):
+        raise ManifestError(
+            f"{version}, labels.parquet, column split: there is no test photo to judge a model by; ingest more photos "
+            "(a class with five gives one), or mark some with split=test in a manifest"
+        )
+
+
+def check_folds(manifest: Manifest, *, num_folds: int) -> None:
+    """Each fold has photos to judge, and leaves enough to train on."""
+    usable = manifest.kept & (manifest.split == "train")
+    for fold in range(num_folds):
+        rows, held_out = split_rows(manifest, fold=fold, num_folds=num_folds)
+        judged = np.count_nonzero(usable[held_out])
+        if len(rows) < LEAST or not judged:
+            raise ConfigError(
+                f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
+                f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
+            )
+
+
+def main() -> None:
+    """The command line of one check; silent when all is well."""
+    parser = argparse.ArgumentParser(description="Check that a recipe can be trained on a materialised data version.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
+    args = parser.parse_args()
+    check(from_dict(json.loads(args.recipe.read_text(encoding="utf-8"))), data=args.data)
+
+
+if __name__ == "__main__":
+    run(main)

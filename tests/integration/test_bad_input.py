@@ -1,0 +1,391 @@
+"""What a stranger gets wrong: each ends in one line with file, field and way out, and nothing is lost or half-written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.data_version import DataVersions
+from flows.intake import ingest
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest, read_table
+from models.data.photos import Photos
+from serving.environment import Environment
+from tests.command_line import ROOT, cleanshelf, refusal, snapshot
+from tests.deliveries import deliver, photo
+from tests.graphs import write_graph
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.faults,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with one version of two classes."""
+    place = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(place / "shop"))
+    folder = versions.stage()
+    ingest(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
+    versions.commit(folder, step="ingest", message="first")
+    return place / "shop"
+
+
+@pytest.fixture
+def shop(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "shop", symlinks=True))
+
+
+def unchanged(shop: Path, *arguments: object) -> str:
+    """The refusal of a command that leaves the workspace as it was."""
+    before = snapshot(shop)
+    said = refusal(cleanshelf(*arguments, "--workspace", shop))
+    assert snapshot(shop) == before
+    assert list((shop / "state" / "staging").glob("*")) == []
+    return said
+
+
+# --- deliveries ----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = unchanged(shop, "ingest", tmp_path / "empty", "--dry-run")
+    assert said == f"{tmp_path / 'empty'} is empty; put the photos into one folder per class"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("path,label,price\na.png,a,3\n", "manifest.csv: unknown column 'price'; known are path, label, split, source"),
+        ("path\na.png\n", "manifest.csv: column 'label' is missing; it has path"),
+        (
+            "path,label\nb.png,A\n",
+            ": labels 'a' and 'A' differ only in case or white space; write them one way",
+        ),
+        ("path,label\na.png,B B\n", ": labels 'b b' and 'B B' differ only in case or white space"),
+        ("path,label,split\na.png,a,training\n", "manifest.csv: row 1, field split: 'training' is unknown; use train"),
+        ("path,label\n../a.png,a\n", "the first is '../a.png', field path: leaves the folder of the delivery"),
+        ("path,label\nnone.png,a\n", "the first is 'none.png', field path: no such file"),
+        ("path,label\na.png,\n", "the first is 'a.png', field label: is blank"),
+        ("path,label\ntext.png,a\n", ": no photo could be decoded; the first is 'text.png': not a picture"),
+    ],
+)
+def test_doubtful_deliveries(prepared: Path, tmp_path: Path, manifest: str, message: str) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(photo(900 + number))
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "manifest.csv").write_text(manifest)
+    assert message in unchanged(prepared, "ingest", tmp_path, "--dry-run")
+
+
+def test_a_single_class(tmp_path: Path) -> None:
+    shop = Workspace.init(tmp_path / "shop").root
+    said = unchanged(shop, "ingest", deliver(tmp_path / "one", {"only": 4}), "--dry-run")
+    assert said.endswith("all photos are of one class, 'only'; a recogniser needs two or more")
+
+
+def test_no_such_delivery(prepared: Path, tmp_path: Path) -> None:
+    said = unchanged(prepared, "ingest", tmp_path / "none", "--dry-run")
+    assert said.startswith(f"{tmp_path / 'none'}: no such file or folder; give a folder per class")
+
+
+# --- photos --------------------------------------------------------------------------------------------------------
+
+RED, BLUE, SIDE = (200, 30, 40), (20, 60, 220), 32
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def two_halves(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), left)
+    image.paste(right, (SIDE // 2, 0, SIDE, SIDE))
+    return image
+
+
+def odd_photos() -> dict[str, tuple[bytes, Image.Image]]:
+    """By name: what is delivered, and what a person sees in it."""
+    picture = two_halves(RED, BLUE)
+    grey = two_halves((50, 50, 50), (180, 180, 180))
+    deep = Image.fromarray(np.asarray(grey)[..., 0].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    see_through = picture.convert("RGBA")
+    see_through.paste((0, 0, 0, 0), (SIDE // 2, 0, SIDE, SIDE))
+    second = Image.new("RGB", (SIDE, SIDE), "black")
+    return {
+        "16 bit.png": (encoded(deep), grey),
+        "cmyk.jpg": (encoded(picture.convert("CMYK"), "JPEG", quality=98), picture),
+        "palette.png": (encoded(picture.quantize(4)), picture),
+        "animated.gif": (encoded(picture, "GIF", save_all=True, append_images=[second]), picture),
+        "animated.webp": (encoded(picture, "WEBP", save_all=True, append_images=[second], lossless=True), picture),
+        "turned.jpg": (encoded(picture.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=98), picture),
+        "see-through.png": (encoded(see_through), two_halves(RED, (255, 255, 255))),
+        "one bit.png": (encoded(two_halves((0,) * 3, (255,) * 3).convert("1")), two_halves((0,) * 3, (255,) * 3)),
+    }
+
+
+BROKEN = {
+    "zero.jpg": (b"", "the file is empty (0 bytes)"),
+    "truncated.png": (photo(77, side=64)[:3000], "cannot be decoded"),
+    "text.jpg": (b"not a photo", "not a picture in a format that can be read"),
+    "bomb.png": (encoded(Image.new("1", (14_000, 14_000))), "more than 64,000,000 pixels"),
+}
+
+
+@pytest.mark.prefect
+def test_odd_photos_are_seen_rightly_and_broken_ones_put_aside(tmp_path: Path) -> None:
+    """Through the command line, from names with spaces, quotes and unicode, to the pixels that training is given."""
+    shop = Workspace.init(tmp_path / 'my "shop"').root
+    source = deliver(tmp_path / "it's Müsli & co", {'Kid\'s "best" [0.5 l]': 2, "Müsli": 2})
+    odd = odd_photos()
+    for name, content in [*((n, c) for n, (c, _) in odd.items()), *((n, c) for n, (c, _) in BROKEN.items())]:
+        (source / "Müsli" / name).write_bytes(content)
+    (source / "Müsli" / "out.png").symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "elsewhere.png").write_bytes(photo(1234))
+    (source / "one photo").mkdir()
+    (source / "one photo" / "only 'one'.png").write_bytes(photo(4321))
+    done = cleanshelf("ingest", source, "--workspace", shop, "--json")
+    report = json.loads(done.stdout)["report"]
+    assert done.returncode == 0, done.stderr
+    assert report["warnings"] == ["class 'one photo' has one photo; it stays in train"]
+    data = shop / "data"
+    refused = {row["path"]: (row["field"], row["reason"]) for row in read_table(data, name="quarantine").to_pylist()}
+    expected = {f"Müsli/{name}": ("photo", reason) for name, (_, reason) in BROKEN.items()}
+    expected |= {"Müsli/out.png": ("path", "leaves the folder of the delivery through a link")}
+    assert refused.keys() == expected.keys()
+    for path, (field, reason) in expected.items():
+        assert refused[path][0] == field
+        assert reason in refused[path][1]
+        assert f"quarantined: {path}, field {field}: {reason}"[:90] in " ".join(done.stderr.split()), path
+    assert sum(report["quarantined"].values()) == len(expected)
+    check_pixels(data, odd)
+
+
+def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
+    manifest = read_manifest(data)
+    paths = read_table(data, name="index")["path"].to_pylist()
+    rows = [paths.index(f"Müsli/{name}") for name in odd]
+    [seen] = Photos(manifest, np.array(rows), side=SIDE).in_order(len(rows))
+    for (name, (_, want)), pixels in zip(odd.items(), seen.numpy(), strict=True):
+        off = np.abs(pixels.astype(int) - np.asarray(want).astype(int))
+        away_from_edge = [*range(SIDE // 2 - 2), *range(SIDE // 2 + 2, SIDE)]  # JPEG smears the edge
+        assert off[:, away_from_edge].max() <= 6, name
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: demo, robust, smoke"),
+        (["none.toml"], "no recipe 'none.toml'; known: demo, robust, smoke; or give the path of a .toml file that exists"),
+        (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
+        (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
+        (["smoke", "--set", "train.lr=inf"], "smoke.toml: train.lr: inf is not finite; correct it in the recipe"),
+        (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not float; correct it in the recipe"),
+        (["smoke", "--set", "train"], "--set train: write it as KEY=VALUE, for example train.epochs=3"),
+        (["smoke", "--set", "members.7.size=32"], "--set members.7.size: there is no entry '7'; the list has 2"),
+        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) has not three values; give red, green and blue"),
+        (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: not for the recipe to say; leave it out"),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], message: str) -> None:
+    assert message in unchanged(prepared, "retrain", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[trian]\nepochs = 3\n", "mine.toml: trian: no such key (did you mean 'train'?); known here: name, members"),
+        (b"x = [\n", "mine.toml: not valid TOML in UTF-8"),
+        (b"\xff\xfe", "mine.toml: not valid TOML in UTF-8"),
+        (b"members = 3\n", "mine.toml: members: 3 is not a list of tables; write each as [[members]]"),
+        (b"train = 3\n", "mine.toml: train: 3 is not a table; write it as one"),
+    ],
+)
+def test_recipe_files_that_cannot_be_read(prepared: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    assert message in unchanged(prepared, "retrain", tmp_path / "mine.toml")
+
+
+def test_an_unknown_backbone_is_refused_before_anything_is_trained(prepared: Path) -> None:
+    said = unchanged(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18")
+    assert "has no model 'resent18' (did you mean resnet18" in said
+    assert list((prepared / "runs").iterdir()) == []
+
+
+def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "my weights.pt").write_bytes(b"garbage")
+    said = unchanged(
+        prepared, "retrain", "smoke", "--set", f"members.1.weights={tmp_path / 'my weights.pt'}", "--dry-run"
+    )
+    assert said.startswith(f"members.weights: {tmp_path / 'my weights.pt'} cannot be read (")
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("data rollback beef", "'beef' is no data version; there are: "),
+        ("data show beef", "'beef' is no data version; there are: "),
+        ("data diff selected beef", "'beef' is no data version; there are: "),
+        ("model show 7", "7 is no model version; there are none yet; run `cleanshelf retrain` first"),
+        ("model show", "no model serves yet; run `cleanshelf retrain` first"),
+        ("model rollback 7", "7 is no model version; there are none yet"),
+        ("model rollback", "no model version served before this; there are none yet"),
+        ("model rollback --dry-run", "no model version served before this; there are none yet"),
+    ],
+)
+def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str) -> None:
+    assert unchanged(prepared, *arguments.split()).startswith(message)
+
+
+def test_data_edited_by_hand_is_not_overwritten(shop: Path, tmp_path: Path) -> None:
+    version = DataVersions(Workspace.find(shop)).resolve("selected")
+    (shop / "data" / "my notes.txt").write_text("keep me")
+    for verb in (["data", "rollback", version[:8]], ["retrain", "smoke"], ["ingest", tmp_path, "--dry-run"]):
+        said = unchanged(shop, *verb)
+        assert said.startswith(f"{shop / 'data'} differs from the selected version {version[:12]}: my notes.txt; move")
+
+
+def test_no_data_yet(tmp_path: Path) -> None:
+    shop = Workspace.init(tmp_path).root
+    said = unchanged(shop, "retrain", "smoke")
+    assert said == "'selected' is no data version; there are: none yet; run `cleanshelf ingest` first"
+
+
+# --- the machine ---------------------------------------------------------------------------------------------------
+
+
+def test_a_workspace_in_use(prepared: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from flows.workspace import Workspace
+with Workspace.find(Path({str(prepared)!r})).lock("retrain"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        for verb in (["ingest", tmp_path], ["retrain", "smoke"], ["data", "rollback", "selected"]):
+            said = unchanged(prepared, *verb)
+            assert said == (
+                f"{prepared} is busy: `retrain` (process {holder.pid}) holds it; wait for it to end, or stop it"
+            )
+        assert cleanshelf("data", "log", "--workspace", prepared).returncode == 0, "reading needs no lock"
+        holder.kill()
+
+
+@pytest.mark.triton
+def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
+    env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        said = refusal(cleanshelf("serve", "--workspace", prepared, "--grpc-port", port, env=env))
+    assert said == f"grpc_port {port} cannot be had (Address already in use); choose another with --grpc-port"
+    same = ("--http-port", port, "--metrics-port", port)
+    said = refusal(cleanshelf("serve", "--workspace", prepared, *same, env=env))
+    assert said == f"metrics_port {port} is http_port too; give each its own"
+    assert not (prepared / "state" / "triton.json").exists()
+
+
+def small_disk(folder: Path, megabytes: int) -> bool:
+    """Mount a disk of that size, where the machine permits it."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.prefect
+def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
+    """On a disk of 20 MB: 240 photos of 49 kB fit once and not twice; then there is no room even for the orchestrator."""
+    disk = tmp_path / "disk"
+    if not small_disk(disk, 20):
+        pytest.skip("this machine permits no tmpfs mounts")
+    try:
+        shop = Path(shutil.copytree(prepared, disk / "shop", symlinks=True))
+        source = deliver(tmp_path / "big", {"a": 120, "b b": 120}, first_seed=5000, side=128)
+        said = unchanged(shop, "ingest", source)
+        assert "no space left while " in said
+        assert said.endswith("free some space and run it again")
+        filler = disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+        said = unchanged(shop, "ingest", source)
+        assert said.startswith(f"{shop / 'state'}: 0 MB are free, ")
+        filler.unlink()
+        assert DataVersions(Workspace.find(shop)).verify("selected") == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
+    """The same where no disk can be mounted: no file may pass 300 kB, and the shard would."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    source = deliver(tmp_path / "big", {"a": 10, "b b": 10}, first_seed=5000, side=128)
+    before = snapshot(prepared)
+    said = refusal(cleanshelf("ingest", source, "--dry-run", "--workspace", prepared, preexec_fn=limit))
+    assert said.startswith(f"no space left while ingesting {source} (")
+    assert snapshot(prepared) == before
+
+
+# --- recognition ---------------------------------------------------------------------------------------------------
+
+
+def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
+    said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
+    assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+
+
+@pytest.mark.parametrize("name", ["absent.jpg", "text.jpg", "empty.jpg", "folder"])
+def test_recognise_what_is_no_photo(tmp_path: Path, name: str) -> None:
+    graph = write_graph(tmp_path / "model.onnx")
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "fine.png").write_bytes(photo(1))
+    said = refusal(cleanshelf("recognise", tmp_path / "fine.png", tmp_path / name, "--model", graph))
+    assert said.startswith(f"{tmp_path / name}: ")
+    assert said.endswith("; leave it out or replace it")
+
+
+def test_recognise_with_a_file_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(photo(1))
+    (tmp_path / "garbage.onnx").write_bytes(os.urandom(2000))
+    foreign = write_graph(tmp_path / "foreign.onnx", metadata={"labels": ""})
+    for graph in (tmp_path / "garbage.onnx", tmp_path / "none.onnx", foreign, tmp_path):
+        said = refusal(cleanshelf("recognise", tmp_path / "photo.png", "--model", graph))
+        assert said.startswith(str(graph))
+        assert said.endswith(("export it again", "take the file of a model version"))

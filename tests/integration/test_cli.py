@@ -1,0 +1,195 @@
+"""The verbs in their order, on one real retraining of drawn products."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.data_version import DataVersions
+from flows.intake import ingest
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.sample.draw import draw
+from flows.sample.families import assortment
+from flows.workspace import Workspace
+from serving.environment import Environment
+from serving.repository import ModelRepository
+from tests.command_line import Done, cleanshelf, snapshot
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.prefect,
+    pytest.mark.triton,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+PRODUCTS = ("Müsli [0.5 l]", 'Kid\'s "best" cup', "Red :smile: tea")
+
+
+@pytest.fixture(scope="session")
+def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos of each of three products, in class folders; the third in a further delivery, too."""
+    place = tmp_path_factory.mktemp("deliveries")
+    random = np.random.default_rng(1)
+    for label, sku in zip(PRODUCTS, assortment()[::9], strict=False):
+        for folder, count in (("first", 10), ("second", 3)):
+            (place / folder / label).mkdir(parents=True)
+            for number in range(count):
+                draw(sku, random).save(place / folder / label / f"{number}.jpg")
+    return place
+
+
+@pytest.fixture(scope="session")
+def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_environment: Environment) -> Path:
+    """A workspace with two data versions, the second of which model version 1 was trained on."""
+    place = tmp_path_factory.mktemp("trained")
+    shop = Workspace.init(place / "shop")
+    for name in ("first", "second"):
+        versions = DataVersions(shop)
+        base = versions.materialise("selected") if versions.selected() else None
+        folder = versions.stage()
+        ingest(delivery / name, base=base, out=folder, parent=base.name if base else None)
+        versions.commit(folder, step="ingest", message=name)
+    env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
+    done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    (place / "retrain.json").write_text(done.stdout)
+    (place / "retrain.log").write_text(done.stderr)
+    return shop.root
+
+
+@pytest.fixture
+def shop(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "shop", symlinks=True))
+
+
+def asked(*arguments: object, shop: Path) -> Any:
+    """What a command prints with --json: nothing but JSON."""
+    done = cleanshelf(*arguments, "--workspace", shop, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout, parse_constant=pytest.fail)
+
+
+def shown(*arguments: object, shop: Path, **environment: str) -> str:
+    done: Done = cleanshelf(*arguments, "--workspace", shop, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def publish_again(shop: Path) -> None:
+    """Model version 2: the same graph, trained on the first data version so its record says."""
+    models, repository = ModelVersions(Ledger(shop)), ModelRepository(shop / "repository")
+    record = models.record(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
+    golden = np.load(shop / "repository" / "products" / "1" / "golden.npz")["image"]
+    graph = shop / "repository" / "products" / "1" / "model.onnx"
+    repository.stage(graph, version=models.register(record), labels=repository.labels(1), record=record, golden=golden)
+    models.assign(2)
+    repository.configure([2])
+
+
+def test_retrain_tells_what_it_did(trained: Path) -> None:
+    report = json.loads((trained.parent / "retrain.json").read_text(), parse_constant=pytest.fail)
+    versions = DataVersions(Workspace(trained))
+    assert report["model_version"] == 1
+    assert report["data_before"] == versions.log()[-2].id
+    assert report["data_after"] == versions.resolve("selected")
+    assert [step["step"] for step in report["steps"]][-1] == "one graph, with crops"
+    assert report["verdict"]["passed"]
+    assert {seen["truth"] for seen in report["seen"]} <= set(PRODUCTS)
+    assert "publish: model version 1 answers" in (trained.parent / "retrain.log").read_text()
+
+
+def test_data_log_show_and_diff(trained: Path) -> None:
+    log = asked("data", "log", shop=trained)
+    assert [entry["entry"] for entry in log] == [*range(len(log), 0, -1)]
+    assert [entry["step"] for entry in log[-2:]] == ["ingest", "ingest"]
+    assert [entry["selected"] for entry in log] == [True] + [False] * (len(log) - 1)
+    assert (log[-1]["parent"], log[-2]["parent"]) == (None, log[-1]["id"])
+    assert (log[-1]["counts"]["photos"], log[-2]["counts"]["photos"]) == (30, 39)
+    assert set(log[0]["counts"]) >= {"photos", "kept", "dropped", "relabelled", "conflicts", "quarantined", "classes"}
+    table = shown("data", "log", shop=trained)
+    assert all(entry["id"][:12] in table for entry in log)
+    first = asked("data", "show", log[-1]["id"][:8], shop=trained)
+    assert first == log[-1] | {"problems": []}
+    assert asked("data", "show", shop=trained)["id"] == log[0]["id"]
+    diff = asked("data", "diff", log[-1]["id"][:8], log[-2]["id"][:8], shop=trained)
+    assert (diff["added"], diff["dropped"], diff["relabelled"]) == (9, 0, 0)
+    assert diff["per_class"].keys() == set(PRODUCTS)
+
+
+def test_labels_are_shown_as_they_are_in_any_locale(trained: Path) -> None:
+    first = DataVersions(Workspace(trained)).log()[-1].id[:8]
+    for locale in ({"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}):
+        table = shown("data", "diff", first, shop=trained, **locale)
+        assert all(label in table for label in PRODUCTS)
+
+
+def test_model_log_and_show(trained: Path) -> None:
+    [entry] = asked("model", "log", shop=trained)
+    assert (entry["version"], entry["serving"], entry["parent"], entry["data_withdrawn"]) == (1, True, None, False)
+    assert entry["data_version"] == DataVersions(Workspace(trained)).resolve("selected")
+    assert entry["metrics"].keys() == {"top1", "top5", "mean_class", "head", "middle", "tail"}
+    record = asked("model", "show", shop=trained)
+    assert record == asked("model", "show", 1, shop=trained)
+    assert {key: record[key] for key in entry} == entry
+    assert record["parity"]["different_ids"] == 0
+    assert "smoke" in shown("model", "log", shop=trained)
+
+
+def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
+    publish_again(shop)
+    first = DataVersions(Workspace(shop)).log()[-1].id
+    entry = asked("data", "rollback", first[:8], shop=shop)
+    assert (entry["id"], entry["step"], entry["selected"]) == (first, "rollback", True)
+    assert [(e["version"], e["serving"], e["data_withdrawn"]) for e in asked("model", "log", shop=shop)] == [
+        (2, True, False), (1, False, True)
+    ]  # fmt: skip
+    assert asked("model", "show", 1, shop=shop)["data_withdrawn"]
+    rows = [line.split() for line in shown("model", "log", shop=shop).splitlines()]
+    assert rows[2][0] == "1"
+    assert "yes" in rows[2]
+    assert asked("model", "rollback", shop=shop) == {"serving": 1}
+    assert [(e["version"], e["serving"]) for e in asked("model", "log", shop=shop)] == [(2, False), (1, True)]
+    assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
+
+
+def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> None:
+    publish_again(shop)
+    source = shutil.copytree(delivery / "first", tmp_path / "source")
+    shutil.copyfile(source / PRODUCTS[0] / "1.jpg", source / PRODUCTS[0] / "copy.jpg")
+    (source / PRODUCTS[0] / "2.jpg").write_bytes(b"")
+    log, before = asked("data", "log", shop=shop), snapshot(shop)
+    report = asked("ingest", source, "--dry-run", shop=shop)
+    assert (report["delivered"], report["added"], report["duplicates"]) == (31, 0, 30)
+    assert report["quarantined"] == {"photo: the file is empty (0 bytes)": 1}
+    plan = asked("retrain", "smoke", "--set", "train.epochs=7", "--dry-run", shop=shop)
+    assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (log[0]["id"], 7)
+    plan = asked("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
+    assert plan == {"would_select": log[-1]["id"], "in_place_of": log[0]["id"]}
+    assert asked("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
+    assert snapshot(shop) == before
+    asked("model", "rollback", shop=shop)
+    assert snapshot(shop) != before
+
+
+def test_the_file_alone_answers(trained: Path, delivery: Path, tmp_path: Path) -> None:
+    """Without a workspace, a server, or anything beside the file."""
+    shutil.copyfile(trained / "repository" / "products" / "1" / "model.onnx", tmp_path / "taken home.onnx")
+    photos = [delivery / "first" / label / "2.jpg" for label in PRODUCTS]
+    done = cleanshelf("recognise", *photos, "--model", tmp_path / "taken home.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [answer["image"] for answer in answers] == [str(path) for path in photos]
+    for answer in answers:
+        assert {product["label"] for product in answer["products"]} == set(PRODUCTS)
+        probabilities = [product["probability"] for product in answer["products"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+        assert answer["data_version"] == DataVersions(Workspace(trained)).resolve("selected")
+        assert answer["model_version"] is None

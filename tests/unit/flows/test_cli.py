@@ -1,0 +1,104 @@
+"""The command line, as far as it goes without a workspace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.errors import ChildFailed, InputError
+from flows.launch import run_child
+from flows.progress import print_table, to_json
+from tests.command_line import ROOT, cleanshelf, refusal
+
+HEAVY = {"torch", "timm", "prefect", "dvc", "onnx", "onnxruntime", "pyarrow", "tritonclient"}
+
+
+def verbs(group: typer.Typer, *path: str) -> list[list[str]]:
+    found = [[*path, info.name or info.callback.__name__] for info in group.registered_commands]  # type: ignore[union-attr]
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        found += [[*path, str(inner.name)], *verbs(inner.typer_instance, *path, str(inner.name))]
+    return found
+
+
+def test_every_verb_has_help() -> None:
+    found = verbs(app)
+    assert ["init"] in found
+    assert ["data", "rollback"] in found
+    assert len(found) == 16
+    for verb in found:
+        shown = CliRunner().invoke(app, [*verb, "--help"])
+        assert shown.exit_code == 0, verb
+        assert " ".join(verb) in shown.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = f"""
+import sys
+sys.argv = ["cleanshelf", "--help"]
+from flows.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, sorted({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "recognise" in done.stdout
+
+
+@pytest.mark.parametrize("label", ["Cola [0.5 l]", "[/b]", ":smile:", "Müsli", "[red]hot[/red]"])
+def test_labels_are_not_markup(label: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("class", "added"), [{"class": label, "added": 3}])
+    assert capsys.readouterr().out.splitlines()[1].split("  ")[0] == label
+
+
+def test_json_has_no_nan() -> None:
+    content = {"tail": float("nan"), "steps": [{"top1": 0.5}, (float("nan"),)], "label": "Müsli"}
+    assert json.loads(to_json(content), parse_constant=pytest.fail) == {
+        "tail": None, "steps": [{"top1": 0.5}, [None]], "label": "Müsli"
+    }  # fmt: skip
+    assert "Müsli" in to_json(content)
+
+
+def test_no_workspace(tmp_path: Path) -> None:
+    there = tmp_path / "it's here"
+    said = refusal(cleanshelf("data", "log", "--workspace", there))
+    assert said.startswith(f"no workspace at {there} or above it; make one with `cleanshelf init -w ")
+    assert not there.exists()
+
+
+@pytest.mark.parametrize("verb", ["nothing", "ingest", "serve --http-port 0", "ingest x --val-share 2"])
+def test_a_misspelt_command_is_no_traceback(verb: str) -> None:
+    done = cleanshelf(*verb.split())
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_name_that_is_not_unicode_can_be_told(tmp_path: Path) -> None:
+    for locale in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}):
+        done = cleanshelf("recognise", b"M\xc3\xbcsli \xff.jpg".decode(errors="surrogateescape"),
+                          "--model", tmp_path / "Müsli.onnx", env=locale)  # fmt: skip
+        assert "Müsli.onnx is not an ONNX file" in refusal(done)
+
+
+def test_a_child_that_refuses_its_input_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps({"name": "x", "members": []}))
+    said: list[str] = []
+    with pytest.raises(InputError) as caught:
+        run_child("models.check", ["--data", tmp_path, "--recipe", tmp_path / "recipe.json"], say=said.append)
+    assert str(caught.value) == "members: a recipe needs at least one; add a [[members]] table"
+    assert said == [str(caught.value)], "no traceback on the way"
+
+
+def test_a_child_that_breaks_is_told_with_its_last_words() -> None:
+    with pytest.raises(ChildFailed, match=r"^models\.none ended with code 1(.|\n)*No module named models\.none"):
+        run_child("models.none", [], say=lambda line: None)

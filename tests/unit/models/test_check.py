@@ -1,0 +1,81 @@
+"""What a retraining asks before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flows.intake import ingest
+from models.check import check
+from models.config import load_recipe
+from models.errors import ConfigError, ManifestError, ModelError, WeightsMismatch
+from tests.deliveries import deliver
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    ingest(deliver(folder / "source", {"a": 6, "b": 6, "c": 1}), base=None, out=folder / "version")
+    return folder / "version"
+
+
+def test_what_can_be_trained_passes(data: Path) -> None:
+    check(load_recipe("smoke"), data=data)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("members.1.backbone=resent18", ConfigError, r"members\.backbone: .*'resent18' \(did you mean resnet18"),
+        (
+            "members.1.args={nonsense=3}",
+            ConfigError,
+            r"members\.args.*test_byobnet at 32 px: .*nonsense.*correct them$",
+        ),
+        ("loss.name=gcee", ConfigError, r"loss\.name: no loss 'gcee' \(did you mean 'gce'\?\); known: agce, ce, gce$"),
+        ("loss.params.p=1", ConfigError, r"loss\.params\.p: 'gce' has no such parameter.*; it takes q$"),
+        ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
+        ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
+        ("members.0.weights=models/train.py", WeightsMismatch, r"models/train\.py cannot be read \(UnpicklingError\)"),
+        ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained(data: Path, override: str, error: type[ModelError], message: str) -> None:
+    recipe = load_recipe("smoke", overrides=[override])
+    with pytest.raises(error, match=message) as caught:
+        check(recipe, data=data)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network(data: Path, tmp_path: Path) -> None:
+    save_file({"stem.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    for name, message in (
+        ("other.safetensors", r"does not fit test_resnet: \d+ tensors"),
+        ("tensor.pt", "state_dict"),
+    ):
+        recipe = load_recipe("smoke", overrides=[f"members.0.weights={tmp_path / name}"])
+        with pytest.raises(WeightsMismatch, match=rf"members\.weights: .*{name} .*{message}"):
+            check(recipe, data=data)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"a": 4, "b": 4}, r"labels\.parquet, column split: there is no test photo .*split=test"),
+        ({"test/a": 4, "test/b": 4, "train/a": 4}, r"labels\.parquet: 1 classes have a kept train photo, .* needs 2"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    shares = {"test_share": 0.0}
+    ingest(deliver(tmp_path / "source", counts), base=None, out=tmp_path / "version", **shares)  # type: ignore[arg-type]
+    with pytest.raises(ManifestError, match=message):
+        check(load_recipe("smoke"), data=tmp_path / "version")
+
+
+def test_a_damaged_table_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"labels\.parquet: no such file"):
+        check(load_recipe("smoke"), data=tmp_path)

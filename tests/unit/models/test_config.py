@@ -1,0 +1,154 @@
+"""Recipes: what wins over what, and mistakes told by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.config import Loss, Train, digest, from_dict, load_recipe, recipe_names, to_dict
+from models.errors import ConfigError
+from models.losses import build_loss
+
+TEXT = """
+[[members]]
+backbone = "test_resnet"
+size = 48
+mean = [0.4, 0.5, 0.6]
+
+[[members]]
+seed = 2
+
+[train]
+epochs = 7
+lr = 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(file: str) -> None:
+    recipe = load_recipe(file, overrides=["train.epochs=3"])
+    assert recipe.name == "mine"
+    assert (recipe.train.epochs, recipe.train.lr, recipe.train.batch_size) == (3, 1.0, Train().batch_size)
+    assert isinstance(recipe.train.lr, float)
+    assert (recipe.members[0].size, recipe.members[1].size) == (48, 96)
+    assert recipe.members[0].mean == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.batch_size=5", "train.batch_size", 5),
+        ("train.lr=1e-4", "train.lr", 1e-4),
+        ("clean.margin=-1", "clean.margin", -1.0),
+        ("augment.flip=false", "augment.flip", False),
+        ("loss.name=ce", "loss.name", "ce"),
+        ('loss.name="ce"', "loss.name", "ce"),
+        ("loss.params.q=0.5", "loss.params", {"q": 0.5}),
+        ("loss.params={q = 0.5}", "loss.params", {"q": 0.5}),
+        ("members.0.size=64", "members.0.size", 64),
+        ("members.1.weights=/a b/c.safetensors", "members.1.weights", "/a b/c.safetensors"),
+        ("members.1.std=[0.1, 0.2, 1]", "members.1.std", [0.1, 0.2, 1.0]),
+    ],
+)
+def test_set(file: str, override: str, path: str, value: object) -> None:
+    found: Any = to_dict(load_recipe(file, overrides=[override]))
+    for step in path.split("."):
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "write it as KEY=VALUE"),
+        ("train.epochs=0", r"mine\.toml: train\.epochs: 0 is outside \[1, inf\]"),
+        ("train.epochs=2.5", r"train\.epochs: 2\.5 is not int"),
+        ("train.epochs=true", r"train\.epochs: True is not int"),
+        ("train.epochs.x=1", "'epochs' is a value, not a table"),
+        ("train.lr=0", r"train\.lr: 0\.0 is outside \(0, inf\]"),
+        ("train.epoch=1", r"train\.epoch: no such key \(did you mean 'epochs'\?\)"),
+        ("trian.epochs=1", r"trian: no such key \(did you mean 'train'\?\)"),
+        ("members.0.sizes=64", r"members\.0\.sizes: no such key \(did you mean 'size'\?\)"),
+        ("members.2.size=64", "no entry '2'; the list has 2"),
+        ("members.first.size=64", "no entry 'first'"),
+        ("members.0=64", "stands for a whole table"),
+        ("members=3", "members: 3 is not a list of tables"),
+        ("members=[]", "members: a recipe needs at least one"),
+        ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) has not three values"),
+        ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not float"),
+        ("train=3", "train: 3 is not a table"),
+        ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
+        ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
+        ("clean.member=2", r"clean\.member: 2, but the recipe has 2 members"),
+    ],
+)
+def test_mistakes_are_told_by_field(file: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file, overrides=[override])
+
+
+def test_a_range_in_the_message_and_a_way_out(file: str) -> None:
+    with pytest.raises(ConfigError, match=r"correct it in the recipe or with --set members\.1\.size="):
+        load_recipe(file, overrides=["members.1.size=8"])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\nepochs = 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML in UTF-8 .*line 1"):
+        load_recipe(str(broken))
+    broken.write_bytes(b"name = '\xff'")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML in UTF-8 .*utf-8"):
+        load_recipe(str(broken))
+    with pytest.raises(ConfigError, match=r"no recipe 'nothing'; known: "):
+        load_recipe("nothing")
+
+
+def test_the_recipes_that_ship_load_with_a_loss_that_exists() -> None:
+    assert {"demo", "robust"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        build_loss(recipe.loss.name, num_classes=3, **recipe.loss.params)
+
+
+def test_a_recipe_survives_json(file: str) -> None:
+    recipe = load_recipe(file)
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+def test_a_digest_names_the_content_and_not_the_order() -> None:
+    one = from_dict({"name": "a", "loss": {"params": {"a": 1.0, "q": 0.5}}, "train": {"lr": 1, "epochs": 2}})
+    same = from_dict({"train": {"epochs": 2, "lr": 1.0}, "loss": {"params": {"q": 0.5, "a": 1.0}}, "name": "a"})
+    assert digest(one, 3, "x") == digest(same, 3, "x")
+    assert len(digest(one)) == 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["name='b'", "members.0.size=80", "members.0.args={a = 1}", "train.lr=0.1", "gate.tail=0.5", "loss.params.q=1"],
+)
+def test_a_digest_changes_with_every_value(file: str, change: str) -> None:
+    assert digest(load_recipe(file, overrides=[change])) != digest(load_recipe(file))
+
+
+def test_a_digest_tells_its_parts_apart() -> None:
+    assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest(["ab", "c"]), digest(1), digest("1")}) == 6
+
+
+def test_a_digest_is_the_same_tomorrow() -> None:
+    """Stages are found again by it after a restart, so no hash seed and no clock may enter."""
+    plain = json.dumps([{"name": "ce", "params": {"q": 0.5}}, "x", 1, None])
+    expected = hashlib.sha256(plain.encode()).hexdigest()[:16]
+    assert digest(Loss(name="ce", params={"q": 0.5}), "x", 1, None) == expected

@@ -1,0 +1,254 @@
+"""The one graph: exported once, then asked everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch.nn import functional
+
+from models.config import Export, Member, Recipe
+from models.data.manifest import Manifest, read_manifest
+from models.errors import ParityError, WeightsMismatch
+from models.export import measure, parity
+from models.export.__main__ import export
+from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
+from models.export.onnx_file import read_metadata, stamp
+from models.network import build_network
+from models.train import Trained, load_network, save_network
+
+SETTINGS = Export(input_size=40, crops=2, enlarge=1.25)
+CLASSES = ["apple", "bean", "corn", "dill"]
+
+
+def trained(size: int, *, seed: int, tau: float = 0.0, classes: list[str] = CLASSES) -> Trained:
+    """A network with statistics of its own and a classifier that has opinions."""
+    torch.manual_seed(seed)
+    member = Member(backbone="test_resnet", size=size, seed=seed)
+    network = build_network(member, num_classes=len(classes)).train()
+    for _ in range(3):
+        network(torch.rand(8, 3, size, size))
+    network.head.neck.weight.data.uniform_(0.5, 1.5)
+    network.head.classifier.weight.data *= 20 * torch.linspace(0.5, 2, len(classes))[:, None]
+    return Trained(network.eval(), member, classes, tau)
+
+
+@pytest.fixture(scope="module")
+def members() -> list[Trained]:
+    return [trained(32, seed=1, tau=0.7), trained(24, seed=2)]
+
+
+@pytest.fixture(scope="module")
+def exported(members: list[Trained], data: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m models.export` leaves."""
+    out = tmp_path_factory.mktemp("export")
+    for i, member in enumerate(members):
+        save_network(out / f"{i}.pt", member.network, member=member.member, classes=member.classes, tau=member.tau)
+    card = {"data_version": "0123456789ab", "recipe": "tiny"}
+    settings = dataclasses.replace(recipe, export=SETTINGS)
+    export([out / "0.pt", out / "1.pt"], data=data, recipe=settings, card=card, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def golden(exported: Path) -> np.ndarray:
+    return np.load(exported / "golden.npy")
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.8])
+def test_a_folded_head_answers_as_the_unfolded(tau: float) -> None:
+    head = trained(32, seed=3).network.head
+    head.neck.bias.data.normal_()  # fixed at 0 in training, and folded nevertheless
+    embed, classifier = fold_head(head, tau=tau)
+    features = 3 * torch.randn(50, head.embed.in_features)
+    with torch.no_grad():
+        plain = head(features)
+        torch.testing.assert_close(embed(features), plain.embedding, rtol=1e-5, atol=1e-5)
+        if tau == 0:
+            torch.testing.assert_close(classifier(embed(features)), plain.logits, rtol=1e-5, atol=1e-4)
+        norm = head.classifier.weight.norm(dim=1)
+        scaled = plain.logits / (norm / norm.mean()) ** tau
+        torch.testing.assert_close(classifier(embed(features)), scaled, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("source", "target"), [(40, 32), (40, 17), (40, 40), (40, 60)])
+def test_the_resize_matrix_is_torchs_antialiased_resize(source: int, target: int) -> None:
+    weights = resize_matrix(source, target)
+    image = torch.rand(2, 3, source, source, dtype=torch.float64)  # in float32 torch's own resize is 3e-6 off
+    expected = functional.interpolate(image, (target, target), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(weights @ image.float() @ weights.T, expected.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights.sum(1), torch.ones(target))
+
+
+@pytest.mark.parametrize("crops", [1, 2, 5, 10])
+def test_crops_lie_inside_and_differ(crops: int) -> None:
+    boxes = crop_boxes(40, 32, crops)
+    assert len(set(boxes)) == crops
+    assert boxes[0] == (4, 4, False), "the centre first"
+    assert {(top, left) for top, left, _ in boxes} <= {(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)}
+    assert sum(mirrored for _, _, mirrored in boxes) == (crops // 2 if crops in (2, 10) else 0)
+
+
+def test_one_crop_sees_the_whole_photo() -> None:
+    branch = Branch(trained(32, seed=1), settings=dataclasses.replace(SETTINGS, crops=1))
+    assert (branch.resize.shape, branch.crops) == ((32, 40), [(0, 0, False)])
+
+
+def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probabilities (C,) and the first member's direction (512,), crop by crop with the unfolded networks."""
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].double() / 255
+    answers, embedding = [], None
+    for member in members:
+        size, full = member.member.size, round(member.member.size * SETTINGS.enlarge)
+        large = functional.interpolate(image, (full, full), mode="bilinear", antialias=True)
+        edge = (full - size) // 2
+        crop = large[:, :, edge : edge + size, edge : edge + size].float()
+        with torch.no_grad():
+            outputs = [member.network(view) for view in (crop, crop.flip(3))]
+        norm = member.network.head.classifier.weight.norm(dim=1)
+        scale = (norm.mean() / norm) ** member.tau
+        answers.append(torch.stack([(output.logits * scale).softmax(1)[0] for output in outputs]).mean(0))
+        if embedding is None:
+            embedding = torch.stack([output.embedding[0] for output in outputs]).mean(0)
+    assert embedding is not None
+    return torch.stack(answers).mean(0).detach().numpy(), functional.normalize(embedding, dim=0).numpy()
+
+
+def test_the_file_answers_as_the_networks_one_by_one(
+    exported: Path, members: list[Trained], golden: np.ndarray
+) -> None:
+    ids, probs, embedding = measure.open_session(exported / "model.onnx").run(None, {"image": golden})
+    assert (ids.dtype, probs.dtype, embedding.dtype) == (np.int64, np.float32, np.float32)
+    for photo, row, p, vector in zip(golden, ids, probs, embedding, strict=True):
+        mean, direction = slow_answer(members, photo)
+        assert row.tolist() == [*np.argsort(-mean), -1], "four classes, and the fifth answer says so"
+        assert p == pytest.approx([*-np.sort(-mean), 0], abs=2e-6)
+        assert vector == pytest.approx(direction, abs=2e-5)
+        assert p.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_any_batch_size_answers_alike(exported: Path, golden: np.ndarray, size: int) -> None:
+    session = measure.open_session(exported / "model.onnx")
+    assert session.get_inputs()[0].shape[1:] == [40, 40, 3]
+    batch = golden[np.arange(size) % len(golden)]
+    ids, probs, embedding = session.run(None, {"image": batch})
+    assert (ids.shape, probs.shape, embedding.shape) == ((size, 5), (size, 5), (size, 512))
+    for i in range(size):
+        alone = session.run(None, {"image": batch[i : i + 1]})
+        assert np.array_equal(alone[0][0], ids[i])
+        assert alone[1][0] == pytest.approx(probs[i], abs=1e-6)
+
+
+def test_only_the_ten_best_of_a_member_take_part_in_the_mean() -> None:
+    names = [f"{i:02}" for i in range(30)]
+    pair = [trained(32, seed=seed, classes=names) for seed in (1, 2)]
+    photos = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        single = [DeployGraph([one], settings=dataclasses.replace(SETTINGS, keep=30, top_k=30))(photos) for one in pair]
+        ids, probs, _ = DeployGraph(pair, settings=dataclasses.replace(SETTINGS, top_k=8))(photos)
+    total = torch.zeros(3, 30)
+    for one_ids, one_probs, _ in single:
+        total.scatter_add_(1, one_ids[:, :10], one_probs[:, :10] / 2)
+    best = total.topk(8)
+    assert torch.equal(ids, best.indices)
+    torch.testing.assert_close(probs, best.values)
+
+
+def test_members_must_know_the_same_classes(members: list[Trained]) -> None:
+    with pytest.raises(WeightsMismatch, match="must know the same classes"):
+        DeployGraph([members[0], trained(24, seed=2, classes=["apple", "bean", "corn", "date"])], settings=SETTINGS)
+
+
+@pytest.mark.parametrize("harm", ["classifier", "backbone", "nan"])
+def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golden: np.ndarray, harm: str) -> None:
+    own = [load_network(exported / f"{i}.pt") for i in (0, 1)]
+    parity.require_parity(parity.measure_parity(DeployGraph(own, settings=SETTINGS), exported / "model.onnx", golden))
+    graph = DeployGraph(own, settings=SETTINGS)
+    branch = graph.branches[1]
+    assert isinstance(branch, Branch)
+    with torch.no_grad():
+        if harm == "classifier":
+            branch.classifier.weight[2, 5] += 0.01
+        elif harm == "backbone":
+            next(branch.backbone.parameters()).mul_(1.001)
+        else:
+            branch.classifier.weight[2, 5] = float("nan")
+    found = parity.measure_parity(graph, exported / "model.onnx", golden)
+    with pytest.raises(ParityError, match=r"differs from torch on 4 photos: .* it must not be served"):
+        parity.require_parity(found)
+
+
+def test_a_probability_that_is_no_number_is_no_agreement() -> None:
+    with pytest.raises(ParityError, match="probabilities by nan"):
+        parity.require_parity(parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0))
+
+
+def test_the_file_describes_itself(exported: Path, data: Path) -> None:
+    card = read_metadata(exported / "model.onnx")
+    assert (card["data_version"], card["recipe"]) == ("0123456789ab", "tiny")
+    assert json.loads(card["labels"]) == read_manifest(data).classes == CLASSES
+    assert [(m["size"], m["tau"]) for m in json.loads(card["members"])] == [(32, 0.7), (24, 0.0)]
+    assert json.loads(card["metrics"]) == json.loads((exported / "accuracy.json").read_text())
+    assert json.loads(card["parity"])["different_ids"] == 0
+
+
+def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden: np.ndarray, tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes((exported / "model.onnx").read_bytes())
+    before = read_metadata(copy)
+    stamp(copy, {"recipe": "näher", "note": "new"})
+    assert read_metadata(copy) == before | {"recipe": "näher", "note": "new"}
+    onnx.checker.check_model(copy)
+    one, two = (
+        measure.open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx")
+    )
+    assert np.array_equal(one, two)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_answers_of_the_test_photos_are_kept(exported: Path, data: Path) -> None:
+    manifest = read_manifest(data)
+    answers = np.load(exported / "answers.npz")
+    rows = np.flatnonzero(manifest.split == "test")
+    assert np.array_equal(answers["target"], manifest.target[rows])
+    assert answers["ranked"].shape == (len(rows), 5)
+    assert (answers["ranked"][:, 4] == -2).all(), "what pads the answers is never a class"
+    right = (answers["ranked"][:, 0] == answers["target"]).mean()
+    assert json.loads((exported / "accuracy.json").read_text())["top1"] == pytest.approx(right, abs=1e-6)
+
+
+Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
+
+
+def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, data: Path, variant: Variant) -> None:
+    """In the newer version apple is gone, a class has come before all others, and one only exists in test."""
+    names = {"apple": "aaa", "bean": "bean", "corn": "corn", "dill": "dill"}
+    renamed = lambda labels: np.array([names[label] for label in labels], dtype=object)  # noqa: E731
+
+    def newer(manifest: Manifest) -> dict[str, Any]:
+        label = renamed(manifest.label)
+        label[(manifest.split == "test") & (label == "corn")] = "untrained"
+        return {"label": label, "given_label": renamed(manifest.given_label)}
+
+    manifest = read_manifest(variant(newer))
+    assert manifest.classes == ["aaa", "bean", "corn", "dill"]
+    ranked, target = measure.measure(exported / "model.onnx", manifest, measure.test_rows(manifest))
+    before = np.load(exported / "answers.npz")["ranked"]
+    assert np.array_equal(ranked, np.where(before == 0, -2, before)), (
+        "apple is never right, the others keep their names"
+    )
+    assert set(target) == {0, 1, -1}
+    assert not (ranked == -1).any()
+
+
+def test_a_version_without_test_photos_has_no_accuracy(exported: Path, variant: Variant) -> None:
+    manifest = read_manifest(variant(lambda m: {"split": np.full(len(m), "train", object)}))
+    assert set(measure.test_accuracy(exported / "model.onnx", manifest).to_dict().values()) == {None}

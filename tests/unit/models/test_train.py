@@ -1,0 +1,267 @@
+"""One training, killed, resumed and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import models.train
+from models import checkpoint
+from models.config import Clean, Loss, Recipe, Train, to_dict
+from models.data.manifest import Manifest, read_manifest
+from models.errors import CheckpointMismatch, ConfigError, ManifestError
+from models.scores import read_scores
+from models.train import Job, learning_rate, load_network, report, split_rows, train
+
+Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
+
+
+def job(data: Path, recipe: Recipe, out: Path, fold: int | None = None, **settings: Any) -> Job:
+    out.mkdir(exist_ok=True)
+    changed = dataclasses.replace(recipe, train=Train(**vars(recipe.train) | settings))
+    return Job(data=data, recipe=changed, member=0, out=out, fold=fold)
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(out / "network.pt", weights_only=True)["state"]
+    return found
+
+
+def epochs(out: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def killed_after_an_epoch(job: Job, tmp_path: Path) -> int:
+    """Runs a training as the flow does, and kills it once it has a checkpoint; the epochs it had done."""
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(to_dict(job.recipe)))
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "models.train",
+        "--data",
+        job.data,
+        "--recipe",
+        file,
+        "--out",
+        job.out,
+    ]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (job.out / "checkpoint.pt").exists():
+            assert child.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        child.kill()
+    assert child.wait() == -signal.SIGKILL
+    return int(checkpoint.load(job.out / "checkpoint.pt")["epoch"])
+
+
+def assert_same_result(one: Job, other: Job) -> None:
+    ours, theirs = tensors(one.out), tensors(other.out)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert np.array_equal(
+        read_scores(one.out / "scores.parquet").probs, read_scores(other.out / "scores.parquet").probs
+    )
+    assert epochs(one.out) == epochs(other.out) == list(range(1, one.train.epochs + 1))
+    assert not (one.out / "checkpoint.pt").exists()
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    whole, halved = (job(data, recipe, tmp_path / name, epochs=40, sampling_power=0.5) for name in ("whole", "halved"))
+    done = killed_after_an_epoch(halved, tmp_path)
+    assert 1 <= done < halved.train.epochs
+    assert not (halved.out / "network.pt").exists()
+    train(halved)
+    train(whole)
+    assert_same_result(halved, whole)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
+    data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    whole, halved = (job(data, recipe, tmp_path / name, backbone_lr_scale=scale) for name in ("whole", "halved"))
+
+    def report_and_die(out: Path, *, epoch: int, of: int, **figures: float) -> None:
+        report(out, epoch=epoch, of=of, **figures)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.train, "report", report_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(halved)
+    monkeypatch.undo()
+    assert epochs(halved.out) == [1, 2]
+    assert checkpoint.load(halved.out / "checkpoint.pt")["epoch"] == 1
+    train(halved)
+    train(whole)
+    assert_same_result(halved, whole)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    first, longer = (job(data, recipe, tmp_path / str(n), backbone_lr_scale=0.0, epochs=n) for n in (1, 3))
+    for each in (first, longer):
+        train(each)
+    ours, theirs = tensors(first.out), tensors(longer.out)
+    changed = {key.split(".")[0] for key in ours if not torch.equal(ours[key], theirs[key])}
+    assert changed == {"head"}
+
+
+def test_scores_cover_validation_and_test_and_nothing_that_was_trained_on(
+    data: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    train(job(data, recipe, tmp_path / "out"))
+    manifest, scores = read_manifest(data), read_scores(tmp_path / "out" / "scores.parquet")
+    assert sorted(scores.id) == sorted(manifest.id[manifest.split != "train"])
+    assert set(manifest.split[np.isin(manifest.id, scores.id)]) == {"val", "test"}
+    assert scores.top.shape == (len(scores), 4), "all classes, where there are fewer than ten"
+    assert scores.probs.sum(1) == pytest.approx(1, abs=1e-5)
+    row = np.searchsorted(manifest.id.astype(str), scores.id)
+    assert np.array_equal(scores.target, manifest.target[row])
+    picked = np.take_along_axis(scores.probs, np.argsort(scores.top, 1), 1)[np.arange(len(scores)), scores.target]
+    assert picked == pytest.approx(scores.p_label, abs=1e-6)
+
+
+def test_folds_score_every_training_photo_once_unseen(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    manifest = read_manifest(data)
+    seen = []
+    for fold in range(recipe.clean.folds):
+        train(job(data, recipe, tmp_path / str(fold), fold=fold))
+        rows, held_out = split_rows(manifest, fold=fold, num_folds=recipe.clean.folds)
+        scores = read_scores(tmp_path / str(fold) / "scores.parquet")
+        assert np.array_equal(scores.id, manifest.id[held_out].astype(str))
+        assert not np.isin(scores.id, manifest.id[rows]).any()
+        assert np.isin(manifest.id[manifest.split == "val"], scores.id).all()
+        assert not np.isin(manifest.id[manifest.split == "test"], scores.id).any()
+        assert epochs(tmp_path / str(fold)) == [1], "clean.epochs, not train.epochs"
+        seen.append(scores.select(np.isin(scores.id, manifest.id[manifest.split == "train"])).id)
+    assert sorted(np.concatenate(seen)) == sorted(manifest.id[manifest.split == "train"])
+
+
+def test_a_dropped_photo_is_neither_trained_on_nor_scored(data: Path) -> None:
+    manifest = read_manifest(data)
+    kept = np.arange(len(manifest)) % 3 > 0
+    manifest = dataclasses.replace(manifest, kept=kept)
+    for fold in (None, 0):
+        both = np.concatenate(split_rows(manifest, fold=fold, num_folds=2))
+        assert kept[both].all()
+        assert len(set(both)) == len(both)
+
+
+def test_another_recipes_checkpoint_is_refused(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    other = job(data, recipe, out, lr=0.5)
+    checkpoint.save(out / "checkpoint.pt", {"key": other.key, "epoch": 1})
+    with pytest.raises(CheckpointMismatch, match=rf"checkpoint\.pt was made for {other.key}, not for .* delete it"):
+        train(job(data, recipe, out))
+    checkpoint.save(out / "checkpoint.pt", {"state": {}})
+    with pytest.raises(CheckpointMismatch, match="was made for no training"):
+        train(job(data, recipe, out))
+    (out / "checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointMismatch, match=r"checkpoint\.pt cannot be read"):
+        train(job(data, recipe, out))
+
+
+def test_a_key_changes_with_whatever_changes_the_result(
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Variant
+) -> None:
+    plain = job(data, recipe, tmp_path)
+    others = [
+        job(data, recipe, tmp_path, fold=0),
+        job(data, recipe, tmp_path, fold=1),
+        job(data, recipe, tmp_path, lr=0.1),
+        job(data, dataclasses.replace(recipe, loss=Loss(params={"q": 0.1})), tmp_path),
+        job(data, dataclasses.replace(recipe, clean=Clean(folds=4)), tmp_path, fold=0),
+        job(variant(lambda manifest: {"kept": ~manifest.kept}), recipe, tmp_path),
+    ]
+    assert len({plain.key, *(other.key for other in others)}) == len(others) + 1
+    assert job(data, dataclasses.replace(recipe, clean=Clean(margin=-3.0)), tmp_path).key == plain.key
+
+
+def test_a_trained_network_can_be_loaded_without_its_first_weights(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    plain = job(data, recipe, tmp_path / "out")
+    train(plain)
+    start = tmp_path / "start.pt"
+    torch.save(load_network(plain.out / "network.pt").network.backbone.state_dict(), start)
+    member = dataclasses.replace(recipe.members[0], weights=str(start))
+    tuned = job(data, dataclasses.replace(recipe, members=(member,)), tmp_path / "tuned")
+    train(tuned)
+    start.unlink()
+    trained = load_network(tuned.out / "network.pt")
+    assert trained.classes == ["apple", "bean", "corn", "dill"]
+    assert not trained.network.training
+    assert trained.tau == 0.0
+    assert all(torch.equal(value, tensors(tuned.out)[key]) for key, value in trained.network.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_version_without_validation_and_test_photos_gives_empty_scores(
+    recipe: Recipe, tmp_path: Path, variant: Variant, frozen: bool
+) -> None:
+    data = variant(lambda manifest: {"split": np.full(len(manifest), "train", object)})
+    train(job(data, recipe, tmp_path / "out", epochs=1, backbone_lr_scale=0.0 if frozen else 1.0))
+    assert read_scores(tmp_path / "out" / "scores.parquet").top.shape == (0, 4)
+
+
+def test_a_class_that_only_exists_in_test_has_no_probability(recipe: Recipe, tmp_path: Path, variant: Variant) -> None:
+    data = variant(lambda manifest: {"label": np.where(manifest.split == "test", "new", manifest.label)})
+    train(job(data, recipe, tmp_path / "out", epochs=1))
+    manifest, scores = read_manifest(data), read_scores(tmp_path / "out" / "scores.parquet")
+    new = np.isin(scores.id, manifest.id[manifest.split == "test"])
+    assert (scores.target[new] == -1).all()
+    assert (scores.p_label[new] == 0).all()
+    assert (scores.p_label[~new] > 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 20])
+def test_no_batch_of_one_photo(recipe: Recipe, tmp_path: Path, variant: Variant, batch_size: int) -> None:
+    """Three photos of one class, two or fewer or more at a time: batch norm cannot learn from one."""
+
+    def three(manifest: Manifest) -> dict[str, Any]:
+        train = np.flatnonzero(manifest.split == "train")
+        return {"label": np.full(len(manifest), "apple", object), "kept": np.isin(np.arange(len(manifest)), train[:3])}
+
+    out = tmp_path / "out"
+    train(job(variant(three), recipe, out, epochs=2, batch_size=batch_size))
+    assert epochs(out) == [1, 2]
+    assert int(tensors(out)["head.neck.num_batches_tracked"]) == 2
+
+
+def test_too_few_photos_are_named(recipe: Recipe, tmp_path: Path, variant: Variant) -> None:
+    data = variant(lambda manifest: {"kept": np.arange(len(manifest)) == np.flatnonzero(manifest.split == "train")[0]})
+    with pytest.raises(ManifestError, match=r"labels\.parquet: 1 photos are kept for training"):
+        train(job(data, recipe, tmp_path / "out"))
+
+
+def test_a_misspelt_loss_stops_before_the_first_epoch(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.params\.power: 'gce' has no such parameter"):
+        train(job(data, dataclasses.replace(recipe, loss=Loss(params={"power": 0.3})), tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    settings = Train(epochs=5, warmup_epochs=1)
+    rates = [learning_rate(step, steps=10, settings=settings) for step in range(51)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert np.argmax(rates) == 10
+    assert rates[10] == 1.0
+    assert all(np.diff(rates[:11]) > 0)
+    assert all(np.diff(rates[10:]) < 0)
+    assert rates[50] == pytest.approx(0, abs=1e-12)
+    only_warm = Train(epochs=1, warmup_epochs=3)
+    assert all(0 < learning_rate(step, steps=10, settings=only_warm) < 1 for step in range(10))
