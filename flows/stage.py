@@ -13,6 +13,8 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
+from flows.launch import end_children
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -28,6 +30,10 @@ def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:
     """The results of stages that run side by side, once all of them ended."""
-    for future in futures:
-        future.wait()
+    try:
+        for future in futures:
+            future.wait()
+    except BaseException:  # Ctrl-C reaches this thread alone, which would stay until the children of the others end
+        end_children()
+        raise
     return [future.result() for future in futures]

@@ -1,0 +1,74 @@
+"""The demo's path with networks that learn nothing much, from the repository's own data.dvc."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.data_version import DataVersions
+from flows.demo import tell
+from flows.endpoint import repository, stop_endpoint
+from flows.rollback import model_history
+from flows.sample.place import fresh_workspace
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest
+from serving.client import Recognizer
+from serving.environment import Environment
+from serving.server import running
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.prefect,
+    pytest.mark.triton,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+# The gate must let chance through, and a network that is unsure of everything must still find something to drop.
+QUICK = ("clean.margin=0", "gate.mean_class=1", "gate.tail=1")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, prefect_server: None, triton_environment: Environment) -> Iterator[Workspace]:
+    workspace = fresh_workspace(tmp_path / "a 'demo'")
+    yield workspace
+    stop_endpoint(workspace)
+    assert running(workspace.state) is None
+
+
+def test_the_demo_tells_its_story(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(workspace, recipe="smoke", overrides=QUICK)
+    said = capsys.readouterr().out
+
+    cleaned, delivered, sample = DataVersions(workspace).log()
+    assert [sample.step, delivered.step, cleaned.step] == ["adopt", "ingest", "clean-1"]
+    assert (delivered.parent, cleaned.parent) == (sample.id, delivered.id)
+    assert " -> ".join(each.id[:12] for each in (sample, delivered, cleaned)) in said
+
+    found = re.search(r"(\d+) of (\d+) planted label errors found \(\d+%\); of (\d+) dropped labels", said)
+    assert found
+    right, planted, dropped = map(int, found.groups())
+    assert dropped == cleaned.counts["dropped"] > 0
+    assert 100 < planted < 200, "of about 600 photos a quarter"
+    assert right <= min(planted, dropped)
+
+    assert "models    1 (baseline, labels as delivered) -> 2 (answers now)" in said
+    assert [(model["version"], model["serving"]) for model in model_history(workspace)] == [(2, True), (1, False)]
+    assert [model["data_version"] for model in model_history(workspace)] == [cleaned.id, delivered.id]
+
+    server = running(workspace.state)
+    assert server is not None, "the endpoint stays up"
+    assert f"endpoint  gRPC {server.url}   HTTP 127.0.0.1:{server.http_port}" in said
+    manifest = read_manifest(workspace.data)
+    with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:
+        answer = recognizer.recognise([manifest.read_photo(0)])[0]
+    assert (answer.model_version, answer.data_version) == (2, cleaned.id)
+
+    table = re.findall(r"^([0-9a-f]{8})  (.+?)  +(0\.\d{3}) +(.+?)  +(yes|NO) *$", said, re.MULTILINE)
+    assert len(table) == 6
+    for _, label, _, truth, right_or_not in table:
+        assert {label, truth} <= set(manifest.classes)
+        assert (label == truth) == (right_or_not == "yes")
