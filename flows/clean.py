@@ -78,7 +78,9 @@ def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int) -
     wrong = np.zeros(len(scores), np.bool_)
     wrong[train] = find_label_errors(scores.target[train], margin[train], threshold=settings.margin,
                                      floor_share=settings.floor_share, floor_count=settings.floor_count)  # fmt: skip
-    wrong[~train] = margin[~train] < settings.margin  # the floor guards what is learnt; a doubtful photo measures nothing
+    wrong[~train] = (
+        margin[~train] < settings.margin
+    )  # the floor guards what is learnt; a doubtful photo measures nothing
     kept, decision = manifest.kept.copy(), manifest.decision.copy()
     score, rounds = manifest.score.copy(), manifest.round.copy()
     score[row], rounds[row] = margin, round
