@@ -60,11 +60,22 @@ def preview(workspace: Workspace, recipe: Recipe) -> str:
     Raises:
         InputError: they do not, or data/ was edited by hand.
     """
-    versions = DataVersions(workspace)
-    versions.check_clean()
-    data = versions.materialise("selected")
+    data = data_to_train_on(workspace, recipe)
     check(recipe, data)
     return data.name
+
+
+def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
+    """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
+
+    Raises:
+        UnknownVersion: there is none yet.
+        LocalEdits: data/ was edited by hand.
+    """
+    versions = DataVersions(workspace)
+    versions.check_clean()
+    selected = versions.resolve("selected")
+    return versions.materialise(uncleaned(selected, versions.log()) if recipe.clean.rounds else selected)
 
 
 @flow(name="scheduled")
@@ -103,11 +114,8 @@ def retraining(run: Run) -> Report:
 
 @stage("select data")
 def select_data(run: Run) -> Path:
-    """The selected data version, before its cleaning, as a verified folder of its own that no rollback changes."""
-    versions = DataVersions(run.workspace)
-    versions.check_clean()
-    selected = versions.resolve("selected")
-    return versions.materialise(uncleaned(selected, versions.log()) if run.recipe.clean.rounds else selected)
+    """The photos and labels that the run starts from."""
+    return data_to_train_on(run.workspace, run.recipe)
 
 
 @stage("record")
