@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import resource
 import shutil
 import signal
@@ -26,7 +25,6 @@ from models.data.photos import Photos
 from serving.environment import Environment
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.deliveries import deliver, photo
-from tests.graphs import write_graph
 
 pytestmark = [
     pytest.mark.dvc,
@@ -377,31 +375,6 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
     assert snapshot(prepared) == before
 
 
-# --- recognition ---------------------------------------------------------------------------------------------------
-
-
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
     said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
     assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
-
-
-@pytest.mark.parametrize("name", ["absent.jpg", "text.jpg", "empty.jpg", "folder"])
-def test_recognise_what_is_no_photo(tmp_path: Path, name: str) -> None:
-    graph = write_graph(tmp_path / "model.onnx")
-    (tmp_path / "text.jpg").write_text("hello")
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "fine.png").write_bytes(photo(1))
-    said = refusal(cleanshelf("recognise", tmp_path / "fine.png", tmp_path / name, "--model", graph))
-    assert said.startswith(f"{tmp_path / name}: ")
-    assert said.endswith("; leave it out or replace it")
-
-
-def test_recognise_with_a_file_that_is_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(photo(1))
-    (tmp_path / "garbage.onnx").write_bytes(os.urandom(2000))
-    foreign = write_graph(tmp_path / "foreign.onnx", metadata={"labels": ""})
-    for graph in (tmp_path / "garbage.onnx", tmp_path / "none.onnx", foreign, tmp_path):
-        said = refusal(cleanshelf("recognise", tmp_path / "photo.png", "--model", graph))
-        assert said.startswith(str(graph))
-        assert said.endswith(("export it again", "take the file of a model version"))
