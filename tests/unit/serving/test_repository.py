@@ -233,11 +233,9 @@ except DiskFull:
 def test_a_full_disk_leaves_whole_versions_only(graph: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mount = (
-        f'mount -t tmpfs -o size=256k none {small} 2>&1 || exit 77; exec {sys.executable} -c "$SCRIPT" {small} {graph}'
-    )
+    mount = 'mount -t tmpfs -o size=256k none "$2" 2>&1 || exit 77; exec "$1" -c "$SCRIPT" "$2" "$3"'
     run = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", mount],
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", sys.executable, str(small), str(graph)],
         cwd=ROOT,
         env={**os.environ, "SCRIPT": FULL},
         capture_output=True,
