@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -127,6 +127,13 @@ class Remote:
             self.fs.move(path + ".part", path)
         except OSError as error:  # the cause tells a full disk from a remote that is away
             raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
+
+    def sweep(self, objects: Iterable[str]) -> None:
+        """Removes what failed writes of these objects left half-written; DVC's own leaves its temporary files, too."""
+        if self.is_local:
+            for folder in {Path(self.path(md5)).parent for md5 in objects}:
+                for leftover in (*folder.glob(".*.tmp"), *folder.glob("*.part")):
+                    leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -248,9 +255,13 @@ class Objects:
         Raises:
             MissingFromRemote: it still does not after a second try.
         """
-        for md5, name in self.missing(listing).items():
-            # DVC skips what its own index says is there; a copy that is gone or corrupt is put again by hand.
-            self.remote.put(md5, self.get(md5, name=name))
+        try:
+            for md5, name in self.missing(listing).items():
+                # DVC skips what its own index says is there; a copy that is gone or corrupt is put again by hand.
+                self.remote.put(md5, self.get(md5, name=name))
+        except MissingFromRemote:
+            self.remote.sweep([*listing.files.values(), listing.id])
+            raise
         still = self.missing(listing)
         if still:
             md5, name = next(iter(still.items()))

@@ -86,12 +86,13 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
+    """Data, train, clean, retrain, balance, export, judge, publish, ask; each step's result is found again if nothing changed."""
     members = range(len(run.recipe.members))
 
-    delivered = select_data(run)
+    delivered = select_data(run)  # labels as they came
     first = together([train.submit(run, delivered, member) for member in members])
 
-    data = delivered
+    data = delivered  # each round of cleaning makes a data version
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
         data = clean(run, data, folds, round)
@@ -104,6 +105,7 @@ def retraining(run: Run) -> Report:
 
     report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
 
+    # Only what passed the gate gets further than here.
     with endpoint(run.workspace):
         version = publish(run, data, graph, verdict)
         seen = recognise_samples(run, data)

@@ -32,7 +32,8 @@ def thirds(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(C,) 0 for the third of the classes with most training photos, 1 for the middle, 2 for the tail."""
     order = np.argsort(-train_counts, kind="stable")
     third = np.empty(len(train_counts), np.int64)
-    third[order] = np.arange(len(train_counts)) * 3 // len(train_counts)
+    rank = np.arange(len(train_counts))
+    third[order] = rank * 3 // len(rank) if len(rank) > 2 else 2 - rank[::-1]  # there is always a tail to look after
     return third
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
 import resource
 import shutil
 import signal
@@ -25,7 +25,6 @@ from models.data.photos import Photos
 from serving.environment import Environment
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.deliveries import deliver, photo
-from tests.graphs import write_graph
 
 pytestmark = [
     pytest.mark.dvc,
@@ -310,11 +309,11 @@ def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        said = refusal(cleanshelf("serve", "--workspace", prepared, "--grpc-port", port, env=env))
-    assert said == f"grpc_port {port} cannot be had (Address already in use); choose another with --grpc-port"
-    same = ("--http-port", port, "--metrics-port", port)
+        said = refusal(cleanshelf("serve", "--workspace", prepared, "--http-port", port, env=env))
+    assert said == f"http_port {port} cannot be had (Address already in use); choose another with --http-port"
+    same = ("--http-port", port, "--grpc-port", port)
     said = refusal(cleanshelf("serve", "--workspace", prepared, *same, env=env))
-    assert said == f"metrics_port {port} is http_port too; give each its own"
+    assert said == f"grpc_port {port} is http_port too; give each its own"
     assert not (prepared / "state" / "triton.json").exists()
 
 
@@ -334,17 +333,32 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
     try:
         shop = Path(shutil.copytree(prepared, disk / "shop", symlinks=True))
         source = deliver(tmp_path / "big", {"a": 120, "b b": 120}, first_seed=5000, side=128)
-        said = unchanged(shop, "ingest", source)
+        before = snapshot(shop)
+        said = refusal(cleanshelf("ingest", source, "--workspace", shop))
         assert "no space left while " in said
         assert said.endswith("free some space and run it again")
-        filler = disk / "filler"
-        filler.write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+        half_written = check_only_whole_objects_were_added(shop, before)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
         said = unchanged(shop, "ingest", source)
         assert said.startswith(f"{shop / 'state'}: 0 MB are free, ")
-        filler.unlink()
+        (disk / "filler").unlink()
         assert DataVersions(Workspace.find(shop)).verify("selected") == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+    assert not half_written
+
+
+def check_only_whole_objects_were_added(shop: Path, before: dict[str, str]) -> list[str]:
+    """Nothing that was there changed; what is new are objects of the remote, each what its name says; the others' names."""
+    after = snapshot(shop)
+    assert {name: after.get(name) for name in before} == before
+    new = [name for name in after.keys() - before.keys() if (shop / name).is_file()]
+    assert all(name.startswith("remote/files/md5/") for name in new), new
+    objects = [name for name in new if not Path(name).name.startswith(".")]
+    for name in objects:
+        md5 = hashlib.md5((shop / name).read_bytes(), usedforsecurity=False).hexdigest()
+        assert name.removesuffix(".dir").replace("/", "").endswith(md5)
+    return sorted(set(new) - set(objects))
 
 
 def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
@@ -361,31 +375,6 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
     assert snapshot(prepared) == before
 
 
-# --- recognition ---------------------------------------------------------------------------------------------------
-
-
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
     said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
     assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
-
-
-@pytest.mark.parametrize("name", ["absent.jpg", "text.jpg", "empty.jpg", "folder"])
-def test_recognise_what_is_no_photo(tmp_path: Path, name: str) -> None:
-    graph = write_graph(tmp_path / "model.onnx")
-    (tmp_path / "text.jpg").write_text("hello")
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "fine.png").write_bytes(photo(1))
-    said = refusal(cleanshelf("recognise", tmp_path / "fine.png", tmp_path / name, "--model", graph))
-    assert said.startswith(f"{tmp_path / name}: ")
-    assert said.endswith("; leave it out or replace it")
-
-
-def test_recognise_with_a_file_that_is_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(photo(1))
-    (tmp_path / "garbage.onnx").write_bytes(os.urandom(2000))
-    foreign = write_graph(tmp_path / "foreign.onnx", metadata={"labels": ""})
-    for graph in (tmp_path / "garbage.onnx", tmp_path / "none.onnx", foreign, tmp_path):
-        said = refusal(cleanshelf("recognise", tmp_path / "photo.png", "--model", graph))
-        assert said.startswith(str(graph))
-        assert said.endswith(("export it again", "take the file of a model version"))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +37,7 @@ from serving.client import LocalRecognizer, Recognizer
 from serving.environment import Environment
 from serving.process import commands, kill, until
 from serving.server import running
+from tests.asking import Asking
 
 pytestmark = [
     pytest.mark.dvc,
@@ -229,40 +229,6 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert ModelVersions(Ledger(workspace.root)).serving() == 2
     assert ModelVersions(Ledger(workspace.root)).record(2)["parent"] == 1
     assert repository(workspace).configured() == (2,)
-
-
-class Asking:
-    """A client that asks one photo after the other until told to stop."""
-
-    def __init__(self, workspace: Workspace, url: str) -> None:
-        self.answered: list[int] = []
-        self.failed: list[Exception] = []
-        self._asked = threading.Event()
-        self._thread = threading.Thread(target=self._ask, args=(workspace, url))
-
-    def _ask(self, workspace: Workspace, url: str) -> None:
-        manifest = read_manifest(workspace.data)
-        photo = manifest.read_photo(0)
-        with Recognizer(url, labels=repository(workspace).labels) as recognizer:
-            while not self._asked.is_set():
-                try:
-                    self.answered.append(recognizer.recognise([photo])[0].model_version or 0)
-                except Exception as error:
-                    self.failed.append(error)
-
-    def __enter__(self) -> Asking:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._asked.set()
-        self._thread.join()
-
-    def wait_for(self, count: int) -> None:
-        """Until so many more answers came."""
-        wanted = len(self.answered) + count
-        while len(self.answered) < wanted and not self.failed:
-            self._asked.wait(0.01)
 
 
 def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace, Report], tmp_path: Path) -> None:

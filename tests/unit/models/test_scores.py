@@ -81,8 +81,8 @@ def test_the_best_other_class() -> None:
 
 def test_thirds_go_by_training_photos() -> None:
     assert thirds(np.array([1, 50, 7, 50, 9, 2])).tolist() == [2, 0, 1, 0, 1, 2]
-    assert thirds(np.array([5, 5])).tolist() == [0, 1]
-    assert thirds(np.array([3])).tolist() == [0]
+    assert thirds(np.array([5, 5])).tolist() == [1, 2]
+    assert thirds(np.array([3])).tolist() == [2]
 
 
 def test_accuracy_by_class_and_by_third() -> None:

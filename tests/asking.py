@@ -1,0 +1,44 @@
+"""A client that never pauses, for switches under load."""
+
+from __future__ import annotations
+
+import threading
+
+from flows.endpoint import repository
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest
+from serving.client import Recognizer
+
+
+class Asking:
+    """A client that asks one photo after the other until told to stop."""
+
+    def __init__(self, workspace: Workspace, url: str) -> None:
+        self.answered: list[int] = []
+        self.failed: list[Exception] = []
+        self._asked = threading.Event()
+        self._thread = threading.Thread(target=self._ask, args=(workspace, url))
+
+    def _ask(self, workspace: Workspace, url: str) -> None:
+        manifest = read_manifest(workspace.data)
+        photo = manifest.read_photo(0)
+        with Recognizer(url, labels=repository(workspace).labels) as recognizer:
+            while not self._asked.is_set():
+                try:
+                    self.answered.append(recognizer.recognise([photo])[0].model_version or 0)
+                except Exception as error:
+                    self.failed.append(error)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._asked.set()
+        self._thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Until so many more answers came."""
+        wanted = len(self.answered) + count
+        while len(self.answered) < wanted and not self.failed:
+            self._asked.wait(0.01)
