@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 # The gate must let chance through, and a network that is unsure of everything must still find something to drop.
-QUICK = ("clean.margin=0", "gate.mean_class=1", "gate.tail=1")
+QUICK = ("train.epochs=1", "clean.epochs=1", "balance.epochs=1", "clean.margin=0", "gate.mean_class=1", "gate.tail=1")
 
 
 @pytest.fixture
