@@ -13,6 +13,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.clean import clean, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
+from flows.errors import GateRefused
 from flows.gates import Verdict
 from flows.learn import balance, check, score_fold, train
 from flows.progress import to_json
@@ -105,7 +106,9 @@ def retraining(run: Run) -> Report:
 
     report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
 
-    # Only what passed the gate gets further than here.
+    if not verdict.passed:
+        raise GateRefused(list(verdict.reasons))
+
     with endpoint(run.workspace):
         version = publish(run, data, graph, verdict)
         seen = recognise_samples(run, data)
