@@ -18,9 +18,6 @@ class Loss(nn.Module):
     float32 inside under autocast; float64 stays float64. `index` names the samples for losses that keep state.
     """
 
-    def forward(self, logits: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
-        raise NotImplementedError  # the protocol itself; every registered loss overrides it
-
 
 def log_prob(logits: Tensor, target: Tensor) -> Tensor:
     """(N,) log-probability of the target, never clamped: -inf cannot occur before float32 itself overflows."""

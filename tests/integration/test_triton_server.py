@@ -173,7 +173,7 @@ def test_a_model_whose_process_was_killed_is_healed(own: LocalServer) -> None:
     server = own.start()
     with Endpoint(server.url) as endpoint:
         assert not endpoint.heal(repository)
-        stub = str(own.state / "backends" / "python" / "triton_python_backend_stub")
+        stub = str(own.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
         process.kill([pid for pid, argv in process.commands() if argv[0] == stub])
         assert endpoint.active() == (1,)  # as the server has it
         with pytest.raises((ModelNotReady, RequestTimeout)):
