@@ -259,7 +259,7 @@ def main() -> None:
     from serving.errors import ServingError
 
     for stream in (sys.stdout, sys.stderr):  # labels and file names may hold what an old locale cannot print
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # text streams have it
     try:
         app()
     except GateRefused as error:

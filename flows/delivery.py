@@ -64,7 +64,7 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     rows: list[Row] = []
     refused: list[Refused] = []
     for row in _announced(source):
-        (rows if isinstance(row, Row) else refused).append(row)  # type: ignore[arg-type]
+        (rows if isinstance(row, Row) else refused).append(row)  # type: ignore[arg-type]  # the condition has told which
     _check(source, rows, refused, known=set(known))
     return Delivery(rows, refused)
 

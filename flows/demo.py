@@ -108,7 +108,8 @@ def conclude(
 ) -> None:
     """The table at the end, and what to try next."""
     place = shlex.quote(os.path.relpath(workspace.root))
-    print("\nWhat each step was worth, on the same 280 clean test photos:\n")
+    photos = DataVersions(workspace).log()[0].counts["test"]
+    print(f"\nWhat each step was worth, on the same {photos} clean test photos:\n")
     print_steps(report.steps)
     print(f"\nCleaning: {found}.\n\nThe endpoint, asked about test photos:\n")
     print_seen(report.seen)

@@ -20,9 +20,8 @@ from models.command import log_progress, run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.evaluate import accuracy
 from models.export.graph import DeployGraph
-from models.export.measure import measure, open_session, test_rows
+from models.export.measure import open_session, test_rows, write_answers
 from models.export.onnx_file import labels_json, stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
 from models.train import Trained, load_network
@@ -48,10 +47,7 @@ def export(networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, 
     (out / "parity.json").write_text(json.dumps(vars(parity), indent=1), encoding="utf-8")
     require_parity(parity)
     log.info("parity on %d photos: probabilities differ by at most %.1e", parity.photos, parity.probability)
-    ranked, target = measure(path, manifest, test_rows(manifest))
-    np.savez(out / "answers.npz", ranked=ranked, target=target)
-    figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
-    (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    figures = write_answers(path, manifest, out)
     stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
 
 

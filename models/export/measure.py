@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.command import log_progress, run
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.evaluate import Accuracy, accuracy
+from models.evaluate import accuracy
 from models.export.onnx_file import read_metadata
 
 if TYPE_CHECKING:
@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 BATCH = 8
 
 
-def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     """The graph on the CPU. ONNX Runtime is needed where graphs are made, not where networks are trained."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
@@ -61,10 +59,13 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
     return translate[ids], manifest.target[rows]
 
 
-def test_accuracy(graph: Path, manifest: Manifest) -> Accuracy:
-    """Accuracy of the graph on the test photos of a data version."""
+def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
+    """Asks the graph about the test photos; leaves answers.npz and accuracy.json in `out`, and gives the accuracy."""
     ranked, target = measure(graph, manifest, test_rows(manifest))
-    return accuracy(ranked, target, train_counts=manifest.train_counts())
+    np.savez(out / "answers.npz", ranked=ranked, target=target)
+    figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
+    (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return figures
 
 
 def main() -> None:
@@ -76,11 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    manifest = read_manifest(args.data)
-    ranked, target = measure(args.graph, manifest, test_rows(manifest))
-    figures = accuracy(ranked, target, train_counts=manifest.train_counts())
-    np.savez(args.out / "answers.npz", ranked=ranked, target=target)
-    (args.out / "accuracy.json").write_text(json.dumps(figures.to_dict(), indent=1), encoding="utf-8")
+    write_answers(args.graph, read_manifest(args.data), args.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ HEAVY = {"torch", "timm", "prefect", "dvc", "onnx", "onnxruntime", "pyarrow", "t
 
 
 def verbs(group: typer.Typer, *path: str) -> list[list[str]]:
-    found = [[*path, info.name or info.callback.__name__] for info in group.registered_commands]  # type: ignore[union-attr]
+    found = [[*path, info.name or info.callback.__name__] for info in group.registered_commands]  # type: ignore[union-attr]  # a command has one
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
         found += [[*path, str(inner.name)], *verbs(inner.typer_instance, *path, str(inner.name))]

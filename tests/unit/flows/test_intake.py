@@ -23,7 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def take(source: Path, out: Path, *, base: Path | None = None, **settings: float) -> IntakeReport:
-    return ingest(source, base=base, out=out, parent="p" * 32 if base else None, **settings)  # type: ignore[arg-type]
+    return ingest(source, base=base, out=out, parent="p" * 32 if base else None, **settings)  # type: ignore[arg-type]  # passed on
 
 
 def test_a_version_holds_every_photo_byte_for_byte(tmp_path: Path) -> None:

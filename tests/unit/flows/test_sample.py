@@ -71,7 +71,7 @@ def test_the_assortment_is_seven_families_of_four_look_alikes() -> None:
 
 
 @pytest.mark.parametrize("sku", assortment(), ids=lambda sku: sku.label)
-def test_a_photo_is_rgb_of_the_promised_size_and_repeats_with_its_generator(sku) -> None:  # type: ignore[no-untyped-def]
+def test_a_photo_is_rgb_of_the_promised_size_and_repeats_with_its_generator(sku) -> None:  # type: ignore[no-untyped-def]  # parametrised
     photos = [draw(sku, np.random.default_rng(seed)) for seed in (3, 3, 4)]
     for photo in photos:
         assert photo.mode == "RGB"

@@ -71,7 +71,7 @@ def test_weights_of_another_network(data: Path, tmp_path: Path) -> None:
 )
 def test_data_that_cannot_be_trained_on(tmp_path: Path, counts: dict[str, int], message: str) -> None:
     shares = {"test_share": 0.0}
-    ingest(deliver(tmp_path / "source", counts), base=None, out=tmp_path / "version", **shares)  # type: ignore[arg-type]
+    ingest(deliver(tmp_path / "source", counts), base=None, out=tmp_path / "version", **shares)  # type: ignore[arg-type]  # passed on
     with pytest.raises(ManifestError, match=message):
         check(load_recipe("smoke"), data=tmp_path / "version")
 
