@@ -120,6 +120,7 @@ class Loss(nn.Module):
     prior: Tensor | None  # (C,) of logit_adjustment, once `begin` knows the labels
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
+    weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -245,6 +246,8 @@ def build_loss(name: str, /, num_classes: int, **params: Any) -> Loss:
 def _with_options(loss: Loss, given: Mapping[str, Any]) -> Loss:
     loss.options = Options(**given)
     loss.start_epoch(0)
+    if loss.options.init_match == "batch" and not loss.weighs_log_p:
+        raise ConfigError('loss.params.init_match: this loss can only be matched as "initial"; set that')
     if loss.options.init_match == "initial":
         weight = initial_weight(loss)
         if weight <= 0:
