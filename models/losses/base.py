@@ -50,6 +50,11 @@ class Row:
         return summarise(self.logits, self.target, self.terms, self.shift)
 
     @property
+    def is_summarised(self) -> bool:
+        """Whether the logits were gone through already."""
+        return "summary" in vars(self)
+
+    @property
     def log_p(self) -> Tensor:
         """(N,) log-probability of the target."""
         return self.summary[0]
@@ -156,7 +161,8 @@ class Loss(nn.Module):
             value = self._matched(row)
             if self.ce_share:
                 value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
-        if not bool((value.isfinite() & row.log_p.isfinite()).all()):
+        sound = value.isfinite() & row.log_p.isfinite() if row.is_summarised else value.isfinite()
+        if not bool(sound.all()):
             self._blame(logits)
         return value
 
