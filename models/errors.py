@@ -4,6 +4,7 @@ ModelError
 ├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or does not fit
 ├── ManifestError (ValueError)        a data version whose tables cannot be used
 ├── WeightsMismatch (ValueError)      a weights file that does not fit the backbone
+├── BatchError (ValueError)           logits or targets that a loss cannot take
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
 └── ExportError (RuntimeError)
     └── ParityError                   the ONNX graph does not answer as the torch module does
@@ -26,6 +27,10 @@ class ManifestError(ModelError, ValueError):
 
 class WeightsMismatch(ModelError, ValueError):
     """A weights file does not fit."""
+
+
+class BatchError(ModelError, ValueError):
+    """A loss was given logits or targets that it cannot take."""
 
 
 class CheckpointMismatch(ModelError, ValueError):

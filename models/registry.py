@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Range:
 def check(field: str, value: Any, annotation: Any) -> Any:
     """The value, converted to the annotated type (int to float, list to tuple); ConfigError names the field otherwise."""
     bounds: tuple[Any, ...] = ()
+    annotation, optional = _without_none(annotation)
+    if optional and value is None:
+        return None
+    if typing.get_origin(annotation) is typing.Literal:
+        return _choice(field, value, typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *rest = typing.get_args(annotation)
         bounds = tuple(r for r in rest if isinstance(r, Range))
@@ -63,6 +69,21 @@ def check(field: str, value: Any, annotation: Any) -> Any:
     return value
 
 
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    """float | None as (float, True)."""
+    if typing.get_origin(annotation) is not types.UnionType:
+        return annotation, False
+    (kind,) = [part for part in typing.get_args(annotation) if part is not types.NoneType]
+    return kind, True
+
+
+def _choice(field: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        near = closest(str(value), known)
+        raise ConfigError(f"{field}: {value!r} is not one of {', '.join(map(repr, known))}{near}")
+    return value
+
+
 def closest(name: str, known: typing.Iterable[str]) -> str:
     """' (did you mean x?)' or '' for error messages."""
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -70,15 +91,31 @@ def closest(name: str, known: typing.Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """What a recipe may set: annotation (type and Range) and default."""
+
+    annotation: Any
+    default: Any
+
+
+@dataclass(frozen=True)
 class Component:
-    """A registered class and the paper it comes from."""
+    """How a name is built, where it comes from, and what it takes."""
 
     build: Callable[..., Any]
     paper: str
+    parameters: Mapping[str, Parameter]
+
+
+def parameters_of(cls: type) -> dict[str, Parameter]:
+    """The parameters of a constructor that have a default."""
+    hints = typing.get_type_hints(inspect.getattr_static(cls, "__init__"), include_extras=True)
+    found = inspect.signature(cls).parameters.values()
+    return {p.name: Parameter(hints[p.name], p.default) for p in found if p.default is not inspect.Parameter.empty}
 
 
 class Registry:
-    """Name -> class, with parameters checked against the constructor's annotations."""
+    """Name -> component, with parameters checked before anything is built."""
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
@@ -86,26 +123,31 @@ class Registry:
 
     def register(self, name: str, *, paper: str) -> Callable[[type], type]:
         def add(cls: type) -> type:
-            self.components[name] = Component(cls, paper)
+            self.components[name] = Component(cls, paper, parameters_of(cls))
             return cls
 
         return add
 
-    def build(self, name: str, /, **params: Any) -> Any:
-        """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
+    def find(self, name: str) -> Component:
+        """The component of that name; ConfigError lists the known ones."""
         if name not in self.components:
             raise ConfigError(
                 f"{self.noun}.name: no {self.noun} {name!r}{closest(name, self.components)}; "
                 f"known: {', '.join(sorted(self.components))}"
             )
-        cls = self.components[name].build
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        known = [p for p in inspect.signature(cls).parameters if p != "num_classes"]
-        for key, value in params.items():
-            if key not in (*known, "num_classes"):
-                near = closest(key, known)
+        return self.components[name]
+
+    def build(self, name: str, /, *args: Any, **params: Any) -> Any:
+        """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
+        component = self.find(name)
+        return component.build(*args, **self.check(name, component.parameters, params))
+
+    def check(self, name: str, known: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
+        """The given parameters, converted."""
+        for key in params:
+            if key not in known:
+                takes = ", ".join(known) or "none"
                 raise ConfigError(
-                    f"{self.noun}.params.{key}: {name!r} has no such parameter{near}; it takes {', '.join(known) or 'none'}"
+                    f"{self.noun}.params.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {takes}"
                 )
-            params[key] = check(f"{self.noun}.params.{key}", value, hints[key])
-        return cls(**params)
+        return {key: check(f"{self.noun}.params.{key}", value, known[key].annotation) for key, value in params.items()}

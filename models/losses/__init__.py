@@ -1,6 +1,7 @@
 """Losses for noisy labels. Every loss gives one value per sample; the trainer weights and reduces."""
 
-from models.losses import asymmetric, cross_entropy, lq  # noqa: F401  # importing a family registers its losses
-from models.losses.base import LOSSES, Loss, build_loss
+from models.losses import asymmetric, cross_entropy, lq, normalised, sparse  # noqa: F401  # a family registers its losses
+from models.losses.asymmetric import asymmetry_ratio, max_noise
+from models.losses.base import LOSSES, Loss, Samples, build_loss, log_odds
 
-__all__ = ["LOSSES", "Loss", "build_loss"]
+__all__ = ["LOSSES", "Loss", "Samples", "asymmetry_ratio", "build_loss", "log_odds", "max_noise"]

@@ -1,15 +1,19 @@
-"""Cross-entropy and its smoothed form."""
+"""Cross-entropy, and what is written with p_y or log p_y alone."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from models.losses.base import LOSSES, Loss
+from models.losses.base import LOSSES, Loss, Row
+from models.losses.softmax import SumLog
 from models.registry import Range
+
+Positive = Annotated[float, Range(0, open_low=True)]
+Weight = Annotated[float, Range(0)]
 
 
 @LOSSES.register("ce", paper="label smoothing: Szegedy et al., CVPR 2016, section 7")
@@ -21,9 +25,142 @@ class CrossEntropy(Loss):
     """
 
     def __init__(self, num_classes: int, label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.label_smoothing = label_smoothing
+        self.terms = (SumLog(),) if label_smoothing else ()
 
-    def forward(self, logits: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(logits, target, reduction="none", label_smoothing=self.label_smoothing)
+    def value(self, row: Row) -> Tensor:
+        if not self.label_smoothing:
+            return -row.log_p
+        s = self.label_smoothing
+        return -(1 - s) * row.log_p - s / row.num_classes * row.sum(SumLog())
+
+
+@LOSSES.register("focal", paper="Lin et al., ICCV 2017, equation 4")
+class Focal(Loss):
+    """-(1 - p_y)^gamma log p_y.
+
+    Args:
+        gamma: >= 0; 0 is cross-entropy. The noisy-label literature takes .5.
+        detach_factor: the power counts as a constant, as in the published code of the robust losses.
+    """
+
+    def __init__(self, num_classes: int, gamma: Weight = 0.5, detach_factor: bool = False) -> None:
+        super().__init__(num_classes)
+        self.gamma, self.detach_factor = gamma, detach_factor
+
+    def value(self, row: Row) -> Tensor:
+        return -focal(row, gamma=self.gamma, detach_factor=self.detach_factor)
+
+
+def focal(row: Row, *, gamma: float, detach_factor: bool) -> Tensor:
+    """(N,) (1 - p_y)^gamma log p_y."""
+    tiny = torch.finfo(row.log_p.dtype).tiny  # the slope of a power below 1 is infinite at p_y = 1
+    factor = row.miss.clamp(min=tiny) ** gamma
+    return (factor.detach() if detach_factor else factor) * row.log_p
+
+
+@LOSSES.register("mae", paper="Ghosh et al., AAAI 2017, section 4")
+class MAE(Loss):
+    """scale (1 - p_y): symmetric, tolerant, and slow to fit many classes.
+
+    Args:
+        scale: > 0; the sum over classes of |e_y - p| is scale 2.
+    """
+
+    def __init__(self, num_classes: int, scale: Positive = 1.0) -> None:
+        super().__init__(num_classes)
+        self.factor = scale
+
+    def value(self, row: Row) -> Tensor:
+        return self.factor * row.miss
+
+    def asymmetry_ratio(self) -> float:
+        return 1.0
+
+
+@LOSSES.register("rce", paper="Wang et al., ICCV 2019 (arXiv 1908.06112), equation 6")
+class RCE(Loss):
+    """-A (1 - p_y), A = ln 1e-4: cross-entropy with prediction and label exchanged, log 0 taken as A."""
+
+    LOG_ZERO = math.log(1e-4)  # the paper prints -4, the decimal logarithm; its code takes this
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+
+    def value(self, row: Row) -> Tensor:
+        return -self.LOG_ZERO * row.miss
+
+    def asymmetry_ratio(self) -> float:
+        return 1.0
+
+
+@LOSSES.register("sce", paper="Wang et al., ICCV 2019 (arXiv 1908.06112), equation 7")
+class SCE(Loss):
+    """alpha CE + beta RCE.
+
+    Args:
+        alpha, beta: >= 0; published (.1, 1) at 10 classes, (6, .1) at 100.
+    """
+
+    def __init__(self, num_classes: int, alpha: Weight = 0.1, beta: Weight = 1.0) -> None:
+        super().__init__(num_classes)
+        self.alpha, self.beta = alpha, beta
+
+    def value(self, row: Row) -> Tensor:
+        return -self.alpha * row.log_p - self.beta * RCE.LOG_ZERO * row.miss
+
+    def asymmetry_ratio(self) -> float:
+        return 0.0 if self.alpha else 1.0
+
+
+@LOSSES.register("polysoft", paper="Shu et al. 2020 (arXiv 2002.06482), section 3; Gong et al., AAAI 2018")
+class PolySoft(Loss):
+    """(d - 1) lam / d [1 - (1 - l / lam)^(d / (d - 1))] where l = -log p_y < lam, else (d - 1) lam / d.
+
+    A sample of cross-entropy l has the weight (1 - l / lam)^(1 / (d - 1)), and none beyond lam. With lam <= ln C a fresh
+    network has no gradient at all.
+
+    Args:
+        lam: nats, > 0; by default 2 ln C (our choice: half weight at the start).
+        d: > 1; 2 is linear, towards 1 all but the easiest count little.
+    """
+
+    def __init__(
+        self, num_classes: int, lam: Positive | None = None, d: Annotated[float, Range(1, open_low=True)] = 2.0
+    ) -> None:
+        super().__init__(num_classes)
+        self.lam = 2 * math.log(num_classes) if lam is None else lam
+        self.d = d
+
+    def value(self, row: Row) -> Tensor:
+        left = (1 + row.log_p / self.lam).clamp(min=0)
+        value: Tensor = (self.d - 1) * self.lam / self.d * (1 - left ** (self.d / (self.d - 1)))
+        return value
+
+
+@LOSSES.register("eps_ce+mae", paper="Wang et al., NeurIPS 2024 (epsilon-softmax), equations 3 and 8")
+class EpsilonCrossEntropy(Loss):
+    """alpha CE of the epsilon-softmax + beta MAE; the largest probability gets m more, then all are divided by 1 + m.
+
+    Args:
+        m: >= 0; 0 is plain softmax. Published 1e5 at 10 classes, 1e4 at 100 and 1e3 on real noise.
+        alpha, beta: >= 0; published (.01, 5) at 10 classes, (.1 to .0075, 1) at 100.
+        floor: added to the probability before the logarithm; published 1e-8, which silences rows whose label is far off.
+    """
+
+    def __init__(
+        self, num_classes: int, m: Weight = 1e5, alpha: Weight = 0.01, beta: Weight = 5.0, floor: Weight = 0.0
+    ) -> None:
+        super().__init__(num_classes)
+        self.m, self.alpha, self.beta, self.floor = m, alpha, beta, floor
+
+    def value(self, row: Row) -> Tensor:
+        top = torch.log1p(-row.miss / (1 + self.m))  # log((p_y + m) / (1 + m))
+        log_p = torch.where(row.is_top, top, row.log_p - math.log1p(self.m))
+        if self.floor:
+            log_p = torch.log(log_p.exp() + self.floor)
+        return -self.alpha * log_p + self.beta * row.miss
+
+    def asymmetry_ratio(self) -> float:
+        return 0.0 if self.alpha else 1.0

@@ -1,0 +1,278 @@
+"""One pass over the logits for every loss: log p_y, and sums over the classes, with their gradient.
+
+A loss of p_y alone has the gradient w(p_y) (p - e_y), so all of them are weightings of cross-entropy and share one kernel.
+Sums over the classes (NCE, SR, ...) add their own terms to it. The kernel keeps one buffer of N x C, the probabilities, and
+turns it into the gradient in place; F.cross_entropy keeps three. Rows are taken a few at a time, so that every
+elementwise step finds its numbers in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
+CACHED_GPU = 2**24
+
+
+class Term(Protocol):
+    """sum_k phi(log p_k): a sum over the classes that a loss asks for. Hashable, so that parts of a loss share it."""
+
+    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, C) -> sum_k phi and sum_k phi', each (n,)."""
+        ...
+
+    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
+        """(n, C) -> phi'(log p_k), (n, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SumLog:
+    """sum_k log p_k = sum_k z_k - C logsumexp(z); needs no elementwise pass."""
+
+
+@dataclass(frozen=True)
+class SumPower:
+    """sum_k p_k^r, taken as exp(r log p_k); below `floor` p_k counts as floor, without a gradient."""
+
+    r: float
+    floor: float = 0.0
+
+    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.floor:
+            total = self.power(log_p, p).sum(1)
+            return total, self.r * total
+        return self.power(log_p.clamp(min=math.log(self.floor)), p).sum(1), self.slope(log_p, p).sum(1)
+
+    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
+        rise = self.power(log_p, p).mul_(self.r)
+        return rise.masked_fill_(log_p < math.log(self.floor), 0) if self.floor else rise
+
+    def power(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return p * p if self.r == 2 and not self.floor else (log_p * self.r).exp_()
+
+
+@dataclass(frozen=True)
+class SumFocal:
+    """sum_k (1 - p_k)^gamma log p_k; with detach_factor the power counts as a constant."""
+
+    gamma: float
+    detach_factor: bool = False
+
+    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        factor = self.factor(log_p)
+        total = (factor * log_p).sum(1)
+        return total, (factor if self.detach_factor else self.slope(log_p, p)).sum(1)
+
+    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
+        if self.detach_factor:
+            return self.factor(log_p)
+        miss = -torch.expm1(log_p)
+        ratio = torch.where(miss > 0, log_p / miss, -1.0)  # log p / (1 - p) goes to -1 at p = 1
+        return miss.pow(self.gamma) * (1 - self.gamma * p * ratio)
+
+    def factor(self, log_p: Tensor) -> Tensor:
+        return torch.expm1(log_p).neg_().pow_(self.gamma)
+
+
+@dataclass(frozen=True)
+class SumFloored:
+    """sum_k max(log p_k, -depth) + depth."""
+
+    depth: float
+
+    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        return (log_p + self.depth).clamp_(min=0).sum(1), self.slope(log_p, p).sum(1)
+
+    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return (log_p > -self.depth).to(log_p.dtype)
+
+
+AnyTerm = SumLog | Term
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What is done to the logits inside the loss only: u = z / (|z| tau) or z, + prior, + bias at the target.
+
+    bias: scalar. prior: (C,) or None. tau: > 0, or None to leave the scale; normalise: divide by the norm too.
+    """
+
+    bias: float = 0.0
+    prior: Tensor | None = None
+    tau: float | None = None
+    normalise: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return not self.bias and self.prior is None and self.tau is None
+
+    def apply(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(n, C) logits -> (n, C), a new tensor unless idle."""
+        if self.idle:
+            return logits
+        u = logits * self.scale(logits) if self.tau else logits.clone()
+        if self.prior is not None:
+            u += self.prior.to(u)
+        if self.bias:
+            u.scatter_add_(1, target[:, None], u.new_full((len(u), 1), self.bias))
+        return u
+
+    def scale(self, logits: Tensor) -> Tensor:
+        """(n, 1) or scalar factor of sharpening."""
+        assert self.tau
+        if not self.normalise:
+            return logits.new_tensor(1 / self.tau)
+        return 1 / (self.tau * _norm(logits))
+
+    def pull(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Gradient by u -> gradient by z, in place."""
+        if self.tau is None:
+            return gradient
+        if self.normalise:
+            unit = logits / _norm(logits)
+            gradient.sub_(unit.mul_((unit * gradient).sum(1, keepdim=True)))
+        return gradient.mul_(self.scale(logits))
+
+
+def _norm(logits: Tensor) -> Tensor:
+    return logits.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+IDLE = Shift()
+
+
+def summarise(logits: Tensor, target: Tensor, terms: Sequence[AnyTerm] = (), shift: Shift = IDLE) -> tuple[Tensor, ...]:
+    """log p_y and the sum of each term, (N,) each, differentiable once; float32, or float64 from float64.
+
+    Nothing is clamped: log p_y = z_y - logsumexp(z) stays finite where p_y underflows.
+    """
+    result: tuple[Tensor, ...] = _Summary.apply(logits, target, tuple(terms), shift)
+    return result
+
+
+class _Summary(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, terms: tuple[AnyTerm, ...], shift: Shift
+    ) -> tuple[Tensor, ...]:
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        ctx.terms, ctx.shift, ctx.dtype = terms, shift, dtype
+        ctx.p = torch.empty_like(logits, dtype=dtype) if ctx.needs_input_grad[0] else None
+        log_p, totals, lse, rises = _row_parts(4)
+        for rows in pieces(logits):
+            u = shift.apply(_of_type(logits[rows], dtype, idle=shift.idle), target[rows])
+            p = _softmax(u, None if ctx.p is None else ctx.p[rows], dtype)
+            lse.append(u.amax(1).to(dtype) - p.amax(1).log())
+            log_p.append(u.gather(1, target[rows, None])[:, 0].to(dtype) - lse[-1])
+            total, rise = _sums(terms, u, p, lse[-1])
+            totals.append(total)
+            rises.append(rise)
+        ctx.save_for_backward(logits, target, torch.cat(lse), torch.cat(rises))
+        return torch.cat(log_p), *torch.cat(totals).unbind(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_log_p: Tensor, *by_sums: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, target, lse, rises = ctx.saved_tensors
+        gradient, ctx.p = (
+            ctx.p,
+            None,
+        )  # taken: autograd copies what is referred to twice; a second call computes it anew
+        fresh = gradient is None
+        if fresh:
+            gradient = torch.empty_like(logits, dtype=ctx.dtype)
+        weights = torch.stack(by_sums, 1) if by_sums else rises
+        pull = by_log_p + (weights * rises).sum(1)
+        for rows in pieces(logits):
+            part = gradient[rows]
+            z = _of_type(logits[rows], ctx.dtype, idle=ctx.shift.idle)
+            u = ctx.shift.apply(z, target[rows])
+            if fresh:
+                _softmax(u, part, ctx.dtype)
+            extra = _slopes(ctx.terms, u, part, lse[rows], weights[rows])
+            part.mul_(-pull[rows, None])
+            if extra is not None:
+                part.add_(extra)
+            part.scatter_add_(1, target[rows, None], by_log_p[rows, None])
+            ctx.shift.pull(part, z)
+        return gradient.to(logits.dtype), None, None, None
+
+
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """Runs of rows small enough to stay in the cache."""
+    step = max((CACHED if logits.device.type == "cpu" else CACHED_GPU) // logits.shape[1], 1)
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
+
+
+def _row_parts(count: int) -> tuple[list[Tensor], ...]:
+    return tuple([] for _ in range(count))
+
+
+def _of_type(logits: Tensor, dtype: torch.dtype, *, idle: bool) -> Tensor:
+    """Half precision is widened only where it is changed; softmax widens by itself."""
+    return logits if idle else logits.to(dtype)
+
+
+def _softmax(u: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return torch.softmax(u, 1, dtype=dtype) if out is None else torch.softmax(u, 1, dtype=dtype, out=out)
+
+
+def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_k phi and sum_k phi' of every term, (n, T) each."""
+    log_p = _log(terms, u, lse)
+    found = []
+    for term in terms:
+        if isinstance(term, SumLog):
+            num_classes = u.shape[1]
+            found.append((u.sum(1, dtype=lse.dtype) - num_classes * lse, torch.full_like(lse, num_classes)))
+        else:
+            found.append(term.sums(log_p, p))
+    if not found:
+        return lse.new_empty(len(u), 0), lse.new_empty(len(u), 0)
+    return torch.stack([total for total, _ in found], 1), torch.stack([rise for _, rise in found], 1)
+
+
+def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weights: Tensor) -> Tensor | None:
+    """sum over terms of weight times phi'(log p_k): (n, C), or (n, 1) where all classes share it; None without terms."""
+    log_p = _log(terms, u, lse)
+    extra: Tensor | None = None
+    for term, weight in zip(terms, weights.unbind(1), strict=False):
+        part = weight[:, None] if isinstance(term, SumLog) else term.slope(log_p, p).mul_(weight[:, None])
+        extra = part if extra is None else extra + part
+    return extra
+
+
+def _log(terms: tuple[AnyTerm, ...], u: Tensor, lse: Tensor) -> Tensor:
+    """log p_k, (n, C), where a term works on it."""
+    return u - lse[:, None] if any(not isinstance(term, SumLog) for term in terms) else u
+
+
+class _Miss(Function):
+    """1 - exp(x) with the gradient -exp(x); torch's own expm1 rounds that gradient to 0 below 6e-8."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return -torch.expm1(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_miss: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return -by_miss * torch.exp(x)
+
+
+def one_minus_exp(x: Tensor) -> Tensor:
+    """1 - e^x, exact near x = 0, with an exact gradient however small e^x is."""
+    result: Tensor = _Miss.apply(x)
+    return result
