@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.data import noise
 from models.errors import ConfigError
+from models.losses import LOSSES, build_loss
 
 TRAINING = ("lr", "weight_decay", "l1")  # keys of a method that belong to its training, not to its loss
 KINDS = "clean, symmetric:RATE, asymmetric:RATE, pair:RATE, human:COLUMN"
@@ -30,6 +31,16 @@ class Method:
         parts = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={json.dumps(value)}"
                  for key, value in (*self.params.items(), *self.training.items())]  # fmt: skip
         return f"{self.loss}:{','.join(parts)}" if parts else self.loss
+
+    def resolved(self) -> Method:
+        """With every parameter of the loss spelt out, so that a changed default is another method.
+
+        Raises:
+            ConfigError: an unknown loss, a misspelt parameter, or a value out of its range.
+        """
+        build_loss(self.loss, num_classes=2, **self.params)
+        defaults = {key: parameter.default for key, parameter in LOSSES.find(self.loss).parameters.items()}
+        return Method(self.loss, {**defaults, **self.params}, self.training)
 
 
 def parse_method(text: str) -> Method:
