@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from noisy.photos import SIDE, PhotoSet
 from numpy.typing import NDArray
+
+from noisy.photos import SIDE, PhotoSet
 
 Grid = NDArray[np.float64]
 

@@ -104,7 +104,9 @@ def _fashion_mnist(folder: Path) -> PhotoSet:
     with np.load(path) as arrays:
         missing = {"images", "labels", "is_test"} - set(arrays)
         if missing:
-            raise ManifestError(f"{path}: lacks {', '.join(sorted(missing))}; benchmarks/noisy/photos.py says what it holds")
+            raise ManifestError(
+                f"{path}: lacks {', '.join(sorted(missing))}; benchmarks/noisy/photos.py says what it holds"
+            )
         images, label, test = arrays["images"], arrays["labels"].astype(np.int64), arrays["is_test"]
     if images.shape[1:] != (28, 28) or images.dtype != np.uint8:
         raise ManifestError(f"{path}: images is {images.dtype} {images.shape}, want uint8 (N, 28, 28); convert it")
@@ -133,5 +135,7 @@ def _names(table: pa.Table) -> tuple[str, ...]:
 def _decode(data: bytes, folder: Path) -> NDArray[np.uint8]:
     photo = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     if photo.shape != (SIDE, SIDE, 3):
-        raise ManifestError(f"{folder}: a photo is {photo.shape[1]} x {photo.shape[0]}, want {SIDE} x {SIDE}; resize it")
+        raise ManifestError(
+            f"{folder}: a photo is {photo.shape[1]} x {photo.shape[0]}, want {SIDE} x {SIDE}; resize it"
+        )
     return photo

@@ -38,7 +38,9 @@ PROTOCOLS = {
     "full": Protocol(name="full", network="cnn8", epochs=120, lr=0.01, crop_px=4, flip=True, measured=False),
     # chosen on cross-entropy against gce and agce at symmetric .4
     "small": Protocol(name="small", network="cnn5", epochs=12, lr=0.02, num_train=10_000, num_test=5_000, flip=True),
-    "features": Protocol(name="features", network="head", epochs=60, lr=0.05, num_train=10_000, num_test=5_000, photo_px=96),
+    "features": Protocol(
+        name="features", network="head", epochs=60, lr=0.05, num_train=10_000, num_test=5_000, photo_px=96
+    ),
 }
 
 
@@ -78,9 +80,7 @@ def build_net(kind: str, *, num_features: int, num_classes: int) -> nn.Module:
         )  # fmt: skip
         net = Net(body, width=196 * 16, num_hidden=256, num_classes=num_classes)
     else:
-        body = nn.Sequential(
-            *_conv(3, 32, stride=2), *_conv(32, 64), nn.MaxPool2d(2), *_conv(64, 128), nn.MaxPool2d(2)
-        )
+        body = nn.Sequential(*_conv(3, 32, stride=2), *_conv(32, 64), nn.MaxPool2d(2), *_conv(64, 128), nn.MaxPool2d(2))
         net = Net(body, width=128 * 16, num_hidden=128, num_classes=num_classes)
     return net.to(memory_format=torch.channels_last)
 

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from models.config import digest
+from models.errors import ManifestError
 from noisy.protocol import Protocol
 from noisy.published import SOURCES, published
 from noisy.spec import Method, Noise
 from noisy.training import Outcome
-
-from models.config import digest
-from models.errors import ManifestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +135,14 @@ def _figure(mean: float, deviation: float) -> str:
 
 
 def _notes(made: Sequence[Cell], protocol: Protocol, *, seeds: int) -> list[str]:
-    notes = [f"Test accuracy in % of the last epoch, mean ± deviation of {seeds} seed{'s' * (seeds > 1)}; protocol `{protocol.name}`."]
+    notes = [
+        f"Test accuracy in % of the last epoch, mean ± deviation of {seeds} seed{'s' * (seeds > 1)}; protocol `{protocol.name}`."
+    ]
     if not any(cell.published for cell in made):
         return [*notes, "No figures that could be checked are published for this data."]
     notes += [f"Published: {text}." for text in SOURCES.values()]
     if not protocol.is_full:
-        notes.append("The published figures are of the protocol `full`: compare the order of the methods, not the values.")
+        notes.append(
+            "The published figures are of the protocol `full`: compare the order of the methods, not the values."
+        )
     return notes

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from noisy.photos import PhotoSet
 from numpy.typing import NDArray
 
 from models.data import noise
 from models.errors import ConfigError
 from models.losses import LOSSES, build_loss
+from noisy.photos import PhotoSet
 
 TRAINING = ("lr", "weight_decay", "l1")  # keys of a method that belong to its training, not to its loss
 KINDS = "clean, symmetric:RATE, asymmetric:RATE, pair:RATE, human:COLUMN"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from noisy.protocol import Protocol, build_net
-from noisy.spec import Method
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.losses import Samples, build_loss
+from noisy.protocol import Protocol, build_net
+from noisy.spec import Method
 
 CLIP = 5.0
 EVAL_BATCH = 1000

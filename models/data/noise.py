@@ -102,6 +102,6 @@ def _check(label: Labels, rate: float, num_classes: int) -> None:
         raise ConfigError(f"rate: {rate!r} is outside [0, 1]; give the share of labels to be changed")
     if num_classes < 2:
         raise ConfigError(f"num_classes: {num_classes} leaves no wrong label to give; at least 2 are needed")
-    if len(label) and not (0 <= label.min() and label.max() < num_classes):
+    if len(label) and not (label.min() >= 0 and label.max() < num_classes):
         wrong = label.min() if label.min() < 0 else label.max()
         raise ConfigError(f"label: {wrong} is outside [0, {num_classes}); correct it, or give the true num_classes")
