@@ -40,7 +40,6 @@ from models.network import best_device
 
 CLAIM = "trained on wrong labels, the robust losses answer right more often than cross-entropy"
 OUT = Path(__file__).resolve().parents[1] / "build" / "noisy_labels.jsonl"
-DRAWN_EPOCHS = 30  # of `small`, on fewer photos than it is made for
 NO_DATA = (
     "no --data: on drawn shapes, which nobody has published figures of; --data DIR takes CIFAR-10 or Fashion-MNIST"
 )
@@ -108,8 +107,6 @@ def measure(args: argparse.Namespace) -> None:
 def chosen_protocol(args: argparse.Namespace) -> Protocol:
     """With the changes that the command line makes to it."""
     protocol = PROTOCOLS[args.protocol]
-    if not args.data and args.protocol == "small":
-        protocol = replace(protocol, epochs=DRAWN_EPOCHS)
     for key, value, least in (("epochs", args.epochs, 1), ("num_train", args.photos, 0)):
         if value is not None:
             if value < least:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from noisy.spec import Method, Noise, parse_method
 
 SOURCES = {
-    "A": "eps-softmax, NeurIPS 2024, tables 2 and 3, one protocol for all; labels by people: its table 8",
+    "A": "eps-softmax, NeurIPS 2024, tables 2 to 5 and 8, all methods in one protocol; labels by people: ResNet-34, best epoch",
     "B": "as reported in the JAL paper, ICCV 2025; read in a summary, no deviations",
 }
 NOISES = ("clean", *(f"symmetric:0.{k}" for k in (2, 4, 6, 8)), *(f"asymmetric:0.{k}" for k in (1, 2, 3, 4)))
