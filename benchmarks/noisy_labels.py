@@ -8,7 +8,7 @@
 runs on them for a minute.
 
 Protocols, in benchmarks/noisy/protocol.py:
-    small       a small network on 10,000 photos from random weights: under a minute a run on one CPU thread
+    small       a small network on 10,000 photos from random weights: about a minute a run on one CPU thread
     features    a head on frozen MobileNetV2 features (--weights), computed once beside --out: half a minute a run
     full        the sources' own, for a GPU; --parallel runs share the card. Not yet measured on one.
 
@@ -19,6 +19,7 @@ Cross-entropy is always among the methods, as the baseline.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -174,11 +175,11 @@ def judged(cell: Cell, protocol: Protocol, *, ce: float, chance: float) -> tuple
     has to beat chance.
     """
     if protocol.is_full and cell.published:
-        mean, deviation = cell.published
-        return mean, cell.mean >= mean - (deviation if deviation == deviation else 0.0)
+        least = cell.published.mean - (0.0 if math.isnan(cell.published.deviation) else cell.published.deviation)
+        return cell.published.mean, cell.mean >= least
     if cell.method == Method("ce"):
         return f"> {chance:.2f} (chance)", cell.mean > chance
-    told = f"; published in full {cell.published[0]:.2f}" if cell.published else ""
+    told = f"; published in full {cell.published.mean:.2f}" if cell.published else ""
     return f"> {ce:.2f} (ce){told}", cell.mean > ce
 
 

@@ -1,6 +1,6 @@
 """Published test accuracies in %, mean and standard deviation of 3 seeds, and the settings they belong to.
 
-Last epoch, 8-layer CNN, but for the labels by people: best epoch, ResNet-34. A row names the method as `--methods` does; a
+A row names the method as `--methods` does; a
 bare `ce` on the command line means the row of that loss and noise, so that the sources' settings need not be typed.
 """
 
@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from noisy.spec import Method, Noise, parse_method
 
 SOURCES = {
-    "A": "eps-softmax, NeurIPS 2024, tables 2 to 5 and 8, all methods in one protocol; labels by people: ResNet-34, best epoch",
-    "B": "as reported in the JAL paper, ICCV 2025; read in a summary, no deviations",
+    "A": "eps-softmax, NeurIPS 2024, tables 2 to 5, all methods in one protocol, last epoch of the 8-layer network",
+    "B": "the JAL paper, ICCV 2025; read in a summary, which gives no deviations",
+    "C": "eps-softmax, NeurIPS 2024, table 8: best epoch of a ResNet-34, so another protocol",
 }
 NOISES = ("clean", *(f"symmetric:0.{k}" for k in (2, 4, 6, 8)), *(f"asymmetric:0.{k}" for k in (1, 2, 3, 4)))
 
-Figure = tuple[float, float]  # mean, standard deviation; nan where none is given
+
+class Figure(NamedTuple):
+    """Mean and standard deviation in %, the latter nan where none is given; source is a key of SOURCES."""
+
+    mean: float
+    deviation: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -25,15 +33,14 @@ class Row:
     """One method's figures on CIFAR-10 by noise."""
 
     method: Method
-    source: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> Row:
     """Figures are written `mean+-deviation` or `mean`, one per noise."""
     pairs = [figure.split("+-") for figure in figures.split()]
-    values = [(float(mean), float(rest[0]) if rest else float("nan")) for mean, *rest in pairs]
-    return Row(parse_method(method), source, dict(zip(noises, values, strict=True)))
+    values = [Figure(float(mean), float(rest[0]) if rest else float("nan"), source) for mean, *rest in pairs]
+    return Row(parse_method(method), dict(zip(noises, values, strict=True)))
 
 
 HUMAN = ("human:aggre", "human:worst")
@@ -64,10 +71,10 @@ CIFAR10 = (
          "90.30+-.11 88.62+-.18 85.56+-.12 78.91+-.25", noises=NOISES[5:]),
     _row(f"anl_ce:{L1}", "87.16 62.28 89.09 77.99", noises=JAL, source="B"),
     _row(f"nce+amse:{L1}", "87.53 65.43 89.11 79.54", noises=JAL, source="B"),
-    _row("ce", "87.77 77.69", noises=HUMAN),
-    _row("gce", "87.85 80.66", noises=HUMAN),
-    _row("agce", "88.81 81.43", noises=HUMAN),
-    _row("eps_ce+mae:m=1e5,alpha=0.01,beta=5", "91.80 83.74", noises=HUMAN),
+    _row("ce", "87.77 77.69", noises=HUMAN, source="C"),
+    _row("gce", "87.85 80.66", noises=HUMAN, source="C"),
+    _row("agce", "88.81 81.43", noises=HUMAN, source="C"),
+    _row("eps_ce+mae:m=1e5,alpha=0.01,beta=5", "91.80 83.74", noises=HUMAN, source="C"),
 )  # fmt: skip
 
 

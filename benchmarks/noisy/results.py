@@ -12,7 +12,7 @@ from pathlib import Path
 from models.config import digest
 from models.errors import ManifestError
 from noisy.protocol import Protocol
-from noisy.published import SOURCES, published
+from noisy.published import SOURCES, Figure, published
 from noisy.spec import Method, Noise
 from noisy.training import Outcome
 
@@ -88,7 +88,7 @@ class Cell:
     method: Method
     noise: Noise
     accuracies: tuple[float, ...]
-    published: tuple[float, float] | None
+    published: Figure | None
 
     @property
     def mean(self) -> float:
@@ -127,7 +127,11 @@ def table(made: Sequence[Cell], protocol: Protocol, *, seeds: int) -> str:
 def _both(cell: Cell | None) -> str:
     if cell is None:
         return " | "
-    return f"{_figure(cell.mean, cell.deviation)} | {_figure(*cell.published) if cell.published else ''}"
+    return f"{_figure(cell.mean, cell.deviation)} | {_published(cell.published)}"
+
+
+def _published(found: Figure | None) -> str:
+    return f"{_figure(found.mean, found.deviation)} ({found.source})" if found else ""
 
 
 def _figure(mean: float, deviation: float) -> str:
@@ -138,9 +142,10 @@ def _notes(made: Sequence[Cell], protocol: Protocol, *, seeds: int) -> list[str]
     notes = [
         f"Test accuracy in % of the last epoch, mean ± deviation of {seeds} seed{'s' * (seeds > 1)}; protocol `{protocol.name}`."
     ]
-    if not any(cell.published for cell in made):
-        return [*notes, "No figures that could be checked are published for this data."]
-    notes += [f"Published: {text}." for text in SOURCES.values()]
+    used = {cell.published.source for cell in made if cell.published}
+    if not used:
+        return [*notes, "No published figure that could be checked belongs to these."]
+    notes += [f"({source}) {SOURCES[source]}." for source in sorted(used)]
     if not protocol.is_full:
         notes.append(
             "The published figures are of the protocol `full`: compare the order of the methods, not the values."

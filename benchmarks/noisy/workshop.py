@@ -31,6 +31,7 @@ class Workshop:
 
     def __init__(self, material: Material) -> None:
         torch.set_num_threads(1)  # a run is measured on one CPU thread, and several runs share the cores
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
         self.photos, self.device = material.photos, best_device()
         self.train, self.test = on_device(material.train, self.device), on_device(material.test, self.device)
 

@@ -14,9 +14,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_full_protocol_runs_several_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "runs.jsonl"
     words = ["--protocol", "full", "--epochs", "1", "--photos", "60", "--seeds", "0", "1", "--parallel", "2"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "noisy_labels.py"), *words, "--methods", "ce", "--out", str(out)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "noisy_labels.py"),
+        *words,
+        "--methods",
+        "ce",
+        "--out",
+        str(out),
+    ]
 
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
 
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in out.read_text().splitlines()]

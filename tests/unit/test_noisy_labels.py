@@ -83,8 +83,8 @@ def test_every_published_method_exists() -> None:
 def test_a_figure_belongs_to_its_settings_however_they_are_written() -> None:
     noise = parse_noise("symmetric:0.4")
 
-    assert published("cifar10", parse_method("gce"), noise) == (82.24, 0.25)
-    assert published("cifar10", parse_method("gce:q=0.7"), noise) == (82.24, 0.25)
+    assert published("cifar10", parse_method("gce"), noise) == (82.24, 0.25, "A")
+    assert published("cifar10", parse_method("gce:q=0.7"), noise) == (82.24, 0.25, "A")
     assert published("cifar10", parse_method("gce:q=0.5"), noise) is None
     assert published("cifar10", parse_method("gce:lr=0.1"), noise) is None
     assert published("fashion_mnist", parse_method("gce"), noise) is None
