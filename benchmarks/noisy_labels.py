@@ -19,6 +19,7 @@ Cross-entropy is always among the methods, as the baseline.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -115,11 +116,14 @@ def chosen_protocol(args: argparse.Namespace) -> Protocol:
             protocol = replace(protocol, **{key: value})
     if args.parallel < 1:
         raise ConfigError(f"--parallel: {args.parallel} is below 1; give the number of runs at a time")
-    if protocol.network == "head" and not args.weights:
+    if protocol.network != "head":
+        return protocol
+    if not (args.weights and args.weights.is_file()):
         raise ConfigError(
-            "--protocol features: needs --weights, a file of MobileNetV2 (timm's mobilenetv2_100); or take --protocol small"
+            f"--weights: the protocol features needs a file of MobileNetV2 (timm's mobilenetv2_100), and {args.weights} is none; "
+            "give one, or take --protocol small"
         )
-    return protocol
+    return replace(protocol, weights=hashlib.sha256(args.weights.read_bytes()).hexdigest())
 
 
 def planned(args: argparse.Namespace, protocol: Protocol, photos: PhotoSet) -> list[Run]:

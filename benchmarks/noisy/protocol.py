@@ -25,6 +25,7 @@ class Protocol:
     crop_px: int = 0  # random shift, over black
     flip: bool = False
     photo_px: int = 0  # of the frozen backbone
+    weights: str = ""  # sha256 of the frozen backbone's file, so that another file is another protocol
     measured: bool = True
 
     @property
