@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import noisy_labels
@@ -26,6 +27,12 @@ from models.errors import ConfigError, ManifestError
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real ones, but not thousands."""
+    monkeypatch.setattr(noisy_labels, "drawn_set", partial(drawn_set, num_train=120, num_test=60))
 
 
 TINY = ("--epochs", "1", "--photos", "60")
