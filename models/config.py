@@ -63,6 +63,29 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
+
+    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
+    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
+    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
+    every: Positive = 10  # training steps to one step of learning
+    batch_size: Annotated[int, Range(2)] = 64  # trusted photos
+    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
+    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
+
+    def __post_init__(self) -> None:
+        if self.photos and self.replay:
+            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` or `replay` names; "" of no file."""
+        path = Path(self.photos or self.replay)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The training loop."""
 
@@ -136,6 +159,7 @@ class Recipe:
     name: str
     members: tuple[Member, ...] = (Member(),)
     loss: Loss = Loss()
+    meta: Meta = Meta()
     train: Train = Train()
     augment: Augment = Augment()
     clean: Clean = Clean()

@@ -137,6 +137,10 @@ class Loss(nn.Module):
         """(N,) the loss itself."""
         raise NotImplementedError
 
+    def learnable(self) -> dict[str, Range]:
+        """Attributes that `models.meta` may change while the network learns, and between what; `value` takes them as tensors too."""
+        return {}
+
     def asymmetry_ratio(self) -> float:
         """r of Zhou et al. 2021, definition 3, in [0, 1]; 0: no noise tolerance is known. See models.losses.asymmetry."""
         return 0.0
