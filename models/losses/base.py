@@ -138,7 +138,7 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def learnable(self) -> dict[str, Range]:
-        """Attributes that `models.meta` may change while the network learns, and between what; `value` takes them as tensors too."""
+        """Attributes that `models.meta` may change in training, and between what; `value` takes them as tensors too."""
         return {}
 
     def asymmetry_ratio(self) -> float:
