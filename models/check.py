@@ -15,9 +15,9 @@ from models.command import run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import ConfigError, ManifestError
+from models.job import split_rows
 from models.losses import build_loss
 from models.network import build_network
-from models.train import split_rows
 
 LEAST = 2  # photos that one training needs, because of batch norm; and classes, for there to be a choice
 

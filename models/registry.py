@@ -71,7 +71,7 @@ def check(field: str, value: Any, annotation: Any) -> Any:
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
     """float | None as (float, True)."""
-    if typing.get_origin(annotation) is not types.UnionType:
+    if typing.get_origin(annotation) not in (types.UnionType, typing.Union):  # Annotated[...] | None is the latter
         return annotation, False
     (kind,) = [part for part in typing.get_args(annotation) if part is not types.NoneType]
     return kind, True

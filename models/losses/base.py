@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Row:
         return summarise(self.logits, self.target, self.terms, self.shift)
 
     @property
+    def is_summarised(self) -> bool:
+        """Whether the logits were gone through already."""
+        return "summary" in vars(self)
+
+    @property
     def log_p(self) -> Tensor:
         """(N,) log-probability of the target."""
         return self.summary[0]
@@ -74,7 +80,9 @@ class Row:
     @cached_property
     def is_top(self) -> Tensor:
         """(N,) bool: the target has the largest logit; the first of equals."""
-        return self.shift.apply(self.logits.detach().float(), self.target).argmax(1) == self.target
+        logits = self.logits.detach()
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.shift.apply(wide, self.target).argmax(1) == self.target
 
     @cached_property
     def margin(self) -> Tensor:
@@ -117,6 +125,7 @@ class Loss(nn.Module):
     prior: Tensor | None  # (C,) of logit_adjustment, once `begin` knows the labels
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
+    weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -149,14 +158,15 @@ class Loss(nn.Module):
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
         self._check(logits, target, index, embedding)
-        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        row = Row(logits, target.long(), terms=self.terms, shift=self.shift, index=index, embedding=embedding)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
             value = self._matched(row)
             if self.ce_share:
                 value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
-        if bool(value.detach().isnan().any()):
+        sound = value.isfinite() & row.log_p.isfinite() if row.is_summarised else value.isfinite()
+        if not bool(sound.all()):
             self._blame(logits)
         return value
 
@@ -180,6 +190,10 @@ class Loss(nn.Module):
     def end_epoch(self) -> None:
         """Told after every epoch."""
 
+    def figures(self) -> dict[str, float]:
+        """What the loss has to tell of the epoch that ended, for metrics.jsonl; asked of every worker after end_epoch."""
+        return {}
+
     def wants_answers(self, epoch: int) -> bool:
         """Whether `take_answers` shall be called before this epoch."""
         return False
@@ -201,10 +215,10 @@ class Loss(nn.Module):
         return value if self.scale == 1 else value * self.scale
 
     def _check(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> None:
-        n = len(logits)
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes or not n:
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise BatchError(f"logits of shape {tuple(logits.shape)}: want (N, {self.num_classes}) with N > 0")
-        if target.shape != (n,) or target.is_floating_point():
+        n = len(logits)
+        if target.shape != (n,) or target.dtype == torch.bool or target.is_floating_point():
             raise BatchError(f"target: {target.dtype} of shape {tuple(target.shape)}; want whole numbers, ({n},)")
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= self.num_classes:
@@ -218,7 +232,7 @@ class Loss(nn.Module):
     def _blame(self, logits: Tensor) -> None:
         broken = torch.nonzero(~logits.isfinite().all(1))[:, 0].tolist()
         where = f"rows {broken[:5]} of {len(logits)} hold NaN or infinity" if broken else "logits are finite"
-        raise BatchError(f"the loss is NaN: {where}; lower train.lr, or look for a broken photo in this batch")
+        raise BatchError(f"the loss is not finite: {where}; lower train.lr, or look for a broken photo in this batch")
 
 
 def common_parameters() -> dict[str, Parameter]:
@@ -246,6 +260,8 @@ def build_loss(name: str, /, num_classes: int, **params: Any) -> Loss:
 def _with_options(loss: Loss, given: Mapping[str, Any]) -> Loss:
     loss.options = Options(**given)
     loss.start_epoch(0)
+    if loss.options.init_match == "batch" and not loss.weighs_log_p:
+        raise ConfigError('loss.params.init_match: this loss can only be matched as "initial"; set that')
     if loss.options.init_match == "initial":
         weight = initial_weight(loss)
         if weight <= 0:
@@ -258,13 +274,17 @@ def _with_options(loss: Loss, given: Mapping[str, Any]) -> Loss:
 
 
 def initial_weight(loss: Loss) -> float:
-    """Gradient of the loss at equal logits, in units of cross-entropy's there: how fast a fresh network starts to learn."""
+    """Gradient of the loss at equal logits, in units of cross-entropy's there: how fast a fresh network starts to learn.
+
+    By the sharpened logits where a loss sharpens: equal logits have no norm to be divided by.
+    """
     logits = torch.zeros(1, loss.num_classes, dtype=torch.float64, requires_grad=True)
-    target = torch.zeros(1, dtype=torch.int64)
-    row = Row(logits, target, terms=loss.terms, shift=loss.shift, index=None, embedding=None)
+    target = torch.tensor([loss.num_classes - 1])  # of equals the first is the largest: this one is not, as most labels
+    shift = dataclasses.replace(loss.shift, tau=None)
+    row = Row(logits, target, terms=loss.terms, shift=shift, index=None, embedding=None)
     loss.value(row).sum().backward()
     assert logits.grad is not None
-    return -float(logits.grad[0, 0]) / (1 - 1 / loss.num_classes)
+    return -float(logits.grad[0, -1]) / (1 - 1 / loss.num_classes)
 
 
 def log_odds(share: float, num_classes: int) -> float:

@@ -162,7 +162,8 @@ class EpsilonCrossEntropy(Loss):
         self.m, self.alpha, self.beta, self.floor = m, alpha, beta, floor
 
     def value(self, row: Row) -> Tensor:
-        top = torch.log1p(-row.miss / (1 + self.m))  # log((p_y + m) / (1 + m))
+        miss = torch.where(row.is_top, row.miss, 0)  # elsewhere log(0) with m = 0, whose slope is NaN also where unused
+        top = torch.log1p(-miss / (1 + self.m))  # log((p_y + m) / (1 + m))
         log_p = torch.where(row.is_top, top, row.log_p - math.log1p(self.m))
         if self.floor:
             log_p = torch.log(log_p.exp() + self.floor)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from models.errors import ConfigError
 from models.losses.asymmetric import AEL, AGCE, AMSE, AUL
 from models.losses.base import LOSSES, Loss, Row
 from models.losses.cross_entropy import MAE, RCE, Weight, focal
@@ -95,7 +96,7 @@ class NNCE(Symmetric):
     """1 - (A + log p_y) / sum_k (A + log p_k), A = -ln min_prob, log p_k taken as -A where p_k < min_prob.
 
     Args:
-        min_prob: in (0, 1); by default the published 1e-7, and .01 / C^2 where that is smaller: at 50,030 classes 1 / C
+        min_prob: in (0, 1 / C); by default the published 1e-7, and .01 / C^2 where that is smaller: at 50,030 classes 1 / C
             lies too near to 1e-7.
     """
 
@@ -103,6 +104,11 @@ class NNCE(Symmetric):
         self, num_classes: int, min_prob: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
     ) -> None:
         super().__init__(num_classes)
+        if min_prob and min_prob * num_classes >= 1:
+            raise ConfigError(
+                f"loss.params.min_prob: {min_prob} is not below 1 / {num_classes}, so that equal probabilities leave nothing to "
+                "divide by; lower it, or leave it out"
+            )
         self.term = SumFloored(-math.log(min_prob or min(1e-7, 0.01 / num_classes**2)))
         self.terms = (self.term,)
 

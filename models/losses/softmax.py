@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
 CACHED_GPU = 2**24
+SMALLEST = 1e-12  # norm of logits that sharpening divides by
 
 
 class Term(Protocol):
@@ -68,19 +69,24 @@ class SumFocal:
     detach_factor: bool = False
 
     def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        factor = self.factor(log_p)
-        total = (factor * log_p).sum(1)
-        return total, (factor if self.detach_factor else self.slope(log_p, p)).sum(1)
+        miss = torch.expm1(log_p).neg_()
+        factor = self.factor(miss)
+        total = torch.linalg.vecdot(factor, log_p)
+        rise = factor if self.detach_factor else self.rising(factor, miss, log_p, p)
+        return total, rise.sum(1)
 
     def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
-        if self.detach_factor:
-            return self.factor(log_p)
-        miss = -torch.expm1(log_p)
-        ratio = torch.where(miss > 0, log_p / miss, -1.0)  # log p / (1 - p) goes to -1 at p = 1
-        return miss.pow(self.gamma) * (1 - self.gamma * p * ratio)
+        miss = torch.expm1(log_p).neg_()
+        factor = self.factor(miss)
+        return factor if self.detach_factor else self.rising(factor, miss, log_p, p)
 
-    def factor(self, log_p: Tensor) -> Tensor:
-        return torch.expm1(log_p).neg_().pow_(self.gamma)
+    def factor(self, miss: Tensor) -> Tensor:
+        return miss.sqrt() if self.gamma == 0.5 else miss.pow(self.gamma)
+
+    def rising(self, factor: Tensor, miss: Tensor, log_p: Tensor, p: Tensor) -> Tensor:
+        """(1 - p)^gamma (1 - gamma p log p / (1 - p)), in place of factor."""
+        ratio = (log_p / miss).nan_to_num_(nan=-1.0, neginf=torch.finfo(p.dtype).min)  # goes to -1 at p = 1
+        return factor.mul_(ratio.mul_(p).mul_(-self.gamma).add_(1))
 
 
 @dataclass(frozen=True)
@@ -138,13 +144,15 @@ class Shift:
         if self.tau is None:
             return gradient
         if self.normalise:
-            unit = logits / _norm(logits)
-            gradient.sub_(unit.mul_((unit * gradient).sum(1, keepdim=True)))
-        return gradient.mul_(self.scale(logits))
+            square = torch.linalg.vecdot(logits, logits)[:, None].clamp(min=SMALLEST**2)
+            along = torch.linalg.vecdot(logits, gradient)[:, None] / square
+            torch.addcmul(gradient, logits, along, value=-1, out=gradient)
+            return gradient.mul_(1 / (self.tau * square.sqrt()))
+        return gradient.mul_(1 / self.tau)
 
 
 def _norm(logits: Tensor) -> Tensor:
-    return logits.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return logits.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
 
 
 IDLE = Shift()

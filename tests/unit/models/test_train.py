@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-import models.train
+import models.epochs
 from models import checkpoint
 from models.config import Clean, Loss, Recipe, Train, to_dict
 from models.data.manifest import Manifest, read_manifest
+from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
+from models.job import Job, split_rows
+from models.optimise import learning_rate
 from models.scores import read_scores
-from models.train import Job, learning_rate, load_network, report, split_rows, train
+from models.train import load_network, train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
@@ -102,7 +105,7 @@ def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.train, "report", report_and_die)
+    monkeypatch.setattr(models.epochs, "report", report_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(halved)
     monkeypatch.undo()

@@ -1,0 +1,91 @@
+"""Classifier and loss together, a few rows at a time, where logits of N x C do not fit into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from models.losses.base import Loss
+
+
+def chunked_loss(
+    loss: Loss, weight: Tensor, embedding: Tensor, target: Tensor, index: Tensor | None = None, *, rows: int
+) -> Tensor:
+    """(N,) loss of the logits embedding @ weight.T, which exist for `rows` rows at a time, in both directions.
+
+    The way back computes each piece anew, one more matrix product, and adds to one gradient of the weight in place.
+
+    Args:
+        loss: its own parameters, where it has any, are reached too.
+        weight: (C, d) of the bias-free classifier.
+        embedding: (N, d).
+        rows: > 0; memory is about three times rows x C numbers.
+    """
+    values: Tensor = _Chunked.apply(loss, rows, target, index, weight, embedding, *loss.parameters())
+    return values
+
+
+class _Chunked(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Loss, rows: int, target: Tensor, index: Tensor | None, weight: Tensor, embedding: Tensor,
+        *_own: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.loss, ctx.rows, ctx.index = loss, rows, index
+        kind = embedding.device.type
+        ctx.autocast = {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+        }
+        ctx.save_for_backward(target, weight, embedding)
+        return torch.cat([_piece(loss, part, target, index, weight, embedding) for part in _parts(len(target), rows)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        target, weight, embedding = ctx.saved_tensors
+        own = [p for p in ctx.loss.parameters() if p.requires_grad]
+        by_weight, by_embedding = torch.zeros_like(weight), torch.empty_like(embedding)
+        by_own = [torch.zeros_like(p) for p in own]
+        for part in _parts(len(target), ctx.rows):
+            rows = embedding[part].detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                logits = _logits(rows.detach(), weight).requires_grad_()
+                values = ctx.loss(logits, target[part], None if ctx.index is None else ctx.index[part], rows)
+            by_logits, by_rows, *more = torch.autograd.grad(
+                values, [logits, rows, *own], by_value[part], allow_unused=True
+            )
+            _add_product(by_weight, by_logits, rows.detach())
+            by_embedding[part] = by_logits.to(weight.dtype) @ weight
+            if by_rows is not None:
+                by_embedding[part] += by_rows
+            for total, found in zip(by_own, more, strict=True):
+                total += 0 if found is None else found
+        found_own = iter(by_own)
+        of_parameters = [next(found_own) if p.requires_grad else None for p in ctx.loss.parameters()]
+        return None, None, None, None, by_weight, by_embedding, *of_parameters
+
+
+def _piece(loss: Loss, part: slice, target: Tensor, index: Tensor | None, weight: Tensor, embedding: Tensor) -> Tensor:
+    values: Tensor = loss(
+        _logits(embedding[part], weight), target[part], None if index is None else index[part], embedding[part]
+    )
+    return values
+
+
+def _logits(rows: Tensor, weight: Tensor) -> Tensor:
+    return torch.nn.functional.linear(rows, weight)  # in half precision under autocast
+
+
+def _add_product(total: Tensor, by_logits: Tensor, rows: Tensor) -> None:
+    """total += by_logits.T @ rows, without a second matrix of the weight's size."""
+    total.addmm_(by_logits.T.to(total.dtype), rows.to(total.dtype))
+
+
+def _parts(count: int, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, count, rows)]
