@@ -50,6 +50,7 @@ def score_fold(run: Run, data: Path, fold: int) -> Path:
 def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object, ...], fold: int | None) -> Path:
     weights = run.recipe.members[member].weights
     started_from = sha256(Path(weights)) if weights and Path(weights).is_file() else weights
+    meta = run.recipe.meta
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out]
@@ -57,7 +58,7 @@ def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object,
             arguments += ["--fold", fold]
         run_child("models.train", arguments, say=_say(name))
 
-    return run.stage(name, data.name, started_from, *parts, work=work)
+    return run.stage(name, data.name, started_from, meta, meta.file, *parts, work=work)
 
 
 @stage("balance member {member}")

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from models.command import run
-from models.config import Recipe, from_dict
+from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
+from models.data.trusted import trusted_rows
 from models.errors import ConfigError, ManifestError
 from models.job import split_rows
-from models.losses import build_loss
+from models.losses import Loss, build_loss
+from models.meta import read_schedule, start_of
 from models.network import build_network
 
 LEAST = 2  # photos that one training needs, because of batch norm; and classes, for there to be a choice
@@ -33,7 +35,8 @@ def check(recipe: Recipe, *, data: Path) -> None:
     check_photos(manifest)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
-    build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    check_meta(recipe.meta, loss, manifest)
     for member in recipe.members:
         build_network(member, num_classes=len(manifest.classes))
 
@@ -65,6 +68,21 @@ def check_folds(manifest: Manifest, *, num_folds: int) -> None:
                 f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
                 f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
             )
+
+
+def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:
+    """The loss has something to learn, from photos that leave others to train on; or a schedule to follow."""
+    if settings.replay:
+        read_schedule(Path(settings.replay), loss)
+    if not settings.photos:
+        return
+    start_of(loss)
+    trusted = trusted_rows(settings.photos, manifest)
+    left = np.setdiff1d(np.flatnonzero(manifest.kept & (manifest.split == "train")), trusted)
+    if len(left) < LEAST:
+        raise ConfigError(
+            f"meta.photos: {settings.photos} names all but {len(left)} of the photos to train on; keep {LEAST} of them"
+        )
 
 
 def main() -> None:

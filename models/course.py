@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from models import checkpoint, distributed
 from models.losses import Loss
+from models.meta import Constant
 from models.network import Network
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Course:
     loss: Loss
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
+    meta: Constant  # of the loss's own numbers
     epoch: int = 0  # in progress, from 0
     step: int = 0  # done in it
     total: float = 0.0  # of the loss over the photos that this worker saw in it
@@ -48,6 +50,7 @@ class Course:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "meta": self.meta.state_dict(),
         }
         if distributed.rank() == 0:
             checkpoint.save(path, content)
@@ -55,7 +58,7 @@ class Course:
     def restore(self, path: Path, *, key: str) -> None:
         """Goes on where `save` was called, by as many workers as there are now."""
         content = checkpoint.load(path, key=key)
-        for name in ("network", "loss", "optimizer", "schedule"):
+        for name in ("network", "loss", "optimizer", "schedule", "meta"):
             getattr(self, name).load_state_dict(content[name])
         self.epoch, self.step, self.seconds = content["epoch"], content["step"], content["seconds"]
         self.total = content["total"] if distributed.rank() == 0 else 0.0

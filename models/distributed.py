@@ -84,6 +84,15 @@ def total(value: float) -> float:
     return float(concat(shared).sum())
 
 
+def summed(value: Tensor) -> Tensor:
+    """Sum over the workers of tensors of one shape."""
+    if world() == 1:
+        return value
+    shared = value.detach().to(_meeting_place(), copy=True)
+    distributed.all_reduce(shared)
+    return shared.to(value.device)
+
+
 def agree(answer: bool) -> bool:
     """The first worker's answer."""
     if world() == 1:

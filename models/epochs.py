@@ -22,6 +22,7 @@ from models.data.samplers import draw_epoch
 from models.errors import ConfigError
 from models.inputs import Inputs
 from models.losses import Loss
+from models.meta import Constant
 from models.network import Network
 from models.optimise import absolute_weights, learning_rate, learnt, make_optimizer
 
@@ -35,7 +36,7 @@ Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photo
 
 def fit(
     network: Network, loss: Loss, inputs: Inputs, *, target: NDArray[np.int64], settings: Train, seed: int, out: Path,
-    key: str, ask: Answers,
+    key: str, ask: Answers, meta: Constant,
 ) -> None:  # fmt: skip
     """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt.
 
@@ -43,11 +44,12 @@ def fit(
         target: (N,) classes of the photos of `inputs`.
         key: of the checkpoint.
         ask: called before the epochs for which the loss wants answers.
+        meta: of the numbers of the loss.
     """
     steps = num_steps(len(target), settings)
     optimizer = make_optimizer(network, loss, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
-    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule)
+    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta)
     if (out / "checkpoint.pt").exists():
         course.restore(out / "checkpoint.pt", key=key)
     forget_after(out / "metrics.jsonl", course.epoch)
@@ -62,6 +64,7 @@ def fit(
             log_p, accuracy = ask()
             loss.take_answers(log_p, accuracy=accuracy)
         loss.start_epoch(course.epoch)
+        meta.start_epoch(course.epoch, of=settings.epochs)
         drawn = draw_epoch(target, power=settings.sampling_power, seed=seed, epoch=course.epoch)
         train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(target), settings=settings,
                     seed=seed, after_step=save_sometimes)  # fmt: skip
@@ -110,6 +113,7 @@ def take_step(
 ) -> None:
     """One update from a batch of `size` photos, of which this worker has the part that it is given."""
     target, index = target.to(batch.device), index.to(batch.device)
+    course.meta.step(batch, target, course.optimizer)
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda"):
         output = inputs.forward(batch)
     value = course.loss(output.logits, target, index, output.embedding).sum()
@@ -140,6 +144,7 @@ def figures(course: Course, num_drawn: int) -> dict[str, float]:
         "lr": float(course.schedule.get_last_lr()[0]),
         "photos_per_s": num_drawn / course.seconds,
         **course.loss.figures(),
+        **course.meta.figures(),
     }
 
 

@@ -42,6 +42,8 @@ class Job:
         parts = (
             recipe.members[self.member],
             recipe.loss,
+            recipe.meta,
+            recipe.meta.file,
             self.train.decisive,
             recipe.augment,
             recipe.export.input_size,

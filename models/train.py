@@ -28,11 +28,13 @@ from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.trusted import trusted_rows
 from models.epochs import fit
 from models.errors import ManifestError
 from models.inputs import Features, Inputs, Views
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
+from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
 from models.predict import answers, score
 from models.scores import write_scores
@@ -46,6 +48,8 @@ def train(job: Job) -> None:
     torch.manual_seed(job.seed)
     manifest = read_manifest(job.data)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
+    trusted = trusted_rows(job.recipe.meta.photos, manifest)
+    rows = np.setdiff1d(rows, trusted)
     if len(rows) < 2:
         raise ManifestError(
             f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
@@ -59,7 +63,7 @@ def train(job: Job) -> None:
         return log_p, validation_accuracy(job, network, manifest)
 
     fit(network, loss, inputs, target=manifest.target[rows], settings=job.train, seed=job.seed, out=job.out, key=job.key,
-        ask=ask)  # fmt: skip
+        ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
     scores = score(network, make_inputs(job, network, manifest, held_out),
                    ids=manifest.id[held_out], target=manifest.target[held_out])  # fmt: skip
     if distributed.rank() == 0:
@@ -85,6 +89,18 @@ def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
     log.info("loss %s: %s", job.recipe.loss.name, tolerance(loss))
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
     return loss
+
+
+def make_meta(job: Job, network: Network, loss: Loss, manifest: Manifest, trusted: NDArray[np.int64]) -> Constant:
+    """What the recipe wants done to the loss's own numbers while it is used."""
+    settings = job.recipe.meta
+    if settings.replay:
+        return Replay(loss, Path(settings.replay))
+    if not settings.photos:
+        return Constant(loss)
+    log.info("meta: %s of the loss are learnt from %d trusted photos", ", ".join(loss.learnable()), len(trusted))
+    inputs = make_inputs(job, network, manifest, trusted)
+    return Adjuster(loss, settings, network=network, inputs=inputs, target=manifest.target[trusted], seed=job.seed)
 
 
 def tolerance(loss: Loss) -> str:
