@@ -22,6 +22,7 @@ from models.data.samplers import draw_epoch
 from models.errors import ConfigError
 from models.inputs import Inputs
 from models.losses import Loss
+from models.losses.chunked import chunked_loss
 from models.meta import Constant
 from models.network import Network
 from models.optimise import absolute_weights, learning_rate, learnt, make_optimizer
@@ -114,9 +115,7 @@ def take_step(
     """One update from a batch of `size` photos, of which this worker has the part that it is given."""
     target, index = target.to(batch.device), index.to(batch.device)
     course.meta.step(batch, target, course.optimizer)
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda"):
-        output = inputs.forward(batch)
-    value = course.loss(output.logits, target, index, output.embedding).sum()
+    value = loss_of(course, inputs, batch, target, index, rows=settings.head_rows).sum()
     objective = value / size
     if settings.l1:
         frozen = settings.backbone_lr_scale == 0
@@ -128,6 +127,18 @@ def take_step(
     course.optimizer.step()
     course.schedule.step()
     course.total += value.item()
+
+
+def loss_of(course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, rows: int) -> Tensor:
+    """(N,) loss of each photo; with `rows`, the logits of so many exist at a time."""
+    autocast = torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda")
+    with autocast:
+        if rows:
+            weight = course.network.head.classifier.weight
+            return chunked_loss(course.loss, weight, inputs.embedding(batch), target, index, rows=rows)
+        output = inputs.forward(batch)
+    values: Tensor = course.loss(output.logits, target, index, output.embedding)
+    return values
 
 
 def train_mode(network: Network, *, frozen: bool) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from models import distributed
 from models.losses import Loss
 
-STEP = 3e-3  # norm of the step of the finite difference: it errs by about STEP^2, and float32 rounds to 1e-7 / STEP
+STEP = 1e-2  # norm of the step of the finite difference: it errs by about STEP^2, and float32 rounds to 1e-7 / STEP
 
 
 def hyper_gradient(

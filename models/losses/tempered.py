@@ -118,7 +118,7 @@ def by_autograd(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solve
     t1 = torch.as_tensor(t1, dtype=z.dtype).clamp(max=1 - 1e-3)  # away from the removable 0 / 0 at 1
     b = torch.as_tensor(t2 - 1, dtype=z.dtype).clamp(min=1e-3)
     with torch.no_grad():
-        level = solver(z, 1 + float(b))
+        level = solver(z, 1 + float(b.detach()))
         x = 1 + b * (level[:, None] - z)
         slope = (x ** (-1 / b - 1)).sum(1)
     total = ((1 + b * (level[:, None] - z)) ** (-1 / b)).sum(1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ from models.meta import Adjuster, Constant, bounded, start_of
 from models.network import Network, Normalisation, Output
 from models.train import train
 
-ROOT = Path(__file__).parents[3]
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 LEARNT = ("gce", "sce", "polysoft", "bi_tempered")
 
@@ -70,8 +67,13 @@ def slow(name: str, logits: Tensor, target: Tensor, n: dict[str, Tensor]) -> Ten
 
 @pytest.mark.parametrize("ignore_length", [False, True])
 @pytest.mark.parametrize("name", LEARNT)
-def test_the_difference_is_the_double_backward(name: str, ignore_length: bool) -> None:
-    torch.manual_seed(1)
+@pytest.mark.parametrize(("step", "error"), [(1e-2, 1e-3), (1e-3, 1e-5)])
+def test_the_difference_is_the_double_backward(
+    name: str, ignore_length: bool, step: float, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is chosen for float32; in float64 the error falls with its square."""
+    monkeypatch.setattr("models.hypergradient.STEP", step)
+    torch.manual_seed(3)
     network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).double()
     x, trusted = torch.randn(2, 20, 6, dtype=torch.float64)
     y, trusted_y = torch.randint(5, (2, 20))
@@ -82,17 +84,18 @@ def test_the_difference_is_the_double_backward(name: str, ignore_length: bool) -
                            trusted=(trusted, trusted_y), ignore_length=ignore_length)  # fmt: skip
 
     n = {key: torch.tensor(getattr(loss, key), dtype=torch.float64, requires_grad=True) for key in names}
-    descent = torch.autograd.grad(slow(name, network(x), y, n).mean(), parameters, create_graph=True)
-    assert float(slow(name, network(x), y, n).mean()) == pytest.approx(float(loss(network(x), y).mean()), rel=1e-5)
+    value = slow(name, network(x), y, n).mean()
+    assert float(value.detach()) == pytest.approx(float(loss(network(x), y).mean().detach()), rel=1e-5)
+    descent = torch.autograd.grad(value, parameters, create_graph=True)
     length = torch.stack([part.square().sum() for part in descent]).sum().sqrt()
     scale = length.detach() / length if ignore_length else 1.0
     ahead = {key: p - rate * scale * part for (key, p), rate, part in
              zip(network.named_parameters(), rates, descent, strict=True)}  # fmt: skip
     cost = F.cross_entropy(torch.func.functional_call(network, ahead, trusted), trusted_y)
     exact = torch.stack(torch.autograd.grad(cost, list(n.values())))
-    assert found.tolist() == pytest.approx(exact.tolist(), rel=1e-4)
+    assert found.tolist() == pytest.approx(exact.tolist(), rel=error)
     assert all(torch.equal(p, kept) for p, kept in zip(parameters, before, strict=True))
-    assert [getattr(loss, key) for key in names] == [float(value) for value in n.values()]
+    assert [getattr(loss, key) for key in names] == [float(value.detach()) for value in n.values()]
 
 
 @pytest.mark.parametrize("name", LEARNT)
@@ -249,38 +252,6 @@ def test_a_replay_follows_the_schedule(data: Path, recipe: Recipe, tmp_path: Pat
         train(each)
     assert trajectory(again.out) == trajectory(first.out)
     assert trajectory(twice.out) == [q for q in trajectory(first.out) for _ in range(2)]
-
-
-def test_workers_move_the_numbers_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, program, tmp_path], check=True, timeout=120, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
-    subprocess.run(
-        [sys.executable, program, tmp_path], check=True, timeout=120, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
-    )
-    alone = torch.load(tmp_path / "1-0.pt")
-    for rank in range(2):
-        assert torch.load(tmp_path / f"2-{rank}.pt").tolist() == pytest.approx(alone.tolist(), rel=1e-6)
-
-
-PROGRAM = """
-import sys, torch
-from pathlib import Path
-from models.distributed import part, rank, workers, world
-from models.hypergradient import hyper_gradient
-from models.losses import build_loss
-
-with workers():
-    torch.manual_seed(0)
-    answer = torch.nn.Linear(6, 5).double()
-    x, trusted = torch.randn(2, 9, 6, dtype=torch.float64)
-    y, trusted_y = torch.randint(5, (2, 9))
-    own = part(9)
-    found = hyper_gradient(build_loss("sce", 5), ["alpha", "beta"], parameters=list(answer.parameters()), rates=[.1, .2],
-                           answer=answer, batch=(x[own], y[own]), trusted=(trusted[own], trusted_y[own]), ignore_length=True)
-    torch.save(found, Path(sys.argv[1]) / f"{world()}-{rank()}.pt")
-"""
 
 
 def test_batches_of_trusted_photos_are_balanced_and_repeatable() -> None:
