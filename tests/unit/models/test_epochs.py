@@ -93,9 +93,8 @@ def test_an_interval_is_over_again_and_again() -> None:
     assert Interval(0).over()
 
 
-def test_a_batch_too_small_for_its_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert num_steps(21, Train(batch_size=4)) == 6
-    monkeypatch.setattr("models.distributed.world", lambda: 2)
+def test_a_batch_too_small_for_its_workers_is_refused() -> None:
+    assert num_steps(21, Train(batch_size=4), workers=1) == 6
     message = r"train\.batch_size: 4 of 21 photos gives batches of 3, and each of 2 workers needs 2; .*train\.workers"
     with pytest.raises(ConfigError, match=message):
-        num_steps(21, Train(batch_size=4))
+        num_steps(21, Train(batch_size=4), workers=2)
