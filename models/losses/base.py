@@ -50,11 +50,6 @@ class Row:
         return summarise(self.logits, self.target, self.terms, self.shift)
 
     @property
-    def is_summarised(self) -> bool:
-        """Whether the logits were gone through already."""
-        return "summary" in vars(self)
-
-    @property
     def log_p(self) -> Tensor:
         """(N,) log-probability of the target."""
         return self.summary[0]
@@ -154,15 +149,19 @@ class Loss(nn.Module):
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
         self._check(logits, target, index, embedding)
-        row = Row(logits, target.long(), terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        with torch.autocast(logits.device.type, enabled=False):  # it would take some sums over the classes in bfloat16
+            return self._forward(logits, target.long(), index, embedding)
+
+    def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
+        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
             value = self._matched(row)
             if self.ce_share:
                 value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
-        sound = value.isfinite() & row.log_p.isfinite() if row.is_summarised else value.isfinite()
-        if not bool(sound.all()):
+        own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite also where this is -inf
+        if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
 
