@@ -7,7 +7,6 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -89,11 +88,10 @@ class Marvel(Stateful):
         return self.base.value(row)
 
     def value(self, row: Row) -> Tensor:
-        value = super().value(row)
-        if not self.gain or self.weight is None or row.index is None:
+        value, weight = super().value(row), self.weight_of(row)
+        if not self.gain or weight is None:
             return value
-        mean = self.weight_of(row).mean()
-        return value / torch.where(mean > 0, mean, 1.0)
+        return value / (float(weight.mean()) or 1.0)
 
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
@@ -162,7 +160,7 @@ class Marvel(Stateful):
 def probability_margin(row: Row) -> Tensor:
     """(N,) p_y - max_k p_k, k other than y, of the logits as they are."""
     log_p = row.log_p.detach() if row.shift.idle else summarise(row.logits.detach(), row.target)[0]
-    return log_p.exp() * -torch.expm1(-row.margin)  # p_k / p_y = exp(-margin)
+    return log_p.exp() - (log_p - row.margin).exp()
 
 
 OF_PLUS = {"gain": Parameter(Annotated[float, Range(0, open_low=True)], 1.0)}

@@ -1,9 +1,9 @@
 """What a loss remembers of every sample: columns beside the training set, keyed by the stable id and the label they are about.
 
-    in an epoch     note(index, ...)     every worker notes what it sees
-    after it        merge()              all workers' notes, in one order, so that equal notes give equal decisions bit for bit
-    in checkpoints  state(), load()      columns and notes of the running epoch; tensors, strings and whole numbers only
-    between runs    write(), carry()     samples.parquet, which outlives a change of the data version
+in an epoch     note(index, ...)     every worker notes what it sees
+after it        merge()              all workers' notes, in one order, so that equal notes give equal decisions bit for bit
+in checkpoints  state(), load()      columns and notes of the running epoch; tensors, strings and whole numbers only
+between runs    write(), carry()     samples.parquet, which outlives a change of the data version
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class Memory:
         """Adds observations, (n,) or (n, w) each, of n samples; the same sample may come again."""
         index = index.detach().cpu()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise BatchError(f"index: {int(index.min())} to {int(index.max())}; this loss began with {len(self)} samples")
+            raise BatchError(
+                f"index: {int(index.min())} to {int(index.max())}; this loss began with {len(self)} samples"
+            )
         columns = [values[name].detach().reshape(len(index), -1).float().cpu() for name in self.widths]
         self._pending.append((index, torch.cat(columns, 1)))
 
@@ -215,9 +217,9 @@ class Memory:
         return json.dumps(about, sort_keys=True)
 
     def _check(self, where: str, theirs: Mapping[str, Any], *, way_out: str) -> None:
-        ours = _flat(json.loads(self._about()))
-        for field, value in (ours | _flat(theirs)).items():
-            want, got = ours.get(field), _flat(theirs).get(field)
+        ours, given = _flat(json.loads(self._about())), _flat(theirs)
+        for field in ours | given:
+            want, got = ours.get(field), given.get(field)
             if want != got:
                 raise CheckpointMismatch(f"{where}: {field} is {got!r}, and this training has {want!r}; {way_out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
-from models.losses.base import Loss, Row, Samples, build_loss
+from models.losses.base import Loss, Row, Samples, build_loss, common_parameters
 from models.losses.memory import Column, Memory
+from models.losses.softmax import Shift
 from models.registry import Range
 
 Share = Annotated[float, Range(0, 1, open_high=True)]
@@ -31,9 +33,7 @@ class Guard:
     max_share: float
     n_min: int
 
-    def part_with(
-        self, wish: NDArray[np.bool_], score: NDArray[Any], target: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    def part_with(self, wish: NDArray[np.bool_], score: NDArray[Any], target: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) bool: who of the wished goes; the lowest scores of each class first, then the first in order."""
         size = np.bincount(target)
         allowed = np.minimum(np.floor(self.max_share * size + 1e-9), size - self.n_min)
@@ -45,7 +45,9 @@ class Guard:
         return going
 
 
-def class_quantile(values: NDArray[Any], target: NDArray[np.int64], q: float, *, num_classes: int) -> NDArray[np.float64]:
+def class_quantile(
+    values: NDArray[Any], target: NDArray[np.int64], q: float, *, num_classes: int
+) -> NDArray[np.float64]:
     """(C,) q-quantile of each class's values, between neighbours linearly; NaN for a class that has none."""
     order = np.lexsort((values, target))
     ordered = np.append(values[order].astype(np.float64), np.nan)
@@ -67,14 +69,13 @@ class Stateful(Loss):
     needs_index = True
     columns: ClassVar[Mapping[str, Column]] = {}
     name = ""  # in the memory
-    weight: Tensor | None  # (N,) float32, once it has begun
+    weight: NDArray[np.float32] | None = None  # (N,), once it has begun
     guard: Guard
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.epoch = 0
         self.facts: dict[str, float] = {}  # that a resumed training needs beside the memory
-        self.register_buffer("weight", None, persistent=False)
 
     def judge(self, row: Row) -> Tensor:
         """(N,) the value, before the weight."""
@@ -101,7 +102,9 @@ class Stateful(Loss):
         return self.memory
 
     def observe(self, row: Row) -> None:
-        if len(self.known) and self.training and torch.is_grad_enabled():  # a loss that is measured, or computed anew, is no observation
+        if (
+            len(self.known) and self.training and torch.is_grad_enabled()
+        ):  # a loss that is measured, or computed anew, is no observation
             with torch.no_grad():
                 self.note(row)
 
@@ -111,7 +114,9 @@ class Stateful(Loss):
     def begin(self, samples: Samples) -> None:
         super().begin(samples)
         if len(samples.classes) != self.num_classes:
-            raise BatchError(f"samples: of {len(samples.classes)} classes, and the loss was built for {self.num_classes}")
+            raise BatchError(
+                f"samples: of {len(samples.classes)} classes, and the loss was built for {self.num_classes}"
+            )
         self.memory = Memory(samples, self.columns, name=self.name, meaning=self.meaning())
         self.remember_new()
         self.decide()
@@ -136,19 +141,25 @@ class Stateful(Loss):
 
     def weigh(self, weight: NDArray[Any]) -> None:
         """Sets the weights of the samples, (N,) >= 0, scaled to the mean 1."""
-        scaled = torch.from_numpy(weight / weight.mean()).float()
-        self.weight = scaled if self.weight is None else scaled.to(self.weight.device)
+        self.weight = (weight / weight.mean()).astype(np.float32)
 
-    def weight_of(self, row: Row) -> Tensor:
-        """(n,) weights of a batch."""
-        assert self.weight is not None
-        assert row.index is not None
-        if self.weight.device != row.logits.device:
-            self.weight = self.weight.to(row.logits.device)
-        return self.weight[row.index.to(row.logits.device)]
+    def weight_of(self, row: Row) -> Tensor | None:
+        """(n,) weights of a batch; None where the samples are not known, as when a fresh loss is measured."""
+        return None if self.weight is None or row.index is None else pick(self.weight, row)
+
+    def shift_of(self, base: Loss) -> Shift:
+        """What a base does to the logits, and this loss's own options."""
+        return dataclasses.replace(base.shift, bias=self.options.logit_bias, prior=self.prior)
 
     def _weigh(self, row: Row, value: Tensor) -> Tensor:
-        return value if self.weight is None or row.index is None else value * self.weight_of(row).to(value.dtype)
+        weight = self.weight_of(row)
+        return value if weight is None else value * weight.to(value.dtype)
+
+
+def pick(values: NDArray[Any], row: Row) -> Tensor:
+    """(n, ...) what an array of all samples, (N, ...), holds of a batch."""
+    assert row.index is not None
+    return torch.from_numpy(values[row.index.cpu().numpy()]).to(row.logits.device)
 
 
 class Unit(nn.Module):
@@ -169,6 +180,11 @@ class Unit(nn.Module):
 
 def build_base(name: str, params: Mapping[str, Any] | None, *, num_classes: int) -> Loss:
     """The stateless loss that a method weights."""
+    misplaced = common_parameters().keys() & (params or {}).keys()
+    if misplaced:
+        raise ConfigError(
+            f"loss.params.base_params: {min(misplaced)} is an option of the whole loss; move it to loss.params"
+        )
     base = build_loss(name, num_classes=num_classes, **(params or {}))
     if base.needs_index:
         raise ConfigError(f"loss.params.base: {name!r} keeps state itself; choose a loss without, as 'ce' or 'gce'")

@@ -74,7 +74,9 @@ class TruncatedGCE(Stateful):
 
     def take_answers(self, log_p: Tensor, *, accuracy: float) -> None:
         if log_p.shape != (len(self.known),):
-            raise BatchError(f"log_p: of shape {tuple(log_p.shape)}, and this loss began with {len(self.known)} samples")
+            raise BatchError(
+                f"log_p: of shape {tuple(log_p.shape)}, and this loss began with {len(self.known)} samples"
+            )
         self.facts["due"] += self.every
         if accuracy < self.facts["best"]:  # NaN is not: without validation photos every model decides
             return
