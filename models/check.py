@@ -21,7 +21,6 @@ from models.losses import Loss, Samples, build_loss
 from models.network import build_network
 
 
-
 def check(recipe: Recipe, *, data: Path) -> None:
     """Builds what would be trained and counts what it would be trained on.
 

@@ -212,9 +212,7 @@ def test_guards_hold_in_every_class(rows: list[tuple[int, bool, float]], max_sha
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 3), st.floats(-1e3, 1e3)), min_size=1, max_size=40), q=st.floats(0, 0.99)
-)
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.floats(-1e3, 1e3)), min_size=1, max_size=40), q=st.floats(0, 0.99))
 def test_quantiles_of_classes_are_those_of_numpy(rows: list[tuple[int, float]], q: float) -> None:
     target, values = (np.array(column) for column in zip(*rows, strict=True))
     found = class_quantile(values, target, q, num_classes=5)
