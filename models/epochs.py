@@ -47,7 +47,7 @@ def fit(
         ask: called before the epochs for which the loss wants answers.
         meta: of the numbers of the loss.
     """
-    steps = num_steps(len(target), settings)
+    steps = num_steps(len(target), settings, workers=distributed.world())
     optimizer = make_optimizer(network, loss, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
     course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta)
@@ -75,17 +75,17 @@ def fit(
         course.save(out / "checkpoint.pt", key=key)
 
 
-def num_steps(num_photos: int, settings: Train) -> int:
+def num_steps(num_photos: int, settings: Train, *, workers: int) -> int:
     """Steps of an epoch; its batches are as even as it goes.
 
     Raises:
         ConfigError: the smallest does not give every worker enough to learn from.
     """
     steps = min(math.ceil(num_photos / settings.batch_size), num_photos // LEAST)
-    if num_photos // steps < LEAST * distributed.world():
+    if num_photos // steps < LEAST * workers:
         raise ConfigError(
             f"train.batch_size: {settings.batch_size} of {num_photos} photos gives batches of {num_photos // steps}, and each "
-            f"of {distributed.world()} workers needs {LEAST}; raise it, or start fewer workers (train.workers)"
+            f"of {workers} workers needs {LEAST}; raise it, or start fewer workers (train.workers)"
         )
     return steps
 

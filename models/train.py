@@ -68,6 +68,8 @@ def train(job: Job) -> None:
                    ids=manifest.id[held_out], target=manifest.target[held_out])  # fmt: skip
     if distributed.rank() == 0:
         write_scores(scores, job.out / "scores.parquet")
+        if loss.memory is not None:
+            loss.memory.write(job.out / "samples.parquet", params=job.recipe.loss.params)
         save_network(job.out / "network.pt", network, member=job.recipe.members[job.member], classes=manifest.classes)
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
@@ -88,6 +90,8 @@ def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
     loss = build_loss(job.recipe.loss.name, num_classes=len(manifest.classes), **job.recipe.loss.params)
     log.info("loss %s: %s", job.recipe.loss.name, tolerance(loss))
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
+    if job.train.state and loss.memory is not None:
+        log.info("train.state %s: %s", job.train.state, loss.memory.carry(Path(job.train.state)))
     return loss
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from models.errors import BatchError, ConfigError
 from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
 from models.registry import Parameter, Range, Registry, parameters_of
+
+if TYPE_CHECKING:
+    from models.losses.memory import Memory
 
 LOSSES = Registry("loss")
 COUNT_FLOOR = 1.0  # photos that a class counts for at least, where its prior is taken
@@ -48,11 +51,6 @@ class Row:
     @cached_property
     def summary(self) -> tuple[Tensor, ...]:
         return summarise(self.logits, self.target, self.terms, self.shift)
-
-    @property
-    def is_summarised(self) -> bool:
-        """Whether the logits were gone through already."""
-        return "summary" in vars(self)
 
     @property
     def log_p(self) -> Tensor:
@@ -125,6 +123,7 @@ class Loss(nn.Module):
     prior: Tensor | None  # (C,) of logit_adjustment, once `begin` knows the labels
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
+    memory: Memory | None = None  # of a loss with state per sample, once it has begun
     weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
@@ -158,17 +157,25 @@ class Loss(nn.Module):
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
         self._check(logits, target, index, embedding)
-        row = Row(logits, target.long(), terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        with torch.autocast(logits.device.type, enabled=False):  # it would take some sums over the classes in bfloat16
+            return self._forward(logits, target.long(), index, embedding)
+
+    def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
+        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        self.observe(row)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
             value = self._matched(row)
             if self.ce_share:
                 value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
-        sound = value.isfinite() & row.log_p.isfinite() if row.is_summarised else value.isfinite()
-        if not bool(sound.all()):
+        own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite also where this is -inf
+        if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
+
+    def observe(self, row: Row) -> None:
+        """Told of every batch, while cross-entropy warms up too."""
 
     def warming(self, row: Row) -> Tensor:
         """(N,) what is learnt from before the loss itself: cross-entropy."""

@@ -25,7 +25,11 @@ PAPER = "Ma et al., ICML 2020 (arXiv 2006.13554), equation 3"
 
 
 class Symmetric(Loss):
-    """A loss whose values over all labels sum to a constant."""
+    """A loss whose values over all labels sum to a constant.
+
+    Symmetric noise is tolerated up to 1 - 1/C. Under class-dependent noise Ma et al. also ask that no wrong label's value
+    exceed 1 / (C - 1), which nothing enforces in a normalised loss: the ratio 1 is then the sources' word, not a proof.
+    """
 
     def asymmetry_ratio(self) -> float:
         return 1.0

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
 CACHED_GPU = 2**24
-SMALLEST = 1e-12  # norm of logits that sharpening divides by
+SMALLEST = 1e-3  # norm of logits that sharpening divides by: at 1e-12 one row of zeros had a gradient of 1e12
 
 
 class Term(Protocol):
@@ -38,6 +38,11 @@ class Term(Protocol):
 @dataclass(frozen=True)
 class SumLog:
     """sum_k log p_k = sum_k z_k - C logsumexp(z); needs no elementwise pass."""
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """logsumexp(z) itself: what a class beside the C competes with. Needs no elementwise pass."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class SumFloored:
         return (log_p > -self.depth).to(log_p.dtype)
 
 
-AnyTerm = SumLog | Term
+AnyTerm = SumLog | LogSumExp | Term
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,11 @@ class Shift:
         if self.tau is None:
             return gradient
         if self.normalise:
-            square = torch.linalg.vecdot(logits, logits)[:, None].clamp(min=SMALLEST**2)
+            square = torch.linalg.vecdot(logits, logits)[:, None]
             along = torch.linalg.vecdot(logits, gradient)[:, None] / square
+            along = along.where(square > SMALLEST**2, 0)  # below it the divisor is a constant
             torch.addcmul(gradient, logits, along, value=-1, out=gradient)
-            return gradient.mul_(1 / (self.tau * square.sqrt()))
+            return gradient.mul_(1 / (self.tau * square.clamp(min=SMALLEST**2).sqrt()))
         return gradient.mul_(1 / self.tau)
 
 
@@ -243,6 +249,8 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
         if isinstance(term, SumLog):
             num_classes = u.shape[1]
             found.append((u.sum(1, dtype=lse.dtype) - num_classes * lse, torch.full_like(lse, num_classes)))
+        elif isinstance(term, LogSumExp):
+            found.append((lse, torch.full_like(lse, -1)))  # its gradient is p, as if p were pulled the other way
         else:
             found.append(term.sums(log_p, p))
     if not found:
@@ -255,6 +263,8 @@ def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weigh
     log_p = _log(terms, u, lse)
     extra: Tensor | None = None
     for term, weight in zip(terms, weights.unbind(1), strict=False):
+        if isinstance(term, LogSumExp):
+            continue
         part = weight[:, None] if isinstance(term, SumLog) else term.slope(log_p, p).mul_(weight[:, None])
         extra = part if extra is None else extra + part
     return extra
@@ -262,7 +272,7 @@ def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weigh
 
 def _log(terms: tuple[AnyTerm, ...], u: Tensor, lse: Tensor) -> Tensor:
     """log p_k, (n, C), where a term works on it."""
-    return u - lse[:, None] if any(not isinstance(term, SumLog) for term in terms) else u
+    return u - lse[:, None] if any(not isinstance(term, SumLog | LogSumExp) for term in terms) else u
 
 
 class _Miss(Function):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.config import Train
+import models.epochs
+import models.train
+from models.config import Loss, Train
 from models.course import Interval, seed_step
-from models.epochs import num_steps
+from models.epochs import num_steps, take_step
 from models.errors import ConfigError
 from models.scores import read_scores
-from tests.counting import counting_job, train
+from tests.counting import RECIPE, counting_job, train
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.0], ids=["views", "features"])
@@ -45,6 +49,40 @@ def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
     ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert np.array_equal(read_scores(job.out / "scores.parquet").probs, read_scores(whole / "scores.parquet").probs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss(name="marvel", params={"start_epoch": 1, "run": 1}),
+        Loss(name="truncated_gce", params={"start_epoch": 1, "every": 1}),
+        Loss(name="car"),
+        Loss(name="aum"),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_every_loss_with_state_goes_on_in_mid_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Loss
+) -> None:
+    recipe = dataclasses.replace(RECIPE, loss=loss)
+    whole, halted = (counting_job(data, tmp_path / name, recipe) for name in ("whole", "halted"))
+    models.train.train(whole)
+    steps_left = iter(range(5))
+
+    def step_or_halt(*args: Any, **named: Any) -> None:
+        if next(steps_left, None) is None:
+            raise KeyboardInterrupt
+        take_step(*args, **named)
+
+    monkeypatch.setattr(models.epochs, "take_step", step_or_halt)
+    with pytest.raises(KeyboardInterrupt):
+        models.train.train(halted)
+    monkeypatch.undo()
+    models.train.train(halted)
+    assert metrics(halted.out) == metrics(whole.out)
+    ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert pq.read_table(halted.out / "samples.parquet").equals(pq.read_table(whole.out / "samples.parquet"))
 
 
 def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
@@ -93,9 +131,8 @@ def test_an_interval_is_over_again_and_again() -> None:
     assert Interval(0).over()
 
 
-def test_a_batch_too_small_for_its_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert num_steps(21, Train(batch_size=4)) == 6
-    monkeypatch.setattr("models.distributed.world", lambda: 2)
+def test_a_batch_too_small_for_its_workers_is_refused() -> None:
+    assert num_steps(21, Train(batch_size=4), workers=1) == 6
     message = r"train\.batch_size: 4 of 21 photos gives batches of 3, and each of 2 workers needs 2; .*train\.workers"
     with pytest.raises(ConfigError, match=message):
-        num_steps(21, Train(batch_size=4))
+        num_steps(21, Train(batch_size=4), workers=2)
