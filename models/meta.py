@@ -92,9 +92,7 @@ class Adjuster(Constant):
         self.settings, self.network, self.inputs, self.target, self.seed = settings, network, inputs, target, seed
         self.bounds = bounds_of(loss)
         self.raw = torch.tensor(start_of(loss), dtype=torch.float64, requires_grad=True)
-        self.outer = torch.optim.Adam(
-            [self.raw], lr=settings.lr, eps=1e-15
-        )  # gradients are tiny where classes are many
+        self.outer = torch.optim.Adam([self.raw], lr=settings.lr, eps=1e-15)  # many classes: tiny gradients
         self.draws = Draws(target, batch_size=settings.batch_size, seed=seed)
         self.num_steps = 0  # of training
         self.num_drawn = 0  # trusted batches
