@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import models.train
-from models.config import Member, Recipe, Train, from_dict
+from models import losses
+from models.config import Loss, Member, Recipe, Train, from_dict
 from models.distributed import gather, rank, workers, world
 from models.job import Job
-from models.losses import Loss, Samples
+from models.losses import Samples
 from models.losses.base import Row
 from models.network import Network, Normalisation
 
@@ -25,12 +26,14 @@ RECIPE = from_dict(
         "name": "tiny",
         "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],
         "train": {"epochs": 3, "batch_size": 8, "sampling_power": 0.5, "l1": 1e-3, "checkpoint_minutes": 0},
+        "loss": {"name": "ce"},
         "export": {"input_size": 40},
     }
 )
+MARVEL = dataclasses.replace(RECIPE, loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}))
 
 
-class Counting(Loss):
+class Counting(losses.Loss):
     """Cross-entropy that remembers log p_y of each photo, and weighs photos by it from the next epoch on."""
 
     needs_index = True
@@ -104,21 +107,23 @@ def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any
 
 
 def train(job: Job, *, halt_after: int = -1) -> None:
-    """Trains a plain network with Counting, which may halt it after so many steps."""
+    """Trains a plain network with the recipe's loss, or with Counting for "ce", which may halt it after so many steps."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(models.train, "build_network", plain_network)
-        patch.setattr(
-            models.train, "build_loss", lambda name, num_classes: Counting(num_classes, halt_after=halt_after)
-        )
+        if job.recipe.loss.name == "ce":
+            patch.setattr(
+                models.train, "build_loss", lambda _, num_classes: Counting(num_classes, halt_after=halt_after)
+            )
         models.train.train(job)
 
 
 def main() -> None:
-    """By 2 workers: views and features, and a training that is halted; by others, which goes on."""
+    """By 2 workers: views, features and state, and a training that is halted; by others, which goes on."""
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with workers():
         train(counting_job(data, out / f"views-{world()}"))
         train(counting_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
+        train(counting_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
         train(counting_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from flows.intake import ingest
 from models.data.manifest import read_manifest
 from models.scores import read_scores
-from tests.counting import counting_job, train
+from tests.counting import MARVEL, counting_job, train
 from tests.deliveries import deliver
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     train(counting_job(data, out / "views-1"))
     train(counting_job(data, out / "features-1", backbone_lr_scale=0.0))
+    train(counting_job(data, out / "marvel-1", MARVEL, l1=0.0))
     run_workers(2, "-m", "tests.counting", data, out)
     assert torch.load(out / "moved" / "checkpoint.pt")["step"] in (1, 2), "halted in mid-epoch"
     run_workers(3, "-m", "tests.counting", data, out)
@@ -88,6 +90,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         ("views-3", "views-1"),
         ("features-2", "features-1"),
         ("features-3", "features-1"),
+        ("marvel-2", "marvel-1"),
+        ("marvel-3", "marvel-1"),
         ("moved", "views-1"),
     ],
 )
@@ -104,6 +108,15 @@ def test_workers_come_to_the_result_of_one(out: Path, name: str, like: str) -> N
     assert np.array_equal(ours.top[:, 0], theirs.top[:, 0])
     assert ours.p_label == pytest.approx(theirs.p_label, abs=1e-6)
     assert not (out / name / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["marvel-2", "marvel-3"])
+def test_workers_remember_and_decide_what_one_does(out: Path, name: str) -> None:
+    ours, theirs = (pq.read_table(out / each / "samples.parquet") for each in (name, "marvel-1"))
+    assert max(theirs["abandoned"].to_pylist()) > 0, "someone is abandoned"
+    for column in ("id", "run", "abandoned"):
+        assert ours[column] == theirs[column]
+    assert ours["margin"].to_numpy() == pytest.approx(theirs["margin"].to_numpy(), abs=1e-5, nan_ok=True)
 
 
 def test_what_is_gathered_and_summed_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:

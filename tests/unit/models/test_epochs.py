@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -82,7 +81,7 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
     assert metrics(halted.out) == metrics(whole.out)
     ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert pq.read_table(halted.out / "samples.parquet").equals(pq.read_table(whole.out / "samples.parquet"))
+    assert (halted.out / "samples.parquet").read_bytes() == (whole.out / "samples.parquet").read_bytes()
 
 
 def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
