@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from models.errors import CheckpointMismatch
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside the path, fsyncs and renames, so that a kill leaves the former file."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside the path, fsynced and renamed to it in the end, so that a kill leaves the former file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("wb") as file:
-            torch.save(content, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes the whole file or none of it."""
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def load(path: Path, *, key: str = "") -> dict[str, Any]:

@@ -63,6 +63,29 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
+
+    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
+    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
+    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
+    every: Positive = 10  # training steps to one step of learning
+    batch_size: Annotated[int, Range(2)] = 64  # trusted photos
+    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
+    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
+
+    def __post_init__(self) -> None:
+        if self.photos and self.replay:
+            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` or `replay` names; "" of no file."""
+        path = Path(self.photos or self.replay)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The training loop."""
 
@@ -73,7 +96,17 @@ class Train:
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
     sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
+    l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
+    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
+    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
+    workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
+    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
+
+    @property
+    def decisive(self) -> Train:
+        """Without the keys that leave the result as it is."""
+        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +169,7 @@ class Recipe:
     name: str
     members: tuple[Member, ...] = (Member(),)
     loss: Loss = Loss()
+    meta: Meta = Meta()
     train: Train = Train()
     augment: Augment = Augment()
     clean: Clean = Clean()

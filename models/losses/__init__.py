@@ -1,6 +1,17 @@
 """Losses for noisy labels. Every loss gives one value per sample; the trainer weights and reduces."""
 
-from models.losses import asymmetric, cross_entropy, lq, normalised, sparse, tempered  # noqa: F401  # registers
+from models.losses import (  # noqa: F401  # a family registers its losses
+    asymmetric,
+    aum,
+    car,
+    cross_entropy,
+    lq,
+    marvel,
+    normalised,
+    sparse,
+    tempered,
+    truncated,
+)
 from models.losses.asymmetric import asymmetry_ratio, max_noise
 from models.losses.base import LOSSES, Loss, Samples, build_loss, log_odds
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from models.errors import BatchError, ConfigError
 from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
 from models.registry import Parameter, Range, Registry, parameters_of
+
+if TYPE_CHECKING:
+    from models.losses.memory import Memory
 
 LOSSES = Registry("loss")
 COUNT_FLOOR = 1.0  # photos that a class counts for at least, where its prior is taken
@@ -121,6 +124,7 @@ class Loss(nn.Module):
     prior: Tensor | None  # (C,) of logit_adjustment, once `begin` knows the labels
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
+    memory: Memory | None = None  # of a loss with state per sample, once it has begun
     weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
@@ -142,6 +146,10 @@ class Loss(nn.Module):
         """(N,) the loss itself."""
         raise NotImplementedError
 
+    def learnable(self) -> dict[str, Range]:
+        """Attributes that `models.meta` may change in training, and between what; `value` takes them as tensors too."""
+        return {}
+
     def asymmetry_ratio(self) -> float:
         """r of Zhou et al. 2021, definition 3, in [0, 1]; 0: no noise tolerance is known. See models.losses.asymmetry."""
         return 0.0
@@ -155,6 +163,7 @@ class Loss(nn.Module):
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
         row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        self.observe(row)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
@@ -165,6 +174,9 @@ class Loss(nn.Module):
         if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
+
+    def observe(self, row: Row) -> None:
+        """Told of every batch, while cross-entropy warms up too."""
 
     def warming(self, row: Row) -> Tensor:
         """(N,) what is learnt from before the loss itself: cross-entropy."""
@@ -185,6 +197,10 @@ class Loss(nn.Module):
 
     def end_epoch(self) -> None:
         """Told after every epoch."""
+
+    def figures(self) -> dict[str, float]:
+        """What the loss has to tell of the epoch that ended, for metrics.jsonl; asked of every worker after end_epoch."""
+        return {}
 
     def wants_answers(self, epoch: int) -> bool:
         """Whether `take_answers` shall be called before this epoch."""

@@ -110,6 +110,9 @@ class SCE(Loss):
     def value(self, row: Row) -> Tensor:
         return -self.alpha * row.log_p - self.beta * RCE.LOG_ZERO * row.miss
 
+    def learnable(self) -> dict[str, Range]:
+        return {"alpha": Range(0), "beta": Range(0)}
+
     def asymmetry_ratio(self) -> float:
         return 0.0 if self.alpha else 1.0
 
@@ -137,6 +140,9 @@ class PolySoft(Loss):
         left = (1 + row.log_p / self.lam).clamp(min=0)
         value: Tensor = (self.d - 1) * self.lam / self.d * (1 - left ** (self.d / (self.d - 1)))
         return value
+
+    def learnable(self) -> dict[str, Range]:
+        return {"lam": Range(math.log(self.num_classes)), "d": Range(1)}
 
 
 @LOSSES.register("eps_ce+mae", paper="Wang et al., NeurIPS 2024 (epsilon-softmax), equations 3 and 8")

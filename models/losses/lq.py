@@ -31,5 +31,8 @@ class GCE(Loss):
     def value(self, row: Row) -> Tensor:
         return one_minus_exp(self.q * row.log_p) / self.q
 
+    def learnable(self) -> dict[str, Range]:
+        return {"q": Range(0, 1)}
+
     def asymmetry_ratio(self) -> float:
         return float(self.q >= 1)

@@ -41,6 +41,11 @@ class SumLog:
 
 
 @dataclass(frozen=True)
+class LogSumExp:
+    """logsumexp(z) itself: what a class beside the C competes with. Needs no elementwise pass."""
+
+
+@dataclass(frozen=True)
 class SumPower:
     """sum_k p_k^r, taken as exp(r log p_k); below `floor` p_k counts as floor, without a gradient."""
 
@@ -102,7 +107,7 @@ class SumFloored:
         return (log_p > -self.depth).to(log_p.dtype)
 
 
-AnyTerm = SumLog | Term
+AnyTerm = SumLog | LogSumExp | Term
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,8 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
         if isinstance(term, SumLog):
             num_classes = u.shape[1]
             found.append((u.sum(1, dtype=lse.dtype) - num_classes * lse, torch.full_like(lse, num_classes)))
+        elif isinstance(term, LogSumExp):
+            found.append((lse, torch.full_like(lse, -1)))  # its gradient is p, as if p were pulled the other way
         else:
             found.append(term.sums(log_p, p))
     if not found:
@@ -256,6 +263,8 @@ def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weigh
     log_p = _log(terms, u, lse)
     extra: Tensor | None = None
     for term, weight in zip(terms, weights.unbind(1), strict=False):
+        if isinstance(term, LogSumExp):
+            continue
         part = weight[:, None] if isinstance(term, SumLog) else term.slope(log_p, p).mul_(weight[:, None])
         extra = part if extra is None else extra + part
     return extra
@@ -263,7 +272,7 @@ def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weigh
 
 def _log(terms: tuple[AnyTerm, ...], u: Tensor, lse: Tensor) -> Tensor:
     """log p_k, (n, C), where a term works on it."""
-    return u - lse[:, None] if any(not isinstance(term, SumLog) for term in terms) else u
+    return u - lse[:, None] if any(not isinstance(term, SumLog | LogSumExp) for term in terms) else u
 
 
 class _Miss(Function):

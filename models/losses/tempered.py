@@ -50,9 +50,12 @@ class BiTempered(Loss):
     def value(self, row: Row) -> Tensor:
         solver = Solver(self.tolerance, self.num_iters)
         if any(isinstance(t, Tensor) and t.requires_grad for t in (self.t1, self.t2)):
-            return learnable(row.shift.apply(_wide(row.logits), row.target), row.target, self.t1, self.t2, solver)
+            return by_autograd(row.shift.apply(_wide(row.logits), row.target), row.target, self.t1, self.t2, solver)
         value: Tensor = _Tempered.apply(row.logits, row.target, float(self.t1), float(self.t2), solver, row.shift)
         return value
+
+    def learnable(self) -> dict[str, Range]:
+        return {"t1": Range(0, 1), "t2": Range(1)}
 
 
 class Solver:
@@ -107,7 +110,7 @@ def log_t(log_p: Tensor, t: Number) -> Tensor:
     return torch.expm1((1 - t) * log_p) / (1 - t)
 
 
-def learnable(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solver) -> Tensor:
+def by_autograd(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solver) -> Tensor:
     """(N,) the loss by plain autograd, differentiable in t1 and t2 too; several buffers of N x C.
 
     One more Newton step from the solution, its slope held constant, has the derivatives of the solution itself.
@@ -115,7 +118,7 @@ def learnable(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solver)
     t1 = torch.as_tensor(t1, dtype=z.dtype).clamp(max=1 - 1e-3)  # away from the removable 0 / 0 at 1
     b = torch.as_tensor(t2 - 1, dtype=z.dtype).clamp(min=1e-3)
     with torch.no_grad():
-        level = solver(z, 1 + float(b))
+        level = solver(z, 1 + float(b.detach()))
         x = 1 + b * (level[:, None] - z)
         slope = (x ** (-1 / b - 1)).sum(1)
     total = ((1 + b * (level[:, None] - z)) ** (-1 / b)).sum(1)

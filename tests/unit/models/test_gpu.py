@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Recipe, to_dict
+from models.config import Loss, Meta, Recipe, to_dict
 from models.decoupling import rebalance
+from models.job import Job
 from models.scores import read_scores
-from models.train import Job, train
+from models.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
@@ -28,3 +30,13 @@ def test_a_network_is_trained_and_balanced_on_the_gpu(data: Path, recipe: Recipe
     assert torch.cuda.max_memory_allocated() > before
     for out in (trained, balanced):
         assert np.isfinite(read_scores(out / "scores.parquet").probs).all()
+
+
+@pytest.mark.parametrize("name", ["gce", "sce", "polysoft", "bi_tempered"])
+def test_a_losss_numbers_are_learnt_on_the_gpu(data: Path, recipe: Recipe, tmp_path: Path, name: str) -> None:
+    learning = dataclasses.replace(recipe, loss=Loss(name=name), meta=Meta(photos="val", every=1, head_only=False))
+    train(Job(data=data, recipe=learning, member=0, out=tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    numbers = [{key: value for key, value in line.items() if key.startswith("loss.params.")} for line in lines]
+    assert numbers[0]
+    assert all(first != last for first, last in zip(numbers[0].values(), numbers[-1].values(), strict=True))

@@ -1,0 +1,150 @@
+"""AUM: samples whose margin, averaged over the epochs, is that of samples known to be labelled wrongly."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from models.errors import ConfigError
+from models.losses.base import LOSSES, Row, Samples
+from models.losses.memory import Column
+from models.losses.softmax import LogSumExp, Shift
+from models.losses.stateful import AtLeastOne, Guard, Share, Stateful, Unit, build_base, pick
+from models.registry import Range
+
+
+@LOSSES.register("aum", paper="Pleiss et al., NeurIPS 2020 (arXiv 2001.10528), section 4")
+class AUM(Stateful):
+    """First cross-entropy over C + 1 classes; from `decision_epoch` on v base(u, y), v = 0 for what was flagged.
+
+    Some samples, chosen by their ids, are given to a class that does not exist, whose logit is a linear unit of this loss on the
+    embedding. Their margins, z_y - max_k z_k averaged over the epochs, are those of wrong labels; whoever stays below a
+    percentile of them is flagged. After that the extra class is gone and its samples have their own labels back. The paper
+    flags in one training, and learns in another; deciding on the way is ours, and so are the guards of rare classes. logit_bias
+    acts from the decision on.
+
+    Args:
+        base, base_params: the loss that is weighted after the decision, one without state.
+        decision_epoch: the first without the extra class; the paper's is where the learning rate first drops.
+        percentile: of the extra class's margins, in [0, 100]; published 99.
+        share: of the samples that go to the extra class, in (0, 1); by default the published 1 / (C + 1). Never from classes
+            of n_min samples.
+        max_share, n_min: the most of a class that may be flagged, and what it keeps; the least margins go first.
+        width: of the embedding.
+    """
+
+    name = "aum"
+    needs_embedding = True
+    columns: ClassVar = {
+        "total": Column(dtype="float64"),  # of the margins
+        "count": Column(dtype="int32"),  # of the epochs in it
+        "extra": Column(dtype="bool"),  # given to the class that does not exist
+        "flagged": Column(dtype="bool"),
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        base: str = "ce",
+        base_params: dict[str, Any] | None = None,
+        decision_epoch: AtLeastOne = 10,
+        percentile: Annotated[float, Range(0, 100)] = 99.0,
+        share: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None,
+        max_share: Share = 0.5,
+        n_min: AtLeastOne = 3,
+        width: AtLeastOne = 512,
+    ) -> None:
+        super().__init__(num_classes)
+        self.base = build_base(base, base_params, num_classes=num_classes)
+        self.terms, self.weighs_log_p = (*self.base.terms, LogSumExp()), self.base.weighs_log_p
+        self.decision_epoch, self.percentile = decision_epoch, percentile
+        self.share = 1 / (num_classes + 1) if share is None else share
+        self.guard = Guard(max_share, n_min)
+        self.unit = Unit(width)
+
+    @property
+    def is_decided(self) -> bool:
+        return self.epoch >= self.decision_epoch
+
+    @property
+    def shift(self) -> Shift:
+        return self.shift_of(self.base) if self.is_decided else Shift(prior=self.prior)
+
+    def judge(self, row: Row) -> Tensor:
+        if self.is_decided or row.index is None:
+            return self.base.value(row)
+        return self.extended(row)
+
+    def warming(self, row: Row) -> Tensor:
+        return super().warming(row) if self.is_decided else self._weigh(row, self.extended(row))
+
+    def extended(self, row: Row) -> Tensor:
+        """(n,) cross-entropy over C + 1 classes: the extra logit joins the sum, and is the label of some."""
+        assert row.embedding is not None
+        lead = self.unit(row.embedding, row.log_p.dtype) - row.sum(LogSumExp())
+        return torch.where(pick(self.known["extra"], row), softplus(-lead), softplus(lead) - row.log_p)
+
+    def asymmetry_ratio(self) -> float:
+        return self.base.asymmetry_ratio()
+
+    def remember_new(self) -> None:
+        target = self.known.target
+        eligible = np.flatnonzero(np.bincount(target)[target] > self.guard.n_min)
+        if not len(eligible):
+            raise ConfigError(
+                f"loss.params.n_min: no class has more than {self.guard.n_min} photos, so that none can be spared for the extra "
+                "class; lower it, or choose another loss"
+            )
+        drawn = sorted(eligible.tolist(), key=lambda at: hashlib.sha256(str(self.known.id[at]).encode()).digest())
+        self.known["extra"][drawn[: max(round(self.share * len(target)), 1)]] = True
+
+    def begin(self, samples: Samples) -> None:
+        super().begin(samples)
+        self.base.begin(samples)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.base.start_epoch(epoch)
+        super().start_epoch(epoch)
+        if self.memory is not None and not self.is_decided:
+            self.memory.expect(margin=1)
+
+    def note(self, row: Row) -> None:
+        if self.is_decided:
+            return
+        assert row.index is not None
+        assert row.embedding is not None
+        own = row.logits.gather(1, row.target[:, None])[:, 0].float()
+        extra = self.unit(row.embedding, torch.float32)
+        largest = own - row.margin.clamp(max=0)
+        margin = torch.where(pick(self.known["extra"], row), extra - largest, torch.minimum(row.margin, own - extra))
+        self.known.note(row.index, margin=margin)
+
+    def end_epoch(self) -> None:
+        if self.is_decided:
+            return
+        seen, margin = self.known.merge().mean("margin")
+        self.known["total"][seen] += margin
+        self.known["count"][seen] += 1
+
+    def decide(self) -> None:
+        if self.is_decided:
+            self.flag()
+        self.weigh(~self.known["flagged"])
+
+    def flag(self) -> None:
+        """Compares all samples with those of the extra class."""
+        memory = self.known
+        seen, extra = memory["count"] > 0, memory["extra"]
+        mean = memory["total"] / memory["count"].clip(min=1)
+        if not (seen & extra).any():
+            return
+        wish = seen & ~extra & (mean < np.percentile(mean[seen & extra], self.percentile))
+        memory["flagged"][:] = self.guard.part_with(wish, mean, memory.target)
+
+    def figures(self) -> dict[str, float]:
+        return {} if self.memory is None else {"flagged_share": float(self.memory["flagged"].mean())}

@@ -1,0 +1,169 @@
+"""MARVEL: samples whose margin stays small are given time, then abandoned. MARVEL+ weights up the arduous."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.losses.base import LOSSES, Row, Samples
+from models.losses.memory import Column
+from models.losses.softmax import Shift, summarise
+from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, build_base, class_quantile
+from models.registry import Component, Parameter, Range, parameters_of
+
+PAPER = "Lin and Bradic 2021 (arXiv 2102.00751), abstract; all settings are ours"
+NEVER = -1  # abandoned in no epoch
+Relative = Literal["quantile", "prior", "none"]
+
+
+class Marvel(Stateful):
+    """v base(u, y), v = 0 once the margin was below its class's threshold in `run` epochs running, and `start_epoch` has come.
+
+    The abstract says: margins of all samples are kept per epoch; one whose margin is small in consecutive epochs is flagged,
+    waited for, and abandoned; MARVEL+ raises the weight of the arduous. We had no more of it, so that every setting below is
+    ours. Margins are those of the training passes, of logits without bias or prior; a sample that an epoch leaves out keeps
+    its run. Tail classes have small margins because they are rare; so thresholds are relative to the class by default.
+
+    Args:
+        base, base_params: the loss that is weighted, one without state.
+        theta: threshold of the margin.
+        run: epochs in a row, 1 to 100, below it.
+        start_epoch: the first before which samples are abandoned; at best where accuracy on the given labels levels off.
+        relative: "quantile": theta falls by as much as the class's quantile of the margins lies below that of all samples;
+            "prior": by as much as log prior_y lies below that of a class of average size; "none": theta for all.
+        quantile: of the margins, in [0, 1).
+        margin: "logit": z_y - max_k z_k, k other than y; "probability": the same of p.
+        reversible: an abandoned sample returns after `run` epochs above the threshold; else never.
+        max_share, n_min: the most of a class that may be abandoned, and what it keeps; the least margins go first.
+        gain: MARVEL+: the weight is 1 + gain for kept samples within `band` of the threshold that are not due to be
+            abandoned; weights then have the mean 1 over the batch.
+        band: of margins, > 0.
+    """
+
+    name = "marvel"
+    columns: ClassVar = {
+        "run": Column(dtype="int8"),  # epochs in a row below the threshold; negative: above
+        "margin": Column(dtype="float32", fill=math.nan),
+        "abandoned": Column(dtype="int16", fill=NEVER),  # before which epoch
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        base: str = "ce",
+        base_params: dict[str, Any] | None = None,
+        theta: float = 0.0,
+        run: Annotated[int, Range(1, 100)] = 5,
+        start_epoch: Epoch = 5,
+        relative: Relative = "quantile",
+        quantile: Share = 0.75,
+        margin: Literal["logit", "probability"] = "logit",
+        reversible: bool = False,
+        max_share: Share = 0.5,
+        n_min: AtLeastOne = 3,
+        gain: Annotated[float, Range(0)] = 0.0,
+        band: Annotated[float, Range(0, open_low=True)] = 1.0,
+    ) -> None:
+        super().__init__(num_classes)
+        self.base = build_base(base, base_params, num_classes=num_classes)
+        self.terms, self.weighs_log_p = self.base.terms, self.base.weighs_log_p
+        self.theta, self.run, self.first = theta, run, start_epoch
+        self.relative, self.quantile, self.kind, self.reversible = relative, quantile, margin, reversible
+        self.guard, self.gain, self.band = Guard(max_share, n_min), gain, band
+
+    def meaning(self) -> dict[str, Any]:
+        quantile = self.quantile if self.relative == "quantile" else None
+        return {"margin": self.kind, "theta": self.theta, "relative": self.relative, "quantile": quantile}
+
+    @property
+    def shift(self) -> Shift:
+        return self.shift_of(self.base)
+
+    def judge(self, row: Row) -> Tensor:
+        return self.base.value(row)
+
+    def value(self, row: Row) -> Tensor:
+        value, weight = super().value(row), self.weight_of(row)
+        if not self.gain or weight is None:
+            return value
+        return value / (float(weight.mean()) or 1.0)
+
+    def asymmetry_ratio(self) -> float:
+        return self.base.asymmetry_ratio()
+
+    def note(self, row: Row) -> None:
+        assert row.index is not None
+        self.known.note(row.index, margin=row.margin if self.kind == "logit" else probability_margin(row))
+
+    def begin(self, samples: Samples) -> None:
+        super().begin(samples)
+        self.base.begin(samples)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.base.start_epoch(epoch)
+        super().start_epoch(epoch)
+        if self.memory is not None:
+            self.memory.expect(margin=1)
+
+    def end_epoch(self) -> None:
+        seen, margin = self.known.merge().mean("margin")
+        self.known["margin"][seen] = margin
+        small = (self.known["margin"] < self.threshold())[seen]
+        run = self.known["run"][seen].astype(np.int64)
+        run = np.where(small, run.clip(min=0) + 1, run.clip(max=0) - 1)
+        self.known["run"][seen] = run.clip(-100, 100)
+
+    def threshold(self) -> NDArray[np.float64]:
+        """(N,) of each sample's class, from the margins as they were last seen."""
+        target, margin = self.known.target, self.known["margin"]
+        if self.relative == "none":
+            return np.full(len(target), self.theta)
+        if self.relative == "prior":
+            size = np.bincount(target, minlength=self.num_classes).clip(min=1)
+            behind = np.log(size / size.mean())
+        else:
+            seen = np.isfinite(margin)
+            if not seen.any():
+                return np.full(len(target), self.theta)
+            of_class = class_quantile(margin[seen], target[seen], self.quantile, num_classes=self.num_classes)
+            behind = np.nan_to_num(of_class - np.quantile(margin[seen].astype(np.float64), self.quantile))
+        falls: NDArray[np.float64] = self.theta + np.minimum(behind, 0)[target]
+        return falls
+
+    def decide(self) -> None:
+        run, margin, abandoned = (self.known[name] for name in ("run", "margin", "abandoned"))
+        gone = abandoned != NEVER
+        back = run <= -self.run if self.reversible else np.zeros_like(gone)
+        wish = gone & ~back
+        if self.epoch >= self.first:
+            wish |= run >= self.run
+        going = self.guard.part_with(wish, np.where(gone, -np.inf, margin), self.known.target)
+        abandoned[:] = np.where(going, np.where(gone, abandoned, min(self.epoch, 32767)), NEVER)
+        weight = (~going).astype(np.float64)
+        if self.gain:
+            arduous = (run < self.run) & (np.abs(margin - self.threshold()) <= self.band)
+            weight *= 1 + self.gain * arduous
+        self.weigh(weight)
+
+    def figures(self) -> dict[str, float]:
+        if self.memory is None:
+            return {}
+        gone = self.memory["abandoned"] != NEVER
+        return {"abandoned_share": float(gone.mean()), "flagged_share": float((self.memory["run"] > 0)[~gone].mean())}
+
+
+def probability_margin(row: Row) -> Tensor:
+    """(N,) p_y - max_k p_k, k other than y, of the logits as they are."""
+    log_p = row.log_p.detach() if row.shift.idle else summarise(row.logits.detach(), row.target)[0]
+    return log_p.exp() - (log_p - row.margin).exp()
+
+
+OF_PLUS = {"gain": Parameter(Annotated[float, Range(0, open_low=True)], 1.0)}
+KNOWN = parameters_of(Marvel)
+LOSSES.components["marvel"] = Component(Marvel, PAPER, {k: v for k, v in KNOWN.items() if k not in ("gain", "band")})
+LOSSES.components["marvel+"] = Component(partial(Marvel, gain=1.0), PAPER, KNOWN | OF_PLUS)

@@ -1,0 +1,341 @@
+"""What losses remember: of an epoch, over a restart, over a change of the data, and among workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import load, save
+from models.errors import BatchError, CheckpointMismatch
+from models.losses import Samples, build_loss
+from models.losses.memory import Column, Counts, Memory
+from models.losses.stateful import Guard, class_quantile
+
+ROOT = Path(__file__).parents[3]
+COLUMNS = {
+    "run": Column(dtype="int8"),
+    "margin": Column(dtype="float32", fill=-1.0),
+    "best": Column(dtype="int32", fill=-1, width=2, of_classes=True),
+    "p": Column(dtype="float16", width=2),
+    "kept": Column(dtype="bool", fill=1),
+}
+
+
+def samples(labels: dict[str, str], classes: list[str]) -> Samples:
+    target = np.array([classes.index(label) for label in labels.values()], np.int64)
+    return Samples(id=np.array(list(labels), dtype=object), target=target, classes=classes)
+
+
+def memory(labels: dict[str, str], classes: list[str], **meaning: Any) -> Memory:
+    return Memory(samples(labels, classes), COLUMNS, name="test", meaning=meaning)
+
+
+OLD = {"a1": "apple", "b1": "bean", "b2": "bean", "c1": "corn"}
+OLD_CLASSES = ["apple", "bean", "corn"]
+
+
+def filled(**meaning: Any) -> Memory:
+    old = memory(OLD, OLD_CLASSES, **meaning)
+    old["run"][:] = [1, 2, 3, 4]
+    old["margin"][:] = [0.1, 0.2, 0.3, 0.4]
+    old["best"][:] = [[0, 1], [1, 2], [1, -1], [2, 0]]
+    old["p"][:] = [[0.75, 0.25], [0.5, 0.25], [1, 0], [0.5, 0.5]]
+    old["kept"][:] = [True, False, True, False]
+    return old
+
+
+def test_notes_of_one_sample_are_merged_by_mean_and_counted_once() -> None:
+    kept = filled()
+    kept.expect(margin=1, best=2)
+    kept.note(torch.tensor([3, 1]), margin=torch.tensor([1.0, 2.0]), best=torch.tensor([[0, 1], [2, 1]]))
+    kept.note(torch.tensor([3]), margin=torch.tensor([4.0]), best=torch.tensor([[5, 4]]))
+    notes = kept.merge()
+    assert notes.index.tolist() == [1, 3, 3]
+    assert notes.values["best"].tolist() == [[2, 1], [0, 1], [5, 4]]
+    seen, mean = notes.mean("margin")
+    assert seen.tolist() == [1, 3]
+    assert mean.tolist() == [2.0, 2.5]
+    assert len(kept.merge().index) == 0, "an epoch's notes are merged once"
+
+
+def test_a_sample_outside_the_training_set_is_refused() -> None:
+    kept = filled()
+    kept.expect(margin=1)
+    with pytest.raises(BatchError, match=r"index: 1 to 4; this loss began with 4 samples"):
+        kept.note(torch.tensor([1, 4]), margin=torch.zeros(2))
+
+
+def test_state_survives_a_checkpoint_with_the_pending_notes(tmp_path: Path) -> None:
+    first = filled()
+    first.expect(margin=1)
+    first.note(torch.tensor([2, 0]), margin=torch.tensor([1.0, 2.0]))
+    save(tmp_path / "checkpoint.pt", {"loss": first.state()})
+    second = memory(OLD, OLD_CLASSES)
+    second.load(load(tmp_path / "checkpoint.pt")["loss"])
+    second.expect(margin=1)  # the epoch goes on
+    for name in COLUMNS:
+        np.testing.assert_array_equal(first[name], second[name])
+        assert first[name].dtype == second[name].dtype
+    for each in (first, second):
+        each.note(torch.tensor([2]), margin=torch.tensor([3.0]))
+    assert [x.tolist() for x in first.merge().mean("margin")] == [[0, 2], [2.0, 2.0]]
+    assert [x.tolist() for x in second.merge().mean("margin")] == [[0, 2], [2.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (memory({"a1": "apple"}, OLD_CLASSES), r"about 4 samples, and not the 1 of this training"),
+        (memory(OLD | {"b2": "corn"}, OLD_CLASSES), r"not the 4 of this training with their labels; delete checkpoint\.pt"),
+        (Memory(samples(OLD, OLD_CLASSES), COLUMNS, name="other", meaning={}), r"loss is 'test', and this training has 'other'"),
+        (memory(OLD, OLD_CLASSES, k=0.5), r"params\.k is None, and this training has 0\.5; delete checkpoint\.pt"),
+        (
+            Memory(samples(OLD, OLD_CLASSES), {"run": Column(dtype="int16")}, name="test", meaning={}),
+            r"columns\.run is .*int8.* this training has .*int16.*; delete checkpoint\.pt",
+        ),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_samples_or_another_loss_is_refused(other: Memory, message: str) -> None:
+    with pytest.raises(CheckpointMismatch, match=message):
+        other.load(filled().state())
+
+
+def test_a_new_data_version_keeps_what_is_still_true(tmp_path: Path) -> None:
+    """b1 is relabelled, c1 is gone, d1 is new; beet comes before bean, and corn is no class any more."""
+    path = tmp_path / "samples.parquet"
+    filled().write(path, params={"run": 5})
+    new = memory({"d1": "beet", "b2": "bean", "a1": "apple", "b1": "apple"}, ["apple", "beet", "bean"])
+    assert new.carry(path) == Counts(kept=2, reset=1, dropped=1, new=1)
+    assert new["run"].tolist() == [0, 3, 1, 0]
+    np.testing.assert_array_equal(new["margin"], np.array([-1, 0.3, 0.1, -1], np.float32))
+    assert new["best"].tolist() == [[-1, -1], [2, -1], [0, 2], [-1, -1]], "positions follow the classes' names"
+    assert new["p"].tolist() == [[0, 0], [1, 0], [0.75, 0.25], [0, 0]]
+    assert new["kept"].tolist() == [True, True, True, True]
+
+
+def test_the_same_data_in_another_order_keep_everything(tmp_path: Path) -> None:
+    filled().write(tmp_path / "samples.parquet")
+    back = memory(dict(reversed(OLD.items())), ["corn", "bean", "apple"])
+    assert back.carry(tmp_path / "samples.parquet") == Counts(kept=4, reset=0, dropped=0, new=0)
+    assert back["best"].tolist() == [[0, 2], [1, -1], [1, 0], [2, 1]]
+
+
+def test_the_file_names_labels_and_says_what_it_is(tmp_path: Path) -> None:
+    filled(k=0.5).write(tmp_path / "samples.parquet", params={"k": 0.5, "max_share": 0.3})
+    table = pq.read_table(tmp_path / "samples.parquet")
+    assert table["id"].to_pylist() == list(OLD)
+    assert table["label"].to_pylist() == list(OLD.values())
+    assert table["best"].to_pylist()[0] == [0, 1]
+    about = table.schema.metadata[b"cleanshelf.samples"].decode()
+    assert '"format": 1' in about
+    assert '"loss": "test"' in about
+    assert table.schema.metadata[b"params"] == b'{"k": 0.5, "max_share": 0.3}'
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.parquet"]
+
+
+def test_a_write_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    filled().write(path)
+    before = path.read_bytes()
+    broken = filled()
+    broken.values["run"] = np.zeros(3, np.int8)  # a row too few
+    with pytest.raises(pa.ArrowInvalid):
+        broken.write(path)
+    with pytest.raises(TypeError):
+        filled().write(path, params={"not JSON": object()})
+    assert path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.parquet"]
+
+
+def other_columns(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.drop(["margin"]), path)
+
+
+def without_metadata(path: Path) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (other_columns, "no column margin"),
+        (without_metadata, "is no state of samples"),
+        (cut, "is no state of samples"),
+        (Path.unlink, r"is no state of samples \(FileNotFoundError\)"),
+        (lambda path: filled(k=0.25).write(path), r"params\.k is 0\.25, and this training has 0\.5"),
+    ],
+)
+def test_a_file_that_cannot_be_carried_over_is_refused(tmp_path: Path, spoil: Any, message: str) -> None:
+    path = tmp_path / "samples.parquet"
+    filled(k=0.5).write(path)
+    spoil(path)
+    with pytest.raises(CheckpointMismatch, match=message) as caught:
+        memory(OLD, OLD_CLASSES, k=0.5).carry(path)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("start anew without it")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.floats(-3, 3, width=16)), min_size=1, max_size=60),
+    max_share=st.floats(0, 0.99),
+    n_min=st.integers(1, 5),
+)
+def test_guards_hold_in_every_class(rows: list[tuple[int, bool, float]], max_share: float, n_min: int) -> None:
+    target, wish, score = (np.array(column) for column in zip(*rows, strict=True))
+    going = Guard(max_share, n_min).part_with(wish, score, target)
+    assert not (going & ~wish).any()
+    for label in set(target.tolist()):
+        of = target == label
+        assert going[of].sum() <= max_share * of.sum() + 1e-6
+        assert (~going)[of].sum() >= min(n_min, of.sum())
+        stays = wish & of & ~going
+        if stays.any():
+            room = min(int(max_share * of.sum() + 1e-9), of.sum() - n_min)
+            assert going[of].sum() == max(room, 0), "who is wished away goes as far as the guard lets"
+            assert not (going & of).any() or score[going & of].max() <= score[stays].min()
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.floats(-1e3, 1e3)), min_size=1, max_size=40), q=st.floats(0, 0.99))
+def test_quantiles_of_classes_are_those_of_numpy(rows: list[tuple[int, float]], q: float) -> None:
+    target, values = (np.array(column) for column in zip(*rows, strict=True))
+    found = class_quantile(values, target, q, num_classes=5)
+    for label in range(5):
+        of = values[target == label]
+        np.testing.assert_allclose(found[label], np.quantile(of, q) if len(of) else np.nan, rtol=1e-9, atol=1e-9)
+
+
+PROGRAM = """
+import sys, numpy as np, torch
+from pathlib import Path
+from models.distributed import part, rank, workers, world
+from models.losses import Samples, build_loss
+
+C, N, WIDTH = 5, 60, 3
+PARAMS = {
+    "truncated_gce": {"start_epoch": 1, "every": 1},
+    "marvel": {"run": 1, "start_epoch": 1}, "marvel+": {"run": 2, "start_epoch": 1, "reversible": True},
+    "aum": {"decision_epoch": 2, "width": WIDTH, "share": .1}, "car": {"start_epoch": 0, "every": 1, "width": WIDTH},
+}
+
+def samples():
+    target = np.arange(N) % C
+    return Samples(np.array([f"s{i:03d}" for i in range(N)], object), target, list("abcde"))
+
+def draw(epoch):
+    generator = torch.Generator().manual_seed(epoch)
+    order = torch.randint(N, (48,), generator=generator)  # some twice or more, some never
+    return order, 2 * torch.randn(48, C, generator=generator), torch.randn(48, WIDTH, generator=generator)
+
+def run(name, *, stop=None, state=None, begin=0):
+    loss = build_loss(name, num_classes=C, **PARAMS[name])
+    loss.begin(samples())
+    for parameter in loss.parameters():
+        torch.nn.init.constant_(parameter, .2)
+    if state is not None:
+        loss.load_state_dict(state)
+    target = torch.from_numpy(samples().target)
+    trace = []
+    for epoch in range(begin, 4):
+        order, logits, embedding = draw(epoch)
+        if loss.wants_answers(epoch):
+            answers = torch.log_softmax(2 * torch.randn(N, C, generator=torch.Generator().manual_seed(90 + epoch)), 1)
+            loss.take_answers(answers.gather(1, target[:, None])[:, 0], accuracy=float("nan"))
+        loss.start_epoch(epoch)
+        for step in range(4):
+            if state is not None and epoch == begin and step < 2:
+                continue
+            if (epoch, step) == stop:
+                return loss.state_dict()
+            rows = torch.arange(12 * step, 12 * step + 12)[part(12)]
+            loss(logits[rows], target[order[rows]], order[rows], embedding[rows]).sum()
+        loss.end_epoch()
+        trace.append({name: torch.from_numpy(v.copy()) for name, v in loss.memory.values.items()} | {"w": torch.from_numpy(loss.weight.copy())})
+    return trace
+
+if __name__ == "__main__":
+    with workers():
+        out = Path(sys.argv[1])
+        for name in PARAMS:
+            torch.save(run(name), out / f"{name}-{world()}-{rank()}.pt")
+            state = run(name, stop=(1, 2))
+            torch.save(state, out / f"{name}-{world()}-{rank()}-state.pt")
+        if len(sys.argv) > 2:  # go on where another number of workers stopped
+            for name in PARAMS:
+                state = torch.load(Path(sys.argv[2]) / f"{name}-2-0-state.pt")
+                torch.save(run(name, state=state, begin=1), out / f"{name}-{world()}-{rank()}-resumed.pt")
+"""
+NAMES = ["truncated_gce", "marvel", "marvel+", "aum", "car"]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one, two and three workers decide of the same batches."""
+    out = tmp_path_factory.mktemp("traces")
+    program = out / "program.py"
+    program.write_text(PROGRAM)
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    for count, more in ((2, []), (3, [out]), (1, [out])):
+        command = [sys.executable, program, out] if count == 1 else [*launch, str(count), program, out]
+        subprocess.run([*command, *more], check=True, timeout=120, cwd=ROOT, env=env)
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_two_and_three_workers_decide_alike(traces: Path, name: str) -> None:
+    alone = torch.load(traces / f"{name}-1-0.pt")
+    assert len({str(epoch["w"].tolist()) for epoch in alone}) > 1 or name == "car", "something is decided at all"
+    for path in traces.glob(f"{name}-[23]-?.pt"):
+        assert_same(torch.load(path), alone)
+    assert len(list(traces.glob(f"{name}-[23]-?.pt"))) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_training_goes_on_with_any_number_of_workers(traces: Path, name: str) -> None:
+    """Stopped by two workers in the middle of an epoch; three of them, and one, decide on as if nothing had been."""
+    alone = torch.load(traces / f"{name}-1-0.pt")
+    states = [torch.load(path) for path in traces.glob(f"{name}-?-?-state.pt")]
+    notes = [state["_extra_state"]["memory"]["notes"] for state in states]
+    assert len(notes) == 6
+    assert all(torch.equal(note, notes[0]) and len(note) == 24 for note in notes)
+    for path in traces.glob(f"{name}-?-?-resumed.pt"):
+        assert_same(torch.load(path), alone[1:])
+    assert len(list(traces.glob(f"{name}-?-?-resumed.pt"))) == 4
+
+
+def assert_same(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in theirs:
+            assert torch.equal(ours[key].nan_to_num(nan=-99), theirs[key].nan_to_num(nan=-99)), key
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_per_sample"), [("truncated_gce", 9), ("marvel", 11), ("marvel+", 11), ("aum", 18), ("car", 54)]
+)
+def test_tens_of_bytes_a_sample_at_any_number_of_classes(name: str, bytes_per_sample: int) -> None:
+    classes = [f"{at}" for at in range(50_030)]
+    many = Samples(np.array(["a", "b", "c", "d"], object), np.full(4, 50_029), classes)
+    loss = build_loss(name, num_classes=50_030)
+    loss.begin(many)
+    assert loss.memory is not None
+    assert loss.memory.bytes_per_sample == bytes_per_sample
+    stored = sum(values.nbytes for values in loss.memory.values.values())
+    assert stored == 4 * (bytes_per_sample - 4)

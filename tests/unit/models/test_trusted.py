@@ -1,0 +1,39 @@
+"""Which photos are trusted, and how they are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.data.manifest import read_manifest
+from models.data.trusted import Draws, read_ids, trusted_rows
+
+
+def test_batches_of_trusted_photos_are_balanced_and_repeatable() -> None:
+    uneven = Draws(np.repeat([0, 1, 2], [80, 15, 5]), batch_size=32, seed=3)
+    drawn = np.concatenate([uneven[n] for n in range(60)])
+    assert np.bincount(uneven.target[drawn]) / len(drawn) == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert np.array_equal(uneven[7], Draws(uneven.target, batch_size=32, seed=3)[7])
+    even = Draws(np.repeat([0, 1], 5), batch_size=5, seed=0)
+    assert sorted([*even[0], *even[1]]) == list(range(10)), "every photo once in a pass"
+    assert len(Draws(np.array([0, 1]), batch_size=64, seed=0)[9]) == 2
+
+
+def test_ids_are_read_from_text_csv_and_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x1\n\n x2 \n")
+    (tmp_path / "a.csv").write_text("label,id\nbean,x1\ncorn,x2\n")
+    pq.write_table(pa.table({"id": ["x1", "x2"], "more": [1, 2]}), tmp_path / "a.parquet")
+    assert [read_ids(tmp_path / f"a.{kind}") for kind in ("txt", "csv", "parquet")] == [["x1", "x2"]] * 3
+
+
+def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = read_manifest(data)
+    trusted_rows(
+        "val", dataclasses.replace(manifest, split=np.where(manifest.label == "corn", "train", manifest.split))
+    )
+    assert "2 of 4 classes have no trusted photo" in caplog.text
