@@ -127,6 +127,8 @@ class Memory:
 
     def _gather(self) -> tuple[Tensor, Tensor]:
         none = (torch.empty(0, dtype=torch.int64), torch.empty(0, sum(self.widths.values())))
+        if not self.widths:  # alike on every worker
+            return none
         indices, rows = zip(none, *self._pending, strict=True)
         return distributed.gather(torch.cat(indices), torch.cat(rows))
 
