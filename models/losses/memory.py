@@ -216,7 +216,7 @@ class Memory:
     def _about(self) -> str:
         columns = {name: asdict(column) for name, column in self.columns.items()}
         about = {"format": FORMAT, "loss": self.name, "params": self.meaning, "columns": columns}
-        return json.dumps(about, sort_keys=True)
+        return json.dumps(about)
 
     def _check(self, where: str, theirs: Mapping[str, Any], *, way_out: str) -> None:
         ours, given = _flat(json.loads(self._about())), _flat(theirs)
