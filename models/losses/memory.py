@@ -85,7 +85,7 @@ class Memory:
     def __init__(
         self, samples: Samples, columns: Mapping[str, Column], *, name: str, meaning: Mapping[str, Any]
     ) -> None:
-        self.id, self.target, self.classes = samples.id.astype(str), samples.target, samples.classes
+        self.id, self.target, self.classes = np.asarray(samples.id, str), samples.target, samples.classes
         self.columns, self.name = dict(columns), name
         self.meaning = dict(meaning)
         self.values = {key: column.new(len(self)) for key, column in columns.items()}
