@@ -53,11 +53,6 @@ class Row:
         return summarise(self.logits, self.target, self.terms, self.shift)
 
     @property
-    def is_summarised(self) -> bool:
-        """Whether the logits were gone through already."""
-        return "summary" in vars(self)
-
-    @property
     def log_p(self) -> Tensor:
         """(N,) log-probability of the target."""
         return self.summary[0]
@@ -100,14 +95,15 @@ class Row:
 class Options:
     """Options of every loss; they act inside the loss, in training only.
 
-    warmup_ce_epochs: epochs of plain cross-entropy first: it memorises late, and lifts p_y off 1/C.
-    blend_epochs: after them, epochs over which cross-entropy gives way to the loss, linearly.
-    logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 - r)) starts
-        it at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024 submission).
-    init_match: "initial" scales the loss so that its gradient at equal logits is that of cross-entropy, "batch" so that the
-        mean weight in each batch is 1 (detached).
-    logit_adjustment: tau of z + tau log prior, the prior from the given labels (Menon et al., ICLR 2021, equation 10); 1 is
-        balanced softmax (Ren et al., NeurIPS 2020).
+    Args:
+        warmup_ce_epochs: epochs of plain cross-entropy first: it memorises late, and lifts p_y off 1/C.
+        blend_epochs: after them, epochs over which cross-entropy gives way to the loss, linearly.
+        logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 - r)) starts
+            it at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024 submission).
+        init_match: "initial" scales the loss so that its gradient at equal logits is that of cross-entropy, "batch" so that the
+            mean weight in each batch is 1 (detached).
+        logit_adjustment: tau of z + tau log prior, the prior from the given labels (Menon et al., ICLR 2021, equation 10); 1 is
+            balanced softmax (Ren et al., NeurIPS 2020).
     """
 
     warmup_ce_epochs: Annotated[int, Range(0)] = 0
@@ -158,7 +154,11 @@ class Loss(nn.Module):
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
         self._check(logits, target, index, embedding)
-        row = Row(logits, target.long(), terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        with torch.autocast(logits.device.type, enabled=False):  # it would take some sums over the classes in bfloat16
+            return self._forward(logits, target.long(), index, embedding)
+
+    def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
+        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
         self.observe(row)
         if self.ce_share == 1:
             value = self.warming(row)
@@ -166,8 +166,8 @@ class Loss(nn.Module):
             value = self._matched(row)
             if self.ce_share:
                 value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
-        sound = value.isfinite() & row.log_p.isfinite() if row.is_summarised else value.isfinite()
-        if not bool(sound.all()):
+        own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite also where this is -inf
+        if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
 CACHED_GPU = 2**24
-SMALLEST = 1e-12  # norm of logits that sharpening divides by
+SMALLEST = 1e-3  # norm of logits that sharpening divides by: at 1e-12 one row of zeros had a gradient of 1e12
 
 
 class Term(Protocol):
@@ -149,10 +149,11 @@ class Shift:
         if self.tau is None:
             return gradient
         if self.normalise:
-            square = torch.linalg.vecdot(logits, logits)[:, None].clamp(min=SMALLEST**2)
+            square = torch.linalg.vecdot(logits, logits)[:, None]
             along = torch.linalg.vecdot(logits, gradient)[:, None] / square
+            along = along.where(square > SMALLEST**2, 0)  # below it the divisor is a constant
             torch.addcmul(gradient, logits, along, value=-1, out=gradient)
-            return gradient.mul_(1 / (self.tau * square.sqrt()))
+            return gradient.mul_(1 / (self.tau * square.clamp(min=SMALLEST**2).sqrt()))
         return gradient.mul_(1 / self.tau)
 
 

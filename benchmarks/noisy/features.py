@@ -1,0 +1,48 @@
+"""Features of a frozen MobileNetV2, computed once per data set, weights and size."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from models.config import Member
+from models.network import Network, build_network
+
+BATCH = 100
+
+
+def cached_features(
+    photos: NDArray[np.uint8], *, weights: Path, photo_px: int, cache: Path, device: torch.device
+) -> NDArray[np.float32]:
+    """(N, 1280) of photos (N, 32, 32, 3), enlarged to photo_px; read from the folder `cache` where they lie there already.
+
+    Raises:
+        WeightsMismatch: a weights file that does not exist or is of another network.
+    """
+    member = Member(backbone="mobilenetv2_100", weights=str(weights), size=photo_px, args={"pad_type": "same"},
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
+    network = build_network(member, num_classes=2).to(device).eval()
+    name = hashlib.sha256(photos.tobytes() + weights.read_bytes() + str(photo_px).encode()).hexdigest()[:16]
+    path = cache / f"features-{name}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        np.save(part, _features(network, photos, photo_px, device))
+        part.replace(path)
+    features: NDArray[np.float32] = np.load(path)
+    return features
+
+
+@torch.inference_mode()
+def _features(network: Network, photos: NDArray[np.uint8], photo_px: int, device: torch.device) -> NDArray[np.float32]:
+    made = []
+    for start in range(0, len(photos), BATCH):
+        pixels = torch.from_numpy(photos[start : start + BATCH]).to(device).permute(0, 3, 1, 2).float() / 255
+        large = functional.interpolate(pixels, size=(photo_px, photo_px), mode="bicubic", align_corners=False)
+        made.append(network.features(large.clamp(0, 1)).cpu().numpy())
+    return np.concatenate(made)
