@@ -22,8 +22,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_":
 _running: set[subprocess.Popen[str]] = set()
 
 
-def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None]) -> None:
-    """Runs `python -m module arguments`, passing each line it prints to `say`.
+def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1) -> None:
+    """Runs `python -m module arguments`, by several workers if told so, passing each line it prints to `say`.
 
     The child leads a process group of its own, which ends with us on any exception, a cancelled flow included; if we are
     killed, the pipe to its standard input closes and it ends itself (flows.child).
@@ -33,7 +33,8 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
         DiskFull: no space was left.
         ChildFailed: it ended in any other way; the message ends with its last lines.
     """
-    command = [sys.executable, "-m", "flows.child", module, *map(str, arguments)]
+    shared = ["flows.workers", str(workers)] if workers > 1 else []
+    command = [sys.executable, "-m", "flows.child", *shared, module, *map(str, arguments)]
     ours = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     environment = KEEP_MEMORY | os.environ | ours
     tail: deque[str] = deque(maxlen=TAIL)
@@ -47,7 +48,8 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
                 say(line.rstrip())
             child.wait()
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            _end(child)
+            child.stdout.read()  # to its end, which is that of the last worker: none goes on writing after us
             raise
         finally:
             _running.discard(child)
@@ -58,7 +60,14 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
 def end_children() -> None:
     """Ends the children of all threads, which then raise ChildFailed."""
     for child in tuple(_running):
-        os.killpg(child.pid, signal.SIGKILL)
+        _end(child)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Ends its process group, and the workers beyond it, which wait for the end of their standard input."""
+    assert child.stdin is not None
+    child.stdin.close()
+    os.killpg(child.pid, signal.SIGKILL)
 
 
 def _failure(module: str, code: int, tail: deque[str]) -> Exception:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.launch import run_child
 from flows.run import Run, sha256
+from flows.settings import num_workers
 from flows.stage import stage
 from models.config import Recipe, to_dict
 
@@ -32,7 +33,7 @@ def check(recipe: Recipe, data: Path) -> None:
 def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     recipe = run.recipe
-    parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size)
+    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size)
     return _train(
         run, data, member, name=f"train-{member + 1}-{recipe.members[member].backbone}", parts=parts, fold=None
     )
@@ -42,22 +43,27 @@ def train(run: Run, data: Path, member: int) -> Path:
 def score_fold(run: Run, data: Path, fold: int) -> Path:
     """Scores of one fold of the training photos, by a network that never saw them."""
     recipe, member = run.recipe, run.recipe.clean.member
-    parts = (recipe.members[member], recipe.loss, recipe.train, recipe.augment, recipe.export.input_size,
+    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size,
              recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
     return _train(run, data, member, name=f"fold-{fold}", parts=parts, fold=fold)
 
 
 def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object, ...], fold: int | None) -> Path:
-    weights = run.recipe.members[member].weights
-    started_from = sha256(Path(weights)) if weights and Path(weights).is_file() else weights
+    settings = run.recipe.train
+    started_from = [_content(run.recipe.members[member].weights), _content(settings.state)]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out]
         if fold is not None:
             arguments += ["--fold", fold]
-        run_child("models.train", arguments, say=_say(name))
+        run_child("models.train", arguments, say=_say(name), workers=num_workers(settings.workers))
 
     return run.stage(name, data.name, started_from, *parts, work=work)
+
+
+def _content(path: str) -> str:
+    """Names a file by what it holds, so that a new one of the same name is another start."""
+    return sha256(Path(path)) if path and Path(path).is_file() else path
 
 
 @stage("balance member {member}")

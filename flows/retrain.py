@@ -20,7 +20,7 @@ from flows.progress import to_json
 from flows.publish import Seen, export, gate, publish, recognise_samples
 from flows.report import Row, effects
 from flows.run import Run
-from flows.settings import Settings
+from flows.settings import Settings, num_workers
 from flows.stage import stage, together
 from flows.workspace import Workspace
 from models.config import Recipe, digest, load_recipe
@@ -47,7 +47,9 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
-    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel())
+    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(
+        max_workers=Settings().num_parallel(workers=num_workers(recipe.train.workers))
+    )
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         preview(workspace, recipe)

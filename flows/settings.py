@@ -24,9 +24,14 @@ class Settings(BaseSettings):
     triton_env: Path = REPOSITORY / ".venv-triton"  # the private environment of the Triton server
     parallel: int = 0  # training processes side by side; 0: one per GPU, else one per CPU core
 
-    def num_parallel(self) -> int:
-        """Training processes to run at a time."""
-        return self.parallel or _num_gpus() or os.cpu_count() or 1
+    def num_parallel(self, *, workers: int = 1) -> int:
+        """Trainings to run at a time, of so many processes each."""
+        return max((self.parallel or _num_gpus() or os.cpu_count() or 1) // workers, 1)
+
+
+def num_workers(wanted: int) -> int:
+    """Processes of one training: train.workers of a recipe, where 0 is one per GPU."""
+    return wanted or _num_gpus() or 1
 
 
 def _num_gpus() -> int:

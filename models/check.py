@@ -14,12 +14,11 @@ import numpy as np
 from models.command import run
 from models.config import Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
+from models.epochs import LEAST, num_steps
 from models.errors import ConfigError, ManifestError
-from models.losses import build_loss
+from models.job import split_rows
+from models.losses import Loss, Samples, build_loss
 from models.network import build_network
-from models.train import split_rows
-
-LEAST = 2  # photos that one training needs, because of batch norm; and classes, for there to be a choice
 
 
 def check(recipe: Recipe, *, data: Path) -> None:
@@ -27,13 +26,16 @@ def check(recipe: Recipe, *, data: Path) -> None:
 
     Raises:
         ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss or the folds cannot be had.
+        CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
     manifest = read_manifest(data)
     check_photos(manifest)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
-    build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    check_workers(recipe, manifest)
+    loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    check_state(recipe, loss, manifest)
     for member in recipe.members:
         build_network(member, num_classes=len(manifest.classes))
 
@@ -42,9 +44,9 @@ def check_photos(manifest: Manifest) -> None:
     """At least two classes to learn, and a photo to judge by."""
     version = f"data version {manifest.data.name[:12]}"
     num_classes = int(np.count_nonzero(manifest.train_counts()))
-    if num_classes < LEAST:
+    if num_classes < 2:
         raise ManifestError(
-            f"{version}, labels.parquet: {num_classes} classes have a kept train photo, and a recogniser needs {LEAST}; "
+            f"{version}, labels.parquet: {num_classes} classes have a kept train photo, and a recogniser needs 2; "
             "ingest photos of more products, or go back with `cleanshelf data rollback`"
         )
     if not np.any(manifest.kept & (manifest.split == "test")):
@@ -65,6 +67,28 @@ def check_folds(manifest: Manifest, *, num_folds: int) -> None:
                 f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
                 f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
             )
+
+
+def check_state(recipe: Recipe, loss: Loss, manifest: Manifest) -> None:
+    """The file of train.state is one that this loss can go on from."""
+    if not recipe.train.state:
+        return
+    rows, _ = split_rows(manifest, fold=None, num_folds=recipe.clean.folds)
+    loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
+    if loss.memory is None:
+        raise ConfigError(
+            f"train.state: {recipe.train.state} is what a loss remembers of photos, and {recipe.loss.name!r} remembers nothing; "
+            'leave it empty, or take a loss with state such as loss.name="marvel"'
+        )
+    loss.memory.carry(Path(recipe.train.state))
+
+
+def check_workers(recipe: Recipe, manifest: Manifest) -> None:
+    """Batches are large enough for the workers that share them, in the smallest training too."""
+    folds = [None, *range(recipe.clean.folds if recipe.clean.rounds else 0)]
+    for fold in folds:
+        rows, _ = split_rows(manifest, fold=fold, num_folds=recipe.clean.folds)
+        num_steps(len(rows), recipe.train, workers=max(recipe.train.workers, 1))
 
 
 def main() -> None:

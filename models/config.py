@@ -73,7 +73,17 @@ class Train:
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
     sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
+    l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
+    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
+    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
+    workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
+    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
+
+    @property
+    def decisive(self) -> Train:
+        """Without the keys that leave the result as it is."""
+        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,11 @@ from models.data.manifest import read_manifest
 from models.data.photos import Photos
 from models.data.samplers import draw_epoch
 from models.inputs import Features
+from models.job import split_rows
 from models.network import Network, best_device
 from models.predict import embeddings, score
 from models.scores import write_scores
-from models.train import load_network, save_network, split_rows
+from models.train import load_network, save_network
 
 log = logging.getLogger(__name__)
 

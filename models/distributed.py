@@ -60,7 +60,8 @@ def concat(rows: Tensor) -> Tensor:
     theirs = [torch.empty_like(ours) for _ in lengths]
     distributed.all_gather(theirs, ours)
     sent = [each[: int(n) * width * rows.element_size()] for each, n in zip(theirs, lengths, strict=True)]
-    return torch.cat(sent).view(rows.dtype).reshape(-1, *rows.shape[1:]).to(rows.device)
+    shape = (sum(int(length) for length in lengths), *rows.shape[1:])
+    return torch.cat(sent).view(rows.dtype).reshape(shape).to(rows.device)
 
 
 def gather(index: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import distributed
 from models.config import Augment
-from models.data.augment import random_view, whole_view
+from models.data.augment import draw_views, random_view, whole_view
 from models.data.photos import Photos
 from models.network import Network, Output
 
@@ -19,13 +20,20 @@ EVAL_BATCH = 64
 
 
 class Inputs(Protocol):
-    """Batches of one set of photos, and the part of the network that they go through."""
+    """Batches of one set of photos, and the part of the network that they go through.
+
+    training: this worker's part of each batch of `order`; the generator is used when a batch is asked for, not before.
+    evaluation: a part of the photos as they are, first to last.
+    embedding: (N, 512) what forward gives, without the logits.
+    """
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]: ...
 
-    def evaluation(self) -> Iterator[Tensor]: ...
+    def evaluation(self, part: slice) -> Iterator[Tensor]: ...
 
     def forward(self, batch: Tensor) -> Output: ...
+
+    def embedding(self, batch: Tensor) -> Tensor: ...
 
 
 class Views:
@@ -36,20 +44,25 @@ class Views:
         self.device = network.mean.device
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        for photos in self.photos.batches(order):
-            yield random_view(photos.to(self.device), self.size, augment=self.augment, generator=generator)
+        own = [positions[distributed.part(len(positions))] for positions in order]
+        for positions, photos in zip(order, self.photos.batches(own), strict=True):
+            draw = draw_views(len(positions), augment=self.augment, generator=generator)
+            yield random_view(photos.to(self.device), self.size, draw[distributed.part(len(positions))])
 
-    def evaluation(self) -> Iterator[Tensor]:
-        for photos in self.photos.in_order(EVAL_BATCH):
+    def evaluation(self, part: slice) -> Iterator[Tensor]:
+        for photos in self.photos.in_order(EVAL_BATCH, part=part):
             yield whole_view(photos.to(self.device), self.size)
 
     def forward(self, batch: Tensor) -> Output:
         output: Output = self.network(batch)
         return output
 
+    def embedding(self, batch: Tensor) -> Tensor:
+        return self.network.embedding(batch)
+
 
 class Features:
-    """Pooled features of a frozen backbone, of the whole photo and of its mirror image, computed once."""
+    """Pooled features of a frozen backbone, of the whole photo and of its mirror image, computed once; workers share it."""
 
     def __init__(self, photos: Photos, network: Network, *, size: int) -> None:
         self.head = network.head
@@ -57,20 +70,24 @@ class Features:
         none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
         plain, mirrored = [none], [none]
         with torch.inference_mode():
-            for batch in photos.in_order(EVAL_BATCH):
+            for batch in photos.in_order(EVAL_BATCH, part=distributed.part(len(photos))):
                 view = whole_view(batch.to(network.mean.device), size)
                 plain.append(network.features(view))
                 mirrored.append(network.features(view.flip(3)))
-        self.views = torch.stack([torch.cat(plain), torch.cat(mirrored)]).clone()  # (2, N, d), usable in autograd
+            views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
+        self.views = views.clone()  # (2, N, d), usable in autograd
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
         for positions in order:
-            view = torch.randint(2, (len(positions),), generator=generator)
-            yield self.views[view, torch.from_numpy(positions)]
+            view, own = torch.randint(2, (len(positions),), generator=generator), distributed.part(len(positions))
+            yield self.views[view[own], torch.from_numpy(positions[own])]
 
-    def evaluation(self) -> Iterator[Tensor]:
-        yield from self.views[0].split(1024)
+    def evaluation(self, part: slice) -> Iterator[Tensor]:
+        yield from self.views[0, part].split(1024)
 
     def forward(self, batch: Tensor) -> Output:
         output: Output = self.head(batch)
         return output
+
+    def embedding(self, batch: Tensor) -> Tensor:
+        return self.head.embedding(batch)

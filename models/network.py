@@ -43,8 +43,13 @@ class Head(nn.Module):
         self.classifier = nn.Linear(EMBEDDING, num_classes, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
+    def embedding(self, features: Tensor) -> Tensor:
+        """(N, 512) behind the neck."""
+        embedding: Tensor = self.neck(self.embed(features))
+        return embedding
+
     def forward(self, features: Tensor) -> Output:
-        embedding = self.neck(self.embed(features))
+        embedding = self.embedding(features)
         return Output(self.classifier(embedding), embedding)
 
 
@@ -73,6 +78,10 @@ class Network(nn.Module):
         """Pooled features (N, d)."""
         pooled: Tensor = self.backbone((pixels - self.mean) / self.std)
         return pooled
+
+    def embedding(self, pixels: Tensor) -> Tensor:
+        """(N, 512), without the logits."""
+        return self.head.embedding(self.features(pixels))
 
     def forward(self, pixels: Tensor) -> Output:
         output: Output = self.head(self.features(pixels))

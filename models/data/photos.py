@@ -43,9 +43,10 @@ class Photos:
             if ahead is not None:
                 yield _stack([future.result() for future in ahead])
 
-    def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """All photos, first to last."""
-        return self.batches([np.arange(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)])
+    def in_order(self, batch_size: int, *, part: slice = slice(None)) -> Iterator[Tensor]:
+        """The photos of a part, first to last."""
+        start, stop, _ = part.indices(len(self))
+        return self.batches([np.arange(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)])
 
     def _square(self, position: int) -> NDArray[np.uint8]:
         if self.cache is not None and position in self.cache:

@@ -194,6 +194,10 @@ class Loss(nn.Module):
     def end_epoch(self) -> None:
         """Told after every epoch."""
 
+    def figures(self) -> dict[str, float]:
+        """What the loss has to tell of the epoch that ended, for metrics.jsonl; asked of every worker after end_epoch."""
+        return {}
+
     def wants_answers(self, epoch: int) -> bool:
         """Whether `take_answers` shall be called before this epoch."""
         return False

@@ -11,7 +11,7 @@ from queue import Queue
 
 import pytest
 
-from flows.errors import ChildFailed
+from flows.errors import ChildFailed, InputError
 from flows.launch import end_children, run_child
 from serving.process import birth, until
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.faults
 
 # timeit stands for a training: a module that runs a statement.
 SLEEPER = ("timeit", ["-n", "1", "-r", "1", "import os, time; print(os.getpid(), flush=True); time.sleep(100)"])
+SHARED = "import os; print(os.environ['RANK'], os.getpid(), flush=True); import time; time.sleep(100)"
 FLOW = f"from flows.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
 
 
@@ -51,3 +52,37 @@ def test_a_child_gets_its_arguments_and_tells_its_lines() -> None:
     run_child("timeit", ["-n", "1", "-r", "1", statement], say=said.append)
     assert Path(said[0]).name == "timeit.py", "as with python -m"
     assert said[1] == " last"
+
+
+def test_an_interrupted_flow_ends_all_workers_of_a_child() -> None:
+    said: Queue[str] = Queue()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_child, "timeit", ["-n", "1", "-r", "1", SHARED], say=said.put, workers=2)
+        found = dict(said.get(timeout=60).split() for _ in range(2))
+        assert set(found) == {"0", "1"}
+        born = {int(pid): birth(int(pid)) for pid in found.values()}
+        assert None not in born.values()
+        end_children()
+        assert isinstance(running.exception(timeout=20), ChildFailed)
+    assert all(birth(pid) != at for pid, at in born.items()), "none is left when run_child is over"
+
+
+def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
+    arguments = ("timeit", ["-n", "1", "-r", "1", SHARED])
+    said = "say=lambda line: print(line, flush=True)"
+    flow_of_two = f"from flows.launch import run_child; run_child(*{arguments}, {said}, workers=2)"
+    command = [sys.executable, "-c", flow_of_two]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as flow:
+        assert flow.stdout is not None
+        born = {pid: birth(pid) for pid in (int(flow.stdout.readline().split()[1]) for _ in range(2))}
+        assert None not in born.values()
+        flow.send_signal(signal.SIGKILL)
+    assert until(lambda: all(birth(pid) != at for pid, at in born.items()), timeout_s=10)
+
+
+def test_what_a_worker_refuses_is_told_as_one_alone_would() -> None:
+    refusing = "import os; print('recipe.json: no such key', flush=True); os._exit(65)"
+    with pytest.raises(InputError, match=r"^recipe\.json: no such key$"):
+        run_child("timeit", ["-n", "1", "-r", "1", refusing], say=lambda line: None, workers=2)
+    with pytest.raises(ChildFailed, match=r"timeit ended with code 3; its last lines"):
+        run_child("timeit", ["-n", "1", "-r", "1", "import os; os._exit(3)"], say=lambda line: None, workers=2)

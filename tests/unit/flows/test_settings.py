@@ -25,6 +25,8 @@ def test_one_training_per_core_without_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_training_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "_num_gpus", lambda: 3)
     assert Settings().num_parallel() == 3
+    assert Settings().num_parallel(workers=settings.num_workers(0)) == 1, "or all of them for one training"
+    assert settings.num_workers(2) == 2
 
 
 def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

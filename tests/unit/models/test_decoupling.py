@@ -18,8 +18,9 @@ from models.config import Balance, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.decoupling import choose_tau, rebalance, retrain_classifier, tau_normalise
 from models.evaluate import accuracy
+from models.job import Job
 from models.scores import read_scores
-from models.train import Job, load_network, train
+from models.train import load_network, train
 
 
 def mean_class(weight: Tensor, embedding: Tensor, target: np.ndarray) -> float:

@@ -11,8 +11,9 @@ import torch
 
 from models.config import Recipe, to_dict
 from models.decoupling import rebalance
+from models.job import Job
 from models.scores import read_scores
-from models.train import Job, train
+from models.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 

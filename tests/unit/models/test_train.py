@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -13,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-import models.train
+import models.epochs
 from models import checkpoint
 from models.config import Clean, Loss, Recipe, Train, to_dict
 from models.data.manifest import Manifest, read_manifest
+from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
+from models.job import Job, split_rows
+from models.optimise import learning_rate
 from models.scores import read_scores
-from models.train import Job, learning_rate, load_network, report, split_rows, train
+from models.train import load_network, train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
@@ -102,7 +107,7 @@ def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.train, "report", report_and_die)
+    monkeypatch.setattr(models.epochs, "report", report_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(halved)
     monkeypatch.undo()
@@ -191,6 +196,9 @@ def test_a_key_changes_with_whatever_changes_the_result(
     ]
     assert len({plain.key, *(other.key for other in others)}) == len(others) + 1
     assert job(data, dataclasses.replace(recipe, clean=Clean(margin=-3.0)), tmp_path).key == plain.key
+    assert job(data, recipe, tmp_path, workers=3, checkpoint_minutes=0.5).key == plain.key, (
+        "any number of workers goes on"
+    )
 
 
 def test_a_trained_network_can_be_loaded_without_its_first_weights(data: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -246,6 +254,47 @@ def test_too_few_photos_are_named(recipe: Recipe, tmp_path: Path, variant: Varia
     data = variant(lambda manifest: {"kept": np.arange(len(manifest)) == np.flatnonzero(manifest.split == "train")[0]})
     with pytest.raises(ManifestError, match=r"labels\.parquet: 1 photos are kept for training"):
         train(job(data, recipe, tmp_path / "out"))
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="models")
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        (Loss(name="ce"), "loss ce: asymmetry ratio 0; at 4 classes no noise rate is tolerated for sure"),
+        (Loss(name="mae"), "loss mae: asymmetry ratio 1; at 4 classes tolerates 75.0% symmetric and 50.0% pair noise, in theory"),
+    ],
+)  # fmt: skip
+def test_a_training_says_what_noise_its_loss_tolerates(
+    data: Path, recipe: Recipe, tmp_path: Path, said: pytest.LogCaptureFixture, loss: Loss, line: str
+) -> None:
+    train(job(data, dataclasses.replace(recipe, loss=loss), tmp_path / "out", epochs=1))
+    assert any(message.startswith(line) for message in said.messages)
+
+
+def test_what_a_loss_remembers_is_carried_to_another_data_version(
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Variant, said: pytest.LogCaptureFixture
+) -> None:
+    marvel = dataclasses.replace(recipe, loss=Loss(name="marvel"))
+    train(job(data, marvel, tmp_path / "first"))
+    left = tmp_path / "first" / "samples.parquet"
+    first = pq.read_table(left)
+    manifest = read_manifest(data)
+    trained = np.flatnonzero(manifest.kept & (manifest.split == "train"))
+    assert sorted(first["id"].to_pylist()) == sorted(manifest.id[trained])
+    gone, other = trained[0], trained[1]
+    at = np.arange(len(manifest))
+    changed = variant(lambda manifest: {
+        "kept": at != gone,
+        "label": np.where(at == other, np.where(manifest.label == "apple", "bean", "apple"), manifest.label),
+    })  # fmt: skip
+    train(job(changed, marvel, tmp_path / "second", epochs=1, state=str(left)))
+    assert f"train.state {left}: Counts(kept={len(trained) - 2}, reset=1, dropped=1, new=0)" in said.messages
+    assert len(pq.read_table(tmp_path / "second" / "samples.parquet")) == len(trained) - 1
 
 
 def test_a_misspelt_loss_stops_before_the_first_epoch(data: Path, recipe: Recipe, tmp_path: Path) -> None:

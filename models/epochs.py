@@ -1,0 +1,173 @@
+"""The training loop, from the first epoch to the last, by one worker or several."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from models import distributed
+from models.config import Train
+from models.course import Course, Interval, seed_step
+from models.data.samplers import draw_epoch
+from models.errors import ConfigError
+from models.inputs import Inputs
+from models.losses import Loss
+from models.losses.chunked import chunked_loss
+from models.network import Network
+from models.optimise import absolute_weights, learning_rate, learnt, make_optimizer
+
+log = logging.getLogger(__name__)
+
+LARGEST_GRADIENT = 5.0
+LEAST = 2  # photos of one worker in one step, because of batch norm
+
+Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photos' labels, accuracy on validation photos
+
+
+def fit(
+    network: Network, loss: Loss, inputs: Inputs, *, target: NDArray[np.int64], settings: Train, seed: int, out: Path,
+    key: str, ask: Answers,
+) -> None:  # fmt: skip
+    """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt.
+
+    Args:
+        target: (N,) classes of the photos of `inputs`.
+        key: of the checkpoint.
+        ask: called before the epochs for which the loss wants answers.
+    """
+    steps = num_steps(len(target), settings, workers=distributed.world())
+    optimizer = make_optimizer(network, loss, settings)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
+    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule)
+    if (out / "checkpoint.pt").exists():
+        course.restore(out / "checkpoint.pt", key=key)
+    forget_after(out / "metrics.jsonl", course.epoch)
+    interval = Interval(settings.checkpoint_minutes)
+
+    def save_sometimes() -> None:
+        if distributed.agree(interval.over()):
+            course.save(out / "checkpoint.pt", key=key)
+
+    while course.epoch < settings.epochs:
+        if course.step == 0 and loss.wants_answers(course.epoch):
+            log_p, accuracy = ask()
+            loss.take_answers(log_p, accuracy=accuracy)
+        loss.start_epoch(course.epoch)
+        drawn = draw_epoch(target, power=settings.sampling_power, seed=seed, epoch=course.epoch)
+        train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(target), settings=settings,
+                    seed=seed, after_step=save_sometimes)  # fmt: skip
+        loss.end_epoch()
+        report(out, epoch=course.epoch + 1, of=settings.epochs, **figures(course, len(drawn)))
+        course.turn()
+        course.save(out / "checkpoint.pt", key=key)
+
+
+def num_steps(num_photos: int, settings: Train, *, workers: int) -> int:
+    """Steps of an epoch; its batches are as even as it goes.
+
+    Raises:
+        ConfigError: the smallest does not give every worker enough to learn from.
+    """
+    steps = min(math.ceil(num_photos / settings.batch_size), num_photos // LEAST)
+    if num_photos // steps < LEAST * workers:
+        raise ConfigError(
+            f"train.batch_size: {settings.batch_size} of {num_photos} photos gives batches of {num_photos // steps}, and each "
+            f"of {workers} workers needs {LEAST}; raise it, or start fewer workers (train.workers)"
+        )
+    return steps
+
+
+def train_epoch(
+    course: Course, inputs: Inputs, order: list[NDArray[np.int64]], target: Tensor, *, settings: Train, seed: int,
+    after_step: Callable[[], None],
+) -> None:  # fmt: skip
+    """The steps of the epoch that are not done yet."""
+    train_mode(course.network, frozen=settings.backbone_lr_scale == 0)
+    course.loss.train()
+    generator = torch.Generator()
+    batches = inputs.training(order[course.step :], generator)
+    started = time.perf_counter() - course.seconds
+    for step in range(course.step, len(order)):
+        seed_step(generator, seed, course.epoch, step)
+        index = torch.from_numpy(order[step][distributed.part(len(order[step]))])
+        take_step(course, inputs, next(batches), target[index], index, size=len(order[step]), settings=settings)
+        course.step, course.seconds = step + 1, time.perf_counter() - started
+        if course.step < len(order):
+            after_step()
+
+
+def take_step(
+    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, size: int, settings: Train
+) -> None:
+    """One update from a batch of `size` photos, of which this worker has the part that it is given."""
+    value = loss_of(
+        course, inputs, batch, target.to(batch.device), index.to(batch.device), rows=settings.head_rows
+    ).sum()
+    objective = value / size
+    if settings.l1:
+        frozen = settings.backbone_lr_scale == 0
+        objective = objective + settings.l1 / distributed.world() * absolute_weights(course.network, frozen=frozen)
+    course.optimizer.zero_grad(set_to_none=True)
+    objective.backward()
+    distributed.sum_gradients(learnt(course.optimizer))
+    nn.utils.clip_grad_norm_(learnt(course.optimizer), LARGEST_GRADIENT)
+    course.optimizer.step()
+    course.schedule.step()
+    course.total += value.item()
+
+
+def loss_of(course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, rows: int) -> Tensor:
+    """(N,) loss of each photo; with `rows`, the logits of so many exist at a time."""
+    autocast = torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda")
+    with autocast:
+        if rows:
+            weight = course.network.head.classifier.weight
+            return chunked_loss(course.loss, weight, inputs.embedding(batch), target, index, rows=rows)
+        output = inputs.forward(batch)
+    values: Tensor = course.loss(output.logits, target, index, output.embedding)
+    return values
+
+
+def train_mode(network: Network, *, frozen: bool) -> None:
+    """Training mode, in which a frozen backbone keeps its statistics."""
+    network.train()
+    if frozen:
+        network.backbone.eval()
+
+
+def figures(course: Course, num_drawn: int) -> dict[str, float]:
+    """What an epoch was like, and what the loss has to tell."""
+    return {
+        "loss": distributed.total(course.total) / num_drawn,
+        "lr": float(course.schedule.get_last_lr()[0]),
+        "photos_per_s": num_drawn / course.seconds,
+        **course.loss.figures(),
+    }
+
+
+def forget_after(metrics: Path, epoch: int) -> None:
+    """Cuts the lines of epochs that a killed run reported and could not save."""
+    if metrics.exists() and distributed.rank() == 0:
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        metrics.write_text("".join(lines[:epoch]), encoding="utf-8")
+
+
+def report(out: Path, *, epoch: int, of: int, **figures: float) -> None:
+    """One line of metrics.jsonl; four lines of the log in a whole training."""
+    if distributed.rank():
+        return
+    line = {"epoch": epoch, **{key: round(value, 6) for key, value in figures.items()}}
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if epoch % max(of // 4, 1) == 0 or epoch == of:
+        log.info("epoch %d of %d  loss %.3f  %.0f photos/s", epoch, of, line["loss"], line["photos_per_s"])

@@ -1,0 +1,131 @@
+"""A loss with state per photo, and a training with it by several workers: `torchrun ... -m tests.counting DATA OUT`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models.train
+from models import losses
+from models.config import Loss, Member, Recipe, Train, from_dict
+from models.distributed import gather, rank, workers, world
+from models.job import Job
+from models.losses import Samples
+from models.losses.base import Row
+from models.network import Network, Normalisation
+
+RECIPE = from_dict(
+    {
+        "name": "tiny",
+        "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],
+        "train": {"epochs": 3, "batch_size": 8, "sampling_power": 0.5, "l1": 1e-3, "checkpoint_minutes": 0},
+        "loss": {"name": "ce"},
+        "export": {"input_size": 40},
+    }
+)
+MARVEL = dataclasses.replace(RECIPE, loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}))
+
+
+class Counting(losses.Loss):
+    """Cross-entropy that remembers log p_y of each photo, and weighs photos by it from the next epoch on."""
+
+    needs_index = True
+
+    def __init__(self, num_classes: int, *, halt_after: int = -1) -> None:
+        super().__init__(num_classes)
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.steps_left = halt_after
+
+    def begin(self, samples: Samples) -> None:
+        count = len(samples.target)
+        self.sums, self.times, self.kept = (
+            torch.zeros(count, dtype=torch.float64),
+            torch.zeros(count),
+            torch.ones(count),
+        )
+        self.index, self.seen = torch.empty(0, dtype=torch.int64), torch.empty(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        if hasattr(self, "sums"):
+            self.weights = self.kept * (1 + (self.sums / self.times.clamp(min=1)).float())
+
+    def value(self, row: Row) -> Tensor:
+        if self.steps_left == 0:
+            raise KeyboardInterrupt
+        self.steps_left -= 1
+        assert row.index is not None
+        self.index = torch.cat([self.index, row.index])
+        self.seen = torch.cat([self.seen, row.log_p.detach()])
+        return -row.log_p * self.weights[row.index] * self.gain + (self.gain - 1) ** 2
+
+    def end_epoch(self) -> None:
+        index, seen = gather(self.index, self.seen)
+        self.sums.index_add_(0, index, seen.double())
+        self.times.index_add_(0, index, torch.ones(len(index)))
+        self.index, self.seen = index[:0], seen[:0]
+
+    def wants_answers(self, epoch: int) -> bool:
+        return epoch == 1
+
+    def take_answers(self, log_p: Tensor, *, accuracy: float) -> None:
+        self.kept = (log_p > log_p.quantile(0.3)).float() * (0.5 + accuracy)
+
+    def figures(self) -> dict[str, float]:
+        return {"gain": self.gain.item(), "kept": float(self.kept.mean())}
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        index, seen = gather(self.index, self.seen)
+        return {"sums": self.sums, "times": self.times, "kept": self.kept, "index": index, "seen": seen}
+
+    def set_extra_state(self, state: Any) -> None:
+        vars(self).update(state)
+        if rank():
+            self.index, self.seen = self.index[:0], self.seen[:0]
+
+
+def plain_network(member: Member, *, num_classes: int) -> Network:
+    """Without batch norm, so that a photo's answer depends on that photo alone."""
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3))
+    network.head.neck = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any) -> Job:
+    """A training of photos with the keys of `train` that are given."""
+    out.mkdir(exist_ok=True)
+    changed = dataclasses.replace(recipe, train=Train(**vars(recipe.train) | settings))
+    return Job(data=data, recipe=changed, member=0, out=out)
+
+
+def train(job: Job, *, halt_after: int = -1) -> None:
+    """Trains a plain network with the recipe's loss, or with Counting for "ce", which may halt it after so many steps."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(models.train, "build_network", plain_network)
+        if job.recipe.loss.name == "ce":
+            patch.setattr(
+                models.train, "build_loss", lambda _, num_classes: Counting(num_classes, halt_after=halt_after)
+            )
+        models.train.train(job)
+
+
+def main() -> None:
+    """By 2 workers: views, features and state, and a training that is halted; by others, which goes on."""
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with workers():
+        train(counting_job(data, out / f"views-{world()}"))
+        train(counting_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
+        train(counting_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
+        train(counting_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
+
+
+if __name__ == "__main__":
+    main()

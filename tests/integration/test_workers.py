@@ -1,0 +1,137 @@
+"""Trainings by one, two and three real processes that come to one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.intake import ingest
+from models.scores import read_scores
+from tests.counting import MARVEL, counting_job, train
+from tests.deliveries import deliver
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from models.distributed import agree, average_buffers, gather, part, rank, sum_gradients, total, workers, world
+
+with workers():
+    index = torch.tensor([7, 3, 3, 9, 0, 3, 5])
+    value = torch.tensor([.5, 3., 1., .25, 4., 2., 8.])
+    own = part(len(index))
+    both = gather(index[own], value[own])
+    rows = gather(index[own], torch.stack([index, value.long()], 1)[own])
+    flags = gather(index[own], (value > 1)[own])
+    none = gather(index[:0], value[:0])
+    p, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))
+    x = torch.arange(6.).view(2, 3)[part(2)]  # the third of three workers has nothing
+    if len(x):
+        ((x @ p).sum() / 2).backward()
+    sum_gradients([p, unused])
+    statistics = torch.nn.BatchNorm1d(1)
+    statistics.running_mean += rank()
+    average_buffers(statistics)
+    result = (both, rows, flags, none, p.grad, unused.grad, total(own.stop - own.start), agree(rank() == 0),
+              float(statistics.running_mean) - (world() - 1) / 2)
+    torch.save(result, Path(sys.argv[1]) / f"{world()}-{rank()}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("version") / "data"
+    ingest(
+        deliver(tmp_path_factory.mktemp("source"), {"apple": 13, "bean": 9, "corn": 6, "dill": 1}, side=40),
+        base=None,
+        out=out,
+    )
+    return out
+
+
+def run_workers(count: int, *arguments: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *arguments]
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([str(word) for word in command], check=True, timeout=200, cwd=ROOT, env=os.environ | ours)
+
+
+@pytest.fixture(scope="module")
+def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    train(counting_job(data, out / "views-1"))
+    train(counting_job(data, out / "features-1", backbone_lr_scale=0.0))
+    train(counting_job(data, out / "marvel-1", MARVEL, l1=0.0))
+    run_workers(2, "-m", "tests.counting", data, out)
+    assert torch.load(out / "moved" / "checkpoint.pt")["step"] in (1, 2), "halted in mid-epoch"
+    run_workers(3, "-m", "tests.counting", data, out)
+    return out
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "photos_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("views-2", "views-1"),
+        ("views-3", "views-1"),
+        ("features-2", "features-1"),
+        ("features-3", "features-1"),
+        ("marvel-2", "marvel-1"),
+        ("marvel-3", "marvel-1"),
+        ("moved", "views-1"),
+    ],
+)
+def test_workers_come_to_the_result_of_one(out: Path, name: str, like: str) -> None:
+    """moved: by two workers, halted in mid-epoch, and gone on with by three."""
+    assert len(metrics(out / name)) == 3
+    for ours, theirs in zip(metrics(out / name), metrics(out / like), strict=True):
+        assert ours == pytest.approx(theirs, abs=1.5e-6), "metrics.jsonl has six digits"
+    weights, expected = (torch.load(out / each / "network.pt")["state"] for each in (name, like))
+    for key in expected:
+        torch.testing.assert_close(weights[key], expected[key], rtol=0, atol=1e-5)
+    ours, theirs = (read_scores(out / each / "scores.parquet") for each in (name, like))
+    assert np.array_equal(ours.id, theirs.id)
+    assert np.array_equal(ours.top[:, 0], theirs.top[:, 0])
+    assert ours.p_label == pytest.approx(theirs.p_label, abs=1e-6)
+    assert not (out / name / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["marvel-2", "marvel-3"])
+def test_workers_remember_and_decide_what_one_does(out: Path, name: str) -> None:
+    ours, theirs = (pq.read_table(out / each / "samples.parquet") for each in (name, "marvel-1"))
+    assert max(theirs["abandoned"].to_pylist()) > 0, "someone is abandoned"
+    for column in ("id", "run", "abandoned"):
+        assert ours[column] == theirs[column]
+    assert ours["margin"].to_numpy() == pytest.approx(theirs["margin"].to_numpy(), abs=1e-5, nan_ok=True)
+
+
+def test_what_is_gathered_and_summed_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    count = 3
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run_workers(count, program, tmp_path)
+    for number in range(count):
+        both, rows, flags, none, grad, unused, length, agreed, off = torch.load(tmp_path / f"{count}-{number}.pt")
+        assert both[0].tolist() == [0, 3, 3, 3, 5, 7, 9]
+        assert both[1].tolist() == [4, 1, 2, 3, 8, 0.5, 0.25]
+        assert rows[1].tolist() == [[0, 4], [3, 1], [3, 2], [3, 3], [5, 8], [7, 0], [9, 0]]
+        assert flags[1].tolist() == [True, False, True, True, True, False, False]
+        assert len(none[0]) == len(none[1]) == 0
+        assert grad.tolist() == [1.5, 2.5, 3.5], "mean of the two rows"
+        assert unused is None
+        assert length == 7
+        assert agreed is True
+        assert off == 0

@@ -1,0 +1,137 @@
+"""A training that is stopped in mid-epoch goes on to the same bits, its loss's state included."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import models.epochs
+import models.train
+from models.config import Loss, Train
+from models.course import Interval, seed_step
+from models.epochs import num_steps, take_step
+from models.errors import ConfigError
+from models.scores import read_scores
+from tests.counting import RECIPE, counting_job, train
+
+
+@pytest.fixture(scope="module", params=[1.0, 0.0], ids=["views", "features"])
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    out = tmp_path_factory.mktemp("whole") / str(request.param)
+    train(counting_job(data, out, backbone_lr_scale=request.param))
+    return out
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "photos_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])
+def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
+    data: Path, whole: Path, tmp_path: Path, steps: int
+) -> None:
+    """Three steps an epoch; answers are taken after three."""
+    job = counting_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name))
+    train(job, halt_after=steps)
+    saved = torch.load(job.out / "checkpoint.pt")
+    assert (saved["epoch"], saved["step"]) == divmod(steps, 3)
+    assert len(saved["loss"]["_extra_state"]["index"]) == 7 * (steps % 3), "what was seen in the epoch so far"
+    train(job)
+    assert metrics(job.out) == metrics(whole)
+    ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert np.array_equal(read_scores(job.out / "scores.parquet").probs, read_scores(whole / "scores.parquet").probs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss(name="marvel", params={"start_epoch": 1, "run": 1}),
+        Loss(name="truncated_gce", params={"start_epoch": 1, "every": 1}),
+        Loss(name="car"),
+        Loss(name="aum"),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_every_loss_with_state_goes_on_in_mid_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Loss
+) -> None:
+    recipe = dataclasses.replace(RECIPE, loss=loss)
+    whole, halted = (counting_job(data, tmp_path / name, recipe) for name in ("whole", "halted"))
+    models.train.train(whole)
+    steps_left = iter(range(5))
+
+    def step_or_halt(*args: Any, **named: Any) -> None:
+        if next(steps_left, None) is None:
+            raise KeyboardInterrupt
+        take_step(*args, **named)
+
+    monkeypatch.setattr(models.epochs, "take_step", step_or_halt)
+    with pytest.raises(KeyboardInterrupt):
+        models.train.train(halted)
+    monkeypatch.undo()
+    models.train.train(halted)
+    assert metrics(halted.out) == metrics(whole.out)
+    ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (halted.out / "samples.parquet").read_bytes() == (whole.out / "samples.parquet").read_bytes()
+
+
+def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[0]["kept"] == 1
+    assert lines[1]["kept"] != 1, "answers were taken before the second epoch"
+    assert len({line["gain"] for line in lines}) == 3, "the loss's own parameter is optimised"
+
+
+def test_pieces_of_a_batch_give_what_the_batch_gives(data: Path, whole: Path, tmp_path: Path) -> None:
+    job = counting_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name), head_rows=3)
+    train(job)
+    ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-5)
+
+
+def test_an_absolute_penalty_shrinks_weights(data: Path, tmp_path: Path) -> None:
+    sizes = []
+    for l1 in (0.0, 0.1):
+        job = counting_job(data, tmp_path / str(l1), l1=l1, weight_decay=0.0)
+        train(job)
+        state = torch.load(job.out / "network.pt")["state"]
+        sizes.append(sum(float(state[key].abs().sum()) for key in ("backbone.0.weight", "head.classifier.weight")))
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_every_step_has_randomness_of_its_own() -> None:
+    generator = torch.Generator()
+    drawn = []
+    for numbers in [(3, 0, 0), (3, 0, 1), (3, 1, 0), (4, 0, 0), (3, 0, 0)]:
+        seed_step(generator, *numbers)
+        drawn.append((float(torch.rand(1, generator=generator)), float(torch.rand(1))))
+    assert drawn[0] == drawn[-1]
+    assert len(set(sum(drawn, ()))) == 8
+
+
+def test_an_interval_is_over_again_and_again() -> None:
+    now = 0.0
+    interval = Interval(0.5, clock=lambda: now)
+    said = []
+    for now in (29.0, 30.0, 31.0, 59.0, 61.0):  # noqa: B007  # the clock reads it
+        said.append(interval.over())
+    assert said == [False, True, False, False, True]
+    assert Interval(0).over()
+
+
+def test_a_batch_too_small_for_its_workers_is_refused() -> None:
+    assert num_steps(21, Train(batch_size=4), workers=1) == 6
+    message = r"train\.batch_size: 4 of 21 photos gives batches of 3, and each of 2 workers needs 2; .*train\.workers"
+    with pytest.raises(ConfigError, match=message):
+        num_steps(21, Train(batch_size=4), workers=2)
