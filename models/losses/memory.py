@@ -29,7 +29,7 @@ from models.losses.base import Samples
 
 FORMAT = 1
 ABOUT = b"cleanshelf.samples"  # key of the file's metadata
-ANEW = "start anew without it"
+ANEW = "leave train.state empty to start anew"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_carried_over_is_refused(tmp_path: Path, spoil: An
     with pytest.raises(CheckpointMismatch, match=message) as caught:
         memory(OLD, OLD_CLASSES, k=0.5).carry(path)
     assert str(path) in str(caught.value)
-    assert str(caught.value).endswith("start anew without it")
+    assert str(caught.value).endswith("leave train.state empty to start anew")
 
 
 @settings(max_examples=200, deadline=None)

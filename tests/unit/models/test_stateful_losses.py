@@ -575,7 +575,7 @@ def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     marvel([[1.0, -1.0]]).known.write(tmp_path / "samples.parquet")
     other = begun("marvel", [0, 0], classes=2, margin="probability", relative="none")
     with pytest.raises(
-        CheckpointMismatch, match=r"params\.margin is 'logit', and this training has 'probability'; start"
+        CheckpointMismatch, match=r"params\.margin is 'logit', and this training has 'probability'; leave"
     ):
         other.known.carry(tmp_path / "samples.parquet")
     wrong = begun("aum", [0, 0, 0, 0], classes=2)
