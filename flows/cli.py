@@ -224,6 +224,20 @@ def recognise(
 
 
 @app.command()
+def losses(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/losses.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The losses that a recipe may name: formula, parameters, needs, source."""
+    from models.losses.catalogue import catalogue, markdown, outline
+
+    if as_markdown:
+        return print(markdown())
+    columns = ("loss", "formula", "parameters", "needs", "source")
+    _show([dataclasses.asdict(e) for e in catalogue()], as_json=as_json, say=lambda: _table(columns, outline()))
+
+
+@app.command()
 def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """Check that everything is here that CleanShelf needs."""
     from flows.doctor import examine

@@ -19,6 +19,8 @@ from typing import Any
 
 from models.errors import ConfigError
 
+KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "table", tuple: "list of numbers"}
+
 
 @dataclass(frozen=True)
 class Range:
@@ -84,6 +86,17 @@ def _choice(field: str, value: Any, known: tuple[str, ...]) -> Any:
     return value
 
 
+def written(annotation: Any) -> str:
+    """Type and range for people: "(0, 1]", "integer [0, inf]", "true or false"."""
+    annotation, _ = _without_none(annotation)
+    kind, *rest = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Annotated else (annotation,)
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    bounds = [str(bound) for bound in rest if isinstance(bound, Range)]
+    kind = typing.get_origin(kind) or kind
+    return " ".join(bounds if kind is float and bounds else [KINDS.get(kind, kind.__name__), *bounds])
+
+
 def closest(name: str, known: typing.Iterable[str]) -> str:
     """' (did you mean x?)' or '' for error messages."""
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -100,11 +113,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """How a name is built, where it comes from, and what it takes."""
+    """How a name is built, where it comes from, and what it takes.
+
+    formula: of what is composed; empty: the first paragraph of the class's docstring says it.
+    """
 
     build: Callable[..., Any]
     paper: str
     parameters: Mapping[str, Parameter]
+    formula: str = ""
 
 
 def parameters_of(cls: type) -> dict[str, Parameter]:

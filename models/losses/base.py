@@ -95,14 +95,15 @@ class Row:
 class Options:
     """Options of every loss; they act inside the loss, in training only.
 
-    warmup_ce_epochs: epochs of plain cross-entropy first: it memorises late, and lifts p_y off 1/C.
-    blend_epochs: after them, epochs over which cross-entropy gives way to the loss, linearly.
-    logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 - r)) starts
-        it at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024 submission).
-    init_match: "initial" scales the loss so that its gradient at equal logits is that of cross-entropy, "batch" so that the
-        mean weight in each batch is 1 (detached).
-    logit_adjustment: tau of z + tau log prior, the prior from the given labels (Menon et al., ICLR 2021, equation 10); 1 is
-        balanced softmax (Ren et al., NeurIPS 2020).
+    Args:
+        warmup_ce_epochs: epochs of plain cross-entropy first: it memorises late, and lifts p_y off 1/C.
+        blend_epochs: after them, epochs over which cross-entropy gives way to the loss, linearly.
+        logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 - r)) starts
+            it at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024 submission).
+        init_match: "initial" scales the loss so that its gradient at equal logits is that of cross-entropy, "batch" so that the
+            mean weight in each batch is 1 (detached).
+        logit_adjustment: tau of z + tau log prior, the prior from the given labels (Menon et al., ICLR 2021, equation 10); 1 is
+            balanced softmax (Ren et al., NeurIPS 2020).
     """
 
     warmup_ce_epochs: Annotated[int, Range(0)] = 0

@@ -121,7 +121,11 @@ class NNCE(Symmetric):
 
 
 class Sum(Loss):
-    """alpha first + beta second, from one pass over the logits."""
+    """alpha first + beta second, from one pass over the logits.
+
+    Args:
+        alpha, beta: weights of the first and the second part, >= 0.
+    """
 
     def __init__(self, num_classes: int, first: Loss, second: Loss, *, alpha: float, beta: float) -> None:
         super().__init__(num_classes)
@@ -147,13 +151,16 @@ def _sum(
     return Sum(num_classes, first, second, alpha=values["alpha"], beta=values["beta"])
 
 
-def _register_sum(name: str, first: type[Loss], second: type[Loss], *, paper: str, **defaults: float) -> None:
+def _register_sum(
+    name: str, first: type[Loss], second: type[Loss], *, paper: str, formula: str = "", **defaults: float
+) -> None:
     own = {**parameters_of(first), **parameters_of(second)}
     own |= {key: Parameter(Weight, 1.0) for key in ("alpha", "beta")}
     own |= {key: Parameter(own[key].annotation, value) for key, value in defaults.items()}
     defaults = {"alpha": 1.0, "beta": 1.0} | defaults
     build: Callable[..., Any] = partial(_sum, classes=(first, second), defaults=defaults)
-    LOSSES.components[name] = Component(build, paper, own)
+    formula = formula or "alpha {} + beta {}".format(*name.split("+"))
+    LOSSES.components[name] = Component(build, paper, own, formula)
 
 
 for _name, _active in (("nce", NCE), ("nfl", NFL)):
@@ -162,5 +169,8 @@ for _name, _active in (("nce", NCE), ("nfl", NFL)):
     _register_sum(f"{_name}+agce", _active, AGCE, paper="Zhou et al., ICML 2021 (arXiv 2106.03110)", beta=4, a=6, q=1.5)
     _register_sum(f"{_name}+aul", _active, AUL, paper="Zhou et al., ICML 2021 (arXiv 2106.03110)", beta=4, a=6.3, q=1.5)
     _register_sum(f"{_name}+ael", _active, AEL, paper="Zhou et al., ICML 2021 (arXiv 2106.03110)", beta=4, a=5)
-_register_sum("anl_ce", NCE, NNCE, paper="Ye et al., NeurIPS 2023 (active negative losses)", alpha=5, beta=5)
+_register_sum(
+    "anl_ce", NCE, NNCE, paper="Ye et al., NeurIPS 2023 (active negative losses)", formula="alpha nce + beta nnce",
+    alpha=5, beta=5,
+)  # fmt: skip
 _register_sum("nce+amse", NCE, AMSE, paper="JAL, ICCV 2025; beta .1 on the sum is its 1 on the mean of 10", beta=0.1)

@@ -18,7 +18,21 @@ PAPER = "Zhou et al., ICCV 2021 (arXiv 2108.00192), equation 8"
 
 
 class SparseRegularised(Loss):
-    """base(u, y) + lam(t) sum_k softmax(u)_k^p [/ C^(1 - p)], u = z / (|z| tau)."""
+    """base(u, y) + lam(t) sum_k softmax(u)_k^p / C^(1 - p), u = z / (|z| tau).
+
+    The penalty is 1 at equal probabilities and C^(p - 1) at one-hot ones; lam(t) = lam rho^(t div every), t the epoch from 0.
+
+    Args:
+        tau: temperature, > 0; by default .5, the published value at 10 classes, or 1 / ln(9 (C - 1)) where that is less, so that
+            p_y = .9 stays within reach.
+        p: power, in (0, 1]; published .1 at 10 classes, .01 at 100.
+        lam: weight of the penalty, >= 0; the default is the published 1.2 at 10 classes under `rescale`.
+        rho: growth of lam, >= 1; published 1.03 at 10 classes, 1.02 at 100.
+        every: epochs from one growth to the next.
+        l2_normalise: divide the logits by their norm first, as published for all but MNIST.
+        rescale: divide by C^(1 - p); false gives the published penalty, which grows with C.
+        floor: probabilities count as at least this, without a gradient; published 1e-7.
+    """
 
     def __init__(
         self,
@@ -68,5 +82,8 @@ def _sparse(num_classes: int, /, *, cls: type[Loss], **given: Any) -> SparseRegu
 
 for _name, _base in (("ce", CrossEntropy), ("focal", Focal), ("gce", GCE)):
     LOSSES.components[f"{_name}+sr"] = Component(
-        partial(_sparse, cls=_base), PAPER, {**parameters_of(_base), **parameters_of(SparseRegularised)}
+        partial(_sparse, cls=_base),
+        PAPER,
+        {**parameters_of(_base), **parameters_of(SparseRegularised)},
+        f"{_name}(u, y) + lam(t) sum_k softmax(u)_k^p / C^(1 - p), u = z / (|z| tau), lam(t) = lam rho^(t div every)",
     )

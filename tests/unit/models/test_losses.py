@@ -142,6 +142,13 @@ def test_init_match_starts_with_the_gradient_of_cross_entropy(name: str, classes
     torch.testing.assert_close(loss(logits, target), loss.scale * plain(logits, target))
 
 
+@pytest.mark.parametrize("base", ["ce", "focal", "gce"])
+def test_sharpened_losses_are_matched_by_their_sharpened_logits(base: str) -> None:
+    """Equal logits have no norm; the penalty has no slope there."""
+    scales = [build_loss(name, num_classes=50, init_match="initial").scale for name in (base, f"{base}+sr")]
+    assert scales[0] == pytest.approx(scales[1])
+
+
 @pytest.mark.parametrize("name", ["mae", "rce", "gce", "agce", "aul", "ael", "focal", "sce"])
 def test_matching_each_batch_brings_the_mean_weight_to_one(name: str) -> None:
     logits, target = batch()
