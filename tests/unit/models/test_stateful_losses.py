@@ -185,6 +185,17 @@ def test_aum_is_cross_entropy_with_one_class_more() -> None:
     torch.testing.assert_close(loss(logits, target, index, embedding), cross_entropy(logits, target, reduction="none"))
 
 
+def test_the_extra_class_is_drawn_by_id_and_leaves_every_class_its_own() -> None:
+    target = [0] * 4 + [1] * 3 + [2] * 30
+    loss = begun("aum", target, classes=3, share=0.9)
+    assert np.bincount(loss.known.target[loss.known["extra"]], minlength=3).tolist() == [1, 0, 15]
+    shuffled = build_loss("aum", num_classes=3, share=0.9)
+    order = np.random.default_rng(0).permutation(37)
+    shuffled.begin(Samples(loss.known.id[order].astype(object), np.array(target)[order], loss.known.classes))
+    assert shuffled.memory is not None
+    assert set(shuffled.memory.id[shuffled.memory["extra"]]) == set(loss.known.id[loss.known["extra"]])
+
+
 def test_aum_averages_the_margins_of_all_classes_and_the_extra_one() -> None:
     logits, target, index, embedding = batch()
     loss = begun("aum", target.numpy(), classes=10, share=0.3, n_min=1)
