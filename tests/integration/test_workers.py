@@ -159,7 +159,7 @@ def test_a_flow_stops_its_workers_and_goes_on_where_they_were(data: Path, tmp_pa
     done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     before = (done["epoch"], done["step"])
     run_child("models.train", arguments, say=said.append, workers=2)
-    assert f"continuing after {before[0]} epochs and {before[1]} steps" in said
+    assert f"continuing after epoch {before[0]} and {before[1]} steps of the next" in said
     assert [line["epoch"] for line in metrics(tmp_path / "out")] == list(range(1, 9))
     assert len([line for line in said if line.startswith("loss ce:")]) == 2, (
         "the first worker alone talks, in both runs"
