@@ -62,7 +62,7 @@ class Course:
             getattr(self, name).load_state_dict(content[name])
         self.epoch, self.step, self.seconds = content["epoch"], content["step"], content["seconds"]
         self.total = content["total"] if distributed.rank() == 0 else 0.0
-        log.info("continuing after %d epochs and %d steps", self.epoch, self.step)
+        log.info("continuing after epoch %d and %d steps of the next", self.epoch, self.step)
 
     def turn(self) -> None:
         """On to the next epoch."""

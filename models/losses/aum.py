@@ -32,9 +32,9 @@ class AUM(Stateful):
         base, base_params: the loss that is weighted after the decision, one without state.
         decision_epoch: the first without the extra class; the paper's is where the learning rate first drops.
         percentile: of the extra class's margins, in [0, 100]; published 99.
-        share: of the samples that go to the extra class, in (0, 1); by default the published 1 / (C + 1). Never from classes
-            of n_min samples.
-        max_share, n_min: the most of a class that may be flagged, and what it keeps; the least margins go first.
+        share: of the samples that go to the extra class, in (0, 1); by default the published 1 / (C + 1).
+        max_share, n_min: the most of a class that may be flagged, or go to the extra class, and what it keeps; the least
+            margins go first.
         width: of the embedding.
     """
 
@@ -94,13 +94,15 @@ class AUM(Stateful):
 
     def remember_new(self) -> None:
         target = self.known.target
-        eligible = np.flatnonzero(np.bincount(target)[target] > self.guard.n_min)
+        order = sorted(range(len(target)), key=lambda at: hashlib.sha256(str(self.known.id[at]).encode()).digest())
+        rank = np.argsort(order)
+        eligible = np.flatnonzero(self.guard.part_with(np.ones(len(target), bool), rank, target))
         if not len(eligible):
             raise ConfigError(
                 f"loss.params.n_min: no class has more than {self.guard.n_min} photos, so that none can be spared for the extra "
                 "class; lower it, or choose another loss"
             )
-        drawn = sorted(eligible.tolist(), key=lambda at: hashlib.sha256(str(self.known.id[at]).encode()).digest())
+        drawn = eligible[np.argsort(rank[eligible])]
         self.known["extra"][drawn[: max(round(self.share * len(target)), 1)]] = True
 
     def begin(self, samples: Samples) -> None:

@@ -36,7 +36,7 @@ class Marvel(Stateful):
         start_epoch: the first before which samples are abandoned; at best where accuracy on the given labels levels off.
         relative: "quantile": theta falls by as much as the class's quantile of the margins lies below that of all samples;
             "prior": by as much as log prior_y lies below that of a class of average size; "none": theta for all.
-        quantile: of the margins, in [0, 1).
+        quantile: of the margins, in [0, 1): how good the best of a class are, who are right in most classes. Lower spares more.
         margin: "logit": z_y - max_k z_k, k other than y; "probability": the same of p.
         reversible: an abandoned sample returns after `run` epochs above the threshold; else never.
         max_share, n_min: the most of a class that may be abandoned, and what it keeps; the least margins go first.
@@ -61,7 +61,7 @@ class Marvel(Stateful):
         run: Annotated[int, Range(1, 100)] = 5,
         start_epoch: Epoch = 5,
         relative: Relative = "quantile",
-        quantile: Share = 0.75,
+        quantile: Share = 0.9,
         margin: Literal["logit", "probability"] = "logit",
         reversible: bool = False,
         max_share: Share = 0.5,

@@ -29,7 +29,7 @@ from models.losses.base import Samples
 
 FORMAT = 1
 ABOUT = b"cleanshelf.samples"  # key of the file's metadata
-ANEW = "start anew without it"
+ANEW = "leave train.state empty to start anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Memory:
     def __init__(
         self, samples: Samples, columns: Mapping[str, Column], *, name: str, meaning: Mapping[str, Any]
     ) -> None:
-        self.id, self.target, self.classes = samples.id.astype(str), samples.target, samples.classes
+        self.id, self.target, self.classes = np.asarray(samples.id, str), samples.target, samples.classes
         self.columns, self.name = dict(columns), name
         self.meaning = dict(meaning)
         self.values = {key: column.new(len(self)) for key, column in columns.items()}
@@ -127,6 +127,8 @@ class Memory:
 
     def _gather(self) -> tuple[Tensor, Tensor]:
         none = (torch.empty(0, dtype=torch.int64), torch.empty(0, sum(self.widths.values())))
+        if not self.widths:  # alike on every worker
+            return none
         indices, rows = zip(none, *self._pending, strict=True)
         return distributed.gather(torch.cat(indices), torch.cat(rows))
 
@@ -214,7 +216,7 @@ class Memory:
     def _about(self) -> str:
         columns = {name: asdict(column) for name, column in self.columns.items()}
         about = {"format": FORMAT, "loss": self.name, "params": self.meaning, "columns": columns}
-        return json.dumps(about, sort_keys=True)
+        return json.dumps(about)
 
     def _check(self, where: str, theirs: Mapping[str, Any], *, way_out: str) -> None:
         ours, given = _flat(json.loads(self._about())), _flat(theirs)

@@ -119,7 +119,7 @@ class Stateful(Loss):
             )
         self.memory = Memory(samples, self.columns, name=self.name, meaning=self.meaning())
         self.remember_new()
-        self.decide()
+        self.start_epoch(self.epoch)
 
     def remember_new(self) -> None:
         """Fills the columns in where one value for all does not do."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.errors import ChildFailed
 from flows.intake import ingest
+from flows.launch import end_children, run_child
+from models import checkpoint
+from models.config import to_dict
 from models.data.manifest import read_manifest
 from models.scores import read_scores
-from tests.counting import MARVEL, counting_job, train
+from serving.process import until
+from tests.counting import MARVEL, RECIPE, counting_job, train
 from tests.deliveries import deliver
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +186,26 @@ def test_workers_learn_the_numbers_of_a_loss_as_one_does(
     for ours, theirs in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
         assert ours == pytest.approx(theirs, rel=5e-3), "a difference in float32, divided by its own size"
     assert len({line["loss.params.beta"] for line in metrics(tmp_path / "1")}) == 3
+
+
+@pytest.mark.faults
+def test_a_flow_stops_its_workers_and_goes_on_where_they_were(data: Path, tmp_path: Path) -> None:
+    """A network with batch norm, as flows train it."""
+    recipe = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=8))
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe)))
+    arguments = ["--data", data, "--recipe", tmp_path / "recipe.json", "--out", tmp_path / "out"]
+    said: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_child, "models.train", arguments, say=said.append, workers=2)
+        assert until(lambda: (tmp_path / "out" / "checkpoint.pt").exists() or running.done(), timeout_s=60)
+        end_children()
+        assert isinstance(running.exception(timeout=20), ChildFailed)
+    done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
+    before = (done["epoch"], done["step"])
+    run_child("models.train", arguments, say=said.append, workers=2)
+    assert f"continuing after epoch {before[0]} and {before[1]} steps of the next" in said
+    assert [line["epoch"] for line in metrics(tmp_path / "out")] == list(range(1, 9))
+    assert len([line for line in said if line.startswith("loss ce:")]) == 2, (
+        "the first worker alone talks, in both runs"
+    )
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()

@@ -40,12 +40,6 @@ def test_what_can_be_trained_passes(data: Path) -> None:
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
         ("members.0.weights=models/train.py", WeightsMismatch, r"models/train\.py cannot be read \(UnpicklingError\)"),
-        (
-            "train.state=samples.parquet",
-            ConfigError,
-            r"train\.state: samples\.parquet is what .* 'gce' remembers nothing; leave",
-        ),
-        ("train.workers=5", ConfigError, r"train\.batch_size: .* each of 5 workers needs 2; .*train\.workers"),
         ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
     ],
 )
