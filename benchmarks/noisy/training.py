@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.losses import Samples, build_loss
+from models.losses import LOSSES, Samples, build_loss
 from noisy.protocol import Protocol, build_net
 from noisy.spec import Method
 
@@ -55,7 +55,11 @@ class Trainer:
         self.task, self.protocol, self.seed = task, protocol, seed
         device, num_classes = task.train.device, len(task.classes)
         self.net = build_net(protocol.network, num_features=task.train.shape[-1], num_classes=num_classes).to(device)
-        self.loss = build_loss(method.loss, num_classes=num_classes, **method.params).to(device)
+        own = dict(method.params)
+        classifier = self.net.get_submodule("classifier")
+        if "width" in LOSSES.find(method.loss).parameters and isinstance(classifier, nn.Linear):
+            own.setdefault("width", classifier.in_features)
+        self.loss = build_loss(method.loss, num_classes=num_classes, **own).to(device)
         self.l1 = method.training.get("l1", 0.0)
         self.lr = method.training.get("lr", protocol.lr)
         decay = method.training.get("weight_decay", protocol.weight_decay)
