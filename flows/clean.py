@@ -13,7 +13,7 @@ from flows.data_version import DataVersions, Entry
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
-from models.cleaning import find_label_errors, log_margin
+from models.cleaning import log_margin, worst
 from models.config import Clean, digest
 from models.data.manifest import Manifest, read_manifest, write_labels, write_version
 from models.scores import Scores, concatenate, mean, read_scores
@@ -76,8 +76,8 @@ def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int) -
     row = np.searchsorted(manifest.id, scores.id)
     train = manifest.split[row] == "train"
     wrong = np.zeros(len(scores), np.bool_)
-    wrong[train] = find_label_errors(scores.target[train], margin[train], threshold=settings.margin,
-                                     floor_share=settings.floor_share, floor_count=settings.floor_count)  # fmt: skip
+    wrong[train] = worst(scores.target[train], margin[train], threshold=settings.margin,
+                         floor_share=settings.floor_share, floor_count=settings.floor_count)  # fmt: skip
     wrong[~train] = (
         margin[~train] < settings.margin
     )  # the floor guards what is learnt; a doubtful photo measures nothing
