@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, check_photos, check_sparse, warn
-from models.cleaning.votes import directions
-from models.errors import CleaningError
 
 KEEP = 10  # other classes of a photo that votes are counted for
 BLOCK_BYTES = 1 << 19  # of the dense table that is worked on at a time; fits a core's cache
@@ -86,19 +84,6 @@ class Evidence:
             found = best if classes is None else np.take_along_axis(classes, best, 1)
             ids[rows, 1:] = np.where(np.take_along_axis(probs, best, 1) < 0, -1, found)
         return Candidates(ids, p)
-
-    @cached_property
-    def unit(self) -> NDArray[np.float32]:
-        """(N, d) `directions` of the embeddings.
-
-        Raises:
-            CleaningError: there are none, or they hold NaN.
-        """
-        if self.embeddings is None:
-            raise CleaningError(
-                "embeddings: this rule asks similar photos; give embeddings, or take the rule log_margin"
-            )
-        return directions(self.embeddings, self.groups)
 
     def others(self) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
         """Blocks of rows: classes (n, k), or None where column j is class j, and probabilities, -1 at the label."""

@@ -68,10 +68,10 @@ def check_photos(num: int, embeddings: NDArray[np.floating] | None, groups: NDAr
 
 
 def check_sparse(pred_probs: TopK, num_classes: int) -> None:
-    refuse(((pred_probs.ids < 0) | (pred_probs.ids >= num_classes)).any(axis=1),
-            f"pred_probs.ids: outside [0, {num_classes})", "correct them, or give num_classes")  # fmt: skip
+    wrong = np.asarray(((pred_probs.ids < 0) | (pred_probs.ids >= num_classes)).any(axis=1))
+    refuse(wrong, f"pred_probs.ids: outside [0, {num_classes})", "correct them, or give num_classes")
     total = pred_probs.probs.sum(axis=1, dtype=np.float32)
-    fine = (pred_probs.probs.min(axis=1) >= 0) & (total <= 1 + SUM_TOLERANCE)
+    fine = np.asarray((pred_probs.probs.min(axis=1) >= 0) & (total <= 1 + SUM_TOLERANCE))
     refuse(~fine, "pred_probs.probs: NaN, negative or together above 1", "give probabilities, not logits")
     fine = np.asarray((pred_probs.p_label >= 0) & (pred_probs.p_label <= 1 + SUM_TOLERANCE))
     refuse(~fine, "pred_probs.p_label: NaN or outside [0, 1]", "give the label's probability")

@@ -73,7 +73,7 @@ def posterior(
     believed = _softmax(evidence)
     for _ in range(STEPS):
         kept, share, _ = _confusion(believed, ids, true, place, num_classes)
-        believed = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, pair))
+        believed = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, place))
     kept, share, rest = _confusion(believed, ids, true, place, num_classes)
     real = pairs >= 0
     rate = 1 - float(believed[:, 0].mean()) if len(ids) else 0.0

@@ -14,6 +14,7 @@ from models.cleaning.evidence import Evidence
 from models.cleaning.noise import Noise, posterior
 from models.cleaning.score import TINY, log_margin
 from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
+from models.errors import CleaningError
 from models.registry import Range, Registry
 
 RULES = Registry("rule")
@@ -99,7 +100,7 @@ class ConfidentLearning:
         best = np.zeros(len(evidence), np.float64)
         for rows, classes, probs in evidence.others():
             confident = probs >= (usual if classes is None else usual[classes])
-            best[rows] = np.where(confident, probs, 0).max(axis=1)
+            best[rows] = np.maximum(probs * confident, 0).max(axis=1)
         own = np.where(evidence.p_label >= usual[evidence.labels], evidence.p_label, 0)
         return 0.5 * evidence.p_label + np.where(best > own, 0, 0.5)
 
@@ -185,6 +186,17 @@ class Posterior:
         return posterior(logs[judged], found.ids[judged], num_classes=evidence.num_classes, trust=self.trust)
 
 
+def photos(evidence: Evidence) -> NDArray[np.floating]:
+    """(N, d) embeddings.
+
+    Raises:
+        CleaningError: there are none.
+    """
+    if evidence.embeddings is None:
+        raise CleaningError("embeddings: this rule asks similar photos; give embeddings, or take the rule log_margin")
+    return evidence.embeddings
+
+
 def class_means(evidence: Evidence) -> NDArray[np.float64]:
     """(C,) mean p(label) of the photos that bear each label: the confident thresholds; 0 without photos."""
     judged = evidence.judged
@@ -194,11 +206,11 @@ def class_means(evidence: Evidence) -> NDArray[np.float64]:
 
 def nearest(evidence: Evidence, count: int) -> NDArray[np.int32]:
     """(N, count) labels of the nearest other photos."""
-    return neighbour_labels(evidence.unit, evidence.labels, neighbours=count, groups=evidence.groups)
+    return neighbour_labels(photos(evidence), evidence.labels, neighbours=count, groups=evidence.groups)
 
 
 def _linear(evidence: Evidence, ridge: float) -> NDArray[np.float32]:
-    return linear_vote(evidence.unit, evidence.labels, evidence.candidates.ids, groups=evidence.groups,
+    return linear_vote(photos(evidence), evidence.labels, evidence.candidates.ids, groups=evidence.groups,
                        ridge=ridge, num_classes=evidence.num_classes)  # fmt: skip
 
 

@@ -14,33 +14,35 @@ from numpy.typing import NDArray
 from models.errors import CleaningError
 
 BLOCK_BYTES = 1 << 26  # of similarities, and of classifier rows, at a time
+BLOCK_ROWS = 1 << 14
 
 
-def directions(embeddings: NDArray[np.floating], groups: NDArray[np.integer]) -> NDArray[np.float32]:
-    """(N, d) unit vectors from the mean of their group: what all photos share says nothing of any.
+def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any.
 
     Raises:
         CleaningError: NaN or infinity.
     """
-    made = np.array(embeddings, np.float32)
-    for rows in members(groups):
-        made[rows] -= made[rows].mean(axis=0)
+    made = np.asarray(embeddings - mean, np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", made, made))
     if not np.isfinite(length).all():
-        wrong = ~np.isfinite(length)
-        raise CleaningError(f"embeddings: NaN or infinity, in row {int(wrong.argmax())} at least; drop such rows")
+        raise CleaningError("embeddings: NaN or infinity; drop such photos")
     made /= np.maximum(length, 1e-12)[:, None]
     return made
 
 
-def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64] | slice]:
-    """Positions of each group's photos; a slice of all where there is one group."""
-    names = np.unique(groups)
-    if len(names) <= 1:
-        yield slice(None)
-        return
-    for name in names:
+def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
+    """Positions of each group's photos."""
+    for name in np.unique(groups):
         yield np.flatnonzero(groups == name)
+
+
+def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(d,) mean of some photos, summed in blocks."""
+    total = np.zeros(embeddings.shape[1])
+    for part in _parts(rows, BLOCK_ROWS):
+        total += embeddings[part].sum(axis=0, dtype=np.float64)
+    return np.asarray(total / max(1, len(rows)), np.float32)
 
 
 def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -58,25 +60,22 @@ def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> It
 
 
 def neighbour_labels(
-    unit: NDArray[np.float32], labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
+    embeddings: NDArray[np.floating], labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
 ) -> NDArray[np.int32]:
     """(N, neighbours) labels of each photo's most similar others in its group; -1 where a group has no more.
 
-    Exact, in O(N^2 d): 5,000 photos take a second, 50,000 about two minutes. Photos without a label cast no vote.
+    Photos without a label (-1) cast no vote. Exact, in O(N^2 d) time and blocks of 64 MB.
     """
-    found = np.full((len(unit), neighbours), -1, np.int32)
+    found = np.full((len(embeddings), neighbours), -1, np.int32)
     for rows in members(groups):
-        voters = np.flatnonzero(labels[rows] >= 0)
-        own, said = unit[rows], labels[rows]
-        result = np.full((len(own), neighbours), -1, np.int32)
-        k = min(neighbours, len(voters) - 1)
+        said = labels[rows]
+        k = min(neighbours, int((said >= 0).sum()) - 1)
         if k < 1:
             continue
-        for start, cosine in similar(own):
+        for start, cosine in similar(directions(embeddings[rows], centre(embeddings, rows))):
             cosine[:, said < 0] = -np.inf
             near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-            result[start : start + len(near), :k] = said[near]
-        found[rows] = result
+            found[rows[start : start + len(near)], :k] = said[near]
     return found
 
 
@@ -90,59 +89,69 @@ def count_votes(neighbour: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray
 
 
 def linear_vote(
-    unit: NDArray[np.float32],
+    embeddings: NDArray[np.floating],
     labels: NDArray[np.int64],
     ids: NDArray[np.int32],
     *,
     groups: NDArray[np.integer],
-    ridge: float = 0.5,
     num_classes: int,
+    ridge: float = 0.5,
 ) -> NDArray[np.float32]:
     """(N, K) what a linear classifier, fitted to all labels but the photo's own, answers for each candidate class (N, K).
 
     Ridge regression to the one-hot labels, about 1 for a class and 0 for another. The answer without the photo's own label
-    is exact and needs no second fit: (f - h y) / (1 - h), with h the photo's leverage (Allen's PRESS, 1974). One pass sums
-    d x d products and C x d class sums, another asks; so time is O(N d^2 + N K d), memory O(d^2 + C d).
+    is exact and needs no second fit: (f - h y) / (1 - h), with h the photo's leverage (PRESS, Allen 1974). One pass sums
+    d x d products and C x d class sums, another asks: time O(N d^2 + N K d), memory O(d^2 + C d).
 
     Args:
-        unit: (N, d), as `directions` gives them.
+        embeddings: (N, d).
         labels: (N,) classes; photos of -1 are not fitted to.
         ids: (N, K) candidate classes; column 0 is the label; -1 gives 0.
         groups: (N,) each is fitted alone.
-        ridge: > 0, in mean eigenvalues of the photos' second moments.
         num_classes: C.
+        ridge: > 0, in mean eigenvalues of the photos' second moments.
     """
     answers = np.zeros(ids.shape, np.float32)
     for rows in members(groups):
-        answers[rows] = _linear_vote(unit[rows], labels[rows], ids[rows], ridge=ridge, num_classes=num_classes)
+        mean = centre(embeddings, rows)
+        inverse, classifier = _fit(embeddings, labels, rows, mean, ridge=ridge, num_classes=num_classes)
+        for part in _parts(rows, BLOCK_BYTES // (4 * ids.shape[1] * len(inverse))):
+            x = _with_constant(directions(embeddings[part], mean))
+            leverage = np.where(labels[part] >= 0, np.einsum("nd,nd->n", x @ inverse, x), 0).astype(np.float32)
+            answer = np.einsum("nkd,nd->nk", classifier[ids[part]], x)
+            answer[:, 0] -= leverage  # column 0 is the label that the photo was fitted to
+            answer /= np.maximum(1 - leverage, np.float32(1e-6))[:, None]
+            answers[part] = np.where(ids[part] >= 0, answer, 0)
     return answers
 
 
-def _linear_vote(
-    unit: NDArray[np.float32], labels: NDArray[np.int64], ids: NDArray[np.int32], *, ridge: float, num_classes: int
-) -> NDArray[np.float32]:
-    fitted = labels >= 0
-    width = unit.shape[1] + 1
-    moments = np.zeros((width, width))
-    sums = np.zeros((num_classes, width), np.float32)
-    height = max(1, BLOCK_BYTES // (4 * ids.shape[1] * width))
-    for start in range(0, len(unit), height):
-        rows = slice(start, start + height)
-        x = _with_constant(unit[rows][fitted[rows]])
+def _fit(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    mean: NDArray[np.float32],
+    *,
+    ridge: float,
+    num_classes: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Inverse of the second moments (d + 1, d + 1) and classifier (C, d + 1) of a group."""
+    width = embeddings.shape[1] + 1
+    moments, sums = np.zeros((width, width)), np.zeros((num_classes, width), np.float32)
+    fitted = rows[labels[rows] >= 0]
+    for part in _parts(fitted, BLOCK_ROWS):
+        part = part[np.argsort(labels[part], kind="stable")]
+        x = _with_constant(directions(embeddings[part], mean))
         moments += x.T @ x
-        np.add.at(sums, labels[rows][fitted[rows]], x)
-    moments[np.diag_indices(width)] += ridge * max(1, fitted.sum()) / width
+        classes, starts = np.unique(labels[part], return_index=True)
+        sums[classes] += np.add.reduceat(x, starts, axis=0)
+    moments[np.diag_indices(width)] += ridge * max(1, len(fitted)) / width
     inverse = np.linalg.inv(moments).astype(np.float32)
-    classifier = sums @ inverse
-    answers = np.empty(ids.shape, np.float32)
-    for start in range(0, len(unit), height):
-        rows = slice(start, start + height)
-        x = _with_constant(unit[rows])
-        leverage = np.where(fitted[rows], np.einsum("nd,nd->n", x @ inverse, x), 0)
-        value = np.einsum("nkd,nd->nk", classifier[ids[rows]], x)
-        value[:, 0] -= leverage  # column 0 is the label that the photo was fitted to
-        answers[rows] = np.where(ids[rows] >= 0, value / np.maximum(1 - leverage, 1e-6)[:, None], 0)
-    return answers
+    return inverse, sums @ inverse
+
+
+def _parts(rows: NDArray[np.int64], height: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), max(1, height)):
+        yield rows[start : start + max(1, height)]
 
 
 def _with_constant(x: NDArray[np.float32]) -> NDArray[np.float32]:
