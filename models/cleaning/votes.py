@@ -18,16 +18,9 @@ BLOCK_ROWS = 1 << 14
 
 
 def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any.
-
-    Raises:
-        CleaningError: NaN or infinity.
-    """
+    """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any."""
     made = np.asarray(embeddings - mean, np.float32)
-    length = np.sqrt(np.einsum("nd,nd->n", made, made))
-    if not np.isfinite(length).all():
-        raise CleaningError("embeddings: NaN or infinity; drop such photos")
-    made /= np.maximum(length, 1e-12)[:, None]
+    made /= np.maximum(np.sqrt(np.einsum("nd,nd->n", made, made)), 1e-12)[:, None]
     return made
 
 
@@ -38,10 +31,18 @@ def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
 
 
 def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(d,) mean of some photos, summed in blocks."""
+    """(d,) mean of some photos, summed in blocks.
+
+    Raises:
+        CleaningError: NaN or infinity.
+    """
     total = np.zeros(embeddings.shape[1])
     for part in _parts(rows, BLOCK_ROWS):
-        total += embeddings[part].sum(axis=0, dtype=np.float64)
+        values = embeddings[part]
+        if not np.isfinite(values).all():
+            wrong = ~np.isfinite(values).all(axis=1)
+            raise CleaningError(f"embeddings: NaN or infinity, first in row {part[wrong.argmax()]}; drop such photos")
+        total += values.sum(axis=0, dtype=np.float64)
     return np.asarray(total / max(1, len(rows)), np.float32)
 
 
