@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,8 @@ def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
 
-        issues = find_label_issues(shelf.given, probs, n_jobs=1)
+        with warnings.catch_warnings(action="ignore"):  # of classes with few photos, once per class
+            issues = find_label_issues(shelf.given, probs, n_jobs=1)
         made["cleanlab default"] = measured(shelf, issues, -get_label_quality_scores(shelf.given, probs), issues)
     return made
 

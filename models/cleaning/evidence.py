@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, check_photos, check_sparse, warn
 
-KEEP = 10  # other classes of a photo that votes are counted for
+KEEP = 5  # other classes of a photo that votes are counted for; 10 find no more
 BLOCK_BYTES = 1 << 19  # of the dense table that is worked on at a time; fits a core's cache
 
 
