@@ -2,7 +2,7 @@
 
 from models.cleaning.decide import label_weights, worst
 from models.cleaning.inputs import TopK
-from models.cleaning.judge import estimate_noise, find_label_errors, label_quality, suggest_labels
+from models.cleaning.judge import HALF, estimate_noise, find_label_errors, label_quality, suggest_labels
 from models.cleaning.noise import Noise
 from models.cleaning.rules import DEFAULT, RULES
 from models.cleaning.score import log_margin
@@ -10,6 +10,7 @@ from models.cleaning.strangers import find_near_duplicates, find_out_of_set
 
 __all__ = [
     "DEFAULT",
+    "HALF",
     "RULES",
     "Noise",
     "TopK",
