@@ -56,7 +56,7 @@ def find_near_duplicates(
         raise CleaningError(f"cosine: {cosine} is outside (0, 1); 0.98 is a good beginning")
     if embeddings.ndim != 2:
         raise CleaningError(f"embeddings: shape {embeddings.shape}, want (N, d)")
-    length = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    length = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     refuse(~np.isfinite(length), "embeddings: NaN or infinity", "drop such photos")
     unit = (embeddings / np.maximum(length, 1e-30)[:, None]).astype(np.float32)
     pairs, cosines, found = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)], 0

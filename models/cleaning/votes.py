@@ -20,7 +20,7 @@ BLOCK_ROWS = 1 << 14
 def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
     """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any."""
     made = np.asarray(embeddings - mean, np.float32)
-    made /= np.maximum(np.sqrt(np.einsum("nd,nd->n", made, made)), 1e-12)[:, None]
+    made /= np.maximum(np.sqrt(np.einsum("ij,ij->i", made, made)), 1e-12)[:, None]
     return made
 
 
@@ -118,8 +118,8 @@ def linear_vote(
         inverse, classifier = _fit(embeddings, labels, rows, mean, ridge=ridge, num_classes=num_classes)
         for part in _parts(rows, BLOCK_BYTES // (4 * ids.shape[1] * len(inverse))):
             x = _with_constant(directions(embeddings[part], mean))
-            leverage = np.where(labels[part] >= 0, np.einsum("nd,nd->n", x @ inverse, x), 0).astype(np.float32)
-            answer = np.einsum("nkd,nd->nk", classifier[ids[part]], x)
+            leverage = np.where(labels[part] >= 0, np.einsum("ij,ij->i", x @ inverse, x), 0).astype(np.float32)
+            answer = np.einsum("ikj,ij->ik", classifier[ids[part]], x)
             answer[:, 0] -= leverage  # column 0 is the label that the photo was fitted to
             answer /= np.maximum(1 - leverage, np.float32(1e-6))[:, None]
             answers[part] = np.where(ids[part] >= 0, answer, 0)

@@ -68,7 +68,7 @@ def test_other_refusals() -> None:
     with pytest.raises(ConfigError, match="did you mean 'log_margin'"):
         label_quality(y, p, rule="log_margins")
     with pytest.raises(ConfigError, match="no such parameter"):
-        label_quality(y, p, rule="log_margin", treshold=1.0)
+        label_quality(y, p, rule="log_margin", margin=1.0)
     with pytest.raises(CleaningError, match="confidence"):
         suggest_labels(y, p, x, confidence=2)
     with pytest.raises(CleaningError, match="cosine"):
