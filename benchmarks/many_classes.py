@@ -4,7 +4,7 @@ Synthetic clusters: C centres in 64 dimensions, few photos each, 40 % of the lab
 in models.network (linear, batch norm, bias-free classifier) is trained with each loss and each option, with SGD at a rate that
 suits cross-entropy and with AdamW, and asked about clean test points in the last epoch.
 
-`--classes 100 1000 10000` takes the whole grid (about half an hour on one core); without arguments C = 1,000 and fewer losses.
+`--classes 100 1000` takes the whole grid, about half an hour on one core; without arguments C = 1,000 and fewer losses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ WIDTH = 64
 NOISE = 0.4
 SPREAD = 0.2  # standard deviation of a photo about its centre of norm 1, per dimension: neighbours overlap
 EPOCHS = 20
-BATCH = 256
 FEW = ("ce", "gce", "agce", "nce+agce")
 ALL = ("ce", "gce:q=0.3", "gce", "mae", "agce", "nce+rce", "nce+agce", "anl_ce", "bi_tempered", "ce+sr")
 PHOTOS = {100: 40, 1_000: 20, 10_000: 10}
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", nargs="*", type=int, default=None)
     parser.add_argument("--methods", nargs="*", default=None, help="name or name:key=value,...")
-    parser.add_argument("--options", nargs="*", default=None, choices=list(options(2)))
+    parser.add_argument("--options", nargs="*", default=None, choices=list(options()))
     parser.add_argument("--optimisers", nargs="*", default=["sgd", "adamw"], choices=["sgd", "adamw"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 num_classes,
                 optimiser,
                 methods,
-                args.options or list(options(2)),
+                args.options or list(options()),
                 args.seeds,
                 args.epochs,
                 done,
@@ -75,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
 
-def options(num_classes: int) -> dict[str, dict[str, Any]]:
+def options(num_classes: int = 2, epochs: int = EPOCHS) -> dict[str, dict[str, Any]]:
     """The options of every loss that are compared."""
+    warm = max(round(0.15 * epochs), 1)
     return {
         "none": {},
-        "warm-up": {"warmup_ce_epochs": 3, "blend_epochs": 3},
+        "warm-up": {"warmup_ce_epochs": warm, "blend_epochs": warm},
         "logit bias": {"logit_bias": max(log_odds(0.1, num_classes), 0.0)},
         "match initial": {"init_match": "initial"},
         "match batch": {"init_match": "batch"},
@@ -169,18 +169,19 @@ def run(task: Task, optimiser: str, method: str, option: str, seed: int, epochs:
         nn.Linear(2 * WIDTH, task.num_classes, bias=False),
     )
     loss = build_loss(
-        *spec(method)[:1], num_classes=task.num_classes, **spec(method)[1], **options(task.num_classes)[option]
+        *spec(method)[:1], num_classes=task.num_classes, **spec(method)[1], **options(task.num_classes, epochs)[option]
     )
     given = task.given.numpy()
     loss.begin(
         Samples(np.arange(len(given)).astype(str).astype(object), given, [str(i) for i in range(task.num_classes)])
     )
-    steps = len(given) // BATCH
+    batch = 256 if task.num_classes < 10_000 else 1_024
+    steps = len(given) // batch
     update = make(optimiser, network)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, epochs * steps)
     for epoch in range(epochs):
         loss.start_epoch(epoch)
-        for index in torch.randperm(len(given))[: steps * BATCH].split(BATCH):
+        for index in torch.randperm(len(given))[: steps * batch].split(batch):
             update.zero_grad()
             loss(network(task.points[index]), task.given[index], index).mean().backward()
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)

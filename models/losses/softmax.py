@@ -20,18 +20,19 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
 CACHED_GPU = 2**24
+SAFE = 1e-30  # a probability that did not underflow
 SMALLEST = 1e-3  # norm of logits that sharpening divides by: at 1e-12 one row of zeros had a gradient of 1e12
 
 
 class Term(Protocol):
     """sum_k phi(log p_k): a sum over the classes that a loss asks for. Hashable, so that parts of a loss share it."""
 
-    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, C) -> sum_k phi and sum_k phi', each (n,)."""
+    def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, C), their logsumexp (n,), p (n, C) -> sum_k phi and sum_k phi', each (n,)."""
         ...
 
-    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
-        """(n, C) -> phi'(log p_k), (n, C)."""
+    def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+        """The same and (n, 1) -> weight times phi'(log p_k), (n, C), in a new tensor."""
         ...
 
 
@@ -52,18 +53,22 @@ class SumPower:
     r: float
     floor: float = 0.0
 
-    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        total = self.power(u, lse, p).sum(1)
         if not self.floor:
-            total = self.power(log_p, p).sum(1)
             return total, self.r * total
-        return self.power(log_p.clamp(min=math.log(self.floor)), p).sum(1), self.slope(log_p, p).sum(1)
+        return total, self.slope(u, lse, p, torch.ones_like(lse)[:, None]).sum(1)
 
-    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
-        rise = self.power(log_p, p).mul_(self.r)
-        return rise.masked_fill_(log_p < math.log(self.floor), 0) if self.floor else rise
+    def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+        rise = self.power(u, lse, p).mul_(self.r * weight)
+        return rise.masked_fill_(u - lse[:, None] < math.log(self.floor), 0) if self.floor else rise
 
-    def power(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return p * p if self.r == 2 and not self.floor else (log_p * self.r).exp_()
+    def power(self, u: Tensor, lse: Tensor, p: Tensor) -> Tensor:
+        if self.floor:
+            return (u - lse[:, None]).clamp_(min=math.log(self.floor)).mul_(self.r).exp_()
+        if self.r == 2:
+            return p * p
+        return torch.add(-self.r * lse[:, None], u, alpha=self.r).exp_()
 
 
 @dataclass(frozen=True)
@@ -73,23 +78,25 @@ class SumFocal:
     gamma: float
     detach_factor: bool = False
 
-    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = u - lse[:, None]
         miss = torch.expm1(log_p).neg_()
         factor = self.factor(miss)
         total = torch.linalg.vecdot(factor, log_p)
-        rise = factor if self.detach_factor else self.rising(factor, miss, log_p, p)
-        return total, rise.sum(1)
+        return total, self.rising(factor, miss, log_p, p).sum(1)
 
-    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
+    def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+        log_p = u - lse[:, None]
         miss = torch.expm1(log_p).neg_()
-        factor = self.factor(miss)
-        return factor if self.detach_factor else self.rising(factor, miss, log_p, p)
+        return self.rising(self.factor(miss), miss, log_p, p).mul_(weight)
 
     def factor(self, miss: Tensor) -> Tensor:
         return miss.sqrt() if self.gamma == 0.5 else miss.pow(self.gamma)
 
     def rising(self, factor: Tensor, miss: Tensor, log_p: Tensor, p: Tensor) -> Tensor:
         """(1 - p)^gamma (1 - gamma p log p / (1 - p)), in place of factor."""
+        if self.detach_factor:
+            return factor
         ratio = (log_p / miss).nan_to_num_(nan=-1.0, neginf=torch.finfo(p.dtype).min)  # goes to -1 at p = 1
         return factor.mul_(ratio.mul_(p).mul_(-self.gamma).add_(1))
 
@@ -100,11 +107,12 @@ class SumFloored:
 
     depth: float
 
-    def sums(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        return (log_p + self.depth).clamp_(min=0).sum(1), self.slope(log_p, p).sum(1)
+    def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        above = u + (self.depth - lse)[:, None]
+        return above.clamp_(min=0).sum(1), (above > 0).sum(1).to(lse.dtype)
 
-    def slope(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return (log_p > -self.depth).to(log_p.dtype)
+    def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+        return (u + (self.depth - lse)[:, None] > 0) * weight
 
 
 AnyTerm = SumLog | LogSumExp | Term
@@ -185,8 +193,9 @@ class _Summary(Function):
         for rows in pieces(logits):
             u = shift.apply(_of_type(logits[rows], dtype, idle=shift.idle), target[rows])
             p = _softmax(u, None if ctx.p is None else ctx.p[rows], dtype)
-            lse.append(u.amax(1).to(dtype) - p.amax(1).log())
-            log_p.append(u.gather(1, target[rows, None])[:, 0].to(dtype) - lse[-1])
+            own = u.gather(1, target[rows, None])[:, 0].to(dtype)
+            lse.append(_log_sum_exp(u, p, own, p.gather(1, target[rows, None])[:, 0]))
+            log_p.append(own - lse[-1])
             total, rise = _sums(terms, u, p, lse[-1])
             totals.append(total)
             rises.append(rise)
@@ -197,10 +206,7 @@ class _Summary(Function):
     @once_differentiable
     def backward(ctx: Any, by_log_p: Tensor, *by_sums: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target, lse, rises = ctx.saved_tensors
-        gradient, ctx.p = (
-            ctx.p,
-            None,
-        )  # taken: autograd copies what is referred to twice; a second call computes it anew
+        gradient, ctx.p = ctx.p, None  # taken, as autograd copies what is held twice; a second call computes it anew
         fresh = gradient is None
         if fresh:
             gradient = torch.empty_like(logits, dtype=ctx.dtype)
@@ -241,9 +247,15 @@ def _softmax(u: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.softmax(u, 1, dtype=dtype) if out is None else torch.softmax(u, 1, dtype=dtype, out=out)
 
 
+def _log_sum_exp(u: Tensor, p: Tensor, own: Tensor, own_p: Tensor) -> Tensor:
+    """(n,) log of sum_k exp(u_k) = u - log p of any class; the label's is at hand, the largest never underflows."""
+    if own_p.device.type == "cpu" and bool((own_p > SAFE).all()):  # a GPU would have to be waited for
+        return own - own_p.log()
+    return u.amax(1).to(p.dtype) - p.amax(1).log()
+
+
 def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """sum_k phi and sum_k phi' of every term, (n, T) each."""
-    log_p = _log(terms, u, lse)
     found = []
     for term in terms:
         if isinstance(term, SumLog):
@@ -252,7 +264,7 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
         elif isinstance(term, LogSumExp):
             found.append((lse, torch.full_like(lse, -1)))  # its gradient is p, as if p were pulled the other way
         else:
-            found.append(term.sums(log_p, p))
+            found.append(term.sums(u, lse, p))
     if not found:
         return lse.new_empty(len(u), 0), lse.new_empty(len(u), 0)
     return torch.stack([total for total, _ in found], 1), torch.stack([rise for _, rise in found], 1)
@@ -260,19 +272,13 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
 
 def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weights: Tensor) -> Tensor | None:
     """sum over terms of weight times phi'(log p_k): (n, C), or (n, 1) where all classes share it; None without terms."""
-    log_p = _log(terms, u, lse)
     extra: Tensor | None = None
     for term, weight in zip(terms, weights.unbind(1), strict=False):
         if isinstance(term, LogSumExp):
             continue
-        part = weight[:, None] if isinstance(term, SumLog) else term.slope(log_p, p).mul_(weight[:, None])
+        part = weight[:, None] if isinstance(term, SumLog) else term.slope(u, lse, p, weight[:, None])
         extra = part if extra is None else extra + part
     return extra
-
-
-def _log(terms: tuple[AnyTerm, ...], u: Tensor, lse: Tensor) -> Tensor:
-    """log p_k, (n, C), where a term works on it."""
-    return u - lse[:, None] if any(not isinstance(term, SumLog | LogSumExp) for term in terms) else u
 
 
 class _Miss(Function):
