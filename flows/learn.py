@@ -43,8 +43,11 @@ def train(run: Run, data: Path, member: int) -> Path:
 def score_fold(run: Run, data: Path, fold: int) -> Path:
     """Scores of one fold of the training photos, by a network that never saw them."""
     recipe, member = run.recipe, run.recipe.clean.member
+    parts: tuple[object, ...]
     parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size,
              recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
+    if recipe.clean.asks_embeddings:
+        parts += ("embeddings",)
     return _train(run, data, member, name=f"fold-{fold}", parts=parts, fold=fold)
 
 

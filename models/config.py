@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from models.errors import ConfigError
 from models.registry import Range, check, closest
@@ -120,6 +120,11 @@ class Augment:
     erase: Share = 0.3  # probability of one blank rectangle (coarse dropout)
 
 
+Rule = Literal[
+    "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clean:
     """One cleaning round: out-of-sample probabilities, then decisions."""
@@ -128,9 +133,17 @@ class Clean:
     member: Annotated[int, Range(0)] = 0  # the member whose network gives the probabilities
     folds: Annotated[int, Range(2, 20)] = 3
     epochs: Positive = 12  # lightly trained finds errors better
-    margin: float = -0.5  # a photo whose log margin is below is suspect
+    rule: Rule = "log_margin"  # of models.cleaning
+    margin: float = -0.5  # by the rule log_margin, a photo whose log margin is below is suspect
+    neighbours: Annotated[int, Range(1, 1000)] = 10  # photos that vote, by rules that ask them
+    budget: Share = 1.0  # at most this share of the training photos is decided away in a round
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least so many
+
+    @property
+    def asks_embeddings(self) -> bool:
+        """Whether the rule compares photos."""
+        return self.rule in ("neighbours", "product", "linear", "posterior")
 
 
 @dataclass(frozen=True, kw_only=True)

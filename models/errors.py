@@ -4,6 +4,7 @@ ModelError
 ├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or does not fit
 ├── ManifestError (ValueError)        a data version whose tables cannot be used
 ├── WeightsMismatch (ValueError)      a weights file that does not fit the backbone
+├── CleaningError (ValueError)        labels, probabilities or embeddings that cannot be judged by
 ├── BatchError (ValueError)           logits or targets that a loss cannot take
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
 └── ExportError (RuntimeError)
@@ -23,6 +24,10 @@ class ConfigError(ModelError, ValueError):
 
 class ManifestError(ModelError, ValueError):
     """A data version's tables cannot be used."""
+
+
+class CleaningError(ModelError, ValueError):
+    """Labels cannot be judged by what was given."""
 
 
 class WeightsMismatch(ModelError, ValueError):

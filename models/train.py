@@ -4,6 +4,7 @@ By several workers under `torchrun --nproc_per_node N -m models.train ...`, to t
 loop itself is in models.epochs. What it leaves in --out:
     network.pt       the trained network with its classes
     scores.parquet   what it says of photos it was not trained on: validation and test; with --fold, the fold and validation
+    embeddings.npy   with --fold, where the cleaning rule compares photos: (N, 512) float16, in the order of scores.parquet
     samples.parquet  what the loss remembers of each photo, if it does
     metrics.jsonl    one object per epoch
     checkpoint.pt    only while it runs: a killed training continues there, in mid-epoch, bit for bit on a CPU
@@ -36,7 +37,7 @@ from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
-from models.predict import answers, score
+from models.predict import answers, embeddings, score
 from models.scores import write_scores
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,11 @@ def train(job: Job) -> None:
 
     fit(network, loss, inputs, target=manifest.target[rows], settings=job.train, seed=job.seed, out=job.out, key=job.key,
         ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
-    scores = score(network, make_inputs(job, network, manifest, held_out),
-                   ids=manifest.id[held_out], target=manifest.target[held_out])  # fmt: skip
+    unseen = make_inputs(job, network, manifest, held_out)
+    scores = score(network, unseen, ids=manifest.id[held_out], target=manifest.target[held_out])
     if distributed.rank() == 0:
+        if job.fold is not None and job.recipe.clean.asks_embeddings:
+            np.save(job.out / "embeddings.npy", embeddings(network, unseen).half().numpy())
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.recipe.loss.params)

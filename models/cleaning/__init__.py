@@ -1,6 +1,26 @@
 """Finding wrong labels: arrays in, arrays out, no torch. N photos, C classes."""
 
-from models.cleaning.decide import find_label_errors
+from models.cleaning.decide import label_weights, worst
+from models.cleaning.inputs import TopK
+from models.cleaning.judge import HALF, estimate_noise, find_label_errors, label_quality, suggest_labels
+from models.cleaning.noise import Noise
+from models.cleaning.rules import DEFAULT, RULES
 from models.cleaning.score import log_margin
+from models.cleaning.strangers import find_near_duplicates, find_out_of_set
 
-__all__ = ["find_label_errors", "log_margin"]
+__all__ = [
+    "DEFAULT",
+    "HALF",
+    "RULES",
+    "Noise",
+    "TopK",
+    "estimate_noise",
+    "find_label_errors",
+    "find_near_duplicates",
+    "find_out_of_set",
+    "label_quality",
+    "label_weights",
+    "log_margin",
+    "suggest_labels",
+    "worst",
+]

@@ -5,33 +5,98 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import CleaningError
 
-def find_label_errors(
+
+def worst(
     target: NDArray[np.int64],
-    margin: NDArray[np.float64],
+    score: NDArray[np.floating],
     *,
-    threshold: float = -0.5,
+    threshold: float,
     floor_share: float = 0.3,
     floor_count: int = 5,
+    budget: float = 1.0,
 ) -> NDArray[np.bool_]:
-    """(N,) True where the label is judged wrong: the margin is below the threshold, worst first, down to the class's floor.
+    """(N,) True where the label is judged wrong: the score is below the threshold, worst first, down to the class's floor.
 
     A class of n photos keeps at least min(n, max(floor_count, floor_share n)) of them. Without the floor, cleaning by
     prediction strips the tail: a rare product looks like noise to a network that saw it five times (RoLT, Wei et al. 2021).
 
     Args:
         target: (N,) classes of the labels; -1, a class that no network knows, is never judged.
-        margin: (N,) log margins, as `log_margin` gives them.
-        threshold: below 0 is doubt; -0.5 held its ground on human and synthetic noise.
+        score: (N,) low is suspect; NaN is no reason.
+        threshold: of the score.
         floor_share: in [0, 1].
         floor_count: photos, >= 1.
+        budget: in [0, 1]; at most this share of all photos, the worst of them.
+
+    Raises:
+        CleaningError: a share or a count out of range.
     """
-    suspect = (margin < threshold) & (target >= 0)
-    target = target + 1  # so that the unknown are a class of their own
+    _check(floor_share, floor_count, budget)
+    suspect = (score < threshold) & (target >= 0)
+    rank, counts = ranks(target, np.where(suspect, score, np.inf))
+    wrong = suspect & (rank < (counts - floors(counts, floor_share, floor_count))[target + 1])
+    most = int(budget * len(target))
+    if wrong.sum() > most:
+        order = np.argsort(np.where(wrong, score, np.inf), kind="stable")
+        wrong[order[most:]] = False
+    return wrong
+
+
+def ranks(target: NDArray[np.int64], score: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) place of each photo within its class, 0 the lowest score; and (C + 1,) photos of the classes -1, 0, 1, ..."""
+    target = target + 1
     counts = np.bincount(target)
-    floor = np.minimum(counts, np.maximum(floor_count, np.ceil(floor_share * counts))).astype(np.int64)
-    order = np.lexsort((margin, ~suspect, target))  # by class, suspects first, worst first
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    order = np.lexsort((score, target))
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     rank = np.empty(len(target), np.int64)
     rank[order] = np.arange(len(target)) - starts[target[order]]
-    return suspect & (rank < (counts - floor)[target])
+    return rank, counts
+
+
+def floors(counts: NDArray[np.int64], share: float, count: int) -> NDArray[np.int64]:
+    """How many photos of each class stay, whatever is said of them."""
+    return np.minimum(counts, np.maximum(count, np.ceil(share * counts))).astype(np.int64)
+
+
+def label_weights(
+    labels: NDArray[np.int64],
+    quality: NDArray[np.floating],
+    *,
+    floor_share: float = 0.3,
+    floor_count: int = 5,
+) -> NDArray[np.float32]:
+    """(N,) weights in [0, 1] for a training on all photos: the quality itself, and at least 0.5 for a class's floor of best.
+
+    Soft weights beat hard drops wherever we measured both. A label of quality 0.1 still says a little, and the photos on either
+    side of a threshold hardly differ.
+
+    Args:
+        labels: (N,) classes; -1, which cannot be judged, weighs 1.
+        quality: (N,) in [0, 1], as `label_quality` gives it.
+        floor_share: in [0, 1].
+        floor_count: photos, >= 1.
+
+    Raises:
+        CleaningError: a quality outside [0, 1], another N, or a floor out of range.
+    """
+    _check(floor_share, floor_count, 1.0)
+    if np.shape(quality) != np.shape(labels):
+        raise CleaningError(f"quality: shape {np.shape(quality)} for labels {np.shape(labels)}; give one to each photo")
+    if not ((quality >= 0) & (quality <= 1)).all():
+        raise CleaningError("quality: NaN or outside [0, 1]; give what label_quality returned")
+    rank, counts = ranks(labels, quality)
+    best = rank >= (counts - floors(counts, floor_share, floor_count))[labels + 1]
+    weights = np.where(best, np.maximum(quality, 0.5), quality).astype(np.float32)
+    weights[labels < 0] = 1
+    return weights
+
+
+def _check(floor_share: float, floor_count: int, budget: float) -> None:
+    if not 0 <= floor_share <= 1:
+        raise CleaningError(f"floor_share: {floor_share} is outside [0, 1]; it is the share of a class that stays")
+    if floor_count < 1:
+        raise CleaningError(f"floor_count: {floor_count} is below 1; no class may be emptied")
+    if not 0 <= budget <= 1:
+        raise CleaningError(f"budget: {budget} is outside [0, 1]; it is a share of the photos")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.clean import decide, out_of_sample, uncleaned
+from flows.clean import decide, looks, out_of_sample, uncleaned
 from flows.data_version import Entry
 from models.config import Clean
 from models.data.manifest import Manifest
@@ -96,6 +96,36 @@ def test_earlier_decisions_stay_as_they_are() -> None:
     assert (after.kept.tolist(), after.decision.tolist()) == (before.kept.tolist(), before.decision.tolist())
     assert (after.score[1], after.round.tolist()) == (-2, [2, 1, 2])
     assert before.round.tolist() == [1, 1, 1], "the manifest given is not changed"
+
+
+def test_other_rules_speak_in_qualities_and_keep_to_the_budget() -> None:
+    photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["val"])
+    judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.2), "p3": (0, 0.8), "p4": (1, 0.5), "p5": (1, 0.3)})
+    decided = decide(photos, judged, settings=Clean(rule="report", floor_count=1, budget=0.2), round=1)
+    assert decided.score.tolist() == pytest.approx([1, 0.9 / 1.4, 0.8 / 1.4, 1, 1, 0.5])
+    decided = decide(photos, judged, settings=Clean(rule="self_confidence", floor_count=1, budget=0.2), round=1)
+    assert decided.kept.tolist() == [True, False, True, True, True, True], "one of five, the worst"
+    unlimited = decide(photos, judged, settings=Clean(rule="self_confidence", floor_count=1), round=1)
+    assert unlimited.kept.tolist() == [True, False, False, True, True, True]
+
+
+def test_photos_are_compared_within_their_fold() -> None:
+    draw = np.random.default_rng(0)
+    n, truth = 120, np.arange(120) % 2
+    given = np.where(draw.random(n) < 0.15, 1 - truth, truth)
+    photos = manifest([*np.array(["a", "b"])[given]], ["train"] * (n - 20) + ["val"] * 20)
+    photos = dataclasses.replace(photos, id=np.array([f"p{i:03}" for i in range(n)], object))
+    fold = np.arange(n) % 2
+    parts = [
+        scores({f"p{i:03}": (int(given[i]), 0.5) for i in range(n) if fold[i] == f or i >= n - 20}) for f in (0, 1)
+    ]
+    seen = [np.array([[(-1.0) ** (truth[int(name[1:])] + number), draw.normal() / 9] for name in part.id], np.float16)
+            for number, part in enumerate(parts)]  # fmt: skip
+    judged = out_of_sample(parts, photos)
+    found = looks(seen, parts, judged)
+    assert found.fold.tolist() == [*fold[: n - 20], *[0] * 20], "validation photos are the first fold's"
+    decided = decide(photos, judged, settings=Clean(rule="posterior"), round=1, looks=found)
+    assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
 
 
 def test_labels_are_judged_from_before_the_cleaning() -> None:

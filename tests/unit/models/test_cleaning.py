@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.cleaning import find_label_errors, log_margin
+from models.cleaning import log_margin, worst
 
 photos = st.integers(0, 80).flatmap(
     lambda n: st.tuples(
@@ -25,7 +25,7 @@ def test_the_floor_of_every_class_and_the_worst_first(
     photos: tuple[np.ndarray, np.ndarray], share: float, count: int, threshold: float
 ) -> None:
     target, margin = photos
-    wrong = find_label_errors(target, margin, threshold=threshold, floor_share=share, floor_count=count)
+    wrong = worst(target, margin, threshold=threshold, floor_share=share, floor_count=count)
     assert wrong.shape == target.shape
     assert not wrong[margin >= threshold].any()
     assert not wrong[target < 0].any(), "a class that no network knows is never judged"
@@ -49,20 +49,20 @@ def test_planted_errors_are_found() -> None:
     others = probs.copy()
     others[np.arange(600), given_label] = 0
     margin = log_margin(probs[np.arange(600), given_label].astype(np.float32), others.max(1).astype(np.float32))
-    found = find_label_errors(given_label, margin)
+    found = worst(given_label, margin, threshold=-0.5)
     assert (found & swapped).sum() / swapped.sum() > 0.9
     assert (found & swapped).sum() / found.sum() > 0.9
 
 
 def test_a_rare_class_is_left_alone_and_a_large_one_is_not() -> None:
     target = np.repeat([0, 2], [5, 20])  # nobody bears class 1
-    wrong = find_label_errors(target, np.full(25, -9.0), floor_share=0.3, floor_count=5)
+    wrong = worst(target, np.full(25, -9.0), threshold=-0.5, floor_share=0.3, floor_count=5)
     assert wrong[target == 0].sum() == 0
     assert wrong[target == 2].sum() == 14
 
 
 def test_a_margin_that_could_not_be_measured_is_no_reason() -> None:
-    assert not find_label_errors(np.zeros(20, np.int64), np.full(20, np.nan)).any()
+    assert not worst(np.zeros(20, np.int64), np.full(20, np.nan), threshold=-0.5).any()
 
 
 def test_log_margin_of_certainties_is_finite() -> None:

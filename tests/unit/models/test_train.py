@@ -25,6 +25,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
 from models.job import Job, split_rows
+from models.network import EMBEDDING
 from models.optimise import learning_rate
 from models.scores import read_scores
 from models.train import load_network, train
@@ -156,6 +157,17 @@ def test_folds_score_every_training_photo_once_unseen(data: Path, recipe: Recipe
         assert epochs(tmp_path / str(fold)) == [1], "clean.epochs, not train.epochs"
         seen.append(scores.select(np.isin(scores.id, manifest.id[manifest.split == "train"])).id)
     assert sorted(np.concatenate(seen)) == sorted(manifest.id[manifest.split == "train"])
+
+
+def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    asking = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, rule="posterior"))
+    train(job(data, asking, tmp_path / "asked", fold=0))
+    train(job(data, asking, tmp_path / "all"))
+    embeddings = np.load(tmp_path / "asked" / "embeddings.npy")
+    assert embeddings.shape == (len(read_scores(tmp_path / "asked" / "scores.parquet")), EMBEDDING)
+    assert np.isfinite(embeddings).all()
+    assert len(np.unique(embeddings.astype(np.float32), axis=0)) > 1, "photos differ"
+    assert not (tmp_path / "all" / "embeddings.npy").exists()
 
 
 def test_a_dropped_photo_is_neither_trained_on_nor_scored(data: Path) -> None:

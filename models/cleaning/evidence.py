@@ -1,0 +1,152 @@
+"""What rules judge by: labels beside probabilities, dense or sparse, checked, and read in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, check_photos, check_sparse, warn
+
+KEEP = 5  # other classes of a photo that votes are counted for; 10 find no more
+BLOCK_BYTES = 1 << 19  # of the dense table that is worked on at a time; fits a core's cache
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classes a photo may be of. Column 0 is the label, then at most KEEP others; -1 where there is none.
+
+    Attributes:
+        ids: (N, K + 1) int32.
+        p: (N, K + 1) float32, 0 where there is no class.
+    """
+
+    ids: NDArray[np.int32]
+    p: NDArray[np.float32]
+
+    @property
+    def exists(self) -> NDArray[np.bool_]:
+        return self.ids >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Labels and what is known of their photos; made by `gather`, which checks all of it.
+
+    Attributes:
+        labels: (N,) classes; -1 is never judged.
+        num_classes: C.
+        p_label: (N,) probability of the label; 0 where that is -1.
+        other: (N,) the most probable class that is not the label; -1 where there is none.
+        p_other: (N,) its probability.
+        pred_probs: as given.
+        embeddings: (N, d) or None.
+        groups: (N,) photos of different groups have embeddings that cannot be compared, such as of different networks.
+    """
+
+    labels: NDArray[np.int64]
+    num_classes: int
+    p_label: NDArray[np.float32]
+    other: NDArray[np.int64]
+    p_other: NDArray[np.float32]
+    pred_probs: NDArray[np.floating] | TopK
+    embeddings: NDArray[np.floating] | None
+    groups: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """(N,) True where the label is a class of the network."""
+        return self.labels >= 0
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(C,) photos that bear each label."""
+        return np.bincount(self.labels[self.judged], minlength=self.num_classes)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The label and the most probable others, whatever the input's form."""
+        width = self.pred_probs.ids.shape[1] if isinstance(self.pred_probs, TopK) else self.num_classes
+        others = min(KEEP, width)
+        ids = np.full((len(self), others + 1), -1, np.int32)
+        p = np.zeros((len(self), others + 1), np.float32)
+        ids[:, 0], p[:, 0] = self.labels, self.p_label
+        for rows, classes, probs in self.others():
+            best = np.argpartition(-probs, others - 1, axis=1)[:, :others]
+            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(probs, best, 1), axis=1, kind="stable"), 1)
+            p[rows, 1:] = np.maximum(np.take_along_axis(probs, best, 1), 0)
+            found = best if classes is None else np.take_along_axis(classes, best, 1)
+            ids[rows, 1:] = np.where(np.take_along_axis(probs, best, 1) < 0, -1, found)
+        return Candidates(ids, p)
+
+    def others(self) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
+        """Blocks of rows: classes (n, k), or None where column j is class j, and probabilities, -1 at the label."""
+        yield from blocks(self.labels, self.pred_probs)
+
+
+def gather(
+    labels: NDArray[np.integer],
+    pred_probs: NDArray[np.floating] | TopK,
+    embeddings: NDArray[np.floating] | None = None,
+    *,
+    groups: NDArray[np.integer] | None = None,
+) -> Evidence:
+    """Everything checked, and the probabilities read once; needs O(N + C) memory beside them.
+
+    Raises:
+        CleaningError: shapes, ranges, sums or NaN; names the argument, the number of rows and the first of them.
+    """
+    given, pred_probs = np.asarray(labels), pred_probs if isinstance(pred_probs, TopK) else np.asarray(pred_probs)
+    num_classes = check_form(given, pred_probs)
+    check_labels(given, num_classes)
+    check_photos(len(given), embeddings, groups)
+    target = given.astype(np.int64, copy=False)
+    if isinstance(pred_probs, TopK):
+        check_sparse(pred_probs, num_classes)
+    p_label, p_other = np.zeros(len(target), np.float32), np.zeros(len(target), np.float32)
+    other = np.full(len(target), -1, np.int64)
+    if isinstance(pred_probs, TopK):
+        p_label[:] = np.where(target >= 0, pred_probs.p_label, 0)
+    else:
+        known = np.flatnonzero(target >= 0)
+        p_label[known] = pred_probs[known, target[known]]
+    for rows, classes, probs in blocks(target, pred_probs, check=not isinstance(pred_probs, TopK)):
+        best = probs.argmax(axis=1)
+        value = probs[np.arange(len(best)), best]
+        found = best if classes is None else classes[np.arange(len(best)), best]
+        other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
+    evidence = Evidence(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
+                        pred_probs=pred_probs, embeddings=embeddings,
+                        groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
+    warn(target, p_label, p_other, num_classes=num_classes)
+    return evidence
+
+
+def blocks(
+    labels: NDArray[np.int64], pred_probs: NDArray[np.floating] | TopK, *, check: bool = False
+) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
+    """What `Evidence.others` says; the probabilities are a buffer that the next block overwrites."""
+    table = pred_probs.probs if isinstance(pred_probs, TopK) else pred_probs
+    height = max(1, BLOCK_BYTES // max(1, table.shape[1] * table.itemsize))
+    buffer = np.empty((height, table.shape[1]), table.dtype)
+    for start in range(0, len(table), height):
+        rows = slice(start, min(start + height, len(table)))
+        source, target = table[rows], labels[rows]
+        if check:
+            check_dense(source, start)
+        probs = buffer[: len(source)]
+        np.copyto(probs, source)
+        if isinstance(pred_probs, TopK):
+            classes = pred_probs.ids[rows]
+            probs[classes == target[:, None]] = -1
+            yield rows, classes, probs
+        else:
+            known = np.flatnonzero(target >= 0)
+            probs[known, target[known]] = -1
+            yield rows, None, probs

@@ -1,0 +1,114 @@
+"""Which classes are taken for which: a sparse confusion, estimated together with each photo's class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import CleaningError
+
+SMOOTHING = 10.0  # photos that each class is given beforehand, wrong at the overall rate and alike in all directions
+STEPS = 5
+MOST_DENSE = 20_000  # classes; the dense matrix of more would not fit anywhere
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is given for what is true. E pairs, those that occur; the rest is spread evenly.
+
+    Attributes:
+        rate: share of wrong labels, in [0, 1].
+        num_classes: C.
+        kept: (C,) P(given = j | true = j).
+        true: (E,) class, never the given one.
+        given: (E,) class.
+        share: (E,) P(given | true), in [0, 1].
+        rest: (C,) P(given = j | true) of every class j that is no pair with it.
+    """
+
+    rate: float
+    num_classes: int
+    kept: NDArray[np.float64]
+    true: NDArray[np.int64]
+    given: NDArray[np.int64]
+    share: NDArray[np.float64]
+    rest: NDArray[np.float64]
+
+    def matrix(self) -> NDArray[np.float64]:
+        """(C, C) P(given = column | true = row), rows sum to 1; what forward correction takes.
+
+        Raises:
+            CleaningError: more than 20,000 classes.
+        """
+        if self.num_classes > MOST_DENSE:
+            raise CleaningError(f"num_classes: {self.num_classes} squared does not fit; take the pairs as they are")
+        dense = np.repeat(self.rest[:, None], self.num_classes, axis=1)
+        dense[self.true, self.given] = self.share
+        np.fill_diagonal(dense, self.kept)
+        return dense
+
+
+def posterior(
+    evidence: NDArray[np.float32], ids: NDArray[np.int32], *, num_classes: int, trust: float
+) -> tuple[NDArray[np.float32], Noise]:
+    """(N, K) probability that each candidate is the photo's class, and the confusion that it was estimated with.
+
+    Expectation maximisation: P(class j | photo, label y) is in proportion to exp(evidence_j) T[j, y]^trust, and T[j, y] is the
+    share of photos of class j that bear y. So a label needs more evidence to be called a mistake for j where few photos of j
+    bear it: siblings are swapped in bulk, errors at random hit no pair twice.
+
+    Args:
+        evidence: (N, K) logarithms, -inf where there is no candidate.
+        ids: (N, K) candidate classes, the label in column 0; -1 where there is none.
+        num_classes: C.
+        trust: in [0, 1]; 1 is Bayes' rule, which assumes that errors do not depend on the photo. 0 leaves T out.
+    """
+    keys = np.where(ids[:, 1:] < 0, -1, ids[:, 1:].astype(np.int64) * num_classes + ids[:, :1])
+    pairs, pair = np.unique(keys, return_inverse=True)
+    true: NDArray[np.int32] = (pairs // num_classes).astype(np.int32)
+    place: NDArray[np.int32] = pair.reshape(keys.shape).astype(np.int32)
+    del keys, pair  # 8 bytes each where 4 do
+    believed = _softmax(evidence)
+    for _ in range(STEPS):
+        kept, share, _ = _confusion(believed, ids, true, place, num_classes)
+        believed = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, place))
+    kept, share, rest = _confusion(believed, ids, true, place, num_classes)
+    real = pairs >= 0
+    rate = 1 - float(believed[:, 0].mean()) if len(ids) else 0.0
+    noise = Noise(rate, num_classes, kept, pairs[real] // num_classes, pairs[real] % num_classes, share[real], rest)
+    return believed, noise
+
+
+def _confusion(
+    believed: NDArray[np.float32],
+    ids: NDArray[np.int32],
+    true: NDArray[np.int32],
+    pair: NDArray[np.int32],
+    num_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """P(given | true): (C,) of the class itself, (E,) of the pairs, (C,) of every other class."""
+    kept = np.bincount(ids[:, 0], weights=believed[:, 0], minlength=num_classes)
+    swapped = np.bincount(pair.ravel(), weights=believed[:, 1:].ravel(), minlength=len(true))
+    swapped[true < 0] = 0
+    rate = np.clip(swapped.sum() / max(1, len(ids)), 0.01, 0.9)
+    size = kept + np.bincount(np.maximum(true, 0), weights=swapped, minlength=num_classes) + SMOOTHING
+    rest = SMOOTHING * rate / max(1, num_classes - 1) / size
+    return (kept + SMOOTHING * (1 - rate)) / size, swapped / size[true] + rest[true], rest
+
+
+def _log_weight(
+    kept: NDArray[np.float64], share: NDArray[np.float64], ids: NDArray[np.int32], pair: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """(N, K) log T[candidate, label]."""
+    weight = np.empty(ids.shape, np.float32)
+    weight[:, 0] = np.log(kept).astype(np.float32)[ids[:, 0]]
+    weight[:, 1:] = np.log(share).astype(np.float32)[pair]
+    return weight
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    values = np.exp(logits - logits.max(axis=1, keepdims=True))
+    values /= values.sum(axis=1, keepdims=True)
+    return values

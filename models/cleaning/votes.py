@@ -1,0 +1,159 @@
+"""What photos that look alike say of a label: its nearest neighbours, and a linear classifier that never saw the photo.
+
+Both leave the photo's own label out exactly, and both compare photos of one group only: embeddings of different networks lie in
+different spaces. Nothing of N x N or N x C is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import CleaningError
+
+BLOCK_BYTES = 1 << 26  # of similarities, and of classifier rows, at a time
+BLOCK_ROWS = 1 << 14
+
+
+def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any."""
+    made = np.asarray(embeddings - mean, np.float32)
+    made /= np.maximum(np.sqrt(np.einsum("ij,ij->i", made, made)), 1e-12)[:, None]
+    return made
+
+
+def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
+    """Positions of each group's photos."""
+    for name in np.unique(groups):
+        yield np.flatnonzero(groups == name)
+
+
+def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(d,) mean of some photos, summed in blocks.
+
+    Raises:
+        CleaningError: NaN or infinity.
+    """
+    total = np.zeros(embeddings.shape[1])
+    for part in _parts(rows, BLOCK_ROWS):
+        values = embeddings[part]
+        if not np.isfinite(values).all():
+            wrong = ~np.isfinite(values).all(axis=1)
+            raise CleaningError(f"embeddings: NaN or infinity, first in row {part[wrong.argmax()]}; drop such photos")
+        total += values.sum(axis=0, dtype=np.float64)
+    return np.asarray(total / max(1, len(rows)), np.float32)
+
+
+def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Cosine similarities (n, N) of n photos to all, block by block, with the first photo's position.
+
+    A photo's similarity to itself is -inf. The block is a buffer that the next one overwrites.
+    """
+    height = rows_at_once or max(1, BLOCK_BYTES // (4 * max(1, len(unit))))
+    buffer = np.empty((min(height, len(unit)), len(unit)), np.float32)
+    for start in range(0, len(unit), height):
+        part = unit[start : start + height]
+        cosine = np.matmul(part, unit.T, out=buffer[: len(part)])
+        cosine[np.arange(len(part)), np.arange(start, start + len(part))] = -np.inf
+        yield start, cosine
+
+
+def neighbour_labels(
+    embeddings: NDArray[np.floating], labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """(N, neighbours) labels of each photo's most similar others in its group; -1 where a group has no more.
+
+    Photos without a label (-1) cast no vote. Exact, in O(N^2 d) time and blocks of 64 MB.
+    """
+    found = np.full((len(embeddings), neighbours), -1, np.int32)
+    for rows in members(groups):
+        said = labels[rows]
+        k = min(neighbours, int((said >= 0).sum()) - 1)
+        if k < 1:
+            continue
+        for start, cosine in similar(directions(embeddings[rows], centre(embeddings, rows))):
+            cosine[:, said < 0] = -np.inf
+            near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+            found[rows[start : start + len(near)], :k] = said[near]
+    return found
+
+
+def count_votes(neighbour: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(N, K) how many of the neighbours (N, k) bear each candidate class (N, K); 0 where that is -1."""
+    votes = np.zeros(ids.shape, np.float32)
+    for column in neighbour.T:
+        votes += ids == column[:, None]
+    votes[ids < 0] = 0
+    return votes
+
+
+def linear_vote(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    *,
+    groups: NDArray[np.integer],
+    num_classes: int,
+    ridge: float = 0.5,
+) -> NDArray[np.float32]:
+    """(N, K) what a linear classifier, fitted to all labels but the photo's own, answers for each candidate class (N, K).
+
+    Ridge regression to the one-hot labels, about 1 for a class and 0 for another. The answer without the photo's own label
+    is exact and needs no second fit: (f - h y) / (1 - h), with h the photo's leverage (PRESS, Allen 1974). One pass sums
+    d x d products and C x d class sums, another asks: time O(N d^2 + N K d), memory O(d^2 + C d).
+
+    Args:
+        embeddings: (N, d).
+        labels: (N,) classes; photos of -1 are not fitted to.
+        ids: (N, K) candidate classes; column 0 is the label; -1 gives 0.
+        groups: (N,) each is fitted alone.
+        num_classes: C.
+        ridge: > 0, in mean eigenvalues of the photos' second moments.
+    """
+    answers = np.zeros(ids.shape, np.float32)
+    for rows in members(groups):
+        mean = centre(embeddings, rows)
+        inverse, classifier = _fit(embeddings, labels, rows, mean, ridge=ridge, num_classes=num_classes)
+        for part in _parts(rows, BLOCK_BYTES // (4 * ids.shape[1] * len(inverse))):
+            x = _with_constant(directions(embeddings[part], mean))
+            leverage = np.where(labels[part] >= 0, np.einsum("ij,ij->i", x @ inverse, x), 0).astype(np.float32)
+            answer = np.einsum("ikj,ij->ik", classifier[ids[part]], x)
+            answer[:, 0] -= leverage  # column 0 is the label that the photo was fitted to
+            answer /= np.maximum(1 - leverage, np.float32(1e-6))[:, None]
+            answers[part] = np.where(ids[part] >= 0, answer, 0)
+    return answers
+
+
+def _fit(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    mean: NDArray[np.float32],
+    *,
+    ridge: float,
+    num_classes: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Inverse of the second moments (d + 1, d + 1) and classifier (C, d + 1) of a group."""
+    width = embeddings.shape[1] + 1
+    moments, sums = np.zeros((width, width)), np.zeros((num_classes, width), np.float32)
+    fitted = rows[labels[rows] >= 0]
+    for part in _parts(fitted, BLOCK_ROWS):
+        part = part[np.argsort(labels[part], kind="stable")]
+        x = _with_constant(directions(embeddings[part], mean))
+        moments += x.T @ x
+        classes, starts = np.unique(labels[part], return_index=True)
+        sums[classes] += np.add.reduceat(x, starts, axis=0)
+    moments[np.diag_indices(width)] += ridge * max(1, len(fitted)) / width
+    inverse = np.linalg.inv(moments).astype(np.float32)
+    return inverse, sums @ inverse
+
+
+def _parts(rows: NDArray[np.int64], height: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), max(1, height)):
+        yield rows[start : start + max(1, height)]
+
+
+def _with_constant(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
