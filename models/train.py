@@ -28,7 +28,9 @@ from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.samplers import Sampler
 from models.data.trusted import trusted_rows
+from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
 from models.inputs import Features, Inputs, Views
@@ -62,8 +64,9 @@ def train(job: Job) -> None:
         log_p, _ = answers(network, inputs, target=manifest.target[rows])
         return log_p, validation_accuracy(job, network, manifest)
 
-    fit(network, loss, inputs, target=manifest.target[rows], settings=job.train, seed=job.seed, out=job.out, key=job.key,
-        ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
+    sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
+    fit(network, loss, inputs, sampler=sampler, emphasis=make_emphasis(job.train, manifest, rows), out=job.out,
+        key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
     scores = score(network, make_inputs(job, network, manifest, held_out),
                    ids=manifest.id[held_out], target=manifest.target[held_out])  # fmt: skip
     if distributed.rank() == 0:
