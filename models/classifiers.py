@@ -35,7 +35,7 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
 
 
 def prior_bias(counts: NDArray[np.int64], tau: float) -> Tensor:
-    """(C,) -tau log prior of classes with so many training photos; a class without any counts as one with one. tau 0 gives zeros."""
+    """(C,) -tau log prior of classes with so many training photos; a class without any counts as with one. tau 0 gives zeros."""
     n = counts.clip(COUNT_FLOOR)
     return torch.from_numpy(-tau * np.log(n / n.sum())).float()
 
@@ -103,10 +103,12 @@ def class_means(embedding: Tensor, target: NDArray[np.int64], *, num_classes: in
     return scale * weight, torch.where(counts > 0, scale * bias, NEVER)
 
 
-def right(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
+def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) whether the first answer to each embedding (N, d) is its class."""
     targets = torch.from_numpy(target)
-    found = [functional.linear(embedding[part], weight, bias).argmax(1) == targets[part] for part in _parts(len(target))]
+    found = [
+        functional.linear(embedding[part], weight, bias).argmax(1) == targets[part] for part in _parts(len(target))
+    ]
     return torch.cat([torch.empty(0, dtype=torch.bool), *found]).numpy()
 
 

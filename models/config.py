@@ -158,12 +158,26 @@ class Clean:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Classifier re-balancing on frozen features, then tau."""
+    """Classifier re-balancing on frozen features."""
 
-    epochs: Annotated[int, Range(0)] = 10  # cRT; 0 leaves the classifier as it was trained
+    method: Literal["best", "none", "tau", "logit_adjustment", "ncm", "lws", "crt"] = "best"
+    epochs: Annotated[int, Range(0)] = 10  # of cRT and LWS; 0 tries neither
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3
-    tau_max: Annotated[float, Range(0, 2)] = 1.2  # 0 switches tau-normalisation off
+    best_photos: Annotated[int, Range(0)] = 0  # of a class that cRT, LWS and NCM learn from; 0: all
+    tau_max: Annotated[float, Range(0, 4)] = 2.0  # 0 switches tau-normalisation off
+    adjust_max: Annotated[float, Range(0, 4)] = 1.5  # 0 switches logit adjustment off
     tau_step: Annotated[float, Range(0.01, 1)] = 0.05
+
+    def __post_init__(self) -> None:
+        if self.method in ("lws", "crt") and not self.epochs:
+            raise ConfigError(
+                f'balance.epochs: 0, and balance.method = "{self.method}" has to learn; set 10, or another method'
+            )
+
+    @property
+    def needs_training_photos(self) -> bool:
+        """Whether photos are learnt from, and not only judged by."""
+        return self.method in ("best", "ncm", "lws", "crt")
 
 
 @dataclass(frozen=True, kw_only=True)

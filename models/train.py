@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import checkpoint, distributed
+from models.classifiers import set_classifier
 from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
@@ -144,7 +145,10 @@ def save_network(path: Path, network: Network, *, member: Member, classes: list[
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier."""
+    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier.
+
+    Training gives a classifier without a bias; some ways of re-balancing give it one.
+    """
 
     network: Network
     member: Member
@@ -157,7 +161,9 @@ def load_network(path: Path) -> Trained:
     content = checkpoint.load(path)
     member = from_dict({"name": "", "members": [content["member"] | {"weights": ""}]}).members[0]
     network = build_network(member, num_classes=len(content["classes"]))
-    network.load_state_dict(content["state"])
+    state = content["state"]
+    set_classifier(network.head, state["head.classifier.weight"], state.get("head.classifier.bias"))
+    network.load_state_dict(state)
     return Trained(network.eval(), member, content["classes"], content["tau"])
 
 

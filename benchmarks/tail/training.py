@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tail.sets import FeatureSet
 from torch import Tensor, nn
 
 from models.config import Train
@@ -21,6 +20,7 @@ from models.epochs import fit
 from models.losses import Samples, build_loss
 from models.meta import Constant
 from models.network import Head, Network, Normalisation, Output
+from tail.sets import FeatureSet
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def trained_head(
     rows = photos.rows("train")
     torch.manual_seed(seed)
     normalisation = Normalisation((0.0,) * 3, (1.0,) * 3)
-    network = Network(nn.Identity(), width=photos.views.shape[2], num_classes=photos.num_classes, normalisation=normalisation)
+    network = Network(
+        nn.Identity(), width=photos.views.shape[2], num_classes=photos.num_classes, normalisation=normalisation
+    )
     learnt = build_loss(loss, num_classes=photos.num_classes, **params)
     classes = [str(each) for each in range(photos.num_classes)]
     learnt.begin(Samples(id=rows.astype(str).astype(object), target=target[rows], classes=classes))
