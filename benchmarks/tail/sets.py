@@ -39,6 +39,11 @@ class FeatureSet:
     def rows(self, split: str) -> NDArray[np.int64]:
         return np.flatnonzero(self.split == split)
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(C,) training samples per class of the labels that are learnt."""
+        return np.bincount(self.target[self.rows("train")], minlength=self.num_classes)
+
 
 def read_set(folder: Path, manifest: str, *, truth: Path | None, weights: Path, cache: Path) -> FeatureSet:
     """Photos of folder/<manifest>.parquet with the columns path, label, split.

@@ -52,7 +52,8 @@ def draw_epoch(
     """Positions (length,) into labels (N,) for one epoch; the same arguments give the same order.
 
     Args:
-        power: in [0, 1]. At 1 every photo comes once in every N draws, whatever the length of an epoch.
+        power: in [0, 1]. At 1 every photo comes once in every N draws, whatever the length of an epoch; below, every class has its
+            share of each epoch to within one draw.
         balanced: in [0, 1], the share of the draws that goes to all classes alike.
         length: draws; 0: N.
     """
@@ -61,8 +62,9 @@ def draw_epoch(
         return _in_turn(len(labels), length=length, seed=seed, epoch=epoch)
     rng = np.random.default_rng((seed, epoch))
     counts = np.bincount(labels)
-    drawn = rng.choice(len(counts), size=length, p=class_shares(counts, power=power, balanced=balanced))
-    return _photos_of(drawn, labels, rng)
+    ends = length * np.cumsum(class_shares(counts, power=power, balanced=balanced))
+    evenly = np.searchsorted(ends, np.arange(length) + rng.random(), side="right")
+    return _photos_of(rng.permutation(evenly.clip(max=len(counts) - 1)), labels, rng)
 
 
 def class_shares(counts: NDArray[np.int64], *, power: float, balanced: float = 0.0) -> NDArray[np.float64]:
