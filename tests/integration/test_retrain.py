@@ -141,7 +141,7 @@ def test_a_delivery_becomes_a_served_model(first: tuple[Workspace, Report]) -> N
     assert [row.step for row in report.steps] == [
         "one network, labels as delivered",
         "one network, after cleaning",
-        "one network, re-balanced, tau",
+        "one network, re-balanced",
         "ensemble of 2",
         "one graph, with crops",
     ]
