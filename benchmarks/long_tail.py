@@ -2,8 +2,8 @@
 
     python benchmarks/long_tail.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors --truth grocery/manifest.parquet
 
---data is a folder with a manifest (Parquet: path, label, split) and its photos. They go through a frozen MobileNetV2 once (128 px, and
-mirrored; kept in --cache), then heads are trained on the features: AdamW 1e-3, weight decay 1e-2, batches of 256, cosine to 0,
+--data is a folder with a manifest (Parquet: path, label, split) and its photos. They go through a frozen MobileNetV2 once (128 px,
+and mirrored; kept in --cache), then heads are trained on the features: AdamW 1e-3, weight decay 1e-2, batches of 256, cosine to 0,
 25 epochs, cross-entropy, one view at test. What is chosen is chosen on the validation split; nothing is chosen on the test split.
 Each row of the table changes one thing. --truth trains on the true labels of another manifest instead of the given ones.
 
@@ -63,6 +63,7 @@ BALANCINGS: dict[str, Balance] = {
     'balance.method="ncm"': Balance(method="ncm"),
     'balance.method="lws"': Balance(method="lws"),
     'balance.method="crt"': Balance(method="crt"),
+    'balance.method="ncm", best_photos=10': Balance(method="ncm", best_photos=10),
     'balance.method="crt", best_photos=10': Balance(method="crt", best_photos=10),
     BEST: Balance(),
 }
@@ -144,8 +145,9 @@ def judged(photos: FeatureSet, embedding: Tensor, rows: Tensor, bias: Tensor | N
 def report(photos: FeatureSet, found: dict[str, list[Accuracy]]) -> None:
     """The table in %, mean and standard deviation over the seeds, and what is claimed."""
     counts, seeds = photos.counts, len(found[PLAIN])
-    print(f"\n{photos.name}: {counts.sum()} training samples, {counts.max()} to {counts.min()} a class, {photos.num_classes} classes; "
-          f"{len(photos.rows('val'))} validation, {len(photos.rows('test'))} test; {seeds} seeds\n")  # fmt: skip
+    judging = f"{len(photos.rows('val'))} validation, {len(photos.rows('test'))} test"
+    print(f"\n{photos.name}: {counts.sum()} training samples, {counts.max()} to {counts.min()} a class, "
+          f"{photos.num_classes} classes; {judging}; {seeds} seeds\n")  # fmt: skip
     print("| | top-1 | mean class | head | middle | tail |\n|---|--:|--:|--:|--:|--:|")
     for name, figures in found.items():
         print(f"| {name} | {' | '.join(_cell([getattr(each, column) for each in figures]) for column in COLUMNS)} |")

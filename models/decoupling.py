@@ -44,7 +44,7 @@ from models.train import load_network, save_network
 log = logging.getLogger(__name__)
 
 LWS_RATE = 10.0  # rows start at hundredths, logarithms of factors have to move by whole units
-METHODS = ("tau", "logit_adjustment", "ncm", "lws", "crt")  # of equals the first is taken
+METHODS = ("none", "tau", "logit_adjustment", "ncm", "lws", "crt")  # from the gentlest on
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Choice:
     figures: Accuracy  # on the validation photos
     error: float  # of the difference between this option and the best of the method
     curve: tuple[tuple[float, float], ...]
+    hit: NDArray[np.bool_]  # of the validation photos
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; None where there was no validation photo to measure on."""
@@ -126,15 +127,17 @@ def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: ND
     target = validation.target
     found = [(way, hits(way.rows, way.bias, validation.embedding, target)) for way in ways]
     if len(target) == 0:
-        return Choice(method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), ())
+        return Choice(method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), (), found[0][1])
     hit = np.stack([each for _, each in found])
-    share = 1 / np.bincount(target)[target]  # each class weighs the same
+    share = class_share(target)
     curve = (hit * share).sum(1) / share.sum()
     best = int(curve.argmax())
     errors = [standard_error(hit[best], other, share, seed=seed) for other in hit]
     chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
     pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
-    return Choice(method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs)
+    return Choice(
+        method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
+    )
 
 
 def standard_error(one: NDArray[np.bool_], other: NDArray[np.bool_], share: NDArray[np.float64], *, seed: int) -> float:
@@ -154,20 +157,28 @@ def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Ac
 def choose_classifier(
     trained: Tensor, known: Known, validation: Known, *, counts: NDArray[np.int64], settings: Balance, seed: int
 ) -> tuple[Choice, list[Choice]]:
-    """What balance.method asks for, and all that was tried: the highest mean-class accuracy on validation photos.
+    """What balance.method asks for, and all that was tried.
 
-    With "best" and without validation photos the classifier stays as it was trained.
+    Of "best" the gentlest method that is within one standard error of the best, again that of their difference: without
+    validation photos, or without a clear gain, the classifier stays as it was trained.
     """
     methods: list[str] = [settings.method]
     if settings.method == "best":
-        learnt = ("lws", "crt") if not settings.epochs else ()
+        learnt = () if settings.epochs else ("lws", "crt")
         methods = [name for name in METHODS if name not in learnt] if len(validation.target) else ["none"]
     tried = [choose(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
                     counts=counts, seed=seed) for name in methods]  # fmt: skip
-    best = tried[0]
-    for choice in tried[1:]:
-        best = choice if choice.figures.mean_class > best.figures.mean_class else best
-    return best, tried
+    if len(tried) == 1:
+        return tried[0], tried
+    top, share = max(tried, key=lambda choice: choice.figures.mean_class), class_share(validation.target)
+    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, share, seed=seed) for choice in tried]
+    return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound), tried
+
+
+def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) weight of each photo with which all classes weigh the same."""
+    share: NDArray[np.float64] = 1 / np.bincount(target)[target]
+    return share
 
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.classifiers import tau_normalise
+from models.classifiers import retrain_rows, tau_normalise
 from models.config import Balance, Recipe, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.decoupling import METHODS, Choice, Known, best_scored, choose, choose_classifier, grid, options, rebalance
@@ -22,7 +22,7 @@ from models.errors import ConfigError
 from models.job import Job
 from models.scores import read_scores
 from models.train import load_network, train
-from tests.unit.models.test_classifiers import clusters, mean_class
+from tests.unit.models.test_classifiers import clusters, long_tail, mean_class
 
 COUNTS = np.array([40, 40, 40, 40])
 LONG_TAIL = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # rows as a long tail leaves them
@@ -80,20 +80,34 @@ def test_strength_0_gives_the_trained_classifier() -> None:
         assert first.bias is None or not first.bias.any()
 
 
-def test_best_is_the_method_with_the_highest_mean_class_accuracy() -> None:
-    known, validation = Known(*clusters([600, 60, 12], seed=1)), Known(*clusters([50, 50, 50], seed=2))
+def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> None:
+    known, validation = Known(*long_tail([100, 30, 10, 3], seed=1)), Known(*long_tail([25] * 4, seed=2))
     counts = np.bincount(known.target)
-    trained = torch.eye(3) * torch.tensor([3.0, 1.0, 0.2])[:, None]
-    best, tried = choose_classifier(trained, known, validation, counts=counts, settings=Balance(lr=0.05), seed=0)
+    trained = retrain_rows(known.embedding, known.target, num_classes=4, epochs=5, lr=0.05, seed=0)
+    trained = trained * torch.tensor([3.0, 1.0, 1.0, 0.3])[:, None]
+    ask = {"counts": counts, "seed": 0}
+    best, tried = choose_classifier(trained, known, validation, settings=Balance(lr=0.05), **ask)
     assert [choice.method for choice in tried] == list(METHODS)
-    assert best.figures.mean_class == max(choice.figures.mean_class for choice in tried)
-    assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.1
-    unlearnt = Balance(epochs=0)
-    _, tried = choose_classifier(trained, known, validation, counts=counts, settings=unlearnt, seed=0)
-    assert [choice.method for choice in tried] == ["tau", "logit_adjustment", "ncm"]
+    top = max(tried, key=lambda choice: choice.figures.mean_class)
+    draws = np.random.default_rng(0).integers(100, size=(200, 100))  # classes are even: plain means
+    for choice in tried[: tried.index(best) + 1]:
+        error = np.std([top.hit[d].mean() - choice.hit[d].mean() for d in draws])
+        near = choice.figures.mean_class >= top.figures.mean_class - error
+        assert near == (choice is best), choice.method
+    assert best.method != "none"
+    assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.05
+    _, tried = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
+    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "ncm"]
 
 
-@pytest.mark.parametrize("method", ["none", *METHODS])
+def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
+    known, validation = (Known(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
+    best, tried = choose_classifier(torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), seed=0)
+    assert {choice.figures.mean_class for choice in tried} == {1.0}
+    assert best.method == "none"
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
     known = Known(*clusters([30, 9, 1], seed=1))
     settings = from_dict({"name": "", "balance": {"method": method, "epochs": 2}}).balance
