@@ -103,7 +103,7 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
 def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
     known, validation = (Known(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
     best, tried = choose_classifier(torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), seed=0)
-    assert {choice.figures.mean_class for choice in tried} == {1.0}
+    assert tried[0].figures.mean_class == 1
     assert best.method == "none"
 
 
