@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,22 @@ def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: P
     assert run(folder / "run.py").returncode == 1
     assert f"**No result**: {reason}" in page(folder)
     assert "| sum, pieces | 2 |" in page(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (("loss_cost.py", "--names", "ce", "nce", "--classes", "1000"), "p_y alone: time / cross-entropy"),
+        (
+            ("many_classes.py", "--classes", "100", "--methods", "ce", "gce", "--epochs", "2"),
+            "best accuracy at C = 100",
+        ),
+    ],
+)
+def test_a_small_run_ends_with_figures(words: tuple[str, ...], first: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    figures = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert figures[0]["figure"].startswith(first)
+    assert all(set(figure) == {"figure", "value", "target", "met", "baseline"} for figure in figures)
