@@ -150,7 +150,8 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     from flows.rollback import model_history
 
     entries = model_history(_find(workspace))
-    columns = ("version", "serving", "mean_class", "tail", "data_version", "data_withdrawn", "recipe", "run")
+    measured = ("top1", "mean_class", "head", "middle", "tail")
+    columns = ("version", "serving", *measured, "data_version", "data_withdrawn", "recipe", "run")
     rows = [{**e, **e["metrics"], "data_version": e["data_version"][:12]} for e in entries]
     _show(entries, as_json=as_json, say=lambda: _table(columns, rows))
 

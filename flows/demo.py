@@ -28,7 +28,7 @@ from serving.server import RunningServer
 log = logging.getLogger("cleanshelf")
 
 # What is served first: the labels are believed, one view per photo, the classifier as it was trained.
-BASELINE = ("name=baseline", "clean.rounds=0", "balance.epochs=0", "balance.tau_max=0.0", "export.crops=1")
+BASELINE = ("name=baseline", "clean.rounds=0", "balance.method=none", "export.crops=1")
 WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.deliver
 
 

@@ -53,7 +53,11 @@ def score_fold(run: Run, data: Path, fold: int) -> Path:
 
 def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object, ...], fold: int | None) -> Path:
     settings = run.recipe.train
-    started_from = [_content(run.recipe.members[member].weights), _content(settings.state)]
+    started_from = [
+        _content(run.recipe.members[member].weights),
+        _content(settings.state),
+        _content(settings.photo_weights),
+    ]
     meta = run.recipe.meta
 
     def work(out: Path) -> None:

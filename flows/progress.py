@@ -78,11 +78,11 @@ def print_steps(steps: Sequence[Row]) -> None:
     """Accuracy after each step, and what the step changed."""
     before = (None, *steps[:-1])
     rows = [
-        {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "tail third": row.tail,
-         "change": _change(last, row)}
+        {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "change": _change(last, row), "head third": row.head,
+         "middle third": row.middle, "tail third": row.tail}
         for row, last in zip(steps, before, strict=True)
     ]  # fmt: skip
-    print_table(("step", "top-1", "mean class", "change", "tail third"), rows)
+    print_table(("step", "top-1", "mean class", "change", "head third", "middle third", "tail third"), rows)
 
 
 def _change(last: Row | None, row: Row) -> str:

@@ -21,17 +21,19 @@ class Row:
     step: str
     top1: float | None
     mean_class: float | None
+    head: float | None
+    middle: float | None
     tail: float | None
 
 
 def effects(first: list[Path], retrained: list[Path], balanced: list[Path], graph: Path, data: Path) -> list[Row]:
     """One row per step of the recipe.
 
-    "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; the tail is the third of
-    the classes with fewest photos.
+    "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
+    tail are the thirds of the classes, by number of photos.
     """
     manifest = read_manifest(data)
-    steps = (("labels as delivered", first), ("after cleaning", retrained), ("re-balanced, tau", balanced))
+    steps = (("labels as delivered", first), ("after cleaning", retrained), ("re-balanced", balanced))
     rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
             for name, folders in steps]  # fmt: skip
     together = mean([_test_scores(folder, manifest) for folder in balanced], num_classes=len(manifest.classes))
@@ -55,5 +57,6 @@ def _accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Ma
 
 
 def _mean(step: str, figures: list[Accuracy]) -> Row:
-    means = (float(np.mean([getattr(each, name) for each in figures])) for name in ("top1", "mean_class", "tail"))
+    names = ("top1", "mean_class", "head", "middle", "tail")
+    means = (float(np.mean([getattr(each, name) for each in figures])) for name in names)
     return Row(step, *(None if math.isnan(value) else value for value in means))

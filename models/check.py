@@ -15,6 +15,7 @@ from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import trusted_rows
+from models.emphasis import make_emphasis
 from models.epochs import LEAST, num_steps
 from models.errors import ConfigError, ManifestError
 from models.job import split_rows
@@ -27,7 +28,7 @@ def check(recipe: Recipe, *, data: Path) -> None:
     """Builds what would be trained and counts what it would be trained on.
 
     Raises:
-        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss or the folds cannot be had.
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, weights of photos or the folds cannot be had.
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
@@ -36,6 +37,7 @@ def check(recipe: Recipe, *, data: Path) -> None:
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
     check_workers(recipe, manifest)
+    make_emphasis(recipe.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0])
     loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
     check_state(recipe, loss, manifest)
     check_meta(recipe.meta, loss, manifest)
@@ -91,7 +93,7 @@ def check_workers(recipe: Recipe, manifest: Manifest) -> None:
     folds = [None, *range(recipe.clean.folds if recipe.clean.rounds else 0)]
     for fold in folds:
         rows, _ = split_rows(manifest, fold=fold, num_folds=recipe.clean.folds)
-        num_steps(len(rows), recipe.train, workers=max(recipe.train.workers, 1))
+        num_steps(recipe.train.epoch_length or len(rows), recipe.train, workers=max(recipe.train.workers, 1))
 
 
 def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from models.errors import ConfigError
-from models.registry import Range, check, closest
+from models.registry import Range, closest
+from models.tables import build, set_key
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -81,8 +82,7 @@ class Meta:
     @property
     def file(self) -> str:
         """Digest of what `photos` or `replay` names; "" of no file."""
-        path = Path(self.photos or self.replay)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        return content(self.photos or self.replay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,35 @@ class Train:
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
     sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
+    progressive: bool = False  # from there to class-balanced over the epochs
+    balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
+    best_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, on the best-scored photos of each class
+    best_photos: Positive = 30  # of a class, in them
+    epoch_length: Annotated[int, Range(0)] = 0  # draws; 0: as many as photos
+    class_weights: Literal["", "inverse", "effective"] = ""  # of the loss
+    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # of effective numbers
+    photo_weights: str = ""  # a file of ids and weights; others weigh 1
+    har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
     l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
     state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
     head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
     workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
+
+    def __post_init__(self) -> None:
+        if 0 < self.epoch_length < self.batch_size:
+            raise ConfigError(
+                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
+                "raise it, or set 0 for as many draws as photos"
+            )
+        for name in ("balanced_epochs", "best_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise ConfigError(
+                    f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
+                )
+        if self.har and self.head_rows:
+            raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
 
     @property
     def decisive(self) -> Train:
@@ -148,12 +171,26 @@ class Clean:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Classifier re-balancing on frozen features, then tau."""
+    """Classifier re-balancing on frozen features."""
 
-    epochs: Annotated[int, Range(0)] = 10  # cRT; 0 leaves the classifier as it was trained
+    method: Literal["best", "none", "tau", "logit_adjustment", "ncm", "lws", "crt"] = "best"
+    epochs: Annotated[int, Range(0)] = 10  # of cRT and LWS; 0 tries neither
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3
-    tau_max: Annotated[float, Range(0, 2)] = 1.2  # 0 switches tau-normalisation off
+    best_photos: Annotated[int, Range(0)] = 0  # of a class that cRT, LWS and NCM learn from; 0: all
+    tau_max: Annotated[float, Range(0, 4)] = 2.0  # 0 switches tau-normalisation off
+    adjust_max: Annotated[float, Range(0, 4)] = 1.5  # 0 switches logit adjustment off
     tau_step: Annotated[float, Range(0.01, 1)] = 0.05
+
+    def __post_init__(self) -> None:
+        if self.method in ("lws", "crt") and not self.epochs:
+            raise ConfigError(
+                f'balance.epochs: 0, and balance.method = "{self.method}" has to learn; set 10, or another method'
+            )
+
+    @property
+    def needs_training_photos(self) -> bool:
+        """Whether photos are learnt from, and not only judged by."""
+        return self.method in ("best", "ncm", "lws", "crt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +254,7 @@ def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     tables = _read(path, name)
     for override in overrides:
-        _override(tables, override)
+        set_key(tables, override)
     try:
         return from_dict({"name": path.stem} | tables)
     except ConfigError as error:
@@ -238,7 +275,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 def from_dict(tables: Mapping[str, Any]) -> Recipe:
     """A Recipe from plain tables, as `to_dict` gives them."""
-    recipe = _build(Recipe, tables, "")
+    recipe = build(Recipe, tables)
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -248,58 +285,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
 
 
+def content(path: str) -> str:
+    """Digest of a file; "" of none."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+
+
 def digest(*parts: Any) -> str:
     """A hex name, 16 digits, of any mixture of recipe parts, strings and numbers: the key of a stage's result."""
     plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _build(cls: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{prefix.rstrip('.')}: {values!r} is not a table; write it as one, with a key for each value"
-        )
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for key in values:
-        if key not in hints:
-            raise ConfigError(f"{prefix}{key}: no such key{closest(key, hints)}; known here: {', '.join(hints)}")
-    return cls(**{key: _convert(f"{prefix}{key}", value, hints[key]) for key, value in values.items()})
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, f"{name}.")
-    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name}: {value!r} is not a list of tables; write each as [[{name}]]")
-        return tuple(_build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
-    return check(name, value, hint)
-
-
-def _override(tables: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, and as text where it is not TOML."""
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example train.epochs=3")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = name.strip().split(".")
-    place: Any = tables
-    for step in path:
-        place = _step(place, step, name)
-    if isinstance(place, list):
-        raise ConfigError(f"--set {name}: {last!r} stands for a whole table; set one of its keys")
-    place[last] = value
-
-
-def _step(place: Any, step: str, name: str) -> Any:
-    if isinstance(place, list):
-        if not step.isdigit() or int(step) >= len(place):
-            raise ConfigError(f"--set {name}: there is no entry {step!r}; the list has {len(place)}")
-        return place[int(step)]
-    inner = place.setdefault(step, {})
-    if not isinstance(inner, dict | list):
-        raise ConfigError(f"--set {name}: {step!r} is a value, not a table")
-    return inner

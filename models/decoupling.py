@@ -1,8 +1,7 @@
 """Re-balance the classifier of a trained network: `python -m models.decoupling --data DIR --recipe FILE --network FILE --out DIR`.
 
-After Kang et al., ICLR 2020 (arXiv 1910.09217): the representation learns from the data as it lies, the classifier is then
-retrained with every class equally often (cRT, section 4.1), and its rows are divided by their norm to the power tau
-(tau-normalisation, section 4.3). Both are chosen on validation photos, and both choices are written down.
+After Kang et al., ICLR 2020 (arXiv 1910.09217): the representation learns from the data as it lies, and the classifier alone is
+put right afterwards. `models.classifiers` has the ways; this chooses among them on validation photos, and writes down why.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,95 +19,166 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from models.classifiers import (
+    class_means,
+    hits,
+    prior_bias,
+    retrain_rows,
+    scale_rows,
+    set_classifier,
+    tau_normalise,
+)
 from models.command import log_progress, run
 from models.config import Balance, from_dict
-from models.data.manifest import read_manifest
+from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.data.samplers import draw_epoch
+from models.data.samplers import best_of_class
+from models.evaluate import Accuracy, accuracy
 from models.inputs import Features
 from models.job import split_rows
-from models.network import Network, best_device
+from models.network import best_device
 from models.predict import embeddings, score
 from models.scores import write_scores
 from models.train import load_network, save_network
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
+LWS_RATE = 10.0  # rows start at hundredths, logarithms of factors have to move by whole units
+METHODS = ("none", "tau", "logit_adjustment", "ncm", "lws", "crt")  # from the gentlest on
 
 
-def tau_normalise(weight: Tensor, tau: float) -> Tensor:
-    """Rows of a bias-free classifier (C, d), each divided by (its norm / the mean norm)^tau.
+@dataclass(frozen=True)
+class Known:
+    """Embeddings (N, d) of photos and their classes (N,)."""
 
-    tau 0 changes nothing, tau 1 gives rows of one length. Kang et al. divide by the norm itself; dividing by the mean norm
-    as well scales all logits alike, so decisions are theirs while the probabilities keep their temperature, which the mean
-    over an ensemble depends on.
-    """
-    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays one
-    return weight / (norm / norm.mean()) ** tau
+    embedding: Tensor
+    target: NDArray[np.int64]
 
 
-def retrain_classifier(
-    embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, settings: Balance, seed: int
-) -> Tensor:
-    """cRT: a fresh classifier (C, 512) on fixed embeddings (N, 512), every class drawn equally often, cross-entropy."""
-    torch.manual_seed(seed)
-    weight = torch.empty(num_classes, embedding.shape[1]).normal_(std=0.01).requires_grad_()
-    optimizer = torch.optim.AdamW([weight], lr=settings.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    targets = torch.from_numpy(target)
-    for epoch in range(settings.epochs):
-        drawn = torch.from_numpy(draw_epoch(target, power=0.0, seed=seed, epoch=epoch))
-        for positions in drawn.split(BATCH):
-            loss = functional.cross_entropy(embedding[positions] @ weight.T, targets[positions])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-    return weight.detach()
+@dataclass(frozen=True)
+class Option:
+    """One classifier to choose: `bias` (C,) or None, and rows (C, d) that are tau-normalised by `tau` before use."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    tau: float = 0.0
+    strength: float = 0.0  # of what was done to the trained one; the smaller is taken where both do
+
+    @property
+    def rows(self) -> Tensor:
+        return tau_normalise(self.weight, self.tau) if self.tau else self.weight
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A classifier and its tau, with the evidence: mean-class accuracy on validation per tau, and its standard error."""
+    """A method's option, with the evidence: mean-class accuracy on validation by strength, and one standard error."""
 
-    classifier: str  # "trained" or "cRT"
-    tau: float
-    accuracy: float
-    error: float
+    method: str
+    option: Option
+    figures: Accuracy  # on the validation photos
+    error: float  # of the difference between this option and the best of the method
     curve: tuple[tuple[float, float], ...]
+    hit: NDArray[np.bool_]  # of the validation photos
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; None where there was no validation photo to measure on."""
-        return {key: None if value != value else value for key, value in vars(self).items()}
+        error = None if self.error != self.error else round(self.error, 6)
+        what = {"method": self.method, "tau": self.option.strength}
+        return {**what, **self.figures.to_dict(), "error": error, "curve": self.curve}
 
 
-def choose_tau(
-    weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, settings: Balance, name: str, seed: int
-) -> Choice:
-    """The smallest tau whose mean-class accuracy is within one standard error of the best of the grid.
+def options(
+    method: str, trained: Tensor, known: Known, *, counts: NDArray[np.int64], settings: Balance, seed: int
+) -> Iterator[Option]:
+    """The classifiers of a method, from the gentlest on.
 
     Args:
-        embedding: (N, 512) of the validation photos; N = 0 leaves tau at 0.
-        target: (N,) their classes.
+        trained: (C, d) the trained rows.
+        known: training photos, for what learns from them.
+        counts: (C,) training photos per class.
     """
+    learning = {"epochs": settings.epochs, "seed": seed}
+    if method == "none":
+        yield Option(trained)
+    elif method == "tau":
+        yield from (Option(trained, tau=t, strength=t) for t in grid(settings.tau_max, settings.tau_step))
+    elif method == "logit_adjustment":
+        yield from (
+            Option(trained, prior_bias(counts, t), strength=t) for t in grid(settings.adjust_max, settings.tau_step)
+        )
+    elif method == "ncm":
+        yield Option(*class_means(known.embedding, known.target, num_classes=len(trained)))
+    elif method == "lws":
+        yield Option(scale_rows(trained, known.embedding, known.target, lr=LWS_RATE * settings.lr, **learning))
+    else:
+        yield Option(retrain_rows(known.embedding, known.target, num_classes=len(trained), lr=settings.lr, **learning))
+
+
+def grid(largest: float, step: float) -> list[float]:
+    """0, step, ... up to the largest."""
+    return [float(t) for t in np.arange(0, largest + 1e-9, step).round(4)]
+
+
+def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: NDArray[np.int64], seed: int) -> Choice:
+    """The gentlest option whose mean-class accuracy is within one standard error of the best: that of their difference.
+
+    Only classes with validation photos have a say. Without any photo the first option is taken.
+    """
+    target = validation.target
+    found = [(way, hits(way.rows, way.bias, validation.embedding, target)) for way in ways]
     if len(target) == 0:
-        return Choice(name, 0.0, float("nan"), float("nan"), ())
-    taus = np.arange(0, settings.tau_max + 1e-9, settings.tau_step).round(4)
-    hits = np.stack([((embedding @ tau_normalise(weight, float(t)).T).argmax(1).numpy() == target) for t in taus])
-    share = 1 / np.bincount(target)[target]  # each class weighs the same
-    curve = (hits * share).sum(1) / share.sum()
+        return Choice(method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), (), found[0][1])
+    hit = np.stack([each for _, each in found])
+    share = class_share(target)
+    curve = (hit * share).sum(1) / share.sum()
     best = int(curve.argmax())
-    error = _standard_error(hits[best], share, seed=seed)
-    chosen = int(np.flatnonzero(curve >= curve[best] - error)[0])
-    pairs = tuple((float(t), round(float(a), 6)) for t, a in zip(taus, curve, strict=True))
-    return Choice(name, float(taus[chosen]), float(curve[chosen]), error, pairs)
+    errors = [standard_error(hit[best], other, share, seed=seed) for other in hit]
+    chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
+    pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
+    return Choice(
+        method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
+    )
 
 
-def _standard_error(hit: NDArray[np.bool_], share: NDArray[np.float64], *, seed: int) -> float:
-    """Of the class-weighted mean of hits, by 200 bootstrap draws."""
-    draws = np.random.default_rng(seed).integers(len(hit), size=(200, len(hit)))
-    return float(((hit * share)[draws].sum(1) / share[draws].sum(1)).std())
+def standard_error(one: NDArray[np.bool_], other: NDArray[np.bool_], share: NDArray[np.float64], *, seed: int) -> float:
+    """Of the class-weighted mean of the difference between two rows of hits on the same photos, by 200 bootstrap draws."""
+    draws = np.random.default_rng(seed).integers(len(one), size=(200, len(one)))
+    difference = (one.astype(np.float64) - other) * share
+    return float((difference[draws].sum(1) / share[draws].sum(1)).std())
+
+
+def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Accuracy:
+    k = min(5, len(counts))
+    parts = [functional.linear(e, option.rows, option.bias).topk(k).indices for e in validation.embedding.split(256)]
+    ranked = torch.cat([torch.empty(0, k, dtype=torch.int64), *parts]).numpy()
+    return accuracy(ranked, validation.target, train_counts=counts)
+
+
+def choose_classifier(
+    trained: Tensor, known: Known, validation: Known, *, counts: NDArray[np.int64], settings: Balance, seed: int
+) -> tuple[Choice, list[Choice]]:
+    """What balance.method asks for, and all that was tried.
+
+    Of "best" the gentlest method that is within one standard error of the best, again that of their difference: without
+    validation photos, or without a clear gain, the classifier stays as it was trained.
+    """
+    methods: list[str] = [settings.method]
+    if settings.method == "best":
+        learnt = () if settings.epochs else ("lws", "crt")
+        methods = [name for name in METHODS if name not in learnt] if len(validation.target) else ["none"]
+    tried = [choose(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
+                    counts=counts, seed=seed) for name in methods]  # fmt: skip
+    if len(tried) == 1:
+        return tried[0], tried
+    top, share = max(tried, key=lambda choice: choice.figures.mean_class), class_share(validation.target)
+    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, share, seed=seed) for choice in tried]
+    return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound), tried
+
+
+def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) weight of each photo with which all classes weigh the same."""
+    share: NDArray[np.float64] = 1 / np.bincount(target)[target]
+    return share
 
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
@@ -122,34 +193,48 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     def features(chosen: NDArray[np.int64]) -> Features:
         return Features(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
-    of_held_out = features(held_out)
-    validation = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)
-    known = manifest.target[held_out][validation]
-    embedded = embeddings(net, of_held_out)[torch.from_numpy(validation)]
-    weights = {"trained": net.head.classifier.weight.detach().cpu().clone()}
-    if settings.balance.epochs:
-        weights["cRT"] = retrain_classifier(embeddings(net, features(rows)), manifest.target[rows],
-                                            num_classes=len(manifest.classes), settings=settings.balance, seed=seed)  # fmt: skip
-    choices = [choose_tau(w, embedded, known, settings=settings.balance, name=n, seed=seed) for n, w in weights.items()]
-    best = choices[0]
-    for choice in choices[1:]:
-        best = choice if choice.accuracy > best.accuracy else best
-    log.info("%s classifier, tau %.2f: mean-class accuracy %.3f +- %.3f on %d validation photos",
-             best.classifier, best.tau, best.accuracy, best.error, len(known))  # fmt: skip
-    set_classifier(net, weights[best.classifier])
-    save_network(out / "network.pt", net, member=trained.member, classes=trained.classes, tau=best.tau)
-    set_classifier(net, tau_normalise(weights[best.classifier], best.tau))
+    of_held_out, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
+    judging = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)
+    validation = Known(embeddings(net, of_held_out)[torch.from_numpy(judging)], manifest.target[held_out][judging])
+    _tell(validation, manifest)
+    known = Known(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
+    if settings.balance.needs_training_photos:
+        known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows]), manifest.score[rows], weight,
+                            count=settings.balance.best_photos)  # fmt: skip
+    best, tried = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
+                                    seed=seed)  # fmt: skip
+    log.info("%s, tau %.2f: mean-class accuracy %.3f, top-1 %.3f on %d validation photos", best.method,
+             best.option.strength, best.figures.mean_class, best.figures.top1, len(validation.target))  # fmt: skip
+    set_classifier(net.head, best.option.weight, best.option.bias)
+    save_network(out / "network.pt", net, member=trained.member, classes=trained.classes, tau=best.option.tau)
+    set_classifier(net.head, best.option.rows, best.option.bias)
     write_scores(
         score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet"
     )
-    evidence = {"chosen": best.to_dict(), "candidates": [choice.to_dict() for choice in choices]}
+    evidence = {"chosen": best.to_dict(), "candidates": [choice.to_dict() for choice in tried]}
     (out / "balance.json").write_text(json.dumps(evidence, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def set_classifier(network: Network, weight: Tensor) -> None:
-    """Puts a weight (C, 512) in place, on the network's device."""
-    with torch.no_grad():
-        network.head.classifier.weight.copy_(weight)
+def _tell(validation: Known, manifest: Manifest) -> None:
+    shown, trained = len(np.unique(validation.target)), int(np.count_nonzero(manifest.train_counts()))
+    if shown < trained:
+        log.warning("validation photos show %d of %d classes; the others have no say in the choice of a classifier%s",
+                    shown, trained, "" if shown else ", and there is none")  # fmt: skip
+
+
+def best_scored(known: Known, score: NDArray[np.float32], trained: Tensor, *, count: int) -> Known:
+    """At most `count` photos of each class, 0 for all: those whose label cleaning believes most.
+
+    Where it judged none, the trained classifier (C, d) says how probable each label is.
+    """
+    if count == 0:
+        return known
+    if np.isnan(score).all():
+        log_p = [-functional.cross_entropy(e @ trained.T, t, reduction="none")
+                 for e, t in zip(known.embedding.split(256), torch.from_numpy(known.target).split(256), strict=True)]  # fmt: skip
+        score = torch.cat(log_p).numpy()
+    rows = best_of_class(known.target, score, count=count)
+    return Known(known.embedding[torch.from_numpy(rows)], known.target[rows])
 
 
 def main() -> None:

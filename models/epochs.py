@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from models import distributed
 from models.config import Train
 from models.course import Course, Interval, seed_step
-from models.data.samplers import draw_epoch
+from models.data.samplers import Sampler
+from models.emphasis import Emphasis, jacobian_norm
 from models.errors import ConfigError
 from models.inputs import Inputs
 from models.losses import Loss
@@ -36,18 +37,18 @@ Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photo
 
 
 def fit(
-    network: Network, loss: Loss, inputs: Inputs, *, target: NDArray[np.int64], settings: Train, seed: int, out: Path,
-    key: str, ask: Answers, meta: Constant,
+    network: Network, loss: Loss, inputs: Inputs, *, sampler: Sampler, emphasis: Emphasis, out: Path, key: str, ask: Answers,
+    meta: Constant,
 ) -> None:  # fmt: skip
     """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt.
 
     Args:
-        target: (N,) classes of the photos of `inputs`.
+        sampler: of the photos of `inputs`.
         key: of the checkpoint.
         ask: called before the epochs for which the loss wants answers.
         meta: of the numbers of the loss.
     """
-    steps = num_steps(len(target), settings, workers=distributed.world())
+    settings, steps = sampler.settings, num_steps(sampler.length, sampler.settings, workers=distributed.world())
     optimizer = make_optimizer(network, loss, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
     course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta)
@@ -66,25 +67,25 @@ def fit(
             loss.take_answers(log_p, accuracy=accuracy)
         loss.start_epoch(course.epoch)
         meta.start_epoch(course.epoch, of=settings.epochs)
-        drawn = draw_epoch(target, power=settings.sampling_power, seed=seed, epoch=course.epoch)
-        train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(target), settings=settings,
-                    seed=seed, after_step=save_sometimes)  # fmt: skip
+        drawn = sampler.draw(course.epoch)
+        train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
+                    seed=sampler.seed, emphasis=emphasis.to(network.mean.device), after_step=save_sometimes)  # fmt: skip
         loss.end_epoch()
         report(out, epoch=course.epoch + 1, of=settings.epochs, **figures(course, len(drawn)))
         course.turn()
         course.save(out / "checkpoint.pt", key=key)
 
 
-def num_steps(num_photos: int, settings: Train, *, workers: int) -> int:
+def num_steps(num_draws: int, settings: Train, *, workers: int) -> int:
     """Steps of an epoch; its batches are as even as it goes.
 
     Raises:
         ConfigError: the smallest does not give every worker enough to learn from.
     """
-    steps = min(math.ceil(num_photos / settings.batch_size), num_photos // LEAST)
-    if num_photos // steps < LEAST * workers:
+    steps = min(math.ceil(num_draws / settings.batch_size), num_draws // LEAST)
+    if num_draws // steps < LEAST * workers:
         raise ConfigError(
-            f"train.batch_size: {settings.batch_size} of {num_photos} photos gives batches of {num_photos // steps}, and each "
+            f"train.batch_size: {settings.batch_size} of {num_draws} photos gives batches of {num_draws // steps}, and each "
             f"of {workers} workers needs {LEAST}; raise it, or start fewer workers (train.workers)"
         )
     return steps
@@ -92,7 +93,7 @@ def num_steps(num_photos: int, settings: Train, *, workers: int) -> int:
 
 def train_epoch(
     course: Course, inputs: Inputs, order: list[NDArray[np.int64]], target: Tensor, *, settings: Train, seed: int,
-    after_step: Callable[[], None],
+    emphasis: Emphasis, after_step: Callable[[], None],
 ) -> None:  # fmt: skip
     """The steps of the epoch that are not done yet."""
     train_mode(course.network, frozen=settings.backbone_lr_scale == 0)
@@ -103,19 +104,21 @@ def train_epoch(
     for step in range(course.step, len(order)):
         seed_step(generator, seed, course.epoch, step)
         index = torch.from_numpy(order[step][distributed.part(len(order[step]))])
-        take_step(course, inputs, next(batches), target[index], index, size=len(order[step]), settings=settings)
+        take_step(course, inputs, next(batches), target[index], index, size=len(order[step]), settings=settings,
+                  emphasis=emphasis)  # fmt: skip
         course.step, course.seconds = step + 1, time.perf_counter() - started
         if course.step < len(order):
             after_step()
 
 
 def take_step(
-    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, size: int, settings: Train
-) -> None:
+    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, size: int, settings: Train,
+    emphasis: Emphasis,
+) -> None:  # fmt: skip
     """One update from a batch of `size` photos, of which this worker has the part that it is given."""
     target, index = target.to(batch.device), index.to(batch.device)
     course.meta.step(batch, target, course.optimizer)
-    value = loss_of(course, inputs, batch, target, index, rows=settings.head_rows).sum()
+    value = loss_of(course, inputs, batch, target, index, rows=settings.head_rows, emphasis=emphasis).sum()
     objective = value / size
     if settings.l1:
         frozen = settings.backbone_lr_scale == 0
@@ -129,16 +132,20 @@ def take_step(
     course.total += value.item()
 
 
-def loss_of(course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, rows: int) -> Tensor:
+def loss_of(
+    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, rows: int, emphasis: Emphasis
+) -> Tensor:
     """(N,) loss of each photo; with `rows`, the logits of so many exist at a time."""
-    autocast = torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda")
-    with autocast:
+    weight = course.network.head.classifier.weight
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda"):
         if rows:
-            weight = course.network.head.classifier.weight
-            return chunked_loss(course.loss, weight, inputs.embedding(batch), target, index, rows=rows)
+            values = chunked_loss(course.loss, weight, inputs.embedding(batch), target, index, rows=rows)
+            return values * emphasis.weight[index]
         output = inputs.forward(batch)
-    values: Tensor = course.loss(output.logits, target, index, output.embedding)
-    return values
+    values = course.loss(output.logits, target, index, output.embedding) * emphasis.weight[index]
+    if emphasis.har is None:
+        return values
+    return values + emphasis.har[target] * jacobian_norm(output.logits, target, weight)
 
 
 def train_mode(network: Network, *, frozen: bool) -> None:

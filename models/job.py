@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Recipe, Train, digest
+from models.config import Recipe, Train, content, digest
 from models.data.manifest import Manifest
 from models.data.samplers import folds
 
@@ -27,8 +27,10 @@ class Job:
 
     @property
     def train(self) -> Train:
-        epochs = self.recipe.train.epochs if self.fold is None else self.recipe.clean.epochs
-        return dataclasses.replace(self.recipe.train, epochs=epochs)
+        """As the recipe says; what judges photos is trained for clean.epochs, on all photos to the end."""
+        if self.fold is None:
+            return self.recipe.train
+        return dataclasses.replace(self.recipe.train, epochs=self.recipe.clean.epochs, balanced_epochs=0, best_epochs=0)
 
     @property
     def seed(self) -> int:
@@ -45,6 +47,7 @@ class Job:
             recipe.meta,
             recipe.meta.file,
             self.train.decisive,
+            content(self.train.photo_weights),
             recipe.augment,
             recipe.export.input_size,
         )

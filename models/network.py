@@ -3,7 +3,8 @@
 backbone -> pooled feature (d) -> Linear(d, 512) -> BatchNorm1d(512, shift fixed at 0) -> Linear(512, C, no bias)
 
 The neck follows Luo et al. 2019 (BNNeck); the 512-d layer keeps the classifier small at 50,030 classes, as in the
-AliProducts report (arXiv 2106.10683, section 2.1). Without bias, tau-normalisation of the classifier is exact.
+AliProducts report (arXiv 2106.10683, section 2.1). Without bias, tau-normalisation of the classifier is exact; a bias comes
+from re-balancing alone (models.classifiers).
 """
 
 from __future__ import annotations

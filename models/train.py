@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import checkpoint, distributed
+from models.classifiers import set_classifier
 from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.samplers import Sampler
 from models.data.trusted import trusted_rows
+from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
 from models.inputs import Features, Inputs, Views
@@ -63,8 +66,9 @@ def train(job: Job) -> None:
         log_p, _ = answers(network, inputs, target=manifest.target[rows])
         return log_p, validation_accuracy(job, network, manifest)
 
-    fit(network, loss, inputs, target=manifest.target[rows], settings=job.train, seed=job.seed, out=job.out, key=job.key,
-        ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
+sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
+    fit(network, loss, inputs, sampler=sampler, emphasis=make_emphasis(job.train, manifest, rows), out=job.out,
+        key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
     unseen = make_inputs(job, network, manifest, held_out)
     scores = score(network, unseen, ids=manifest.id[held_out], target=manifest.target[held_out])
     if distributed.rank() == 0:
@@ -144,7 +148,10 @@ def save_network(path: Path, network: Network, *, member: Member, classes: list[
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier."""
+    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier.
+
+    Training gives a classifier without a bias; some ways of re-balancing give it one.
+    """
 
     network: Network
     member: Member
@@ -157,7 +164,9 @@ def load_network(path: Path) -> Trained:
     content = checkpoint.load(path)
     member = from_dict({"name": "", "members": [content["member"] | {"weights": ""}]}).members[0]
     network = build_network(member, num_classes=len(content["classes"]))
-    network.load_state_dict(content["state"])
+    state = content["state"]
+    set_classifier(network.head, state["head.classifier.weight"], state.get("head.classifier.bias"))
+    network.load_state_dict(state)
     return Trained(network.eval(), member, content["classes"], content["tau"])
 
 

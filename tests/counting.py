@@ -25,12 +25,14 @@ RECIPE = from_dict(
     {
         "name": "tiny",
         "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],
-        "train": {"epochs": 3, "batch_size": 8, "sampling_power": 0.5, "l1": 1e-3, "checkpoint_minutes": 0},
+        "train": {"epochs": 3, "batch_size": 8, "sampling_power": 0.5, "progressive": True, "best_epochs": 1, "best_photos": 4,
+                  "class_weights": "effective", "class_beta": 0.9, "l1": 1e-3, "checkpoint_minutes": 0},
         "loss": {"name": "ce"},
         "export": {"input_size": 40},
     }
-)
-MARVEL = dataclasses.replace(RECIPE, loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}))
+)  # fmt: skip
+MARVEL = dataclasses.replace(RECIPE, loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}),
+                             train=dataclasses.replace(RECIPE.train, har=0.5))  # fmt: skip
 
 
 class Counting(losses.Loss):

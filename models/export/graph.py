@@ -8,14 +8,15 @@ photo (B, S, S, 3) uint8
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.classifiers import tau_normalise
 from models.config import Export
-from models.decoupling import tau_normalise
 from models.errors import WeightsMismatch
 from models.network import Head
 from models.train import Trained
@@ -33,7 +34,7 @@ def fold_head(head: Head, *, tau: float) -> tuple[nn.Linear, nn.Linear]:
     gain = neck.weight.double() / (neck.running_var.double() + neck.eps).sqrt()
     shift = neck.bias.double() - neck.running_mean.double() * gain
     embed = nn.Linear(head.embed.in_features, head.embed.out_features)
-    classifier = nn.Linear(head.classifier.in_features, head.classifier.out_features, bias=False)
+    classifier = copy.deepcopy(head.classifier)  # with its bias, where re-balancing gave it one
     embed.weight.data = (head.embed.weight.double() * gain[:, None]).float()
     embed.bias.data = shift.float()
     classifier.weight.data = tau_normalise(head.classifier.weight.detach(), tau)

@@ -141,7 +141,7 @@ def test_a_delivery_becomes_a_served_model(first: tuple[Workspace, Report]) -> N
     assert [row.step for row in report.steps] == [
         "one network, labels as delivered",
         "one network, after cleaning",
-        "one network, re-balanced, tau",
+        "one network, re-balanced",
         "ensemble of 2",
         "one graph, with crops",
     ]
@@ -231,16 +231,24 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert repository(workspace).configured() == (2,)
 
 
-def test_the_flow_trains_with_a_loss_that_remembers_shared_by_two_workers(delivered: Workspace, tmp_path: Path) -> None:
+TAIL = ("train.progressive=true", "train.best_epochs=1", "train.best_photos=4", "train.epoch_length=64", "train.har=0.1",
+        "train.class_weights=effective", "balance.method=ncm", "balance.best_photos=6")  # fmt: skip
+
+
+def test_the_flow_trains_with_a_loss_that_remembers_on_a_balanced_tail_shared_by_two_workers(
+    delivered: Workspace, tmp_path: Path
+) -> None:
     workspace = copy(delivered, tmp_path / "shop")
     marvel = ("loss.name=marvel+", "loss.params.base=nce+agce", "loss.params.warmup_ce_epochs=1", "loss.params.start_epoch=1",
               "loss.params.run=1")  # fmt: skip
-    report = retrain(workspace, load_recipe("smoke", overrides=(*QUICK, *ANY, *marvel, "train.workers=2")))
+    report = retrain(workspace, load_recipe("smoke", overrides=(*QUICK, *ANY, *TAIL, *marvel, "train.workers=2")))
     assert report.model_version == 1
     assert report.seen
     trained = [path for path in workspace.runs.glob("stages/train-*") if path.is_dir()]
     assert trained
     assert all((path / "samples.parquet").exists() for path in trained)
+    balanced = [json.loads(path.read_text()) for path in workspace.runs.glob("stages/balance-*/balance.json")]
+    assert [evidence["chosen"]["method"] for evidence in balanced] == ["ncm", "ncm"]
 
 
 def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace, Report], tmp_path: Path) -> None:

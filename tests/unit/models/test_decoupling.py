@@ -1,9 +1,10 @@
-"""Re-balancing a classifier: tau, its choice, and cRT."""
+"""Choosing among balanced classifiers on validation photos, and what a re-balancing leaves."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,95 +13,144 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from models.config import Balance, Recipe, to_dict
+from models.classifiers import retrain_rows, tau_normalise
+from models.config import Balance, Recipe, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
-from models.decoupling import choose_tau, rebalance, retrain_classifier, tau_normalise
-from models.evaluate import accuracy
+from models.decoupling import METHODS, Choice, Known, best_scored, choose, choose_classifier, grid, options, rebalance
+from models.errors import ConfigError
 from models.job import Job
 from models.scores import read_scores
 from models.train import load_network, train
+from tests.unit.models.test_classifiers import clusters, long_tail, mean_class
+
+COUNTS = np.array([40, 40, 40, 40])
+LONG_TAIL = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # rows as a long tail leaves them
 
 
-def mean_class(weight: Tensor, embedding: Tensor, target: np.ndarray) -> float:
-    ranked = (embedding @ weight.T).argsort(1, descending=True).numpy()
-    return accuracy(ranked, target, train_counts=np.bincount(target)).mean_class
+def chosen_tau(weight: Tensor, validation: Known, settings: Balance) -> Choice:
+    ways = options("tau", weight, validation, counts=COUNTS, settings=settings, seed=0)
+    return choose("tau", ways, validation, counts=COUNTS[: len(weight)], seed=0)
 
 
-def clusters(counts: list[int], seed: int, spread: float = 0.7) -> tuple[Tensor, np.ndarray]:
-    """Points about the corners of a simplex, so many per class, as embeddings (N, C)."""
-    target = np.repeat(np.arange(len(counts)), counts)
-    noise = spread * torch.randn(len(target), len(counts), generator=torch.Generator().manual_seed(seed))
-    return torch.eye(len(counts))[torch.from_numpy(target)] + noise, target
-
-
-def test_tau_0_changes_nothing_and_tau_1_makes_rows_equally_long() -> None:
-    weight = torch.randn(6, 9) * torch.logspace(-2, 2, 6)[:, None]
-    assert torch.equal(tau_normalise(weight, 0.0), weight)
-    norms = tau_normalise(weight, 1.0).norm(dim=1)
-    torch.testing.assert_close(norms, weight.norm(dim=1).mean().expand(6))
-
-
-@pytest.mark.parametrize("tau", [0.3, 0.7, 1.0, 1.2])
-def test_decisions_are_those_of_the_published_formula(tau: float) -> None:
-    """Kang et al., ICLR 2020, section 4.3: w / |w|^tau."""
-    draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(20, 8, generator=draw, dtype=torch.float64) * torch.rand(20, 1, generator=draw)
-    embedding = torch.randn(300, 8, generator=draw, dtype=torch.float64)
-    published = embedding @ (weight / weight.norm(dim=1, keepdim=True) ** tau).T
-    ours = embedding @ tau_normalise(weight, tau).T
-    assert torch.equal(ours.argmax(1), published.argmax(1))
-    torch.testing.assert_close(ours, published * weight.norm(dim=1).mean() ** tau)
-
-
-def test_a_row_of_zeros_stays_one() -> None:
-    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert tau_normalise(weight, 1.0)[1].tolist() == [0, 0]
-    assert tau_normalise(weight, 1.0)[0].norm() == pytest.approx(2.5)
+def test_the_grid_holds_both_ends() -> None:
+    assert grid(0.3, 0.1) == [0.0, 0.1, 0.2, 0.3]
+    assert grid(0.0, 0.05) == [0.0]
+    assert len(grid(2.0, 0.05)) == 41
 
 
 def test_tau_is_the_smallest_within_one_standard_error_of_the_best() -> None:
-    settings = Balance(tau_max=1.0, tau_step=0.1)
-    embedding, target = clusters([40, 40, 40, 40], seed=1)
-    weight = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # as a long tail leaves it
-    choice = choose_tau(weight, embedding, target, settings=settings, name="trained", seed=0)
-    curve = [mean_class(tau_normalise(weight, step / 10), embedding, target) for step in range(11)]
-    assert [tau for tau, _ in choice.curve] == pytest.approx([step / 10 for step in range(11)])
+    """The error is that of the difference on the same photos, drawn anew 200 times, classes weighing alike."""
+    validation = Known(*clusters([40, 30, 20, 10], seed=3))
+    choice = chosen_tau(LONG_TAIL, validation, Balance(tau_max=1.0, tau_step=0.1))
+    target = validation.target
+    hit = np.stack(
+        [(validation.embedding @ tau_normalise(LONG_TAIL, t / 10).T).argmax(1).numpy() == target for t in range(11)]
+    )
+    curve = [mean_class(tau_normalise(LONG_TAIL, t / 10), None, validation.embedding, target) for t in range(11)]
+    assert [tau for tau, _ in choice.curve] == pytest.approx([t / 10 for t in range(11)])
     assert [value for _, value in choice.curve] == pytest.approx(curve, abs=1e-6)
-    chosen = round(choice.tau * 10)
-    best = max(curve)
-    assert 0 < chosen <= int(np.argmax(curve))
-    assert curve[chosen] >= best - choice.error - 1e-9
-    assert all(value < best - choice.error for value in curve[:chosen])
-    assert choice.accuracy == pytest.approx(curve[chosen])
-    assert choice.error == pytest.approx(np.sqrt(best * (1 - best) / 160), rel=0.25), "that of a mean of 160 hits"
+    best, share = int(np.argmax(curve)), 1 / np.bincount(target)[target]
+    draws = np.random.default_rng(0).integers(len(target), size=(200, len(target)))
+    errors = [
+        np.std([((hit[best][d] * 1.0 - hit[t][d]) * share[d]).sum() / share[d].sum() for d in draws]) for t in range(11)
+    ]
+    slow = next(t for t in range(11) if curve[t] >= curve[best] - errors[t])
+    assert 0 < slow < best
+    assert choice.option.tau == pytest.approx(slow / 10)
+    assert choice.error == pytest.approx(errors[slow])
+    assert choice.figures.mean_class == pytest.approx(curve[slow])
+    assert choice.figures.top1 == pytest.approx(hit[slow].mean())
 
 
 def test_tau_stays_at_0_without_a_reason_to_move() -> None:
-    embedding, target = clusters([10, 10, 10], seed=1, spread=0.01)
-    assert choose_tau(torch.eye(3), embedding, target, settings=Balance(), name="trained", seed=0).tau == 0.0
-    switched_off = choose_tau(torch.eye(3), embedding, target, settings=Balance(tau_max=0), name="trained", seed=0)
-    assert switched_off.curve == ((0.0, 1.0),)
-    nobody = choose_tau(torch.eye(3), embedding[:0], target[:0], settings=Balance(), name="trained", seed=0)
-    assert (nobody.tau, nobody.curve) == (0.0, ())
-    assert np.isnan(nobody.accuracy)
+    validation = Known(*clusters([10, 10, 10], seed=1, spread=0.01))
+    assert chosen_tau(torch.eye(3), validation, Balance()).option.tau == 0.0
+    assert chosen_tau(torch.eye(3), validation, Balance(tau_max=0)).curve == ((0.0, 1.0),)
+    nobody = chosen_tau(torch.eye(3), Known(validation.embedding[:0], validation.target[:0]), Balance())
+    assert (nobody.option.tau, nobody.curve) == (0.0, ())
+    assert nobody.to_dict()["mean_class"] is None
 
 
-def test_crt_lifts_the_tail_of_a_planted_imbalance() -> None:
-    embedding, target = clusters([600, 60, 12], seed=1)
-    plain = torch.zeros(3, 3, requires_grad=True)
-    optimizer = torch.optim.Adam([plain], lr=0.05)
-    for _ in range(200):  # the classifier that the data as it lies gives
-        optimizer.zero_grad()
-        functional.cross_entropy(embedding @ plain.T, torch.from_numpy(target)).backward()
-        optimizer.step()
-    settings = Balance(epochs=20, lr=0.05)
-    balanced = retrain_classifier(embedding, target, num_classes=3, settings=settings, seed=0)
-    held_out = clusters([300, 300, 300], seed=2)
-    assert mean_class(balanced, *held_out) > mean_class(plain.detach(), *held_out) + 0.05
-    again = retrain_classifier(embedding, target, num_classes=3, settings=settings, seed=0)
-    assert torch.equal(balanced, again)
+def test_strength_0_gives_the_trained_classifier() -> None:
+    known = Known(*clusters([10, 10, 10, 10], seed=1))
+    for method in ("tau", "logit_adjustment"):
+        first = next(options(method, LONG_TAIL, known, counts=COUNTS, settings=Balance(), seed=0))
+        assert torch.equal(first.rows, LONG_TAIL)
+        assert first.bias is None or not first.bias.any()
+
+
+def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> None:
+    known, validation = Known(*long_tail([100, 30, 10, 3], seed=1)), Known(*long_tail([25] * 4, seed=2))
+    counts = np.bincount(known.target)
+    trained = retrain_rows(known.embedding, known.target, num_classes=4, epochs=5, lr=0.05, seed=0)
+    trained = trained * torch.tensor([3.0, 1.0, 1.0, 0.3])[:, None]
+    ask = {"counts": counts, "seed": 0}
+    best, tried = choose_classifier(trained, known, validation, settings=Balance(lr=0.05), **ask)
+    assert [choice.method for choice in tried] == list(METHODS)
+    top = max(tried, key=lambda choice: choice.figures.mean_class)
+    draws = np.random.default_rng(0).integers(100, size=(200, 100))  # classes are even: plain means
+    for choice in tried[: tried.index(best) + 1]:
+        error = np.std([top.hit[d].mean() - choice.hit[d].mean() for d in draws])
+        near = choice.figures.mean_class >= top.figures.mean_class - error
+        assert near == (choice is best), choice.method
+    assert best.method != "none"
+    assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.05
+    _, tried = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
+    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "ncm"]
+
+
+def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
+    known, validation = (Known(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
+    best, tried = choose_classifier(torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), seed=0)
+    assert tried[0].figures.mean_class == 1
+    assert best.method == "none"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
+    known = Known(*clusters([30, 9, 1], seed=1))
+    settings = from_dict({"name": "", "balance": {"method": method, "epochs": 2}}).balance
+    for validation in (Known(*clusters([9, 0, 4], seed=2)), Known(torch.empty(0, 3), np.empty(0, np.int64))):
+        best, tried = choose_classifier(
+            torch.eye(3), known, validation, counts=np.array([30, 9, 1]), settings=settings, seed=0
+        )
+        assert [choice.method for choice in tried] == [method]
+        assert best is tried[0]
+        json.dumps(best.to_dict(), allow_nan=False)
+
+
+def test_only_classes_with_validation_photos_have_a_say() -> None:
+    """The class without photos has the shortest row, which nobody pleads for."""
+    embedding, target = clusters([30, 30, 0, 0], seed=1, spread=0.1)
+    assert chosen_tau(LONG_TAIL, Known(embedding, target), Balance()).option.tau == 0.0
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"method": "norm"}, r"balance\.method: 'norm' is not one of 'best', .*'crt'"),
+        ({"tau_max": -0.1}, r"balance\.tau_max: -0\.1 is outside \[0, 4\]"),
+        ({"adjust_max": 5}, r"balance\.adjust_max: 5\.0 is outside \[0, 4\]"),
+        ({"tau_step": 0}, r"balance\.tau_step: 0\.0 is outside \[0\.01, 1\]"),
+        ({"method": "crt", "epochs": 0}, r'balance\.epochs: 0, and balance\.method = "crt" has to learn'),
+    ],
+)
+def test_balance_out_of_range_is_refused(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"name": "", "balance": table})
+
+
+def test_the_best_scored_are_those_that_cleaning_believes_else_the_network() -> None:
+    known = Known(*clusters([5, 2, 1], seed=1))
+    score = np.array([5, 1, 4, np.nan, 3, 0, 1, np.nan], np.float32)
+    subset = best_scored(known, score, torch.eye(3), count=2)
+    assert np.array_equal(subset.target, [0, 0, 1, 1, 2])
+    assert torch.equal(subset.embedding, known.embedding[[0, 2, 5, 6, 7]])
+    assert best_scored(known, score, torch.eye(3), count=0) is known
+    log_p = (known.embedding @ torch.eye(3).T).log_softmax(1)[:5, 0]
+    unjudged = best_scored(known, np.full(8, np.nan, np.float32), torch.eye(3), count=2)
+    assert torch.equal(unjudged.embedding[:2], known.embedding[log_p.topk(2).indices.sort().values])
 
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
@@ -108,34 +158,49 @@ Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
 def rebalanced(data: Path, recipe: Recipe, folder: Path) -> Path:
     """A training and its re-balancing in that folder."""
-    train(Job(data=data, recipe=recipe, member=0, out=folder))
+    if not (folder / "network.pt").exists():
+        train(Job(data=data, recipe=recipe, member=0, out=folder))
     (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)))
-    out = folder / "balanced"
+    out = folder / f"balanced-{recipe.balance.method}"
     out.mkdir()
     rebalance(folder / "network.pt", data=data, recipe=folder / "recipe.json", member=0, out=out)
     return out
 
 
-def test_a_rebalanced_network_keeps_its_backbone_and_says_why(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    out = rebalanced(data, recipe, tmp_path)
+def test_a_rebalanced_network_keeps_its_backbone_and_says_why(
+    data: Path, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        out = rebalanced(data, recipe, tmp_path)
+    shown = len(set(read_manifest(data).target[read_manifest(data).split == "val"]))
+    assert f"validation photos show {shown} of 4 classes" in caplog.text
     evidence = json.loads((out / "balance.json").read_text())
-    assert [candidate["classifier"] for candidate in evidence["candidates"]] == ["trained", "cRT"]
+    assert [candidate["method"] for candidate in evidence["candidates"]] == list(METHODS)
     assert evidence["chosen"] in evidence["candidates"]
+    assert evidence["chosen"].keys() >= {"tau", "top1", "mean_class", "head", "middle", "tail", "error", "curve"}
     before, after = load_network(tmp_path / "network.pt"), load_network(out / "network.pt")
-    assert after.tau == evidence["chosen"]["tau"]
-    ours, theirs = before.network.state_dict(), after.network.state_dict()
-    changed = [key for key in ours if not torch.equal(ours[key], theirs[key])]
-    assert changed == (["head.classifier.weight"] if evidence["chosen"]["classifier"] == "cRT" else [])
+    ours, theirs = after.network.state_dict(), before.network.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs if "classifier" not in key)
     ids = read_scores(out / "scores.parquet").id
     assert sorted(ids) == sorted(read_scores(tmp_path / "scores.parquet").id)
 
 
-def test_a_classifier_left_as_trained_scores_as_before(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    off = dataclasses.replace(recipe, balance=Balance(epochs=0, tau_max=0))
-    out = rebalanced(data, off, tmp_path)
-    before, after = read_scores(tmp_path / "scores.parquet"), read_scores(out / "scores.parquet")
-    assert np.array_equal(before.id, after.id)
-    assert after.probs == pytest.approx(before.probs, abs=1e-6)
+def test_each_method_scores_as_the_network_that_it_leaves(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Scores are those of the saved network once tau is applied to it, bias included."""
+    plain = read_scores(rebalanced(data, _with(recipe, "none"), tmp_path) / "scores.parquet")
+    assert plain.probs == pytest.approx(read_scores(tmp_path / "scores.parquet").probs, abs=1e-6)
+    for method in ("ncm", "crt"):
+        out = rebalanced(data, _with(recipe, method), tmp_path)
+        left = load_network(out / "network.pt")
+        assert (left.network.head.classifier.bias is not None) == (method == "ncm")
+        assert left.tau == 0
+        assert not np.array_equal(read_scores(out / "scores.parquet").probs, plain.probs)
+
+
+def _with(recipe: Recipe, method: str) -> Recipe:
+    return dataclasses.replace(
+        recipe, balance=from_dict({"name": "", "balance": {"method": method, "epochs": 2}}).balance
+    )
 
 
 def test_validation_photos_of_an_unknown_class_do_not_take_part(
@@ -145,13 +210,16 @@ def test_validation_photos_of_an_unknown_class_do_not_take_part(
     one = np.flatnonzero(manifest.split == "val")[0]
     relabelled = variant(lambda m: {"label": np.where(np.arange(len(m)) == one, "new", m.label)})
     evidence = json.loads((rebalanced(relabelled, recipe, tmp_path) / "balance.json").read_text())
-    assert 0 <= evidence["chosen"]["accuracy"] <= 1
+    assert 0 <= evidence["chosen"]["mean_class"] <= 1
 
 
 def test_without_validation_photos_the_classifier_stays(recipe: Recipe, tmp_path: Path, variant: Variant) -> None:
     data = variant(lambda manifest: {"split": np.where(manifest.split == "val", "test", manifest.split)})
     out = rebalanced(data, recipe, tmp_path)
-    assert (
-        load_network(out / "network.pt").tau,
-        json.loads((out / "balance.json").read_text())["chosen"]["curve"],
-    ) == (0, [])
+    evidence = json.loads((out / "balance.json").read_text())
+    assert (evidence["chosen"]["method"], evidence["chosen"]["curve"]) == ("none", [])
+    before, after = (load_network(folder / "network.pt") for folder in (tmp_path, out))
+    assert (after.tau, torch.equal(after.network.head.classifier.weight, before.network.head.classifier.weight)) == (
+        0,
+        True,
+    )

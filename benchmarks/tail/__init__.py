@@ -1,0 +1,1 @@
+"""Parts of long_tail.py: data sets, trainings, balancing."""

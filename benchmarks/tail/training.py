@@ -1,0 +1,112 @@
+"""One training on fixed features, through the loop that every training goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.config import Train
+from models.data.samplers import Sampler, folds
+from models.emphasis import Emphasis, class_weights, har_weights
+from models.epochs import fit
+from models.losses import Samples, build_loss
+from models.meta import Constant
+from models.network import Head, Network, Normalisation, Output
+from tail.sets import FeatureSet
+
+FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
+
+
+@dataclass(frozen=True)
+class Points:
+    """Features (2, N, d) through a head; a training draw takes the photo or its mirror image."""
+
+    head: Head
+    views: Tensor
+
+    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
+        for positions in order:
+            view = torch.randint(2, (len(positions),), generator=generator)
+            yield self.views[view, torch.from_numpy(positions)]
+
+    def evaluation(self, part: slice) -> Iterator[Tensor]:
+        yield self.views[0, part]
+
+    def forward(self, batch: Tensor) -> Output:
+        output: Output = self.head(batch)
+        return output
+
+    def embedding(self, batch: Tensor) -> Tensor:
+        return self.head.embedding(batch)
+
+
+def trained_head(
+    photos: FeatureSet, *, score: NDArray[np.float32], errors: NDArray[np.float64], settings: Train, params: dict[str, Any],
+    seed: int, rows: NDArray[np.int64] | None = None,
+) -> Head:  # fmt: skip
+    """A head in evaluation mode, trained with cross-entropy on the train split, or on `rows` of it.
+
+    Args:
+        score: (N,) how much each label is believed. errors: (C,) of HAR.
+        params: options of the loss.
+    """
+    rows = photos.rows("train") if rows is None else rows
+    torch.manual_seed(seed)
+    normalisation = Normalisation((0.0,) * 3, (1.0,) * 3)
+    network = Network(
+        nn.Identity(), width=photos.views.shape[2], num_classes=photos.num_classes, normalisation=normalisation
+    )
+    loss, target = build_loss("ce", num_classes=photos.num_classes, **params), photos.target[rows]
+    classes = [str(each) for each in range(photos.num_classes)]
+    loss.begin(Samples(id=rows.astype(str).astype(object), target=target, classes=classes))
+    sampler = Sampler(target=target, score=score[rows], settings=settings, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(network, loss, Points(network.head, photos.views[:, rows]), sampler=sampler, out=Path(folder), key="",
+            emphasis=_emphasis(settings, target, errors), ask=_nothing, meta=Constant(loss))  # fmt: skip
+    network.head.eval()
+    return network.head
+
+
+def out_of_sample(photos: FeatureSet, *, settings: Train, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """(N,) log margins of the training samples' labels by heads that never saw them, trained lightly, else NaN; (C,) errors."""
+    rows, num_classes = photos.rows("train"), photos.num_classes
+    fold = folds(photos.target[rows], rows.astype(str).astype(object), num_folds=FOLDS)
+    score, none = np.full(len(photos.target), np.nan, np.float32), np.ones(num_classes)
+    light = dataclasses.replace(settings, epochs=LIGHT_EPOCHS)
+    for each in range(FOLDS):
+        head = trained_head(
+            photos, score=score, errors=none, settings=light, params={}, seed=seed, rows=rows[fold != each]
+        )
+        with torch.inference_mode():
+            log_p = head(photos.views[0, rows[fold == each]]).logits.log_softmax(1)
+        own = torch.from_numpy(photos.target[rows[fold == each]])[:, None]
+        best = log_p.scatter(1, own, -torch.inf).max(1).values
+        score[rows[fold == each]] = (log_p.gather(1, own)[:, 0] - best).numpy()
+    wrong = np.bincount(photos.target[rows][score[rows] < 0], minlength=num_classes)
+    return score, np.divide(wrong, photos.counts, out=none, where=photos.counts > 0)
+
+
+def _emphasis(settings: Train, target: NDArray[np.int64], errors: NDArray[np.float64]) -> Emphasis:
+    counts = np.bincount(target, minlength=len(errors))
+    weight = class_weights(counts, kind=settings.class_weights, beta=settings.class_beta)[target]
+    har = torch.from_numpy(settings.har * har_weights(counts, errors)).float() if settings.har else None
+    return Emphasis(torch.from_numpy(weight / weight.mean()).float(), har)
+
+
+def _nothing() -> tuple[Tensor, float]:
+    raise AssertionError("no loss of this benchmark asks")
+
+
+@torch.inference_mode()
+def embedded(head: Head, photos: FeatureSet, split: str) -> Tensor:
+    """(n, 512) of the samples as they are."""
+    return head.embedding(photos.views[0, photos.rows(split)]).clone()

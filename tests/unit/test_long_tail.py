@@ -1,0 +1,84 @@
+"""The benchmark of long tails: what it runs on, and that it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import long_tail
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tail.sets import drawn_set, read_set
+
+from models.config import Member
+from models.errors import ManifestError
+from models.network import build_network
+
+
+def test_drawn_clusters_are_a_long_tail_with_wrong_labels_and_the_same_every_time() -> None:
+    one, again = drawn_set(), drawn_set()
+    assert torch.equal(one.views, again.views)
+    counts = np.bincount(one.true[one.rows("train")])
+    assert (counts.max(), counts.min()) == (100, 2)
+    assert (np.diff(counts) <= 0).all()
+    wrong = one.target != one.true
+    assert not wrong[one.split != "train"].any(), "what judges is right"
+    assert wrong[one.split == "train"].mean() == pytest.approx(0.2, abs=0.04)
+    assert set((one.target ^ one.true)[wrong]) == {1}, "a neighbour's label"
+
+
+def test_it_measures_every_way_and_claims_what_it_saw(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: long_tail.TRAININGS[name] for name in (long_tail.PLAIN, "progressive=true", "har=1")}
+    monkeypatch.setattr(long_tail, "TRAININGS", kept)
+    monkeypatch.setattr(long_tail, "drawn_set", lambda: drawn_set(num_classes=6, imbalance=10, largest=20))
+    assert long_tail.main(["--seeds", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert rows[1:] == [*kept, *long_tail.BALANCINGS]
+    figures = [json.loads(line) for line in lines if line.startswith('{"figure"')]
+    assert [figure["met"] for figure in figures] == [
+        figures[0]["value"] > figures[0]["baseline"],
+        figures[1]["value"] >= figures[1]["baseline"] - 0.01,
+    ]
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Path:
+    """Two photos in a folder with a manifest, its truth and weights that fit."""
+    for name, shade in (("a", 10), ("b", 200)):
+        Image.new("RGB", (20, 20), (shade, shade, shade)).save(tmp_path / f"{name}.png")
+    pq.write_table(
+        pa.table({"path": ["a.png", "b.png"], "label": ["x", "y"], "split": ["train", "test"]}), tmp_path / "m.parquet"
+    )
+    pq.write_table(pa.table({"path": ["old/a.png"], "label": ["y"]}), tmp_path / "truth.parquet")
+    backbone = build_network(Member(backbone="mobilenetv2_100"), num_classes=2).backbone
+    save_file(backbone.state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path
+
+
+def test_photos_become_features_once(delivery: Path) -> None:
+    ask = {"truth": None, "weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
+    photos = read_set(delivery, "m", **ask)
+    assert photos.views.shape == (2, 2, 1280)
+    assert (photos.target.tolist(), photos.rows("test").tolist(), photos.true) == ([0, 1], [1], None)
+    (kept,) = (delivery / "cache").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert torch.equal(read_set(delivery, "m", **ask).views, photos.views)
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = {"weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
+    with pytest.raises(ManifestError, match=r"truth\.parquet knows no label of b\.png and 0 others"):
+        read_set(delivery, "m", truth=delivery / "truth.parquet", **ask)
+    assert long_tail.main(["--data", str(delivery), "--manifest", "none"]) == 2
+    assert "none.parquet does not exist" in capsys.readouterr().err
+    assert long_tail.main(["--data", str(delivery), "--manifest", "m", "--weights", "none"]) == 2
+    assert "members.weights: none does not exist" in capsys.readouterr().err
