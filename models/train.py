@@ -66,7 +66,7 @@ def train(job: Job) -> None:
         log_p, _ = answers(network, inputs, target=manifest.target[rows])
         return log_p, validation_accuracy(job, network, manifest)
 
-sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
+    sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
     fit(network, loss, inputs, sampler=sampler, emphasis=make_emphasis(job.train, manifest, rows), out=job.out,
         key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
     unseen = make_inputs(job, network, manifest, held_out)
