@@ -1,0 +1,52 @@
+"""The benchmarks of cleaning run, and what they measure by is right."""
+
+from __future__ import annotations
+
+import json
+
+import cleaning
+import find_errors
+import numpy as np
+import pytest
+
+
+def test_costs_are_measured_at_any_size(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaning.main(
+        ["--rows", "3000", "--classes", "30", "--sparse-rows", "800", "--sparse-classes", "200", "--width", "8"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    figures = {line["figure"]: line for line in map(json.loads, filter(lambda line: line.startswith("{"), lines))}
+    found = figures["dense 3,000 x 30, log margin, labels called wrong"]["value"]
+    assert 0.1 * 3000 < found < 0.3 * 3000, "a fifth is wrong"
+    assert all(line["met"] for name, line in figures.items() if "GB beyond" in name and name.startswith("sparse"))
+
+
+def test_a_large_allocation_is_counted() -> None:
+    cost = cleaning.measure(lambda: np.ones(1_000_000, np.float64) > 0)
+    assert cost.peak_bytes == pytest.approx(9e6, rel=0.05)
+    assert cost.found == 1_000_000
+
+
+def test_area_and_f1_are_their_definitions() -> None:
+    draw = np.random.default_rng(0)
+    suspicion, wrong = np.round(draw.random(60), 1), draw.random(60) < 0.4  # rounded, so that there are ties
+    pairs = [(a > b) + 0.5 * (a == b) for a in suspicion[wrong] for b in suspicion[~wrong]]
+    assert find_errors.auroc(suspicion, wrong) == pytest.approx(100 * np.mean(pairs))
+    called = suspicion > 0.5
+    precision, recall = (called & wrong).sum() / called.sum(), (called & wrong).sum() / wrong.sum()
+    assert find_errors.f1(called, wrong) == pytest.approx(200 * precision * recall / (precision + recall))
+
+
+def test_probabilities_are_of_heads_that_did_not_see_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = next(find_errors.drawn_shelves())
+    seen: list[np.ndarray] = []
+    trained = find_errors.trained
+
+    def noted(shelf: find_errors.Shelf, rows: np.ndarray, *, seed: int) -> find_errors.Head:
+        seen.append(rows)
+        return trained(shelf, rows[:256], seed=seed)
+
+    monkeypatch.setattr(find_errors, "trained", noted)
+    probs = find_errors.out_of_fold(shelf, seed=0)
+    assert probs.sum(1) == pytest.approx(np.ones(len(probs)), abs=1e-5)
+    assert np.bincount(np.concatenate(seen), minlength=len(probs)).tolist() == [find_errors.NUM_FOLDS - 1] * len(probs)
