@@ -140,8 +140,6 @@ def recipe_keys() -> dict[str, tuple[str, Any]]:
 
 def written(hint: Any) -> str:
     """A type with its range, as docs/recipes.md writes it."""
-    if typing.get_origin(hint) is typing.Literal:
-        return ", ".join(f'"{choice}"' for choice in typing.get_args(hint))
     kind, *rest = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f'`"{choice}"`' for choice in typing.get_args(kind))
