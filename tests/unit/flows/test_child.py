@@ -19,7 +19,8 @@ pytestmark = pytest.mark.faults
 
 # timeit stands for a training: a module that runs a statement.
 SLEEPER = ("timeit", ["-n", "1", "-r", "1", "import os, time; print(os.getpid(), flush=True); time.sleep(100)"])
-SHARED = "import os; print(os.environ['RANK'], os.getpid(), flush=True); import time; time.sleep(100)"
+# one write to the pipe that both workers share: print makes several, and their lines would mix
+SHARED = "import os, time; os.write(1, (os.environ['RANK'] + f' {os.getpid()}' + chr(10)).encode()); time.sleep(100)"
 FLOW = f"from flows.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
 
 
