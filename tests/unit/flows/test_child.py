@@ -82,7 +82,7 @@ def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
 
 
 def test_what_a_worker_refuses_is_told_as_one_alone_would() -> None:
-    refusing = "import os; print('recipe.json: no such key', flush=True); os._exit(65)"
+    refusing = "import os; os.write(1, b'recipe.json: no such key' + bytes([10])); os._exit(65)"
     with pytest.raises(InputError, match=r"^recipe\.json: no such key$"):
         run_child("timeit", ["-n", "1", "-r", "1", refusing], say=lambda line: None, workers=2)
     with pytest.raises(ChildFailed, match=r"timeit ended with code 3; its last lines"):
