@@ -97,7 +97,7 @@ def plain_network(member: Member, *, num_classes: int) -> Network:
     """Without batch norm, so that a photo's answer depends on that photo alone."""
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3))
-    network.head.neck = nn.Identity()  # type: ignore[assignment]
+    network.head.neck = nn.Identity()  # type: ignore[assignment]  # a neck without statistics, for this test
     return network
 
 

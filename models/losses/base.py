@@ -144,7 +144,7 @@ class Loss(nn.Module):
 
     def value(self, row: Row) -> Tensor:
         """(N,) the loss itself."""
-        raise NotImplementedError
+        raise NotImplementedError  # every loss writes its own
 
     def learnable(self) -> dict[str, Range]:
         """Attributes that `models.meta` may change in training, and between what; `value` takes them as tensors too."""
@@ -213,7 +213,7 @@ class Loss(nn.Module):
             log_p: (N,) float32 log-probability of each sample's label, in the order of `Samples`.
             accuracy: of the network on the validation photos, in [0, 1]; NaN without validation photos.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # by a loss whose wants_answers says yes
 
     def _matched(self, row: Row) -> Tensor:
         value = self.value(row)

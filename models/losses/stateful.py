@@ -79,7 +79,7 @@ class Stateful(Loss):
 
     def judge(self, row: Row) -> Tensor:
         """(N,) the value, before the weight."""
-        raise NotImplementedError
+        raise NotImplementedError  # every method writes its own
 
     def meaning(self) -> dict[str, Any]:
         """Parameters without which the columns cannot be understood."""
