@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from figure import figure, header
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import Meta
 from models.data.noise import symmetric
+from models.inputs import Features
 from models.losses import build_loss
 from models.meta import Adjuster, Constant
-from models.network import Network, Normalisation, Output
+from models.network import Network, Normalisation
 
 CLASSES, WIDTH, NOISE, EPOCHS, BATCH = 10, 20, 0.4, 30, 32
 CASES: tuple[tuple[str, dict[str, float]], ...] = (
@@ -38,28 +36,6 @@ WAYS: dict[str, Meta | None] = {
     "learnt": Meta(photos="val", every=5),
     "learnt, published gradient": Meta(photos="val", every=5, ignore_length=False),
 }
-
-
-@dataclass(frozen=True)
-class Points:
-    """Points (N, 20) through a head: what models.inputs gives of photos."""
-
-    network: Network
-    points: Tensor
-
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        for positions in order:
-            yield self.points[torch.from_numpy(positions)]
-
-    def evaluation(self) -> Iterator[Tensor]:
-        yield self.points
-
-    def forward(self, batch: Tensor) -> Output:
-        output: Output = self.network.head(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        return self.forward(batch).embedding
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,9 +73,8 @@ def run(name: str, params: dict[str, float], meta: Meta | None, seed: int) -> fl
     learnt = [p for p in network.head.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    numbers = _numbers(
-        loss, meta, network=network, inputs=Points(network, trusted), target=trusted_label.numpy(), seed=seed
-    )
+    inputs = Features(torch.stack([trusted, trusted]), network.head)  # a point has no mirror image
+    numbers = _numbers(loss, meta, network=network, inputs=inputs, target=trusted_label.numpy(), seed=seed)
     for _ in range(EPOCHS):
         network.train()
         for index in torch.randperm(len(given))[: len(given) // BATCH * BATCH].split(BATCH):

@@ -34,7 +34,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
 from models.evaluate import Accuracy, accuracy
-from models.inputs import Features
+from models.inputs import Features, extract
 from models.job import split_rows
 from models.network import best_device
 from models.predict import embeddings, score
@@ -191,7 +191,7 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
     def features(chosen: NDArray[np.int64]) -> Features:
-        return Features(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
+        return extract(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
     of_held_out, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
     judging = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)

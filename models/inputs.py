@@ -14,7 +14,7 @@ from models import distributed
 from models.config import Augment
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.photos import Photos
-from models.network import Network, Output
+from models.network import Head, Network, Output
 
 EVAL_BATCH = 64
 
@@ -62,20 +62,10 @@ class Views:
 
 
 class Features:
-    """Pooled features of a frozen backbone, of the whole photo and of its mirror image, computed once; workers share it."""
+    """Fixed features through a head: views (2, N, d), of each photo as it is and of its mirror image."""
 
-    def __init__(self, photos: Photos, network: Network, *, size: int) -> None:
-        self.head = network.head
-        network.backbone.eval()
-        none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
-        plain, mirrored = [none], [none]
-        with torch.inference_mode():
-            for batch in photos.in_order(EVAL_BATCH, part=distributed.part(len(photos))):
-                view = whole_view(batch.to(network.mean.device), size)
-                plain.append(network.features(view))
-                mirrored.append(network.features(view.flip(3)))
-            views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
-        self.views = views.clone()  # (2, N, d), usable in autograd
+    def __init__(self, views: Tensor, head: Head) -> None:
+        self.views, self.head = views, head
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
         for positions in order:
@@ -91,3 +81,17 @@ class Features:
 
     def embedding(self, batch: Tensor) -> Tensor:
         return self.head.embedding(batch)
+
+
+def extract(photos: Photos, network: Network, *, size: int) -> Features:
+    """What a frozen backbone makes of photos, computed once; workers share it."""
+    network.backbone.eval()
+    none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
+    plain, mirrored = [none], [none]
+    with torch.inference_mode():
+        for batch in photos.in_order(EVAL_BATCH, part=distributed.part(len(photos))):
+            view = whole_view(batch.to(network.mean.device), size)
+            plain.append(network.features(view))
+            mirrored.append(network.features(view.flip(3)))
+        views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
+    return Features(views.clone(), network.head)  # a clone is usable in autograd

@@ -35,7 +35,7 @@ from models.data.trusted import trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
-from models.inputs import Features, Inputs, Views
+from models.inputs import Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.meta import Adjuster, Constant, Replay
@@ -129,7 +129,7 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
     photos = Photos(manifest, rows, side=job.recipe.export.input_size)
     size = job.recipe.members[job.member].size
     if job.train.backbone_lr_scale == 0:
-        return Features(photos, network, size=size)
+        return extract(photos, network, size=size)
     return Views(photos, network, size=size, augment=job.recipe.augment)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +16,13 @@ from models.config import Train
 from models.data.samplers import Sampler, folds
 from models.emphasis import Emphasis, class_weights, har_weights
 from models.epochs import fit
+from models.inputs import Features
 from models.losses import Samples, build_loss
 from models.meta import Constant
-from models.network import Head, Network, Normalisation, Output
+from models.network import Head, Network, Normalisation
 from tail.sets import FeatureSet
 
 FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
-
-
-@dataclass(frozen=True)
-class Points:
-    """Features (2, N, d) through a head; a training draw takes the photo or its mirror image."""
-
-    head: Head
-    views: Tensor
-
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        for positions in order:
-            view = torch.randint(2, (len(positions),), generator=generator)
-            yield self.views[view, torch.from_numpy(positions)]
-
-    def evaluation(self, part: slice) -> Iterator[Tensor]:
-        yield self.views[0, part]
-
-    def forward(self, batch: Tensor) -> Output:
-        output: Output = self.head(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        return self.head.embedding(batch)
 
 
 def trained_head(
@@ -70,7 +46,7 @@ def trained_head(
     loss.begin(Samples(id=rows.astype(str).astype(object), target=target, classes=classes))
     sampler = Sampler(target=target, score=score[rows], settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        fit(network, loss, Points(network.head, photos.views[:, rows]), sampler=sampler, out=Path(folder), key="",
+        fit(network, loss, Features(photos.views[:, rows], network.head), sampler=sampler, out=Path(folder), key="",
             emphasis=_emphasis(settings, target, errors), ask=_nothing, meta=Constant(loss))  # fmt: skip
     network.head.eval()
     return network.head
