@@ -34,6 +34,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
 from models.evaluate import Accuracy, accuracy
+from models.evidence import class_share, standard_error
 from models.inputs import Features, extract
 from models.job import split_rows
 from models.network import best_device
@@ -132,19 +133,12 @@ def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: ND
     share = class_share(target)
     curve = (hit * share).sum(1) / share.sum()
     best = int(curve.argmax())
-    errors = [standard_error(hit[best], other, share, seed=seed) for other in hit]
+    errors = [standard_error(hit[best], other, target, seed=seed) for other in hit]
     chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
     pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
     return Choice(
         method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
     )
-
-
-def standard_error(one: NDArray[np.bool_], other: NDArray[np.bool_], share: NDArray[np.float64], *, seed: int) -> float:
-    """Of the class-weighted mean of the difference between two rows of hits on the same photos, by 200 bootstrap draws."""
-    draws = np.random.default_rng(seed).integers(len(one), size=(200, len(one)))
-    difference = (one.astype(np.float64) - other) * share
-    return float((difference[draws].sum(1) / share[draws].sum(1)).std())
 
 
 def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Accuracy:
@@ -170,15 +164,11 @@ def choose_classifier(
                     counts=counts, seed=seed) for name in methods]  # fmt: skip
     if len(tried) == 1:
         return tried[0], tried
-    top, share = max(tried, key=lambda choice: choice.figures.mean_class), class_share(validation.target)
-    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, share, seed=seed) for choice in tried]
+    top = max(tried, key=lambda choice: choice.figures.mean_class)
+    least = [
+        top.figures.mean_class - standard_error(top.hit, choice.hit, validation.target, seed=seed) for choice in tried
+    ]
     return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound), tried
-
-
-def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,) weight of each photo with which all classes weigh the same."""
-    share: NDArray[np.float64] = 1 / np.bincount(target)[target]
-    return share
 
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
