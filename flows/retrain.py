@@ -15,7 +15,7 @@ from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.gates import Verdict
-from flows.learn import balance, check, score_fold, train
+from flows.learn import balance, check, ensemble, finetune, score_fold, train, views
 from flows.progress import to_json
 from flows.publish import Seen, export, gate, publish, recognise_samples
 from flows.report import Row, effects
@@ -47,9 +47,8 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
-    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(
-        max_workers=Settings().num_parallel(workers=num_workers(recipe.train.workers))
-    )
+    workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
+    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel(workers=workers))
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         preview(workspace, recipe)
@@ -89,7 +88,7 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
-    """Data, train, clean, retrain, balance, export, judge, publish, ask; each step's result is found again if nothing changed."""
+    """Data, train, clean, retrain, tune, balance, weigh, export, judge, publish, ask; what has not changed is found again."""
     members = range(len(run.recipe.members))
 
     delivered = select_data(run)  # labels as they came
@@ -99,12 +98,16 @@ def retraining(run: Run) -> Report:
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
         data = clean(run, data, folds, round)
-    retrained = together([train.submit(run, data, member) for member in members])
+    labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
+    retrained = together([train.submit(run, labels[member], member) for member in members])
 
-    balanced = together([balance.submit(run, data, member, retrained[member]) for member in members])
-    graph = export(run, data, balanced)
+    sharp = together([finetune.submit(run, labels[member], member, retrained[member]) for member in members])
+    balanced = together([balance.submit(run, data, member, sharp[member]) for member in members])
+    weights = ensemble(run, data, balanced)
+    looks = views(run, data, balanced, weights)
+    graph = export(run, data, balanced, weights, looks)
     verdict = gate(run, data, graph)
-    steps = effects(first, retrained, balanced, graph, data)
+    steps = effects(first, retrained, sharp, balanced, weights, graph, data)
 
     report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
 

@@ -37,6 +37,9 @@ class Member:
     args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
     std: tuple[float, ...] = ()
+    data: Literal["cleaned", "delivered"] = "cleaned"  # the labels that it learns from
+    loss: dict = field(default_factory=dict)  # name and params in the place of the recipe's
+    train: dict = field(default_factory=dict)  # keys of [train] that it differs in
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -95,6 +98,7 @@ class Train:
     backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
+    start_size: Annotated[float, Range(0.25, 1)] = 1.0  # the first epoch's views, as a share of the member's size
     sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
     progressive: bool = False  # from there to class-balanced over the epochs
     balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
@@ -125,6 +129,11 @@ class Train:
                 )
         if self.har and self.head_rows:
             raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
+        if self.start_size < 1 and self.backbone_lr_scale == 0:
+            raise ConfigError(
+                f"train.start_size: {self.start_size}, and a frozen backbone (train.backbone_lr_scale=0) sees each photo once; "
+                "set 1"
+            )
 
     @property
     def decisive(self) -> Train:
@@ -170,6 +179,31 @@ class Clean:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """More epochs at a larger size, after training and before balancing."""
+
+    epochs: Annotated[int, Range(0)] = 0  # 0: none
+    enlarge: Annotated[float, Range(1, 4)] = 1.5  # to this times the member's size
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-4
+    learn: Literal["all", "norms", "head"] = "all"  # "norms": the backbone's norms and the head (FixRes)
+    best_photos: Annotated[int, Range(0)] = 0  # of a class that it learns from, the best-scored; 0: all
+
+    def resized(self, member: Member) -> Member:
+        """The member as it leaves fine-tuning."""
+        return dataclasses.replace(member, size=round(member.size * self.enlarge))
+
+    def settings(self, train: Train) -> Train:
+        """Of the further epochs: those of the training, with photos drawn as in its last epoch."""
+        even = train.progressive or train.balanced_epochs > 0
+        best = self.best_photos > 0 or train.best_epochs > 0
+        return dataclasses.replace(
+            train, epochs=self.epochs, lr=self.lr, start_size=1.0, progressive=False, balanced_epochs=self.epochs * even,
+            best_epochs=self.epochs * best, best_photos=self.best_photos or train.best_photos,
+            backbone_lr_scale=0.0 if self.learn == "head" else train.backbone_lr_scale,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Balance:
     """Classifier re-balancing on frozen features."""
 
@@ -194,14 +228,25 @@ class Balance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """How much each member's answer counts; chosen on validation photos."""
+
+    method: Literal["uniform", "weighted", "greedy"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """What is fused into the one graph."""
 
     input_size: Annotated[int, Range(16, 2048)] = 160
-    enlarge: Annotated[float, Range(1, 4)] = 1.25
+    enlarge: tuple[Annotated[float, Range(1, 4)], ...] = (1.25,)  # several: chosen on validation photos
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
+
+    def __post_init__(self) -> None:
+        if not self.enlarge:
+            raise ConfigError("export.enlarge: names no ratio; set 1.25, or several to choose from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +268,9 @@ class Recipe:
     train: Train = Train()
     augment: Augment = Augment()
     clean: Clean = Clean()
+    finetune: Finetune = Finetune()
     balance: Balance = Balance()
+    ensemble: Ensemble = Ensemble()
     export: Export = Export()
     gate: Gate = Gate()
 
@@ -238,6 +285,25 @@ class Recipe:
             )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+        for member, own in enumerate(self.members):
+            if own.loss or own.train:
+                self.of(member)
+
+    def of(self, member: int) -> Recipe:
+        """The recipe of one member alone, with its own loss and keys of training in their places.
+
+        Raises:
+            ConfigError: one of them is unknown or out of range; the message names members.<member>.<key>.
+        """
+        own, where = self.members[member], f"members.{member}."
+        try:
+            loss = build(Loss, {"name": self.loss.name} | own.loss, f"{where}loss.") if own.loss else self.loss
+            train = build(Train, vars(self.train) | own.train, f"{where}train.")
+        except ConfigError as error:  # what keys are refused together for, names no member
+            raise ConfigError(f"{where}{str(error).removeprefix(where)}") from None
+        plain = dataclasses.replace(own, data="cleaned", loss={}, train={})
+        clean = dataclasses.replace(self.clean, member=0)
+        return dataclasses.replace(self, members=(plain,), loss=loss, train=train, clean=clean)
 
 
 def recipe_names() -> list[str]:

@@ -38,7 +38,7 @@ Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photo
 
 def fit(
     network: Network, loss: Loss, inputs: Inputs, *, sampler: Sampler, emphasis: Emphasis, out: Path, key: str, ask: Answers,
-    meta: Constant,
+    meta: Constant, epochs_before: int = 0,
 ) -> None:  # fmt: skip
     """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt.
 
@@ -47,6 +47,7 @@ def fit(
         key: of the checkpoint.
         ask: called before the epochs for which the loss wants answers.
         meta: of the numbers of the loss.
+        epochs_before: of the training that this one continues; the loss, which may warm up, counts them.
     """
     settings, steps = sampler.settings, num_steps(sampler.length, sampler.settings, workers=distributed.world())
     optimizer = make_optimizer(network, loss, settings)
@@ -62,10 +63,10 @@ def fit(
             course.save(out / "checkpoint.pt", key=key)
 
     while course.epoch < settings.epochs:
-        if course.step == 0 and loss.wants_answers(course.epoch):
+        if course.step == 0 and loss.wants_answers(epochs_before + course.epoch):
             log_p, accuracy = ask()
             loss.take_answers(log_p, accuracy=accuracy)
-        loss.start_epoch(course.epoch)
+        loss.start_epoch(epochs_before + course.epoch)
         meta.start_epoch(course.epoch, of=settings.epochs)
         drawn = sampler.draw(course.epoch)
         train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
@@ -99,7 +100,8 @@ def train_epoch(
     train_mode(course.network, frozen=settings.backbone_lr_scale == 0)
     course.loss.train()
     generator = torch.Generator()
-    batches = inputs.training(order[course.step :], generator)
+    share = size_share(course.epoch, settings)
+    batches = inputs.training(order[course.step :], generator, size_share=share)
     started = time.perf_counter() - course.seconds
     for step in range(course.step, len(order)):
         seed_step(generator, seed, course.epoch, step)
@@ -109,6 +111,12 @@ def train_epoch(
         course.step, course.seconds = step + 1, time.perf_counter() - started
         if course.step < len(order):
             after_step()
+
+
+def size_share(epoch: int, settings: Train) -> float:
+    """Side of an epoch's views as a share of the member's: from start_size in the first to 1 in the last, evenly."""
+    done = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
+    return settings.start_size + (1 - settings.start_size) * done
 
 
 def take_step(

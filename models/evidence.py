@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
+CONFIDENCE = 0.95  # that a step gains, without which it is not taken
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -22,12 +23,15 @@ EVAL_BATCH = 64
 class Inputs(Protocol):
     """Batches of one set of photos, and the part of the network that they go through.
 
-    training: this worker's part of each batch of `order`; the generator is used when a batch is asked for, not before.
+    training: this worker's part of each batch of `order`; the generator is used when a batch is asked for, not before. Views
+        have `size_share` of the side, to the next 8 pixels.
     evaluation: a part of the photos as they are, first to last.
     embedding: (N, 512) what forward gives, without the logits.
     """
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]: ...
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Tensor]: ...
 
     def evaluation(self, part: slice) -> Iterator[Tensor]: ...
 
@@ -43,11 +47,14 @@ class Views:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
         self.device = network.mean.device
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Tensor]:
         own = [positions[distributed.part(len(positions))] for positions in order]
+        size = view_size(self.size, size_share)
         for positions, photos in zip(order, self.photos.batches(own), strict=True):
             draw = draw_views(len(positions), augment=self.augment, generator=generator)
-            yield random_view(photos.to(self.device), self.size, draw[distributed.part(len(positions))])
+            yield random_view(photos.to(self.device), size, draw[distributed.part(len(positions))])
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         for photos in self.photos.in_order(EVAL_BATCH, part=part):
@@ -61,13 +68,20 @@ class Views:
         return self.network.embedding(batch)
 
 
+def view_size(size: int, share: float) -> int:
+    """Pixels of a side that is `share` of `size`: the next multiple of 8, at most the whole."""
+    return min(8 * math.ceil(size * share / 8), size)
+
+
 class Features:
     """Fixed features through a head: views (2, N, d), of each photo as it is and of its mirror image."""
 
     def __init__(self, views: Tensor, head: Head) -> None:
         self.views, self.head = views, head
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Tensor]:
         for positions in order:
             view, own = torch.randint(2, (len(positions),), generator=generator), distributed.part(len(positions))
             yield self.views[view[own], torch.from_numpy(positions[own])]

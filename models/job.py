@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Recipe, Train, content, digest
+from models.config import Member, Recipe, Train, content, digest
 from models.data.manifest import Manifest
 from models.data.samplers import folds
 
@@ -24,25 +25,53 @@ class Job:
     member: int
     out: Path
     fold: int | None = None  # leave this fold of the training photos out, and score it
+    start: Path | None = None  # the network.pt of a training that goes on as finetune says
+
+    @cached_property
+    def own(self) -> Recipe:
+        """The recipe of the member alone."""
+        return self.recipe.of(self.member)
+
+    @property
+    def network(self) -> Member:
+        """What is trained, at its size."""
+        (member,) = self.own.members
+        return member if self.start is None else self.recipe.finetune.resized(member)
 
     @property
     def train(self) -> Train:
         """As the recipe says; what judges photos is trained for clean.epochs, on all photos to the end."""
+        settings = self.own.train
+        if self.start is not None:
+            return self.recipe.finetune.settings(settings)
         if self.fold is None:
-            return self.recipe.train
-        return dataclasses.replace(self.recipe.train, epochs=self.recipe.clean.epochs, balanced_epochs=0, best_epochs=0)
+            return settings
+        return dataclasses.replace(settings, epochs=self.recipe.clean.epochs, balanced_epochs=0, best_epochs=0)
+
+    @property
+    def epochs_before(self) -> int:
+        """Of the training that goes on."""
+        return 0 if self.start is None else self.own.train.epochs
+
+    @property
+    def state(self) -> str:
+        """The samples.parquet from which the loss knows the photos already; "" for none."""
+        if self.start is None:
+            return self.train.state
+        left = self.start.with_name("samples.parquet")
+        return str(left) if left.exists() else ""
 
     @property
     def seed(self) -> int:
-        return self.recipe.members[self.member].seed
+        return self.network.seed
 
     @property
     def key(self) -> str:
         """Names everything that the result depends on."""
         labels = hashlib.sha256((self.data / "labels.parquet").read_bytes()).hexdigest()
-        recipe = self.recipe
+        recipe = self.own
         parts = (
-            recipe.members[self.member],
+            self.network,
             recipe.loss,
             recipe.meta,
             recipe.meta.file,
@@ -50,6 +79,7 @@ class Job:
             content(self.train.photo_weights),
             recipe.augment,
             recipe.export.input_size,
+            None if self.start is None else [recipe.finetune.learn, content(str(self.start))],
         )
         return digest(*parts, None if self.fold is None else [self.fold, recipe.clean.folds], labels)
 

@@ -10,7 +10,8 @@ from re-balancing alone (models.classifiers).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,31 +93,52 @@ class Network(nn.Module):
 def build_network(member: Member, *, num_classes: int) -> Network:
     """The member's network with its starting weights, on the CPU.
 
+    Weights are loaded at the size that the backbone is made for, and position embeddings then resized to the member's.
+
     Raises:
         ConfigError: timm has no such backbone, or it does not take the arguments or the size.
         WeightsMismatch: the weights file does not fit the backbone.
     """
-    backbone, width = _backbone(member)
+    backbone = _backbone(member)
     if member.weights:
         _load_backbone(backbone, Path(member.weights), name=member.backbone)
+    width = set_size(backbone, member)
     return Network(backbone, width=width, num_classes=num_classes, normalisation=_normalisation(member, backbone))
 
 
-def _backbone(member: Member) -> tuple[nn.Module, int]:
-    """The backbone and the width of its pooled feature, which timm's num_features misses where a conv head follows."""
+def set_size(backbone: nn.Module, member: Member) -> int:
+    """Makes a backbone take photos of the member's size; the width of its pooled feature.
+
+    Position embeddings and windows follow by timm's own rules. The width is measured, as timm's num_features misses it where a
+    conv head follows.
+
+    Raises:
+        ConfigError: the backbone does not take the size.
+    """
+    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"), torch.no_grad():
+        if callable(resize := getattr(backbone, "set_input_size", None)):
+            resize(img_size=(member.size, member.size))
+        width: int = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
+    return width
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """ConfigError about `what` for whatever timm's models raise on arguments that do not fit."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"{what}: {_first_line(error)}; correct them") from None
+
+
+def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
         near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
         hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() names them"
         raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
-    try:
+    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"):
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
-        with torch.no_grad():
-            width = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
-    except Exception as error:  # timm's models raise what they like on arguments that do not fit
-        raise ConfigError(
-            f"members.args or members.size: {member.backbone} at {member.size} px: {_first_line(error)}; correct them"
-        ) from None
-    return backbone, width
+    return backbone
 
 
 def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:

@@ -24,7 +24,7 @@ from models.export.onnx_file import read_metadata, stamp
 from models.network import build_network
 from models.train import Trained, load_network, save_network
 
-SETTINGS = Export(input_size=40, crops=2, enlarge=1.25)
+SETTINGS = Export(input_size=40, crops=2, enlarge=(1.25,))
 CLASSES = ["apple", "bean", "corn", "dill"]
 
 
@@ -106,7 +106,7 @@ def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, 
     image = torch.from_numpy(photo).permute(2, 0, 1)[None].double() / 255
     answers, embedding = [], None
     for member in members:
-        size, full = member.member.size, round(member.member.size * SETTINGS.enlarge)
+        size, full = member.member.size, round(member.member.size * SETTINGS.enlarge[0])
         large = functional.interpolate(image, (full, full), mode="bilinear", antialias=True)
         edge = (full - size) // 2
         crop = large[:, :, edge : edge + size, edge : edge + size].float()
