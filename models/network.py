@@ -115,7 +115,10 @@ def set_size(backbone: nn.Module, member: Member) -> int:
     Raises:
         ConfigError: the backbone does not take the size.
     """
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1, 1))[0]
     with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"), torch.no_grad():
+        if member.size % patch:
+            raise ValueError(f"its patches of {patch} px would leave a margin out")
         if callable(resize := getattr(backbone, "set_input_size", None)):
             resize(img_size=(member.size, member.size))
         width: int = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
