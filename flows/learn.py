@@ -57,6 +57,7 @@ def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object,
         _content(run.recipe.members[member].weights),
         _content(settings.state),
         _content(settings.photo_weights),
+        run.recipe.proof.file,
     ]
     meta = run.recipe.meta
 
@@ -94,7 +95,8 @@ def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
         run_child("models.decoupling", [*arguments, "--out", out], say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.stage(name, data.name, trained.name, recipe.balance, recipe.export.input_size, seed, work=work)
+    return run.stage(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+                     recipe.export.input_size, seed, work=work)  # fmt: skip
 
 
 def _say(name: str) -> Callable[[str], None]:

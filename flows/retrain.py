@@ -14,6 +14,7 @@ from flows.clean import clean, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
+from flows.evidence import evidence, prove
 from flows.gates import Verdict
 from flows.learn import balance, check, score_fold, train
 from flows.progress import to_json
@@ -34,6 +35,7 @@ class Report:
     data_before: str
     data_after: str
     steps: list[Row]
+    evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
     model_version: int | None = None
     seen: list[Seen] = field(default_factory=list)
@@ -89,7 +91,10 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
-    """Data, train, clean, retrain, balance, export, judge, publish, ask; each step's result is found again if nothing changed."""
+    """Data, train, clean, retrain, balance, export, judge, publish, ask; each step's result is found again if nothing changed.
+
+    What a step made is used where validation photos prove that it pays, else what was there before.
+    """
     members = range(len(run.recipe.members))
 
     delivered = select_data(run)  # labels as they came
@@ -100,13 +105,14 @@ def retraining(run: Run) -> Report:
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
         data = clean(run, data, folds, round)
     retrained = together([train.submit(run, data, member) for member in members])
+    proven = prove(run, data, "cleaning", first, retrained)
 
-    balanced = together([balance.submit(run, data, member, retrained[member]) for member in members])
+    balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
     graph = export(run, data, balanced)
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, balanced, graph, data)
 
-    report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
+    report = record(run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced), verdict))
 
     if not verdict.passed:
         raise GateRefused(list(verdict.reasons))

@@ -194,6 +194,19 @@ class Balance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Which photos say whether a step pays, and how sure they must be for it to stay."""
+
+    photos: str = ""  # a file of ids whose labels are trusted; "": the validation photos that cleaning believes
+    confidence: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # one-sided; 0 takes every step unasked
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` names; "" of no file."""
+        return content(self.photos)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """What is fused into the one graph."""
 
@@ -224,6 +237,7 @@ class Recipe:
     augment: Augment = Augment()
     clean: Clean = Clean()
     balance: Balance = Balance()
+    proof: Proof = Proof()
     export: Export = Export()
     gate: Gate = Gate()
 
