@@ -16,6 +16,7 @@ from flows.settings import num_workers
 from flows.stage import stage
 from models.config import Recipe, to_dict
 from models.data.manifest import read_manifest
+from models.data.trusted import judged_by, judges
 from models.ensemble import choose
 from models.scores import read_scores
 
@@ -50,12 +51,9 @@ def score_fold(run: Run, data: Path, fold: int) -> Path:
 
 @stage("fine-tune member {member}")
 def finetune(run: Run, data: Path, member: int, trained: Path) -> Path:
-    """The member trained on at a larger size, if that is better; `trained` itself where the recipe has no epochs for it."""
-    settings = run.recipe.finetune
-    if not settings.epochs:
-        return trained
+    """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
     return _train(run, data, member, name=_name("finetune", run, member), module="models.finetune",
-                  parts=[trained.name, settings], options=["--network", trained / "network.pt"])  # fmt: skip
+                  parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
 
 
 def _train(
@@ -64,14 +62,15 @@ def _train(
 ) -> Path:  # fmt: skip
     """A training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
-    started_from = [_content(path) for path in (own.members[0].weights, own.train.state, own.train.photo_weights)]
+    files = [own.members[0].weights, own.train.state, own.train.photo_weights]
+    contents = [*(_content(path) for path in files), own.meta.file, own.proof.file]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.stage(name, data.name, started_from, own.meta, own.meta.file, own.members[0], own.loss, own.train.decisive,
-                     own.augment, own.export.input_size, *parts, work=work)  # fmt: skip
+    return run.stage(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
+                     own.export.input_size, *parts, work=work)  # fmt: skip
 
 
 def _name(what: str, run: Run, member: int) -> str:
@@ -103,7 +102,8 @@ def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
         run_child("models.decoupling", [*arguments, "--out", out], say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.stage(name, data.name, trained.name, recipe.balance, recipe.export.input_size, seed, work=work)
+    return run.stage(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+                     recipe.export.input_size, seed, work=work)  # fmt: skip
 
 
 @stage("ensemble")
@@ -112,15 +112,17 @@ def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
     settings = run.recipe.ensemble
 
     def work(out: Path) -> None:
-        manifest = read_manifest(data)
-        judging = manifest.id[manifest.kept & (manifest.split == "val") & (manifest.target >= 0)].astype(str)
+        manifest = judged_by(read_manifest(data), run.recipe.proof.photos)
+        judging = manifest.id[judges(manifest)].astype(str)
         scores = [read_scores(folder / "scores.parquet") for folder in balanced]
-        choice = choose([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method)
+        choice = choose([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
+                        confidence=run.recipe.proof.confidence)  # fmt: skip
         log.info("ensemble, %s: members count %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights))
         content = json.dumps({"method": settings.method} | choice.to_dict(), indent=1, allow_nan=False)
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
-    return run.stage("ensemble", data.name, [folder.name for folder in balanced], settings, work=work)
+    names, proof = [folder.name for folder in balanced], run.recipe.proof
+    return run.stage("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
 
 
 @stage("views")
@@ -132,9 +134,8 @@ def views(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
         run_child("models.export.views", [*arguments, "--networks", *networks], say=_say("views"))
 
-    return run.stage(
-        "views", data.name, [folder.name for folder in balanced], chosen.name, run.recipe.export, work=work
-    )
+    names, proof = [folder.name for folder in (*balanced, chosen)], run.recipe.proof
+    return run.stage("views", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
 
 
 def _say(name: str) -> Callable[[str], None]:

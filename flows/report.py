@@ -33,7 +33,7 @@ def effects(
     """One row per step of the recipe.
 
     "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
-    tail are the thirds of the classes, by number of photos. High resolution has a row where the recipe asks for it.
+    tail are the thirds of the classes, by number of photos. `sharp` is empty where nothing was fine-tuned.
     """
     manifest = read_manifest(data)
     steps = {
@@ -42,10 +42,8 @@ def effects(
         "at high resolution": sharp,
         "re-balanced": balanced,
     }
-    if sharp == retrained:
-        del steps["at high resolution"]
     rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
-            for name, folders in steps.items()]  # fmt: skip
+            for name, folders in steps.items() if folders]  # fmt: skip
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
     members = [_test_scores(folder, manifest) for folder in balanced]
     together = mean(members, num_classes=len(manifest.classes), weights=counts)

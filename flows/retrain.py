@@ -14,6 +14,7 @@ from flows.clean import clean, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
+from flows.evidence import evidence, prove
 from flows.gates import Verdict
 from flows.learn import balance, check, ensemble, finetune, score_fold, train, views
 from flows.progress import to_json
@@ -34,6 +35,7 @@ class Report:
     data_before: str
     data_after: str
     steps: list[Row]
+    evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
     model_version: int | None = None
     seen: list[Seen] = field(default_factory=list)
@@ -88,7 +90,10 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
-    """Data, train, clean, retrain, tune, balance, weigh, export, judge, publish, ask; what has not changed is found again."""
+    """Data, train, clean, retrain, tune, balance, weigh, export, judge, publish, ask; what has not changed is found again.
+
+    What a step made is used where validation photos prove that it pays, else what was there before.
+    """
     members = range(len(run.recipe.members))
 
     delivered = select_data(run)  # labels as they came
@@ -100,16 +105,23 @@ def retraining(run: Run) -> Report:
         data = clean(run, data, folds, round)
     labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
     retrained = together([train.submit(run, labels[member], member) for member in members])
+    proven = prove(run, data, "cleaning", first, retrained)
 
-    sharp = together([finetune.submit(run, labels[member], member, retrained[member]) for member in members])
-    balanced = together([balance.submit(run, data, member, sharp[member]) for member in members])
+    sharp: list[Path] = []
+    if run.recipe.finetune.epochs:
+        sharp = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
+        proven = prove(run, data, "fine-tuning", proven, sharp)
+    balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
+
     weights = ensemble(run, data, balanced)
     looks = views(run, data, balanced, weights)
     graph = export(run, data, balanced, weights, looks)
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, sharp, balanced, weights, graph, data)
 
-    report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
+    report = record(
+        run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)
+    )
 
     if not verdict.passed:
         raise GateRefused(list(verdict.reasons))

@@ -15,7 +15,7 @@ import torch
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
-from models.data.trusted import trusted_rows
+from models.data.trusted import judged_by, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import LEAST, num_steps
 from models.errors import ConfigError, ManifestError
@@ -34,7 +34,7 @@ def check(recipe: Recipe, *, data: Path) -> None:
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
-    manifest = read_manifest(data)
+    manifest = judged_by(read_manifest(data), recipe.proof.photos)
     check_photos(manifest)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)

@@ -235,6 +235,19 @@ class Ensemble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Which photos say whether a step pays, and how sure they must be for it to stay."""
+
+    photos: str = ""  # a file of ids whose labels are trusted; "": the validation photos that cleaning believes
+    confidence: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # one-sided; 0 takes every step unasked
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` names; "" of no file."""
+        return content(self.photos)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """What is fused into the one graph."""
 
@@ -271,6 +284,7 @@ class Recipe:
     finetune: Finetune = Finetune()
     balance: Balance = Balance()
     ensemble: Ensemble = Ensemble()
+    proof: Proof = Proof()
     export: Export = Export()
     gate: Gate = Gate()
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.samplers import folds
-from models.evidence import CONFIDENCE, Gain, class_share, gain
+from models.evidence import Gain, class_share, gain
 from models.scores import Scores
 
 PICKS = 30  # of the greedy selection
@@ -95,12 +95,13 @@ def _probs_of(member: Scores, classes: NDArray[np.int64]) -> NDArray[np.float32]
     return probs * (kept[at] == classes + row)
 
 
-def choose(members: Sequence[Scores], *, method: str) -> Choice:
+def choose(members: Sequence[Scores], *, method: str, confidence: float) -> Choice:
     """The weights of the members.
 
     Args:
         members: what each says of the validation photos, all of known classes; there may be none.
         method: "uniform", "weighted" or "greedy".
+        confidence: as in models.evidence.
     """
     even = np.full(len(members), 1 / len(members))
     if method == "uniform" or len(members) == 1 or not len(members[0]):
@@ -111,7 +112,7 @@ def choose(members: Sequence[Scores], *, method: str) -> Choice:
     for number in range(NUM_FOLDS):
         judged = fold == number
         after[judged] = answers.select(judged).hit(search(answers.select(~judged), method=method))
-    found = gain(answers.hit(even), after, answers.target, confidence=CONFIDENCE)
+    found = gain(answers.hit(even), after, answers.target, confidence=confidence)
     considered = search(answers, method=method)
     return Choice(considered if found.stays else even, considered, found)
 

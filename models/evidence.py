@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
-CONFIDENCE = 0.95  # that a step gains, without which it is not taken
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Gain:
 
     low: lower end of the one-sided bootstrap interval of after - before.
     photos, classes: how many judged; a class without such a photo has no say.
+    stays: whether the step is taken: it is proven, or there is nothing to judge by and the recipe's word counts.
     """
 
     before: float
@@ -29,16 +29,12 @@ class Gain:
     low: float
     photos: int
     classes: int
-
-    @property
-    def stays(self) -> bool:
-        """Whether the step is taken: it is proven, or there is nothing to judge by and the recipe's word counts."""
-        return self.photos == 0 or self.low > 0
+    stays: bool
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; None for NaN."""
         plain = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
-        return {key: None if value != value else value for key, value in plain.items()} | {"stays": self.stays}
+        return {key: None if value != value else value for key, value in plain.items()}
 
 
 def gain(
@@ -49,15 +45,15 @@ def gain(
     Args:
         before, after: (N,) whether each photo was recognised without and with the step; N may be 0.
         target: (N,) classes of the photos, all >= 0.
-        confidence: in [0.5, 1), one-sided; 0.5 asks only that the step gains more often than not.
+        confidence: in [0, 1), one-sided; 0.5 asks only that the step gains more often than not, 0 asks nothing.
         seed: of the bootstrap draws.
     """
     if len(target) == 0:
-        return Gain(math.nan, math.nan, math.nan, 0, 0)
+        return Gain(math.nan, math.nan, math.nan, 0, 0, stays=True)
     share = class_share(target)
-    accuracy = [float((hit * share).sum() / share.sum()) for hit in (before, after)]
+    one, other = (float((hit * share).sum() / share.sum()) for hit in (before, after))
     low = float(np.quantile(differences(after, before, target, seed=seed, draws=DRAWS), 1 - confidence))
-    return Gain(accuracy[0], accuracy[1], low, len(target), len(np.unique(target)))
+    return Gain(one, other, low, len(target), len(np.unique(target)), stays=confidence == 0 or low > 0)
 
 
 def standard_error(

@@ -78,6 +78,7 @@ class Job:
             self.train.decisive,
             content(self.train.photo_weights),
             recipe.augment,
+            recipe.proof.file,
             recipe.export.input_size,
             None if self.start is None else [recipe.finetune.learn, content(str(self.start))],
         )
@@ -85,11 +86,14 @@ class Job:
 
 
 def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the photos to train on and of those to score; nothing is ever in both."""
+    """Positions of the photos to train on and of those to score; nothing is ever in both.
+
+    Validation photos that cleaning dropped are scored all the same: what a step gains on them shows how far the others flatter it.
+    """
     usable = manifest.kept & (manifest.split == "train")
     rows = np.flatnonzero(usable)
     if fold is None:
-        return rows, np.flatnonzero(np.isin(manifest.split, ["val", "test"]) & manifest.kept)
+        return rows, np.flatnonzero((manifest.split == "val") | (manifest.split == "test") & manifest.kept)
     of_fold = folds(manifest.target[rows], manifest.id[rows], num_folds=num_folds) == fold
     validation = np.flatnonzero(manifest.kept & (manifest.split == "val"))
     return rows[~of_fold], np.concatenate([rows[of_fold], validation])

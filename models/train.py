@@ -31,7 +31,7 @@ from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
-from models.data.trusted import trusted_rows
+from models.data.trusted import judged_by, judges, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
@@ -54,7 +54,7 @@ def train(job: Job, network: Network | None = None) -> None:
     """
     torch.set_num_threads(job.train.threads or torch.get_num_threads())
     torch.manual_seed(job.seed)
-    manifest = read_manifest(job.data)
+    manifest = judged_by(read_manifest(job.data), job.recipe.proof.photos)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
     trusted = trusted_rows(job.recipe.meta.photos, manifest)
     rows = np.setdiff1d(rows, trusted)
@@ -138,7 +138,7 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
     """Share of the validation photos that are recognised; NaN where there are none."""
-    rows = np.flatnonzero(manifest.kept & (manifest.split == "val"))
+    rows = np.flatnonzero(judges(manifest))
     _, hits = answers(network, make_inputs(job, network, manifest, rows), target=manifest.target[rows])
     return float(hits.double().mean())
 

@@ -127,7 +127,7 @@ class DeployGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, S, 3) uint8 to ids (B, k), probs (B, k), embedding (B, 512); with fewer than k classes, ids end in -1."""
-        pixels = image.permute(0, 3, 1, 2).float() / 255
+        pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         answers = [branch(pixels) for branch in self.branches]
         total = (self.weights * torch.stack([self._kept(probabilities) for probabilities, _ in answers])).sum(0)
         probs, ids = total.topk(min(self.top_k, self.num_classes))

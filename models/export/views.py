@@ -24,7 +24,8 @@ from models.command import log_progress, run
 from models.config import Export, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.evidence import CONFIDENCE, Gain, class_share, gain, standard_error
+from models.data.trusted import judged_by, judges
+from models.evidence import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import BATCH
 from models.network import best_device
@@ -61,17 +62,19 @@ class Choice:
         }
 
 
-def choose(members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export) -> Choice:
+def choose(
+    members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
+) -> Choice:
     """Crops and ratio for an ensemble; the recipe's first ratio where there is one alone, or no photo to judge by."""
     first = dataclasses.replace(settings, enlarge=settings.enlarge[:1])
-    rows = np.flatnonzero(manifest.kept & (manifest.split == "val") & (manifest.target >= 0))
+    rows = np.flatnonzero(judges(manifest))
     if settings.crops == 1 or len(settings.enlarge) == 1 or not len(rows):
         return Choice(first)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     ways = [dataclasses.replace(settings, enlarge=(ratio,)) for ratio in sorted(set(settings.enlarge))]
     single = dataclasses.replace(first, crops=1)
     hits = [ask(DeployGraph(members, settings=way, weights=weights), photos) == target for way in (*ways, single)]
-    return weigh(ways, single, np.stack(hits[:-1]), hits[-1], target)
+    return weigh(ways, single, np.stack(hits[:-1]), hits[-1], target, confidence=confidence)
 
 
 def ask(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
@@ -83,7 +86,8 @@ def ask(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
 
 
 def weigh(
-    ways: Sequence[Export], single: Export, hits: NDArray[np.bool_], single_hit: NDArray[np.bool_], target: NDArray[np.int64]
+    ways: Sequence[Export], single: Export, hits: NDArray[np.bool_], single_hit: NDArray[np.bool_], target: NDArray[np.int64],
+    *, confidence: float,
 ) -> Choice:  # fmt: skip
     """The choice between ratios, from the smallest up, and one view.
 
@@ -95,7 +99,7 @@ def weigh(
     best = hits[int(curve.argmax())]
     errors = np.array([standard_error(best, hit, target, seed=0) for hit in (*hits, single_hit)])
     chosen = int(np.flatnonzero(curve >= curve.max() - errors[:-1])[0])
-    found = gain(single_hit, hits[chosen], target, confidence=CONFIDENCE)
+    found = gain(single_hit, hits[chosen], target, confidence=confidence)
     accuracy = [*curve, found.before]
     tried = (Tried(way.crops, way.enlarge[0], round(float(value), 6), round(float(error), 6))
              for way, value, error in zip((*ways, single), accuracy, errors, strict=True))  # fmt: skip
@@ -117,7 +121,8 @@ def main() -> None:
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     networks, weights = in_use(args.networks, args.ensemble)
     members = [load_network(path) for path in networks]
-    choice = choose(members, weights, read_manifest(args.data), settings=recipe.export)
+    manifest = judged_by(read_manifest(args.data), recipe.proof.photos)
+    choice = choose(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
     log.info("%d crops, enlarged %.2f times, of %d ways", choice.settings.crops, choice.settings.enlarge[0],
              len(choice.tried) or 1)  # fmt: skip
     (args.out / "views.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")

@@ -61,6 +61,11 @@ def test_differences_are_those_of_a_slow_loop(photos: list[tuple[int, bool, bool
     assert np.all(np.abs(found) <= 1)
 
 
+def test_whoever_asks_nothing_takes_every_step() -> None:
+    target = np.arange(40) % 4
+    assert gain(np.ones(40, bool), np.zeros(40, bool), target, confidence=0).stays
+
+
 def test_without_photos_the_recipe_has_the_word() -> None:
     none = np.empty(0, bool)
     found = gain(none, none, np.empty(0, np.int64), confidence=0.9)
@@ -70,6 +75,6 @@ def test_without_photos_the_recipe_has_the_word() -> None:
 
 
 def test_a_gain_is_plain_for_json() -> None:
-    assert Gain(0.5, 0.75, 0.1234567, 10, 3).to_dict() == {
+    assert Gain(0.5, 0.75, 0.1234567, 10, 3, stays=True).to_dict() == {
         "before": 0.5, "after": 0.75, "low": 0.123457, "photos": 10, "classes": 3, "stays": True,
     }  # fmt: skip

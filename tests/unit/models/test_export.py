@@ -188,7 +188,19 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
 
 def test_a_probability_that_is_no_number_is_no_agreement() -> None:
     with pytest.raises(ParityError, match="probabilities by nan"):
-        parity.require_parity(parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0))
+        parity.require_parity(
+            parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0, rounding=0.0)
+        )
+
+
+def test_rounding_is_measured_and_the_one_excuse(exported: Path, golden: np.ndarray) -> None:
+    own = [load_network(exported / f"{i}.pt") for i in (0, 1)]
+    found = parity.measure_parity(DeployGraph(own, settings=SETTINGS), exported / "model.onnx", golden)
+    assert 0 < found.rounding < 1e-5
+    rough = dataclasses.replace(found, probability=3e-5, rounding=1e-5)
+    parity.require_parity(rough)
+    with pytest.raises(ParityError, match=r"by 3.0e-05 \(allowed 4.0e-06\)"):
+        parity.require_parity(dataclasses.replace(rough, rounding=1e-6))
 
 
 def test_the_file_describes_itself(exported: Path, data: Path) -> None:

@@ -66,7 +66,9 @@ def test_an_unknown_backbone_names_its_neighbours() -> None:
 def test_arguments_and_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ConfigError, match=r"members\.args or members\.size: test_resnet at 32 px: .*depth_of_field"):
         build_network(Member(backbone="test_resnet", size=32, args={"depth_of_field": 2}), num_classes=2)
-    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"):
+    with pytest.raises(
+        ConfigError, match=r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"
+    ):
         build_network(Member(backbone="deit_tiny_patch16_224", size=40), num_classes=2)
     with pytest.raises(ConfigError, match=r"levit_128s at 64 px: .* must match .*; correct them"):
         build_network(Member(backbone="levit_128s", size=64), num_classes=2)
