@@ -84,7 +84,7 @@ class Branch(nn.Module):
     def __init__(self, trained: Trained, *, settings: Export) -> None:
         super().__init__()
         size = trained.member.size
-        full = round(size * settings.enlarge[0]) if settings.crops > 1 else size
+        full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size  # with a centre
         self.size, self.crops = size, crop_boxes(full, size, settings.crops)
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
         self.register_buffer("mean", trained.network.mean)
