@@ -33,7 +33,8 @@ def check(recipe: Recipe, data: Path) -> None:
 def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     recipe = run.recipe
-    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size)
+    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size,
+             recipe.clean.weighing)  # fmt: skip
     return _train(
         run, data, member, name=f"train-{member + 1}-{recipe.members[member].backbone}", parts=parts, fold=None
     )
@@ -45,7 +46,7 @@ def score_fold(run: Run, data: Path, fold: int) -> Path:
     recipe, member = run.recipe, run.recipe.clean.member
     parts: tuple[object, ...]
     parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size,
-             recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
+             recipe.clean.weighing, recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
     if recipe.clean.asks_embeddings:
         parts += ("embeddings",)
     return _train(run, data, member, name=f"fold-{fold}", parts=parts, fold=fold)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.cleaning import RULES
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
@@ -28,16 +29,17 @@ def check(recipe: Recipe, *, data: Path) -> None:
     """Builds what would be trained and counts what it would be trained on.
 
     Raises:
-        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, weights of photos or the folds cannot be had.
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a rule, photos' weights or folds cannot be had.
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
     manifest = read_manifest(data)
     check_photos(manifest)
+    RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
     check_workers(recipe, manifest)
-    make_emphasis(recipe.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0])
+    make_emphasis(recipe.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=recipe.clean)
     loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
     check_state(recipe, loss, manifest)
     check_meta(recipe.meta, loss, manifest)
@@ -63,13 +65,13 @@ def check_photos(manifest: Manifest) -> None:
 
 def check_folds(manifest: Manifest, *, num_folds: int) -> None:
     """Each fold has photos to judge, and leaves enough to train on."""
-    usable = manifest.kept & (manifest.split == "train")
+    is_train = manifest.split == "train"
     for fold in range(num_folds):
         rows, held_out = split_rows(manifest, fold=fold, num_folds=num_folds)
-        judged = np.count_nonzero(usable[held_out])
+        judged = np.count_nonzero(is_train[held_out])
         if len(rows) < LEAST or not judged:
             raise ConfigError(
-                f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
+                f"clean.folds: of {len(rows) + judged} train photos fold {fold} of {num_folds} would judge {judged} after "
                 f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
             )
 

@@ -50,16 +50,21 @@ class Job:
             content(self.train.photo_weights),
             recipe.augment,
             recipe.export.input_size,
+            recipe.clean.weighing,
         )
         return digest(*parts, None if self.fold is None else [self.fold, recipe.clean.folds], labels)
 
 
 def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the photos to train on and of those to score; nothing is ever in both."""
-    usable = manifest.kept & (manifest.split == "train")
-    rows = np.flatnonzero(usable)
+    """Positions of the photos to train on and of those to score; nothing is ever in both.
+
+    A fold also scores what cleaning dropped, so that its next round can take that back. Folds go by given labels: a photo stays
+    in its own through all rounds.
+    """
+    rows = np.flatnonzero(manifest.kept & (manifest.split == "train"))
     if fold is None:
         return rows, np.flatnonzero(np.isin(manifest.split, ["val", "test"]) & manifest.kept)
-    of_fold = folds(manifest.target[rows], manifest.id[rows], num_folds=num_folds) == fold
-    validation = np.flatnonzero(manifest.kept & (manifest.split == "val"))
-    return rows[~of_fold], np.concatenate([rows[of_fold], validation])
+    judged = manifest.kept | (manifest.decision == "dropped")
+    train, validation = (np.flatnonzero(judged & (manifest.split == split)) for split in ("train", "val"))
+    of_fold = train[folds(manifest.given_target[train], manifest.id[train], num_folds=num_folds) == fold]
+    return np.setdiff1d(rows, of_fold), np.concatenate([of_fold, validation])

@@ -49,7 +49,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(file: str) -> No
     [
         ("train.batch_size=5", "train.batch_size", 5),
         ("train.lr=1e-4", "train.lr", 1e-4),
-        ("clean.margin=-1", "clean.margin", -1.0),
+        ("clean.relabel=1", "clean.relabel", 1.0),
         ("augment.flip=false", "augment.flip", False),
         ("loss.name=ce", "loss.name", "ce"),
         ('loss.name="ce"', "loss.name", "ce"),
