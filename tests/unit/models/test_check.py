@@ -40,6 +40,16 @@ def test_what_can_be_trained_passes(data: Path) -> None:
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
         ("members.0.weights=models/train.py", WeightsMismatch, r"models/train\.py cannot be read \(UnpicklingError\)"),
+        (
+            "clean.params.margin=1",
+            ConfigError,
+            r"clean\.params\.margin: 'log_margin' has no such parameter.*it takes threshold",
+        ),
+        (
+            "clean.params.prior=2",
+            ConfigError,
+            r"clean\.params\.prior: 2\.0 is outside \[0, 1\]; .*--set clean\.params\.prior=",
+        ),
         ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
     ],
 )
