@@ -70,7 +70,7 @@ def _train(
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
     return run.stage(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
-                     own.export.input_size, *parts, work=work)  # fmt: skip
+                     own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
 
 
 def _name(what: str, run: Run, member: int) -> str:

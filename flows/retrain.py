@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.clean import clean, uncleaned
+from flows.clean import clean, settled, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
@@ -102,7 +102,9 @@ def retraining(run: Run) -> Report:
     data = delivered  # each round of cleaning makes a data version
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
-        data = clean(run, data, folds, round)
+        before, data = data, clean(run, data, folds, round)
+        if settled(before, data, stop_share=run.recipe.clean.stop_share):
+            break
     labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
     retrained = together([train.submit(run, labels[member], member) for member in members])
     proven = prove(run, data, "cleaning", first, retrained)

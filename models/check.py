@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.cleaning import RULES
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
@@ -30,12 +31,13 @@ def check(recipe: Recipe, *, data: Path) -> None:
     """Builds what would be trained and counts what it would be trained on.
 
     Raises:
-        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, weights of photos or the folds cannot be had.
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a rule, photos' weights or folds cannot be had.
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
     manifest = judged_by(read_manifest(data), recipe.proof.photos)
     check_photos(manifest)
+    RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
     for member, each in enumerate(recipe.members):
@@ -53,7 +55,7 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     own, num_classes = recipe.of(member), len(manifest.classes)
     judges = recipe.clean.rounds > 0 and member == recipe.clean.member
     check_workers(own, manifest, num_folds=recipe.clean.folds if judges else 0)
-    make_emphasis(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0])
+    make_emphasis(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=own.clean)
     loss = build_loss(own.loss.name, num_classes=num_classes, **own.loss.params)
     check_state(own, loss, manifest)
     check_meta(own.meta, loss, manifest)
@@ -95,13 +97,13 @@ def check_photos(manifest: Manifest) -> None:
 
 def check_folds(manifest: Manifest, *, num_folds: int) -> None:
     """Each fold has photos to judge, and leaves enough to train on."""
-    usable = manifest.kept & (manifest.split == "train")
+    is_train = manifest.split == "train"
     for fold in range(num_folds):
         rows, held_out = split_rows(manifest, fold=fold, num_folds=num_folds)
-        judged = np.count_nonzero(usable[held_out])
+        judged = np.count_nonzero(is_train[held_out])
         if len(rows) < LEAST or not judged:
             raise ConfigError(
-                f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
+                f"clean.folds: of {len(rows) + judged} train photos fold {fold} of {num_folds} would judge {judged} after "
                 f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
             )
 

@@ -159,23 +159,30 @@ Rule = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """One cleaning round: out-of-sample probabilities, then decisions."""
+    """Cleaning rounds: out-of-sample probabilities, then decisions on all labels anew."""
 
-    rounds: Annotated[int, Range(0, 10)] = 1
+    rounds: Annotated[int, Range(0, 10)] = 1  # at most
+    stop_share: Share = 0.005  # no further round once a round changes the decisions on fewer of the photos
     member: Annotated[int, Range(0)] = 0  # the member whose network gives the probabilities
     folds: Annotated[int, Range(2, 20)] = 3
     epochs: Positive = 12  # lightly trained finds errors better
     rule: Rule = "log_margin"  # of models.cleaning
-    margin: float = -0.5  # by the rule log_margin, a photo whose log margin is below is suspect
-    neighbours: Annotated[int, Range(1, 1000)] = 10  # photos that vote, by rules that ask them
-    budget: Share = 1.0  # at most this share of the training photos is decided away in a round
+    params: dict = field(default_factory=dict)  # the rule's own
+    use: Literal["drop", "weigh"] = "drop"  # weigh: disbelieved photos stay, and each counts by its score
+    relabel: Share = 0.0  # a disbelieved label is replaced where another is so certain; 0: never
+    budget: Share = 1.0  # at most this share of the training photos is disbelieved
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least so many
 
     @property
     def asks_embeddings(self) -> bool:
-        """Whether the rule compares photos."""
-        return self.rule in ("neighbours", "product", "linear", "posterior")
+        """Whether photos are compared."""
+        return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0
+
+    @property
+    def weighing(self) -> list[Any]:
+        """What a training on weighed labels depends on beside its data; nothing where labels are dropped."""
+        return [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,7 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     _tell(validation, manifest)
     known = Known(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
     if settings.balance.needs_training_photos:
+        rows = rows[manifest.decision[rows] != "doubted"]  # nothing here weighs photos
         known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows]), manifest.score[rows], weight,
                             count=settings.balance.best_photos)  # fmt: skip
     best, tried, gained = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,

@@ -81,6 +81,7 @@ class Job:
             recipe.proof.file,
             recipe.export.input_size,
             None if self.start is None else [recipe.finetune.learn, content(str(self.start))],
+            recipe.clean.weighing,
         )
         return digest(*parts, None if self.fold is None else [self.fold, recipe.clean.folds], labels)
 
@@ -89,11 +90,13 @@ def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple
     """Positions of the photos to train on and of those to score; nothing is ever in both.
 
     Validation photos that cleaning dropped are scored all the same: what a step gains on them shows how far the others flatter it.
+    A fold also scores what cleaning dropped, so that its next round can take that back. Folds go by given labels: a photo stays
+    in its own through all rounds.
     """
-    usable = manifest.kept & (manifest.split == "train")
-    rows = np.flatnonzero(usable)
+    rows = np.flatnonzero(manifest.kept & (manifest.split == "train"))
     if fold is None:
         return rows, np.flatnonzero((manifest.split == "val") | (manifest.split == "test") & manifest.kept)
-    of_fold = folds(manifest.target[rows], manifest.id[rows], num_folds=num_folds) == fold
-    validation = np.flatnonzero(manifest.kept & (manifest.split == "val"))
-    return rows[~of_fold], np.concatenate([rows[of_fold], validation])
+    judged = manifest.kept | (manifest.decision == "dropped")
+    train, validation = (np.flatnonzero(judged & (manifest.split == split)) for split in ("train", "val"))
+    of_fold = train[folds(manifest.given_target[train], manifest.id[train], num_folds=num_folds) == fold]
+    return np.setdiff1d(rows, of_fold), np.concatenate([of_fold, validation])

@@ -138,8 +138,9 @@ def parameters_of(cls: type) -> dict[str, Parameter]:
 class Registry:
     """Name -> component, with parameters checked before anything is built."""
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, *, table: str = "") -> None:
+        """table: of the recipe, that has the parameters; the noun itself unless told otherwise."""
+        self.noun, self.table = noun, table or noun
         self.components: dict[str, Component] = {}
 
     def register(self, name: str, *, paper: str) -> Callable[[type], type]:
@@ -169,6 +170,6 @@ class Registry:
             if key not in known:
                 takes = ", ".join(known) or "none"
                 raise ConfigError(
-                    f"{self.noun}.params.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {takes}"
+                    f"{self.table}.params.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {takes}"
                 )
-        return {key: check(f"{self.noun}.params.{key}", value, known[key].annotation) for key, value in params.items()}
+        return {key: check(f"{self.table}.params.{key}", value, known[key].annotation) for key, value in params.items()}

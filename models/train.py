@@ -73,10 +73,12 @@ def train(job: Job, network: Network | None = None) -> None:
         return log_p, validation_accuracy(job, network, manifest)
 
     sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
-    fit(network, loss, inputs, sampler=sampler, emphasis=make_emphasis(job.train, manifest, rows), out=job.out,
-        key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
+    emphasis = make_emphasis(job.train, manifest, rows, clean=job.recipe.clean)
+    fit(network, loss, inputs, sampler=sampler, emphasis=emphasis, out=job.out, key=job.key, ask=ask,
+        meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
     unseen = make_inputs(job, network, manifest, held_out)
-    scores = score(network, unseen, ids=manifest.id[held_out], target=manifest.target[held_out])
+    judged = manifest.target if job.fold is None else manifest.given_target
+    scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
             np.save(job.out / "embeddings.npy", embeddings(network, unseen).half().numpy())

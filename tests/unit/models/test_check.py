@@ -64,6 +64,16 @@ def test_what_can_be_trained_passes(data: Path) -> None:
             ConfigError,
             r"train\.start_size: 0\.5 is 16 px, and deit_.* takes 32 alone",
         ),
+        (
+            "clean.params.margin=1",
+            ConfigError,
+            r"clean\.params\.margin: 'log_margin' has no such parameter.*it takes threshold",
+        ),
+        (
+            "clean.params.prior=2",
+            ConfigError,
+            r"clean\.params\.prior: 2\.0 is outside \[0, 1\]; .*--set clean\.params\.prior=",
+        ),
         ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
     ],
 )

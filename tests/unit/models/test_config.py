@@ -49,7 +49,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(file: str) -> No
     [
         ("train.batch_size=5", "train.batch_size", 5),
         ("train.lr=1e-4", "train.lr", 1e-4),
-        ("clean.margin=-1", "clean.margin", -1.0),
+        ("clean.relabel=1", "clean.relabel", 1.0),
         ("augment.flip=false", "augment.flip", False),
         ("loss.name=ce", "loss.name", "ce"),
         ('loss.name="ce"', "loss.name", "ce"),
@@ -93,6 +93,9 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("train=3", "train: 3 is not a table"),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
         ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
+        ("clean.budget=1.5", r"clean\.budget: 1\.5 is outside \[0, 1\]"),
+        ("clean.use=soften", r"clean\.use: 'soften' is not one of 'drop', 'weigh'"),
+        ("clean.margin=0", r"clean\.margin: no such key"),
         ("clean.member=2", r"clean\.member: 2, but the recipe has 2 members"),
         (
             "members.1.train.sampling_power=2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,28 @@ def test_each_method_scores_as_the_network_that_it_leaves(data: Path, recipe: Re
         assert (left.network.head.classifier.bias is not None) == (method == "ncm")
         assert left.tau == 0
         assert not np.array_equal(read_scores(out / "scores.parquet").probs, plain.probs)
+
+
+def test_photos_that_cleaning_doubts_are_not_learnt_from(
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Callable[[Callable[[Manifest], dict[str, Any]]], Path]
+) -> None:
+    train(Job(data=data, recipe=recipe, member=0, out=tmp_path))
+    second = np.arange(len(read_manifest(data))) % 2 == 1
+    found = []
+    for number, (decision, kept) in enumerate((("doubted", True), ("dropped", False), ("", True))):
+        (tmp_path / str(number)).mkdir()
+        shutil.copy(tmp_path / "network.pt", tmp_path / str(number))
+        changed = variant(
+            lambda m, decision=decision, kept=kept: {
+                "decision": np.where(second & (m.split == "train"), decision, "").astype(object),
+                "kept": np.where(second & (m.split == "train"), kept, True),
+            }
+        )
+        out = rebalanced(changed, _with(recipe, "ncm"), tmp_path / str(number))
+        found.append(load_network(out / "network.pt").network.head.classifier.weight)
+        shutil.rmtree(changed)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def _with(recipe: Recipe, method: str) -> Recipe:
