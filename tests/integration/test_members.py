@@ -1,4 +1,4 @@
-"""Members that differ, fine-tuning, weights and crops, through the real flow."""
+"""What a recipe may ask of its members, through the real flow: they differ, are tuned and weighed; crops are chosen."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 
 from flows.endpoint import repository
+from flows.ingest import ingest
 from flows.retrain import retrain
 from flows.workspace import Workspace
 from models.config import load_recipe
 from models.export.onnx_file import read_metadata
-from tests.integration.test_retrain import ANY, QUICK, copy, delivered, stages
+from serving.environment import Environment
+from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 
-__all__ = ["delivered"]  # the fixture
-pytestmark = [
-    pytest.mark.dvc,
-    pytest.mark.prefect,
-    pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
-]
+__all__ = ["pytestmark"]  # the same parts are needed
 
 # The members differ, are tuned at a larger size and weighed, and crops are chosen; every step is taken, whatever it gains.
 SHARP = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.sampling_power=0.5", "finetune.epochs=1",
@@ -30,8 +25,11 @@ SHARP = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.
          "proof.confidence=0")  # fmt: skip
 
 
-def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(delivered: Workspace, tmp_path: Path) -> None:
-    workspace, recipe = copy(delivered, tmp_path / "shop"), load_recipe("smoke", overrides=(*QUICK, *ANY, *SHARP))
+def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
+    tmp_path: Path, prefect_server: None, triton_environment: Environment
+) -> None:
+    workspace, recipe = Workspace.init(tmp_path / "shop"), load_recipe("smoke", overrides=(*QUICK, *ANY, *SHARP))
+    ingest(workspace, write_delivery(tmp_path / "delivery"))
     report = retrain(workspace, recipe)
     assert report.model_version == 1
     done = stages(workspace)
