@@ -14,6 +14,7 @@ import numpy as np
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import require_mixable
 from models.data.trusted import trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import LEAST, num_steps
@@ -39,6 +40,7 @@ def check(recipe: Recipe, *, data: Path) -> None:
     check_workers(recipe, manifest)
     make_emphasis(recipe.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0])
     loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
+    require_mixable(recipe.augment, loss)
     check_state(recipe, loss, manifest)
     check_meta(recipe.meta, loss, manifest)
     for member in recipe.members:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,16 @@ class Member:
     args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
     std: tuple[float, ...] = ()
+    head: Literal["linear", "arcface"] = "linear"
+    margin_rad: Annotated[float, Range(0, 1.5)] = 0.5  # of arcface, that a label's angle counts as larger
+    scale: Annotated[float, Range(0, open_low=True)] = 30.0  # of arcface's cosines
+    centres: Annotated[int, Range(1, 10)] = 1  # of a class, of arcface
 
     def __post_init__(self) -> None:
+        if self.centres > 1 and self.head != "arcface":
+            raise ConfigError(
+                f'members.centres: {self.centres}, and members.head = "{self.head}" has one; set head="arcface", or leave it out'
+            )
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(
@@ -91,10 +100,15 @@ class Train:
 
     epochs: Positive = 24
     batch_size: Positive = 32
-    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # AdamW, cosine to 0
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with momentum .9
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # after the warm-up
     backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
+    schedule: Literal["cosine", "step"] = (
+        "cosine"  # of the learning rate after it: to 0, or a tenth at each of step_epochs
+    )
+    step_epochs: tuple[Annotated[float, Range(0, open_low=True)], ...] = (14.0, 20.0)  # done, when it falls
     sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
     progressive: bool = False  # from there to class-balanced over the epochs
     balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
@@ -106,6 +120,10 @@ class Train:
     photo_weights: str = ""  # a file of ids and weights; others weigh 1
     har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
     l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
+    ema: Annotated[float, Range(0, 1, open_high=True)] = (
+        0.0  # decay per step of the mean of weights that is kept; 0: off
+    )
+    soup_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, the mean of whose weights is kept; 0: off
     state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
     head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
     workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
@@ -118,18 +136,39 @@ class Train:
                 f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
                 "raise it, or set 0 for as many draws as photos"
             )
-        for name in ("balanced_epochs", "best_epochs"):
+        for name in ("balanced_epochs", "best_epochs", "soup_epochs"):
             if getattr(self, name) > self.epochs:
                 raise ConfigError(
                     f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
                 )
+        late = [epoch for epoch in self.step_epochs if epoch >= self.epochs]
+        if self.schedule == "step" and late:
+            raise ConfigError(
+                f"train.step_epochs: {late[0]:g} is not within train.epochs = {self.epochs}; lower it, or train longer"
+            )
+        if self.ema and self.soup_epochs:
+            raise ConfigError("train.soup_epochs: averages weights, and so does train.ema; set one of them to 0")
         if self.har and self.head_rows:
             raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
+
+    @property
+    def averages(self) -> bool:
+        """Whether a mean of weights is kept."""
+        return self.ema > 0 or self.soup_epochs > 0
 
     @property
     def decisive(self) -> Train:
         """Without the keys that leave the result as it is."""
         return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
+
+    def light(self, epochs: int) -> Train:
+        """Of what judges photos: so many epochs, on all photos to the end; rates fall, weights are averaged at the same shares."""
+        share = epochs / self.epochs
+        step_epochs = (
+            tuple(epoch * share for epoch in self.step_epochs) if self.schedule == "step" else self.step_epochs
+        )
+        return dataclasses.replace(self, epochs=epochs, balanced_epochs=0, best_epochs=0, step_epochs=step_epochs,
+                                   soup_epochs=math.ceil(self.soup_epochs * share))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +178,19 @@ class Augment:
     zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
     rotate_deg: Annotated[float, Range(0, 180)] = 8.0
     colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
+    hue_deg: Annotated[float, Range(0, 180)] = 0.0  # turn of the colours, either way
     flip: bool = True
-    erase: Share = 0.3  # probability of one blank rectangle (coarse dropout)
+    flip_vertical: bool = False
+    blur: Share = 0.0  # probability of Gaussian blur
+    erase: Share = 0.3  # probability of blank rectangles (coarse dropout)
+    holes: Annotated[int, Range(1, 32)] = 1  # rectangles then; together about as large as one
+    mixup: Annotated[float, Range(0)] = 0.0  # alpha of Beta(alpha, alpha), from which shares are drawn; 0: off
+    cutmix: Annotated[float, Range(0)] = 0.0  # likewise
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view shows two photos."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 Rule = Literal[
@@ -238,6 +288,21 @@ class Recipe:
             )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+        if self.train.har and any(member.head == "arcface" for member in self.members):
+            raise ConfigError('train.har: is derived for members.head = "linear"; set har=0, or that head')
+        if self.augment.mixes and self.meta.photos:
+            raise ConfigError("meta.photos: learns from whole photos; set augment.mixup=0 and augment.cutmix=0")
+        if self.train.backbone_lr_scale == 0:
+            self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        """Of a frozen backbone features are computed once, of whole photos and their mirror images."""
+        for name in ("hue_deg", "flip_vertical", "blur", "holes", "cutmix"):
+            if getattr(self.augment, name) != getattr(Augment, name):
+                raise ConfigError(
+                    f"augment.{name}: has no effect on a frozen backbone (train.backbone_lr_scale=0), whose features are "
+                    "computed once; leave it out"
+                )
 
 
 def recipe_names() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,8 @@ class Job:
 
     @property
     def train(self) -> Train:
-        """As the recipe says; what judges photos is trained for clean.epochs, on all photos to the end."""
-        if self.fold is None:
-            return self.recipe.train
-        return dataclasses.replace(self.recipe.train, epochs=self.recipe.clean.epochs, balanced_epochs=0, best_epochs=0)
+        """As the recipe says; what judges photos is trained for clean.epochs."""
+        return self.recipe.train if self.fold is None else self.recipe.train.light(self.recipe.clean.epochs)
 
     @property
     def seed(self) -> int:

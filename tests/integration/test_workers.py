@@ -99,6 +99,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         ("features-3", "features-1"),
         ("marvel-2", "marvel-1"),
         ("marvel-3", "marvel-1"),
+        ("all-2", "all-1"),
+        ("all-3", "all-1"),
         ("moved", "views-1"),
     ],
 )
