@@ -8,6 +8,8 @@ take as any other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import distributed
+from models.config import Member
 
 if TYPE_CHECKING:  # both have a head, and the head has these
     from models.inputs import Inputs
@@ -68,6 +71,13 @@ def add_margin(logits: Tensor, target: Tensor, *, scale: float, margin_rad: floa
     moved = cos * math.cos(margin_rad) - sin * math.sin(margin_rad)
     moved = torch.where(cos > -math.cos(margin_rad), moved, cos - margin_rad * math.sin(margin_rad))
     return logits.scatter(1, target[:, None], (scale * moved).to(logits.dtype))
+
+
+def margin_of(member: Member) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What a loss is to do to the logits of a member's network first; None of a linear head."""
+    if member.head == "linear":
+        return None
+    return partial(add_margin, scale=member.scale, margin_rad=member.margin_rad)
 
 
 @torch.no_grad()

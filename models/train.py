@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ from models.errors import ManifestError
 from models.inputs import Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
-from models.margins import add_margin
+from models.margins import margin_of
 from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
 from models.predict import answers, embeddings, score
@@ -97,12 +96,10 @@ def make_network(job: Job, *, num_classes: int, num_photos: int) -> Network:
 
 def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
     """The recipe's loss, which has been told of the photos to train on."""
-    member = job.recipe.members[job.member]
     loss = build_loss(job.recipe.loss.name, num_classes=len(manifest.classes), **job.recipe.loss.params)
     require_mixable(job.recipe.augment, loss)
     log.info("loss %s: %s", job.recipe.loss.name, tolerance(loss))
-    if member.head == "arcface":
-        loss.margin = partial(add_margin, scale=member.scale, margin_rad=member.margin_rad)
+    loss.margin = margin_of(job.recipe.members[job.member])
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
     if job.train.state and loss.memory is not None:
         log.info("train.state %s: %s", job.train.state, loss.memory.carry(Path(job.train.state)))
