@@ -16,6 +16,7 @@ from models.cleaning import RULES
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import require_mixable
 from models.data.trusted import judged_by, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import LEAST, num_steps
@@ -57,6 +58,7 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     check_workers(own, manifest, num_folds=recipe.clean.folds if judges else 0)
     make_emphasis(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=own.clean)
     loss = build_loss(own.loss.name, num_classes=num_classes, **own.loss.params)
+    require_mixable(own.augment, loss)
     check_state(own, loss, manifest)
     check_meta(own.meta, loss, manifest)
     network = build_network(own.members[0], num_classes=num_classes)

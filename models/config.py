@@ -17,139 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from models.errors import ConfigError
+from models.learning import Augment, Loss, Member, Meta, Positive, Share, Train, content
 from models.registry import Range, closest
 from models.tables import build, set_key
 
 RECIPES = Path(__file__).parent / "recipes"
-
-Positive = Annotated[int, Range(1)]
-Share = Annotated[float, Range(0, 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One network of the ensemble."""
-
-    backbone: str = "resnet10t"  # any timm name
-    size: Annotated[int, Range(16, 1024)] = 96  # pixels it is trained and asked at
-    seed: Annotated[int, Range(0)] = 0
-    weights: str = ""  # a .safetensors or torch file to start from; "" starts at random
-    args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
-    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
-    std: tuple[float, ...] = ()
-    data: Literal["cleaned", "delivered"] = "cleaned"  # the labels that it learns from
-    loss: dict = field(default_factory=dict)  # name and params in the place of the recipe's
-    train: dict = field(default_factory=dict)  # keys of [train] that it differs in
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(
-                    f"members.{name}: {getattr(self, name)} has not three values; give red, green and blue"
-                )
-        if 0 in self.std:
-            raise ConfigError(
-                f"members.std: {self.std} holds a 0, and pixels are divided by it; leave std out for timm's"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Name in models.losses and its own parameters."""
-
-    name: str = "gce"
-    params: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in ("name", "num_classes"):
-            if key in self.params:
-                raise ConfigError(f"loss.params.{key}: not for the recipe to say; leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Meta:
-    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
-
-    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
-    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
-    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
-    every: Positive = 10  # training steps to one step of learning
-    batch_size: Annotated[int, Range(2)] = 64  # trusted photos
-    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
-    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
-
-    def __post_init__(self) -> None:
-        if self.photos and self.replay:
-            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
-
-    @property
-    def file(self) -> str:
-        """Digest of what `photos` or `replay` names; "" of no file."""
-        return content(self.photos or self.replay)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The training loop."""
-
-    epochs: Positive = 24
-    batch_size: Positive = 32
-    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # AdamW, cosine to 0
-    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
-    weight_decay: Annotated[float, Range(0)] = 0.05
-    warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
-    start_size: Annotated[float, Range(0.25, 1)] = 1.0  # the first epoch's views, as a share of the member's size
-    sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
-    progressive: bool = False  # from there to class-balanced over the epochs
-    balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
-    best_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, on the best-scored photos of each class
-    best_photos: Positive = 30  # of a class, in them
-    epoch_length: Annotated[int, Range(0)] = 0  # draws; 0: as many as photos
-    class_weights: Literal["", "inverse", "effective"] = ""  # of the loss
-    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # of effective numbers
-    photo_weights: str = ""  # a file of ids and weights; others weigh 1
-    har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
-    l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
-    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
-    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
-    workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
-    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
-    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
-
-    def __post_init__(self) -> None:
-        if 0 < self.epoch_length < self.batch_size:
-            raise ConfigError(
-                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
-                "raise it, or set 0 for as many draws as photos"
-            )
-        for name in ("balanced_epochs", "best_epochs"):
-            if getattr(self, name) > self.epochs:
-                raise ConfigError(
-                    f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
-                )
-        if self.har and self.head_rows:
-            raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
-        if self.start_size < 1 and self.backbone_lr_scale == 0:
-            raise ConfigError(
-                f"train.start_size: {self.start_size}, and a frozen backbone (train.backbone_lr_scale=0) sees each photo once; "
-                "set 1"
-            )
-
-    @property
-    def decisive(self) -> Train:
-        """Without the keys that leave the result as it is."""
-        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random views of a training photo; all ranges are symmetric about 'unchanged'."""
-
-    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
-    rotate_deg: Annotated[float, Range(0, 180)] = 8.0
-    colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
-    flip: bool = True
-    erase: Share = 0.3  # probability of one blank rectangle (coarse dropout)
 
 
 Rule = Literal[
@@ -204,8 +76,9 @@ class Finetune:
         even = train.progressive or train.balanced_epochs > 0
         best = self.best_photos > 0 or train.best_epochs > 0
         return dataclasses.replace(
-            train, epochs=self.epochs, lr=self.lr, start_size=1.0, progressive=False, balanced_epochs=self.epochs * even,
-            best_epochs=self.epochs * best, best_photos=self.best_photos or train.best_photos,
+            train, epochs=self.epochs, lr=self.lr, start_size=1.0, schedule="cosine", progressive=False,
+            balanced_epochs=self.epochs * even, best_epochs=self.epochs * best,
+            best_photos=self.best_photos or train.best_photos, soup_epochs=min(train.soup_epochs, self.epochs),
             backbone_lr_scale=0.0 if self.learn == "head" else train.backbone_lr_scale,
         )  # fmt: skip
 
@@ -306,9 +179,24 @@ class Recipe:
             )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+        if all(own.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 for own in self.members):
+            self._check_frozen()
+        if self.augment.mixes and self.meta.photos:
+            raise ConfigError("meta.photos: learns from whole photos; set augment.mixup=0 and augment.cutmix=0")
         for member, own in enumerate(self.members):
+            if own.head == "arcface" and own.train.get("har", self.train.har):
+                raise ConfigError('train.har: is derived for members.head = "linear"; set har=0, or that head')
             if own.loss or own.train:
                 self.of(member)
+
+    def _check_frozen(self) -> None:
+        """Of a frozen backbone features are computed once, of whole photos and their mirror images."""
+        for name in ("hue_deg", "flip_vertical", "blur", "holes", "cutmix"):
+            if getattr(self.augment, name) != getattr(Augment, name):
+                raise ConfigError(
+                    f"augment.{name}: has no effect on a frozen backbone (train.backbone_lr_scale=0), whose features are "
+                    "computed once; leave it out"
+                )
 
     def of(self, member: int) -> Recipe:
         """The recipe of one member alone, with its own loss and keys of training in their places.
@@ -324,7 +212,8 @@ class Recipe:
             raise ConfigError(f"{where}{str(error).removeprefix(where)}") from None
         plain = dataclasses.replace(own, data="cleaned", loss={}, train={})
         clean = dataclasses.replace(self.clean, member=0)
-        return dataclasses.replace(self, members=(plain,), loss=loss, train=train, clean=clean)
+        augment = self.augment if train.backbone_lr_scale else self.augment.of_features
+        return dataclasses.replace(self, members=(plain,), loss=loss, train=train, augment=augment, clean=clean)
 
 
 def recipe_names() -> list[str]:
@@ -370,11 +259,6 @@ def from_dict(tables: Mapping[str, Any]) -> Recipe:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain tables of any part of a recipe, fit for JSON."""
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
-
-
-def content(path: str) -> str:
-    """Digest of a file; "" of none."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
 def digest(*parts: Any) -> str:

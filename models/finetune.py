@@ -16,6 +16,7 @@ from models import distributed
 from models.command import log_progress, run
 from models.config import from_dict
 from models.job import Job
+from models.margins import angular
 from models.network import Network, set_size
 from models.train import load_network, train
 
@@ -25,6 +26,8 @@ def finetune(job: Job) -> None:
     assert job.start is not None
     network = load_network(job.start).network
     set_size(network.backbone, job.network)
+    if job.network.head == "arcface":
+        network.head.classifier = angular(network.head.classifier.weight, scale=job.network.scale)
     if job.recipe.finetune.learn == "norms":
         still_but_norms(network)
     train(job, network)

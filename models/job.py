@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,13 +39,11 @@ class Job:
 
     @property
     def train(self) -> Train:
-        """As the recipe says; what judges photos is trained for clean.epochs, on all photos to the end."""
+        """As the recipe says; what judges photos is trained for clean.epochs."""
         settings = self.own.train
         if self.start is not None:
             return self.recipe.finetune.settings(settings)
-        if self.fold is None:
-            return settings
-        return dataclasses.replace(settings, epochs=self.recipe.clean.epochs, balanced_epochs=0, best_epochs=0)
+        return settings if self.fold is None else settings.light(self.recipe.clean.epochs)
 
     @property
     def epochs_before(self) -> int:

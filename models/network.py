@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from models.config import Member
 from models.errors import ConfigError, WeightsMismatch
+from models.margins import Angular, Sphere
 
 EMBEDDING = 512
+LINEAR = Member()
 
 
 class Output(NamedTuple):
@@ -35,20 +37,31 @@ class Output(NamedTuple):
 
 
 class Head(nn.Module):
-    """Embedding, neck and classifier; works on pooled features (N, d)."""
+    """Embedding, neck and classifier, which a member says the kind of; works on pooled features (N, d)."""
 
-    def __init__(self, num_features: int, *, num_classes: int) -> None:
+    sphere: nn.Module
+    classifier: nn.Linear
+
+    def __init__(self, num_features: int, *, num_classes: int, member: Member = LINEAR) -> None:
         super().__init__()
         self.embed = nn.Linear(num_features, EMBEDDING, bias=False)
         self.neck = nn.BatchNorm1d(EMBEDDING)
         self.neck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(EMBEDDING, num_classes, bias=False)
+        self.sphere, self.classifier = nn.Identity(), nn.Linear(EMBEDDING, num_classes, bias=False)
+        if member.head == "arcface":
+            self.sphere = Sphere()
+            self.classifier = Angular(EMBEDDING, num_classes, scale=member.scale, centres=member.centres)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def embedding(self, features: Tensor) -> Tensor:
-        """(N, 512) behind the neck."""
-        embedding: Tensor = self.neck(self.embed(features))
+        """(N, 512) behind the neck; of length sqrt(512) for a classifier of angles."""
+        embedding: Tensor = self.sphere(self.neck(self.embed(features)))
         return embedding
+
+    @property
+    def rows(self) -> Tensor:
+        """(C, 512) that the embedding is multiplied by; of an angular classifier several for a class, side by side."""
+        return self.classifier.rows if isinstance(self.classifier, Angular) else self.classifier.weight
 
     def forward(self, features: Tensor) -> Output:
         embedding = self.embedding(features)
@@ -69,12 +82,20 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, *, width: int, num_classes: int, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        width: int,
+        num_classes: int,
+        normalisation: Normalisation,
+        member: Member = LINEAR,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = backbone
-        self.head = Head(width, num_classes=num_classes)
+        self.head = Head(width, num_classes=num_classes, member=member)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pooled features (N, d)."""
@@ -103,7 +124,8 @@ def build_network(member: Member, *, num_classes: int) -> Network:
     if member.weights:
         _load_backbone(backbone, Path(member.weights), name=member.backbone)
     width = set_size(backbone, member)
-    return Network(backbone, width=width, num_classes=num_classes, normalisation=_normalisation(member, backbone))
+    normalisation = _normalisation(member, backbone)
+    return Network(backbone, width=width, num_classes=num_classes, normalisation=normalisation, member=member)
 
 
 def set_size(backbone: nn.Module, member: Member) -> int:

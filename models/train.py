@@ -29,6 +29,7 @@ from models.classifiers import set_classifier
 from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import require_mixable
 from models.data.photos import Photos
 from models.data.samplers import Sampler
 from models.data.trusted import judged_by, judges, trusted_rows
@@ -38,6 +39,7 @@ from models.errors import ManifestError
 from models.inputs import Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
+from models.margins import margin_of
 from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
 from models.predict import answers, embeddings, score
@@ -101,7 +103,9 @@ def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
     """The member's loss, which has been told of the photos to train on."""
     settings = job.own.loss
     loss = build_loss(settings.name, num_classes=len(manifest.classes), **settings.params)
+    require_mixable(job.own.augment, loss)
     log.info("loss %s: %s", settings.name, tolerance(loss))
+    loss.margin = margin_of(job.network)
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
     if job.state and loss.memory is not None:
         log.info("train.state %s: %s", job.state, loss.memory.carry(Path(job.state)))
@@ -134,8 +138,8 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
     """Random views, or the fixed features of a frozen backbone."""
     photos = Photos(manifest, rows, side=job.recipe.export.input_size)
     if job.train.backbone_lr_scale == 0:
-        return extract(photos, network, size=job.network.size)
-    return Views(photos, network, size=job.network.size, augment=job.recipe.augment)
+        return extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
+    return Views(photos, network, size=job.network.size, augment=job.own.augment)
 
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:

@@ -91,12 +91,13 @@ class Branch(nn.Module):
         self.register_buffer("std", trained.network.std)
         self.backbone = trained.network.backbone
         self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau)
+        self.sphere = trained.network.head.sphere
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) in [0, 1] to probabilities (B, C) and the mean embedding (B, 512) over the crops."""
         full = self.resize @ pixels @ self.resize.T
         views = torch.cat([self._crop(full, *box) for box in self.crops])
-        embedding = self.embed(self.backbone((views - self.mean) / self.std))
+        embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
         probabilities = self.classifier(embedding).softmax(1)
         n = len(self.crops)
         return probabilities.unflatten(0, (n, -1)).mean(0), embedding.unflatten(0, (n, -1)).mean(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -125,6 +125,7 @@ class Loss(nn.Module):
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
     memory: Memory | None = None  # of a loss with state per sample, once it has begun
+    margin: Callable[[Tensor, Tensor], Tensor] | None = None  # (logits, target) to the logits that are learnt from
     weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
@@ -162,8 +163,11 @@ class Loss(nn.Module):
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
-        self.observe(row)
+        terms, shift = self.terms, self.shift
+        row = Row(logits, target, terms=terms, shift=shift, index=index, embedding=embedding)
+        self.observe(row)  # without the margin: what is remembered of a photo is what the network says of it
+        if self.margin is not None:
+            row = Row(self.margin(logits, target), target, terms=terms, shift=shift, index=index, embedding=embedding)
         if self.ce_share == 1:
             value = self.warming(row)
         else:

@@ -91,6 +91,16 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) has not three values"),
         ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not float"),
         ("train=3", "train: 3 is not a table"),
+        ("train.optimizer=sdg", r"train\.optimizer: 'sdg' is not one of 'adamw', 'sgd' \(did you mean 'sgd'\?\)"),
+        ("train.step_epochs=[3, 0]", r"train\.step_epochs\[1\]: 0\.0 is outside \(0, inf\]"),
+        ("train.schedule=step", r"train\.step_epochs: 14 is not within train\.epochs = 7; lower it, or train longer"),
+        ("train.soup_epochs=8", r"train\.soup_epochs: 8 of train\.epochs = 7; lower it, or train longer"),
+        ("train={ema = 0.9, soup_epochs = 2}", r"train\.soup_epochs: averages weights, .*train\.ema; set one of them"),
+        ("train.ema=1", r"train\.ema: 1\.0 is outside \[0, 1\)"),
+        ("augment.mixup=-1", r"augment\.mixup: -1\.0 is outside \[0, inf\]"),
+        ("augment.holes=0", r"augment\.holes: 0 is outside \[1, 32\]"),
+        ("members.0.head=arc", r"members\.0\.head: 'arc' is not one of 'linear', 'arcface'"),
+        ("members.0.centres=3", r'members\.centres: 3, and members\.head = "linear" has one; set head="arcface"'),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
         ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
         ("clean.budget=1.5", r"clean\.budget: 1\.5 is outside \[0, 1\]"),
@@ -139,6 +149,27 @@ def test_a_member_has_its_own_loss_and_keys_of_training(file: str) -> None:
     params = load_recipe(file, overrides=["loss.name=agce", "members.1.loss.params.q=0.3", "clean.member=1"])
     assert params.of(1).loss == Loss(name="agce", params={"q": 0.3})
     assert params.of(1).clean.member == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["meta.photos=val", "augment.cutmix=1"], r"meta\.photos: learns from whole photos; set augment\.mixup=0"),
+        (["train.har=1", "members.1.head=arcface"], r'train\.har: is derived for members\.head = "linear"; set har=0'),
+        *(
+            (
+                ["train.backbone_lr_scale=0", f"augment.{key}"],
+                rf"augment\.{key.split('=')[0]}: has no effect on a frozen",
+            )
+            for key in ("hue_deg=20", "flip_vertical=true", "blur=0.5", "holes=2", "cutmix=1")
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_told(file: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file, overrides=overrides)
+    for one in overrides:
+        load_recipe(file, overrides=[one])
 
 
 def test_a_range_in_the_message_and_a_way_out(file: str) -> None:

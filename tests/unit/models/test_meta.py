@@ -18,6 +18,7 @@ import models.epochs
 from models.check import check
 from models.config import Loss, Member, Meta, Recipe, Train
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import Mixed
 from models.epochs import report
 from models.errors import ConfigError
 from models.job import Job
@@ -46,8 +47,8 @@ class Table:
     def __init__(self, head: nn.Module, rows: Tensor) -> None:
         self.head, self.rows = head, rows
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        return (self.rows[torch.from_numpy(positions)] for positions in order)
+    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Mixed]:
+        return (Mixed(self.rows[torch.from_numpy(positions)], 1.0) for positions in order)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         yield self.rows[part]

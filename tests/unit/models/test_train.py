@@ -26,7 +26,6 @@ from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
 from models.job import Job, split_rows
 from models.network import EMBEDDING
-from models.optimise import learning_rate
 from models.scores import read_scores
 from models.train import load_network, train
 
@@ -336,16 +335,3 @@ def test_a_misspelt_loss_stops_before_the_first_epoch(data: Path, recipe: Recipe
     with pytest.raises(ConfigError, match=r"loss\.params\.power: 'gce' has no such parameter"):
         train(job(data, dataclasses.replace(recipe, loss=Loss(params={"power": 0.3})), tmp_path / "out"))
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    settings = Train(epochs=5, warmup_epochs=1)
-    rates = [learning_rate(step, steps=10, settings=settings) for step in range(51)]
-    assert rates[0] == pytest.approx(1 / 11)
-    assert np.argmax(rates) == 10
-    assert rates[10] == 1.0
-    assert all(np.diff(rates[:11]) > 0)
-    assert all(np.diff(rates[10:]) < 0)
-    assert rates[50] == pytest.approx(0, abs=1e-12)
-    only_warm = Train(epochs=1, warmup_epochs=3)
-    assert all(0 < learning_rate(step, steps=10, settings=only_warm) < 1 for step in range(10))
