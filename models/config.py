@@ -162,11 +162,12 @@ class Clean:
     budget: Share = 1.0  # at most this share of the training photos is decided away in a round
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least so many
+    correct: bool = False  # each round estimates what is given for what, and later trainings learn through it
 
     @property
     def asks_embeddings(self) -> bool:
         """Whether the rule compares photos."""
-        return self.rule in ("neighbours", "product", "linear", "posterior")
+        return self.correct or self.rule in ("neighbours", "product", "linear", "posterior")
 
 
 @dataclass(frozen=True, kw_only=True)

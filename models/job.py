@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import Recipe, Train, content, digest
+from models.data.confusion import NAME
 from models.data.manifest import Manifest
 from models.data.samplers import folds
 
@@ -48,6 +49,7 @@ class Job:
             recipe.meta.file,
             self.train.decisive,
             content(self.train.photo_weights),
+            content(str(self.data / NAME)) if recipe.clean.correct else "",
             recipe.augment,
             recipe.export.input_size,
         )

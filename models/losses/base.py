@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
+from models.losses.correction import Correction
 from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
 from models.registry import Parameter, Range, Registry, parameters_of
 
@@ -135,6 +136,7 @@ class Loss(nn.Module):
         self.options = Options()
         self.scale = 1.0  # of init_match
         self.ce_share = 0.0  # of warmup_ce_epochs and blend_epochs
+        self.correction: Correction | None = None  # of the logits, where it is known what is given for what
         self.register_buffer("prior", None, persistent=False)
 
     @property
@@ -162,7 +164,8 @@ class Loss(nn.Module):
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        row = Row(logits, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        of_given = logits if self.correction is None else self.correction(logits)
+        row = Row(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
         self.observe(row)
         if self.ce_share == 1:
             value = self.warming(row)
