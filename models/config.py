@@ -45,16 +45,18 @@ class Clean:
     budget: Share = 1.0  # at most this share of the training photos is disbelieved
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least so many
+    correct: bool = False  # each round estimates what is given for what, and later trainings learn through it
 
     @property
     def asks_embeddings(self) -> bool:
         """Whether photos are compared."""
-        return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0
+        return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0 or self.correct
 
     @property
     def weighing(self) -> list[Any]:
-        """What a training on weighed labels depends on beside its data; nothing where labels are dropped."""
-        return [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
+        """What a training on doubted labels depends on beside its data; nothing where they are dropped."""
+        weighs = [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
+        return [*weighs, *(["correct"] if self.correct else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import Member, Recipe, Train, content, digest
+from models.data.confusion import NAME
 from models.data.manifest import Manifest
 from models.data.samplers import folds
 
@@ -74,6 +75,7 @@ class Job:
             recipe.meta.file,
             self.train.decisive,
             content(self.train.photo_weights),
+            content(str(self.data / NAME)) if recipe.clean.correct else "",
             recipe.augment,
             recipe.proof.file,
             recipe.export.input_size,

@@ -28,6 +28,7 @@ from models import checkpoint, distributed
 from models.classifiers import set_classifier
 from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
+from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
 from models.data.mixing import require_mixable
 from models.data.photos import Photos
@@ -39,6 +40,7 @@ from models.errors import ManifestError
 from models.inputs import Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
+from models.losses.correction import Correction
 from models.margins import margin_of
 from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
@@ -106,6 +108,10 @@ def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
     require_mixable(job.own.augment, loss)
     log.info("loss %s: %s", settings.name, tolerance(loss))
     loss.margin = margin_of(job.network)
+    if job.recipe.clean.correct and (noise := read_confusion(job.data, classes=manifest.classes)):
+        log.info("forward correction: %.1f%% of the labels are thought wrong, by %d confusions", 100 * noise.rate,
+                 len(noise.true))  # fmt: skip
+        loss.correction = Correction(noise)
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
     if job.state and loss.memory is not None:
         log.info("train.state %s: %s", job.state, loss.memory.carry(Path(job.state)))

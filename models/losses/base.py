@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
+from models.losses.correction import Correction
 from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
 from models.registry import Parameter, Range, Registry, parameters_of
 
@@ -136,6 +137,7 @@ class Loss(nn.Module):
         self.options = Options()
         self.scale = 1.0  # of init_match
         self.ce_share = 0.0  # of warmup_ce_epochs and blend_epochs
+        self.correction: Correction | None = None  # of the logits, where it is known what is given for what
         self.register_buffer("prior", None, persistent=False)
 
     @property
@@ -163,11 +165,10 @@ class Loss(nn.Module):
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        terms, shift = self.terms, self.shift
-        row = Row(logits, target, terms=terms, shift=shift, index=index, embedding=embedding)
+        row = self._row(logits, target, index, embedding)
         self.observe(row)  # without the margin: what is remembered of a photo is what the network says of it
         if self.margin is not None:
-            row = Row(self.margin(logits, target), target, terms=terms, shift=shift, index=index, embedding=embedding)
+            row = self._row(self.margin(logits, target), target, index, embedding)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
@@ -178,6 +179,11 @@ class Loss(nn.Module):
         if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
+
+    def _row(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Row:
+        """The batch as the loss sees it: as of given labels, where it is known what is given for what."""
+        of_given = logits if self.correction is None else self.correction(logits)
+        return Row(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
 
     def observe(self, row: Row) -> None:
         """Told of every batch, while cross-entropy warms up too."""
