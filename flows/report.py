@@ -28,7 +28,8 @@ class Row:
 
 
 def effects(
-    first: list[Path], retrained: list[Path], sharp: list[Path], balanced: list[Path], weights: Path, graph: Path, data: Path
+    first: list[Path], retrained: list[Path], sharp: list[Path], balanced: list[Path], weights: Path, looks: Path, graph: Path,
+    data: Path,
 ) -> list[Row]:  # fmt: skip
     """One row per step of the recipe.
 
@@ -45,11 +46,13 @@ def effects(
     rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
             for name, folders in steps.items() if folders]  # fmt: skip
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
+    crops = json.loads((looks / "views.json").read_text(encoding="utf-8"))["crops"]
     members = [_test_scores(folder, manifest) for folder in balanced]
     together = mean(members, num_classes=len(manifest.classes), weights=counts)
     rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
     answers = np.load(graph / "answers.npz")
-    rows.append(_mean("one graph, with crops", [_accuracy(answers["ranked"], answers["target"], manifest)]))
+    name = "one graph, with crops" if crops > 1 else "one graph"
+    rows.append(_mean(name, [_accuracy(answers["ranked"], answers["target"], manifest)]))
     return rows
 
 

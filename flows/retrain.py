@@ -119,7 +119,7 @@ def retraining(run: Run) -> Report:
     looks = views(run, data, balanced, weights)
     graph = export(run, data, balanced, weights, looks)
     verdict = gate(run, data, graph)
-    steps = effects(first, retrained, sharp, balanced, weights, graph, data)
+    steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
 
     report = record(
         run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)

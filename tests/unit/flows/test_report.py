@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,12 @@ def write_weights(folder: Path, weights: list[float]) -> Path:
     return folder
 
 
+def write_views(folder: Path, *, crops: int) -> Path:
+    folder.mkdir()
+    (folder / "views.json").write_text(json.dumps({"crops": crops, "enlarge": 1.25}))
+    return folder
+
+
 RIGHT = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
 ALL_A = [[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4]]  # a is right, b and c are second best
 ALL_C = [[0.4, 0.1, 0.5], [0.1, 0.4, 0.5], [0.1, 0.1, 0.8]]
@@ -72,7 +79,8 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     graph = write_graph(tmp_path / "graph", [[0, 1, 2], [1, 0, 2], [0, 1, 2]], [0, 1, 2])
     third = pytest.approx(1 / 3)
     retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
-    steps = effects(first, retrained, [], balanced, weights, graph, data)
+    looks = write_views(tmp_path / "looks", crops=10)
+    steps = effects(first, retrained, [], balanced, weights, looks, graph, data)
     assert steps == [
         Row("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
         Row("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -82,15 +90,18 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     ]
     sharp = [network("sharp", ALL_C)]
     weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
-    more = effects(first, retrained, sharp, balanced, weights, graph, data)
+    looks = write_views(tmp_path / "other looks", crops=1)
+    more = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
     assert more[2] == Row("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
     assert more[4] == Row("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
-    assert [*more[:2], more[3], more[5]] == [*steps[:3], steps[4]]
+    assert [*more[:2], more[3]] == steps[:3]
+    assert more[5] == dataclasses.replace(steps[4], step="one graph")
 
 
 def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:
     data = write_data(tmp_path / "data", split="val")
     folder = network("any", RIGHT)
-    weights = write_weights(tmp_path / "weights", [1.0])
-    for row in effects([folder], [folder], [], [folder], weights, write_graph(tmp_path / "graph", [], []), data):
+    weights, looks = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
+    graph = write_graph(tmp_path / "graph", [], [])
+    for row in effects([folder], [folder], [], [folder], weights, looks, graph, data):
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step
