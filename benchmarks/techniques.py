@@ -33,7 +33,7 @@ TRAIN = {"epochs": 25, "batch_size": 256, "lr": 1e-3, "weight_decay": 1e-2, "war
 PLAIN = "plain"
 ARCFACE = "members.0.head=arcface"
 ANGLES = [
-    f"{ARCFACE} members.0.scale={scale} members.0.margin_rad={margin}" for scale in (8, 16) for margin in (0, 0.1, 0.3)
+    f"{ARCFACE} members.0.scale={scale} members.0.margin_rad={margin}" for scale in (4, 8, 16) for margin in (0, 0.3)
 ]
 
 TECHNIQUES: dict[str, list[str]] = {
@@ -43,7 +43,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "EMA": [f"train.ema={decay}" for decay in (0.98, 0.995)],
     "soup": [f"train.soup_epochs={n}" for n in (5, 15)],
     "ArcFace": ANGLES,
-    "sub-centre ArcFace": [f"{angle} members.0.centres={n}" for n in (3, 10) for angle in ANGLES],
+    "sub-centre ArcFace": [f"{angle} members.0.centres=3" for angle in ANGLES],
 }
 
 
