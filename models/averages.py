@@ -2,8 +2,7 @@
 
 Exponential over the steps (EMA, as of the teacher of Tarvainen and Valpola, NeurIPS 2017) or uniform over the ends of the last
 epochs (Izmailov et al., UAI 2018; within one training what Wortsman et al., ICML 2022, call a soup). Statistics of batch norm are
-none of the mean: those of the averaged network are measured anew, as the mean of statistics that other weights had is right for
-neither.
+none of the mean: those of the averaged network are measured anew, as what other weights had does not fit it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Average:
         self.mean = [p.detach().clone() for p in learnt] if settings.averages else []
 
     def end_step(self) -> None:
-        """EMA: the decay is (1 + t) / (10 + t) until it reaches `ema`, as in TensorFlow: first weights are soon forgotten."""
+        """EMA: the decay is (1 + t) / (10 + t), as TensorFlow has it, until it reaches `ema`: first weights are soon forgotten."""
         if self.settings.ema:
             self._add(1 - min(self.settings.ema, (1 + self.num) / (10 + self.num)))
 

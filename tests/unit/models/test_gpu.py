@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Loss, Meta, Recipe, to_dict
+from models.config import Augment, Loss, Meta, Recipe, to_dict
 from models.decoupling import rebalance
 from models.job import Job
 from models.scores import read_scores
@@ -40,3 +40,17 @@ def test_a_losss_numbers_are_learnt_on_the_gpu(data: Path, recipe: Recipe, tmp_p
     numbers = [{key: value for key, value in line.items() if key.startswith("loss.params.")} for line in lines]
     assert numbers[0]
     assert all(first != last for first, last in zip(numbers[0].values(), numbers[-1].values(), strict=True))
+
+
+def test_the_techniques_of_training_work_on_the_gpu(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    everything = dataclasses.replace(
+        recipe,
+        members=(dataclasses.replace(recipe.members[0], head="arcface", centres=2),),
+        augment=Augment(mixup=0.5, cutmix=0.5, blur=0.5, hue_deg=20.0, flip_vertical=True, holes=3),
+        train=dataclasses.replace(recipe.train, optimizer="sgd", ema=0.9),
+    )
+    for name, rows in (("whole", 0), ("pieces", 3)):
+        (tmp_path / name).mkdir()
+        settings = dataclasses.replace(everything, train=dataclasses.replace(everything.train, head_rows=rows))
+        train(Job(data=data, recipe=settings, member=0, out=tmp_path / name))
+        assert np.isfinite(read_scores(tmp_path / name / "scores.parquet").probs).all()
