@@ -97,7 +97,7 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
     assert best.method != "none"
     assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.05
     _, tried = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
-    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "ncm"]
+    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "blend", "ncm"]
 
 
 def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
