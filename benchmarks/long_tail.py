@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.classifiers import prior_bias, tau_normalise
-from models.config import Balance, Train
+from models.config import Balance, Proof, Train
 from models.decoupling import Known, best_scored, choose_classifier
 from models.errors import ModelError
 from models.evaluate import Accuracy, accuracy
@@ -131,8 +131,9 @@ def balanced(
         elif name.startswith("logit"):
             yield name, judged(photos, parts["test"], weight, prior_bias(counts, 1.0))
         else:
-            chosen, _ = choose_classifier(weight, best_scored(known, score[rows], weight, count=settings.best_photos),
-                                          validation, counts=counts, settings=settings, seed=seed)  # fmt: skip
+            learnt = best_scored(known, score[rows], weight, count=settings.best_photos)
+            chosen, *_ = choose_classifier(weight, learnt, validation, counts=counts, settings=settings,
+                                           confidence=Proof().confidence, seed=seed)  # fmt: skip
             yield name, judged(photos, parts["test"], chosen.option.rows, chosen.option.bias)
 
 

@@ -1,26 +1,39 @@
-"""One cleaning round: what networks say of photos they never saw becomes decisions, and the decisions a data version."""
+"""Rounds of cleaning as a stage: what networks say of photos they never saw becomes decisions, and those a data version."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flows.data_version import DataVersions, Entry
+from flows.decisions import confusion, decide, judges, looks, moves, out_of_sample
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
-from models.cleaning import HALF, TopK, label_quality, log_margin, worst
-from models.config import Clean, digest
+from models.cleaning import Noise
+from models.config import digest
+from models.data.confusion import NAME as CONFUSION
+from models.data.confusion import write_confusion
 from models.data.manifest import Manifest, read_manifest, write_labels, write_version
-from models.scores import Scores, concatenate, mean, read_scores
+from models.data.trusted import judged_by
+from models.scores import read_scores
 
 log = logging.getLogger("cleanshelf")
+OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
+
+
+def lineage(version: str, history: Iterable[Entry]) -> list[str]:
+    """The version, the one that cleaning made it of, and so on back to what no cleaning made."""
+    parents = {entry.id: entry.parent for entry in history if entry.step.startswith("clean-")}
+    found = [version]
+    while parent := parents.get(found[-1]):
+        found.append(parent)
+    return found
 
 
 def uncleaned(version: str, history: Iterable[Entry]) -> str:
@@ -29,99 +42,74 @@ def uncleaned(version: str, history: Iterable[Entry]) -> str:
     Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
     instead of taking further ones from its own result.
     """
-    parents = {entry.id: entry.parent for entry in history if entry.step.startswith("clean-")}
-    while parent := parents.get(version):
-        version = parent
-    return version
+    return lineage(version, history)[-1]
 
 
 @stage("clean, round {round}")
 def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
-    """The data version in which suspect labels are decided away; the same folder where there is nothing to decide."""
-    manifest = read_manifest(data)
+    """The data version in which all labels are judged by these folds, with every decision taken anew."""
+    before = read_manifest(data)
+    after, noise = judged(run, before, folds, round)
+    done = moves(before, after)
+    message = f"{done.disbelieved} labels disbelieved, {done.restored} believed again"
+    log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
+    versions = DataVersions(run.workspace)
+    folder = versions.stage()
+    for path in sorted(data.rglob("*")):
+        if path.is_file() and path.name not in (*OWN, "READY"):
+            link(path, folder / path.relative_to(data))
+    write_labels(folder, after)
+    if noise:
+        write_confusion(noise, folder, classes=before.classes)
+    config = digest(run.recipe.clean, [fold.name for fold in folds], round)
+    write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
+    return made_before(versions, folder) or versions.materialise(
+        versions.commit(folder, step=f"clean-{round}", message=message)
+    )
+
+
+def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
+    """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
+
+    Photos whose labels somebody checked (`proof.photos`) stay as they are.
+    """
     parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
-    scores = out_of_sample(parts, manifest)
-    seen = (
+    seen = judged_by(manifest, run.recipe.proof.photos)
+    scores = out_of_sample(parts, seen)
+    if run.recipe.proof.photos:
+        scores = scores.select(~np.isin(scores.id, seen.id[seen.split == "val"].astype(str)))
+    views = (
         looks([np.load(folder / "embeddings.npy") for folder in folds], parts, scores)
         if settings.asks_embeddings
         else None
     )
-    decided = decide(manifest, scores, settings=settings, round=round, looks=seen)
-    dropped = int((manifest.kept & ~decided.kept).sum())
-    log.info("clean: %d of %d labels are not believed", dropped, len(scores))
-    if dropped == 0:
-        return data
-    versions = DataVersions(run.workspace)
-    folder = versions.stage()
-    for path in sorted(data.rglob("*")):
-        if path.is_file() and path.name not in ("labels.parquet", "VERSION.json", "READY"):
-            link(path, folder / path.relative_to(data))
-    write_labels(folder, decided)
-    config = digest(run.recipe.clean, [folder.name for folder in folds], round)
-    write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    return versions.materialise(
-        versions.commit(folder, step=f"clean-{round}", message=f"{dropped} labels decided away")
-    )
+    judge = judges([folder.name for folder in folds], parts, scores)
+    after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)
+    kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
+    noise = confusion(seen, scores, looks=views) if settings.correct and views else None
+    return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 
-def out_of_sample(folds: list[Scores], manifest: Manifest) -> Scores:
-    """One row per kept training and validation photo, by networks that did not train on it.
+def made_before(versions: DataVersions, folder: Path) -> Path | None:
+    """The version of the same decisions that the selected one is, or was cleaned from; `folder` is gone then.
 
-    Each fold's scores hold its own part of the training photos and all validation photos: the former are taken as they are,
-    the latter are the mean over the folds. A validation photo of a class without training photos cannot be judged.
+    So a retraining that is repeated adds nothing to the history, however many rounds it has.
     """
-    validation = manifest.id[manifest.split == "val"].astype(str)
-    of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
-    of_validation = mean(
-        [fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes)
-    )
-    return concatenate([*of_fold, of_validation.select(of_validation.target >= 0)])
+    for version in lineage(versions.resolve("selected"), versions.log()):
+        known = versions.workspace.versions / version
+        if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
+            shutil.rmtree(folder)
+            return versions.materialise(version)
+    return None
 
 
-class Looks(NamedTuple):
-    """embeddings (N, 512), and the fold (N,) whose network made them: those of different networks cannot be compared."""
-
-    embeddings: NDArray[np.floating]
-    fold: NDArray[np.int64]
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
-def looks(embeddings: list[NDArray[np.floating]], folds: list[Scores], scores: Scores) -> Looks:
-    """Of the photos of `scores`, by the fold that held them out; of validation photos, which all folds did, by the first."""
-    found = Looks(np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64))
-    for number in reversed(range(len(folds))):
-        judged = np.isin(folds[number].id, scores.id)
-        row = np.searchsorted(scores.id, folds[number].id[judged])
-        found.embeddings[row], found.fold[row] = embeddings[number][judged], number
+def settled(before: Path, after: Path, *, stop_share: float) -> bool:
+    """Whether a round changed so little that no further one is worth its folds."""
+    share = moves(read_manifest(before), read_manifest(after)).share
+    if found := share < stop_share or share == 0:
+        log.info("clean: %.2f%% of the labels moved, so there is no further round", 100 * share)
     return found
-
-
-def decide(manifest: Manifest, scores: Scores, *, settings: Clean, round: int, looks: Looks | None = None) -> Manifest:
-    """The manifest with every judged photo's score, and the suspect ones dropped; nothing is removed."""
-    value, threshold = judge(scores, settings=settings, num_classes=len(manifest.classes), looks=looks)
-    row = np.searchsorted(manifest.id, scores.id)
-    train = manifest.split[row] == "train"
-    wrong = np.zeros(len(scores), np.bool_)
-    wrong[train] = worst(scores.target[train], value[train], threshold=threshold, floor_share=settings.floor_share,
-                         floor_count=settings.floor_count, budget=settings.budget)  # fmt: skip
-    wrong[~train] = value[~train] < threshold  # the floor guards what is learnt; a doubtful photo measures nothing
-    kept, decision = manifest.kept.copy(), manifest.decision.copy()
-    score, rounds = manifest.score.copy(), manifest.round.copy()
-    score[row], rounds[row] = value, round
-    kept[row[wrong]] = False
-    decision[row[wrong]] = "dropped"
-    return dataclasses.replace(manifest, kept=kept, decision=decision, score=score, round=rounds)
-
-
-def judge(
-    scores: Scores, *, settings: Clean, num_classes: int, looks: Looks | None
-) -> tuple[NDArray[np.floating], float]:
-    """(N,) what the recipe's rule says of each label, and the threshold below which it is wrong.
-
-    The rule log_margin speaks in log margins, all others in qualities from 0 to 1.
-    """
-    if settings.rule == "log_margin":
-        return log_margin(scores.p_label, scores.best_other()), settings.margin
-    asked = {"count": settings.neighbours} if settings.rule in ("neighbours", "product", "posterior") else {}
-    probs = TopK(scores.top, scores.probs, scores.p_label, num_classes)
-    embeddings, fold = looks or (None, None)
-    return label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **asked), HALF

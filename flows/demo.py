@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from flows.data_version import DataVersions
 from flows.endpoint import free_ports, local_server, stop_endpoint
 from flows.ingest import Ingested, ingest
@@ -21,7 +23,7 @@ from flows.sample.pack import SEED, TRUTH, VAL_SHARE
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from models.config import load_recipe
-from models.data.manifest import read_manifest
+from models.data.manifest import DISBELIEVED, read_manifest
 from serving.errors import PortInUse
 from serving.server import RunningServer
 
@@ -34,15 +36,15 @@ WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.
 
 @dataclass(frozen=True)
 class Found:
-    """What cleaning dropped, against what was planted among the photos that it judged."""
+    """What cleaning disbelieved, against what was planted among the photos that it judged."""
 
     planted: int
-    dropped: int
+    disbelieved: int
     right: int
 
     def __str__(self) -> str:
         return (f"{self.right} of {self.planted} planted label errors found ({self.right / max(self.planted, 1):.0%}); "
-                f"of {self.dropped} dropped labels {self.right / max(self.dropped, 1):.0%} were wrong")  # fmt: skip
+                f"of {self.disbelieved} disbelieved labels {self.right / max(self.disbelieved, 1):.0%} were wrong")  # fmt: skip
 
 
 def tell(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
@@ -98,9 +100,9 @@ def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found
     rows = [*read_truth(TRUTH).to_pylist(), *delivered.to_pylist()]
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
     judged = manifest.round > 0
-    planted = [photo in wrong for photo in manifest.id[judged]]
-    dropped = manifest.decision[judged] == "dropped"
-    return Found(sum(planted), int(dropped.sum()), sum(bool(d) and p for d, p in zip(dropped, planted, strict=True)))
+    planted = np.array([photo in wrong for photo in manifest.id[judged]], bool)
+    found = np.isin(manifest.decision[judged], DISBELIEVED)
+    return Found(int(planted.sum()), int(found.sum()), int((found & planted).sum()))
 
 
 def conclude(

@@ -118,7 +118,7 @@ def _label_row(key: str, photos: list[Photo]) -> dict[str, object]:
     """A new photo as claimed; of several splits the one furthest from training wins, so that test never leaks."""
     label = photos[0].row.label
     split = max((photo.row.split for photo in photos), key=("", *SPLITS).index)
-    decided = {"kept": True, "decision": "", "score": None, "round": 0}
+    decided = {"kept": True, "decision": "", "score": None, "round": 0, "judge": ""}
     return {"id": key, "given_label": label, "label": label, "split": split or "train", **decided}
 
 

@@ -23,7 +23,7 @@ from flows.draft import Claims, Draft, Photo
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
 from flows.shards import MAX_BYTES
-from models.data.manifest import TABLES, read_manifest, write_version
+from models.data.manifest import TABLES, read_manifest, read_table, write_version
 from pixels import BadPhoto, decode
 
 log = logging.getLogger("cleanshelf")
@@ -148,9 +148,10 @@ def _link_shards(base: Path | None, out: Path) -> None:
 
 def _is_same(base: Path, out: Path) -> bool:
     """Whether the delivery brought nothing new; `out` then is `base` to the byte, and no version comes of it."""
-    if any((base / f"{name}.parquet").read_bytes() != (out / f"{name}.parquet").read_bytes() for name in TABLES):
+    if any(not read_table(base, name=name).equals(read_table(out, name=name)) for name in TABLES):
         return False
-    shutil.copyfile(base / "VERSION.json", out / "VERSION.json")
+    for name in (*(f"{table}.parquet" for table in TABLES), "VERSION.json"):
+        shutil.copyfile(base / name, out / name)  # an earlier release wrote other bytes of the same tables
     return True
 
 

@@ -1,18 +1,24 @@
-"""The learning stages as Prefect tasks: each runs models in a child process and gives the folder of its result."""
+"""The learning stages as Prefect tasks: each gives the folder of its result; what is heavy runs in a child process."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from flows.launch import run_child
 from flows.run import Run, sha256
 from flows.settings import num_workers
 from flows.stage import stage
 from models.config import Recipe, to_dict
+from models.data.manifest import read_manifest
+from models.data.trusted import judged_by, judges
+from models.ensemble import choose
+from models.scores import read_scores
 
 log = logging.getLogger("cleanshelf")
 
@@ -32,41 +38,43 @@ def check(recipe: Recipe, data: Path) -> None:
 @stage("train member {member}")
 def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
-    recipe = run.recipe
-    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size)
-    return _train(
-        run, data, member, name=f"train-{member + 1}-{recipe.members[member].backbone}", parts=parts, fold=None
-    )
+    return _train(run, data, member, name=_name("train", run, member))
 
 
 @stage("score fold {fold}")
 def score_fold(run: Run, data: Path, fold: int) -> Path:
     """Scores of one fold of the training photos, by a network that never saw them."""
-    recipe, member = run.recipe, run.recipe.clean.member
-    parts: tuple[object, ...]
-    parts = (recipe.members[member], recipe.loss, recipe.train.decisive, recipe.augment, recipe.export.input_size,
-             recipe.clean.folds, recipe.clean.epochs, fold)  # fmt: skip
-    if recipe.clean.asks_embeddings:
-        parts += ("embeddings",)
-    return _train(run, data, member, name=f"fold-{fold}", parts=parts, fold=fold)
+    settings = run.recipe.clean
+    parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
+    return _train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold])
 
 
-def _train(run: Run, data: Path, member: int, *, name: str, parts: tuple[object, ...], fold: int | None) -> Path:
-    settings = run.recipe.train
-    started_from = [
-        _content(run.recipe.members[member].weights),
-        _content(settings.state),
-        _content(settings.photo_weights),
-    ]
-    meta = run.recipe.meta
+@stage("fine-tune member {member}")
+def finetune(run: Run, data: Path, member: int, trained: Path) -> Path:
+    """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
+    return _train(run, data, member, name=_name("finetune", run, member), module="models.finetune",
+                  parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
+
+
+def _train(
+    run: Run, data: Path, member: int, *, name: str, module: str = "models.train", parts: Sequence[object] = (),
+    options: Sequence[object] = (),
+) -> Path:  # fmt: skip
+    """A training of a member, which depends on its own part of the recipe and on `parts`."""
+    own = run.recipe.of(member)
+    files = [own.members[0].weights, own.train.state, own.train.photo_weights]
+    contents = [*(_content(path) for path in files), own.meta.file, own.proof.file]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out]
-        if fold is not None:
-            arguments += ["--fold", fold]
-        run_child("models.train", arguments, say=_say(name), workers=num_workers(settings.workers))
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
+        run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.stage(name, data.name, started_from, meta, meta.file, *parts, work=work)
+    return run.stage(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
+                     own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
+
+
+def _name(what: str, run: Run, member: int) -> str:
+    return f"{what}-{member + 1}-{run.recipe.members[member].backbone}"
 
 
 def _content(path: str) -> str:
@@ -78,7 +86,7 @@ def _content(path: str) -> str:
 def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
-    name = f"balance-{member + 1}-{recipe.members[member].backbone}"
+    name = _name("balance", run, member)
 
     def work(out: Path) -> None:
         arguments = [
@@ -94,7 +102,40 @@ def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
         run_child("models.decoupling", [*arguments, "--out", out], say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.stage(name, data.name, trained.name, recipe.balance, recipe.export.input_size, seed, work=work)
+    return run.stage(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+                     recipe.export.input_size, seed, work=work)  # fmt: skip
+
+
+@stage("ensemble")
+def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
+    """What each member counts, with the evidence: ensemble.json."""
+    settings = run.recipe.ensemble
+
+    def work(out: Path) -> None:
+        manifest = judged_by(read_manifest(data), run.recipe.proof.photos)
+        judging = manifest.id[judges(manifest)].astype(str)
+        scores = [read_scores(folder / "scores.parquet") for folder in balanced]
+        choice = choose([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
+                        confidence=run.recipe.proof.confidence)  # fmt: skip
+        log.info("ensemble, %s: members count %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights))
+        content = json.dumps({"method": settings.method} | choice.to_dict(), indent=1, allow_nan=False)
+        (out / "ensemble.json").write_text(content, encoding="utf-8")
+
+    names, proof = [folder.name for folder in balanced], run.recipe.proof
+    return run.stage("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
+
+
+@stage("views")
+def views(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
+    """How the graph will look at a photo, with the evidence: views.json."""
+    networks = [folder / "network.pt" for folder in balanced]
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        run_child("models.export.views", [*arguments, "--networks", *networks], say=_say("views"))
+
+    names, proof = [folder.name for folder in (*balanced, chosen)], run.recipe.proof
+    return run.stage("views", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
 
 
 def _say(name: str) -> Callable[[str], None]:

@@ -90,6 +90,14 @@ def _change(last: Row | None, row: Row) -> str:
     return "" if before is None or after is None else f"{after - before:+.3f}"
 
 
+def print_evidence(evidence: Sequence[Mapping[str, Any]]) -> None:
+    """Why each step stayed or went."""
+    rows = [{"step": each["step"] + (f": {each['method']}" if "method" in each else ""), "member": each["member"],
+             "before": each["before"], "after": each["after"], "gains at least": each["low"], "photos": each["photos"],
+             "stays": each["stays"]} for each in evidence]  # fmt: skip
+    print_table(("step", "member", "before", "after", "gains at least", "photos", "stays"), rows)
+
+
 def print_seen(seen: Sequence[Seen]) -> None:
     """What the endpoint said of some test photos."""
     rows = [{"photo": s.photo[:8], "endpoint says": s.label, "probability": s.probability, "truth": s.truth,
@@ -100,6 +108,8 @@ def print_seen(seen: Sequence[Seen]) -> None:
 def print_report(report: Report) -> None:
     """The end of a retraining."""
     print_steps(report.steps)
+    print("\nMean-class accuracy on validation photos, which decides what stays:\n")
+    print_evidence(report.evidence)
     print()
     print_seen(report.seen)
     print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")

@@ -29,7 +29,7 @@ log = logging.getLogger("cleanshelf")
 
 
 @stage("export")
-def export(run: Run, data: Path, members: list[Path]) -> Path:
+def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
     card = {
         "data_version": data.name,
@@ -43,11 +43,11 @@ def export(run: Run, data: Path, members: list[Path]) -> Path:
         (out / "card.json").write_text(json.dumps(card), encoding="utf-8")
         networks = [folder / "network.pt" for folder in members]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
+        arguments += ["--ensemble", weights / "ensemble.json", "--views", looks / "views.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    return run.stage(
-        "export", data.name, [folder.name for folder in members], run.recipe.export, digest(run.recipe), work=work
-    )
+    names = [folder.name for folder in (*members, weights, looks)]
+    return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
 @stage("gate")

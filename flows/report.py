@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +27,27 @@ class Row:
     tail: float | None
 
 
-def effects(first: list[Path], retrained: list[Path], balanced: list[Path], graph: Path, data: Path) -> list[Row]:
+def effects(
+    first: list[Path], retrained: list[Path], sharp: list[Path], balanced: list[Path], weights: Path, graph: Path, data: Path
+) -> list[Row]:  # fmt: skip
     """One row per step of the recipe.
 
     "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
-    tail are the thirds of the classes, by number of photos.
+    tail are the thirds of the classes, by number of photos. `sharp` is empty where nothing was fine-tuned.
     """
     manifest = read_manifest(data)
-    steps = (("labels as delivered", first), ("after cleaning", retrained), ("re-balanced", balanced))
+    steps = {
+        "labels as delivered": first,
+        "after cleaning": retrained,
+        "at high resolution": sharp,
+        "re-balanced": balanced,
+    }
     rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
-            for name, folders in steps]  # fmt: skip
-    together = mean([_test_scores(folder, manifest) for folder in balanced], num_classes=len(manifest.classes))
-    rows.append(_row(f"ensemble of {len(balanced)}", [together], manifest))
+            for name, folders in steps.items() if folders]  # fmt: skip
+    counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
+    members = [_test_scores(folder, manifest) for folder in balanced]
+    together = mean(members, num_classes=len(manifest.classes), weights=counts)
+    rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
     answers = np.load(graph / "answers.npz")
     rows.append(_mean("one graph, with crops", [_accuracy(answers["ranked"], answers["target"], manifest)]))
     return rows

@@ -10,12 +10,13 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.clean import clean, uncleaned
+from flows.clean import clean, settled, uncleaned
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
+from flows.evidence import evidence, prove
 from flows.gates import Verdict
-from flows.learn import balance, check, score_fold, train
+from flows.learn import balance, check, ensemble, finetune, score_fold, train, views
 from flows.progress import to_json
 from flows.publish import Seen, export, gate, publish, recognise_samples
 from flows.report import Row, effects
@@ -34,6 +35,7 @@ class Report:
     data_before: str
     data_after: str
     steps: list[Row]
+    evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
     model_version: int | None = None
     seen: list[Seen] = field(default_factory=list)
@@ -47,9 +49,8 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
-    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(
-        max_workers=Settings().num_parallel(workers=num_workers(recipe.train.workers))
-    )
+    workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
+    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel(workers=workers))
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         preview(workspace, recipe)
@@ -89,7 +90,10 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
-    """Data, train, clean, retrain, balance, export, judge, publish, ask; each step's result is found again if nothing changed."""
+    """Data, train, clean, retrain, tune, balance, weigh, export, judge, publish, ask; what has not changed is found again.
+
+    What a step made is used where validation photos prove that it pays, else what was there before.
+    """
     members = range(len(run.recipe.members))
 
     delivered = select_data(run)  # labels as they came
@@ -98,15 +102,28 @@ def retraining(run: Run) -> Report:
     data = delivered  # each round of cleaning makes a data version
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
-        data = clean(run, data, folds, round)
-    retrained = together([train.submit(run, data, member) for member in members])
+        before, data = data, clean(run, data, folds, round)
+        if settled(before, data, stop_share=run.recipe.clean.stop_share):
+            break
+    labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
+    retrained = together([train.submit(run, labels[member], member) for member in members])
+    proven = prove(run, data, "cleaning", first, retrained)
 
-    balanced = together([balance.submit(run, data, member, retrained[member]) for member in members])
-    graph = export(run, data, balanced)
+    sharp: list[Path] = []
+    if run.recipe.finetune.epochs:
+        sharp = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
+        proven = prove(run, data, "fine-tuning", proven, sharp)
+    balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
+
+    weights = ensemble(run, data, balanced)
+    looks = views(run, data, balanced, weights)
+    graph = export(run, data, balanced, weights, looks)
     verdict = gate(run, data, graph)
-    steps = effects(first, retrained, balanced, graph, data)
+    steps = effects(first, retrained, sharp, balanced, weights, graph, data)
 
-    report = record(run, Report(run.id, delivered.name, data.name, steps, verdict))
+    report = record(
+        run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)
+    )
 
     if not verdict.passed:
         raise GateRefused(list(verdict.reasons))

@@ -10,39 +10,75 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from models.cleaning import RULES
 from models.command import run
 from models.config import Meta, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
-from models.data.trusted import trusted_rows
+from models.data.mixing import require_mixable
+from models.data.trusted import judged_by, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import LEAST, num_steps
 from models.errors import ConfigError, ManifestError
+from models.inputs import view_size
 from models.job import split_rows
 from models.losses import Loss, Samples, build_loss
 from models.meta import read_schedule, start_of
-from models.network import build_network
+from models.network import Network, build_network, set_size
 
 
 def check(recipe: Recipe, *, data: Path) -> None:
     """Builds what would be trained and counts what it would be trained on.
 
     Raises:
-        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, weights of photos or the folds cannot be had.
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a rule, photos' weights or folds cannot be had.
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
-    manifest = read_manifest(data)
+    manifest = judged_by(read_manifest(data), recipe.proof.photos)
     check_photos(manifest)
+    RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
-    check_workers(recipe, manifest)
-    make_emphasis(recipe.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0])
-    loss = build_loss(recipe.loss.name, num_classes=len(manifest.classes), **recipe.loss.params)
-    check_state(recipe, loss, manifest)
-    check_meta(recipe.meta, loss, manifest)
-    for member in recipe.members:
-        build_network(member, num_classes=len(manifest.classes))
+    for member, each in enumerate(recipe.members):
+        try:
+            check_member(recipe, member, manifest)
+        except ConfigError as error:
+            table, _, _ = str(error).partition(".")
+            if table in ("loss", "train") and getattr(each, table):
+                raise ConfigError(f"members.{member}.{error}") from None
+            raise
+
+
+def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
+    """What one member would be trained with and on, at every size."""
+    own, num_classes = recipe.of(member), len(manifest.classes)
+    judges = recipe.clean.rounds > 0 and member == recipe.clean.member
+    check_workers(own, manifest, num_folds=recipe.clean.folds if judges else 0)
+    make_emphasis(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=own.clean)
+    loss = build_loss(own.loss.name, num_classes=num_classes, **own.loss.params)
+    require_mixable(own.augment, loss)
+    check_state(own, loss, manifest)
+    check_meta(own.meta, loss, manifest)
+    network = build_network(own.members[0], num_classes=num_classes)
+    check_sizes(own, network)
+
+
+def check_sizes(own: Recipe, network: Network) -> None:
+    """The network takes the sizes that it is shown in training, and the one at which it is trained on."""
+    (member,) = own.members
+    if own.train.start_size < 1:
+        size = view_size(member.size, own.train.start_size)
+        try:
+            network.eval().features(torch.zeros(1, 3, size, size))
+        except Exception as error:  # timm's models raise what they like
+            raise ConfigError(
+                f"train.start_size: {own.train.start_size} is {size} px, and {member.backbone} takes {member.size} alone "
+                f"({type(error).__name__}); set 1"
+            ) from None
+    if own.finetune.epochs:
+        set_size(network.backbone, own.finetune.resized(member))
 
 
 def check_photos(manifest: Manifest) -> None:
@@ -63,13 +99,13 @@ def check_photos(manifest: Manifest) -> None:
 
 def check_folds(manifest: Manifest, *, num_folds: int) -> None:
     """Each fold has photos to judge, and leaves enough to train on."""
-    usable = manifest.kept & (manifest.split == "train")
+    is_train = manifest.split == "train"
     for fold in range(num_folds):
         rows, held_out = split_rows(manifest, fold=fold, num_folds=num_folds)
-        judged = np.count_nonzero(usable[held_out])
+        judged = np.count_nonzero(is_train[held_out])
         if len(rows) < LEAST or not judged:
             raise ConfigError(
-                f"clean.folds: of {int(usable.sum())} train photos fold {fold} of {num_folds} would judge {judged} after "
+                f"clean.folds: of {len(rows) + judged} train photos fold {fold} of {num_folds} would judge {judged} after "
                 f"training on {len(rows)}; set fewer folds, or clean.rounds=0, or ingest more photos"
             )
 
@@ -88,11 +124,10 @@ def check_state(recipe: Recipe, loss: Loss, manifest: Manifest) -> None:
     loss.memory.carry(Path(recipe.train.state))
 
 
-def check_workers(recipe: Recipe, manifest: Manifest) -> None:
+def check_workers(recipe: Recipe, manifest: Manifest, *, num_folds: int) -> None:
     """Batches are large enough for the workers that share them, in the smallest training too."""
-    folds = [None, *range(recipe.clean.folds if recipe.clean.rounds else 0)]
-    for fold in folds:
-        rows, _ = split_rows(manifest, fold=fold, num_folds=recipe.clean.folds)
+    for fold in (None, *range(num_folds)):
+        rows, _ = split_rows(manifest, fold=fold, num_folds=num_folds)
         num_steps(recipe.train.epoch_length or len(rows), recipe.train, workers=max(recipe.train.workers, 1))
 
 

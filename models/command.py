@@ -26,5 +26,7 @@ def run(main: Callable[[], None]) -> None:
     except (ModelError, BadPhoto) as error:
         if not isinstance(error, ValueError):
             raise
-        print("; ".join(line.strip() for line in str(error).splitlines() if line.strip()), flush=True)
+        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        sys.stdout.write(f"{said}\n")  # in one piece, where print makes two: several workers share the pipe
+        sys.stdout.flush()
         sys.exit(REFUSED)

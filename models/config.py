@@ -17,130 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from models.errors import ConfigError
+from models.learning import Augment, Loss, Member, Meta, Positive, Share, Train, content
 from models.registry import Range, closest
 from models.tables import build, set_key
 
 RECIPES = Path(__file__).parent / "recipes"
-
-Positive = Annotated[int, Range(1)]
-Share = Annotated[float, Range(0, 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One network of the ensemble."""
-
-    backbone: str = "resnet10t"  # any timm name
-    size: Annotated[int, Range(16, 1024)] = 96  # pixels it is trained and asked at
-    seed: Annotated[int, Range(0)] = 0
-    weights: str = ""  # a .safetensors or torch file to start from; "" starts at random
-    args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
-    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(
-                    f"members.{name}: {getattr(self, name)} has not three values; give red, green and blue"
-                )
-        if 0 in self.std:
-            raise ConfigError(
-                f"members.std: {self.std} holds a 0, and pixels are divided by it; leave std out for timm's"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Name in models.losses and its own parameters."""
-
-    name: str = "gce"
-    params: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in ("name", "num_classes"):
-            if key in self.params:
-                raise ConfigError(f"loss.params.{key}: not for the recipe to say; leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Meta:
-    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
-
-    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
-    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
-    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
-    every: Positive = 10  # training steps to one step of learning
-    batch_size: Annotated[int, Range(2)] = 64  # trusted photos
-    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
-    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
-
-    def __post_init__(self) -> None:
-        if self.photos and self.replay:
-            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
-
-    @property
-    def file(self) -> str:
-        """Digest of what `photos` or `replay` names; "" of no file."""
-        return content(self.photos or self.replay)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The training loop."""
-
-    epochs: Positive = 24
-    batch_size: Positive = 32
-    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # AdamW, cosine to 0
-    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
-    weight_decay: Annotated[float, Range(0)] = 0.05
-    warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
-    sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
-    progressive: bool = False  # from there to class-balanced over the epochs
-    balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
-    best_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, on the best-scored photos of each class
-    best_photos: Positive = 30  # of a class, in them
-    epoch_length: Annotated[int, Range(0)] = 0  # draws; 0: as many as photos
-    class_weights: Literal["", "inverse", "effective"] = ""  # of the loss
-    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # of effective numbers
-    photo_weights: str = ""  # a file of ids and weights; others weigh 1
-    har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
-    l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
-    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
-    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
-    workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
-    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
-    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
-
-    def __post_init__(self) -> None:
-        if 0 < self.epoch_length < self.batch_size:
-            raise ConfigError(
-                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
-                "raise it, or set 0 for as many draws as photos"
-            )
-        for name in ("balanced_epochs", "best_epochs"):
-            if getattr(self, name) > self.epochs:
-                raise ConfigError(
-                    f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
-                )
-        if self.har and self.head_rows:
-            raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
-
-    @property
-    def decisive(self) -> Train:
-        """Without the keys that leave the result as it is."""
-        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random views of a training photo; all ranges are symmetric about 'unchanged'."""
-
-    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
-    rotate_deg: Annotated[float, Range(0, 180)] = 8.0
-    colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
-    flip: bool = True
-    erase: Share = 0.3  # probability of one blank rectangle (coarse dropout)
 
 
 Rule = Literal[
@@ -150,24 +31,58 @@ Rule = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """One cleaning round: out-of-sample probabilities, then decisions."""
+    """Cleaning rounds: out-of-sample probabilities, then decisions on all labels anew."""
 
-    rounds: Annotated[int, Range(0, 10)] = 1
+    rounds: Annotated[int, Range(0, 10)] = 1  # at most
+    stop_share: Share = 0.005  # no further round once a round changes the decisions on fewer of the photos
     member: Annotated[int, Range(0)] = 0  # the member whose network gives the probabilities
     folds: Annotated[int, Range(2, 20)] = 3
     epochs: Positive = 12  # lightly trained finds errors better
     rule: Rule = "log_margin"  # of models.cleaning
-    margin: float = -0.5  # by the rule log_margin, a photo whose log margin is below is suspect
-    neighbours: Annotated[int, Range(1, 1000)] = 10  # photos that vote, by rules that ask them
-    budget: Share = 1.0  # at most this share of the training photos is decided away in a round
+    params: dict = field(default_factory=dict)  # the rule's own
+    use: Literal["drop", "weigh"] = "drop"  # weigh: disbelieved photos stay, and each counts by its score
+    relabel: Share = 0.0  # a disbelieved label is replaced where another is so certain; 0: never
+    budget: Share = 1.0  # at most this share of the training photos is disbelieved
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least so many
     correct: bool = False  # each round estimates what is given for what, and later trainings learn through it
 
     @property
     def asks_embeddings(self) -> bool:
-        """Whether the rule compares photos."""
-        return self.correct or self.rule in ("neighbours", "product", "linear", "posterior")
+        """Whether photos are compared."""
+        return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0 or self.correct
+
+    @property
+    def weighing(self) -> list[Any]:
+        """What a training on doubted labels depends on beside its data; nothing where they are dropped."""
+        weighs = [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
+        return [*weighs, *(["correct"] if self.correct else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """More epochs at a larger size, after training and before balancing."""
+
+    epochs: Annotated[int, Range(0)] = 0  # 0: none
+    enlarge: Annotated[float, Range(1, 4)] = 1.5  # to this times the member's size
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-4
+    learn: Literal["all", "norms", "head"] = "all"  # "norms": the backbone's norms and the head (FixRes)
+    best_photos: Annotated[int, Range(0)] = 0  # of a class that it learns from, the best-scored; 0: all
+
+    def resized(self, member: Member) -> Member:
+        """The member as it leaves fine-tuning."""
+        return dataclasses.replace(member, size=round(member.size * self.enlarge))
+
+    def settings(self, train: Train) -> Train:
+        """Of the further epochs: those of the training, with photos drawn as in its last epoch."""
+        even = train.progressive or train.balanced_epochs > 0
+        best = self.best_photos > 0 or train.best_epochs > 0
+        return dataclasses.replace(
+            train, epochs=self.epochs, lr=self.lr, start_size=1.0, schedule="cosine", progressive=False,
+            balanced_epochs=self.epochs * even, best_epochs=self.epochs * best,
+            best_photos=self.best_photos or train.best_photos, soup_epochs=min(train.soup_epochs, self.epochs),
+            backbone_lr_scale=0.0 if self.learn == "head" else train.backbone_lr_scale,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,14 +110,38 @@ class Balance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """How much each member's answer counts; chosen on validation photos."""
+
+    method: Literal["uniform", "weighted", "greedy"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Which photos say whether a step pays, and how sure they must be for it to stay."""
+
+    photos: str = ""  # a file of ids whose labels are trusted; "": the validation photos that cleaning believes
+    confidence: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # one-sided; 0 takes every step unasked
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` names; "" of no file."""
+        return content(self.photos)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """What is fused into the one graph."""
 
     input_size: Annotated[int, Range(16, 2048)] = 160
-    enlarge: Annotated[float, Range(1, 4)] = 1.25
+    enlarge: tuple[Annotated[float, Range(1, 4)], ...] = (1.25,)  # several: chosen on validation photos
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
+
+    def __post_init__(self) -> None:
+        if not self.enlarge:
+            raise ConfigError("export.enlarge: names no ratio; set 1.25, or several to choose from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +163,10 @@ class Recipe:
     train: Train = Train()
     augment: Augment = Augment()
     clean: Clean = Clean()
+    finetune: Finetune = Finetune()
     balance: Balance = Balance()
+    ensemble: Ensemble = Ensemble()
+    proof: Proof = Proof()
     export: Export = Export()
     gate: Gate = Gate()
 
@@ -239,6 +181,41 @@ class Recipe:
             )
         if self.clean.member >= len(self.members):
             raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+        if all(own.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 for own in self.members):
+            self._check_frozen()
+        if self.augment.mixes and self.meta.photos:
+            raise ConfigError("meta.photos: learns from whole photos; set augment.mixup=0 and augment.cutmix=0")
+        for member, own in enumerate(self.members):
+            if own.head == "arcface" and own.train.get("har", self.train.har):
+                raise ConfigError('train.har: is derived for members.head = "linear"; set har=0, or that head')
+            if own.loss or own.train:
+                self.of(member)
+
+    def _check_frozen(self) -> None:
+        """Of a frozen backbone features are computed once, of whole photos and their mirror images."""
+        for name in ("hue_deg", "flip_vertical", "blur", "holes", "cutmix"):
+            if getattr(self.augment, name) != getattr(Augment, name):
+                raise ConfigError(
+                    f"augment.{name}: has no effect on a frozen backbone (train.backbone_lr_scale=0), whose features are "
+                    "computed once; leave it out"
+                )
+
+    def of(self, member: int) -> Recipe:
+        """The recipe of one member alone, with its own loss and keys of training in their places.
+
+        Raises:
+            ConfigError: one of them is unknown or out of range; the message names members.<member>.<key>.
+        """
+        own, where = self.members[member], f"members.{member}."
+        try:
+            loss = build(Loss, {"name": self.loss.name} | own.loss, f"{where}loss.") if own.loss else self.loss
+            train = build(Train, vars(self.train) | own.train, f"{where}train.")
+        except ConfigError as error:  # what keys are refused together for, names no member
+            raise ConfigError(f"{where}{str(error).removeprefix(where)}") from None
+        plain = dataclasses.replace(own, data="cleaned", loss={}, train={})
+        clean = dataclasses.replace(self.clean, member=0)
+        augment = self.augment if train.backbone_lr_scale else self.augment.of_features
+        return dataclasses.replace(self, members=(plain,), loss=loss, train=train, augment=augment, clean=clean)
 
 
 def recipe_names() -> list[str]:
@@ -284,11 +261,6 @@ def from_dict(tables: Mapping[str, Any]) -> Recipe:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain tables of any part of a recipe, fit for JSON."""
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
-
-
-def content(path: str) -> str:
-    """Digest of a file; "" of none."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
 def digest(*parts: Any) -> str:

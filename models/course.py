@@ -13,6 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import checkpoint, distributed
+from models.averages import Average
 from models.losses import Loss
 from models.meta import Constant
 from models.network import Network
@@ -32,6 +33,7 @@ class Course:
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     meta: Constant  # of the loss's own numbers
+    average: Average  # of the weights
     epoch: int = 0  # in progress, from 0
     step: int = 0  # done in it
     total: float = 0.0  # of the loss over the photos that this worker saw in it
@@ -51,6 +53,7 @@ class Course:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "meta": self.meta.state_dict(),
+            "average": self.average.state_dict(),
         }
         if distributed.rank() == 0:
             checkpoint.save(path, content)
@@ -58,7 +61,7 @@ class Course:
     def restore(self, path: Path, *, key: str) -> None:
         """Goes on where `save` was called, by as many workers as there are now."""
         content = checkpoint.load(path, key=key)
-        for name in ("network", "loss", "optimizer", "schedule", "meta"):
+        for name in ("network", "loss", "optimizer", "schedule", "meta", "average"):
             getattr(self, name).load_state_dict(content[name])
         self.epoch, self.step, self.seconds = content["epoch"], content["step"], content["seconds"]
         self.total = content["total"] if distributed.rank() == 0 else 0.0

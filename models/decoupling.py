@@ -34,7 +34,9 @@ from models.config import Balance, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
+from models.data.trusted import judged_by, judges
 from models.evaluate import Accuracy, accuracy
+from models.evidence import Gain, class_share, gain, standard_error
 from models.inputs import Features, extract
 from models.job import split_rows
 from models.network import best_device
@@ -135,19 +137,12 @@ def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: ND
     share = class_share(target)
     curve = (hit * share).sum(1) / share.sum()
     best = int(curve.argmax())
-    errors = [standard_error(hit[best], other, share, seed=seed) for other in hit]
+    errors = [standard_error(hit[best], other, target, seed=seed) for other in hit]
     chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
     pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
     return Choice(
         method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
     )
-
-
-def standard_error(one: NDArray[np.bool_], other: NDArray[np.bool_], share: NDArray[np.float64], *, seed: int) -> float:
-    """Of the class-weighted mean of the difference between two rows of hits on the same photos, by 200 bootstrap draws."""
-    draws = np.random.default_rng(seed).integers(len(one), size=(200, len(one)))
-    difference = (one.astype(np.float64) - other) * share
-    return float((difference[draws].sum(1) / share[draws].sum(1)).std())
 
 
 def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Accuracy:
@@ -158,12 +153,13 @@ def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Ac
 
 
 def choose_classifier(
-    trained: Tensor, known: Known, validation: Known, *, counts: NDArray[np.int64], settings: Balance, seed: int
-) -> tuple[Choice, list[Choice]]:
-    """What balance.method asks for, and all that was tried.
+    trained: Tensor, known: Known, validation: Known, *, counts: NDArray[np.int64], settings: Balance, confidence: float,
+    seed: int,
+) -> tuple[Choice, list[Choice], Gain]:  # fmt: skip
+    """What balance.method asks for, all that was tried, and what the former gains over the classifier as it was trained.
 
-    Of "best" the gentlest method that is within one standard error of the best, again that of their difference: without
-    validation photos, or without a clear gain, the classifier stays as it was trained.
+    Of "best" the gentlest method that is within one standard error of the best, again that of their difference, and only if its
+    gain is proven (`confidence` as in models.evidence): without validation photos the classifier stays as it was trained.
     """
     methods: list[str] = [settings.method]
     if settings.method == "best":
@@ -171,17 +167,21 @@ def choose_classifier(
         methods = [name for name in METHODS if name not in learnt] if len(validation.target) else ["none"]
     tried = [choose(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
                     counts=counts, seed=seed) for name in methods]  # fmt: skip
+    best = gentlest(tried, validation.target, seed=seed)
+    before = hits(trained, None, validation.embedding, validation.target)
+    gained = gain(before, best.hit, validation.target, confidence=confidence, seed=seed)
+    if settings.method == "best" and not gained.stays:
+        best = tried[0]
+    return best, tried, gained
+
+
+def gentlest(tried: list[Choice], target: NDArray[np.int64], *, seed: int) -> Choice:
+    """The first that is within one standard error, that of their difference, of the best."""
     if len(tried) == 1:
-        return tried[0], tried
-    top, share = max(tried, key=lambda choice: choice.figures.mean_class), class_share(validation.target)
-    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, share, seed=seed) for choice in tried]
-    return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound), tried
-
-
-def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,) weight of each photo with which all classes weigh the same."""
-    share: NDArray[np.float64] = 1 / np.bincount(target)[target]
-    return share
+        return tried[0]
+    top = max(tried, key=lambda choice: choice.figures.mean_class)
+    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, target, seed=seed) for choice in tried]
+    return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound)
 
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
@@ -190,22 +190,23 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     torch.set_num_threads(settings.train.threads or torch.get_num_threads())
     trained = load_network(network)
     net, seed = trained.network.to(best_device()), settings.members[member].seed
-    manifest = read_manifest(data)
+    manifest = judged_by(read_manifest(data), settings.proof.photos)
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
     def features(chosen: NDArray[np.int64]) -> Features:
         return extract(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
     of_held_out, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
-    judging = (manifest.split[held_out] == "val") & (manifest.target[held_out] >= 0)
+    judging = judges(manifest)[held_out]
     validation = Known(embeddings(net, of_held_out)[torch.from_numpy(judging)], manifest.target[held_out][judging])
     _tell(validation, manifest)
     known = Known(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
     if settings.balance.needs_training_photos:
+        rows = rows[manifest.decision[rows] != "doubted"]  # nothing here weighs photos
         known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows]), manifest.score[rows], weight,
                             count=settings.balance.best_photos)  # fmt: skip
-    best, tried = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
-                                    seed=seed)  # fmt: skip
+    best, tried, gained = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
+                                            confidence=settings.proof.confidence, seed=seed)  # fmt: skip
     log.info("%s, tau %.2f: mean-class accuracy %.3f, top-1 %.3f on %d validation photos", best.method,
              best.option.strength, best.figures.mean_class, best.figures.top1, len(validation.target))  # fmt: skip
     set_classifier(net.head, best.option.weight, best.option.bias)
@@ -214,7 +215,11 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     write_scores(
         score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet"
     )
-    evidence = {"chosen": best.to_dict(), "candidates": [choice.to_dict() for choice in tried]}
+    evidence = {
+        "chosen": best.to_dict(),
+        "gain": gained.to_dict(),
+        "candidates": [choice.to_dict() for choice in tried],
+    }
     (out / "balance.json").write_text(json.dumps(evidence, indent=1, allow_nan=False), encoding="utf-8")
 
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import Train
+from models.cleaning import HALF, label_weights
+from models.config import Clean, Train
 from models.data.manifest import Manifest
 from models.errors import ConfigError
 
@@ -33,7 +34,7 @@ class Emphasis:
         return Emphasis(self.weight.to(device), None if self.har is None else self.har.to(device))
 
 
-def make_emphasis(settings: Train, manifest: Manifest, rows: NDArray[np.int64]) -> Emphasis:
+def make_emphasis(settings: Train, manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> Emphasis:
     """What a recipe asks for, for the training photos `rows` of a manifest.
 
     Raises:
@@ -44,6 +45,8 @@ def make_emphasis(settings: Train, manifest: Manifest, rows: NDArray[np.int64]) 
     weight = class_weights(counts, kind=settings.class_weights, beta=settings.class_beta)[target]
     if settings.photo_weights:
         weight = weight * photo_weights(Path(settings.photo_weights), manifest.id[rows])
+    if clean.use == "weigh":
+        weight = weight * belief(manifest, rows, clean=clean)
     if not weight.sum():
         raise ConfigError(f"train.photo_weights: {settings.photo_weights} gives every photo the weight 0; raise some")
     har = None
@@ -78,6 +81,19 @@ def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
     return np.array([given.get(str(each), 1.0) for each in ids], dtype=np.float64)
 
 
+def belief(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> NDArray[np.float64]:
+    """(N,) weights in [0, 1] of the labels of `rows`, by `label_weights` of their scores; 1 where none was ever judged.
+
+    A score is of the given label, so a photo that was relabelled counts by what its old label lacks.
+    """
+    score, labels = manifest.score[rows], manifest.target[rows]
+    quality = np.where(manifest.decision[rows] == "relabelled", 1 - score, score)
+    judged = ~np.isnan(quality)
+    weights = label_weights(np.where(judged, labels, -1), np.where(judged, quality, 1), floor_share=clean.floor_share,
+                            floor_count=clean.floor_count)  # fmt: skip
+    return weights.astype(np.float64)
+
+
 def _read_weights(path: Path) -> dict[str, float]:
     try:
         if path.suffix == ".parquet":
@@ -93,14 +109,14 @@ def _read_weights(path: Path) -> dict[str, float]:
 
 
 def error_rates(manifest: Manifest) -> NDArray[np.float64]:
-    """(C,) share of each class's train photos to which networks that never saw them gave another label; 1 of a class never judged.
+    """(C,) share of each given class's train photos whose label cleaning does not believe; 1 of a class never judged.
 
     Dropped photos take part: they are most of the errors.
     """
-    judged = (manifest.split == "train") & ~np.isnan(manifest.score) & (manifest.target >= 0)
-    target, num_classes = manifest.target[judged], len(manifest.classes)
+    judged = (manifest.split == "train") & ~np.isnan(manifest.score)
+    target, num_classes = manifest.given_target[judged], len(manifest.classes)
     shown = np.bincount(target, minlength=num_classes)
-    wrong = np.bincount(target[manifest.score[judged] < 0], minlength=num_classes)
+    wrong = np.bincount(target[manifest.score[judged] < HALF], minlength=num_classes)
     return np.divide(wrong, shown, out=np.ones(num_classes), where=shown > 0)
 
 

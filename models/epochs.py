@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import distributed
+from models.averages import Average, measuring
+from models.classifiers import set_classifier
 from models.config import Train
 from models.course import Course, Interval, seed_step
+from models.data.mixing import Label, labels_of
 from models.data.samplers import Sampler
 from models.emphasis import Emphasis, jacobian_norm
 from models.errors import ConfigError
 from models.inputs import Inputs
 from models.losses import Loss
 from models.losses.chunked import chunked_loss
+from models.margins import Angular, linear_rows
 from models.meta import Constant
 from models.network import Network
 from models.optimise import absolute_weights, learning_rate, learnt, make_optimizer
@@ -38,20 +42,22 @@ Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photo
 
 def fit(
     network: Network, loss: Loss, inputs: Inputs, *, sampler: Sampler, emphasis: Emphasis, out: Path, key: str, ask: Answers,
-    meta: Constant,
+    meta: Constant, epochs_before: int = 0,
 ) -> None:  # fmt: skip
-    """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt.
+    """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt; leaves it a linear classifier.
 
     Args:
         sampler: of the photos of `inputs`.
         key: of the checkpoint.
         ask: called before the epochs for which the loss wants answers.
         meta: of the numbers of the loss.
+        epochs_before: of the training that this one continues; the loss, which may warm up, counts them.
     """
     settings, steps = sampler.settings, num_steps(sampler.length, sampler.settings, workers=distributed.world())
     optimizer = make_optimizer(network, loss, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
-    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta)
+    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta,
+                    average=Average(learnt(optimizer), settings))  # fmt: skip
     if (out / "checkpoint.pt").exists():
         course.restore(out / "checkpoint.pt", key=key)
     forget_after(out / "metrics.jsonl", course.epoch)
@@ -62,18 +68,23 @@ def fit(
             course.save(out / "checkpoint.pt", key=key)
 
     while course.epoch < settings.epochs:
-        if course.step == 0 and loss.wants_answers(course.epoch):
+        if course.step == 0 and loss.wants_answers(epochs_before + course.epoch):
             log_p, accuracy = ask()
             loss.take_answers(log_p, accuracy=accuracy)
-        loss.start_epoch(course.epoch)
+        loss.start_epoch(epochs_before + course.epoch)
         meta.start_epoch(course.epoch, of=settings.epochs)
         drawn = sampler.draw(course.epoch)
         train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
                     seed=sampler.seed, emphasis=emphasis.to(network.mean.device), after_step=save_sometimes)  # fmt: skip
         loss.end_epoch()
+        course.average.end_epoch(left=settings.epochs - course.epoch - 1)
         report(out, epoch=course.epoch + 1, of=settings.epochs, **figures(course, len(drawn)))
         course.turn()
         course.save(out / "checkpoint.pt", key=key)
+    if settings.averages:
+        settle(course, inputs, sampler, steps=steps)
+    if isinstance(network.head.classifier, Angular):
+        set_classifier(network.head, linear_rows(network, inputs, sampler.target), None)
 
 
 def num_steps(num_draws: int, settings: Train, *, workers: int) -> int:
@@ -99,26 +110,31 @@ def train_epoch(
     train_mode(course.network, frozen=settings.backbone_lr_scale == 0)
     course.loss.train()
     generator = torch.Generator()
-    batches = inputs.training(order[course.step :], generator)
+    batches = inputs.training(order[course.step :], generator, size_share=size_share(course.epoch, settings))
     started = time.perf_counter() - course.seconds
     for step in range(course.step, len(order)):
         seed_step(generator, seed, course.epoch, step)
-        index = torch.from_numpy(order[step][distributed.part(len(order[step]))])
-        take_step(course, inputs, next(batches), target[index], index, size=len(order[step]), settings=settings,
-                  emphasis=emphasis)  # fmt: skip
+        photos, share = next(batches)
+        labels = labels_of(order[step], target, share=share, device=photos.device)
+        take_step(course, inputs, photos, labels, size=len(order[step]), settings=settings, emphasis=emphasis)
         course.step, course.seconds = step + 1, time.perf_counter() - started
         if course.step < len(order):
             after_step()
 
 
+def size_share(epoch: int, settings: Train) -> float:
+    """Side of an epoch's views as a share of the member's: from start_size in the first to 1 in the last, evenly."""
+    done = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
+    return settings.start_size + (1 - settings.start_size) * done
+
+
 def take_step(
-    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, size: int, settings: Train,
+    course: Course, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, size: int, settings: Train,
     emphasis: Emphasis,
 ) -> None:  # fmt: skip
     """One update from a batch of `size` photos, of which this worker has the part that it is given."""
-    target, index = target.to(batch.device), index.to(batch.device)
-    course.meta.step(batch, target, course.optimizer)
-    value = loss_of(course, inputs, batch, target, index, rows=settings.head_rows, emphasis=emphasis).sum()
+    course.meta.step(batch, labels[0].target, course.optimizer)
+    value = loss_of(course, inputs, batch, labels, rows=settings.head_rows, emphasis=emphasis).sum()
     objective = value / size
     if settings.l1:
         frozen = settings.backbone_lr_scale == 0
@@ -129,23 +145,34 @@ def take_step(
     nn.utils.clip_grad_norm_(learnt(course.optimizer), LARGEST_GRADIENT)
     course.optimizer.step()
     course.schedule.step()
+    course.average.end_step()
     course.total += value.item()
 
 
 def loss_of(
-    course: Course, inputs: Inputs, batch: Tensor, target: Tensor, index: Tensor, *, rows: int, emphasis: Emphasis
+    course: Course, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, rows: int, emphasis: Emphasis
 ) -> Tensor:
-    """(N,) loss of each photo; with `rows`, the logits of so many exist at a time."""
-    weight = course.network.head.classifier.weight
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda"):
+    """(N,) loss of each photo, the mean of those of its labels; with `rows`, the logits of so many exist at a time."""
+    head, values = course.network.head, []
+    with half_precision(batch):
         if rows:
-            values = chunked_loss(course.loss, weight, inputs.embedding(batch), target, index, rows=rows)
-            return values * emphasis.weight[index]
-        output = inputs.forward(batch)
-    values = course.loss(output.logits, target, index, output.embedding) * emphasis.weight[index]
-    if emphasis.har is None:
-        return values
-    return values + emphasis.har[target] * jacobian_norm(output.logits, target, weight)
+            weight, embedding = head.rows, inputs.embedding(batch)
+            for label in labels:
+                value = chunked_loss(course.loss, weight, embedding, label.target, label.index, rows=rows)
+                values.append(label.share * emphasis.weight[label.index] * value)
+            return torch.stack(values).sum(0)
+        logits, embedding = inputs.forward(batch)
+    for label in labels:
+        value = course.loss(logits, label.target, label.index, embedding) * emphasis.weight[label.index]
+        if emphasis.har is not None:
+            value = value + emphasis.har[label.target] * jacobian_norm(logits, label.target, head.rows)
+        values.append(label.share * value)
+    return torch.stack(values).sum(0)
+
+
+def half_precision(batch: Tensor) -> torch.autocast:
+    """On GPUs."""
+    return torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda")
 
 
 def train_mode(network: Network, *, frozen: bool) -> None:
@@ -153,6 +180,21 @@ def train_mode(network: Network, *, frozen: bool) -> None:
     network.train()
     if frozen:
         network.backbone.eval()
+
+
+def settle(course: Course, inputs: Inputs, sampler: Sampler, *, steps: int) -> None:
+    """Puts the averaged weights into the network, with the statistics of batch norm that they have over fresh views of an epoch."""
+    network, settings, generator = course.network, sampler.settings, torch.Generator()
+    course.average.put()
+    batches = inputs.training(np.array_split(sampler.draw(settings.epochs - 1), steps), generator)
+    part = network.head if settings.backbone_lr_scale == 0 else network
+    with torch.no_grad(), measuring(network, part=part):
+        for step in range(steps):
+            seed_step(generator, sampler.seed, settings.epochs, step)
+            photos, _ = next(batches)
+            with half_precision(photos):
+                inputs.embedding(photos)
+    distributed.average_buffers(network)
 
 
 def figures(course: Course, num_drawn: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -13,21 +14,26 @@ from torch import Tensor
 from models import distributed
 from models.config import Augment
 from models.data.augment import draw_views, random_view, whole_view
+from models.data.mixing import Mixed, mixed, places
 from models.data.photos import Photos
 from models.network import Head, Network, Output
 
 EVAL_BATCH = 64
+MIRRORED = Augment()
 
 
 class Inputs(Protocol):
     """Batches of one set of photos, and the part of the network that they go through.
 
-    training: this worker's part of each batch of `order`; the generator is used when a batch is asked for, not before.
+    training: this worker's part of each batch of `order`, each photo mixed with the next of the batch where augment says so; the
+        generator is used when a batch is asked for, not before. Views have `size_share` of the side, to the next 8 pixels.
     evaluation: a part of the photos as they are, first to last.
     embedding: (N, 512) what forward gives, without the logits.
     """
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]: ...
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Mixed]: ...
 
     def evaluation(self, part: slice) -> Iterator[Tensor]: ...
 
@@ -43,11 +49,15 @@ class Views:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
         self.device = network.mean.device
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        own = [positions[distributed.part(len(positions))] for positions in order]
-        for positions, photos in zip(order, self.photos.batches(own), strict=True):
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Mixed]:
+        needed = [positions[places(len(positions), self.augment)] for positions in order]
+        size = view_size(self.size, size_share)
+        for positions, photos in zip(order, self.photos.batches(needed), strict=True):
             draw = draw_views(len(positions), augment=self.augment, generator=generator)
-            yield random_view(photos.to(self.device), self.size, draw[distributed.part(len(positions))])
+            own = torch.from_numpy(places(len(positions), self.augment))
+            yield mixed(random_view(photos.to(self.device), size, draw[own]), self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         for photos in self.photos.in_order(EVAL_BATCH, part=part):
@@ -61,16 +71,27 @@ class Views:
         return self.network.embedding(batch)
 
 
+def view_size(size: int, share: float) -> int:
+    """Pixels of a side that is `share` of `size`: the next multiple of 8, at most the whole."""
+    return min(8 * math.ceil(size * share / 8), size)
+
+
 class Features:
-    """Fixed features through a head: views (2, N, d), of each photo as it is and of its mirror image."""
+    """Fixed features through a head: views (2, N, d), of each photo as it is and of its mirror image.
 
-    def __init__(self, views: Tensor, head: Head) -> None:
-        self.views, self.head = views, head
+    Of `augment`, flip and mixup have an effect.
+    """
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
+    def __init__(self, views: Tensor, head: Head, *, augment: Augment = MIRRORED) -> None:
+        self.views, self.head, self.augment = views, head, augment
+
+    def training(
+        self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
+    ) -> Iterator[Mixed]:
         for positions in order:
-            view, own = torch.randint(2, (len(positions),), generator=generator), distributed.part(len(positions))
-            yield self.views[view[own], torch.from_numpy(positions[own])]
+            view = torch.randint(1 + self.augment.flip, (len(positions),), generator=generator)
+            own = torch.from_numpy(places(len(positions), self.augment))
+            yield mixed(self.views[view[own], torch.from_numpy(positions)[own]], self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         yield from self.views[0, part].split(1024)
@@ -83,7 +104,7 @@ class Features:
         return self.head.embedding(batch)
 
 
-def extract(photos: Photos, network: Network, *, size: int) -> Features:
+def extract(photos: Photos, network: Network, *, size: int, augment: Augment = MIRRORED) -> Features:
     """What a frozen backbone makes of photos, computed once; workers share it."""
     network.backbone.eval()
     none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
@@ -94,4 +115,4 @@ def extract(photos: Photos, network: Network, *, size: int) -> Features:
             plain.append(network.features(view))
             mirrored.append(network.features(view.flip(3)))
         views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
-    return Features(views.clone(), network.head)  # a clone is usable in autograd
+    return Features(views.clone(), network.head, augment=augment)  # a clone is usable in autograd

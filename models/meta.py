@@ -155,7 +155,7 @@ class Adjuster(Constant):
         positions = self.draws[self.num_drawn]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_drawn)
         self.num_drawn += 1
-        (batch,) = self.inputs.training([positions], generator)
+        ((batch, _),) = self.inputs.training([positions], generator)
         return batch, torch.from_numpy(self.target[positions[distributed.part(len(positions))]]).to(batch.device)
 
     def _answer(self, batch: Tensor) -> Tensor:

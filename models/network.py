@@ -10,7 +10,8 @@ from re-balancing alone (models.classifiers).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 from models.config import Member
 from models.errors import ConfigError, WeightsMismatch
+from models.margins import Angular, Sphere
 
 EMBEDDING = 512
+LINEAR = Member()
 
 
 class Output(NamedTuple):
@@ -34,20 +37,31 @@ class Output(NamedTuple):
 
 
 class Head(nn.Module):
-    """Embedding, neck and classifier; works on pooled features (N, d)."""
+    """Embedding, neck and classifier, which a member says the kind of; works on pooled features (N, d)."""
 
-    def __init__(self, num_features: int, *, num_classes: int) -> None:
+    sphere: nn.Module
+    classifier: nn.Linear
+
+    def __init__(self, num_features: int, *, num_classes: int, member: Member = LINEAR) -> None:
         super().__init__()
         self.embed = nn.Linear(num_features, EMBEDDING, bias=False)
         self.neck = nn.BatchNorm1d(EMBEDDING)
         self.neck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(EMBEDDING, num_classes, bias=False)
+        self.sphere, self.classifier = nn.Identity(), nn.Linear(EMBEDDING, num_classes, bias=False)
+        if member.head == "arcface":
+            self.sphere = Sphere()
+            self.classifier = Angular(EMBEDDING, num_classes, scale=member.scale, centres=member.centres)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def embedding(self, features: Tensor) -> Tensor:
-        """(N, 512) behind the neck."""
-        embedding: Tensor = self.neck(self.embed(features))
+        """(N, 512) behind the neck; of length sqrt(512) for a classifier of angles."""
+        embedding: Tensor = self.sphere(self.neck(self.embed(features)))
         return embedding
+
+    @property
+    def rows(self) -> Tensor:
+        """(C, 512) that the embedding is multiplied by; of an angular classifier several for a class, side by side."""
+        return self.classifier.rows if isinstance(self.classifier, Angular) else self.classifier.weight
 
     def forward(self, features: Tensor) -> Output:
         embedding = self.embedding(features)
@@ -68,12 +82,20 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, *, width: int, num_classes: int, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        width: int,
+        num_classes: int,
+        normalisation: Normalisation,
+        member: Member = LINEAR,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = backbone
-        self.head = Head(width, num_classes=num_classes)
+        self.head = Head(width, num_classes=num_classes, member=member)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pooled features (N, d)."""
@@ -92,31 +114,56 @@ class Network(nn.Module):
 def build_network(member: Member, *, num_classes: int) -> Network:
     """The member's network with its starting weights, on the CPU.
 
+    Weights are loaded at the size that the backbone is made for, and position embeddings then resized to the member's.
+
     Raises:
         ConfigError: timm has no such backbone, or it does not take the arguments or the size.
         WeightsMismatch: the weights file does not fit the backbone.
     """
-    backbone, width = _backbone(member)
+    backbone = _backbone(member)
     if member.weights:
         _load_backbone(backbone, Path(member.weights), name=member.backbone)
-    return Network(backbone, width=width, num_classes=num_classes, normalisation=_normalisation(member, backbone))
+    width = set_size(backbone, member)
+    normalisation = _normalisation(member, backbone)
+    return Network(backbone, width=width, num_classes=num_classes, normalisation=normalisation, member=member)
 
 
-def _backbone(member: Member) -> tuple[nn.Module, int]:
-    """The backbone and the width of its pooled feature, which timm's num_features misses where a conv head follows."""
+def set_size(backbone: nn.Module, member: Member) -> int:
+    """Makes a backbone take photos of the member's size; the width of its pooled feature.
+
+    Position embeddings and windows follow by timm's own rules. The width is measured, as timm's num_features misses it where a
+    conv head follows.
+
+    Raises:
+        ConfigError: the backbone does not take the size.
+    """
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1, 1))[0]
+    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"), torch.no_grad():
+        if member.size % patch:
+            raise ValueError(f"its patches of {patch} px would leave a margin out")
+        if callable(resize := getattr(backbone, "set_input_size", None)):
+            resize(img_size=(member.size, member.size))
+        width: int = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
+    return width
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """ConfigError about `what` for whatever timm's models raise on arguments that do not fit."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"{what}: {_first_line(error)}; correct them") from None
+
+
+def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
         near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
         hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() names them"
         raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
-    try:
+    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"):
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
-        with torch.no_grad():
-            width = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
-    except Exception as error:  # timm's models raise what they like on arguments that do not fit
-        raise ConfigError(
-            f"members.args or members.size: {member.backbone} at {member.size} px: {_first_line(error)}; correct them"
-        ) from None
-    return backbone, width
+    return backbone
 
 
 def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:

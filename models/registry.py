@@ -41,7 +41,7 @@ class Range:
 
 
 def check(field: str, value: Any, annotation: Any) -> Any:
-    """The value, converted to the annotated type (int to float, list to tuple); ConfigError names the field otherwise."""
+    """The value, converted to the annotated type (int to float, list or number to tuple); ConfigError names the field otherwise."""
     bounds: tuple[Any, ...] = ()
     annotation, optional = _without_none(annotation)
     if optional and value is None:
@@ -54,6 +54,8 @@ def check(field: str, value: Any, annotation: Any) -> Any:
     kind = typing.get_origin(annotation) or annotation
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is tuple and isinstance(value, int | float):
+        value = [value]
     if kind is tuple and isinstance(value, list):
         inner = typing.get_args(annotation)[0]
         value = tuple(check(f"{field}[{i}]", item, inner) for i, item in enumerate(value))
@@ -92,6 +94,8 @@ def written(annotation: Any) -> str:
     kind, *rest = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Annotated else (annotation,)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        rest += typing.get_args(typing.get_args(kind)[0])[1:]  # the bounds of each number
     bounds = [str(bound) for bound in rest if isinstance(bound, Range)]
     kind = typing.get_origin(kind) or kind
     return " ".join(bounds if kind is float and bounds else [KINDS.get(kind, kind.__name__), *bounds])
@@ -134,8 +138,9 @@ def parameters_of(cls: type) -> dict[str, Parameter]:
 class Registry:
     """Name -> component, with parameters checked before anything is built."""
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, *, table: str = "") -> None:
+        """table: of the recipe, that has the parameters; the noun itself unless told otherwise."""
+        self.noun, self.table = noun, table or noun
         self.components: dict[str, Component] = {}
 
     def register(self, name: str, *, paper: str) -> Callable[[type], type]:
@@ -165,6 +170,6 @@ class Registry:
             if key not in known:
                 takes = ", ".join(known) or "none"
                 raise ConfigError(
-                    f"{self.noun}.params.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {takes}"
+                    f"{self.table}.params.{key}: {name!r} has no such parameter{closest(key, known)}; it takes {takes}"
                 )
-        return {key: check(f"{self.noun}.params.{key}", value, known[key].annotation) for key, value in params.items()}
+        return {key: check(f"{self.table}.params.{key}", value, known[key].annotation) for key, value in params.items()}

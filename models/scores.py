@@ -42,6 +42,12 @@ class Scores:
         """The rows of a mask or of positions."""
         return Scores(self.id[mask], self.target[mask], self.p_label[mask], self.top[mask], self.probs[mask])
 
+    @property
+    def hit(self) -> NDArray[np.bool_]:
+        """(N,) whether the best class is that of the label."""
+        first: NDArray[np.bool_] = self.top[:, 0] == self.target
+        return first
+
     def best_other(self) -> NDArray[np.float32]:
         """(N,) probability of the best class that is not the label's."""
         other = np.where(self.top == self.target[:, None], np.float32(0), self.probs)
@@ -94,25 +100,27 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def mean(members: Sequence[Scores], *, num_classes: int) -> Scores:
+def mean(members: Sequence[Scores], *, num_classes: int, weights: Sequence[float] | None = None) -> Scores:
     """The ensemble: each member's kept probabilities, averaged; the rows must be the same photos in the same order.
 
     Keeping ten per member before the mean is the AliProducts report's rule (arXiv 2106.10683, section 2.4), and is what
     the exported graph does.
+
+    Args:
+        weights: what each member counts, with the sum 1; None: alike.
     """
     first = members[0]
+    parts = np.array(weights or [1 / len(members)] * len(members), np.float32)
     if any(not np.array_equal(first.id, other.id) for other in members):
         raise ValueError("members scored different photos; score them on the same rows")
     top, probs = np.empty_like(first.top), np.empty_like(first.probs)
     for start in range(0, len(first), 256):  # a block at a time: never N x C
         rows = slice(start, start + 256)
         total = np.zeros((len(first.id[rows]), num_classes), np.float32)
-        for member in members:
-            np.put_along_axis(
-                total, member.top[rows], np.take_along_axis(total, member.top[rows], 1) + member.probs[rows], 1
-            )
-        total /= len(members)
+        for part, member in zip(parts, members, strict=True):
+            best = member.top[rows]
+            np.put_along_axis(total, best, np.take_along_axis(total, best, 1) + part * member.probs[rows], 1)
         top[rows] = np.argsort(-total, axis=1, kind="stable")[:, : top.shape[1]]
         probs[rows] = np.take_along_axis(total, top[rows], 1)
-    p_label = np.stack([member.p_label for member in members]).mean(axis=0, dtype=np.float32)
+    p_label = parts @ np.stack([member.p_label for member in members])
     return Scores(first.id, first.target, p_label, top, probs)

@@ -30,9 +30,10 @@ from models.command import log_progress, run
 from models.config import Member, from_dict, to_dict
 from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import require_mixable
 from models.data.photos import Photos
 from models.data.samplers import Sampler
-from models.data.trusted import trusted_rows
+from models.data.trusted import judged_by, judges, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
@@ -40,6 +41,7 @@ from models.inputs import Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.losses.correction import Correction
+from models.margins import margin_of
 from models.meta import Adjuster, Constant, Replay
 from models.network import Network, best_device, build_network, count_parameters
 from models.predict import answers, embeddings, score
@@ -48,11 +50,15 @@ from models.scores import write_scores
 log = logging.getLogger(__name__)
 
 
-def train(job: Job) -> None:
-    """Trains the network of a job, or continues where a killed run left it."""
+def train(job: Job, network: Network | None = None) -> None:
+    """Trains the network of a job, or continues where a killed run left it.
+
+    Args:
+        network: of job.start, at the size that it is trained at; None: a fresh one.
+    """
     torch.set_num_threads(job.train.threads or torch.get_num_threads())
     torch.manual_seed(job.seed)
-    manifest = read_manifest(job.data)
+    manifest = judged_by(read_manifest(job.data), job.recipe.proof.photos)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
     trusted = trusted_rows(job.recipe.meta.photos, manifest)
     rows = np.setdiff1d(rows, trusted)
@@ -60,7 +66,9 @@ def train(job: Job) -> None:
         raise ManifestError(
             f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
         )
-    network = make_network(job, num_classes=len(manifest.classes), num_photos=len(rows))
+    network = place(network or build_network(job.network, num_classes=len(manifest.classes)))
+    log.info("%s at %d px: %d photos, %d classes, %d parameters on %s", job.network.backbone, job.network.size, len(rows),
+             len(manifest.classes), count_parameters(network), network.mean.device)  # fmt: skip
     loss = make_loss(job, manifest, rows).to(network.mean.device)
     inputs = make_inputs(job, network, manifest, rows)
 
@@ -69,45 +77,44 @@ def train(job: Job) -> None:
         return log_p, validation_accuracy(job, network, manifest)
 
     sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
-    fit(network, loss, inputs, sampler=sampler, emphasis=make_emphasis(job.train, manifest, rows), out=job.out,
-        key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted))  # fmt: skip
+    emphasis = make_emphasis(job.train, manifest, rows, clean=job.recipe.clean)
+    fit(network, loss, inputs, sampler=sampler, emphasis=emphasis, out=job.out, key=job.key, ask=ask,
+        meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
     unseen = make_inputs(job, network, manifest, held_out)
-    scores = score(network, unseen, ids=manifest.id[held_out], target=manifest.target[held_out])
+    judged = manifest.target if job.fold is None else manifest.given_target
+    scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
             np.save(job.out / "embeddings.npy", embeddings(network, unseen).half().numpy())
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
-            loss.memory.write(job.out / "samples.parquet", params=job.recipe.loss.params)
-        save_network(job.out / "network.pt", network, member=job.recipe.members[job.member], classes=manifest.classes)
+            loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
+        save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def make_network(job: Job, *, num_classes: int, num_photos: int) -> Network:
-    """The member's network on the best device. On GPUs batch norm takes the statistics of all workers' parts together."""
-    member, device = job.recipe.members[job.member], best_device()
-    network = build_network(member, num_classes=num_classes).to(device)
-    log.info("%s: %d photos, %d classes, %d parameters on %s", member.backbone, num_photos, num_classes,
-             count_parameters(network), device)  # fmt: skip
-    if distributed.world() > 1 and device.type == "cuda":
+def place(network: Network) -> Network:
+    """The network on the best device. On GPUs batch norm takes the statistics of all workers' parts together."""
+    network.to(best_device())
+    if distributed.world() > 1 and network.mean.device.type == "cuda":
         timm.layers.convert_sync_batchnorm(network)  # torch has none for CPUs: there, each worker's part has its own
     return network
 
 
 def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
-    """The recipe's loss, which has been told of the photos to train on."""
-    loss = build_loss(job.recipe.loss.name, num_classes=len(manifest.classes), **job.recipe.loss.params)
-    log.info("loss %s: %s", job.recipe.loss.name, tolerance(loss))
+    """The member's loss, which has been told of the photos to train on."""
+    settings = job.own.loss
+    loss = build_loss(settings.name, num_classes=len(manifest.classes), **settings.params)
+    require_mixable(job.own.augment, loss)
+    log.info("loss %s: %s", settings.name, tolerance(loss))
+    loss.margin = margin_of(job.network)
     if job.recipe.clean.correct and (noise := read_confusion(job.data, classes=manifest.classes)):
-        log.info(
-            "forward correction: %.1f%% of the labels are thought wrong, by %d confusions",
-            100 * noise.rate,
-            len(noise.true),
-        )
+        log.info("forward correction: %.1f%% of the labels are thought wrong, by %d confusions", 100 * noise.rate,
+                 len(noise.true))  # fmt: skip
         loss.correction = Correction(noise)
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
-    if job.train.state and loss.memory is not None:
-        log.info("train.state %s: %s", job.train.state, loss.memory.carry(Path(job.train.state)))
+    if job.state and loss.memory is not None:
+        log.info("train.state %s: %s", job.state, loss.memory.carry(Path(job.state)))
     return loss
 
 
@@ -136,15 +143,14 @@ def tolerance(loss: Loss) -> str:
 def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Inputs:
     """Random views, or the fixed features of a frozen backbone."""
     photos = Photos(manifest, rows, side=job.recipe.export.input_size)
-    size = job.recipe.members[job.member].size
     if job.train.backbone_lr_scale == 0:
-        return extract(photos, network, size=size)
-    return Views(photos, network, size=size, augment=job.recipe.augment)
+        return extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
+    return Views(photos, network, size=job.network.size, augment=job.own.augment)
 
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
     """Share of the validation photos that are recognised; NaN where there are none."""
-    rows = np.flatnonzero(manifest.kept & (manifest.split == "val"))
+    rows = np.flatnonzero(judges(manifest))
     _, hits = answers(network, make_inputs(job, network, manifest, rows), target=manifest.target[rows])
     return float(hits.double().mean())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import models.train
 from models import losses
-from models.config import Loss, Member, Recipe, Train, from_dict
+from models.config import Augment, Loss, Member, Recipe, Train, from_dict
 from models.distributed import gather, rank, workers, world
 from models.job import Job
 from models.losses import Samples
@@ -33,6 +33,13 @@ RECIPE = from_dict(
 )  # fmt: skip
 MARVEL = dataclasses.replace(RECIPE, loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}),
                              train=dataclasses.replace(RECIPE.train, har=0.5))  # fmt: skip
+ALL = dataclasses.replace(
+    RECIPE,
+    loss=Loss(name="gce"),
+    members=(dataclasses.replace(RECIPE.members[0], head="arcface", centres=2, margin_rad=0.2),),
+    augment=Augment(mixup=0.5, cutmix=1.0, blur=0.5, hue_deg=20.0, holes=2),
+    train=dataclasses.replace(RECIPE.train, optimizer="sgd", schedule="step", step_epochs=(1.5,), lr=0.05, ema=0.8),
+)
 
 
 class Counting(losses.Loss):
@@ -96,7 +103,8 @@ class Counting(losses.Loss):
 def plain_network(member: Member, *, num_classes: int) -> Network:
     """Without batch norm, so that a photo's answer depends on that photo alone."""
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3))
+    network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3),
+                      member=member)  # fmt: skip
     network.head.neck = nn.Identity()  # type: ignore[assignment]  # a neck without statistics, for this test
     return network
 
@@ -126,6 +134,7 @@ def main() -> None:
         train(counting_job(data, out / f"views-{world()}"))
         train(counting_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
         train(counting_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
+        train(counting_job(data, out / f"all-{world()}", ALL))
         train(counting_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
 
 

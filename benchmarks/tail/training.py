@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.config import Train
+from models.config import Augment, Member, Train
 from models.data.samplers import Sampler, folds
 from models.emphasis import Emphasis, class_weights, har_weights
 from models.epochs import fit
-from models.inputs import Features
+from models.inputs import MIRRORED, Features
 from models.losses import Samples, build_loss
+from models.margins import margin_of
 from models.meta import Constant
-from models.network import Head, Network, Normalisation
+from models.network import LINEAR, Head, Network, Normalisation
 from tail.sets import FeatureSet
 
 FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
@@ -27,26 +28,33 @@ FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
 
 def trained_head(
     photos: FeatureSet, *, score: NDArray[np.float32], errors: NDArray[np.float64], settings: Train, params: dict[str, Any],
-    seed: int, rows: NDArray[np.int64] | None = None,
+    seed: int, rows: NDArray[np.int64] | None = None, loss_name: str = "ce", member: Member = LINEAR, augment: Augment = MIRRORED,
 ) -> Head:  # fmt: skip
-    """A head in evaluation mode, trained with cross-entropy on the train split, or on `rows` of it.
+    """A head in evaluation mode, trained on the train split, or on `rows` of it.
 
     Args:
         score: (N,) how much each label is believed. errors: (C,) of HAR.
-        params: options of the loss.
+        params: parameters and options of the loss.
+        member: says the kind of head.
     """
     rows = photos.rows("train") if rows is None else rows
     torch.manual_seed(seed)
     normalisation = Normalisation((0.0,) * 3, (1.0,) * 3)
     network = Network(
-        nn.Identity(), width=photos.views.shape[2], num_classes=photos.num_classes, normalisation=normalisation
+        nn.Identity(),
+        width=photos.views.shape[2],
+        num_classes=photos.num_classes,
+        normalisation=normalisation,
+        member=member,
     )
-    loss, target = build_loss("ce", num_classes=photos.num_classes, **params), photos.target[rows]
+    loss, target = build_loss(loss_name, num_classes=photos.num_classes, **params), photos.target[rows]
+    loss.margin = margin_of(member)
     classes = [str(each) for each in range(photos.num_classes)]
     loss.begin(Samples(id=rows.astype(str).astype(object), target=target, classes=classes))
     sampler = Sampler(target=target, score=score[rows], settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        fit(network, loss, Features(photos.views[:, rows], network.head), sampler=sampler, out=Path(folder), key="",
+        inputs = Features(photos.views[:, rows], network.head, augment=augment)
+        fit(network, loss, inputs, sampler=sampler, out=Path(folder), key="",
             emphasis=_emphasis(settings, target, errors), ask=_nothing, meta=Constant(loss))  # fmt: skip
     network.head.eval()
     return network.head

@@ -1,6 +1,6 @@
 """Finding wrong labels: arrays in, arrays out, no torch. N photos, C classes."""
 
-from models.cleaning.decide import label_weights, worst
+from models.cleaning.decide import confusers, label_weights, worst
 from models.cleaning.inputs import TopK
 from models.cleaning.judge import HALF, estimate_noise, find_label_errors, label_quality, suggest_labels
 from models.cleaning.noise import Noise
@@ -14,6 +14,7 @@ __all__ = [
     "RULES",
     "Noise",
     "TopK",
+    "confusers",
     "estimate_noise",
     "find_label_errors",
     "find_near_duplicates",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import CleaningError
+from models.evaluate import thirds
+
+log = logging.getLogger(__name__)
+MOST = 0.6  # of the labels; beyond, there is little to judge by
 
 
 def worst(
@@ -41,6 +47,9 @@ def worst(
     if wrong.sum() > most:
         order = np.argsort(np.where(wrong, score, np.inf), kind="stable")
         wrong[order[most:]] = False
+    if wrong.sum() > MOST * max(1, (target >= 0).sum()):
+        log.warning("labels: %.0f%% are judged wrong, so that there is little to judge by; compare the order of the "
+                    "classes with that of the columns, and look at some", 100 * wrong.mean())  # fmt: skip
     return wrong
 
 
@@ -58,6 +67,26 @@ def ranks(target: NDArray[np.int64], score: NDArray[np.floating]) -> tuple[NDArr
 def floors(counts: NDArray[np.int64], share: float, count: int) -> NDArray[np.int64]:
     """How many photos of each class stay, whatever is said of them."""
     return np.minimum(counts, np.maximum(count, np.ceil(share * counts))).astype(np.int64)
+
+
+def confusers(labels: NDArray[np.int64], suggested: NDArray[np.int64], *, num_classes: int) -> NDArray[np.bool_]:
+    """(C,) True of a class that the photos of some tail class are most often taken for, all of them at a tie.
+
+    No photo should be relabelled as one of these: it is where a rare product's own photos end up. The tail is the third of the
+    classes with fewest photos.
+
+    Args:
+        labels: (N,) classes; -1 is passed over.
+        suggested: (N,) what they are taken for, as `suggest_labels` gives it.
+        num_classes: C.
+    """
+    tail = thirds(np.bincount(labels[labels >= 0], minlength=num_classes)) == 2
+    moved = (labels >= 0) & (suggested != labels) & tail[labels]
+    pairs, count = np.unique(labels[moved] * num_classes + suggested[moved], return_counts=True)
+    most, found = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.bool_)
+    np.maximum.at(most, pairs // num_classes, count)
+    found[(pairs % num_classes)[count == most[pairs // num_classes]]] = True
+    return found
 
 
 def label_weights(

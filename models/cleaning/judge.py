@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +14,6 @@ from models.cleaning.noise import Noise
 from models.cleaning.rules import DEFAULT, RULES, Posterior, Rule
 from models.errors import CleaningError
 
-log = logging.getLogger(__name__)
 HALF = 0.5  # a rule calls labels below it wrong
 
 Probs = NDArray[np.floating] | TopK
@@ -75,12 +73,8 @@ def find_label_errors(
     """
     built = cast(Rule, RULES.build(rule, **params))
     evidence = gather(labels, pred_probs, embeddings, groups=groups)
-    wrong = worst(evidence.labels, _quality(built, evidence), threshold=HALF, floor_share=floor_share,
-                  floor_count=floor_count, budget=budget)  # fmt: skip
-    if wrong.sum() > 0.6 * max(1, evidence.judged.sum()):
-        log.warning("labels: %.0f%% are judged wrong, so that there is little to judge by; compare the order of the "
-                    "classes with that of the columns, and look at some", 100 * wrong.mean())  # fmt: skip
-    return wrong
+    return worst(evidence.labels, _quality(built, evidence), threshold=HALF, floor_share=floor_share,
+                 floor_count=floor_count, budget=budget)  # fmt: skip
 
 
 def _quality(rule: Rule, evidence: Evidence) -> NDArray[np.float32]:

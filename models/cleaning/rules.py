@@ -17,7 +17,7 @@ from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
 from models.errors import CleaningError
 from models.registry import Range, Registry
 
-RULES = Registry("rule")
+RULES = Registry("rule", table="clean")
 DEFAULT = "posterior"
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, open_low=True)]

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-DECISIONS = ("", "dropped", "relabelled", "conflict")
+DISBELIEVED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
+DECISIONS = ("", *DISBELIEVED, "conflict")
 
 INDEX = pa.schema(
     [
@@ -47,8 +48,10 @@ LABELS = pa.schema(
         ("decision", pa.string()),
         ("score", pa.float32()),
         ("round", pa.int8()),
+        ("judge", pa.string()),
     ]
 )
+ADDED = ("judge",)  # columns that versions of earlier releases lack: empty texts
 CONFLICTS = pa.schema([(name, pa.string()) for name in ("id", "label", "source", "path")])
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("path", "label", "source", "field", "reason")])
 
@@ -59,8 +62,9 @@ TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine"
 class Manifest:
     """The photos of one data version, one element per photo in every array, sorted by id.
 
-    id, given_label, label, split, decision, shard: str objects; kept: bool; offset, size: bytes in the shard;
-    score: float32, NaN where a photo was never judged; round: int8, 0 = as delivered.
+    id, given_label, label, split, decision, judge, shard: str objects; kept: bool; offset, size: bytes in the shard;
+    score: float32 quality of the given label in [0, 1], NaN where it was never judged; round: int8 in which it was last
+    judged, 0 = as delivered; judge: names of the stages whose networks did, "" = none.
     """
 
     data: Path
@@ -72,6 +76,7 @@ class Manifest:
     decision: NDArray[np.object_]
     score: NDArray[np.float32]
     round: NDArray[np.int8]
+    judge: NDArray[np.object_]
     shard: NDArray[np.object_]
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -88,8 +93,16 @@ class Manifest:
     @cached_property
     def target(self) -> NDArray[np.int64]:
         """(N,) position of each photo's label in `classes`; -1 for a label that no train photo bears."""
+        return self._positions(self.label)
+
+    @cached_property
+    def given_target(self) -> NDArray[np.int64]:
+        """(N,) the same of the labels as received, which is what cleaning judges."""
+        return self._positions(self.given_label)
+
+    def _positions(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
         position = {label: i for i, label in enumerate(self.classes)}
-        return np.array([position.get(label, -1) for label in self.label], dtype=np.int64)
+        return np.array([position.get(label, -1) for label in labels], dtype=np.int64)
 
     def train_counts(self) -> NDArray[np.int64]:
         """(C,) kept train photos per class."""
@@ -117,12 +130,16 @@ def read_manifest(data: Path) -> Manifest:
         raise ManifestError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
+    texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "judge")}
+    score = pc.fill_null(labels["score"], float("nan")).to_numpy()
     return Manifest(
         data=data,
         id=ids,
-        **{name: _strings(labels, name) for name in ("given_label", "label", "split", "decision")},
+        **texts,
         kept=labels["kept"].to_numpy(),
-        score=pc.fill_null(labels["score"], float("nan")).to_numpy(),
+        score=np.where(
+            texts["judge"] != "", score, np.float32("nan")
+        ),  # earlier releases wrote log margins, and no judge
         round=labels["round"].to_numpy(),
         shard=_strings(index, "shard"),
         offset=index["offset"].to_numpy(),
@@ -149,6 +166,8 @@ def read_table(data: Path, *, name: str) -> pa.Table:
             f"{path}: not a Parquet file that can be read ({error}); take the data version again"
         ) from None
     for field in TABLES[name]:
+        if field.name in ADDED and field.name not in table.column_names:
+            table = table.append_column(field, pa.array([""] * len(table), field.type))
         if field.name not in table.column_names:
             raise ManifestError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
         column = table[field.name]
@@ -204,6 +223,7 @@ def count(data: Path) -> dict[str, int]:
         "photos": len(manifest),
         "kept": int(manifest.kept.sum()),
         "dropped": decided["dropped"],
+        "doubted": decided["doubted"],
         "relabelled": decided["relabelled"],
         "conflicts": decided["conflict"],
         "quarantined": read_table(data, name="quarantine").num_rows,

@@ -1,8 +1,12 @@
-"""Photos whose labels are trusted: what a loss's own numbers are learnt from (`[meta]`), and never trained on."""
+"""Photos whose labels are trusted: what steps are judged by (`[proof]`), what a loss's own numbers are learnt from (`[meta]`).
+
+They are never trained on.
+"""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -21,6 +25,34 @@ VALIDATION = "val"  # of `meta.photos`: the validation photos instead of a file
 LEAST = 2  # photos of a batch, because of batch norm
 
 
+def judges(manifest: Manifest) -> NDArray[np.bool_]:
+    """(N,) the photos that steps are judged by: validation photos whose label is believed, of a class that is learnt."""
+    return (manifest.split == VALIDATION) & manifest.kept & (manifest.target >= 0)
+
+
+def judged_by(manifest: Manifest, photos: str) -> Manifest:
+    """The manifest as a run sees it whose steps are judged by the photos that `proof.photos` names: the same for "".
+
+    They become the validation photos, kept whatever cleaning says of them; the other validation photos are learnt from.
+
+    Raises:
+        ConfigError: the file cannot be read, names unknown or test photos, or leaves a class without photos to learn from.
+    """
+    if not photos:
+        return manifest
+    named = _named(Path(photos), manifest, key="proof.photos")
+    split = np.where((manifest.split == VALIDATION) & (manifest.target >= 0), "train", manifest.split).astype(object)
+    split[named] = VALIDATION
+    seen = dataclasses.replace(manifest, split=split, kept=manifest.kept | named)
+    lost = sorted({*manifest.classes} - {*seen.classes})
+    if lost:
+        raise ConfigError(
+            f"proof.photos: {photos}: names every photo of {len(lost)} classes, first {lost[0]!r}, and leaves none to learn "
+            "them from; take some out"
+        )
+    return seen
+
+
 def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
     """Positions in the manifest of the photos that `meta.photos` names, sorted; none for "".
 
@@ -31,7 +63,7 @@ def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
     """
     if not photos:
         return np.empty(0, np.int64)
-    named = manifest.split == VALIDATION if photos == VALIDATION else _named(Path(photos), manifest)
+    named = manifest.split == VALIDATION if photos == VALIDATION else _named(Path(photos), manifest, key="meta.photos")
     rows = np.flatnonzero(named & manifest.kept & (manifest.target >= 0))
     if len(rows) < LEAST:
         raise ConfigError(
@@ -45,26 +77,26 @@ def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
     return rows
 
 
-def _named(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
-    ids = np.array(read_ids(path), dtype=object)
+def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
+    ids = np.array(read_ids(path, key=key), dtype=object)
     unknown = ids[~np.isin(ids, manifest.id)]
     if len(unknown):
         raise ConfigError(
-            f"meta.photos: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {unknown[0]!r}; "
+            f"{key}: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {unknown[0]!r}; "
             "take them from column id of its labels.parquet"
         )
     named: NDArray[np.bool_] = np.isin(manifest.id, ids)
     tests = manifest.id[named & (manifest.split == "test")]
     if len(tests):
         raise ConfigError(
-            f"meta.photos: {path}: {len(tests)} ids are test photos, first {tests[0]!r}, and a model must not learn from "
+            f"{key}: {path}: {len(tests)} ids are test photos, first {tests[0]!r}, and a model must not learn from "
             "what it is judged by; take them out"
         )
     return named
 
 
-def read_ids(path: Path) -> list[str]:
-    """Ids of a text file, one a line, or of column `id` of a .csv or .parquet file.
+def read_ids(path: Path, *, key: str) -> list[str]:
+    """Ids of a text file, one a line, or of column `id` of a .csv or .parquet file; `key` of the recipe names it.
 
     Raises:
         ConfigError: no such file or column, or not of the kind that its name says.
@@ -77,11 +109,11 @@ def read_ids(path: Path) -> list[str]:
                 return [row["id"] for row in csv.DictReader(file)]
             return [line.strip() for line in file if line.strip()]
     except KeyError:
-        raise ConfigError(f"meta.photos: {path}: has no column id; name one so in its first line") from None
+        raise ConfigError(f"{key}: {path}: has no column id; name one so in its first line") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(
-            f"meta.photos: {path} cannot be read ({type(error).__name__}); give {VALIDATION!r}, or a file of ids: text with "
-            "one a line, or .csv or .parquet with a column id"
+            f"{key}: {path} cannot be read ({type(error).__name__}); give a file of ids: text with one a line, or .csv or "
+            ".parquet with a column id"
         ) from None
 
 

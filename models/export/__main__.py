@@ -1,4 +1,5 @@
-"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --card FILE --out DIR`.
+"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --views FILE
+--card FILE --out DIR`.
 
 What it leaves in --out: model.onnx (with its card as metadata), answers.npz (what it says of the test photos),
 accuracy.json, parity.json, golden.npy (a few test photos for the check over the wire).
@@ -7,9 +8,11 @@ accuracy.json, parity.json, golden.npy (a few test photos for the check over the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.command import log_progress, run
-from models.config import Recipe, from_dict
+from models.config import Export, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.export.graph import DeployGraph
+from models.export.graph import DeployGraph, in_use
 from models.export.measure import open_session, test_rows, write_answers
 from models.export.onnx_file import labels_json, stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
@@ -32,14 +35,26 @@ PARITY_PHOTOS = 24
 GOLDEN_PHOTOS = 4
 
 
-def export(networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, str], out: Path) -> None:
-    """Writes the graph, proves it equal to torch, measures it, and stamps the figures into its metadata."""
+def export(
+    networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, str], out: Path,
+    weights: Sequence[float] | None = None,
+) -> None:  # fmt: skip
+    """Writes the graph, proves it equal to torch, measures it, and stamps the figures into its metadata.
+
+    Args:
+        weights: what each network counts, with the sum 1; None: alike.
+    """
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     members = [load_network(path) for path in networks]
     manifest = read_manifest(data)
-    graph = DeployGraph(members, settings=recipe.export)
+    graph = DeployGraph(members, settings=recipe.export, weights=weights)
     path = out / "model.onnx"
-    write_onnx(graph, path, input_size=recipe.export.input_size, metadata=card | describe(members))
+    write_onnx(
+        graph,
+        path,
+        input_size=recipe.export.input_size,
+        metadata=card | describe(members, graph, settings=recipe.export),
+    )
     log.info("exported %.1f MB", path.stat().st_size / 1e6)
     photos = sample_photos(manifest, side=recipe.export.input_size)
     np.save(out / "golden.npy", decisive(path, photos)[:GOLDEN_PHOTOS])
@@ -51,13 +66,16 @@ def export(networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, 
     stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
 
 
-def describe(members: list[Trained]) -> dict[str, str]:
-    """What the graph says of itself: labels, and tau per member."""
-    labels = members[0].classes
+def describe(members: list[Trained], graph: DeployGraph, *, settings: Export) -> dict[str, str]:
+    """What the graph says of itself: labels; size, tau and weight of each member; how it looks at a photo."""
+    labels, weights = members[0].classes, graph.weights.flatten().tolist()
+    told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "weight": round(weight, 6)}
+            for m, weight in zip(members, weights, strict=True)]  # fmt: skip
     return {
         "labels": labels_json(labels),
         "labels_sha256": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
-        "members": json.dumps([{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau} for m in members]),
+        "members": json.dumps(told),
+        "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
     }
 
 
@@ -83,6 +101,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
     parser.add_argument("--networks", type=Path, nargs="+", required=True)
+    parser.add_argument("--ensemble", type=Path, required=True, help="JSON object with the weights of the networks")
+    parser.add_argument("--views", type=Path, required=True, help="JSON object with crops and enlarge")
     parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -90,7 +110,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
     card = json.loads(args.card.read_text(encoding="utf-8"))
-    export(args.networks, data=args.data, recipe=recipe, card=card, out=args.out)
+    views = json.loads(args.views.read_text(encoding="utf-8"))
+    settings = dataclasses.replace(recipe.export, crops=views["crops"], enlarge=(views["enlarge"],))
+    networks, weights = in_use(args.networks, args.ensemble)
+    export(networks, data=args.data, recipe=dataclasses.replace(recipe, export=settings), card=card, out=args.out,
+           weights=weights)  # fmt: skip
 
 
 if __name__ == "__main__":

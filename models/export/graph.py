@@ -3,13 +3,15 @@
 photo (B, S, S, 3) uint8
   per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier
               -> softmax -> mean over crops -> ten best classes kept
-  mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  embedding (B, 512) float32 of the first member
+  weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  embedding (B, 512) float32 of the first member
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,13 @@ from models.config import Export
 from models.errors import WeightsMismatch
 from models.network import Head
 from models.train import Trained
+
+
+def in_use(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path], list[float]]:
+    """Files of the networks that count, and how much each does, by the weights in a JSON file."""
+    weights = json.loads(ensemble.read_text(encoding="utf-8"))["weights"]
+    used = [(path, weight) for path, weight in zip(networks, weights, strict=True) if weight]
+    return [path for path, _ in used], [weight for _, weight in used]
 
 
 def fold_head(head: Head, *, tau: float) -> tuple[nn.Linear, nn.Linear]:
@@ -53,17 +62,20 @@ def resize_matrix(source: int, target: int) -> Tensor:
 
 
 def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
-    """(top, left, mirrored) of 1, 2, 5 or 10 crops: the centre, then the corners, each followed by mirror images."""
+    """(top, left, mirrored) of 1, 2, 5 or 10 crops: the centre, then the corners, each followed by mirror images.
+
+    Those that coincide come once: their mean is the same.
+    """
     room = full - size
     centre = (room // 2, room // 2)
     corners = [(0, 0), (0, room), (room, 0), (room, room)]
     places = [centre] if crops <= 2 else [centre, *corners]
     mirrors = (False, True) if crops in (2, 10) else (False,)
-    return [(top, left, mirrored) for mirrored in mirrors for top, left in places]
+    return list(dict.fromkeys((top, left, mirrored) for mirrored in mirrors for top, left in places))
 
 
 class Branch(nn.Module):
-    """One member inside the graph."""
+    """One member inside the graph; of settings.enlarge the first ratio is used."""
 
     resize: Tensor
     mean: Tensor
@@ -72,19 +84,20 @@ class Branch(nn.Module):
     def __init__(self, trained: Trained, *, settings: Export) -> None:
         super().__init__()
         size = trained.member.size
-        full = round(size * settings.enlarge) if settings.crops > 1 else size
+        full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size  # with a centre
         self.size, self.crops = size, crop_boxes(full, size, settings.crops)
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
         self.register_buffer("mean", trained.network.mean)
         self.register_buffer("std", trained.network.std)
         self.backbone = trained.network.backbone
         self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau)
+        self.sphere = trained.network.head.sphere
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) in [0, 1] to probabilities (B, C) and the mean embedding (B, 512) over the crops."""
         full = self.resize @ pixels @ self.resize.T
         views = torch.cat([self._crop(full, *box) for box in self.crops])
-        embedding = self.embed(self.backbone((views - self.mean) / self.std))
+        embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
         probabilities = self.classifier(embedding).softmax(1)
         n = len(self.crops)
         return probabilities.unflatten(0, (n, -1)).mean(0), embedding.unflatten(0, (n, -1)).mean(0)
@@ -95,21 +108,29 @@ class Branch(nn.Module):
 
 
 class DeployGraph(nn.Module):
-    """Everything between a uint8 photo and the ranked classes."""
+    """Everything between a uint8 photo and the ranked classes.
 
-    def __init__(self, members: Sequence[Trained], *, settings: Export) -> None:
+    Args:
+        weights: what each member counts, with the sum 1; None: alike.
+    """
+
+    weights: Tensor
+
+    def __init__(self, members: Sequence[Trained], *, settings: Export, weights: Sequence[float] | None = None) -> None:
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
             raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
         self.num_classes = len(members[0].classes)
         self.keep, self.top_k = min(settings.keep, self.num_classes), settings.top_k
         self.branches = nn.ModuleList(Branch(member, settings=settings) for member in members)
+        parts = torch.tensor(weights or [1 / len(members)] * len(members))
+        self.register_buffer("weights", parts.view(-1, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, S, 3) uint8 to ids (B, k), probs (B, k), embedding (B, 512); with fewer than k classes, ids end in -1."""
-        pixels = image.permute(0, 3, 1, 2).float() / 255
+        pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         answers = [branch(pixels) for branch in self.branches]
-        total = torch.stack([self._kept(probabilities) for probabilities, _ in answers]).mean(0)
+        total = (self.weights * torch.stack([self._kept(probabilities) for probabilities, _ in answers])).sum(0)
         probs, ids = total.topk(min(self.top_k, self.num_classes))
         missing = self.top_k - ids.shape[1]
         if missing > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,6 +126,7 @@ class Loss(nn.Module):
     needs_index = False  # of the sample; a loss with state per sample
     needs_embedding = False
     memory: Memory | None = None  # of a loss with state per sample, once it has begun
+    margin: Callable[[Tensor, Tensor], Tensor] | None = None  # (logits, target) to the logits that are learnt from
     weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
 
     def __init__(self, num_classes: int) -> None:
@@ -164,9 +165,10 @@ class Loss(nn.Module):
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        of_given = logits if self.correction is None else self.correction(logits)
-        row = Row(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
-        self.observe(row)
+        row = self._row(logits, target, index, embedding)
+        self.observe(row)  # without the margin: what is remembered of a photo is what the network says of it
+        if self.margin is not None:
+            row = self._row(self.margin(logits, target), target, index, embedding)
         if self.ce_share == 1:
             value = self.warming(row)
         else:
@@ -177,6 +179,11 @@ class Loss(nn.Module):
         if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
+
+    def _row(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Row:
+        """The batch as the loss sees it: as of given labels, where it is known what is given for what."""
+        of_given = logits if self.correction is None else self.correction(logits)
+        return Row(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
 
     def observe(self, row: Row) -> None:
         """Told of every batch, while cross-entropy warms up too."""

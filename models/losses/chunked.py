@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.losses.base import Loss
+from models.margins import nearest
 
 
 def chunked_loss(
@@ -17,11 +18,13 @@ def chunked_loss(
 ) -> Tensor:
     """(N,) loss of the logits embedding @ weight.T, which exist for `rows` rows at a time, in both directions.
 
+    Of several rows for a class the largest product is the logit.
+
     The way back computes each piece anew, one more matrix product, and adds to one gradient of the weight in place.
 
     Args:
         loss: its own parameters, where it has any, are reached too.
-        weight: (C, d) of the bias-free classifier.
+        weight: (C, d) of the bias-free classifier, or (C x K, d), those of a class side by side.
         embedding: (N, d).
         rows: > 0; memory is about three times rows x C numbers.
     """
@@ -55,13 +58,14 @@ class _Chunked(Function):
         for part in _parts(len(target), ctx.rows):
             rows = embedding[part].detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                logits = _logits(rows.detach(), weight).requires_grad_()
+                scores = _scores(rows.detach(), weight).requires_grad_()
+                logits = nearest(scores, ctx.loss.num_classes)
                 values = ctx.loss(logits, target[part], None if ctx.index is None else ctx.index[part], rows)
-            by_logits, by_rows, *more = torch.autograd.grad(
-                values, [logits, rows, *own], by_value[part], allow_unused=True
+            by_scores, by_rows, *more = torch.autograd.grad(
+                values, [scores, rows, *own], by_value[part], allow_unused=True
             )
-            _add_product(by_weight, by_logits, rows.detach())
-            by_embedding[part] = by_logits.to(weight.dtype) @ weight
+            _add_product(by_weight, by_scores, rows.detach())
+            by_embedding[part] = by_scores.to(weight.dtype) @ weight
             if by_rows is not None:
                 by_embedding[part] += by_rows
             for total, found in zip(by_own, more, strict=True):
@@ -72,19 +76,18 @@ class _Chunked(Function):
 
 
 def _piece(loss: Loss, part: slice, target: Tensor, index: Tensor | None, weight: Tensor, embedding: Tensor) -> Tensor:
-    values: Tensor = loss(
-        _logits(embedding[part], weight), target[part], None if index is None else index[part], embedding[part]
-    )
+    logits = nearest(_scores(embedding[part], weight), loss.num_classes)
+    values: Tensor = loss(logits, target[part], None if index is None else index[part], embedding[part])
     return values
 
 
-def _logits(rows: Tensor, weight: Tensor) -> Tensor:
+def _scores(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.linear(rows, weight)  # in half precision under autocast
 
 
-def _add_product(total: Tensor, by_logits: Tensor, rows: Tensor) -> None:
-    """total += by_logits.T @ rows, without a second matrix of the weight's size."""
-    total.addmm_(by_logits.T.to(total.dtype), rows.to(total.dtype))
+def _add_product(total: Tensor, by_scores: Tensor, rows: Tensor) -> None:
+    """total += by_scores.T @ rows, without a second matrix of the weight's size."""
+    total.addmm_(by_scores.T.to(total.dtype), rows.to(total.dtype))
 
 
 def _parts(count: int, rows: int) -> list[slice]:

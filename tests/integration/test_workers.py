@@ -24,7 +24,7 @@ from models.config import to_dict
 from models.data.manifest import read_manifest
 from models.scores import read_scores
 from serving.process import until
-from tests.counting import MARVEL, RECIPE, counting_job, train
+from tests.counting import ALL, MARVEL, RECIPE, counting_job, train
 from tests.deliveries import deliver
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,7 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(counting_job(data, out / "views-1"))
     train(counting_job(data, out / "features-1", backbone_lr_scale=0.0))
     train(counting_job(data, out / "marvel-1", MARVEL, l1=0.0))
+    train(counting_job(data, out / "all-1", ALL))
     run_workers(2, "-m", "tests.counting", data, out)
     assert torch.load(out / "moved" / "checkpoint.pt")["step"] in (1, 2), "halted in mid-epoch"
     run_workers(3, "-m", "tests.counting", data, out)
@@ -99,6 +100,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         ("features-3", "features-1"),
         ("marvel-2", "marvel-1"),
         ("marvel-3", "marvel-1"),
+        ("all-2", "all-1"),
+        ("all-3", "all-1"),
         ("moved", "views-1"),
     ],
 )

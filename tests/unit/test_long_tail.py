@@ -1,4 +1,4 @@
-"""The benchmark of long tails: what it runs on, and that it runs."""
+"""The benchmarks of long tails and of techniques: what they run on, and that they run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import techniques
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -49,6 +50,31 @@ def test_it_measures_every_way_and_claims_what_it_saw(
     ]
 
 
+def test_techniques_are_chosen_on_validation_photos_and_told_on_test_photos(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {techniques.PLAIN: [""], "mixup": ["augment.mixup=0.2", "augment.mixup=4"]}
+    figures = {0: (0.5, 0.6), 0.2: (0.7, 0.4), 4: (0.6, 0.9)}
+    monkeypatch.setattr(techniques, "TECHNIQUES", few)
+    monkeypatch.setattr(techniques, "measured", lambda photos, recipe, *, seed: figures[recipe.augment.mixup])
+    assert techniques.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| mixup | augment.mixup=0.2 | 70.0 ± 0.0 | 40.0 ± 0.0 |" in lines
+    (line,) = [json.loads(line) for line in lines if line.startswith('{"figure"')]
+    assert (line["value"], line["baseline"], line["met"]) == (0.4, 0.6, False)
+
+
+def test_every_setting_of_a_technique_trains_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = drawn_set(num_classes=6, imbalance=10, largest=20)
+    monkeypatch.setattr(techniques, "TRAIN", techniques.TRAIN | {"epochs": 15, "batch_size": 32})
+    found = {}
+    for settings in techniques.TECHNIQUES.values():
+        for setting in settings[:: max(len(settings) - 1, 1)]:
+            found[setting] = techniques.measured(photos, techniques.recipe("ce", setting), seed=0)
+            assert 0.3 < found[setting][0] <= 1, setting
+    assert len(set(found.values())) > len(found) / 2, "settings differ"
+
+
 @pytest.fixture
 def delivery(tmp_path: Path) -> Path:
     """Two photos in a folder with a manifest, its truth and weights that fit."""
@@ -82,3 +108,5 @@ def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[
     assert "none.parquet does not exist" in capsys.readouterr().err
     assert long_tail.main(["--data", str(delivery), "--manifest", "m", "--weights", "none"]) == 2
     assert "members.weights: none does not exist" in capsys.readouterr().err
+    assert techniques.main(["--data", str(delivery), "--manifest", "none"]) == 2
+    assert "none.parquet does not exist" in capsys.readouterr().err

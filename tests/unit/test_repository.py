@@ -143,6 +143,8 @@ def written(hint: Any) -> str:
     kind, *rest = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f'`"{choice}"`' for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        rest = [*typing.get_args(typing.get_args(kind)[0])]
     bounds = [f"`{bound}`" for bound in rest if isinstance(bound, Range)]
     return " ".join([KINDS[typing.get_origin(kind) or kind], *bounds])
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from flows.errors import BadDelivery
@@ -132,6 +133,17 @@ def test_nothing_new_is_the_same_version(tmp_path: Path) -> None:
     report = take(source, tmp_path / "v2", base=tmp_path / "v")
     assert (report.is_new, report.added, report.duplicates) == (False, 0, 10)
     assert contents(tmp_path / "v2") == contents(tmp_path / "v")
+
+
+def test_nothing_new_is_the_same_version_that_an_earlier_release_wrote(tmp_path: Path) -> None:
+    source, old = deliver(tmp_path / "s", {"a": 5, "b": 5}), tmp_path / "v"
+    take(source, old)
+    pq.write_table(pq.read_table(old / "labels.parquet").drop_columns("judge"), old / "labels.parquet")
+    assert not take(source, tmp_path / "v2", base=old).is_new
+    assert contents(tmp_path / "v2") == contents(old)
+    more = take(deliver(tmp_path / "more", {"a": 1}, first_seed=90), tmp_path / "v3", base=old)
+    assert (more.is_new, more.added) == (True, 1)
+    assert read_manifest(tmp_path / "v3").judge.tolist() == [""] * 11
 
 
 def test_a_later_claim_against_the_version_is_a_conflict(tmp_path: Path) -> None:

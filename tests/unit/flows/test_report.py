@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def write_data(folder: Path, *, split: str) -> Path:
     folder.mkdir()
     write_table(folder, index | {"id": ids}, name="index")
     columns = {"id": ids, "given_label": labels, "label": labels, "split": [split] * 3 + ["train"] * (n - 3)}
-    rest = {"kept": [True] * n, "decision": [""] * n, "score": [None] * n, "round": [0] * n}
+    rest = {"kept": [True] * n, "decision": [""] * n, "score": [None] * n, "round": [0] * n, "judge": [""] * n}
     write_table(folder, columns | rest, name="labels")
     return folder
 
@@ -53,6 +54,12 @@ def write_graph(folder: Path, ranked: list[list[int]], target: list[int]) -> Pat
     return folder
 
 
+def write_weights(folder: Path, weights: list[float]) -> Path:
+    folder.mkdir()
+    (folder / "ensemble.json").write_text(json.dumps({"weights": weights}))
+    return folder
+
+
 RIGHT = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
 ALL_A = [[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4]]  # a is right, b and c are second best
 ALL_C = [[0.4, 0.1, 0.5], [0.1, 0.4, 0.5], [0.1, 0.1, 0.8]]
@@ -64,17 +71,26 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     balanced = [network("balanced 0", ALL_A), network("balanced 1", ALL_C)]
     graph = write_graph(tmp_path / "graph", [[0, 1, 2], [1, 0, 2], [0, 1, 2]], [0, 1, 2])
     third = pytest.approx(1 / 3)
-    assert effects(first, [network("retrained", RIGHT)], balanced, graph, data) == [
+    retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
+    steps = effects(first, retrained, [], balanced, weights, graph, data)
+    assert steps == [
         Row("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
         Row("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
         Row("one network, re-balanced", third, third, 0.5, 0.0, 0.5),
         Row("ensemble of 2", 1.0, 1.0, 1.0, 1.0, 1.0),  # two that are each right once are right together
         Row("one graph, with crops", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0, 0.0),
     ]
+    sharp = [network("sharp", ALL_C)]
+    weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
+    more = effects(first, retrained, sharp, balanced, weights, graph, data)
+    assert more[2] == Row("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
+    assert more[4] == Row("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
+    assert [*more[:2], more[3], more[5]] == [*steps[:3], steps[4]]
 
 
 def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:
     data = write_data(tmp_path / "data", split="val")
     folder = network("any", RIGHT)
-    for row in effects([folder], [folder], [folder], write_graph(tmp_path / "graph", [], []), data):
+    weights = write_weights(tmp_path / "weights", [1.0])
+    for row in effects([folder], [folder], [], [folder], weights, write_graph(tmp_path / "graph", [], []), data):
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step

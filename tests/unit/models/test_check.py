@@ -22,8 +22,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "version"
 
 
+DEIT = "members.0.backbone=deit_tiny_patch16_224\nfinetune.epochs=1\nfinetune.enlarge=1.25"
+SHARP = (
+    "finetune.epochs=1",
+    "finetune.enlarge=1.5",
+    "members.0.backbone=deit_tiny_patch16_224",
+    "members.1.train.start_size=0.5",
+)
+
+
 def test_what_can_be_trained_passes(data: Path) -> None:
     check(load_recipe("smoke"), data=data)
+    check(load_recipe("smoke", overrides=SHARP), data=data)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +50,35 @@ def test_what_can_be_trained_passes(data: Path) -> None:
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
         ("members.0.weights=models/train.py", WeightsMismatch, r"models/train\.py cannot be read \(UnpicklingError\)"),
+        ("members.1.loss.name=gcee", ConfigError, r"^members\.1\.loss\.name: no loss 'gcee'"),
+        ("members.1.loss.params.q=3", ConfigError, r"^members\.1\.loss\.params\.q: 3\.0 is outside \(0, 1\]"),
+        ("members.1.train.photo_weights=none.csv", ConfigError, r"^members\.1\.train\.photo_weights: none\.csv"),
+        (
+            "members.1.train.batch_size=3\nmembers.1.train.workers=2",
+            ConfigError,
+            r"^members\.1\.train\.batch_size: 3 of \d+ photos",
+        ),
+        (DEIT, ConfigError, r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"),
+        (
+            f"{DEIT}\nfinetune.enlarge=1.5\ntrain.start_size=0.5",
+            ConfigError,
+            r"train\.start_size: 0\.5 is 16 px, and deit_.* takes 32 alone",
+        ),
+        (
+            "clean.params.margin=1",
+            ConfigError,
+            r"clean\.params\.margin: 'log_margin' has no such parameter.*it takes threshold",
+        ),
+        (
+            "clean.params.prior=2",
+            ConfigError,
+            r"clean\.params\.prior: 2\.0 is outside \[0, 1\]; .*--set clean\.params\.prior=",
+        ),
         ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained(data: Path, override: str, error: type[ModelError], message: str) -> None:
-    recipe = load_recipe("smoke", overrides=[override])
+    recipe = load_recipe("smoke", overrides=override.split("\n"))
     with pytest.raises(error, match=message) as caught:
         check(recipe, data=data)
     assert "\n" not in str(caught.value)

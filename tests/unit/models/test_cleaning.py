@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.cleaning import log_margin, worst
+from models.cleaning import confusers, log_margin, worst
 
 photos = st.integers(0, 80).flatmap(
     lambda n: st.tuples(
@@ -59,6 +59,27 @@ def test_a_rare_class_is_left_alone_and_a_large_one_is_not() -> None:
     wrong = worst(target, np.full(25, -9.0), threshold=-0.5, floor_share=0.3, floor_count=5)
     assert wrong[target == 0].sum() == 0
     assert wrong[target == 2].sum() == 14
+
+
+def test_where_most_labels_are_wrong_the_floors_hold_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    target = np.repeat([0, 1], 50)
+    wrong = worst(target, np.zeros(100), threshold=0.5)
+    assert np.bincount(target[~wrong]).tolist() == [15, 15]
+    assert "70% are judged wrong" in caplog.text
+    caplog.clear()
+    worst(target, np.zeros(100), threshold=0.5, budget=0.5)
+    assert not caplog.records
+
+
+def test_what_rare_classes_are_taken_for_most_often() -> None:
+    labels = np.array([0] * 9 + [1] * 8 + [2] * 5 + [-1])  # the third with fewest photos is class 2
+    suggested = labels.copy()
+    suggested[[17, 18, 19]] = 0, 0, 1
+    suggested[[0, 9]] = 2, 0  # of large classes, and into the small one
+    assert confusers(labels, suggested, num_classes=3).tolist() == [True, False, False]
+    suggested[20] = 1
+    assert confusers(labels, suggested, num_classes=3).tolist() == [True, True, False], "at a tie both"
+    assert not confusers(labels, labels, num_classes=3).any()
 
 
 def test_a_margin_that_could_not_be_measured_is_no_reason() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.config import Loss, Train, digest, from_dict, load_recipe, recipe_names, to_dict
+from models.config import Loss, Member, Train, digest, from_dict, load_recipe, recipe_names, to_dict
 from models.errors import ConfigError
 from models.losses import build_loss
 
@@ -49,7 +49,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(file: str) -> No
     [
         ("train.batch_size=5", "train.batch_size", 5),
         ("train.lr=1e-4", "train.lr", 1e-4),
-        ("clean.margin=-1", "clean.margin", -1.0),
+        ("clean.relabel=1", "clean.relabel", 1.0),
         ("augment.flip=false", "augment.flip", False),
         ("loss.name=ce", "loss.name", "ce"),
         ('loss.name="ce"', "loss.name", "ce"),
@@ -58,6 +58,9 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(file: str) -> No
         ("members.0.size=64", "members.0.size", 64),
         ("members.1.weights=/a b/c.safetensors", "members.1.weights", "/a b/c.safetensors"),
         ("members.1.std=[0.1, 0.2, 1]", "members.1.std", [0.1, 0.2, 1.0]),
+        ("members.1.train.sampling_power=0.5", "members.1.train", {"sampling_power": 0.5}),
+        ("export.enlarge=1", "export.enlarge", [1.0]),
+        ("export.enlarge=[1, 1.5]", "export.enlarge", [1.0, 1.5]),
     ],
 )
 def test_set(file: str, override: str, path: str, value: object) -> None:
@@ -88,14 +91,85 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) has not three values"),
         ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not float"),
         ("train=3", "train: 3 is not a table"),
+        ("train.optimizer=sdg", r"train\.optimizer: 'sdg' is not one of 'adamw', 'sgd' \(did you mean 'sgd'\?\)"),
+        ("train.step_epochs=[3, 0]", r"train\.step_epochs\[1\]: 0\.0 is outside \(0, inf\]"),
+        ("train.schedule=step", r"train\.step_epochs: 14 is not within train\.epochs = 7; lower it, or train longer"),
+        ("train.soup_epochs=8", r"train\.soup_epochs: 8 of train\.epochs = 7; lower it, or train longer"),
+        ("train={ema = 0.9, soup_epochs = 2}", r"train\.soup_epochs: averages weights, .*train\.ema; set one of them"),
+        ("train.ema=1", r"train\.ema: 1\.0 is outside \[0, 1\)"),
+        ("augment.mixup=-1", r"augment\.mixup: -1\.0 is outside \[0, inf\]"),
+        ("augment.holes=0", r"augment\.holes: 0 is outside \[1, 32\]"),
+        ("members.0.head=arc", r"members\.0\.head: 'arc' is not one of 'linear', 'arcface'"),
+        ("members.0.centres=3", r'members\.centres: 3, and members\.head = "linear" has one; set head="arcface"'),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
         ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
+        ("clean.budget=1.5", r"clean\.budget: 1\.5 is outside \[0, 1\]"),
+        ("clean.use=soften", r"clean\.use: 'soften' is not one of 'drop', 'weigh'"),
+        ("clean.margin=0", r"clean\.margin: no such key"),
         ("clean.member=2", r"clean\.member: 2, but the recipe has 2 members"),
+        (
+            "members.1.train.sampling_power=2",
+            r"toml: members\.1\.train\.sampling_power: 2\.0 is outside \[0, 1\]; .*--set members\.1\.train",
+        ),
+        ("members.1.train.epoch=2", r"members\.1\.train\.epoch: no such key \(did you mean 'epochs'\?\)"),
+        ("members.1.train=3", r"members\.1\.train: 3 is not dict"),
+        ("members.1.train.best_epochs=8", r"toml: members\.1\.train\.best_epochs: 8 of train\.epochs = 7"),
+        ("members.0.loss.q=1", r"members\.0\.loss\.q: no such key; known here: name, params"),
+        ("members.0.loss.params.name=x", r"members\.0\.loss\.params\.name: not for the recipe to say"),
+        ("members.0.data=dirty", r"members\.0\.data: 'dirty' is not one of 'cleaned', 'delivered'"),
+        ("export.enlarge=[1, 5]", r"export\.enlarge\[1\]: 5\.0 is outside \[1, 4\]"),
+        ("export.enlarge=[]", r"export\.enlarge: names no ratio; set 1\.25"),
+        ("train.backbone_lr_scale=0\ntrain.start_size=0.5", r"train\.start_size: 0\.5, and a frozen backbone"),
+        ("ensemble.method=best", r"ensemble\.method: 'best' is not one of 'uniform', 'weighted', 'greedy'"),
+        ("finetune.learn=neck", r"finetune\.learn: 'neck' is not one of 'all', 'norms', 'head'"),
     ],
 )
 def test_mistakes_are_told_by_field(file: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_recipe(file, overrides=[override])
+        load_recipe(file, overrides=override.split("\n"))
+
+
+def test_a_member_has_its_own_loss_and_keys_of_training(file: str) -> None:
+    changes = [
+        "loss.params.q=0.5",
+        "members.1.loss.name=ce",
+        "members.1.train={lr = 2, sampling_power = 0}",
+        "members.1.data=delivered",
+    ]
+    recipe = load_recipe(file, overrides=changes)
+    one, other = recipe.of(0), recipe.of(1)
+    assert (one.loss, one.train, one.members) == (recipe.loss, recipe.train, recipe.members[:1])
+    assert other.loss == Loss(name="ce", params={})
+    assert other.train == Train(**vars(recipe.train) | {"lr": 2.0, "sampling_power": 0.0})
+    assert other.members == (Member(seed=2),), (
+        "what is in its place stands there no more, so equal trainings have equal digests"
+    )
+    assert other.of(0) == other
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))).of(1) == other
+    params = load_recipe(file, overrides=["loss.name=agce", "members.1.loss.params.q=0.3", "clean.member=1"])
+    assert params.of(1).loss == Loss(name="agce", params={"q": 0.3})
+    assert params.of(1).clean.member == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["meta.photos=val", "augment.cutmix=1"], r"meta\.photos: learns from whole photos; set augment\.mixup=0"),
+        (["train.har=1", "members.1.head=arcface"], r'train\.har: is derived for members\.head = "linear"; set har=0'),
+        *(
+            (
+                ["train.backbone_lr_scale=0", f"augment.{key}"],
+                rf"augment\.{key.split('=')[0]}: has no effect on a frozen",
+            )
+            for key in ("hue_deg=20", "flip_vertical=true", "blur=0.5", "holes=2", "cutmix=1")
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_told(file: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file, overrides=overrides)
+    for one in overrides:
+        load_recipe(file, overrides=[one])
 
 
 def test_a_range_in_the_message_and_a_way_out(file: str) -> None:

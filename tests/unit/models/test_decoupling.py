@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,8 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
     counts = np.bincount(known.target)
     trained = retrain_rows(known.embedding, known.target, num_classes=4, epochs=5, lr=0.05, seed=0)
     trained = trained * torch.tensor([3.0, 1.0, 1.0, 0.3])[:, None]
-    ask = {"counts": counts, "seed": 0}
-    best, tried = choose_classifier(trained, known, validation, settings=Balance(lr=0.05), **ask)
+    ask = {"counts": counts, "confidence": 0.9, "seed": 0}
+    best, tried, gained = choose_classifier(trained, known, validation, settings=Balance(lr=0.05), **ask)
     assert [choice.method for choice in tried] == list(METHODS)
     top = max(tried, key=lambda choice: choice.figures.mean_class)
     draws = np.random.default_rng(0).integers(100, size=(200, 100))  # classes are even: plain means
@@ -95,14 +96,21 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
         near = choice.figures.mean_class >= top.figures.mean_class - error
         assert near == (choice is best), choice.method
     assert best.method != "none"
+    assert gained.stays
+    assert gained.after == pytest.approx(best.figures.mean_class)
     assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.05
-    _, tried = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
+    few = Known(validation.embedding[::20], validation.target[::20])
+    unproven, *_ = choose_classifier(trained, known, few, settings=Balance(lr=0.05), **ask)
+    assert unproven.method == "none", "five photos prove nothing"
+    _, tried, _ = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
     assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "blend", "ncm"]
 
 
 def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
     known, validation = (Known(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
-    best, tried = choose_classifier(torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), seed=0)
+    best, tried, _ = choose_classifier(
+        torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), confidence=0.9, seed=0
+    )
     assert tried[0].figures.mean_class == 1
     assert best.method == "none"
 
@@ -112,8 +120,8 @@ def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
     known = Known(*clusters([30, 9, 1], seed=1))
     settings = from_dict({"name": "", "balance": {"method": method, "epochs": 2}}).balance
     for validation in (Known(*clusters([9, 0, 4], seed=2)), Known(torch.empty(0, 3), np.empty(0, np.int64))):
-        best, tried = choose_classifier(
-            torch.eye(3), known, validation, counts=np.array([30, 9, 1]), settings=settings, seed=0
+        best, tried, _ = choose_classifier(
+            torch.eye(3), known, validation, counts=np.array([30, 9, 1]), settings=settings, confidence=0.9, seed=0
         )
         assert [choice.method for choice in tried] == [method]
         assert best is tried[0]
@@ -195,6 +203,28 @@ def test_each_method_scores_as_the_network_that_it_leaves(data: Path, recipe: Re
         assert (left.network.head.classifier.bias is not None) == (method == "ncm")
         assert left.tau == 0
         assert not np.array_equal(read_scores(out / "scores.parquet").probs, plain.probs)
+
+
+def test_photos_that_cleaning_doubts_are_not_learnt_from(
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Callable[[Callable[[Manifest], dict[str, Any]]], Path]
+) -> None:
+    train(Job(data=data, recipe=recipe, member=0, out=tmp_path))
+    second = np.arange(len(read_manifest(data))) % 2 == 1
+    found = []
+    for number, (decision, kept) in enumerate((("doubted", True), ("dropped", False), ("", True))):
+        (tmp_path / str(number)).mkdir()
+        shutil.copy(tmp_path / "network.pt", tmp_path / str(number))
+        changed = variant(
+            lambda m, decision=decision, kept=kept: {
+                "decision": np.where(second & (m.split == "train"), decision, "").astype(object),
+                "kept": np.where(second & (m.split == "train"), kept, True),
+            }
+        )
+        out = rebalanced(changed, _with(recipe, "ncm"), tmp_path / str(number))
+        found.append(load_network(out / "network.pt").network.head.classifier.weight)
+        shutil.rmtree(changed)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def _with(recipe: Recipe, method: str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from models.check import check
-from models.config import Recipe, Train, from_dict
-from models.data.manifest import Manifest, read_manifest
+from models.config import Clean, Recipe, Train, from_dict
+from models.data.manifest import Manifest, read_manifest, write_labels
 from models.emphasis import class_weights, error_rates, har_weights, jacobian_norm, make_emphasis, photo_weights
 from models.errors import ConfigError
 from models.job import Job
@@ -59,12 +60,12 @@ def test_har_weights_rise_with_errors_and_fall_with_photos() -> None:
 def test_error_rates_are_of_photos_that_were_judged(data: Path) -> None:
     manifest = read_manifest(data)
     assert error_rates(manifest).tolist() == [1, 1, 1, 1], "nobody judged"
-    train_rows = np.flatnonzero(manifest.split == "train")
-    score = np.full(len(manifest), np.nan, np.float32)
-    score[train_rows] = 1.0
-    apples = train_rows[manifest.target[train_rows] == 0]
-    score[apples[:2]] = -0.1
-    judged = dataclasses.replace(manifest, score=score)
+    apples = np.flatnonzero((manifest.split == "train") & (manifest.target == 0))
+    score = np.where(manifest.split == "train", np.float32(1), np.nan)
+    score[apples[:2]] = 0.4
+    label = manifest.label.copy()
+    label[apples[0]] = "bean"
+    judged = dataclasses.replace(manifest, score=score, label=label)
     assert error_rates(judged) == pytest.approx([2 / len(apples), 0, 0, 0])
 
 
@@ -91,12 +92,12 @@ def test_photos_without_a_weight_count_as_one(data: Path, weights: Path, tmp_pat
 def test_weights_multiply_and_their_mean_is_one(data: Path, weights: Path) -> None:
     manifest = read_manifest(data)
     rows = np.flatnonzero(manifest.split == "train")
-    made = make_emphasis(Train(class_weights="inverse", photo_weights=str(weights)), manifest, rows)
+    made = make_emphasis(Train(class_weights="inverse", photo_weights=str(weights)), manifest, rows, clean=Clean())
     counts = np.bincount(manifest.target[rows])
     slow = np.array([0, 0.5, 4, *[1] * (len(rows) - 3)]) / counts[manifest.target[rows]]
     assert made.weight.numpy() == pytest.approx(slow / slow.mean(), rel=1e-6)
     assert made.har is None
-    assert make_emphasis(Train(), manifest, rows).weight.tolist() == [1.0] * len(rows)
+    assert make_emphasis(Train(), manifest, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,47 @@ def test_all_weights_0_is_refused(data: Path, tmp_path: Path) -> None:
     manifest = read_manifest(data)
     (tmp_path / "w.csv").write_text("id,weight\n" + "".join(f"{photo},0\n" for photo in manifest.id))
     with pytest.raises(ConfigError, match="gives every photo the weight 0"):
-        make_emphasis(Train(photo_weights=str(tmp_path / "w.csv")), manifest, np.arange(len(manifest)))
+        make_emphasis(Train(photo_weights=str(tmp_path / "w.csv")), manifest, np.arange(len(manifest)), clean=Clean())
+
+
+WEIGH = Clean(use="weigh", floor_count=1)
+
+
+def test_labels_are_weighed_by_their_scores(data: Path) -> None:
+    manifest = read_manifest(data)
+    rows = np.flatnonzero(manifest.split == "train")
+    score = np.where(manifest.split == "train", np.float32(0.9), np.nan)
+    score[rows[:5]] = 0.8, 0.2, 0.1, np.nan, 0.0  # and the fifth is relabelled
+    decision = manifest.decision.copy()
+    decision[rows[4]] = "relabelled"
+    judged = dataclasses.replace(manifest, score=score, decision=decision)
+    made = make_emphasis(Train(), judged, rows, clean=WEIGH)
+    expected = np.array([0.8, 0.2, 0.1, 1, 1, *[0.9] * (len(rows) - 5)])
+    assert made.weight.numpy() == pytest.approx(expected / expected.mean(), rel=1e-5)
+    assert make_emphasis(Train(), judged, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
+    assert make_emphasis(Train(), manifest, rows, clean=WEIGH).weight.tolist() == [1.0] * len(rows), "nobody judged"
+
+
+def test_of_a_class_that_nobody_believes_the_best_still_count(data: Path) -> None:
+    manifest = read_manifest(data)
+    rows = np.flatnonzero((manifest.split == "train") & (manifest.target == 0))
+    score = np.full(len(manifest), 0.01, np.float32)
+    made = make_emphasis(Train(), dataclasses.replace(manifest, score=score), rows, clean=WEIGH)
+    weight = np.sort(made.weight.numpy())
+    best = -(-3 * len(rows) // 10)  # clean.floor_share
+    assert weight[-best:] == pytest.approx(50 * weight[0])
+    assert weight[:-best] == pytest.approx(weight[0])
+
+
+def test_weighed_labels_change_the_training_and_its_name(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    scored = Path(shutil.copytree(data, tmp_path / "scored"))
+    manifest = read_manifest(data)
+    score = np.linspace(0, 1, len(manifest)).astype(np.float32)
+    write_labels(scored, dataclasses.replace(manifest, score=score, judge=np.full(len(manifest), "fold", object)))
+    weighing = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, use="weigh"))
+    keys = {Job(data=scored, recipe=each, member=0, out=tmp_path).key for each in (recipe, weighing)}
+    assert len(keys) == 2
+    assert figures(scored, recipe, tmp_path / "a") != figures(scored, weighing, tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +211,7 @@ def test_a_class_of_one_photo_and_a_class_without_are_weighted(data: Path) -> No
     manifest: Manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "train") & (manifest.target != 3))
     for kind in ("inverse", "effective"):
-        made = make_emphasis(Train(class_weights=kind, har=1.0), manifest, rows)  # type: ignore[arg-type]
+        made = make_emphasis(Train(class_weights=kind, har=1.0), manifest, rows, clean=Clean())  # type: ignore[arg-type]
         assert made.weight.isfinite().all()
         assert made.har is not None
         assert made.har.isfinite().all()

@@ -13,7 +13,7 @@ import torch
 
 import models.epochs
 import models.train
-from models.config import Loss, Train
+from models.config import Augment, Loss, Member, Train
 from models.course import Interval, seed_step
 from models.epochs import num_steps, take_step
 from models.errors import ConfigError
@@ -82,6 +82,52 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
     ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert (halted.out / "samples.parquet").read_bytes() == (whole.out / "samples.parquet").read_bytes()
+
+
+ARCFACE = Member(backbone="test_resnet", size=32, seed=3, head="arcface", centres=2, margin_rad=0.2)
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "sgd in steps": {"train": {"optimizer": "sgd", "lr": 0.05, "schedule": "step", "step_epochs": (1.0, 2.0)}},
+    "mixed": {"augment": Augment(mixup=0.5, cutmix=1.0)},
+    "views": {"augment": Augment(blur=1.0, hue_deg=40.0, flip_vertical=True, holes=3)},
+    "ema": {"train": {"ema": 0.9}, "augment": Augment(mixup=0.5)},
+    "soup": {"train": {"soup_epochs": 2}},
+    "arcface": {"members": (ARCFACE,)},
+    "frozen": {"members": (ARCFACE,), "augment": Augment(mixup=0.5), "train": {"ema": 0.9, "backbone_lr_scale": 0.0}},
+}
+
+
+@pytest.mark.parametrize("halt_in", ["take_step", "settle"])
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_every_technique_goes_on_in_mid_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, halt_in: str
+) -> None:
+    """Halted after the second step of the second epoch, or after all of them, before the average is taken."""
+    keys = dict(TECHNIQUES[name])
+    settings = Train(**vars(RECIPE.train) | keys.pop("train", {}))
+    if halt_in == "settle" and not settings.averages:
+        pytest.skip("nothing is averaged")
+    recipe = dataclasses.replace(RECIPE, loss=Loss(name="gce"), train=settings, **keys)
+    whole, halted, plain = (counting_job(data, tmp_path / each, recipe) for each in ("whole", "halted", "plain"))
+    models.train.train(whole)
+    steps_left = iter(range(5 if halt_in == "take_step" else 0))
+    go_on = getattr(models.epochs, halt_in)
+
+    def go_on_or_halt(*args: Any, **named: Any) -> None:
+        if next(steps_left, None) is None:
+            raise KeyboardInterrupt
+        go_on(*args, **named)
+
+    monkeypatch.setattr(models.epochs, halt_in, go_on_or_halt)
+    with pytest.raises(KeyboardInterrupt):
+        models.train.train(halted)
+    monkeypatch.undo()
+    models.train.train(halted)
+    models.train.train(dataclasses.replace(plain, recipe=dataclasses.replace(RECIPE, loss=Loss(name="gce"))))
+    assert metrics(halted.out) == metrics(whole.out)
+    ours, theirs, others = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole, plain))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    weight = "head.classifier.weight"
+    assert not torch.equal(theirs[weight], others[weight]), "the technique changes something"
 
 
 def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:

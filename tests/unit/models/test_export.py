@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ import onnx
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.transforms import TenCrop
 
-from models.config import Export, Member, Recipe
+from models.config import Export, Member, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
-from models.export.__main__ import export
+from models.export.__main__ import export, main
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
-from models.export.onnx_file import read_metadata, stamp
+from models.export.onnx_file import read_metadata, stamp, write_onnx
 from models.network import build_network
 from models.train import Trained, load_network, save_network
 
-SETTINGS = Export(input_size=40, crops=2, enlarge=1.25)
+SETTINGS = Export(input_size=40, crops=2, enlarge=(1.25,))
 CLASSES = ["apple", "bean", "corn", "dill"]
 
 
@@ -106,7 +108,7 @@ def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, 
     image = torch.from_numpy(photo).permute(2, 0, 1)[None].double() / 255
     answers, embedding = [], None
     for member in members:
-        size, full = member.member.size, round(member.member.size * SETTINGS.enlarge)
+        size, full = member.member.size, round(member.member.size * SETTINGS.enlarge[0])
         large = functional.interpolate(image, (full, full), mode="bilinear", antialias=True)
         edge = (full - size) // 2
         crop = large[:, :, edge : edge + size, edge : edge + size].float()
@@ -162,6 +164,68 @@ def test_only_the_ten_best_of_a_member_take_part_in_the_mean() -> None:
     torch.testing.assert_close(probs, best.values)
 
 
+@pytest.mark.parametrize(("size", "enlarge"), [(32, 1.25), (24, 1.5), (33, 1.15)])
+def test_ten_crops_are_torchvisions(size: int, enlarge: float) -> None:
+    """The same views, whatever their order."""
+    settings = Export(input_size=40, crops=10, enlarge=(enlarge,))
+    branch = Branch(trained(size, seed=1), settings=settings)
+    pixels = torch.rand(1, 3, 40, 40)
+    full = branch.resize @ pixels @ branch.resize.T
+    ours = [branch._crop(full, *box)[0] for box in branch.crops]
+    theirs = [view[0] for view in TenCrop(size)(full)]
+    assert len(ours) == len(theirs) == 10
+    assert {view.numpy().tobytes() for view in ours} == {view.numpy().tobytes() for view in theirs}
+
+
+def test_crops_that_coincide_are_asked_once() -> None:
+    assert crop_boxes(32, 32, 10) == [(0, 0, False), (0, 0, True)]
+    assert crop_boxes(32, 32, 5) == [(0, 0, False)]
+
+
+@pytest.mark.parametrize("weights", [[0.75, 0.25], [0.1, 0.9]])
+def test_weights_fold_exactly(members: list[Trained], weights: list[float], tmp_path: Path) -> None:
+    """The file gives the weighted mean of what each member gives alone."""
+    photos = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    graph = DeployGraph(members, settings=SETTINGS, weights=weights)
+    write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
+    ids, probs, embedding = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    total = np.zeros((5, 4), np.float64)
+    for weight, member in zip(weights, members, strict=True):
+        alone = dataclasses.replace(SETTINGS, keep=4, top_k=4)
+        with torch.no_grad():
+            their_ids, their_probs, _ = DeployGraph([member], settings=alone)(photos)
+        np.put_along_axis(
+            total, their_ids.numpy(), np.take_along_axis(total, their_ids.numpy(), 1) + weight * their_probs.numpy(), 1
+        )
+    assert np.array_equal(ids[:, :4], np.argsort(-total, 1))
+    assert probs[:, :4] == pytest.approx(-np.sort(-total, 1), abs=1e-6)
+    assert embedding == pytest.approx(graph(photos)[2].detach().numpy(), abs=1e-5)
+    parity.require_parity(parity.measure_parity(graph, tmp_path / "model.onnx", photos.numpy()))
+
+
+def test_a_member_without_weight_is_no_part_of_the_graph(
+    exported: Path, data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [0.0, 1.0]},
+               "views": {"crops": 2, "enlarge": 1.5}}  # fmt: skip
+    arguments = ["--data", data, "--out", tmp_path, "--networks", exported / "0.pt", exported / "1.pt"]
+    for name, content in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        arguments += [f"--{name}", tmp_path / f"{name}.json"]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    main()
+    card = read_metadata(tmp_path / "model.onnx")
+    assert [(m["size"], m["weight"]) for m in json.loads(card["members"])] == [(24, 1.0)]
+    assert json.loads(card["views"]) == {"crops": 2, "enlarge": 1.5}
+    alone = load_network(exported / "1.pt")
+    photos = torch.from_numpy(np.load(tmp_path / "golden.npy"))
+    with torch.no_grad():
+        ids, probs, _ = DeployGraph([alone], settings=Export(input_size=40, crops=2, enlarge=(1.5,)))(photos)
+    answers = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    assert np.array_equal(answers[0], ids)
+    assert answers[1] == pytest.approx(probs.numpy(), abs=1e-6)
+
+
 def test_members_must_know_the_same_classes(members: list[Trained]) -> None:
     with pytest.raises(WeightsMismatch, match="must know the same classes"):
         DeployGraph([members[0], trained(24, seed=2, classes=["apple", "bean", "corn", "date"])], settings=SETTINGS)
@@ -188,14 +252,27 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
 
 def test_a_probability_that_is_no_number_is_no_agreement() -> None:
     with pytest.raises(ParityError, match="probabilities by nan"):
-        parity.require_parity(parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0))
+        parity.require_parity(
+            parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0, rounding=0.0)
+        )
+
+
+def test_rounding_is_measured_and_the_one_excuse(exported: Path, golden: np.ndarray) -> None:
+    own = [load_network(exported / f"{i}.pt") for i in (0, 1)]
+    found = parity.measure_parity(DeployGraph(own, settings=SETTINGS), exported / "model.onnx", golden)
+    assert 0 < found.rounding < 1e-5
+    rough = dataclasses.replace(found, probability=3e-5, rounding=1e-5)
+    parity.require_parity(rough)
+    with pytest.raises(ParityError, match=r"by 3.0e-05 \(allowed 4.0e-06\)"):
+        parity.require_parity(dataclasses.replace(rough, rounding=1e-6))
 
 
 def test_the_file_describes_itself(exported: Path, data: Path) -> None:
     card = read_metadata(exported / "model.onnx")
     assert (card["data_version"], card["recipe"]) == ("0123456789ab", "tiny")
     assert json.loads(card["labels"]) == read_manifest(data).classes == CLASSES
-    assert [(m["size"], m["tau"]) for m in json.loads(card["members"])] == [(32, 0.7), (24, 0.0)]
+    assert [(m["size"], m["tau"], m["weight"]) for m in json.loads(card["members"])] == [(32, 0.7, 0.5), (24, 0.0, 0.5)]
+    assert json.loads(card["views"]) == {"crops": 2, "enlarge": 1.25}
     assert json.loads(card["metrics"]) == json.loads((exported / "accuracy.json").read_text())
     assert json.loads(card["parity"])["different_ids"] == 0
 

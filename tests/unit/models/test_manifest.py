@@ -21,7 +21,7 @@ def data(tmp_path: Path) -> Path:
     }
     write_table(tmp_path, index | {"id": ["a", "b"]}, name="index")
     labels = {"given_label": ["cup", "mug"], "label": ["cup", "cup"], "split": ["train", "test"], "kept": [True, False]}
-    rest = {"decision": ["", "dropped"], "score": [None, -1.5], "round": [0, 1]}
+    rest = {"decision": ["", "dropped"], "score": [None, 0.25], "round": [0, 1], "judge": ["", "fold-0-ab"]}
     write_table(tmp_path, {"id": ["a", "b"]} | labels | rest, name="labels")
     for name, columns in (("conflicts", 4), ("quarantine", 5)):
         names = ["id", "label", "source", "path"] if columns == 4 else ["path", "label", "source", "field", "reason"]
@@ -33,11 +33,27 @@ def test_columns_become_arrays_and_back_to_the_same_bytes(data: Path, tmp_path: 
     manifest = read_manifest(data)
     assert manifest.id.tolist() == ["a", "b"]
     assert np.isnan(manifest.score[0])
+    assert (manifest.score[1], manifest.judge.tolist()) == (0.25, ["", "fold-0-ab"])
     assert (manifest.score.dtype, manifest.kept.dtype, manifest.offset.dtype) == (np.float32, np.bool_, np.int64)
     assert manifest.classes == ["cup"], "only train photos make classes"
     before = (data / "labels.parquet").read_bytes()
     write_labels(tmp_path, manifest)
     assert (tmp_path / "labels.parquet").read_bytes() == before
+
+
+def test_a_table_of_an_earlier_release_is_read_without_its_scores(data: Path) -> None:
+    change(data, "score", [None, -1.5], pa.float32())
+    change(data, "judge", None)
+    manifest = read_manifest(data)
+    assert manifest.judge.tolist() == ["", ""]
+    assert np.isnan(manifest.score).all(), "these were log margins"
+    assert (manifest.decision.tolist(), manifest.round.tolist()) == (["", "dropped"], [0, 1])
+
+
+def test_targets_are_of_the_label_and_of_the_given_one(data: Path) -> None:
+    change(data, "split", ["train", "train"])
+    manifest = read_manifest(data)
+    assert (manifest.target.tolist(), manifest.given_target.tolist()) == ([0, 0], [0, 1])
 
 
 def test_classes_keep_the_given_label(data: Path) -> None:

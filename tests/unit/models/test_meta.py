@@ -18,6 +18,7 @@ import models.epochs
 from models.check import check
 from models.config import Loss, Member, Meta, Recipe, Train
 from models.data.manifest import Manifest, read_manifest
+from models.data.mixing import Mixed
 from models.epochs import report
 from models.errors import ConfigError
 from models.job import Job
@@ -46,8 +47,8 @@ class Table:
     def __init__(self, head: nn.Module, rows: Tensor) -> None:
         self.head, self.rows = head, rows
 
-    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Tensor]:
-        return (self.rows[torch.from_numpy(positions)] for positions in order)
+    def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Mixed]:
+        return (Mixed(self.rows[torch.from_numpy(positions)], 1.0) for positions in order)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         yield self.rows[part]
@@ -193,7 +194,7 @@ def test_a_replay_follows_the_schedule(data: Path, recipe: Recipe, tmp_path: Pat
         ({"photos": "tests"}, {}, r"tests: 1 ids are test photos, first '[0-9a-f]{16}'.* take them out"),
         ({"photos": "one"}, {}, r"meta.photos: .*one leaves 1 photos to learn from .* give at least 2"),
         ({"photos": "all"}, {}, r"meta.photos: .*all names all but 1 of the photos to train on; keep 2"),
-        ({"photos": "none"}, {}, r"meta.photos: .*none cannot be read \(FileNotFoundError\); give 'val', or a file"),
+        ({"photos": "none"}, {}, r"meta.photos: .*none cannot be read \(FileNotFoundError\); give a file of ids"),
         ({"photos": "bad.csv"}, {}, r"meta.photos: .*bad.csv: has no column id; name one"),
         ({"photos": "ids.parquet"}, {}, r"meta.photos: .*ids.parquet cannot be read \(ArrowInvalid\)"),
         ({"photos": "val"}, {"name": "mae"}, r"meta: MAE has no number to learn; .* one of bi_tempered, gce, polysoft, sce, "),

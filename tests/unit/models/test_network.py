@@ -10,10 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from models.config import Member
 from models.errors import ConfigError, WeightsMismatch
-from models.network import EMBEDDING, build_network, count_parameters
+from models.network import EMBEDDING, build_network, count_parameters, set_size
 
 TINY = Member(backbone="test_resnet", size=32)
 
@@ -65,8 +66,47 @@ def test_an_unknown_backbone_names_its_neighbours() -> None:
 def test_arguments_and_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ConfigError, match=r"members\.args or members\.size: test_resnet at 32 px: .*depth_of_field"):
         build_network(Member(backbone="test_resnet", size=32, args={"depth_of_field": 2}), num_classes=2)
-    with pytest.raises(ConfigError, match=r"test_vit at 32 px"):
-        build_network(Member(backbone="test_vit", size=32, args={"dynamic_img_size": False}), num_classes=2)
+    with pytest.raises(
+        ConfigError, match=r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"
+    ):
+        build_network(Member(backbone="deit_tiny_patch16_224", size=40), num_classes=2)
+    with pytest.raises(ConfigError, match=r"levit_128s at 64 px: .* must match .*; correct them"):
+        build_network(Member(backbone="levit_128s", size=64), num_classes=2)
+
+
+def test_position_embeddings_follow_the_size(tmp_path: Path) -> None:
+    """Weights of the size that the backbone is made for; the class token's place stays, the grid is resized as a picture."""
+    given = timm.create_model("deit_tiny_patch16_224", num_classes=0).state_dict()
+    given["pos_embed"] = torch.randn_like(given["pos_embed"])
+    save_file(given, tmp_path / "w.safetensors")
+    member = Member(backbone="deit_tiny_patch16_224", size=48, weights=str(tmp_path / "w.safetensors"))
+    network = build_network(member, num_classes=3)
+    token, grid = given["pos_embed"][:, :1], given["pos_embed"][0, 1:].T.reshape(1, 192, 14, 14)
+    resized = functional.interpolate(grid, (3, 3), mode="bicubic", antialias=True, align_corners=False)
+    expected = torch.cat([token, resized.reshape(1, 192, 9).transpose(1, 2)], 1)
+    found = network.backbone.state_dict()["pos_embed"]
+    torch.testing.assert_close(found, expected)
+    assert network.eval()(torch.rand(2, 3, 48, 48)).logits.shape == (2, 3)
+
+
+def test_a_grid_that_is_enlarged_lies_between_its_neighbours() -> None:
+    """In one direction alone, by a slow cubic interpolation (a = -0.5) whose weights add up to 1."""
+    network = build_network(Member(backbone="deit_tiny_patch16_224", size=32), num_classes=3)
+    before = network.backbone.get_parameter("pos_embed").data
+    before[0, 1:] = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]  # 2 x 2, rising from left to right
+    set_size(network.backbone, Member(backbone="deit_tiny_patch16_224", size=48))
+    after = network.backbone.get_parameter("pos_embed")[0, 1:, 0].reshape(3, 3)
+
+    def cubic(x: float) -> float:
+        x = abs(x)
+        near, far = (lambda t: 1.5 * t**3 - 2.5 * t**2 + 1), (lambda t: -0.5 * (t**3 - 5 * t**2 + 8 * t - 4))
+        return near(x) if x < 1 else far(x) if x < 2 else 0.0
+
+    for column in range(3):
+        place = (column + 0.5) * 2 / 3 - 0.5
+        weights = [cubic(place - source) for source in (0, 1)]
+        expected = weights[1] / sum(weights)
+        torch.testing.assert_close(after[:, column], torch.full((3,), expected), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])

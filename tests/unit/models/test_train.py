@@ -26,7 +26,6 @@ from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
 from models.job import Job, split_rows
 from models.network import EMBEDDING
-from models.optimise import learning_rate
 from models.scores import read_scores
 from models.train import load_network, train
 
@@ -170,14 +169,37 @@ def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, rec
     assert not (tmp_path / "all" / "embeddings.npy").exists()
 
 
-def test_a_dropped_photo_is_neither_trained_on_nor_scored(data: Path) -> None:
-    manifest = read_manifest(data)
-    kept = np.arange(len(manifest)) % 3 > 0
-    manifest = dataclasses.replace(manifest, kept=kept)
-    for fold in (None, 0):
-        both = np.concatenate(split_rows(manifest, fold=fold, num_folds=2))
-        assert kept[both].all()
-        assert len(set(both)) == len(both)
+def test_a_dropped_photo_is_not_trained_on_and_scored_by_its_fold_alone(data: Path) -> None:
+    delivered = read_manifest(data)
+    kept = np.arange(len(delivered)) % 3 > 0
+    conflict = np.arange(len(delivered)) == np.flatnonzero(~kept & (delivered.split == "train"))[0]
+    decision = np.where(kept, "", np.where(conflict, "conflict", "dropped")).astype(object)
+    manifest = dataclasses.replace(delivered, kept=kept, decision=decision)
+    assert kept[np.concatenate(split_rows(manifest, fold=None, num_folds=2))].all()
+    for fold in (0, 1):
+        rows, scored = split_rows(manifest, fold=fold, num_folds=2)
+        assert kept[rows].all()
+        assert not np.isin(rows, scored).any()
+        before = split_rows(delivered, fold=fold, num_folds=2)[1]
+        assert scored[manifest.split[scored] == "val"].tolist() == before[delivered.split[before] == "val"].tolist()
+    scored = np.concatenate([split_rows(manifest, fold=fold, num_folds=2)[1] for fold in (0, 1)])
+    assert set(scored) == set(np.flatnonzero((manifest.split != "test") & ~conflict))
+
+
+def test_a_relabelled_photo_stays_in_its_fold_and_is_judged_by_the_given_label(
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Variant
+) -> None:
+    delivered = read_manifest(data)
+    moved = variant(lambda m: {"label": np.where((m.split == "train") & (m.label == "bean"), "corn", m.label)})
+    for fold in (0, 1):
+        assert np.array_equal(split_rows(delivered, fold=fold, num_folds=2)[1],
+                              split_rows(read_manifest(moved), fold=fold, num_folds=2)[1])  # fmt: skip
+    train(job(moved, recipe, tmp_path / "fold", fold=0))
+    train(job(moved, recipe, tmp_path / "all"))
+    scores = read_scores(tmp_path / "fold" / "scores.parquet")
+    row = np.searchsorted(delivered.id.astype(str), scores.id)
+    assert np.array_equal(scores.target, delivered.target[row])
+    assert "bean" in delivered.label[row]
 
 
 def test_another_recipes_checkpoint_is_refused(data: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -207,7 +229,7 @@ def test_a_key_changes_with_whatever_changes_the_result(
         job(variant(lambda manifest: {"kept": ~manifest.kept}), recipe, tmp_path),
     ]
     assert len({plain.key, *(other.key for other in others)}) == len(others) + 1
-    assert job(data, dataclasses.replace(recipe, clean=Clean(margin=-3.0)), tmp_path).key == plain.key
+    assert job(data, dataclasses.replace(recipe, clean=Clean(budget=0.5)), tmp_path).key == plain.key
     assert job(data, recipe, tmp_path, workers=3, checkpoint_minutes=0.5).key == plain.key, (
         "any number of workers goes on"
     )
@@ -313,16 +335,3 @@ def test_a_misspelt_loss_stops_before_the_first_epoch(data: Path, recipe: Recipe
     with pytest.raises(ConfigError, match=r"loss\.params\.power: 'gce' has no such parameter"):
         train(job(data, dataclasses.replace(recipe, loss=Loss(params={"power": 0.3})), tmp_path / "out"))
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    settings = Train(epochs=5, warmup_epochs=1)
-    rates = [learning_rate(step, steps=10, settings=settings) for step in range(51)]
-    assert rates[0] == pytest.approx(1 / 11)
-    assert np.argmax(rates) == 10
-    assert rates[10] == 1.0
-    assert all(np.diff(rates[:11]) > 0)
-    assert all(np.diff(rates[10:]) < 0)
-    assert rates[50] == pytest.approx(0, abs=1e-12)
-    only_warm = Train(epochs=1, warmup_epochs=3)
-    assert all(0 < learning_rate(step, steps=10, settings=only_warm) < 1 for step in range(10))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -23,11 +23,14 @@ EARLY: dict[str, dict[str, Any]] = {  # so that two epochs reach the part of a m
 }
 
 
-def run(data: Path, recipe: Recipe, out: Path, name: str, **params: Any) -> list[dict[str, float]]:
+def run(
+    data: Path, recipe: Recipe, out: Path, name: str, *, head: Literal["linear", "arcface"] = "linear", **params: Any
+) -> list[dict[str, float]]:
     """The lines of metrics.jsonl of two epochs on frozen features."""
     out.mkdir(exist_ok=True)
     settings = dataclasses.replace(recipe.train, epochs=2, backbone_lr_scale=0.0)
-    changed = dataclasses.replace(recipe, loss=Loss(name=name, params=params), train=settings)
+    members = (dataclasses.replace(recipe.members[0], head=head),)
+    changed = dataclasses.replace(recipe, loss=Loss(name=name, params=params), train=settings, members=members)
     train(Job(data=data, recipe=changed, member=0, out=out))
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -40,6 +43,16 @@ def test_it_trains(name: str, data: Path, recipe: Recipe, tmp_path: Path) -> Non
     assert all(value.isfinite().all() for value in trained.network.state_dict().values())
     assert (tmp_path / "scores.parquet").exists()
     assert (tmp_path / "samples.parquet").exists() == (name in EARLY)
+
+
+@pytest.mark.parametrize("name", ["ce", "ce+sr", "nce+agce", "bi_tempered", *sorted(EARLY)])
+def test_it_trains_with_a_margin(name: str, data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    plain = run(data, recipe, tmp_path / "plain", name, **EARLY.get(name, {}))
+    strict = run(data, recipe, tmp_path / "strict", name, head="arcface", **EARLY.get(name, {}))
+    assert strict[0]["loss"] != plain[0]["loss"]
+    assert strict[0]["loss"] != strict[1]["loss"]
+    saved = load_network(tmp_path / "strict" / "network.pt").network.state_dict()
+    assert all(value.isfinite().all() for value in saved.values())
 
 
 @pytest.mark.parametrize(

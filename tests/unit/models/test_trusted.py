@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.data.manifest import read_manifest
-from models.data.trusted import Draws, read_ids, trusted_rows
+from models.data.trusted import Draws, judged_by, judges, read_ids, trusted_rows
+from models.errors import ConfigError
 
 
 def test_batches_of_trusted_photos_are_balanced_and_repeatable() -> None:
@@ -28,7 +29,7 @@ def test_ids_are_read_from_text_csv_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x1\n\n x2 \n")
     (tmp_path / "a.csv").write_text("label,id\nbean,x1\ncorn,x2\n")
     pq.write_table(pa.table({"id": ["x1", "x2"], "more": [1, 2]}), tmp_path / "a.parquet")
-    assert [read_ids(tmp_path / f"a.{kind}") for kind in ("txt", "csv", "parquet")] == [["x1", "x2"]] * 3
+    assert [read_ids(tmp_path / f"a.{kind}", key="any") for kind in ("txt", "csv", "parquet")] == [["x1", "x2"]] * 3
 
 
 def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -37,3 +38,34 @@ def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) 
         "val", dataclasses.replace(manifest, split=np.where(manifest.label == "corn", "train", manifest.split))
     )
     assert "2 of 4 classes have no trusted photo" in caplog.text
+
+
+def test_without_a_file_the_validation_photos_judge(data: Path) -> None:
+    manifest = read_manifest(data)
+    assert judged_by(manifest, "") is manifest
+    assert np.array_equal(judges(manifest), (manifest.split == "val") & manifest.kept)
+
+
+def test_trusted_photos_judge_and_the_others_are_learnt_from(data: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(data)
+    train = np.flatnonzero(manifest.split == "train")
+    chosen = train[[0, -1]]
+    doubted = dataclasses.replace(manifest, kept=~np.isin(np.arange(len(manifest)), chosen))
+    (tmp_path / "ids.txt").write_text("\n".join(manifest.id[chosen]))
+    seen = judged_by(doubted, str(tmp_path / "ids.txt"))
+    assert np.flatnonzero(judges(seen)).tolist() == sorted(chosen.tolist()), "kept, whatever cleaning says"
+    assert (seen.split[manifest.split == "val"] == "train").all()
+    assert np.array_equal(seen.split == "test", manifest.split == "test")
+    assert seen.classes == manifest.classes
+
+
+def test_judges_leave_each_class_a_photo_to_learn_from(data: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(data)
+    label = manifest.label[manifest.split == "train"][0]
+    whole = manifest.id[(manifest.label == label) & (manifest.split != "test")]
+    (tmp_path / "ids.txt").write_text("\n".join(whole))
+    with pytest.raises(ConfigError, match=rf"proof.photos: .*ids.txt: names every photo of 1 classes, first '{label}'"):
+        judged_by(manifest, str(tmp_path / "ids.txt"))
+    (tmp_path / "ids.txt").write_text("nobody")
+    with pytest.raises(ConfigError, match=r"proof.photos: .*ids.txt: 1 of 1 ids are not in this data version"):
+        judged_by(manifest, str(tmp_path / "ids.txt"))

@@ -1,0 +1,62 @@
+"""Train on at a larger size: `python -m models.finetune --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
+
+Training at a small size is cheap, and a few epochs at a larger one recover what it hides (the AliProducts report, arXiv
+2106.10683, section 2.5: 256, then 384 pixels). Position embeddings are resized; `finetune.learn` says what may still move: all, or
+the norms and the head, whose statistics are what another size upsets (FixRes: Touvron et al., NeurIPS 2019, arXiv 1906.06423),
+or the head alone. The loop, its checkpoints and what it leaves in --out are those of `models.train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from models import distributed
+from models.command import log_progress, run
+from models.config import from_dict
+from models.job import Job
+from models.margins import angular
+from models.network import Network, set_size
+from models.train import load_network, train
+
+
+def finetune(job: Job) -> None:
+    """Trains the network of job.start on, or continues where a killed run left it."""
+    assert job.start is not None
+    network = load_network(job.start).network
+    set_size(network.backbone, job.network)
+    if job.network.head == "arcface":
+        network.head.classifier = angular(network.head.classifier.weight, scale=job.network.scale)
+    if job.recipe.finetune.learn == "norms":
+        still_but_norms(network)
+    train(job, network)
+
+
+def still_but_norms(network: Network) -> None:
+    """Leaves of the backbone only its norms to learn. They are known by the names of their classes: timm has two dozen."""
+    network.backbone.requires_grad_(False)
+    for module in network.backbone.modules():
+        if "norm" in type(module).__name__.lower():
+            module.requires_grad_(True)
+
+
+def main() -> None:
+    """The command line of one fine-tuning."""
+    parser = argparse.ArgumentParser(description="Train a network on at a larger size.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
+    parser.add_argument("--network", type=Path, required=True, help="network.pt of a training, in its folder")
+    parser.add_argument("--member", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        finetune(Job(data=args.data, recipe=recipe, member=args.member, start=args.network, out=args.out))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""A step stays where validation photos prove it; the figures are written down either way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.evidence import evidence, in_words, prove
+from flows.progress import print_evidence
+from flows.run import Run
+from flows.workspace import Workspace
+from models.config import Recipe, from_dict
+from models.data.manifest import INDEX, write_table
+from models.scores import Scores, write_scores
+
+NUM, CLASSES = 120, ["a", "b", "c"]
+IDS = [f"p{i:03}" for i in range(NUM)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """120 validation photos of three classes, of which cleaning doubts every fourth; one train photo a class."""
+    ids, labels = [*IDS, "t0", "t1", "t2"], [CLASSES[i % 3] for i in range(NUM)] + CLASSES
+    n, folder = len(ids), tmp_path / "data"
+    folder.mkdir()
+    index = {field.name: ["x"] * n if str(field.type) == "string" else [1] * n for field in INDEX}
+    write_table(folder, index | {"id": ids}, name="index")
+    kept = [i % 4 != 0 for i in range(NUM)] + [True] * 3
+    columns = {"id": ids, "given_label": labels, "label": labels, "split": ["val"] * NUM + ["train"] * 3, "kept": kept}
+    decision = ["" if each else "dropped" for each in kept]
+    judged = {"decision": decision, "score": [None] * n, "round": [0] * n, "judge": [""] * n}
+    write_table(folder, columns | judged, name="labels")
+    return folder
+
+
+def network(folder: Path, right: np.ndarray) -> Path:
+    """A result in which these of the validation photos are recognised."""
+    folder.mkdir()
+    target = np.arange(NUM) % 3
+    first = np.where(right, target, (target + 1) % 3)
+    top = np.stack([first, (first + 1) % 3, (first + 2) % 3], 1)
+    probs = np.tile(np.float32([0.6, 0.3, 0.1]), (NUM, 1))
+    write_scores(Scores(np.array(IDS), target, probs[:, 0], top, probs), folder / "scores.parquet")
+    return folder
+
+
+def make_run(tmp_path: Path, **proof: object) -> Run:
+    recipe: Recipe = from_dict({"name": "any", "members": [{}, {}], "proof": proof})
+    run = Run(Workspace(tmp_path / "shop"), recipe, id="one")
+    run.open()
+    return run
+
+
+def test_a_member_keeps_what_gained_and_loses_what_did_not(data: Path, tmp_path: Path) -> None:
+    run, hard = make_run(tmp_path), np.arange(NUM) % 5 == 1
+    poor, good = network(tmp_path / "poor", ~hard & (np.arange(NUM) % 2 == 0)), network(tmp_path / "good", ~hard)
+    kept = prove.fn(run, data, "cleaning", [poor, good], [good, poor])
+    assert kept == [good, good]
+    gained, lost = json.loads((run.folder / "evidence-cleaning.json").read_text())
+    assert (gained["step"], gained["member"], gained["stays"], lost["stays"]) == ("cleaning", 1, True, False)
+    assert gained["photos"] == 90, "of the photos that cleaning believes"
+    assert gained["as_given"]["photos"] == 120, "and of all, so that its bias shows"
+    assert gained["after"] - gained["before"] == pytest.approx(lost["before"] - lost["after"])
+    assert 0 < gained["low"] < gained["after"] - gained["before"]
+
+
+def test_trusted_photos_judge_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("\n".join(IDS[:12]))
+    run = make_run(tmp_path, photos=str(tmp_path / "ids.txt"))
+    late = np.arange(NUM) >= 12  # right about nothing that is trusted
+    prove.fn(run, data, "cleaning", [network(tmp_path / "none", ~late)], [network(tmp_path / "late", late)])
+    (found,) = json.loads((run.folder / "evidence-cleaning.json").read_text())
+    assert (found["photos"], found["before"], found["after"], found["stays"]) == (12, 1.0, 0.0, False)
+    assert "as_given" not in found
+
+
+def test_a_recipe_may_take_every_step_unasked(data: Path, tmp_path: Path) -> None:
+    run, nothing = make_run(tmp_path, confidence=0.0), np.zeros(NUM, bool)
+    early, late = network(tmp_path / "early", ~nothing), network(tmp_path / "late", nothing)
+    assert prove.fn(run, data, "cleaning", [early], [late]) == [late]
+
+
+def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, everything = make_run(tmp_path), np.ones(NUM, bool)
+    one = network(tmp_path / "one", everything)
+    prove.fn(run, data, "cleaning", [one], [one])
+    (one / "balance.json").write_text(json.dumps({"chosen": {"method": "ncm"}, "gain": {
+        "before": None, "after": None, "low": None, "photos": 0, "classes": 0, "stays": True}}))  # fmt: skip
+    gained = {"before": 0.5, "after": 0.75, "low": 0.1, "photos": 90, "classes": 3, "stays": True}
+    (one / "ensemble.json").write_text(json.dumps({"weights": [1.0]}))
+    (one / "views.json").write_text(json.dumps({"crops": 10, "enlarge": 1.25, "gain": gained}))
+    found = evidence(run, [one], one, one)
+    assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("views", None)], (
+        "members that count alike by the recipe prove nothing"
+    )
+    assert in_words(found[0]).endswith("on 90 photos: goes")
+    assert in_words(found[1]) == "stays as the recipe says, for there is no validation photo to judge by"
+    print_evidence(found)
+    assert "balance: ncm" in capsys.readouterr().out

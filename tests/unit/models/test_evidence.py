@@ -1,0 +1,80 @@
+"""What a step is worth: paired, class by class alike, and only as sure as the photos allow."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.evidence import Gain, class_share, differences, gain, standard_error
+
+
+def test_all_classes_weigh_the_same() -> None:
+    target = np.array([0, 0, 0, 1])
+    before, after = np.array([1, 1, 1, 0], bool), np.array([1, 0, 1, 1], bool)
+    found = gain(before, after, target, confidence=0.9)
+    assert (found.before, found.after) == pytest.approx((0.5, (2 / 3 + 1) / 2))
+    assert (found.photos, found.classes) == (4, 2)
+    assert class_share(target).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+
+
+def test_a_clear_gain_stays_and_a_loss_does_not() -> None:
+    target = np.arange(400) % 8
+    rng = np.random.default_rng(0)
+    before = rng.random(400) < 0.5
+    after = before | (rng.random(400) < 0.2)
+    assert gain(before, after, target, confidence=0.95).stays
+    assert not gain(after, before, target, confidence=0.95).stays
+    assert not gain(before, before, target, confidence=0.5).stays  # nothing gained is nothing proven
+
+
+def test_the_bound_holds_as_often_as_it_says() -> None:
+    """Steps that gain nothing on average are taken for a gain in about one of ten cases at 90 %."""
+    target, rng, taken = np.repeat(np.arange(20), 10), np.random.default_rng(1), 0
+    for seed in range(200):
+        before, after = rng.random(200) < 0.6, rng.random(200) < 0.6
+        taken += gain(before, after, target, confidence=0.9, seed=seed).stays
+    assert 8 <= taken <= 36
+
+
+def test_what_both_agree_on_makes_it_surer() -> None:
+    rng, target = np.random.default_rng(2), np.arange(300) % 10
+    before = rng.random(300) < 0.5
+    alike = before ^ (rng.random(300) < 0.05)
+    other = rng.random(300) < 0.5
+    assert standard_error(alike, before, target, seed=0) < standard_error(other, before, target, seed=0) / 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
+def test_differences_are_those_of_a_slow_loop(photos: list[tuple[int, bool, bool]], seed: int) -> None:
+    target, one, other = (np.array(column) for column in zip(*photos, strict=True))
+    found = differences(one, other, target, seed=seed, draws=3)
+    rng, counts = np.random.default_rng(seed), np.bincount(target)
+    for value in found:
+        rows = rng.integers(len(target), size=len(target))
+        up = sum((int(one[r]) - int(other[r])) / counts[target[r]] for r in rows)
+        assert value == pytest.approx(up / sum(1 / counts[target[r]] for r in rows), abs=1e-9)
+    assert np.all(np.abs(found) <= 1)
+
+
+def test_whoever_asks_nothing_takes_every_step() -> None:
+    target = np.arange(40) % 4
+    assert gain(np.ones(40, bool), np.zeros(40, bool), target, confidence=0).stays
+
+
+def test_without_photos_the_recipe_has_the_word() -> None:
+    none = np.empty(0, bool)
+    found = gain(none, none, np.empty(0, np.int64), confidence=0.9)
+    assert found.stays
+    assert math.isnan(found.low)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["low"] is None
+
+
+def test_a_gain_is_plain_for_json() -> None:
+    assert Gain(0.5, 0.75, 0.1234567, 10, 3, stays=True).to_dict() == {
+        "before": 0.5, "after": 0.75, "low": 0.123457, "photos": 10, "classes": 3, "stays": True,
+    }  # fmt: skip
