@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from flows.data_version import DataVersions, Entry
-from flows.decisions import decide, judges, looks, moves, out_of_sample
+from flows.decisions import confusion, decide, judges, looks, moves, out_of_sample
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
+from models.cleaning import Noise
 from models.config import digest
+from models.data.confusion import NAME as CONFUSION
+from models.data.confusion import write_confusion
 from models.data.manifest import Manifest, read_manifest, write_labels, write_version
 from models.data.trusted import judged_by
 from models.scores import read_scores
 
 log = logging.getLogger("cleanshelf")
-OWN = ("labels.parquet", "VERSION.json")  # files that a round writes; the others are linked
+OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
 
 
 def lineage(version: str, history: Iterable[Entry]) -> list[str]:
@@ -46,7 +49,7 @@ def uncleaned(version: str, history: Iterable[Entry]) -> str:
 def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     """The data version in which all labels are judged by these folds, with every decision taken anew."""
     before = read_manifest(data)
-    after = judged(run, before, folds, round)
+    after, noise = judged(run, before, folds, round)
     done = moves(before, after)
     message = f"{done.disbelieved} labels disbelieved, {done.restored} believed again"
     log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
@@ -56,6 +59,8 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
         if path.is_file() and path.name not in (*OWN, "READY"):
             link(path, folder / path.relative_to(data))
     write_labels(folder, after)
+    if noise:
+        write_confusion(noise, folder, classes=before.classes)
     config = digest(run.recipe.clean, [fold.name for fold in folds], round)
     write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
     return made_before(versions, folder) or versions.materialise(
@@ -63,8 +68,11 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     )
 
 
-def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> Manifest:
-    """The manifest as the folds' scores decide it; photos whose labels somebody checked (`proof.photos`) stay as they are."""
+def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
+    """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
+
+    Photos whose labels somebody checked (`proof.photos`) stay as they are.
+    """
     parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
     seen = judged_by(manifest, run.recipe.proof.photos)
     scores = out_of_sample(parts, seen)
@@ -78,7 +86,8 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> Manif
     judge = judges([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
-    return dataclasses.replace(after, split=manifest.split, kept=kept)
+    noise = confusion(seen, scores, looks=views) if settings.correct and views else None
+    return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 
 def made_before(versions: DataVersions, folder: Path) -> Path | None:
@@ -88,10 +97,14 @@ def made_before(versions: DataVersions, folder: Path) -> Path | None:
     """
     for version in lineage(versions.resolve("selected"), versions.log()):
         known = versions.workspace.versions / version
-        if all((known / name).exists() and (known / name).read_bytes() == (folder / name).read_bytes() for name in OWN):
+        if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
             shutil.rmtree(folder)
             return versions.materialise(version)
     return None
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def settled(before: Path, after: Path, *, stop_share: float) -> bool:

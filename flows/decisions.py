@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning import HALF, TopK, confusers, label_quality, suggest_labels, worst
+from models.cleaning import HALF, Noise, TopK, confusers, estimate_noise, label_quality, suggest_labels, worst
 from models.config import Clean
 from models.data.manifest import DISBELIEVED, Manifest
 from models.scores import Scores, concatenate, mean
@@ -95,6 +95,18 @@ def decide(
     }
     columns: dict[str, Any] = {name: _set(getattr(manifest, name), row, value) for name, value in new.items()}
     return dataclasses.replace(manifest, **columns)
+
+
+def confusion(manifest: Manifest, scores: Scores, *, looks: Looks) -> Noise:
+    """Which class is given for which among the training photos."""
+    train = np.isin(scores.id, manifest.id[manifest.split == "train"].astype(str))
+    seen, classes = scores.select(train), len(manifest.classes)
+    return estimate_noise(
+        seen.target,
+        TopK(seen.top, seen.probs, seen.p_label, classes),
+        looks.embeddings[train],
+        groups=looks.fold[train],
+    )
 
 
 def _set(column: NDArray[Any], row: NDArray[np.int64], new: Any) -> NDArray[Any]:

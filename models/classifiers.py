@@ -103,6 +103,18 @@ def class_means(embedding: Tensor, target: NDArray[np.int64], *, num_classes: in
     return scale * weight, torch.where(counts > 0, scale * bias, NEVER)
 
 
+def blend(
+    weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, counts: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Rows (C, d) and bias (C,) of the mean logits of two: the trained classifier, adjusted by the full prior, and the class means.
+
+    Ours. The trained rows know what tells siblings apart and have learnt some wrong labels, the means know neither; their
+    mistakes differ. Both count every class alike, and both are as sure as the training photos made them.
+    """
+    means, bias = class_means(embedding, target, num_classes=len(weight))
+    return (weight + means) / 2, (prior_bias(counts, 1.0) + bias) / 2
+
+
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) whether the first answer to each embedding (N, d) is its class."""
     targets = torch.from_numpy(target)

@@ -89,7 +89,7 @@ class Finetune:
 class Balance:
     """Classifier re-balancing on frozen features."""
 
-    method: Literal["best", "none", "tau", "logit_adjustment", "ncm", "lws", "crt"] = "best"
+    method: Literal["best", "none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt"] = "best"
     epochs: Annotated[int, Range(0)] = 10  # of cRT and LWS; 0 tries neither
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3
     best_photos: Annotated[int, Range(0)] = 0  # of a class that cRT, LWS and NCM learn from; 0: all
@@ -106,7 +106,7 @@ class Balance:
     @property
     def needs_training_photos(self) -> bool:
         """Whether photos are learnt from, and not only judged by."""
-        return self.method in ("best", "ncm", "lws", "crt")
+        return self.method in ("best", "blend", "ncm", "lws", "crt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.classifiers import (
+    blend,
     class_means,
     hits,
     prior_bias,
@@ -46,7 +47,7 @@ from models.train import load_network, save_network
 log = logging.getLogger(__name__)
 
 LWS_RATE = 10.0  # rows start at hundredths, logarithms of factors have to move by whole units
-METHODS = ("none", "tau", "logit_adjustment", "ncm", "lws", "crt")  # from the gentlest on
+METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # from the gentlest on
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def options(
         yield from (
             Option(trained, prior_bias(counts, t), strength=t) for t in grid(settings.adjust_max, settings.tau_step)
         )
+    elif method == "blend":
+        yield Option(*blend(trained, known.embedding, known.target, counts=counts))
     elif method == "ncm":
         yield Option(*class_means(known.embedding, known.target, num_classes=len(trained)))
     elif method == "lws":

@@ -12,6 +12,7 @@ from flows.endpoint import stop_endpoint
 from flows.retrain import Report, retrain
 from flows.workspace import Workspace
 from models.config import load_recipe
+from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
 from serving.process import kill
 from tests.integration.test_retrain import (
@@ -118,7 +119,9 @@ def test_killed_between_two_rounds_it_takes_the_same_decisions(
 
 def test_weighed_labels_stay_in_training_and_sure_ones_are_replaced(delivered: Workspace, tmp_path: Path) -> None:
     workspace = copy(delivered, tmp_path / "shop")
-    weigh = ("clean.use=weigh", "clean.relabel=0.3", "clean.floor_count=1", "clean.rounds=2", "clean.stop_share=0")
+    weigh = (
+        "clean.use=weigh", "clean.correct=true", "clean.relabel=0.3", "clean.floor_count=1", "clean.rounds=2", "clean.stop_share=0"
+    )  # fmt: skip
     report = retrain(workspace, load_recipe("smoke", overrides=[*QUICK, *ANY, *weigh]))
     assert report.model_version == 1
     manifest = read(workspace, report.data_after)
@@ -132,3 +135,11 @@ def test_weighed_labels_stay_in_training_and_sure_ones_are_replaced(delivered: W
     assert set(manifest.label) == {sku.label for sku in SKUS}
     counts = DataVersions(workspace).log()[0].counts
     assert (counts["relabelled"], counts["doubted"]) == (moved.sum(), (manifest.decision == "doubted").sum())
+    first, second = (
+        DataVersions(workspace).materialise(version) for version in (history(workspace)[1][0], report.data_after)
+    )
+    of_first, of_second = (read_confusion(each, classes=manifest.classes) for each in (first, second))
+    assert of_first is not None, "each round says what is given for what"
+    assert of_second is not None
+    assert of_first.kept.tolist() != of_second.kept.tolist(), "anew"
+    assert 0 < of_second.rate < 1

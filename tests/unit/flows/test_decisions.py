@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.decisions import Looks, decide, judges, looks, moves, out_of_sample
+from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
 from models.config import Clean
 from models.data.manifest import Manifest
 from models.scores import Scores
@@ -267,3 +267,19 @@ def test_photos_are_compared_within_their_fold() -> None:
     assert found.fold.tolist() == [*fold[: n - 20], *[0] * 20], "validation photos are the first fold's"
     decided = decided_on(photos, judged, rule="posterior", looks=found)
     assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
+
+
+def test_confusion_is_of_training_photos_alone() -> None:
+    """Three of ten photos of class 0 are called 1; validation photos, all called wrongly, say nothing."""
+    draw = np.random.default_rng(0)
+    true = np.repeat([0, 1], [100, 60])
+    given = np.where(np.arange(160) < 30, 1, true)
+    given[130:] = 0  # validation photos
+    labels, split = [("a", "b")[each] for each in given], ["train"] * 130 + ["val"] * 30
+    photos = manifest(labels, split)
+    judged = scores({f"p{i}": (int(given[i]), 0.9 if given[i] == true[i] else 0.1) for i in range(160)})
+    order = np.argsort(judged.id)
+    seen = Looks(np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2)), np.zeros(160, np.int64))
+    noise = confusion(photos, judged.select(order), looks=Looks(seen.embeddings[order], seen.fold))
+    assert noise.matrix()[0].tolist() == pytest.approx([0.7, 0.3], abs=0.05)
+    assert noise.kept[1] > 0.85

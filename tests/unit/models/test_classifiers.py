@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from models.classifiers import (
     NEVER,
+    blend,
     class_means,
     hits,
     prior_bias,
@@ -116,6 +117,14 @@ def test_class_means_answer_the_class_at_the_smallest_angle() -> None:
     assert torch.equal(functional.linear(asked, weight, bias).argmax(1), angle.argmax(1))
 
 
+def test_a_blend_answers_by_the_mean_of_both_logits(plain: Tensor) -> None:
+    asked, counts = HELD_OUT[0], np.array(COUNTS)
+    adjusted = functional.linear(asked, plain, prior_bias(counts, 1.0))
+    means = functional.linear(asked, *class_means(*KNOWN, num_classes=10))
+    found = functional.linear(asked, *blend(plain, *KNOWN, counts=counts))
+    torch.testing.assert_close(found, (adjusted + means) / 2, rtol=1e-4, atol=1e-4)
+
+
 def test_class_means_are_as_sure_as_their_training_photos_allow() -> None:
     near, target = clusters([50, 50, 50], seed=1, spread=0.2)
     far, _ = clusters([50, 50, 50], seed=1, spread=1.5)
@@ -134,11 +143,12 @@ def test_a_class_without_photos_is_never_answered_by_its_mean() -> None:
     assert not (functional.linear(10 * torch.randn(100, 2), weight, bias).argmax(1) == 2).any()
 
 
-@pytest.mark.parametrize("name", ["tau", "logit_adjustment", "ncm", "lws", "crt"])
+@pytest.mark.parametrize("name", ["tau", "logit_adjustment", "blend", "ncm", "lws", "crt"])
 def test_every_way_lifts_the_mean_class_and_the_tail(plain: Tensor, name: str) -> None:
     weight, bias = {
         "tau": lambda: (tau_normalise(plain, 1.0), None),
         "logit_adjustment": lambda: (plain, prior_bias(np.array(COUNTS), 1.0)),
+        "blend": lambda: blend(plain, *KNOWN, counts=np.array(COUNTS)),
         "ncm": lambda: class_means(*KNOWN, num_classes=10),
         "lws": lambda: (scale_rows(plain, *KNOWN, epochs=20, lr=0.05, seed=0), None),
         "crt": lambda: (retrain_rows(*KNOWN, num_classes=10, epochs=20, lr=0.05, seed=0), None),
@@ -189,6 +199,7 @@ def methods() -> dict[str, tuple[Tensor, Tensor | None, float]]:
         "none": (weight, None, 0.0),
         "tau": (weight, None, 0.7),
         "logit_adjustment": (weight, prior_bias(np.array(counts), 0.8), 0.0),
+        "blend": (*blend(weight, *known, counts=np.array(counts)), 0.0),
         "ncm": (*class_means(*known, num_classes=7), 0.0),
         "lws": (scale_rows(weight, *known, epochs=3, lr=0.1, seed=0), None, 0.0),
         "crt": (retrain_rows(*known, num_classes=7, epochs=3, lr=2e-3, seed=0), None, 0.0),

@@ -103,7 +103,7 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
     unproven, *_ = choose_classifier(trained, known, few, settings=Balance(lr=0.05), **ask)
     assert unproven.method == "none", "five photos prove nothing"
     _, tried, _ = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
-    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "ncm"]
+    assert [choice.method for choice in tried] == ["none", "tau", "logit_adjustment", "blend", "ncm"]
 
 
 def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
