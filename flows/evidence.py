@@ -41,15 +41,14 @@ class Hits:
     manifest: Manifest
 
     def compare(self, before: Path, after: Path, *, settings: Proof) -> dict[str, Any]:
-        """The gain on the photos that judge; `as_given` on all validation photos, those that cleaning doubts among them.
+        """The gain on the photos that judge; `believed` on those of them that cleaning believes.
 
         Cleaning leaves out the photos that its own networks do not recognise, which flatters networks like them. The wider the
         two figures lie apart, the more.
         """
         on = judges(self.manifest)
-        everybody = (self.manifest.split == "val") & (self.manifest.target >= 0)
-        whole = {} if settings.photos else {"as_given": self._gain(before, after, everybody, settings)}
-        return self._gain(before, after, on, settings) | whole
+        part = {} if settings.photos else {"believed": self._gain(before, after, on & self.manifest.kept, settings)}
+        return self._gain(before, after, on, settings) | part
 
     def _gain(self, before: Path, after: Path, on: NDArray[np.bool_], settings: Proof) -> dict[str, Any]:
         one, other = (self.of(folder)[on] for folder in (before, after))

@@ -26,8 +26,12 @@ LEAST = 2  # photos of a batch, because of batch norm
 
 
 def judges(manifest: Manifest) -> NDArray[np.bool_]:
-    """(N,) the photos that steps are judged by: validation photos whose label is believed, of a class that is learnt."""
-    return (manifest.split == VALIDATION) & manifest.kept & (manifest.target >= 0)
+    """(N,) the photos that steps are judged by: validation photos of a class that is learnt, whatever cleaning says of them.
+
+    Those that it believes are the ones its own networks recognise: they prefer what resembles these networks, and leave whole
+    classes without a say. Wrong labels shrink every gain alike (docs/choosing.md has figures).
+    """
+    return (manifest.split == VALIDATION) & (manifest.target >= 0)
 
 
 def judged_by(manifest: Manifest, photos: str) -> Manifest:

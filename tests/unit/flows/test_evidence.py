@@ -61,8 +61,8 @@ def test_a_member_keeps_what_gained_and_loses_what_did_not(data: Path, tmp_path:
     assert kept == [good, good]
     gained, lost = json.loads((run.folder / "evidence-cleaning.json").read_text())
     assert (gained["step"], gained["member"], gained["stays"], lost["stays"]) == ("cleaning", 1, True, False)
-    assert gained["photos"] == 90, "of the photos that cleaning believes"
-    assert gained["as_given"]["photos"] == 120, "and of all, so that its bias shows"
+    assert gained["photos"] == 120, "of all, as they came"
+    assert gained["believed"]["photos"] == 90, "and of those that cleaning believes, so that its bias shows"
     assert gained["after"] - gained["before"] == pytest.approx(lost["before"] - lost["after"])
     assert 0 < gained["low"] < gained["after"] - gained["before"]
 
@@ -74,7 +74,7 @@ def test_trusted_photos_judge_alone(data: Path, tmp_path: Path) -> None:
     prove.fn(run, data, "cleaning", [network(tmp_path / "none", ~late)], [network(tmp_path / "late", late)])
     (found,) = json.loads((run.folder / "evidence-cleaning.json").read_text())
     assert (found["photos"], found["before"], found["after"], found["stays"]) == (12, 1.0, 0.0, False)
-    assert "as_given" not in found
+    assert "believed" not in found
 
 
 def test_a_recipe_may_take_every_step_unasked(data: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: p
     assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("views", None)], (
         "members that count alike by the recipe prove nothing"
     )
-    assert in_words(found[0]).endswith("on 90 photos: goes")
+    assert in_words(found[0]).endswith("on 120 photos: goes")
     assert in_words(found[1]) == "stays as the recipe says, for there is no validation photo to judge by"
     print_evidence(found)
     assert "balance: ncm" in capsys.readouterr().out

@@ -43,7 +43,10 @@ def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) 
 def test_without_a_file_the_validation_photos_judge(data: Path) -> None:
     manifest = read_manifest(data)
     assert judged_by(manifest, "") is manifest
-    assert np.array_equal(judges(manifest), (manifest.split == "val") & manifest.kept)
+    doubted = dataclasses.replace(manifest, kept=np.zeros(len(manifest), bool))
+    assert np.array_equal(judges(doubted), manifest.split == "val"), "whatever cleaning says"
+    unknown = dataclasses.replace(manifest, label=np.where(manifest.split == "val", "new", manifest.label))
+    assert not judges(unknown).any()
 
 
 def test_trusted_photos_judge_and_the_others_are_learnt_from(data: Path, tmp_path: Path) -> None:
