@@ -31,8 +31,8 @@ class Member:
     loss: dict = field(default_factory=dict)  # name and params in the place of the recipe's
     train: dict = field(default_factory=dict)  # keys of [train] that it differs in
     head: Literal["linear", "arcface"] = "linear"
-    margin_rad: Annotated[float, Range(0, 1.5)] = 0.5  # of arcface, that a label's angle counts as larger
-    scale: Annotated[float, Range(0, open_low=True)] = 30.0  # of arcface's cosines
+    margin_rad: Annotated[float, Range(0, 1.5)] = 0.3  # of arcface, that a label's angle counts as larger
+    scale: Annotated[float, Range(0, open_low=True)] = 16.0  # of arcface's cosines
     centres: Annotated[int, Range(1, 10)] = 1  # of a class, of arcface
 
     def __post_init__(self) -> None:

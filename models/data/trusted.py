@@ -28,10 +28,12 @@ LEAST = 2  # photos of a batch, because of batch norm
 def judges(manifest: Manifest) -> NDArray[np.bool_]:
     """(N,) the photos that steps are judged by: validation photos of a class that is learnt, whatever cleaning says of them.
 
+    A photo that came under several labels has none to be judged by.
+
     Those that it believes are the ones its own networks recognise: they prefer what resembles these networks, and leave whole
     classes without a say. Wrong labels shrink every gain alike (docs/choosing.md has figures).
     """
-    return (manifest.split == VALIDATION) & (manifest.target >= 0)
+    return (manifest.split == VALIDATION) & (manifest.target >= 0) & (manifest.decision != "conflict")
 
 
 def judged_by(manifest: Manifest, photos: str) -> Manifest:
