@@ -19,6 +19,7 @@ from models.data.samplers import draw_epoch
 from models.losses.base import COUNT_FLOOR
 
 BATCH = 256
+TINY = 1e-12
 NEVER = -1e4  # a class without photos is not answered; finite, so that half precision can hold it
 SCALES = np.geomspace(0.02, 50, 40)  # tried for the temperature of class means
 
@@ -79,40 +80,42 @@ def _learn(
         schedule.step()
 
 
-def class_means(embedding: Tensor, target: NDArray[np.int64], *, num_classes: int) -> tuple[Tensor, Tensor]:
+def class_means(
+    embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """NCM: rows (C, d) and bias (C,) of the classifier by the angle to each class's mean, once the mean of all is taken off.
 
     With u the direction of a centred class mean and g the mean of all, u (e - g) = u e - u g: linear in the embedding e, and the
     class of the largest is that of the smallest angle. Its temperature is the one under which the training photos' own labels are
-    most probable, every class alike.
+    most probable, every class alike. `weight` (N,): what each photo counts in its class, from 0 up; None: alike.
     """
-    centre = embedding.mean(0)
-    targets = torch.from_numpy(target)
-    total = torch.zeros(num_classes, embedding.shape[1]).index_add_(0, targets, embedding - centre)
-    counts = torch.from_numpy(np.bincount(target, minlength=num_classes))
-    weight = functional.normalize(total, dim=1)
-    bias = torch.where(counts > 0, -(weight @ centre), NEVER)
-    share = (1 / counts.clamp(min=1).double())[targets]
+    centre, targets = embedding.mean(0), torch.from_numpy(target)
+    weight = torch.ones(len(target)) if weight is None else weight
+    total = torch.zeros(num_classes, embedding.shape[1]).index_add_(0, targets, weight[:, None] * (embedding - centre))
+    counts = torch.zeros(num_classes).index_add_(0, targets, weight)
+    rows = functional.normalize(total, dim=1)
+    bias = torch.where(counts > 0, -(rows @ centre), NEVER)
+    share = weight.double() / counts.double().clamp_min(TINY)[targets]
     pieces = [(embedding[part], targets[part], share[part]) for part in _parts(len(target))]
 
     def surprise(scale: float) -> float:
-        return sum(float((functional.cross_entropy(scale * (e @ weight.T + bias), t, reduction="none") * s).sum())
+        return sum(float((functional.cross_entropy(scale * (e @ rows.T + bias), t, reduction="none") * s).sum())
                    for e, t, s in pieces)  # fmt: skip
 
     scale = min(map(float, SCALES), key=surprise)
-    return scale * weight, torch.where(counts > 0, scale * bias, NEVER)
+    return scale * rows, torch.where(counts > 0, scale * bias, NEVER)
 
 
 def blend(
-    weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, counts: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
+    trained: Tensor, embedding: Tensor, target: NDArray[np.int64], *, counts: NDArray[np.int64], weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rows (C, d) and bias (C,) of the mean logits of two: the trained classifier, adjusted by the full prior, and the class means.
 
     Ours. The trained rows know what tells siblings apart and have learnt some wrong labels, the means know neither; their
     mistakes differ. Both count every class alike, and both are as sure as the training photos made them.
     """
-    means, bias = class_means(embedding, target, num_classes=len(weight))
-    return (weight + means) / 2, (prior_bias(counts, 1.0) + bias) / 2
+    means, bias = class_means(embedding, target, num_classes=len(trained), weight=weight)
+    return (trained + means) / 2, (prior_bias(counts, 1.0) + bias) / 2
 
 
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:

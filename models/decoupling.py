@@ -29,12 +29,14 @@ from models.classifiers import (
     set_classifier,
     tau_normalise,
 )
+from models.cleaning import HALF
 from models.command import log_progress, run
 from models.config import Balance, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
 from models.data.trusted import judged_by, judges
+from models.emphasis import belief
 from models.evaluate import Accuracy, accuracy
 from models.evidence import Gain, class_share, gain, standard_error
 from models.inputs import Features, extract
@@ -52,10 +54,20 @@ METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # f
 
 @dataclass(frozen=True)
 class Known:
-    """Embeddings (N, d) of photos and their classes (N,)."""
+    """Embeddings (N, d) of photos and their classes (N,); weight (N,) in [0, 1] is how much these are believed, None: fully."""
 
     embedding: Tensor
     target: NDArray[np.int64]
+    weight: Tensor | None = None
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Known:
+        at = torch.from_numpy(rows)
+        return Known(self.embedding[at], self.target[rows], None if self.weight is None else self.weight[at])
+
+    @property
+    def believed(self) -> Known:
+        """Those that are more right than wrong."""
+        return self if self.weight is None else self[np.flatnonzero(self.weight.numpy() >= HALF)]
 
 
 @dataclass(frozen=True)
@@ -110,13 +122,15 @@ def options(
             Option(trained, prior_bias(counts, t), strength=t) for t in grid(settings.adjust_max, settings.tau_step)
         )
     elif method == "blend":
-        yield Option(*blend(trained, known.embedding, known.target, counts=counts))
+        yield Option(*blend(trained, known.embedding, known.target, counts=counts, weight=known.weight))
     elif method == "ncm":
-        yield Option(*class_means(known.embedding, known.target, num_classes=len(trained)))
+        yield Option(*class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
     elif method == "lws":
-        yield Option(scale_rows(trained, known.embedding, known.target, lr=LWS_RATE * settings.lr, **learning))
+        right = known.believed
+        yield Option(scale_rows(trained, right.embedding, right.target, lr=LWS_RATE * settings.lr, **learning))
     else:
-        yield Option(retrain_rows(known.embedding, known.target, num_classes=len(trained), lr=settings.lr, **learning))
+        right = known.believed
+        yield Option(retrain_rows(right.embedding, right.target, num_classes=len(trained), lr=settings.lr, **learning))
 
 
 def grid(largest: float, step: float) -> list[float]:
@@ -202,8 +216,9 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     _tell(validation, manifest)
     known = Known(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
     if settings.balance.needs_training_photos:
-        rows = rows[manifest.decision[rows] != "doubted"]  # nothing here weighs photos
-        known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows]), manifest.score[rows], weight,
+        weighs = settings.clean.use == "weigh"
+        believed = torch.from_numpy(belief(manifest, rows, clean=settings.clean)).float() if weighs else None
+        known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows], believed), manifest.score[rows], weight,
                             count=settings.balance.best_photos)  # fmt: skip
     best, tried, gained = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
                                             confidence=settings.proof.confidence, seed=seed)  # fmt: skip
@@ -241,8 +256,7 @@ def best_scored(known: Known, score: NDArray[np.float32], trained: Tensor, *, co
         log_p = [-functional.cross_entropy(e @ trained.T, t, reduction="none")
                  for e, t in zip(known.embedding.split(256), torch.from_numpy(known.target).split(256), strict=True)]  # fmt: skip
         score = torch.cat(log_p).numpy()
-    rows = best_of_class(known.target, score, count=count)
-    return Known(known.embedding[torch.from_numpy(rows)], known.target[rows])
+    return known[best_of_class(known.target, score, count=count)]
 
 
 def main() -> None:

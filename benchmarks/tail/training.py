@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.cleaning import Noise
 from models.config import Augment, Member, Train
 from models.data.samplers import Sampler, folds
 from models.emphasis import Emphasis, class_weights, har_weights
 from models.epochs import fit
 from models.inputs import MIRRORED, Features
 from models.losses import Samples, build_loss
+from models.losses.correction import Correction
 from models.margins import margin_of
 from models.meta import Constant
 from models.network import LINEAR, Head, Network, Normalisation
@@ -29,6 +31,7 @@ FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
 def trained_head(
     photos: FeatureSet, *, score: NDArray[np.float32], errors: NDArray[np.float64], settings: Train, params: dict[str, Any],
     seed: int, rows: NDArray[np.int64] | None = None, loss_name: str = "ce", member: Member = LINEAR, augment: Augment = MIRRORED,
+    weight: NDArray[np.floating] | None = None, noise: Noise | None = None,
 ) -> Head:  # fmt: skip
     """A head in evaluation mode, trained on the train split, or on `rows` of it.
 
@@ -36,6 +39,7 @@ def trained_head(
         score: (N,) how much each label is believed. errors: (C,) of HAR.
         params: parameters and options of the loss.
         member: says the kind of head.
+        weight: (n,) of each of the samples that are learnt. noise: what is given for what, by which the loss is corrected.
     """
     rows = photos.rows("train") if rows is None else rows
     torch.manual_seed(seed)
@@ -48,14 +52,14 @@ def trained_head(
         member=member,
     )
     loss, target = build_loss(loss_name, num_classes=photos.num_classes, **params), photos.target[rows]
-    loss.margin = margin_of(member)
+    loss.margin, loss.correction = margin_of(member), None if noise is None else Correction(noise)
     classes = [str(each) for each in range(photos.num_classes)]
     loss.begin(Samples(id=rows.astype(str).astype(object), target=target, classes=classes))
     sampler = Sampler(target=target, score=score[rows], settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         inputs = Features(photos.views[:, rows], network.head, augment=augment)
         fit(network, loss, inputs, sampler=sampler, out=Path(folder), key="",
-            emphasis=_emphasis(settings, target, errors), ask=_nothing, meta=Constant(loss))  # fmt: skip
+            emphasis=_emphasis(settings, target, errors, weight), ask=_nothing, meta=Constant(loss))  # fmt: skip
     network.head.eval()
     return network.head
 
@@ -79,9 +83,12 @@ def out_of_sample(photos: FeatureSet, *, settings: Train, seed: int) -> tuple[ND
     return score, np.divide(wrong, photos.counts, out=none, where=photos.counts > 0)
 
 
-def _emphasis(settings: Train, target: NDArray[np.int64], errors: NDArray[np.float64]) -> Emphasis:
+def _emphasis(
+    settings: Train, target: NDArray[np.int64], errors: NDArray[np.float64], of_photo: NDArray[np.floating] | None
+) -> Emphasis:
     counts = np.bincount(target, minlength=len(errors))
     weight = class_weights(counts, kind=settings.class_weights, beta=settings.class_beta)[target]
+    weight = weight if of_photo is None else weight * of_photo
     har = torch.from_numpy(settings.har * har_weights(counts, errors)).float() if settings.har else None
     return Emphasis(torch.from_numpy(weight / weight.mean()).float(), har)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.classifiers import retrain_rows, tau_normalise
 from models.config import Balance, Recipe, from_dict, to_dict
@@ -205,26 +206,48 @@ def test_each_method_scores_as_the_network_that_it_leaves(data: Path, recipe: Re
         assert not np.array_equal(read_scores(out / "scores.parquet").probs, plain.probs)
 
 
-def test_photos_that_cleaning_doubts_are_not_learnt_from(
+def test_what_is_half_believed_counts_half_in_means_and_what_is_not_is_not_learnt() -> None:
+    embedding, target = clusters([30, 9, 6], seed=1)
+    weight = torch.from_numpy(np.random.default_rng(0).random(45)).float()
+    known = Known(embedding, target, weight)
+    ask = {"counts": COUNTS[:3], "settings": Balance(epochs=2), "seed": 0}
+
+    def rows(method: str, of: Known) -> Tensor:
+        return next(options(method, torch.eye(3), of, **ask)).rows
+
+    centre = embedding.mean(0)
+    slow = torch.stack(
+        [(weight[:, None] * (embedding - centre))[torch.from_numpy(target == c)].sum(0) for c in range(3)]
+    )
+    found = rows("ncm", known)
+    torch.testing.assert_close(functional.normalize(found, dim=1), functional.normalize(slow, dim=1))
+    assert not torch.allclose(found, rows("ncm", Known(embedding, target)))
+    assert torch.equal(rows("ncm", Known(embedding, target)), rows("ncm", Known(embedding, target, torch.ones(45))))
+    half = weight >= 0.5
+    for method in ("crt", "lws"):
+        assert torch.equal(rows(method, known), rows(method, Known(embedding[half], target[half.numpy()])))
+
+
+def test_a_rebalancing_weighs_photos_as_their_training_did(
     data: Path, recipe: Recipe, tmp_path: Path, variant: Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 ) -> None:
     train(Job(data=data, recipe=recipe, member=0, out=tmp_path))
-    second = np.arange(len(read_manifest(data))) % 2 == 1
+    judged = variant(
+        lambda m: {
+            "score": (np.arange(len(m)) % 5 / 4).astype(np.float32),
+            "judge": np.full(len(m), "fold", object),
+        }
+    )
     found = []
-    for number, (decision, kept) in enumerate((("doubted", True), ("dropped", False), ("", True))):
-        (tmp_path / str(number)).mkdir()
-        shutil.copy(tmp_path / "network.pt", tmp_path / str(number))
-        changed = variant(
-            lambda m, decision=decision, kept=kept: {
-                "decision": np.where(second & (m.split == "train"), decision, "").astype(object),
-                "kept": np.where(second & (m.split == "train"), kept, True),
-            }
+    for use in ("drop", "weigh"):
+        (tmp_path / use).mkdir()
+        shutil.copy(tmp_path / "network.pt", tmp_path / use)
+        asked = dataclasses.replace(
+            _with(recipe, "blend"), clean=dataclasses.replace(recipe.clean, use=use, floor_count=1)
         )
-        out = rebalanced(changed, _with(recipe, "ncm"), tmp_path / str(number))
+        out = rebalanced(judged, asked, tmp_path / use)
         found.append(load_network(out / "network.pt").network.head.classifier.weight)
-        shutil.rmtree(changed)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(*found)
 
 
 def _with(recipe: Recipe, method: str) -> Recipe:

@@ -1,0 +1,138 @@
+"""The ladder of one data set and one seed: each rung with its answers on the test photos and its price."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tail.sets import FeatureSet
+
+from ladder.shelf import CROPS, SIZES, Shelf
+from ladder.steps import DEFAULT_TRUST, Belief, Lesson, asked, balance, judge, learn
+from models.config import Balance
+from models.network import Head
+from models.scores import Scores, mean
+
+BLEND = Balance(method="blend")
+GIVEN = "cross-entropy on the given labels"
+DROPPED, AGAIN = "+ cleaning: disbelieved photos dropped", "+ a second round"
+WEIGHED = "weighed and corrected instead of dropped"
+CRT, TAU, BEST, RECIPE = "+ cRT", "+ tau", "+ balance.method=best", "+ blend: **the recipe**"
+TEN, LARGE, THREE, EIGHT = "+ ten crops", f"+ at {SIZES[1]} px", "+ 3 members", "+ 8 members"
+WAYS = {CRT: Balance(method="crt"), TAU: Balance(method="tau"), BEST: Balance(), RECIPE: BLEND}
+
+ENSEMBLES = {1: (LARGE, TEN), 3: (THREE, LARGE), 8: (EIGHT, THREE)}
+
+# Members differ in size, seed, loss, sampler and data version.
+MEMBERS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (SIZES[1], {}),
+    (SIZES[0], {"loss": "gce", "params": {"q": 0.3}}),
+    (SIZES[2], {"train": {"sampling_power": 0.5}}),
+    (SIZES[2], {"drop": True}),
+    (SIZES[0], {"params": {"label_smoothing": 0.1}}),
+    (SIZES[1], {"train": {"progressive": True}, "loss": "gce", "params": {"q": 0.3}}),
+    (SIZES[1], {"train": {"class_weights": "effective", "class_beta": 0.9}}),
+    (SIZES[2], {"params": {"logit_adjustment": 0.5}}),
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Scores of the test photos; `over` is the rung that it is compared with; seconds are CPU seconds from the photos on."""
+
+    name: str
+    over: str
+    scores: Scores
+    seconds: float
+
+
+@dataclass
+class Bill:
+    """CPU seconds by what they went to; the looks at the photos are the shelf's."""
+
+    shelf: Shelf
+    items: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def item(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.items[name] = time.process_time() - start
+
+    def total(self, *names: str, looks: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
+        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[look] for look in looks)
+
+
+def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
+    """All rungs."""
+    bill, photos = Bill(shelf), shelf.at(SIZES[0])
+    yield from of_labels(photos, bill, seed=seed)
+    with bill.item("belief"):
+        belief = judge(photos, seed=seed)
+    lesson = Lesson(photos=photos, seed=seed, belief=belief)
+    with bill.item("training"):
+        head = learn(lesson)
+    yield Rung(WEIGHED, AGAIN, single(head, photos), bill.total("belief", "training"))
+    trained = head.classifier
+    for name, settings in WAYS.items():
+        head.classifier = trained
+        with bill.item(name):
+            balance(head, lesson, settings)
+        yield Rung(name, WEIGHED, single(head, photos), bill.total("belief", "training", name))
+    ten = asked(head, photos, shelf.crops(SIZES[0]))
+    looks = [(SIZES[0], 2), (SIZES[0], CROPS)]
+    yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, looks=looks))
+    yield from of_members(bill, belief, seed=seed)
+
+
+def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
+    """The given labels, and what is left of them after one and two rounds of cleaning at its defaults."""
+    with bill.item(GIVEN):
+        head = learn(Lesson(photos=photos, seed=seed))
+    yield Rung(GIVEN, GIVEN, single(head, photos), bill.total(GIVEN))
+    belief: Belief | None = None
+    rounds: list[str] = []
+    for name, over in ((DROPPED, GIVEN), (AGAIN, DROPPED)):
+        rounds.append(f"belief {name}")
+        with bill.item(rounds[-1]):
+            belief = judge(photos, seed=seed, before=belief, trust=DEFAULT_TRUST)
+        with bill.item(name):
+            head = learn(Lesson(photos=photos, seed=seed, belief=belief, drop=True))
+        yield Rung(name, over, single(head, photos), bill.total(*rounds, name))
+
+
+def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
+    """One at the larger size, then three, then eight, all in ten crops; members see what the first size believes of labels."""
+    shelf, answers, looks = bill.shelf, list[Scores](), {(SIZES[0], 2)}
+    for number, (size, kind) in enumerate(MEMBERS):
+        photos, crops = shelf.at(size), shelf.crops(size)
+        lesson = Lesson(photos=photos, seed=seed + 100 * number, belief=belief, **kind)
+        with bill.item(f"member {number}"):
+            head = learn(lesson)
+            balance(head, lesson, BLEND)
+            answers.append(asked(head, photos, crops))
+        looks |= {(size, 2), (size, CROPS)}
+        if number + 1 in ENSEMBLES:
+            spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), looks=looks)
+            yield Rung(*ENSEMBLES[number + 1], mean(answers, num_classes=shelf.num_classes), spent)
+
+
+def recipe(photos: FeatureSet, *, seed: int) -> Scores:
+    """The recipe alone: one head, one view."""
+    lesson = Lesson(photos=photos, seed=seed, belief=judge(photos, seed=seed))
+    head = learn(lesson)
+    balance(head, lesson, BLEND)
+    return single(head, photos)
+
+
+def given(photos: FeatureSet, *, seed: int) -> Scores:
+    """Cross-entropy on the labels as they are."""
+    return single(learn(Lesson(photos=photos, seed=seed)), photos)
+
+
+def single(head: Head, photos: FeatureSet) -> Scores:
+    """One head, one view."""
+    return asked(head, photos, photos.views[:1, photos.rows("test")])
