@@ -197,8 +197,8 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: demo, frozen, robust, smoke"),
-        (["none.toml"], "no recipe 'none.toml'; known: demo, frozen, robust, smoke; or give the path of a .toml file that exists"),
+        (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: aliproducts, demo, frozen, robust, smoke, tuned"),
+        (["none.toml"], "no recipe 'none.toml'; known: aliproducts, demo, frozen, robust, smoke, tuned; or give the path of a .toml file that exists"),
         (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
         (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
         (["smoke", "--set", "train.lr=inf"], "smoke.toml: train.lr: inf is not finite; correct it in the recipe"),
