@@ -1,0 +1,134 @@
+"""The benchmark of the recipe's steps: what it looks at, what it prices, and that it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import components
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ladder import climb, shelf, steps
+from ladder.shelf import CROPS, Shelf, drawn_shelf, read_shelves
+from PIL import Image
+from safetensors.torch import save_file
+from tail.sets import drawn_set
+
+from models.config import Export, Member
+from models.data.augment import whole_view
+from models.export.graph import Branch
+from models.network import build_network
+from models.train import Trained
+
+
+@pytest.fixture
+def small() -> Shelf:
+    return drawn_shelf(drawn_set(num_classes=6, imbalance=10, largest=20))
+
+
+def test_it_climbs_every_rung_and_claims_what_it_saw(
+    small: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(components, "drawn_shelf", lambda: small)
+    assert components.main(["--seeds", "0", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    ends = [climb.TEN, climb.LARGE, climb.THREE, climb.EIGHT]
+    assert [row[0] for row in rows] == [climb.GIVEN, climb.DROPPED, climb.AGAIN, climb.WEIGHED, *climb.WAYS, *ends]
+    (figure,) = [json.loads(line) for line in lines if line.startswith('{"figure"')]
+    accuracy = {row[0]: float(row[2].split(" ±")[0]) for row in rows}
+    assert figure["value"] == pytest.approx(accuracy[climb.RECIPE], abs=0.051)
+    assert figure["baseline"] == pytest.approx(accuracy[climb.GIVEN], abs=0.051)
+    assert figure["met"] == (figure["value"] >= figure["baseline"])
+
+
+def test_the_recipe_alone_is_that_rung_of_the_ladder(small: Shelf) -> None:
+    whole = {rung.name: rung for rung in climb.climb(small, seed=3)}
+    ends = {rung.name: rung for rung in components.ends(small, seed=3)}
+    for name, rung in ends.items():
+        assert np.array_equal(rung.scores.probs, whole[name].scores.probs)
+
+
+def test_rungs_are_priced_with_the_looks_that_they_need(small: Shelf) -> None:
+    looks = {(size, crops): 1000.0 * size * (1 + (crops > 2)) for size in shelf.SIZES for crops in (2, CROPS)}
+
+    def camera(rows: np.ndarray, *, size: int, crops: int) -> tuple[torch.Tensor, float]:
+        found, _ = small.camera(rows, size=size, crops=crops)
+        parts = 3 if crops == 2 else 1  # splits are looked at one by one
+        return found, looks[size, crops] / parts
+
+    priced = Shelf(small.name, small.target, small.split, small.num_classes, camera)
+    seconds = {rung.name: rung.seconds for rung in climb.climb(priced, seed=0)}
+    first, large, last = shelf.SIZES
+
+    def of(*sizes: int) -> float:
+        return sum(looks[size, crops] for size in sizes for crops in (2, CROPS))
+
+    for name, price in (
+        (climb.GIVEN, looks[first, 2]),
+        (climb.RECIPE, looks[first, 2]),
+        (climb.TEN, of(first)),
+        (climb.LARGE, looks[first, 2] + of(large)),
+        (climb.THREE, of(first, large, last)),
+        (climb.EIGHT, of(first, large, last)),
+    ):
+        assert seconds[name] == pytest.approx(price, abs=60)
+    assert seconds[climb.EIGHT] > seconds[climb.THREE]
+
+
+def test_wrong_labels_are_disbelieved_weighed_less_and_counted(small: Shelf) -> None:
+    photos = drawn_set(num_classes=6, imbalance=10, largest=60)
+    rows = photos.rows("train")
+    belief = steps.judge(photos, seed=0)
+    wrong = photos.target[rows] != photos.true[rows]
+    assert belief.weight[wrong].mean() < belief.weight[~wrong].mean() - 0.3
+    assert belief.wrong[wrong].mean() > belief.wrong[~wrong].mean() + 0.3
+    assert belief.noise.rate == pytest.approx(wrong.mean(), abs=0.15)
+    dropped = steps.Lesson(photos=photos, seed=0, belief=belief, drop=True)
+    assert (dropped.kept.sum(), dropped.weight) == ((~belief.wrong).sum(), None)
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Path:
+    """Three photos in a folder with a manifest, and weights that fit."""
+    draw = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(draw.integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    table = {"path": ["c.png", "a.png", "b.png"], "label": ["x", "y", "x"], "split": ["test", "train", "val"]}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    save_file(
+        build_network(Member(backbone="mobilenetv2_100"), num_classes=2).backbone.state_dict(),
+        tmp_path / "w.safetensors",
+    )
+    return tmp_path
+
+
+def test_photos_are_looked_at_once_and_cut_as_the_graph_cuts_them(delivery: Path) -> None:
+    (read,) = read_shelves(delivery, ["m"], weights=delivery / "w.safetensors", cache=delivery / "cache")
+    whole, crops = read.at(160), read.crops(160)
+    assert (whole.views.shape, crops.shape) == ((2, 3, 1280), (CROPS, 1, 1280))
+    kept = {path: path.stat().st_mtime_ns for path in (delivery / "cache").iterdir()}
+    assert len(kept) == 4
+    assert torch.equal(read.at(160).views, whole.views)
+    assert {path: path.stat().st_mtime_ns for path in (delivery / "cache").iterdir()} == kept
+
+    member = Member(backbone="mobilenetv2_100", size=160, weights=str(delivery / "w.safetensors"), args={"pad_type": "same"},
+                    mean=(0.5,) * 3, std=(0.5,) * 3)  # fmt: skip
+    network = build_network(member, num_classes=2).eval()
+    photo = torch.from_numpy(np.asarray(Image.open(delivery / "c.png")))[None]
+    branch = Branch(Trained(network, member, ["x", "y"], 0.0), settings=Export(input_size=200, crops=CROPS))
+    with torch.inference_mode():
+        torch.testing.assert_close(whole.views[0, 0], network.features(whole_view(photo, 160))[0], atol=0.05, rtol=0.05)
+        _, embedding = branch(photo.permute(0, 3, 1, 2).float() / 255)
+        torch.testing.assert_close(network.head.embedding(crops.mean(0)), embedding, atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert components.main(["--data", str(delivery), "--sets", "other"]) == 2
+    assert "other.parquet does not exist; give a folder of manifests" in capsys.readouterr().err
+    ask = ["--data", str(delivery), "--sets", "m", "--weights", "gone.safetensors", "--cache", str(delivery / "cache")]
+    assert components.main(ask) == 2
+    assert "gone.safetensors does not exist" in capsys.readouterr().err
