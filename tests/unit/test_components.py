@@ -118,7 +118,7 @@ def test_photos_are_looked_at_once_and_cut_as_the_graph_cuts_them(delivery: Path
     member = Member(backbone="mobilenetv2_100", size=160, weights=str(delivery / "w.safetensors"), args={"pad_type": "same"},
                     mean=(0.5,) * 3, std=(0.5,) * 3)  # fmt: skip
     network = build_network(member, num_classes=2).eval()
-    photo = torch.from_numpy(np.asarray(Image.open(delivery / "c.png")))[None]
+    photo = torch.from_numpy(np.array(Image.open(delivery / "c.png")))[None]
     branch = Branch(Trained(network, member, ["x", "y"], 0.0), settings=Export(input_size=200, crops=CROPS))
     with torch.inference_mode():
         torch.testing.assert_close(whole.views[0, 0], network.features(whole_view(photo, 160))[0], atol=0.05, rtol=0.05)
