@@ -18,7 +18,7 @@ from models.scores import Scores, mean
 
 BLEND = Balance(method="blend")
 GIVEN = "cross-entropy on the given labels"
-DROPPED, AGAIN = "+ cleaning: disbelieved photos dropped", "+ a second round"
+DROPPED, AGAIN, ALSO = "+ cleaning: disbelieved photos dropped", "+ a second round", "+ blend, on what is left"
 WEIGHED = "weighed and corrected instead of dropped"
 CRT, TAU, BEST, RECIPE = "+ cRT", "+ tau", "+ balance.method=best", "+ blend: **the recipe**"
 TEN, LARGE, THREE, EIGHT = "+ ten crops", f"+ at {SIZES[1]} px", "+ 3 members", "+ 8 members"
@@ -99,9 +99,13 @@ def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
         rounds.append(f"belief {name}")
         with bill.item(rounds[-1]):
             belief = judge(photos, seed=seed, before=belief, trust=DEFAULT_TRUST)
+        lesson = Lesson(photos=photos, seed=seed, belief=belief, drop=True)
         with bill.item(name):
-            head = learn(Lesson(photos=photos, seed=seed, belief=belief, drop=True))
+            head = learn(lesson)
         yield Rung(name, over, single(head, photos), bill.total(*rounds, name))
+    with bill.item(ALSO):
+        balance(head, lesson, BLEND)
+    yield Rung(ALSO, AGAIN, single(head, photos), bill.total(*rounds, AGAIN, ALSO))
 
 
 def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:

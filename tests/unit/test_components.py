@@ -37,7 +37,15 @@ def test_it_climbs_every_rung_and_claims_what_it_saw(
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
     ends = [climb.TEN, climb.LARGE, climb.THREE, climb.EIGHT]
-    assert [row[0] for row in rows] == [climb.GIVEN, climb.DROPPED, climb.AGAIN, climb.WEIGHED, *climb.WAYS, *ends]
+    assert [row[0] for row in rows] == [
+        climb.GIVEN,
+        climb.DROPPED,
+        climb.AGAIN,
+        climb.ALSO,
+        climb.WEIGHED,
+        *climb.WAYS,
+        *ends,
+    ]
     (figure,) = [json.loads(line) for line in lines if line.startswith('{"figure"')]
     accuracy = {row[0]: float(row[2].split(" ±")[0]) for row in rows}
     assert figure["value"] == pytest.approx(accuracy[climb.RECIPE], abs=0.051)
