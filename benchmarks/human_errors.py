@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 with human labels; without: drawn clusters")
     parser.add_argument("--weights", type=Path, help="MobileNetV2 (timm's mobilenetv2_100), .safetensors")
     parser.add_argument("--labels", nargs="+", default=["aggre", "worst"], help="columns human_... of the data")
-    parser.add_argument("--photos", type=int, default=20_000, help="of the training split, the first")
+    parser.add_argument("--photos", type=int, default=10_000, help="of the training split, the first")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of folds and heads")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for features")
     args = parser.parse_args(words)
