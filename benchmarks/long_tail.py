@@ -60,6 +60,7 @@ BALANCINGS: dict[str, Balance] = {
     "logit adjustment by 1, not chosen": Balance(method="logit_adjustment"),
     'balance.method="tau"': Balance(method="tau"),
     'balance.method="logit_adjustment"': Balance(method="logit_adjustment"),
+    'balance.method="blend"': Balance(method="blend"),
     'balance.method="ncm"': Balance(method="ncm"),
     'balance.method="lws"': Balance(method="lws"),
     'balance.method="crt"': Balance(method="crt"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.data_version import DataVersions, Entry
-from flows.decisions import confusion, decide, judges, looks, moves, out_of_sample
+from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
 from flows.files import link
 from flows.run import Run, code_hash
 from flows.stage import stage
@@ -21,7 +21,7 @@ from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
 from models.data.manifest import Manifest, read_manifest, write_labels, write_version
 from models.data.trusted import judged_by
-from models.scores import read_scores
+from models.scores import Scores, read_scores
 
 log = logging.getLogger("cleanshelf")
 OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
@@ -78,16 +78,19 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
     scores = out_of_sample(parts, seen)
     if run.recipe.proof.photos:
         scores = scores.select(~np.isin(scores.id, seen.id[seen.split == "val"].astype(str)))
-    views = (
-        looks([np.load(folder / "embeddings.npy") for folder in folds], parts, scores)
-        if settings.asks_embeddings
-        else None
-    )
+    views = compared(folds, parts, scores) if settings.asks_embeddings else None
     judge = judges([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
     noise = confusion(seen, scores, looks=views) if settings.correct and views else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
+
+
+def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> Looks:
+    """What photos are compared by: features of a backbone that all folds share, else embeddings of each fold's own network."""
+    shared = all((folder / "features.npy").exists() for folder in folds)
+    name = "features.npy" if shared else "embeddings.npy"
+    return looks([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
 
 
 def made_before(versions: DataVersions, folder: Path) -> Path | None:

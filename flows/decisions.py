@@ -39,19 +39,24 @@ def judges(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDA
 
 
 class Looks(NamedTuple):
-    """embeddings (N, 512), and the fold (N,) whose network made them: those of different networks cannot be compared."""
+    """embeddings (N, d), and the fold (N,) whose network made them: those of different networks cannot be compared."""
 
     embeddings: NDArray[np.floating]
     fold: NDArray[np.int64]
 
 
-def looks(embeddings: Sequence[NDArray[np.floating]], folds: Sequence[Scores], scores: Scores) -> Looks:
-    """Of the photos of `scores`, by the fold that held them out; of validation photos, which all folds did, by the first."""
+def looks(
+    embeddings: Sequence[NDArray[np.floating]], folds: Sequence[Scores], scores: Scores, *, shared: bool
+) -> Looks:
+    """Of the photos of `scores`, by the fold that held them out; of validation photos, which all folds did, by the first.
+
+    shared: all folds had the same network for it; then all photos belong to one.
+    """
     found = Looks(np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64))
     for number in reversed(range(len(folds))):
         judged = np.isin(folds[number].id, scores.id)
         row = np.searchsorted(scores.id, folds[number].id[judged])
-        found.embeddings[row], found.fold[row] = embeddings[number][judged], number
+        found.embeddings[row], found.fold[row] = embeddings[number][judged], 0 if shared else number
     return found
 
 

@@ -4,7 +4,8 @@ By several workers under `torchrun --nproc_per_node N -m models.train ...`, to t
 loop itself is in models.epochs. What it leaves in --out:
     network.pt       the trained network with its classes
     scores.parquet   what it says of photos it was not trained on: validation and test; with --fold, the fold and validation
-    embeddings.npy   with --fold, where the cleaning rule compares photos: (N, 512) float16, in the order of scores.parquet
+    embeddings.npy   with --fold, where the cleaning rule compares photos: (N, 512) float16, in the order of scores.parquet;
+                     of a frozen backbone features.npy instead, (N, d), which are alike for all folds
     samples.parquet  what the loss remembers of each photo, if it does
     metrics.jsonl    one object per epoch
     checkpoint.pt    only while it runs: a killed training continues there, in mid-epoch, bit for bit on a CPU
@@ -37,7 +38,7 @@ from models.data.trusted import judged_by, judges, trusted_rows
 from models.emphasis import make_emphasis
 from models.epochs import fit
 from models.errors import ManifestError
-from models.inputs import Inputs, Views, extract
+from models.inputs import Features, Inputs, Views, extract
 from models.job import Job, split_rows
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.losses.correction import Correction
@@ -85,12 +86,20 @@ def train(job: Job, network: Network | None = None) -> None:
     scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
-            np.save(job.out / "embeddings.npy", embeddings(network, unseen).half().numpy())
+            save_looks(job.out, network, unseen)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
         save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def save_looks(out: Path, network: Network, inputs: Inputs) -> None:
+    """What photos are compared by. A head is a fold's own; a frozen backbone's features can be compared across all folds."""
+    if isinstance(inputs, Features):
+        np.save(out / "features.npy", inputs.views.mean(0).half().cpu().numpy())
+    else:
+        np.save(out / "embeddings.npy", embeddings(network, inputs).half().numpy())
 
 
 def place(network: Network) -> Network:

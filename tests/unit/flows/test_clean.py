@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.clean import lineage, settled, uncleaned
+from flows.clean import compared, lineage, settled, uncleaned
 from flows.data_version import Entry
 from flows.intake import ingest
 from models.data.manifest import read_manifest, write_labels
+from models.scores import Scores, concatenate
 from tests.deliveries import deliver
 
 
@@ -46,3 +47,22 @@ def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, sto
     judged = {"score": np.zeros(10, np.float32), "judge": np.full(10, "fold", object), "decision": decision}
     write_labels(tmp_path / "after", dataclasses.replace(manifest, **judged))  # type: ignore[arg-type]  # columns
     assert settled(tmp_path / "before", tmp_path / "after", stop_share=stop_share) is expected
+
+
+def test_photos_are_compared_by_shared_features_where_all_folds_left_them(tmp_path: Path) -> None:
+    ids = np.array(["a", "b", "c"])
+    parts = [
+        Scores(ids[rows], np.zeros(len(rows), np.int64), np.ones(len(rows), np.float32), np.zeros((len(rows), 1), np.int64),
+               np.ones((len(rows), 1), np.float32)) for rows in ([0, 2], [1])
+    ]  # fmt: skip
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
+        folder.mkdir()
+        np.save(folder / "embeddings.npy", np.full((len(part), 2), number, np.float16))
+    own = compared(folders, parts, concatenate(parts))
+    assert (own.embeddings[:, 0].tolist(), own.fold.tolist()) == ([0, 1, 0], [0, 1, 0])
+    np.save(folders[0] / "features.npy", np.ones((2, 3), np.float16))
+    assert compared(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
+    np.save(folders[1] / "features.npy", np.ones((1, 3), np.float16))
+    shared = compared(folders, parts, concatenate(parts))
+    assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])

@@ -263,10 +263,13 @@ def test_photos_are_compared_within_their_fold() -> None:
     seen = [np.array([[(-1.0) ** (truth[int(name[1:])] + number), draw.normal() / 9] for name in part.id], np.float16)
             for number, part in enumerate(parts)]  # fmt: skip
     judged = out_of_sample(parts, photos)
-    found = looks(seen, parts, judged)
+    found = looks(seen, parts, judged, shared=False)
     assert found.fold.tolist() == [*fold[: n - 20], *[0] * 20], "validation photos are the first fold's"
     decided = decided_on(photos, judged, rule="posterior", looks=found)
     assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
+    together = looks(seen, parts, judged, shared=True)
+    assert np.array_equal(together.embeddings, found.embeddings)
+    assert not together.fold.any(), "of one network"
 
 
 def test_confusion_is_of_training_photos_alone() -> None:

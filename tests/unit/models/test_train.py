@@ -169,6 +169,22 @@ def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, rec
     assert not (tmp_path / "all" / "embeddings.npy").exists()
 
 
+def test_folds_on_a_frozen_backbone_leave_features_that_they_share(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Validation photos are seen by both folds, alike; their heads are not."""
+    asking = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, rule="posterior"))
+    ids, found = [], []
+    for fold in (0, 1):
+        out = tmp_path / str(fold)
+        train(job(data, asking, out, fold=fold, backbone_lr_scale=0.0))
+        ids.append(read_scores(out / "scores.parquet").id)
+        found.append(np.load(out / "features.npy").astype(np.float32))
+        assert not (out / "embeddings.npy").exists()
+    _, first, second = np.intersect1d(*ids, return_indices=True)
+    assert len(first) > 0
+    assert found[0].shape[1] != EMBEDDING
+    assert np.array_equal(found[0][first], found[1][second])
+
+
 def test_a_dropped_photo_is_not_trained_on_and_scored_by_its_fold_alone(data: Path) -> None:
     delivered = read_manifest(data)
     kept = np.arange(len(delivered)) % 3 > 0
