@@ -109,7 +109,7 @@ def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> 
         embedding = inputs.embedding(batch)
         of = labels[done : done + len(embedding)]
         done += len(embedding)
-        chosen = torch.einsum("nd,nkd->nk", embedding, rows[of]).argmax(1)
+        chosen = (rows[of] @ embedding[:, :, None]).squeeze(2).argmax(1)
         count.index_put_((of, chosen), torch.ones_like(of, dtype=count.dtype), accumulate=True)
     dominant = distributed.summed(count).argmax(1)
     return rows[torch.arange(num_classes, device=rows.device), dominant]

@@ -169,7 +169,8 @@ def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> 
     assert (report["delivered"], report["added"], report["duplicates"]) == (31, 0, 30)
     assert report["quarantined"] == {"photo: the file is empty (0 bytes)": 1}
     plan = asked("retrain", "smoke", "--set", "train.epochs=7", "--dry-run", shop=shop)
-    assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (log[0]["id"], 7)
+    uncleaned = next(entry["id"] for entry in log if not entry["step"].startswith("clean-"))
+    assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (uncleaned, 7)
     plan = asked("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
     assert plan == {"would_select": log[-1]["id"], "in_place_of": log[0]["id"]}
     assert asked("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
