@@ -43,6 +43,8 @@ def _plain(images: Sequence[Path], answers: Sequence[Recognition]) -> list[dict[
         {
             "image": str(image),
             "products": [{"label": label, "probability": round(p, 6)} for label, p in answer.ranked],
+            "known": answer.known,
+            "score": round(answer.score, 6),
             "model_version": answer.model_version,
             "data_version": answer.data_version,
         }

@@ -20,17 +20,27 @@ from serving.model_config import Signature, TritonConfig
 from serving.wire import connect, errors_named, infer
 
 LOCAL_BATCH = 8
-PADDING = -1  # the id that fills an answer when there are fewer classes than k
+PADDING = -1  # the id that fills an answer when there are fewer classes than k, or none is believed
+ACCEPTED = 0.5  # of `known`: graphs put their threshold here
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """One photo's answer: (label, probability) best first, and which model said so (version None: a local file)."""
+    """One photo's answer: (label, probability) best first, and which model said so (version None: a local file).
+
+    score: how sure the model is that the photo shows a product it knows at all, in [0, 1]; known: it reaches ACCEPTED.
+    """
 
     ranked: tuple[tuple[str, float], ...]
+    score: float
     model_version: int | None
     data_version: str
     embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)  # (512,)
+
+    @property
+    def known(self) -> bool:
+        """Whether the model takes the photo for one of its products."""
+        return self.score >= ACCEPTED
 
 
 class Recognizer:
@@ -145,7 +155,7 @@ def _own_labels(signature: Signature, graph: Path) -> list[str]:
 
 
 def _outputs(embedding: bool) -> list[str]:
-    return ["ids", "probs", "embedding"] if embedding else ["ids", "probs"]
+    return ["ids", "probs", "known", "embedding"] if embedding else ["ids", "probs", "known"]
 
 
 def _chunks(photos: Sequence[bytes | Path], *, size: int, batch: int) -> Iterator[NDArray[np.uint8]]:
@@ -172,9 +182,10 @@ def _recognitions(
     return [
         Recognition(
             tuple((labels[i], float(p)) for i, p in zip(ids, probs, strict=True) if i != PADDING),
+            float(known[0]),
             model_version,
             data_version,
             vector,
         )
-        for ids, probs, vector in zip(arrays["ids"], arrays["probs"], vectors, strict=True)
+        for ids, probs, known, vector in zip(arrays["ids"], arrays["probs"], arrays["known"], vectors, strict=True)
     ]

@@ -24,7 +24,13 @@ ELEMENT_TYPES: dict[int, str] = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.FLOAT: "TYPE_FP32",
 }
-CONTRACT = {"image": "TYPE_UINT8", "ids": "TYPE_INT64", "probs": "TYPE_FP32", "embedding": "TYPE_FP32"}
+CONTRACT = {
+    "image": "TYPE_UINT8",
+    "ids": "TYPE_INT64",
+    "probs": "TYPE_FP32",
+    "known": "TYPE_FP32",
+    "embedding": "TYPE_FP32",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Signature:
         """The signature of the graph at `path`; only the file itself is read, never its external data.
 
         Raises:
-            BadGraph: not ONNX, or not image -> ids, probs, embedding as the endpoint's contract says.
+            BadGraph: not ONNX, or not image -> ids, probs, known, embedding as the endpoint's contract says.
         """
         model = load_header(path)
         initialised = {tensor.name for tensor in model.graph.initializer}
@@ -80,11 +86,10 @@ class Signature:
         outputs = {spec.name: spec.dims for spec in self.outputs}
         height, *rest = self.inputs[0].dims
         square = rest == [height, 3]
-        if not (
-            square and len(outputs["ids"]) == len(outputs["embedding"]) == 1 and outputs["ids"] == outputs["probs"]
-        ):
+        ranked = len(outputs["ids"]) == 1 and outputs["ids"] == outputs["probs"]
+        if not (square and ranked and outputs["known"] == (1,) and len(outputs["embedding"]) == 1):
             raise BadGraph(
-                f"{path}: want image [SxSx3], ids [k], probs [k], embedding [d]; found {self}; export it again"
+                f"{path}: want image [SxSx3], ids [k], probs [k], known [1], embedding [d]; found {self}; export it again"
             )
 
 

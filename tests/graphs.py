@@ -44,6 +44,7 @@ def write_graph(
         "pad": np.array([0, 0, 0, max(0, k - len(LABELS))], np.int64),
         "zero": np.float32(0),
         "nobody": np.int64(-1),
+        "last": np.array([1], np.int64),
     }
     if work:
         weights |= {"square": np.eye(512, dtype=np.float32), "rows": np.ones((1024, 1), np.float32)}
@@ -58,6 +59,7 @@ def write_graph(
         helper.make_node("Softmax", ["logits"], ["all"], axis=1),
         helper.make_node("TopK", ["all", "top"], ["best", "classes"]),
         helper.make_node("Pad", ["best", "pad", "zero"], ["probs"]),
+        helper.make_node("ReduceMax", ["all", "last"], ["known"], keepdims=1),
         helper.make_node("Pad", ["classes", "pad", "nobody"], ["ids"]),
     ]
     graph = helper.make_graph(
@@ -67,6 +69,7 @@ def write_graph(
         [
             helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", k]),
             helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["batch", k]),
+            helper.make_tensor_value_info("known", TensorProto.FLOAT, ["batch", 1]),
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 512]),
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],

@@ -3,7 +3,8 @@
 photo (B, S, S, 3) uint8
   per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier
               -> softmax -> mean over crops -> ten best classes kept
-  weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  embedding (B, 512) float32 of the first member
+  weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  known (B, 1) float32: is it of the assortment?
+  embedding (B, 512) float32 of the first member
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,15 @@ class Branch(nn.Module):
         return view.flip(3) if mirrored else view
 
 
+class Answers(NamedTuple):
+    """What the graph gives, in the order of its outputs."""
+
+    ids: Tensor  # (B, k) int64, best first; with fewer than k classes they end in -1
+    probs: Tensor  # (B, k) float32
+    known: Tensor  # (B, 1) float32: how sure it is that the photo shows one of its classes
+    embedding: Tensor  # (B, 512) float32, of unit length
+
+
 class DeployGraph(nn.Module):
     """Everything between a uint8 photo and the ranked classes.
 
@@ -126,8 +137,8 @@ class DeployGraph(nn.Module):
         parts = torch.tensor(weights or [1 / len(members)] * len(members))
         self.register_buffer("weights", parts.view(-1, 1, 1))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, S, 3) uint8 to ids (B, k), probs (B, k), embedding (B, 512); with fewer than k classes, ids end in -1."""
+    def forward(self, image: Tensor) -> Answers:
+        """(B, S, S, 3) uint8 photos to what is known of each."""
         pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         answers = [branch(pixels) for branch in self.branches]
         total = (self.weights * torch.stack([self._kept(probabilities) for probabilities, _ in answers])).sum(0)
@@ -135,7 +146,7 @@ class DeployGraph(nn.Module):
         missing = self.top_k - ids.shape[1]
         if missing > 0:
             probs, ids = functional.pad(probs, (0, missing)), functional.pad(ids, (0, missing), value=-1)
-        return ids, probs, functional.normalize(answers[0][1])
+        return Answers(ids, probs, probs[:, :1].clone(), functional.normalize(answers[0][1]))
 
     def _kept(self, probabilities: Tensor) -> Tensor:
         """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""

@@ -12,10 +12,10 @@ import onnx
 import torch
 
 from models.errors import ExportError
-from models.export.graph import DeployGraph
+from models.export.graph import Answers, DeployGraph
 
 OPSET = 20
-OUTPUTS = ("ids", "probs", "embedding")
+OUTPUTS = Answers._fields
 
 
 def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.errors import ParityError
 from models.export.graph import DeployGraph
 from models.export.measure import open_session
+from models.export.onnx_file import OUTPUTS
 
 TOLERANCE = 1e-6  # of a probability, float32
 ROUNDINGS = 4  # times what torch itself is off by in float32, where that is more: deep networks round more
@@ -26,6 +27,7 @@ class Parity:
     photos: int
     different_ids: int
     probability: float
+    known: float
     embedding: float
     rounding: float
 
@@ -40,24 +42,24 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
     session = open_session(path)
     graph = graph.cpu().eval()
     rounding = _rounding(graph, photos)
-    different, probability, embedding = 0, 0.0, 0.0
+    different, largest = 0, {name: 0.0 for name in OUTPUTS[1:]}
     for size in BATCHES:
         for start in range(0, len(photos), size):
             batch = photos[start : start + size]
-            ids, probs, vector = session.run(["ids", "probs", "embedding"], {"image": batch})
+            said = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": batch}), strict=True))
             with torch.inference_mode():
-                own_ids, own_probs, own_vector = (t.numpy() for t in graph(torch.from_numpy(batch)))
-            different += int((ids != own_ids).sum())
-            probability = float(np.maximum(probability, np.abs(probs - own_probs).max()))  # unlike max, keeps a NaN
-            embedding = float(np.maximum(embedding, np.abs(vector - own_vector).max()))
-    return Parity(len(photos), different, probability, embedding, rounding)
+                own = {name: t.numpy() for name, t in graph(torch.from_numpy(batch))._asdict().items()}
+            different += int((said["ids"] != own["ids"]).sum())
+            for name, before in largest.items():  # np.maximum, unlike max, keeps a NaN
+                largest[name] = float(np.maximum(before, np.abs(said[name] - own[name]).max()))
+    return Parity(len(photos), different, largest["probs"], largest["known"], largest["embedding"], rounding)
 
 
 @torch.inference_mode()
 def _rounding(graph: DeployGraph, photos: NDArray[np.uint8]) -> float:
     exact, largest = copy.deepcopy(graph).double(), 0.0
     for batch in torch.from_numpy(photos).split(max(BATCHES)):
-        single, double = (module(batch)[1].double() for module in (graph, exact))
+        single, double = (module(batch).probs.double() for module in (graph, exact))
         largest = max(largest, float((single - double).abs().max()))
     return largest
 

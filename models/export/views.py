@@ -81,7 +81,7 @@ def ask(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
     """(N,) the class that the graph ranks first."""
     graph.to(best_device()).eval()
     with torch.inference_mode():
-        ids = [graph(batch.to(graph.weights.device))[0][:, 0].cpu() for batch in photos.in_order(BATCH)]
+        ids = [graph(batch.to(graph.weights.device)).ids[:, 0].cpu() for batch in photos.in_order(BATCH)]
     return torch.cat(ids).numpy()
 
 

@@ -126,7 +126,7 @@ def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, 
 def test_the_file_answers_as_the_networks_one_by_one(
     exported: Path, members: list[Trained], golden: np.ndarray
 ) -> None:
-    ids, probs, embedding = measure.open_session(exported / "model.onnx").run(None, {"image": golden})
+    ids, probs, _, embedding = measure.open_session(exported / "model.onnx").run(None, {"image": golden})
     assert (ids.dtype, probs.dtype, embedding.dtype) == (np.int64, np.float32, np.float32)
     for photo, row, p, vector in zip(golden, ids, probs, embedding, strict=True):
         mean, direction = slow_answer(members, photo)
@@ -141,7 +141,7 @@ def test_any_batch_size_answers_alike(exported: Path, golden: np.ndarray, size: 
     session = measure.open_session(exported / "model.onnx")
     assert session.get_inputs()[0].shape[1:] == [40, 40, 3]
     batch = golden[np.arange(size) % len(golden)]
-    ids, probs, embedding = session.run(None, {"image": batch})
+    ids, probs, _, embedding = session.run(None, {"image": batch})
     assert (ids.shape, probs.shape, embedding.shape) == ((size, 5), (size, 5), (size, 512))
     for i in range(size):
         alone = session.run(None, {"image": batch[i : i + 1]})
@@ -155,9 +155,9 @@ def test_only_the_ten_best_of_a_member_take_part_in_the_mean() -> None:
     photos = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         single = [DeployGraph([one], settings=dataclasses.replace(SETTINGS, keep=30, top_k=30))(photos) for one in pair]
-        ids, probs, _ = DeployGraph(pair, settings=dataclasses.replace(SETTINGS, top_k=8))(photos)
+        ids, probs, *_ = DeployGraph(pair, settings=dataclasses.replace(SETTINGS, top_k=8))(photos)
     total = torch.zeros(3, 30)
-    for one_ids, one_probs, _ in single:
+    for one_ids, one_probs, *_ in single:
         total.scatter_add_(1, one_ids[:, :10], one_probs[:, :10] / 2)
     best = total.topk(8)
     assert torch.equal(ids, best.indices)
@@ -188,18 +188,18 @@ def test_weights_fold_exactly(members: list[Trained], weights: list[float], tmp_
     photos = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     graph = DeployGraph(members, settings=SETTINGS, weights=weights)
     write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
-    ids, probs, embedding = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    ids, probs, _, embedding = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     total = np.zeros((5, 4), np.float64)
     for weight, member in zip(weights, members, strict=True):
         alone = dataclasses.replace(SETTINGS, keep=4, top_k=4)
         with torch.no_grad():
-            their_ids, their_probs, _ = DeployGraph([member], settings=alone)(photos)
+            their_ids, their_probs, *_ = DeployGraph([member], settings=alone)(photos)
         np.put_along_axis(
             total, their_ids.numpy(), np.take_along_axis(total, their_ids.numpy(), 1) + weight * their_probs.numpy(), 1
         )
     assert np.array_equal(ids[:, :4], np.argsort(-total, 1))
     assert probs[:, :4] == pytest.approx(-np.sort(-total, 1), abs=1e-6)
-    assert embedding == pytest.approx(graph(photos)[2].detach().numpy(), abs=1e-5)
+    assert embedding == pytest.approx(graph(photos).embedding.detach().numpy(), abs=1e-5)
     parity.require_parity(parity.measure_parity(graph, tmp_path / "model.onnx", photos.numpy()))
 
 
@@ -220,7 +220,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     alone = load_network(exported / "1.pt")
     photos = torch.from_numpy(np.load(tmp_path / "golden.npy"))
     with torch.no_grad():
-        ids, probs, _ = DeployGraph([alone], settings=Export(input_size=40, crops=2, enlarge=(1.5,)))(photos)
+        ids, probs, *_ = DeployGraph([alone], settings=Export(input_size=40, crops=2, enlarge=(1.5,)))(photos)
     answers = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     assert np.array_equal(answers[0], ids)
     assert answers[1] == pytest.approx(probs.numpy(), abs=1e-6)
@@ -253,7 +253,7 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
 def test_a_probability_that_is_no_number_is_no_agreement() -> None:
     with pytest.raises(ParityError, match="probabilities by nan"):
         parity.require_parity(
-            parity.Parity(photos=1, different_ids=0, probability=float("nan"), embedding=0.0, rounding=0.0)
+            parity.Parity(photos=1, different_ids=0, probability=float("nan"), known=0.0, embedding=0.0, rounding=0.0)
         )
 
 

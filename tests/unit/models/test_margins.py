@@ -173,7 +173,7 @@ def test_the_graph_answers_as_the_network(trained: Path) -> None:
     member = load_network(trained / "network.pt")
     photos = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8, generator=generator())
     with torch.no_grad():
-        ids, probs, direction = DeployGraph([member], settings=Export(input_size=40, crops=1))(photos)
+        ids, probs, _, direction = DeployGraph([member], settings=Export(input_size=40, crops=1))(photos)
         logits, embedding = member.network(whole_view(photos, 32))
     expected = logits.softmax(1).topk(4)
     assert torch.equal(ids[:, :4], expected.indices)

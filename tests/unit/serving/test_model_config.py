@@ -24,6 +24,7 @@ def test_signature_is_the_graphs(tmp_path: Path) -> None:
     assert signature.outputs == (
         TensorSpec("ids", "TYPE_INT64", (3,)),
         TensorSpec("probs", "TYPE_FP32", (3,)),
+        TensorSpec("known", "TYPE_FP32", (1,)),
         TensorSpec("embedding", "TYPE_FP32", (512,)),
     )
     assert (signature.size, signature.k, signature.metadata["data_version"]) == (24, 3, "é")
