@@ -10,13 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.accelerator import CPU, Accelerator
 from serving.durable import disk_full_named, sha256, sync, write
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
@@ -30,14 +31,14 @@ class ModelRepository:
     A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
 
     Args:
-        max_batch_size, instances, gpu: see TritonConfig; written with every `configure`.
+        max_batch_size, instances, accelerator: see TritonConfig; written with every `configure`.
     """
 
     root: Path
     name: str = "products"
     max_batch_size: int = 8
     instances: int | None = None
-    gpu: bool = False
+    accelerator: Accelerator = CPU
 
     @property
     def model(self) -> Path:
@@ -149,7 +150,7 @@ class ModelRepository:
             versions=chosen,
             max_batch_size=self.max_batch_size,
             instances=self.instances,
-            gpu=self.gpu,
+            accelerator=self._accelerator(newest),
             parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
         )
         self._replace_config(config.to_pbtxt())
@@ -177,6 +178,13 @@ class ModelRepository:
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
+
+    def _accelerator(self, version: int) -> Accelerator:
+        """With the engines of this very graph in a directory of their own."""
+        if not self.accelerator.is_tensorrt:
+            return self.accelerator
+        graph = self.record(version)["files"]["model.onnx"][:12]
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}/{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:
