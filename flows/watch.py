@@ -25,6 +25,7 @@ from serving.watcher import watcher, watching
 
 ANSWER_TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 60.0  # between attempts that keep failing
+CONFIRM_S = 1.0
 DETACH_TIMEOUT_S = 30.0
 
 log = logging.getLogger("cleanshelf")
@@ -46,11 +47,17 @@ class Keeper:
     _watchdogs: dict[Access, Watchdog] = field(default_factory=dict)
 
     def tend(self) -> None:
-        """One look, and what follows from it. What fails is logged and tried again later."""
+        """One look, and what follows from it. What fails is logged and tried again later.
+
+        A model that does not answer is healed at the second look: on a machine that is short of time the server may once
+        take a process for dead that is only late.
+        """
         try:
             pulse = self._watchdog().look()
+            again = pulse is self.told
             self._tell(pulse)
-            self._act(pulse)
+            if again or pulse not in (Pulse.DEAD, Pulse.HUNG):
+                self._act(pulse)
             self.failures = 0
         except WorkspaceBusy:  # a switch is under way, and sees for itself whether the model answers
             return
@@ -59,8 +66,10 @@ class Keeper:
             log.error("watch: %s", error)
 
     def pause_s(self, period_s: float) -> float:
-        """Until the next look; longer with every failure."""
-        return max(period_s, min(LONGEST_PAUSE_S, 2.0**self.failures)) if self.failures else period_s
+        """Until the next look: longer with every failure, shorter to confirm what was just found."""
+        if self.failures:
+            return max(period_s, min(LONGEST_PAUSE_S, 2.0**self.failures))
+        return period_s if self.told in (Pulse.ANSWERS, Pulse.BUSY) else min(period_s, CONFIRM_S)
 
     def _act(self, pulse: Pulse) -> None:
         if pulse is Pulse.ANSWERS:

@@ -188,7 +188,10 @@ def test_a_server_elsewhere_is_healed(remote: Remote, named: Workspace) -> None:
         control.unload()
         with pytest.raises(ModelNotReady):
             remote.ask(remote.access)
-        Keeper(named, None).tend()
+        keeper = Keeper(named, None)
+        keeper.tend()
+        assert control.active() == (), "one look is not enough to unload what others may wait for"
+        keeper.tend()
         assert control.active() == (1,)
 
 

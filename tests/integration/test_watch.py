@@ -119,7 +119,7 @@ def test_detached_a_killed_server_comes_back_with_the_registered_version(shop: W
     after = running(shop.state)
     assert after
     assert (after.pid != before.pid, after.url) == (True, before.url)
-    assert "started the server again" in (shop.state / "watch.log").read_text()
+    assert eventually(lambda: "started the server again" in (shop.state / "watch.log").read_text())
     with serve(shop, "--stop") as child:
         assert child.wait(timeout=60) == 0
     assert (running(shop.state), watcher(shop.state)) == (None, None)
