@@ -195,11 +195,11 @@ class ModelRepository:
         return leftovers
 
     def _accelerator(self, version: int) -> Accelerator:
-        """With the engines of this very graph in a directory of their own."""
+        """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""
         if not self.accelerator.is_tensorrt:
             return self.accelerator
         graph = self.record(version)["files"]["model.onnx"][:12]
-        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}/{graph}")
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}-{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:
