@@ -88,14 +88,14 @@ class Keeper:
             self.local.stop()
             self._start(self.local)
         elif pulse in (Pulse.DEAD, Pulse.HUNG):
-            self._heal()
+            self._heal(is_hung=pulse is Pulse.HUNG)
 
-    def _heal(self) -> None:
+    def _heal(self, *, is_hung: bool) -> None:
         control, versions = self._watchdog().endpoint, repository(self.workspace)
         with self.workspace.lock("watch", name="serving"):
             if serve_registered(self.workspace, control):
                 return
-            if control.heal(versions):
+            if control.heal(versions, is_hung=is_hung):
                 log.warning("watch: unloaded and loaded version %s again; it answers", versions.configured())
 
     def _tidy(self) -> None:
