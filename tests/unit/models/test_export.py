@@ -21,8 +21,10 @@ from models.data.manifest import Manifest, read_manifest
 from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
 from models.export.__main__ import export, main
+from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
 from models.export.onnx_file import read_metadata, stamp, write_onnx
+from models.export.unknown import UNCALIBRATED
 from models.network import build_network
 from models.train import Trained, load_network, save_network
 
@@ -207,7 +209,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     exported: Path, data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [0.0, 1.0]},
-               "views": {"crops": 2, "enlarge": 1.5}}  # fmt: skip
+               "views": {"crops": 2, "enlarge": 1.5}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     arguments = ["--data", data, "--out", tmp_path, "--networks", exported / "0.pt", exported / "1.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
