@@ -77,18 +77,19 @@ def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Ma
         return Chosen(UNCALIBRATED)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     graph = DeployGraph(members, settings=settings, weights=weights)
-    temperature, sure = measure_temperature(graph, photos, target)
+    temperature, sure = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
     graph = DeployGraph(members, settings=settings, weights=weights, calibration=Calibration(temperature))
     return accept(Chosen(Calibration(temperature), len(rows), sure), *ask(graph, photos, target), share=settings.accept)
 
 
 @torch.inference_mode()
 def measure_temperature(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
+    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """The temperatures of an uncalibrated graph's members, and the surprise at the labels (N,) before and after."""
     parts = [label_probabilities(graph.look(image), label).cpu() for image, label in batches(graph, photos, target)]
-    return fit_temperatures(torch.cat(parts).numpy(), graph.weights.flatten().double().cpu().numpy())
+    weights = graph.weights.flatten().double().cpu().numpy()
+    return fit_temperatures(torch.cat(parts).numpy(), weights, num_classes=num_classes)
 
 
 @torch.inference_mode()

@@ -44,22 +44,32 @@ def surprise(probabilities: NDArray[np.float32], weights: NDArray[np.float64], t
     return float(-np.log(np.maximum(own @ weights, LEAST)).mean())
 
 
+def caution(
+    probabilities: NDArray[np.float32], weights: NDArray[np.float64], tried: Sequence[int], *, num_classes: int
+) -> float:
+    """The surprise once one more photo, as these are, turns out to have another label (the rule of succession).
+
+    On photos that are all recognised, the colder the better; that one keeps a few of them from promising certainty.
+    """
+    own = probabilities[:, np.arange(len(tried)), list(tried)].astype(np.float64) @ weights
+    other = -np.log(np.maximum((1 - own) / (num_classes - 1), LEAST)).mean()
+    return (surprise(probabilities, weights, tried) * len(own) + float(other)) / (len(own) + 1)
+
+
 def fit_temperatures(
-    probabilities: NDArray[np.float32], weights: NDArray[np.float64]
+    probabilities: NDArray[np.float32], weights: NDArray[np.float64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """(M,) the temperatures of the members; and the surprise at 1, and at them, which is never more.
 
     Args:
-        probabilities: (N, M, T) of the labels, N > 0. weights: (M,).
+        probabilities: (N, M, T) of the labels, N > 0. weights: (M,). num_classes: at least 2.
     """
-    one = [ONE] * len(weights)
-    own = [_best(probabilities[:, [member]]) for member in range(len(one))]
-    last = len(TEMPERATURES) - 1
+    one, last = [ONE] * len(weights), len(TEMPERATURES) - 1
+    own = [min(range(last + 1), key=lambda each: caution(alone, np.ones(1), [each], num_classes=num_classes))
+           for alone in np.split(probabilities, len(one), axis=1)]  # fmt: skip
     ways = [one, *([min(max(each + step, 0), last) for each in own] for step in range(-last, last + 1))]
-    best = min(ways, key=lambda way: surprise(probabilities, weights, way))
-    before, after = (round(surprise(probabilities, weights, way), 6) for way in (one, best))
-    return tuple(round(float(TEMPERATURES[each]), 6) for each in best), (before, after)
-
-
-def _best(alone: NDArray[np.float32]) -> int:
-    return min(range(len(TEMPERATURES)), key=lambda each: surprise(alone, np.ones(1), [each]))
+    before = surprise(probabilities, weights, one)
+    better = [way for way in ways if surprise(probabilities, weights, way) <= before]
+    best = min(better, key=lambda way: caution(probabilities, weights, way, num_classes=num_classes))
+    sure = (round(before, 6), round(surprise(probabilities, weights, best), 6))
+    return tuple(round(float(TEMPERATURES[each]), 6) for each in best), sure

@@ -73,7 +73,7 @@ def drawn(num: int, *, scales: list[float], seed: int = 0) -> tuple[list[Look], 
 def test_the_temperature_of_drawn_labels_is_found(scales: list[float]) -> None:
     looks, label, mean = drawn(4000, scales=scales)
     weights = np.full(len(scales), 1 / len(scales))
-    found, (before, after) = fit_temperatures(label_probabilities(looks, label).numpy(), weights)
+    found, (before, after) = fit_temperatures(label_probabilities(looks, label).numpy(), weights, num_classes=6)
     assert found == pytest.approx(scales, rel=0.25)
     entropy = -(mean * mean.log()).sum(1).mean()
     assert after == pytest.approx(float(entropy), abs=0.05), "as sure as it is right"
@@ -87,8 +87,8 @@ def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
     clue = torch.nn.functional.one_hot(label, 6) * 2.0
     looks = [Look((clue + torch.randn(3000, 6, generator=draw))[None], torch.ones(1, 3000, 512)) for _ in range(4)]
     table, weights = label_probabilities(looks, label).numpy(), np.full(4, 0.25)
-    alone = [fit_temperatures(table[:, [member]], np.ones(1))[0][0] for member in range(4)]
-    together, (_, after) = fit_temperatures(table, weights)
+    alone = [fit_temperatures(table[:, [member]], np.ones(1), num_classes=6)[0][0] for member in range(4)]
+    together, (_, after) = fit_temperatures(table, weights, num_classes=6)
     assert (np.array(together) < np.array(alone)).all()
     assert after < surprise(table, weights, [int(np.argmin(abs(TEMPERATURES - each))) for each in alone])
 
@@ -97,12 +97,21 @@ def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
 def test_no_temperature_is_worse_than_one(seed: int) -> None:
     looks, label, _ = drawn(12, scales=[1.0, 3.0], seed=seed)
     table, weights = label_probabilities(looks, label).numpy(), np.array([0.3, 0.7])
-    found, (before, after) = fit_temperatures(table, weights)
+    found, (before, after) = fit_temperatures(table, weights, num_classes=6)
     assert before == pytest.approx(surprise(table, weights, [ONE, ONE]), abs=1e-6)
     mean = sum(w * (look.logits / t).softmax(2).mean(0) for w, look, t in zip(weights, looks, found, strict=True))
     own = -mean.gather(1, label[:, None]).log().mean()
     assert after == pytest.approx(float(own), abs=1e-5)
     assert after <= before
+
+
+def test_a_few_photos_that_are_all_recognised_promise_no_certainty() -> None:
+    label = torch.arange(20) % 6
+    looks = [Look((3.0 * torch.nn.functional.one_hot(label, 6))[None], torch.ones(1, 20, 512))]
+    (found,), _ = fit_temperatures(label_probabilities(looks, label).numpy(), np.ones(1), num_classes=6)
+    sure = (looks[0].logits / found).softmax(2).amax().item()
+    assert found < 1
+    assert sure == pytest.approx(20 / 21, abs=0.01), "one in 21 is another"
 
 
 @pytest.mark.parametrize("accept", [0.5, 0.9, 0.95, 0.999, 1.0])
