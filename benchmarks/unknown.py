@@ -59,7 +59,8 @@ class Stall:
 class Asked:
     """What one head says of known photos and of both kinds of unknown, in that order.
 
-    scores: by name, three arrays. line: shares accepted. chosen: the score of `known`. nll, top1: of test photos, before and after.
+    scores: by name, three arrays. pseudo: AUROC of each on validation photos, from those without their class and in tiles.
+    accepted: shares of the three. chosen: the score of `known`. surprise: at the labels of test photos, before and after.
     """
 
     scores: dict[str, list[NDArray[np.float64]]]
@@ -107,7 +108,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_stall(args: argparse.Namespace) -> Stall:
-    """Photos of --data through the frozen network."""
+    """Photos of --data through the frozen network.
+
+    Raises:
+        ManifestError: one of the two manifests does not exist.
+    """
+    if not (args.data / f"{args.products}.parquet").is_file():
+        raise ManifestError(
+            f"--products: {args.data / args.products}.parquet does not exist; give a manifest of products"
+        )
     photos = read_set(args.data, args.manifest, truth=None, weights=args.weights, cache=args.cache)
     paths, products = (np.array(pq.read_table(args.data / f"{name}.parquet", columns=["path"])["path"].to_pylist())
                        for name in (args.manifest, args.products))  # fmt: skip
@@ -231,8 +240,9 @@ def report(name: str, asked: Sequence[Asked]) -> None:
     """The table in %, mean and standard deviation over the seeds."""
     temperature = ", ".join(f"{each.temperature:.2f}" for each in asked)
     before, after = (statistics.mean(each.surprise[i] for each in asked) for i in (0, 1))
+    alone = [max(each.pseudo, key=lambda score, each=each: each.pseudo[score][0]) for each in asked]  # type: ignore[misc]
     print(f"\n{name}: temperatures {temperature}; surprise at test labels {before:.3f} -> {after:.3f}; "
-          f"known by {', '.join(each.chosen for each in asked)}\n")  # fmt: skip
+          f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip
     columns = [f"{what}, {whom}" for whom in STRANGERS for what in ("AUROC", f"accepted at {FALSE:.0%} false")]
     print(
         f"| score | {' | '.join(columns)} | chosen by: without class, in tiles |\n|---|" + "--:|" * (len(columns) + 1)

@@ -28,7 +28,7 @@ from models.export.graph import DeployGraph, in_use
 from models.export.measure import open_session, test_rows, write_answers
 from models.export.onnx_file import labels_json, stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
-from models.export.unknown import UNCALIBRATED, Calibration
+from models.export.unknown import ACCEPTED, UNCALIBRATED, Calibration
 from models.export.views import looking
 from models.train import Trained, load_network
 
@@ -107,9 +107,11 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
 
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photos, those with the clearest ranking first: near ties would fail a check over the wire for nothing."""
-    probs = open_session(path).run(["probs"], {"image": photos})[0]
-    clearance = (probs[:, :-1] - probs[:, 1:]).min(axis=1) if probs.shape[1] > 1 else np.zeros(len(probs))
+    """The photos, the clearest ranking and acceptance first: near ties would fail a check over the wire for nothing."""
+    probs, known = open_session(path).run(["probs", "known"], {"image": photos})
+    clearance = abs(known[:, 0] - ACCEPTED)
+    if probs.shape[1] > 1:
+        clearance = np.minimum(clearance, (probs[:, :-1] - probs[:, 1:]).min(axis=1))
     return photos[np.argsort(-clearance, kind="stable")]
 
 
