@@ -144,7 +144,7 @@ class TritonConfig:
             input=[_proto(spec) for spec in self.signature.inputs],
             output=[_proto(spec) for spec in self.signature.outputs],
             instance_group=[{"kind": "KIND_GPU" if self.gpu else "KIND_CPU", "count": self.instances}],
-            dynamic_batching=self._batching(),
+            dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
             model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size})],
             response_cache={"enable": False},
         )
@@ -183,26 +183,27 @@ class TritonConfig:
             parameters=parameters,
         )
 
-    def _batching(self) -> dict[str, Any]:
-        """No delay: with one, a single instance takes every request and the others idle."""
-        sizes = {2**power for power in range(1, self.max_batch_size.bit_length()) if 2**power < self.max_batch_size}
-        return {
-            "preferred_batch_size": sorted({*sizes, self.max_batch_size}),
-            "max_queue_delay_microseconds": 0,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.queue_timeout_ms * 1000,
-                "allow_timeout_override": True,
-                "max_queue_size": self.max_queue_size,
-            },
-        }
-
     def _warmup(self, batch: int) -> dict[str, Any]:
         inputs = {
             spec.name: {"data_type": spec.data_type, "dims": spec.dims, "random_data": True}
             for spec in self.signature.inputs
         }
         return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
+
+
+def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
+    """Triton's dynamic batching, without a delay: with one, a single instance takes every request and the others idle."""
+    sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
+    return {
+        "preferred_batch_size": sorted({*sizes, max_batch_size}),
+        "max_queue_delay_microseconds": 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": queue_timeout_ms * 1000,
+            "allow_timeout_override": True,
+            "max_queue_size": max_queue_size,
+        },
+    }
 
 
 def load_header(path: Path) -> onnx.ModelProto:
