@@ -10,14 +10,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.durable import disk_full_named, replace, sha256, sync
+from serving.accelerator import CPU, Accelerator
+from serving.durable import disk_full_named, overwrite, sha256, sync
 from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
@@ -31,14 +32,14 @@ class ModelRepository:
     A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
 
     Args:
-        max_batch_size, instances, gpu: see TritonConfig; written with every `configure`.
+        max_batch_size, instances, accelerator: see TritonConfig; written with every `configure`.
     """
 
     root: Path
     name: str = "products"
     max_batch_size: int = 8
     instances: int | None = None
-    gpu: bool = False
+    accelerator: Accelerator = CPU
 
     @property
     def model(self) -> Path:
@@ -152,12 +153,12 @@ class ModelRepository:
             versions=chosen,
             max_batch_size=self.max_batch_size,
             instances=self.instances,
-            gpu=self.gpu,
+            accelerator=self._accelerator(newest),
             parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
         )
         lay(self.root, self.name)
         with disk_full_named(self.model):
-            replace(self.model / "config.pbtxt", config.to_pbtxt().encode())
+            overwrite(self.model / "config.pbtxt", config.to_pbtxt().encode())
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
@@ -182,6 +183,13 @@ class ModelRepository:
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
+
+    def _accelerator(self, version: int) -> Accelerator:
+        """With the engines of this very graph in a directory of their own."""
+        if not self.accelerator.is_tensorrt:
+            return self.accelerator
+        graph = self.record(version)["files"]["model.onnx"][:12]
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}/{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:
