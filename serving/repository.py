@@ -55,7 +55,7 @@ class ModelRepository:
         record: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
-        """Make `version` from a graph; returns its directory.
+        """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
 
         Args:
             graph: ONNX file; external data beside it comes along.
@@ -73,6 +73,7 @@ class ModelRepository:
         if target.exists():
             raise VersionInUse(f"{target} exists and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
+        lay(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
             self._publish(staging, target)
@@ -134,8 +135,6 @@ class ModelRepository:
     def configure(self, versions: Sequence[int]) -> None:
         """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
 
-        The model for encoded photos is laid beside it.
-
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
@@ -156,7 +155,6 @@ class ModelRepository:
             accelerator=self._accelerator(newest),
             parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
         )
-        lay(self.root, self.name)
         with disk_full_named(self.model):
             overwrite(self.model / "config.pbtxt", config.to_pbtxt().encode())
 
