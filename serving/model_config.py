@@ -107,6 +107,7 @@ class TritonConfig:
         accelerator: what computes; a GPU has one instance in place of `instances` on the CPU.
         max_queue_size: requests that may wait; the next one is rejected at once.
         queue_timeout_ms: a request that waited longer is rejected; clients may ask for less.
+        warmup: run the smallest and the largest batch before the model counts as loaded.
         parameters: strings for clients to read, such as `data_version.7`.
     """
 
@@ -118,6 +119,7 @@ class TritonConfig:
     accelerator: Accelerator = CPU
     max_queue_size: int = 256
     queue_timeout_ms: int = 10_000
+    warmup: bool = True
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -151,7 +153,7 @@ class TritonConfig:
             instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
             optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
             dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
-            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size})],
+            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
             response_cache={"enable": False},
         )
         for key, value in {**self.parameters, **SESSION}.items():
@@ -185,6 +187,7 @@ class TritonConfig:
             accelerator=Accelerator.read(config.optimization.execution_accelerators.gpu_execution_accelerator),
             max_queue_size=queue.max_queue_size,
             queue_timeout_ms=queue.default_timeout_microseconds // 1000,
+            warmup=bool(config.model_warmup),
             parameters=parameters,
         )
 

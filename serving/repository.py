@@ -24,6 +24,8 @@ from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInU
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
 
+CANDIDATE = "-candidate-"  # between the model's name and the version that has to prove itself
+
 
 @dataclass(frozen=True)
 class ModelRepository:
@@ -32,7 +34,7 @@ class ModelRepository:
     A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
 
     Args:
-        max_batch_size, instances, accelerator: see TritonConfig; written with every `configure`.
+        max_batch_size, instances, accelerator, warmup: see TritonConfig; written with every `configure`.
     """
 
     root: Path
@@ -40,11 +42,19 @@ class ModelRepository:
     max_batch_size: int = 8
     instances: int | None = None
     accelerator: Accelerator = CPU
+    warmup: bool = True
 
     @property
     def model(self) -> Path:
         """The directory that Triton knows as the model."""
         return self.root / self.name
+
+    def candidate(self, version: int) -> ModelRepository:
+        """Where a version of this model is tried, under a name of its own: one that hangs must not be in another's way.
+
+        One instance is enough to see whether it answers, and without a warm-up no load waits for it to do so.
+        """
+        return replace(self, name=f"{self.name}{CANDIDATE}{version}", instances=1, warmup=False)
 
     def stage(
         self,
@@ -153,6 +163,7 @@ class ModelRepository:
             max_batch_size=self.max_batch_size,
             instances=self.instances,
             accelerator=self._accelerator(newest),
+            warmup=self.warmup,
             parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
         )
         with disk_full_named(self.model):
@@ -175,9 +186,10 @@ class ModelRepository:
             self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
 
     def sweep(self) -> list[Path]:
-        """Remove what killed stages left; returns what was removed. Stages still under way are left alone."""
+        """Remove what killed stages and switches left; returns what was removed. Stages under way are left alone."""
         leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
         leftovers += self.model.glob(".config.pbtxt-*")
+        leftovers += self.root.glob(f"{self.name}{CANDIDATE}*")
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
