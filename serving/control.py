@@ -103,9 +103,15 @@ class Endpoint:
         It proves itself under another model name first, so that no request meets a version that was never seen to
         answer rightly. Then the server swaps when the new one is ready; it never stops answering.
 
+        One switch at a time: a second one waits.
+
         Raises:
             ServingError: what served before serves on.
         """
+        with repository.switching():
+            self._switch(repository, version)
+
+    def _switch(self, repository: ModelRepository, version: int) -> None:
         repository.verify(version)
         repository.check_contract(repository.path(version) / "model.onnx")
         if version not in self.active():
@@ -135,8 +141,7 @@ class Endpoint:
         Raises:
             ModelNotReady: it holds on to it, as to a model that still computes.
         """
-        with errors_named(self.url):
-            self._client.unload_model(self.model, client_timeout=UNLOAD_TIMEOUT_S)
+        self._start_unloading()
         if not until(lambda: not self._is_loaded(), timeout_s=UNLOAD_TIMEOUT_S):
             raise ModelNotReady(f"{self.url}: {self.model} still computes and stays loaded; restart the server")
 
@@ -156,7 +161,7 @@ class Endpoint:
         except (ModelNotReady, GoldenMismatch):
             for version in repository.configured():
                 repository.verify(version)
-            self.unload()
+            self._start_unloading()  # it would wait for the dead process for ever
             self.load()
             self._check_all(repository)
             return True
@@ -214,6 +219,10 @@ class Endpoint:
             self.unload()
         except ServingError as second:
             error.add_note(f"and unloading {self.model} failed: {second}")
+
+    def _start_unloading(self) -> None:
+        with errors_named(self.url):
+            self._client.unload_model(self.model, client_timeout=UNLOAD_TIMEOUT_S)
 
     def _is_loaded(self) -> bool:
         """Whether a version of the model is loaded, or on its way in or out."""

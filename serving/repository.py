@@ -185,6 +185,17 @@ class ModelRepository:
             newest = max(served)
             self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
 
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Alone: whoever else wants to switch waits, and the kernel lets go of the lock of a killed one."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.model, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def sweep(self) -> list[Path]:
         """Remove what killed stages and switches left; returns what was removed. Stages under way are left alone."""
         leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]

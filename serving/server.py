@@ -29,6 +29,7 @@ from serving.access import CONTROL_HEADER, SCHEME, TOKEN_HEADER, Access, keep_to
 from serving.control import Endpoint
 from serving.durable import write
 from serving.encoded.contract import encoded_name, lay
+from serving.encoded.endpoint import EncodedEndpoint
 from serving.environment import Environment, inspect
 from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
 from serving.repository import ModelRepository
@@ -103,7 +104,7 @@ class LocalServer:
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
-                self._check_golden(server)
+                self._check_golden(server, environment)
                 write(self.state / "triton.json", json.dumps(asdict(server)).encode())
             except BaseException:
                 _stop(server, self.state)
@@ -203,11 +204,13 @@ class LocalServer:
         if not in_time:
             raise ServerUnavailable(f"the server was not ready within {START_TIMEOUT_S:g} s{self._last_words()}")
 
-    def _check_golden(self, server: RunningServer) -> None:
+    def _check_golden(self, server: RunningServer, environment: Environment) -> None:
         repository = ModelRepository(self.repository, self.model)
-        with Endpoint(server.access, model=self.model) as endpoint:
-            for version in repository.configured():
-                endpoint.golden_check(repository, version)
+        kinds = (Endpoint, EncodedEndpoint) if environment.passes_bytes else (Endpoint,)
+        for kind in kinds:
+            with kind(server.access, model=self.model) as endpoint:
+                for version in repository.configured():
+                    endpoint.golden_check(repository, version)
 
     def _last_words(self) -> str:
         """The last error that the server logged, and where to read on."""

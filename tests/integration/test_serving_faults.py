@@ -14,11 +14,9 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.access import TOKEN_HEADER
-from serving.control import Endpoint
-from serving.repository import ModelRepository
 from serving.server import LocalServer
-from tests.graphs import SIZE, golden_images, stage
-from tests.integration.test_triton import Load, Served, closed_loop
+from tests.graphs import SIZE, golden_images
+from tests.served import Load, Served, closed_loop, serve
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 IMAGE = golden_images(1)
@@ -28,17 +26,8 @@ ENCODED: dict[str, Any] = {"name": "photo", "kind": "BYTES", "shape": (1, 1), "m
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("faults")
-    repository = ModelRepository(folder / "repository")
-    stage(repository, folder, 1, 2)
-    repository.configure([1])
-    local = local_server(repository.root, folder / "state")
-    try:
-        access = local.start().access
-        with Endpoint(access) as endpoint:
-            yield Served(repository, local, endpoint, access)
-    finally:
-        local.stop()
+    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving import process
-from serving.access import Access
 from serving.candidate import laid_out
 from serving.client import LocalRecognizer, Recognizer
 from serving.control import Endpoint
@@ -41,49 +40,19 @@ from serving.errors import (
 from serving.model_config import TritonConfig
 from serving.repository import ModelRepository
 from serving.server import LocalServer, running
-from serving.wire import Answer, connect, infer
+from serving.wire import Answer, connect
 from tests.graphs import LABELS, SIZE, golden_images, make_endless, sign, stage, write_graph
+from tests.served import Served, closed_loop, serve
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 MakeServer = Callable[..., LocalServer]
 
 
-@dataclass
-class Served:
-    repository: ModelRepository
-    server: LocalServer
-    endpoint: Endpoint
-    access: Access
-
-    def ask(self, image: NDArray, *, model: str = "products", version: str = "", timeout_s: float = 20.0) -> Answer:
-        with connect(self.access) as client:
-            return infer(
-                client,
-                image,
-                url=self.access.url,
-                model=model,
-                outputs=["ids", "probs"],
-                version=version,
-                timeout_s=timeout_s,
-            )
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -> Iterator[Served]:
-    """Versions 1 and 2 staged, 1 served."""
-    folder = tmp_path_factory.mktemp("served")
-    repository = ModelRepository(folder / "repository")
-    stage(repository, folder, 1, 2)
-    repository.configure([1])
-    server = local_server(repository.root, folder / "state")
-    started = server.start()
-    try:
-        with Endpoint(started.access) as endpoint:
-            yield Served(repository, server, endpoint, started.access)
-    finally:
-        process.kill([started.pid])  # asked nicely, it would wait for the model that a test let hang
-        server.stop()
+    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -214,51 +183,6 @@ def test_a_full_queue_rejects_at_once(served: Served, slow: str) -> None:
             break
         time.sleep(0.5)
     assert kinds() == {RequestRejected, Answer}, outcomes
-
-
-@dataclass
-class Load:
-    """Clients in a closed loop that check each answer against the golden one of the version that gave it."""
-
-    served: Served
-    stopping: threading.Event = field(default_factory=threading.Event)
-    answered: dict[int, int] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def loop(self) -> None:
-        golden = {version: self.served.repository.golden(version) for version in (1, 2)}
-        with connect(self.served.access) as client:
-            number = 0
-            while not self.stopping.is_set():
-                number = (number + 1) % len(golden[1].image)
-                image = golden[1].image[number : number + 1]
-                try:
-                    answer = infer(client, image, url="", model="products", outputs=["ids", "probs"], timeout_s=20)
-                    self.answered[answer.version] = self.answered.get(answer.version, 0) + 1
-                    expected = golden.get(answer.version)
-                    if expected and not np.array_equal(answer.arrays["ids"][0], expected.ids[number]):
-                        self.faults.append(f"version {answer.version} answered image {number} wrongly")
-                except ServingError as error:
-                    self.faults.append(str(error))
-
-    def meet(self, version: int, *, more: int = 20) -> bool:
-        """Waits until so many more requests were answered by a version, however busy the machine is."""
-        wanted = self.answered.get(version, 0) + more
-        return process.until(lambda: self.answered.get(version, 0) >= wanted, timeout_s=60)
-
-
-@contextmanager
-def closed_loop(served: Served, *, clients: int = 2) -> Iterator[Load]:
-    load = Load(served)
-    threads = [threading.Thread(target=load.loop) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        load.stopping.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_no_request_is_lost_while_versions_switch(served: Served) -> None:
