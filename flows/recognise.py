@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.endpoint import repository
+from flows.endpoint import access, repository
 from flows.errors import EndpointMissing
 from flows.workspace import Workspace
 from serving.client import LocalRecognizer, Recognition, Recognizer
-from serving.server import running
 
 
 def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str, Any]]:
@@ -20,12 +19,12 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
         EndpointMissing: none runs.
         BadPhoto: a file is not a photo.
     """
-    server = running(workspace.state)
-    if server is None:
+    found = access(workspace)
+    if found is None:
         raise EndpointMissing(
             "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
         )
-    with Recognizer(server.access, labels=repository(workspace).labels) as recognizer:
+    with Recognizer(found, labels=repository(workspace).labels) as recognizer:
         return _plain(images, recognizer.recognise(list(images)))
 
 

@@ -22,6 +22,7 @@ GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restric
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
+RECONNECT_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,15 @@ class Access:
     def options(self) -> dict[str, Any]:
         """Arguments for a gRPC client of tritonclient, sync or async, beside `address`.
 
-        A proxy of the environment is not asked for this machine itself.
+        A server that comes back is met within a second, whatever another client of this process found before. A proxy of
+        the environment is not asked for this machine itself.
         """
-        channel: list[tuple[str, int]] = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        channel: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+        ]
         if self.address.rpartition(":")[0] in LOOPBACK:
             channel.append(("grpc.enable_http_proxy", 0))
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}

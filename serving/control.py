@@ -80,15 +80,21 @@ class Endpoint:
         found = [entry.version for entry in self._index() if entry.name == self.model and entry.state == "READY"]
         return tuple(sorted(int(version) for version in found))
 
-    def golden_check(self, repository: ModelRepository, version: int) -> None:
-        """Ask the version its golden images over the wire, one by one.
+    def answered(self) -> int:
+        """How many requests the model's versions have answered since they were loaded."""
+        with errors_named(self.url):
+            found = self._client.get_inference_statistics(self.model, client_timeout=CALL_TIMEOUT_S)
+        return sum(version.inference_stats.success.count for version in found.model_stats)
+
+    def golden_check(self, repository: ModelRepository, version: int, *, at_most: int | None = None) -> None:
+        """Ask the version its golden images over the wire, one by one; the first `at_most` of them.
 
         Raises:
             GoldenMismatch: an answer is not what ONNX Runtime gave when the version was staged.
             ServingError: there is no answer.
         """
         golden, on_gpu = repository.golden(version), repository.accelerator.is_gpu
-        for number, image in enumerate(golden.image):
+        for number, image in enumerate(golden.image[:at_most]):
             [ids], [probs] = self._ask(image[None], version)
             tolerance = GOLDEN_TOLERANCE + (GPU_TOLERANCE * float(golden.probs[number].max()) if on_gpu else 0)
             if found := golden.differs(number, ids, probs, tolerance=tolerance, strict=not on_gpu):

@@ -196,11 +196,14 @@ class ModelRepository:
         finally:
             os.close(lock)
 
+    def leftovers(self) -> list[Path]:
+        """What killed stages and switches left. Stages under way are left alone."""
+        stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
+        return [*stages, *self.model.glob(".config.pbtxt-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
+
     def sweep(self) -> list[Path]:
-        """Remove what killed stages and switches left; returns what was removed. Stages under way are left alone."""
-        leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        leftovers += self.model.glob(".config.pbtxt-*")
-        leftovers += self.root.glob(f"{self.name}{CANDIDATE}*")
+        """Remove the leftovers; returns what was removed."""
+        leftovers = self.leftovers()
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
