@@ -152,7 +152,7 @@ class TritonConfig:
             output=[_proto(spec) for spec in self.signature.outputs],
             instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
             optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
-            dynamic_batching=self._batching(),
+            dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
             model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
             response_cache={"enable": False},
         )
@@ -191,20 +191,6 @@ class TritonConfig:
             parameters=parameters,
         )
 
-    def _batching(self) -> dict[str, Any]:
-        """No delay: with one, a single instance takes every request and the others idle."""
-        sizes = {2**power for power in range(1, self.max_batch_size.bit_length()) if 2**power < self.max_batch_size}
-        return {
-            "preferred_batch_size": sorted({*sizes, self.max_batch_size}),
-            "max_queue_delay_microseconds": 0,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.queue_timeout_ms * 1000,
-                "allow_timeout_override": True,
-                "max_queue_size": self.max_queue_size,
-            },
-        }
-
     def _execution(self) -> list[dict[str, Any]]:
         shapes = {spec.name: spec.dims for spec in self.signature.inputs}
         return self.accelerator.execution(shapes, max_batch_size=self.max_batch_size)
@@ -215,6 +201,21 @@ class TritonConfig:
             for spec in self.signature.inputs
         }
         return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
+
+
+def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
+    """Triton's dynamic batching, without a delay: with one, a single instance takes every request and the others idle."""
+    sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
+    return {
+        "preferred_batch_size": sorted({*sizes, max_batch_size}),
+        "max_queue_delay_microseconds": 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": queue_timeout_ms * 1000,
+            "allow_timeout_override": True,
+            "max_queue_size": max_queue_size,
+        },
+    }
 
 
 def load_header(path: Path) -> onnx.ModelProto:

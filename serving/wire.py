@@ -12,6 +12,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from serving.access import Access, Tokens
+from serving.encoded.contract import encoded_name
 from serving.errors import (
     BadRequest,
     Forbidden,
@@ -63,14 +64,51 @@ def infer(
     with errors_named(url):
         tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
         tensor.set_data_from_numpy(np.ascontiguousarray(image))
-        result = client.infer(
-            model,
-            [tensor],
-            model_version=version,
-            outputs=[grpc.InferRequestedOutput(name) for name in outputs],
-            client_timeout=timeout_s,
-            timeout=int(timeout_s * 1_000_000),
-        )
+        return _call(client, tensor, model=model, outputs=outputs, version=version, timeout_s=timeout_s)
+
+
+def infer_encoded(
+    client: grpc.InferenceServerClient,
+    photos: Sequence[bytes],
+    *,
+    url: str,
+    model: str,
+    outputs: Sequence[str],
+    timeout_s: float,
+) -> Answer:
+    """Ask for `outputs` of a batch of photos in any format that `pixels` decodes; the server decodes them.
+
+    A photo that cannot be used fails alone: its row of `error`, which always comes, says why. The version is 0 where all do.
+
+    Raises:
+        ServingError: every fault of the whole request, as `translate` names it.
+    """
+    with errors_named(url):
+        tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array(photos, object).reshape(-1, 1))
+        names = [*outputs, *({"error", "version"} - set(outputs))]
+        arrays = _call(client, tensor, model=encoded_name(model), outputs=names, version="", timeout_s=timeout_s).arrays
+    arrays["error"] = np.array([text.decode() for text in arrays["error"].flat], object).reshape(-1, 1)
+    return Answer(arrays, int(arrays["version"].max()))
+
+
+def _call(
+    client: grpc.InferenceServerClient,
+    tensor: grpc.InferInput,
+    *,
+    model: str,
+    outputs: Sequence[str],
+    version: str,
+    timeout_s: float,
+) -> Answer:
+    result = client.infer(
+        model,
+        [tensor],
+        model_version=version,
+        outputs=[grpc.InferRequestedOutput(name) for name in outputs],
+        client_timeout=timeout_s,
+        timeout=int(timeout_s * 1_000_000),
+    )
     return Answer({name: result.as_numpy(name) for name in outputs}, int(result.get_response().model_version))
 
 
@@ -98,6 +136,10 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
         return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
     if "maximum queue size" in words:
         return RequestRejected(f"{url}: the queue is full ({text}); try again later")
+    if "max allowed is" in words:  # Triton sees a batch size of 2**32 * n only when it has joined several requests
+        return RequestRejected(
+            f"{url}: the server joined this with a request of a false batch size ({text}); send it again"
+        )
     if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):
         return ServerUnavailable(f"no server answers at {url} ({text}); start it with `cleanshelf serve`")
     if status in ("", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"):
