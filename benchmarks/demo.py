@@ -75,7 +75,7 @@ def latencies(workspace: Workspace) -> tuple[float, float]:
     manifest = read_manifest(next(path for path in workspace.versions.iterdir() if path.is_dir()))
     photos = [manifest.read_photo(row) for row in range(REQUESTS)]
     (served,) = versions.configured()
-    with Recognizer(server.url, labels=versions.labels) as remote:
+    with Recognizer(server.access, labels=versions.labels) as remote:
         return _median(remote, photos), _median(LocalRecognizer(versions.path(served) / "model.onnx"), photos)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from flows.settings import Settings
 from flows.workspace import Workspace
+from serving.access import Access
 from serving.repository import ModelRepository
 from serving.server import LocalServer, running
 
@@ -25,17 +26,17 @@ def local_server(workspace: Workspace, *, http_port: int, grpc_port: int, metric
 
 
 @contextmanager
-def endpoint(workspace: Workspace) -> Iterator[str]:
-    """The gRPC address (host:port) of the running server; without one, of a server on free ports that ends afterwards."""
+def endpoint(workspace: Workspace) -> Iterator[Access]:
+    """The way to the running server; without one, to a server on free ports that ends afterwards."""
     server = running(workspace.state)
     if server is not None:
-        yield server.url
+        yield server.access
         return
     http, grpc, metrics = free_ports(3)
     local = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)
     started = local.start()
     try:
-        yield started.url
+        yield started.access
     finally:
         local.stop()
 

@@ -90,14 +90,14 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     if serving is not None and models.record(serving)["graph_sha256"] == digest_now:
         log.info("publish: model version %d has exactly these bytes and serves already", serving)
         return serving
-    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
+    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as access:
         versions.sweep()
         versions.check_contract(graph / "model.onnx")
         number = number_of(models, digest_now) or models.register(describe(run, data, graph, verdict, parent=serving))
         if number not in versions.versions():
             versions.stage(graph / "model.onnx", version=number, labels=read_manifest(data).classes,
                            record=models.record(number), golden=np.load(graph / "golden.npy"))  # fmt: skip
-        with Endpoint(url) as control:
+        with Endpoint(access) as control:
             control.switch(versions, number)
         models.assign(number)
     log.info("publish: model version %d answers", number)
@@ -143,7 +143,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    with endpoint(run.workspace) as url, Recognizer(url, labels=repository(run.workspace).labels) as recognizer:
+    with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)

@@ -25,7 +25,7 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
         raise EndpointMissing(
             "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
         )
-    with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:
+    with Recognizer(server.access, labels=repository(workspace).labels) as recognizer:
         return _plain(images, recognizer.recognise(list(images)))
 
 

@@ -47,7 +47,7 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
         if server is None:
             activate(versions, target)
         else:
-            with Endpoint(server.url) as control:
+            with Endpoint(server.access) as control:
                 control.switch(versions, target)
         if models.serving() != target:
             models.assign(target)

@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pixels import BadPhoto, decode, to_square
+from serving.access import Access
 from serving.errors import BadGraph
 from serving.model_config import Signature, TritonConfig
 from serving.wire import connect, errors_named, infer
@@ -47,19 +48,25 @@ class Recognizer:
     """Recognises photos at a Triton endpoint; a context manager that closes its connection.
 
     Args:
-        url: host:port of the server's gRPC.
+        server: host:port of its gRPC, or an Access with tokens and TLS.
         labels: the labels of a model version; called once for each version met.
         timeout_s: deadline of one request (at most the server's largest batch of photos).
     """
 
     def __init__(
-        self, url: str, *, labels: Callable[[int], Sequence[str]], model: str = "products", timeout_s: float = 10.0
+        self,
+        server: Access | str,
+        *,
+        labels: Callable[[int], Sequence[str]],
+        model: str = "products",
+        timeout_s: float = 10.0,
     ) -> None:
-        self.url = url
+        access = Access.of(server)
+        self.url = access.url
         self.model = model
         self.timeout_s = timeout_s
         self._labels = labels
-        self._client = connect(url)
+        self._client = connect(access)
         self._served: TritonConfig | None = None
         self._names: dict[int, Sequence[str]] = {}
 

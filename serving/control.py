@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
+from serving.access import Access
 from serving.errors import GoldenMismatch, ModelNotReady, RequestTimeout, ServingError
 from serving.repository import ModelRepository
 from serving.wire import connect, errors_named, infer
@@ -27,10 +28,11 @@ CONFIRM_S = 30.0
 class Endpoint:
     """The control side of a running server; a context manager that closes its connection."""
 
-    def __init__(self, url: str = "127.0.0.1:8001", *, model: str = "products") -> None:
-        self.url = url
+    def __init__(self, server: Access | str, *, model: str = "products") -> None:
+        access = Access.of(server)
+        self.url = access.url
         self.model = model
-        self._client = connect(url)
+        self._client = connect(access)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,8 @@ ServingError
 ├── BadEnvironment (ValueError)         the server's private environment would be silently wrong
 ├── BadGraph (ValueError)               a graph, labels or golden images that break the endpoint's contract
 ├── BadRequest (ValueError)             wrong shape, type or batch
+├── Forbidden (ValueError)              the token is missing or is another one; asking again will not help
+├── Untrusted (ValueError)              the server's certificate is not vouched for, or it speaks no TLS
 ├── ContractChanged (ValueError)        a graph whose signature differs from the one now served: clients would break
 ├── RepositoryError
 │   ├── VersionNotFound (ValueError)    no such version
@@ -46,6 +48,14 @@ class BadGraph(ServingError, ValueError):
 
 class BadRequest(ServingError, ValueError):
     """The server refuses this input."""
+
+
+class Forbidden(ServingError, ValueError):
+    """The server wants another token for this call."""
+
+
+class Untrusted(ServingError, ValueError):
+    """TLS could not be agreed on."""
 
 
 class ContractChanged(ServingError, ValueError):

@@ -3,6 +3,7 @@
 state/
   triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
   triton.log     its output (triton.log.1: the run before)
+  triton.token   the token for inference, triton.control-token that for control; made once, only the owner can read them
   triton/        backends/ (the wheel's python backend, the stub of its Python, our onnxruntime backend) and a link to the models
 """
 
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serving import process
+from serving.access import CONTROL_HEADER, SCHEME, TOKEN_HEADER, Access, keep_token
 from serving.control import Endpoint
 from serving.durable import write
 from serving.environment import Environment, inspect
@@ -47,11 +49,18 @@ class RunningServer:
     http_port: int
     grpc_port: int
     metrics_port: int
+    state: str
+    ca: str = ""
 
     @property
     def url(self) -> str:
-        """host:port of its gRPC."""
-        return f"{HOST}:{self.grpc_port}"
+        """Of its gRPC, as Access takes it."""
+        return f"{SCHEME if self.ca else ''}{HOST}:{self.grpc_port}"
+
+    @property
+    def access(self) -> Access:
+        """What its owner may do: everything."""
+        return _access(Path(self.state), url=self.url, ca=Path(self.ca) if self.ca else None)
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,8 @@ class LocalServer:
             log.replace(log.with_name("triton.log.1"))
         pid = process.spawn(self._command(environment), variables=environment.variables(), log=log)
         ports = (self.http_port, self.grpc_port, self.metrics_port)
-        return RunningServer(pid, process.birth(pid) or "", str(self.repository.absolute()), *ports)
+        paths = str(self.repository.absolute()), str(self.state.absolute())
+        return RunningServer(pid, process.birth(pid) or "", paths[0], *ports, paths[1])
 
     def _command(self, environment: Environment) -> list[str]:
         command = [
@@ -172,6 +182,7 @@ class LocalServer:
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
+        command += _restrictions(_access(self.state, url=""))
         for service in ("http", "grpc", "metrics"):
             command += [f"--{service}-address={HOST}", f"--{service}-port={getattr(self, f'{service}_port')}"]
         if ModelRepository(self.repository, self.model).configured():
@@ -190,7 +201,7 @@ class LocalServer:
 
     def _check_golden(self, server: RunningServer) -> None:
         repository = ModelRepository(self.repository, self.model)
-        with Endpoint(server.url, model=self.model) as endpoint:
+        with Endpoint(server.access, model=self.model) as endpoint:
             for version in repository.configured():
                 endpoint.golden_check(repository, version)
 
@@ -252,6 +263,19 @@ def _is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _access(state: Path, *, url: str, ca: Path | None = None) -> Access:
+    """With the tokens of a state directory; they are made on the first call."""
+    return Access(url, keep_token(state / "triton.token"), keep_token(state / "triton.control-token"), ca)
+
+
+def _restrictions(access: Access) -> list[str]:
+    """Who may do what. Health and metrics stay open, for probes; Triton checks no more than that a header has its value."""
+    inference = f"inference,metadata,model-config,statistics:{TOKEN_HEADER}={access.token}"
+    control = f"model-repository,shared-memory,trace,logging:{CONTROL_HEADER}={access.control_token}"
+    options = ("--http-restricted-api", "--grpc-restricted-protocol")
+    return [f"{option}={rule}" for option in options for rule in (inference, control)]
 
 
 def _runtime(state: Path) -> Path:

@@ -11,10 +11,20 @@ from numpy.typing import NDArray
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import BadRequest, ModelNotReady, RequestRejected, RequestTimeout, ServerUnavailable, ServingError
+from serving.access import Access, Tokens
+from serving.errors import (
+    BadRequest,
+    Forbidden,
+    ModelNotReady,
+    RequestRejected,
+    RequestTimeout,
+    ServerUnavailable,
+    ServingError,
+    Untrusted,
+)
 
 NO_CONNECTION = ("failed to connect", "connection refused", "socket closed", "connection reset", "goaway")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+NO_TRUST = ("ssl handshake failed", "certificate_verify_failed", "peer did not return a certificate", "hostname verif")
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,12 @@ class Answer:
     version: int
 
 
-def connect(url: str) -> grpc.InferenceServerClient:
-    """A client for host:port; nothing is sent yet. A proxy of the environment is not asked for this machine itself."""
-    options: list[tuple[str, int]] = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    if url.rpartition(":")[0] in LOOPBACK:
-        options.append(("grpc.enable_http_proxy", 0))
-    return grpc.InferenceServerClient(url, channel_args=options)
+def connect(access: Access | str) -> grpc.InferenceServerClient:
+    """A client that carries the tokens with every call; nothing is sent yet."""
+    access = Access.of(access)
+    client = grpc.InferenceServerClient(access.address, **access.options())
+    client.register_plugin(Tokens(access))
+    return client
 
 
 def infer(
@@ -80,6 +90,10 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
     status = str(error.status() or "").removeprefix("StatusCode.")
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in words:
         return RequestTimeout(f"{url}: no answer in time ({text}); allow more, or send less at once")
+    if "is restricted, expecting header" in words:
+        return Forbidden(f"{url} wants another token for this ({text}); see docs/security.md for which and where it is")
+    if any(phrase in words for phrase in NO_TRUST):
+        return Untrusted(f"{url}: no trusted connection ({text}); name the authority that signed its certificate")
     if words.startswith("load failed"):
         return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
     if "maximum queue size" in words:

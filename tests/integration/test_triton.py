@@ -21,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from serving.access import Access
 from serving.client import LocalRecognizer, Recognizer
 from serving.control import Endpoint
 from serving.errors import (
@@ -52,12 +53,18 @@ class Served:
     repository: ModelRepository
     server: LocalServer
     endpoint: Endpoint
-    url: str
+    access: Access
 
     def ask(self, image: NDArray, *, model: str = "products", version: str = "", timeout_s: float = 20.0) -> Answer:
-        with connect(self.url) as client:
+        with connect(self.access) as client:
             return infer(
-                client, image, url=self.url, model=model, outputs=["ids", "probs"], version=version, timeout_s=timeout_s
+                client,
+                image,
+                url=self.access.url,
+                model=model,
+                outputs=["ids", "probs"],
+                version=version,
+                timeout_s=timeout_s,
             )
 
 
@@ -70,9 +77,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -
     repository.configure([1])
     server = local_server(repository.root, folder / "state")
     try:
-        url = server.start().url
-        with Endpoint(url) as endpoint:
-            yield Served(repository, server, endpoint, url)
+        access = server.start().access
+        with Endpoint(access) as endpoint:
+            yield Served(repository, server, endpoint, access)
     finally:
         server.stop()
 
@@ -95,7 +102,7 @@ def photo(pixels: NDArray[np.uint8]) -> bytes:
 def test_answers_equal_local_onnx_runtime(served: Served) -> None:
     images = golden_images(19, seed=5)
     photos = [photo(image) for image in images]
-    with Recognizer(served.url, labels=served.repository.labels) as recognizer:
+    with Recognizer(served.access, labels=served.repository.labels) as recognizer:
         found = recognizer.recognise(photos, embedding=True)
     local = LocalRecognizer(served.repository.path(1) / "model.onnx").recognise(photos, embedding=True)
     for one, other in zip(found, local, strict=True):
@@ -170,7 +177,7 @@ def slow(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=1).to_pbtxt())
-    with Endpoint(served.url, model="slow") as endpoint:
+    with Endpoint(served.access, model="slow") as endpoint:
         endpoint.load()
         endpoint.golden_check(repository, 1)
     return "slow"
@@ -218,7 +225,7 @@ class Load:
 
     def loop(self) -> None:
         golden = {version: self.served.repository.golden(version) for version in (1, 2)}
-        with connect(self.served.url) as client:
+        with connect(self.served.access) as client:
             number = 0
             while not self.stopping.is_set():
                 number = (number + 1) % len(golden[1].image)
@@ -321,8 +328,9 @@ import sys
 from pathlib import Path
 from serving.control import Endpoint
 from serving.repository import ModelRepository
+from serving.server import running
 repository = ModelRepository(Path(sys.argv[1]))
-with Endpoint(sys.argv[2]) as endpoint:
+with Endpoint(running(Path(sys.argv[2])).access) as endpoint:
     print("ready", flush=True)
     while True:
         for version in (2, 1):
@@ -333,7 +341,7 @@ with Endpoint(sys.argv[2]) as endpoint:
 @pytest.mark.faults
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.7])
 def test_a_switch_that_is_killed_loses_no_request(served: Served, after_s: float) -> None:
-    command = [sys.executable, "-c", SWITCH, str(served.repository.root), served.url]
+    command = [sys.executable, "-c", SWITCH, str(served.repository.root), str(served.server.state)]
     with closed_loop(served) as load, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         child.stdout.readline()
         time.sleep(after_s)
@@ -363,7 +371,7 @@ def test_a_client_follows_a_switch(served: Served) -> None:
         return [f"v{version} {label}" for label in LABELS]
 
     picture = [photo(golden_images(1)[0])]
-    with Recognizer(served.url, labels=labels) as recognizer:
+    with Recognizer(served.access, labels=labels) as recognizer:
         [before] = recognizer.recognise(picture)
         served.endpoint.switch(served.repository, 2)
         [after] = recognizer.recognise(picture)

@@ -79,7 +79,7 @@ def test_the_server_outlives_who_started_it(own: LocalServer) -> None:
         assert child.communicate(timeout=60)[0] == "started\n"  # ends: the server holds none of its pipes
     server = running(own.state)
     assert server
-    with Endpoint(server.url) as endpoint:
+    with Endpoint(server.access) as endpoint:
         endpoint.golden_check(ModelRepository(own.repository), 1)
     assert len(traces(own)) >= 2
     own.stop()
@@ -103,7 +103,7 @@ def test_a_killed_server_is_cleared_away_and_starts_again(own: LocalServer) -> N
     os.kill(server.pid, signal.SIGKILL)
     assert process.until(lambda: process.birth(server.pid) is None, timeout_s=10)
     assert running(own.state) is None
-    with Endpoint(server.url) as endpoint:
+    with Endpoint(server.access) as endpoint:
         assert not endpoint.live()
         with pytest.raises(ServerUnavailable):
             endpoint.active()
@@ -149,7 +149,7 @@ def test_an_empty_repository_takes_a_first_version_but_no_broken_one(own: LocalS
     shutil.copyfile(repository.path(1) / "golden.npz", repository.path(2) / "golden.npz")
     sign(repository.path(2))
     repository.configure([])
-    with Endpoint(own.start().url) as endpoint:
+    with Endpoint(own.start().access) as endpoint:
         assert endpoint.active() == ()
         with pytest.raises(GoldenMismatch):
             endpoint.switch(repository, 2)
@@ -171,7 +171,7 @@ def test_a_switch_without_a_server_puts_the_choice_back(own: LocalServer, tmp_pa
 def test_a_model_whose_process_was_killed_is_healed(own: LocalServer) -> None:
     repository = ModelRepository(own.repository)
     server = own.start()
-    with Endpoint(server.url) as endpoint:
+    with Endpoint(server.access) as endpoint:
         assert not endpoint.heal(repository)
         stub = str(own.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
         process.kill([pid for pid, argv in process.commands() if argv[0] == stub])

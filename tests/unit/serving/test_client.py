@@ -16,11 +16,13 @@ from serving.client import LocalRecognizer, Recognizer
 from serving.errors import (
     BadGraph,
     BadRequest,
+    Forbidden,
     ModelNotReady,
     RequestRejected,
     RequestTimeout,
     ServerUnavailable,
     ServingError,
+    Untrusted,
 )
 from serving.repository import ModelRepository
 from serving.wire import translate
@@ -113,6 +115,8 @@ def test_nobody_at_the_other_end(unused_port: int) -> None:
     [
         ("got unexpected numpy array shape", None, BadRequest),
         ("unexpected shape for input 'image'", "StatusCode.INVALID_ARGUMENT", BadRequest),
+        ("This protocol is restricted, expecting header 'a'", "StatusCode.UNAVAILABLE", Forbidden),
+        ("failed to connect; Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "StatusCode.UNAVAILABLE", Untrusted),
         ("Received message larger than max", "StatusCode.RESOURCE_EXHAUSTED", BadRequest),
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", RequestTimeout),
         ("Request timeout expired", "StatusCode.UNAVAILABLE", RequestTimeout),
