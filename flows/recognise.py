@@ -9,7 +9,7 @@ from typing import Any
 from flows.endpoint import repository
 from flows.errors import EndpointMissing
 from flows.workspace import Workspace
-from serving.client import LocalRecognizer, Recognition, Recognizer
+from serving import LocalRecognizer, Recognition, Recognizer
 from serving.server import running
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +27,46 @@ def square(photo: Photo, *, number: int, size: int) -> NDArray[np.uint8]:
     Raises:
         BadPhoto: names the photo by its path, or else by its number, and says why.
     """
-    try:
+    with faults_named(photo, number):
         return to_square(_image(photo), size)
+
+
+def encoded(photo: Photo, *, number: int, size: int) -> bytes:
+    """A file of the photo: its own where there is one, else one that loses nothing of what `square` gives.
+
+    Raises:
+        BadPhoto: as `square`; but what a file holds is not looked at.
+    """
+    with faults_named(photo, number):
+        if (own := _bytes(photo)) is not None:
+            return own
+        file = io.BytesIO()
+        Image.fromarray(to_square(_image(photo), size)).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+
+@contextmanager
+def faults_named(photo: Photo, number: int) -> Iterator[None]:
+    """Say of which photo a fault is, and what to do."""
+    try:
+        yield
     except (BadPhoto, OSError, ValueError) as error:  # ValueError: a path with a zero byte
         name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadPhoto(f"{name}: {reason}; leave it out or replace it") from None
 
 
+def _bytes(photo: Any) -> bytes | None:
+    """The photo's file; None for pixels."""
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return bytes(photo)
+    return Path(os.fsdecode(photo)).read_bytes() if isinstance(photo, str | os.PathLike) else None
+
+
 def _image(photo: Any) -> Image.Image:
     """8-bit RGB of any size."""
-    if isinstance(photo, bytes | bytearray | memoryview):
-        return decode(bytes(photo))
-    if isinstance(photo, str | os.PathLike):
-        return decode(Path(os.fsdecode(photo)).read_bytes())
+    if (data := _bytes(photo)) is not None:
+        return decode(data)
     if isinstance(photo, Image.Image):
         with PILLOW:
             return upright(photo)

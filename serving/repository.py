@@ -150,9 +150,15 @@ class ModelRepository:
             max_batch_size=self.max_batch_size,
             instances=self.instances,
             gpu=self.gpu,
-            parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
+            parameters=self._told(signatures),
         )
         self._replace_config(config.to_pbtxt())
+
+    def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
+        """What clients read in the configuration: they see the server alone, not this disk."""
+        data = {f"data_version.{v}": signature.metadata.get("data_version", "") for v, signature in signatures.items()}
+        labels = {f"labels.{v}": json.dumps(self.labels(v), ensure_ascii=False) for v in signatures}
+        return {**data, **labels}
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""

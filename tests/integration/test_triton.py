@@ -21,8 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from serving import LocalRecognizer, Recognizer
 from serving.access import Access
-from serving.client import LocalRecognizer, Recognizer
 from serving.control import Endpoint
 from serving.errors import (
     AlreadyRunning,
