@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.durable import disk_full_named, sha256, sync, write
+from serving.durable import disk_full_named, replace, sha256, sync
+from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
@@ -132,6 +133,8 @@ class ModelRepository:
     def configure(self, versions: Sequence[int]) -> None:
         """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
 
+        The model for encoded photos is laid beside it.
+
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
@@ -152,7 +155,9 @@ class ModelRepository:
             gpu=self.gpu,
             parameters=self._told(signatures),
         )
-        self._replace_config(config.to_pbtxt())
+        lay(self.root, self.name)
+        with disk_full_named(self.model):
+            replace(self.model / "config.pbtxt", config.to_pbtxt().encode())
 
     def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
         """What clients read in the configuration: they see the server alone, not this disk."""
@@ -179,7 +184,7 @@ class ModelRepository:
     def sweep(self) -> list[Path]:
         """Remove what killed stages left; returns what was removed. Stages still under way are left alone."""
         leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        leftovers += self.model.glob(".config-*")
+        leftovers += self.model.glob(".config.pbtxt-*")
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
@@ -213,16 +218,6 @@ class ModelRepository:
                 raise VersionInUse(f"{target} appeared meanwhile; take the next free number") from None
             raise
         sync(self.model)
-
-    def _replace_config(self, text: str) -> None:
-        temporary = self.model / f".config-{os.getpid()}"
-        with disk_full_named(self.model):
-            try:
-                write(temporary, text.encode())
-                os.replace(temporary, self.model / "config.pbtxt")
-                sync(self.model)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _is_held(folder: Path) -> bool:

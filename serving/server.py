@@ -28,6 +28,7 @@ from serving import process
 from serving.access import CONTROL_HEADER, SCHEME, TOKEN_HEADER, Access, keep_token
 from serving.control import Endpoint
 from serving.durable import write
+from serving.encoded.contract import encoded_name, lay
 from serving.environment import Environment, inspect
 from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
 from serving.repository import ModelRepository
@@ -98,6 +99,7 @@ class LocalServer:
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
             self._lay_backends(environment)
+            lay(self.repository, self.model)  # of this release, also where no version is published yet
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
@@ -187,6 +189,8 @@ class LocalServer:
             command += [f"--{service}-address={HOST}", f"--{service}-port={getattr(self, f'{service}_port')}"]
         if ModelRepository(self.repository, self.model).configured():
             command.append(f"--load-model={self.model}")
+        if environment.passes_bytes:
+            command.append(f"--load-model={encoded_name(self.model)}")
         return command
 
     def _wait_ready(self, server: RunningServer) -> None:

@@ -17,12 +17,13 @@ from tritonclient import grpc
 
 from pixels import BadPhoto
 from serving.bulk import Answered, Numbered, prepared
+from serving.encoded.contract import encoded_name
 from serving.errors import BadRequest, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
 from serving.photos import encoded, square
 from serving.recognition import Recognition, outputs, recognitions
 from serving.region import Region
 from serving.retry import Retry
-from serving.wire import Answer, answer, question, tensor_of
+from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
 Wire = Literal["uint8", "encoded", "shared memory"]
 IN_USE = "currently in use"  # a request that has just been answered holds its memory a moment longer
@@ -153,11 +154,9 @@ class Session:
         self, photos: Sequence[NDArray[np.uint8] | bytes], wanted: list[str], left_s: float
     ) -> Steps[list[Answered]]:
         """Each photo is judged for itself: one that cannot be decoded does not harm the others."""
-        tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([*photos, None], object)[:-1].reshape(-1, 1))
-        said = yield from self._infer(tensor, f"{self.model}-encoded", [*wanted, "error", "version"], left_s)
-        faults = [bytes(fault).decode() for fault in said.arrays["error"].flat]
-        found: list[Answered] = [BadPhoto(fault) for fault in faults]
+        tensor, names = tensor_of_files(photos), [*wanted, "error", "version"]  # type: ignore[arg-type]  # files, here
+        said = yield from self._infer(tensor, encoded_name(self.model), names, left_s)
+        found: list[Answered] = [BadPhoto(fault) for fault in texts(said.arrays["error"]).flat]
         versions = said.arrays["version"][:, 0]
         for version in sorted({int(v) for v in versions} - {0}):
             rows = np.flatnonzero(versions == version)

@@ -16,6 +16,7 @@ from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from serving.access import Access, Tokens
+from serving.encoded.contract import encoded_name
 from serving.errors import (
     BadRequest,
     Forbidden,
@@ -75,6 +76,30 @@ def infer(
         return answer(client.infer(**arguments), outputs)
 
 
+def infer_encoded(
+    client: grpc.InferenceServerClient,
+    photos: Sequence[bytes],
+    *,
+    url: str,
+    model: str,
+    outputs: Sequence[str],
+    timeout_s: float,
+) -> Answer:
+    """Ask for `outputs` of a batch of photos in any format that `pixels` decodes; the server decodes them.
+
+    A photo that cannot be used fails alone: its row of `error`, which always comes, says why. The version is 0 where all do.
+
+    Raises:
+        ServingError: every fault of the whole request, as `translate` names it.
+    """
+    names = [*outputs, *({"error", "version"} - set(outputs))]
+    with errors_named(url):
+        arguments = question(tensor_of_files(photos), model=encoded_name(model), outputs=names, timeout_s=timeout_s)
+        arrays = answer(client.infer(**arguments), names).arrays
+    arrays["error"] = texts(arrays["error"])
+    return Answer(arrays, int(arrays["version"].max()))
+
+
 def question(
     tensor: grpc.InferInput, *, model: str, outputs: Sequence[str], version: str = "", timeout_s: float
 ) -> dict[str, Any]:
@@ -102,6 +127,18 @@ def tensor_of(image: NDArray) -> grpc.InferInput:
     tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
     tensor.set_data_from_numpy(np.ascontiguousarray(image))
     return tensor
+
+
+def tensor_of_files(photos: Sequence[bytes]) -> grpc.InferInput:
+    """A batch of photos as their files' bytes, as it is sent."""
+    tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([*photos], object).reshape(-1, 1))
+    return tensor
+
+
+def texts(array: NDArray) -> NDArray:
+    """Strings of what Triton sent as bytes."""
+    return np.array([text.decode() for text in array.flat], object).reshape(array.shape)
 
 
 @contextmanager

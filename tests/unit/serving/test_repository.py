@@ -163,9 +163,9 @@ def test_another_contract_is_refused(staged: ModelRepository, tmp_path: Path, ch
 def test_sweep_spares_a_stage_under_way(staged: ModelRepository) -> None:
     abandoned = staged.model / ".stage-9-abandoned"
     abandoned.mkdir()
-    (staged.model / ".config-123").write_text("half")
+    (staged.model / ".config.pbtxt-123").write_text("half")
     with staged._staging(3) as live:
-        assert {path.name for path in staged.sweep()} == {".stage-9-abandoned", ".config-123"}
+        assert {path.name for path in staged.sweep()} == {".stage-9-abandoned", ".config.pbtxt-123"}
         assert live.is_dir()
     assert leftovers(staged) == []
     assert staged.versions() == (1,)
@@ -204,6 +204,7 @@ try:
     for version in range(1, 100):
         repository.stage(graph, version=version, labels=LABELS, record={}, golden=golden_images())
         kept = version
+        repository.configure([1])
 except DiskFull as error:
     assert "no space left" in str(error)
 (root / "rest").write_bytes(b"")
@@ -212,7 +213,6 @@ assert repository.versions() == tuple(range(1, kept + 1)), repository.versions()
 for version in repository.versions():
     repository.verify(version)
 assert not list(repository.model.glob(".*")), list(repository.model.glob(".*"))
-repository.configure([1])
 before = (repository.model / "config.pbtxt").read_bytes()
 try:
     with (root / "rest").open("wb", buffering=0) as file:
