@@ -27,7 +27,14 @@ __all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "to_square", "upright"
 
 
 class BadPhoto(ValueError):
-    """The bytes are not a photo that can be used; the message says why."""
+    """The bytes are not a photo that can be used; the message says why.
+
+    `reason` is that alone, where the message also says of which photo and what to do.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def decode(data: bytes) -> Image.Image:

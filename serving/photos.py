@@ -52,8 +52,8 @@ def faults_named(photo: Photo, number: int) -> Iterator[None]:
         yield
     except (BadPhoto, OSError, ValueError) as error:  # ValueError: a path with a zero byte
         name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadPhoto(f"{name}: {reason}; leave it out or replace it") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadPhoto(f"{name}: {reason}; leave it out or replace it", reason=reason) from None
 
 
 def _bytes(photo: Any) -> bytes | None:
