@@ -22,6 +22,13 @@ GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restric
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
+CHANNEL = (  # of gRPC
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # not up to 2 minutes: a server that is started anew is back in seconds
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # nobody waits because another client of this process was refused
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Access:
 
         A proxy of the environment is not asked for this machine itself.
         """
-        channel: list[tuple[str, int]] = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        channel = list(CHANNEL)
         if self.address.rpartition(":")[0] in LOOPBACK:
             channel.append(("grpc.enable_http_proxy", 0))
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}

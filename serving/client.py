@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -132,7 +131,6 @@ class AsyncRecognizer:
         self.in_flight = in_flight
         self._access = Access.of(server)
         self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
-        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="decode")
         self._client: Any = None
 
     async def __aenter__(self) -> Self:
@@ -146,7 +144,6 @@ class AsyncRecognizer:
     async def close(self) -> None:
         """As Recognizer.close."""
         await self._drive(self._session.end())
-        self._threads.shutdown(wait=False)
         if self._client is not None:
             await self._client.close()
 
@@ -170,8 +167,7 @@ class AsyncRecognizer:
             yield each
 
     async def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._threads, self._session.prepare, batch)
+        prepared = await asyncio.to_thread(self._session.prepare, batch)
         good = [each for each in prepared if not isinstance(each, BadPhoto)]
         return merged(batch, prepared, await self._drive(self._session.ask(good, embedding=embedding)) if good else [])
 
