@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ def _named(answer: Answered, number: int, photo: Photo) -> Answered:
 
 def in_order(
     work: Callable[[Numbered], list[T]], todo: Iterable[Numbered], *, in_flight: int, progress: Progress | None = None
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """What `work` makes of each batch, up to `in_flight` of them at a time in threads of their own.
 
     As many again may wait, done or not begun, behind one that is slow. An error of `work` comes where its batch would.
@@ -106,7 +106,7 @@ async def in_order_async(
     *,
     in_flight: int,
     progress: Progress | None = None,
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """The same with tasks of the running loop; up to `in_flight` batches are begun and not yet handed out."""
     pending: deque[asyncio.Task[list[T]]] = deque()
     todo, done = iter(todo), 0

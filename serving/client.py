@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from contextlib import aclosing, closing, suppress
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from pixels import BadPhoto
 from serving.access import Access
@@ -55,6 +57,7 @@ class Recognizer:
         self.in_flight = in_flight
         self._session = Session(access.url, model, wire, timeout_s, patience_s, labels)
         self._client = connect(access)
+        self._streams: WeakSet[Generator[Answered, None, None]] = WeakSet()
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +68,10 @@ class Recognizer:
         self.close()
 
     def close(self) -> None:
-        """Give back shared memory and close the connection."""
+        """End the streams that were not read to their end, give back shared memory, close the connection."""
+        for stream in list(self._streams):
+            with suppress(ValueError):  # another thread reads it now, and will be told
+                stream.close()
         self._drive(self._session.end())
         self._client.close()
 
@@ -79,11 +85,12 @@ class Recognizer:
         served = self._drive(self._session.learn())
         if len(photos) <= served.batch:
             return all_good(self._answer(list(enumerate(photos)), embedding))
-        return all_good(self.stream(photos, embedding=embedding))
+        with closing(self.stream(photos, embedding=embedding)) as answers:
+            return all_good(answers)
 
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
-    ) -> Iterator[Answered]:
+    ) -> Generator[Answered, None, None]:
         """One answer per photo, in order, as they come; a BadPhoto in the place of a photo that is not one.
 
         Reads `photos` only as far as answers are taken, and `2 * in_flight` batches ahead. `progress` is told how many
@@ -132,6 +139,7 @@ class AsyncRecognizer:
         self._access = Access.of(server)
         self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
         self._client: Any = None
+        self._streams: WeakSet[AsyncGenerator[Answered, None]] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,6 +151,9 @@ class AsyncRecognizer:
 
     async def close(self) -> None:
         """As Recognizer.close."""
+        for stream in list(self._streams):
+            with suppress(RuntimeError):  # another task reads it now, and will be told
+                await stream.aclose()
         await self._drive(self._session.end())
         if self._client is not None:
             await self._client.close()
@@ -152,19 +163,28 @@ class AsyncRecognizer:
         served = await self._drive(self._session.learn())
         if len(photos) <= served.batch:
             return all_good(await self._answer(list(enumerate(photos)), embedding))
-        return all_good([each async for each in self.stream(photos, embedding=embedding)])
+        async with aclosing(self.stream(photos, embedding=embedding)) as answers:
+            return all_good([each async for each in answers])
 
-    async def stream(
+    def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
-    ) -> AsyncIterator[Answered]:
+    ) -> AsyncGenerator[Answered, None]:
         """As Recognizer.stream; reads `in_flight` batches ahead."""
+        answers = self._stream(photos, embedding, progress)
+        self._streams.add(answers)
+        return answers
+
+    async def _stream(
+        self, photos: Iterable[Photo], embedding: bool, progress: Progress | None
+    ) -> AsyncGenerator[Answered, None]:
         served = await self._drive(self._session.learn())
         todo = batches(photos, served.batch)
         found = in_order_async(
             lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress
         )
-        async for each in found:
-            yield each
+        async with aclosing(found):
+            async for each in found:
+                yield each
 
     async def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
         prepared = await asyncio.to_thread(self._session.prepare, batch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,12 @@ class LocalRecognizer:
 
     def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
         """As Recognizer.recognise."""
-        return all_good(self.stream(photos, embedding=embedding))
+        with closing(self.stream(photos, embedding=embedding)) as answers:
+            return all_good(answers)
 
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
-    ) -> Iterator[Answered]:
+    ) -> Generator[Answered, None, None]:
         """As Recognizer.stream."""
         todo = batches(photos, BATCH)
         return in_order(lambda batch: self._answer(batch, embedding), todo, in_flight=IN_FLIGHT, progress=progress)

@@ -28,7 +28,19 @@ from serving.errors import (
     Untrusted,
 )
 
-NO_CONNECTION = ("failed to connect", "connection refused", "socket closed", "connection reset", "goaway")
+NO_CONNECTION = (
+    "failed to connect",
+    "connection refused",
+    "socket closed",
+    "connection reset",
+    "connection timed out",
+    "broken pipe",
+    "goaway",
+    "errors resolving",
+    "uri is not valid",
+    "server is stopping",
+    "received http2 header",  # by something that is not Triton
+)
 NO_TRUST = ("ssl handshake failed", "certificate_verify_failed", "peer did not return a certificate", "hostname verif")
 
 
