@@ -38,7 +38,7 @@ class Recognizer:
         wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
             "shared memory": as uint8, through the memory of the machine that client and server share.
         timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
-        patience_s: how long a server that is away is asked again; a full queue is asked again until the deadline.
+        patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
         in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
     """
 

@@ -1,8 +1,8 @@
 """When a request that failed may be asked again, and how long to wait before.
 
-Only where the server took no work for it: its queue was full, it was away, or a version was switched while it was
-asked. An inference changes nothing, so that a connection that broke in the middle may be tried again, too. A request
-that is wrong, forbidden or too slow stays so.
+Only where that is safe and may help: the queue was full, the server was away or its model was being healed, a version
+was switched while it was asked. An inference changes nothing, so that a connection that broke in the middle may be tried
+again, too. A request that is wrong, forbidden or too slow stays so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from serving.errors import RequestRejected, ServerUnavailable, ServingError, VersionNotFound
+from serving.errors import ModelNotReady, RequestRejected, ServerUnavailable, ServingError, VersionNotFound
 
 FIRST_S = 0.05
 LONGEST_S = 1.0
@@ -26,7 +26,7 @@ class Retry:
 
     Args:
         timeout_s: deadline of the request, counted from now, its tries and pauses included.
-        patience_s: how long a server may be away.
+        patience_s: how long a server, or its model, may be away.
     """
 
     timeout_s: float
@@ -47,7 +47,7 @@ class Retry:
         """
         now = time.monotonic()
         end = self._start + self.timeout_s
-        if isinstance(error, ServerUnavailable):
+        if isinstance(error, ServerUnavailable | ModelNotReady):
             self._away_since = now if self._away_since is None else self._away_since
             end = min(end, self._away_since + self.patience_s)
         elif isinstance(error, RequestRejected | VersionNotFound):

@@ -322,13 +322,14 @@ def test_a_client_without_the_control_token_has_no_shared_memory(served: Served)
 def test_what_cannot_succeed_is_asked_once(served: Served, slow: str) -> None:
     for access, model, error in (
         (Access(served.access.url), "products", Forbidden),
-        (served.access, "elsewhere", ModelNotReady),
         (served.access, "products-encoded", BadRequest),
     ):
         with Counting(access, model=model) as recognizer, pytest.raises(error):
             recognizer.recognise(list(golden_images(1)))
         assert recognizer.calls == ["get_model_config"]
         assert recognizer.pauses == 0
+    with Recognizer(served.access, model="elsewhere", patience_s=0.1) as nobody, pytest.raises(ModelNotReady):
+        nobody.recognise(list(golden_images(1)))
     with Counting(served.access, labels=lambda version: LABELS[:2]) as recognizer:
         with pytest.raises(BadRequest, match="more classes than the 2 labels"):
             recognizer.recognise(list(golden_images(8)))
