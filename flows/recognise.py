@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.endpoint import repository
+from flows.endpoint import access, repository
 from flows.errors import EndpointMissing
 from flows.recognise_folder import Summary, recognise_folder
 from flows.workspace import Workspace
 from serving import Access, LocalRecognizer, Recognition, Recognizer
 from serving.durable import sha256
-from serving.server import running
 
 TIMEOUT_S = 120.0  # of a batch of a long run: better late than never
 PATIENCE_S = 60.0  # a server that is started anew is waited for
@@ -59,12 +58,12 @@ def ask_file_of_folder(graph: Path, folder: Path, out: Path, *, progress: Callab
 
 
 def _access(workspace: Workspace) -> Access:
-    server = running(workspace.state)
-    if server is None:
+    found = access(workspace)
+    if found is None:
         raise EndpointMissing(
             "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
         )
-    return server.access
+    return found
 
 
 def _plain(images: Sequence[Path], answers: Sequence[Recognition]) -> list[dict[str, Any]]:

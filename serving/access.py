@@ -22,13 +22,7 @@ GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restric
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
-CHANNEL = (  # of gRPC
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),  # not up to 2 minutes: a server that is started anew is back in seconds
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),  # nobody waits because another client of this process was refused
-)
+RECONNECT_MS = (100, 1000)  # of the first try, and at most
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,16 @@ class Access:
     def options(self) -> dict[str, Any]:
         """Arguments for a gRPC client of tritonclient, sync or async, beside `address`.
 
-        A proxy of the environment is not asked for this machine itself.
+        A server that comes back is met within a second, whatever another client of this process found before. A proxy of
+        the environment is not asked for this machine itself.
         """
-        channel = list(CHANNEL)
+        channel: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
+        ]
         if self.address.rpartition(":")[0] in LOOPBACK:
             channel.append(("grpc.enable_http_proxy", 0))
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}

@@ -18,7 +18,7 @@ def write(path: Path, data: bytes) -> None:
     sync(path)
 
 
-def replace(path: Path, data: bytes) -> None:
+def overwrite(path: Path, data: bytes) -> None:
     """Write a file that is seen whole or as it was before."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
+from serving.accelerator import CPU, Accelerator
 from serving.errors import BadGraph
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ CONTRACT = {
     "known": "TYPE_FP32",
     "embedding": "TYPE_FP32",
 }
+# ONNX Runtime's session, in the native backend's words. Memory patterns are kept for every batch size that was ever met.
+SESSION = {"intra_op_thread_count": "1", "enable_mem_arena": "1", "enable_mem_pattern": "0"}
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,10 @@ class TritonConfig:
         versions: the versions to serve, all of them warm; without a version in the request the newest answers.
         max_batch_size: largest batch of one request, and of several requests computed together.
         instances: copies of the graph that compute side by side, one thread each (0.96 of the machine's limit so).
-        gpu: one instance on the GPU in place of `instances` on the CPU.
+        accelerator: what computes; a GPU has one instance in place of `instances` on the CPU.
         max_queue_size: requests that may wait; the next one is rejected at once.
         queue_timeout_ms: a request that waited longer is rejected; clients may ask for less.
+        warmup: run the smallest and the largest batch before the model counts as loaded.
         parameters: strings for clients to read, such as `data_version.7`.
     """
 
@@ -110,9 +114,10 @@ class TritonConfig:
     signature: Signature
     max_batch_size: int = 8
     instances: int = 1
-    gpu: bool = False
+    accelerator: Accelerator = CPU
     max_queue_size: int = 256
     queue_timeout_ms: int = 10_000
+    warmup: bool = True
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -123,13 +128,15 @@ class TritonConfig:
         versions: tuple[int, ...],
         name: str = "products",
         instances: int | None = None,
-        gpu: bool = False,
+        accelerator: Accelerator = CPU,
         **settings: Any,
     ) -> TritonConfig:
         """The configuration for the graph at `path`; `instances` defaults to the cores this process may use."""
-        count = 1 if gpu else instances or len(os.sched_getaffinity(0))
+        count = 1 if accelerator.is_gpu else instances or len(os.sched_getaffinity(0))
         signature = Signature.read(path)
-        return cls(name=name, versions=versions, signature=signature, instances=count, gpu=gpu, **settings)
+        return cls(
+            name=name, versions=versions, signature=signature, instances=count, accelerator=accelerator, **settings
+        )
 
     def to_pbtxt(self) -> str:
         """The text of config.pbtxt."""
@@ -141,12 +148,13 @@ class TritonConfig:
             version_policy={"specific": {"versions": self.versions}},
             input=[_proto(spec) for spec in self.signature.inputs],
             output=[_proto(spec) for spec in self.signature.outputs],
-            instance_group=[{"kind": "KIND_GPU" if self.gpu else "KIND_CPU", "count": self.instances}],
+            instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
+            optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
             dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
-            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size})],
+            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
             response_cache={"enable": False},
         )
-        for key, value in {**self.parameters, "intra_op_thread_count": "1"}.items():
+        for key, value in {**self.parameters, **SESSION}.items():
             config.parameters[key].string_value = value
         return cast(str, text_format.MessageToString(config, as_utf8=True))
 
@@ -167,19 +175,23 @@ class TritonConfig:
     def from_proto(cls, config: Any) -> TritonConfig:
         """Triton's ModelConfig message, as a server returns it."""
         queue = config.dynamic_batching.default_queue_policy
-        parameters = {key: value.string_value for key, value in config.parameters.items()}
-        parameters.pop("intra_op_thread_count", None)
+        parameters = {key: value.string_value for key, value in config.parameters.items() if key not in SESSION}
         return cls(
             name=config.name,
             versions=tuple(config.version_policy.specific.versions),
             signature=Signature(tuple(map(_unproto, config.input)), tuple(map(_unproto, config.output))),
             max_batch_size=config.max_batch_size,
             instances=config.instance_group[0].count,
-            gpu=config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU,
+            accelerator=Accelerator.read(config.optimization.execution_accelerators.gpu_execution_accelerator),
             max_queue_size=queue.max_queue_size,
             queue_timeout_ms=queue.default_timeout_microseconds // 1000,
+            warmup=bool(config.model_warmup),
             parameters=parameters,
         )
+
+    def _execution(self) -> list[dict[str, Any]]:
+        shapes = {spec.name: spec.dims for spec in self.signature.inputs}
+        return self.accelerator.execution(shapes, max_batch_size=self.max_batch_size)
 
     def _warmup(self, batch: int) -> dict[str, Any]:
         inputs = {

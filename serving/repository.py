@@ -10,18 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.durable import disk_full_named, replace, sha256, sync
+from serving.accelerator import CPU, Accelerator
+from serving.durable import disk_full_named, overwrite, sha256, sync
 from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
+
+CANDIDATE = "-candidate-"  # between the model's name and the version that has to prove itself
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,27 @@ class ModelRepository:
     A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
 
     Args:
-        max_batch_size, instances, gpu: see TritonConfig; written with every `configure`.
+        max_batch_size, instances, accelerator, warmup: see TritonConfig; written with every `configure`.
     """
 
     root: Path
     name: str = "products"
     max_batch_size: int = 8
     instances: int | None = None
-    gpu: bool = False
+    accelerator: Accelerator = CPU
+    warmup: bool = True
 
     @property
     def model(self) -> Path:
         """The directory that Triton knows as the model."""
         return self.root / self.name
+
+    def candidate(self, version: int) -> ModelRepository:
+        """Where a version of this model is tried, under a name of its own: one that hangs must not be in another's way.
+
+        One instance is enough to see whether it answers, and without a warm-up no load waits for it to do so.
+        """
+        return replace(self, name=f"{self.name}{CANDIDATE}{version}", instances=1, warmup=False)
 
     def stage(
         self,
@@ -54,7 +65,7 @@ class ModelRepository:
         record: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
-        """Make `version` from a graph; returns its directory.
+        """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
 
         Args:
             graph: ONNX file; external data beside it comes along.
@@ -72,6 +83,7 @@ class ModelRepository:
         if target.exists():
             raise VersionInUse(f"{target} exists and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
+        lay(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
             self._publish(staging, target)
@@ -133,8 +145,6 @@ class ModelRepository:
     def configure(self, versions: Sequence[int]) -> None:
         """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
 
-        The model for encoded photos is laid beside it.
-
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
@@ -152,12 +162,12 @@ class ModelRepository:
             versions=chosen,
             max_batch_size=self.max_batch_size,
             instances=self.instances,
-            gpu=self.gpu,
+            accelerator=self._accelerator(newest),
+            warmup=self.warmup,
             parameters=self._told(signatures),
         )
-        lay(self.root, self.name)
         with disk_full_named(self.model):
-            replace(self.model / "config.pbtxt", config.to_pbtxt().encode())
+            overwrite(self.model / "config.pbtxt", config.to_pbtxt().encode())
 
     def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
         """What clients read in the configuration: they see the server alone, not this disk."""
@@ -181,13 +191,35 @@ class ModelRepository:
             newest = max(served)
             self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
 
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Alone: whoever else wants to switch waits, and the kernel lets go of the lock of a killed one."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.model, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def leftovers(self) -> list[Path]:
+        """What killed stages and switches left. Stages under way are left alone."""
+        stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
+        return [*stages, *self.model.glob(".config.pbtxt-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
+
     def sweep(self) -> list[Path]:
-        """Remove what killed stages left; returns what was removed. Stages still under way are left alone."""
-        leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        leftovers += self.model.glob(".config.pbtxt-*")
+        """Remove the leftovers; returns what was removed."""
+        leftovers = self.leftovers()
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
+
+    def _accelerator(self, version: int) -> Accelerator:
+        """With the engines of this very graph in a directory of their own."""
+        if not self.accelerator.is_tensorrt:
+            return self.accelerator
+        graph = self.record(version)["files"]["model.onnx"][:12]
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}/{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:

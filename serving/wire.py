@@ -183,6 +183,10 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
         return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
     if "maximum queue size" in words:
         return RequestRejected(f"{url}: the queue is full ({text}); try again later")
+    if "max allowed is" in words:  # Triton sees a batch size of 2**32 * n only when it has joined several requests
+        return RequestRejected(
+            f"{url}: the server joined this with a request of a false batch size ({text}); send it again"
+        )
     if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):
         return ServerUnavailable(f"no server answers at {url} ({text}); start it with `cleanshelf serve`")
     if status in ("", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"):

@@ -1,4 +1,4 @@
-"""Verbs of the endpoint: serve, recognise."""
+"""Verbs of the endpoint: serve, watch, recognise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, app, find
+from flows.cli.app import AsJson, At, app, find, log_to_stderr
 from flows.cli.show import pairs, show, table
+
+Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two looks at whether it answers.")]
+Pem = Annotated[Path | None, typer.Option(help="PEM file, for TLS on gRPC.")]
 
 
 @app.command()
@@ -18,22 +21,47 @@ def serve(
     http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
+    host: Annotated[str, typer.Option(help="Where gRPC listens; beyond this machine only with TLS.")] = "127.0.0.1",
+    tls_cert: Pem = None,
+    tls_key: Pem = None,
+    tls_ca: Pem = None,
+    period: Period = 5.0,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it answers, and leave it running.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running one.")] = False,
 ) -> None:
-    """Run Triton on the workspace's models, until Ctrl-C."""
-    from flows.endpoint import local_server
+    """Run Triton on the model that the registry names, until Ctrl-C, and bring it back when it dies."""
+    from flows.endpoint import start_endpoint, stop_endpoint
+    from flows.watch import watch, watch_detached
+    from serving.command import Listening
 
-    server = local_server(find(workspace), http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+    found = find(workspace)
     if stop:
-        return server.stop()
-    started = server.start()
+        return stop_endpoint(found)
+    started = start_endpoint(
+        found,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        listening=Listening(host, tls_cert, tls_key, tls_ca),
+    )
     print(
-        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}",
+        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}"
+        f"\nTokens: {found.state / 'triton.token'} to ask, {found.state / 'triton.control-token'} to load models",
         flush=True,
     )
-    if not detach:
-        server.wait()
+    if detach:
+        return watch_detached(found, period_s=period)
+    log_to_stderr()
+    watch(found, period_s=period, stop_server=True)
+
+
+@app.command("watch")
+def watch_verb(workspace: At = Path("."), period: Period = 5.0) -> None:
+    """Look every few seconds whether the endpoint answers, and bring it back when it does not, until Ctrl-C."""
+    from flows.watch import watch
+
+    log_to_stderr()
+    watch(find(workspace), period_s=period)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import pixels
-from serving.durable import disk_full_named, replace
+from serving.durable import disk_full_named, overwrite
 from serving.model_config import batching
 
 MAX_BATCH = 8
@@ -70,4 +70,4 @@ def lay(root: Path, model: str) -> None:
         (folder / "1").mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
             if not path.is_file() or path.read_bytes() != data:
-                replace(path, data)
+                overwrite(path, data)

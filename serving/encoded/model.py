@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.model}: {error}"))
 
     async def _recognise(self, request: Any) -> Any:
-        photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy()[:, 0]
+        photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().reshape(-1)
         served = Served.read(self.config)
         decoded = [self._decode(photo, served.size) for photo in photos]
         arrays = served.nothing(len(photos))
@@ -81,12 +82,16 @@ class TritonPythonModel:
         return response, version
 
     def _newest(self) -> int:
-        """The version that Triton gives to requests that name none."""
-        versions = Served.read(self.config).versions
-        for version in versions:
+        """The version to ask: one that is to be served, or what still is until that has loaded."""
+        for version in (*Served.read(self.config).versions, *self._present()):
             if pb_utils.is_model_ready(model_name=self.model, model_version=str(version)):
                 return version
-        raise ValueError(f"none of its versions {list(versions)} is ready")
+        raise ValueError("no version of it is ready")
+
+    def _present(self) -> Iterator[int]:
+        """Every version in the repository, newest first."""
+        names = os.listdir(os.path.dirname(self.config))
+        yield from sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     async def _ask_version(self, version: int, image: np.ndarray, request: Any) -> Any:
         wanted = [name for name in ANSWERS if name in request.requested_output_names()]
