@@ -76,11 +76,15 @@ def choose_registered(workspace: Workspace) -> None:
 
 
 def serve_registered(workspace: Workspace, control: Endpoint) -> bool:
-    """Let the running server serve what the registry names; whether that was needed. For the holder of the lock `serving`."""
+    """Let the running server serve what the registry names, as the settings say; whether that was needed.
+
+    For the holder of the lock `serving`.
+    """
     wanted, versions = ModelVersions(Ledger(workspace.root)).serving(), repository(workspace)
-    if wanted is None or versions.configured() == control.active() == (wanted,):
+    active = control.active()
+    if wanted is None or (active == (wanted,) and versions.is_configured(wanted)):
         return False
-    log.info("endpoint: the registry names version %d, the server has %s; switching", wanted, list(control.active()))
+    log.info("endpoint: version %d is to answer, the server has %s; switching", wanted, list(active) or "none")
     control.switch(versions, wanted)
     return True
 

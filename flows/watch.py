@@ -87,9 +87,8 @@ class Keeper:
         with self.workspace.lock("watch", name="serving"):
             if serve_registered(self.workspace, watchdog.endpoint):
                 return
-            if watchdog.heal():
-                served = watchdog.repository.configured()
-                log.warning("watch: unloaded and loaded version %s again; it answers", served)
+            for model in watchdog.heal():
+                log.warning("watch: unloaded and loaded %s again; it answers", model)
 
     def _tidy(self) -> None:
         """After a switch that was killed: the version that the registry names, and no candidate left."""

@@ -122,7 +122,7 @@ class Endpoint:
         repository.check_contract(repository.path(version) / "model.onnx")
         if version not in self.active():
             self._prove(repository, version)
-        former = repository.configured()
+        former = repository.configuration()
         try:
             repository.configure((version,))
             self.load()
@@ -248,15 +248,15 @@ class Endpoint:
         if not until(lambda: self.active() == (version,), timeout_s=CONFIRM_S):
             raise ModelNotReady(f"{self.url} still serves {self.active()}, not {version} alone; see the server's log")
 
-    def _put_back(self, repository: ModelRepository, former: tuple[int, ...], error: BaseException) -> None:
+    def _put_back(self, repository: ModelRepository, former: str, error: BaseException) -> None:
         try:
-            repository.configure(former)
+            repository.restore(former)
             if former:
                 self.load()
             else:
                 self.unload()  # nothing was served, so nothing is lost
         except ServingError as second:
-            error.add_note(f"and putting {list(former)} back failed: {second}")
+            error.add_note(f"and putting the former configuration back failed: {second}")
 
 
 def activate(repository: ModelRepository, version: int) -> None:

@@ -148,26 +148,28 @@ class ModelRepository:
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
-        if not versions:
+        self.restore(self._text(versions) if versions else "")
+
+    def is_configured(self, version: int) -> bool:
+        """Whether config.pbtxt is as `configure` would write it for this version alone."""
+        return self.configuration() == self._text((version,))
+
+    def configuration(self) -> str:
+        """The text of config.pbtxt; "" if there is none."""
+        path = self.model / "config.pbtxt"
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    def restore(self, text: str) -> None:
+        """Make config.pbtxt what `configuration` gave.
+
+        Raises:
+            DiskFull: it is as it was.
+        """
+        if text:
+            with disk_full_named(self.model):
+                overwrite(self.model / "config.pbtxt", text.encode())
+        else:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
-            return
-        chosen = tuple(sorted(set(versions)))
-        signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
-        newest = max(chosen)
-        for version in chosen:
-            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
-        config = TritonConfig.from_onnx(
-            self.path(newest) / "model.onnx",
-            name=self.name,
-            versions=chosen,
-            max_batch_size=self.max_batch_size,
-            instances=self.instances,
-            accelerator=self._accelerator(newest),
-            warmup=self.warmup,
-            parameters=self._told(signatures),
-        )
-        with disk_full_named(self.model):
-            overwrite(self.model / "config.pbtxt", config.to_pbtxt().encode())
 
     def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
         """What clients read in the configuration: they see the server alone, not this disk."""
@@ -177,8 +179,8 @@ class ModelRepository:
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
-        path = self.model / "config.pbtxt"
-        return TritonConfig.parse(path.read_text("utf-8")).versions if path.is_file() else ()
+        text = self.configuration()
+        return TritonConfig.parse(text).versions if text else ()
 
     def check_contract(self, graph: Path) -> None:
         """That clients of the version now configured can go on with `graph`.
@@ -214,12 +216,29 @@ class ModelRepository:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
 
+    def _text(self, versions: Sequence[int]) -> str:
+        chosen = tuple(sorted(set(versions)))
+        signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
+        newest = max(chosen)
+        for version in chosen:
+            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
+        return TritonConfig.from_onnx(
+            self.path(newest) / "model.onnx",
+            name=self.name,
+            versions=chosen,
+            max_batch_size=self.max_batch_size,
+            instances=self.instances,
+            accelerator=self._accelerator(newest),
+            warmup=self.warmup,
+            parameters=self._told(signatures),
+        ).to_pbtxt()
+
     def _accelerator(self, version: int) -> Accelerator:
-        """With the engines of this very graph in a directory of their own."""
+        """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""
         if not self.accelerator.is_tensorrt:
             return self.accelerator
         graph = self.record(version)["files"]["model.onnx"][:12]
-        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}/{graph}")
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}-{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -71,9 +72,11 @@ class Watchdog:
         self._alive_at = time.monotonic()
         return Pulse.ANSWERS
 
-    def heal(self) -> bool:
-        """Endpoint.heal of whatever needs it; whether anything did."""
-        return any([endpoint.heal(self.repository) for endpoint in self._endpoints()])
+    def heal(self) -> Iterator[str]:
+        """Endpoint.heal of each model; the names of those that needed it."""
+        for endpoint in self._endpoints():
+            if endpoint.heal(self.repository):
+                yield endpoint.model
 
     def _endpoints(self) -> list[Endpoint]:
         return [self.endpoint, self._encoded] if self._encoded.active() else [self.endpoint]

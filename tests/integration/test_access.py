@@ -20,6 +20,7 @@ from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.recognise import ask_endpoint
 from flows.rollback import rollback_model
+from flows.settings import Settings
 from flows.watch import Keeper
 from flows.workspace import Workspace
 from serving.accelerator import Accelerator
@@ -195,10 +196,20 @@ def test_a_server_elsewhere_is_healed(remote: Remote, named: Workspace) -> None:
         assert control.active() == (1,)
 
 
-def test_a_gpu_that_is_not_there_is_no_silent_cpu(remote: Remote) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_gpu_that_is_not_there_is_no_silent_cpu(remote: Remote, version: int) -> None:
     versions = replace(repository(remote.workspace), accelerator=Accelerator("cuda"))
     with Endpoint(remote.access) as control:
-        before = control.active()
+        before, text = control.active(), versions.configuration()
         with pytest.raises(ModelNotReady, match="GPU"):
-            control.switch(versions, 2 if before == (1,) else 1)
-        assert control.active() == before
+            control.switch(versions, version)
+        assert (control.active(), versions.configuration()) == (before, text)
+        control.golden_check(versions, *before)
+
+
+def test_a_changed_setting_reaches_the_server(named: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEANSHELF_TRITON_INSTANCES", "3")
+    Keeper(named, None).tend()
+    with Endpoint(Settings().remote() or "") as control:
+        assert control.active() == (1,)
+        assert control._client.get_model_config("products").config.instance_group[0].count == 3
