@@ -22,7 +22,7 @@ from flows.settings import REPOSITORY
 from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
 from serving.control import Endpoint
 
 log = logging.getLogger("cleanshelf")

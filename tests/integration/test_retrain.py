@@ -33,8 +33,8 @@ from flows.workspace import Workspace
 from models.config import digest, load_recipe
 from models.data.manifest import read_manifest
 from models.export.onnx_file import read_metadata
+from serving import LocalRecognizer, Recognizer
 from serving.access import Access
-from serving.client import LocalRecognizer, Recognizer
 from serving.environment import Environment
 from serving.process import commands, kill, until
 from serving.server import running
