@@ -101,8 +101,11 @@ class Branch(nn.Module):
         views = torch.cat([self._crop(full, *box) for box in self.crops])
         embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
         probabilities = self.classifier(embedding).softmax(1)
-        n = len(self.crops)
-        return probabilities.unflatten(0, (n, -1)).mean(0), embedding.unflatten(0, (n, -1)).mean(0)
+        return self._mean(probabilities, batch=pixels.shape[0]), self._mean(embedding, batch=pixels.shape[0])
+
+    def _mean(self, answers: Tensor, *, batch: int) -> Tensor:
+        """Over the crops, (crops x B, d) to (B, d); a reshape would write down how many classes there are."""
+        return torch.stack([answers.narrow(0, i * batch, batch) for i in range(len(self.crops))]).mean(0)
 
     def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
         view = full[:, :, top : top + self.size, left : left + self.size]
@@ -131,8 +134,7 @@ class DeployGraph(nn.Module):
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
             raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
-        self.num_classes = len(members[0].classes)
-        self.keep, self.top_k = min(settings.keep, self.num_classes), settings.top_k
+        self.keep, self.top_k = settings.keep, settings.top_k
         self.branches = nn.ModuleList(Branch(member, settings=settings) for member in members)
         parts = torch.tensor(weights or [1 / len(members)] * len(members))
         self.register_buffer("weights", parts.view(-1, 1, 1))
@@ -142,13 +144,15 @@ class DeployGraph(nn.Module):
         pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         answers = [branch(pixels) for branch in self.branches]
         total = (self.weights * torch.stack([self._kept(probabilities) for probabilities, _ in answers])).sum(0)
-        probs, ids = total.topk(min(self.top_k, self.num_classes))
-        missing = self.top_k - ids.shape[1]
-        if missing > 0:
-            probs, ids = functional.pad(probs, (0, missing)), functional.pad(ids, (0, missing), value=-1)
-        return Answers(ids, probs, probs[:, :1].clone(), functional.normalize(answers[0][1]))
+        probs, ids = total.topk(self.top_k)
+        return Answers(ids.masked_fill(probs == 0, -1), probs, probs[:, :1].clone(), functional.normalize(answers[0][1]))
 
     def _kept(self, probabilities: Tensor) -> Tensor:
-        """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""
-        best = probabilities.topk(self.keep)
-        return torch.zeros_like(probabilities).scatter(1, best.indices, best.values)
+        """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie.
+
+        Empty columns follow, so that there are enough to rank however few classes there are: no constant of the graph depends
+        on their number, and a class can be added to the file (models.export.enrol).
+        """
+        columns = functional.pad(probabilities, (0, self.keep))
+        best = columns.topk(self.keep)
+        return torch.zeros_like(columns).scatter(1, best.indices, best.values)
