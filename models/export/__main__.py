@@ -24,9 +24,10 @@ from models.config import Export, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.graph import DeployGraph, in_use
-from models.export.measure import open_session, test_rows, write_answers
+from models.export.measure import test_rows, write_answers
 from models.export.onnx_file import labels_json, stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
+from models.export.session import decisive
 from models.train import Trained, load_network
 
 log = logging.getLogger(__name__)
@@ -86,13 +87,6 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(PARITY_PHOTOS, len(rows))).astype(int)]
     return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
-
-
-def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photos, those with the clearest ranking first: near ties would fail a check over the wire for nothing."""
-    probs = open_session(path).run(["probs"], {"image": photos})[0]
-    clearance = (probs[:, :-1] - probs[:, 1:]).min(axis=1) if probs.shape[1] > 1 else np.zeros(len(probs))
-    return photos[np.argsort(-clearance, kind="stable")]
 
 
 def main() -> None:

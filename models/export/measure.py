@@ -18,18 +18,12 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import accuracy
 from models.export.onnx_file import read_metadata
+from models.export.session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
 BATCH = 8
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph on the CPU. ONNX Runtime is needed where graphs are made, not where networks are trained."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:

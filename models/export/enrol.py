@@ -1,0 +1,190 @@
+"""A product more in a finished ONNX file, or one less: seconds, no training, no checkpoint.
+
+Weight imprinting (Qi et al., CVPR 2018, arXiv 1712.07136): the direction of the mean embedding of a few photos is a classifier's
+row. Here every member of the graph gets one, as long as its other rows are on average, with a bias that fits theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from models.errors import EnrolmentError
+from models.export.patch import (
+    classifiers,
+    external_data,
+    labels_of,
+    load,
+    name_classes,
+    outputs_added,
+    put,
+    read_metadata,
+    write,
+)
+from models.export.session import open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+LIFT = 0.05  # of a cosine, by which one photo's own row is preferred; n photos divide it by sqrt(n). docs/log.md
+NEVER = -1e4  # as bias: a class that is not answered, also in half precision
+TOLERANCE = 1e-6  # of a probability
+LEAST = 2  # products that a graph tells apart
+
+
+def new_row(rows: NDArray[np.floating], bias: NDArray[np.floating], embedding: NDArray[np.floating]) -> tuple[NDArray[np.float32], float]:  # fmt: skip
+    """Row (d,) and bias of a product for a classifier of rows (C, d) and bias (C,).
+
+    The row is the direction of the mean embedding, of the mean length that rows have; tau-normalised rows all have it. The bias is
+    the median one plus what the row loses on photos it was not made of: the mean of few photos lies beside its class's.
+
+    Args:
+        embedding: (G, V, d) of G photos in V views.
+    """
+    mean = embedding.astype(np.float64).mean((0, 1))
+    length = np.linalg.norm(rows.astype(np.float64), axis=1).mean()
+    reach = np.linalg.norm(embedding.astype(np.float64), axis=2).mean()
+    row = length * mean / max(np.linalg.norm(mean), 1e-12)
+    return row.astype(np.float32), float(np.median(bias) + LIFT * length * reach / np.sqrt(len(embedding)))
+
+
+def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequence[str], out: Path) -> None:
+    """Writes the graph with one class more, the last; external data beside it, where there were some.
+
+    Args:
+        photos: (G, S, S, 3) of the product.
+        sha256: of the photos' files, for the card.
+
+    Raises:
+        EnrolmentError: the label cannot be taken, or the graph cannot be patched.
+    """
+    model, external = load(graph), external_data(graph)
+    labels = labels_of(model, path=graph)
+    check_label(label, labels)
+    found = classifiers(model, num_classes=len(labels), path=graph)
+    for each, embedding in zip(found, embeddings(graph, photos), strict=True):
+        row, bias = new_row(each.rows, each.bias, embedding)
+        put(model, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
+    entry = {"label": label, "photos": len(photos), "sha256": list(sha256)}
+    card = name_classes([*labels, label]) | {"enrolled": json.dumps([*enrolled(graph), entry], ensure_ascii=False)}
+    write(model, out, metadata=card, external=external)
+
+
+def withdraw(graph: Path, *, label: str, out: Path) -> None:
+    """Writes the graph without this class.
+
+    Raises:
+        EnrolmentError: there is no such label, too few would be left, or the graph cannot be patched.
+    """
+    model, external = load(graph), external_data(graph)
+    labels = labels_of(model, path=graph)
+    check_leaving(label, labels)
+    gone = labels.index(label)
+    for each in classifiers(model, num_classes=len(labels), path=graph):
+        put(model, each, rows=np.delete(each.rows, gone, 0), bias=np.delete(each.bias, gone))
+    rest = [entry for entry in enrolled(graph) if entry["label"] != label]
+    card = name_classes([each for each in labels if each != label]) | {"enrolled": json.dumps(rest, ensure_ascii=False)}
+    write(model, out, metadata=card, external=external)
+
+
+def check_label(label: str, labels: Sequence[str]) -> None:
+    """EnrolmentError unless a product of this name can be added to those."""
+    if not label.strip() or "\n" in label or label != label.strip():
+        raise EnrolmentError(f"LABEL {label!r}: want a name on one line, without space around it; correct it")
+    if label in labels:
+        raise EnrolmentError(
+            f"LABEL {label!r} is a product of the serving model already; for new photos of it make a delivery, and `cleanshelf "
+            f"ingest` and `retrain`; to replace it, run `cleanshelf withdraw` first"
+        )
+
+
+def check_leaving(label: str, labels: Sequence[str]) -> None:
+    """EnrolmentError unless a product of this name can be taken from those."""
+    if label not in labels:
+        near = difflib.get_close_matches(label, labels, n=3)
+        raise EnrolmentError(
+            f"LABEL {label!r} is no product of the serving model"
+            + (f"; did you mean {', '.join(map(repr, near))}?" if near else f", which knows {len(labels)}; correct it")
+        )
+    if len(labels) <= LEAST:
+        raise EnrolmentError(f"LABEL {label!r}: {len(labels) - 1} products would be left, want {LEAST}; enrol another first")
+
+
+def enrolled(graph: Path) -> list[dict[str, Any]]:
+    """The products that were added to the file since it was exported: label, number of photos, their sha256."""
+    entries: list[dict[str, Any]] = json.loads(read_metadata(graph).get("enrolled", "[]"))
+    return entries
+
+
+def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """(G, V, d) of photos (G, S, S, 3) in the V views that each member takes of them, as its classifier sees them."""
+    model = load(graph)
+    found = classifiers(model, num_classes=len(labels_of(model, path=graph)), path=graph)
+    outputs_added(model, found)
+    with asked(model, external=external_data(graph)) as session:
+        names = [each.source for each in found]
+        answers = [session.run(names, {"image": photo[None]}) for photo in photos]
+    return [np.stack(of_member) for of_member in zip(*answers, strict=True)]
+
+
+@contextmanager
+def asked(model: ModelProto, *, external: str | None) -> Iterator[onnxruntime.InferenceSession]:
+    """A session of a graph in memory, which is used up."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path, save_as_external_data=external is not None, location=external)
+        yield open_session(path)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two files that differ in one product, once it is never answered: photos asked, those answered differently, largest difference."""
+
+    photos: int
+    different_ids: int
+    probability: float
+
+
+def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uint8]) -> Agreement:
+    """Whether two files that differ in `label`, which only `larger` knows, are the same in all else; photos (N, S, S, 3).
+
+    In `larger` the product gets a bias under which its probability is exactly 0, so rounding is all that may differ.
+    """
+    model = load(larger)
+    labels = labels_of(model, path=larger)
+    gone = labels.index(label)
+    for each in classifiers(model, num_classes=len(labels), path=larger):
+        put(model, each, rows=each.rows, bias=np.where(np.arange(len(labels)) == gone, NEVER, each.bias))
+    with asked(model, external=external_data(larger)) as session:
+        one, floor_one = named(session, labels, photos)
+    other, floor_other = named(open_session(smaller), labels_of(load(smaller), path=smaller), photos)
+    floor = np.maximum(floor_one, floor_other)  # below it an answer may have been cut off
+    off = [max([0.0, *(abs(max(a.get(name, 0.0), low) - max(b.get(name, 0.0), low)) for name in a | b)])
+           for a, b, low in zip(one, other, floor, strict=True)]  # fmt: skip
+    return Agreement(len(photos), sum(not each <= TOLERANCE for each in off), max(off, default=0.0))
+
+
+def named(
+    session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]
+) -> tuple[list[dict[str, float]], NDArray[np.float32]]:
+    """Of each photo the probabilities of the ranked labels, and (N,) the least of them."""
+    ids, probs = map(np.concatenate, zip(*(session.run(["ids", "probs"], {"image": each[None]}) for each in photos), strict=True))
+    answers = [{labels[i]: float(p) for i, p in zip(*row, strict=True) if i >= 0} for row in zip(ids, probs, strict=True)]
+    return answers, probs.min(axis=1)
+
+
+def first_labels(graph: Path, photos: NDArray[np.uint8]) -> list[str]:
+    """What the file answers first to each photo (N, S, S, 3); "" where nothing."""
+    answers, _ = named(open_session(graph), labels_of(load(graph), path=graph), photos)
+    return [next(iter(each), "") for each in answers]
