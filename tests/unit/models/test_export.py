@@ -251,11 +251,12 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
         parity.require_parity(found)
 
 
-def test_a_probability_that_is_no_number_is_no_agreement() -> None:
-    with pytest.raises(ParityError, match="probabilities by nan"):
-        parity.require_parity(
-            parity.Parity(photos=1, different_ids=0, probability=float("nan"), known=0.0, embedding=0.0, rounding=0.0)
-        )
+@pytest.mark.parametrize(("figure", "said"), [("probability", "probabilities"), ("known", "known")])
+def test_an_answer_that_is_no_number_is_no_agreement(figure: str, said: str) -> None:
+    same = parity.Parity(1, 0, probability=0.0, known=0.0, embedding=0.0, rounding=0.0, known_rounding=0.0)
+    parity.require_parity(same)
+    with pytest.raises(ParityError, match=f"{said} by nan"):
+        parity.require_parity(dataclasses.replace(same, **{figure: float("nan")}))
 
 
 def test_rounding_is_measured_and_the_one_excuse(exported: Path, golden: np.ndarray) -> None:
