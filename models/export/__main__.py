@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -25,8 +24,9 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import test_rows, write_answers
-from models.export.onnx_file import labels_json, stamp, write_onnx
+from models.export.onnx_file import stamp, write_onnx
 from models.export.parity import measure_parity, require_parity
+from models.export.patch import name_classes
 from models.export.session import decisive
 from models.train import Trained, load_network
 
@@ -69,12 +69,11 @@ def export(
 
 def describe(members: list[Trained], graph: DeployGraph, *, settings: Export) -> dict[str, str]:
     """What the graph says of itself: labels; size, tau and weight of each member; how it looks at a photo."""
-    labels, weights = members[0].classes, graph.weights.flatten().tolist()
+    weights = graph.weights.flatten().tolist()
     told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "weight": round(weight, 6)}
             for m, weight in zip(members, weights, strict=True)]  # fmt: skip
     return {
-        "labels": labels_json(labels),
-        "labels_sha256": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
+        **name_classes(members[0].classes),
         "members": json.dumps(told),
         "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
     }

@@ -16,22 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import helper
 
 from models.errors import EnrolmentError
-from models.export.patch import (
-    classifiers,
-    external_data,
-    labels_of,
-    load,
-    name_classes,
-    outputs_added,
-    put,
-    read_metadata,
-    write,
-)
+from models.export.patch import Graph, name_classes, put, read_graph, read_metadata, write
 from models.export.session import open_session
 
 if TYPE_CHECKING:
@@ -43,7 +32,9 @@ TOLERANCE = 1e-6  # of a probability
 LEAST = 2  # products that a graph tells apart
 
 
-def new_row(rows: NDArray[np.floating], bias: NDArray[np.floating], embedding: NDArray[np.floating]) -> tuple[NDArray[np.float32], float]:  # fmt: skip
+def new_row(
+    rows: NDArray[np.floating], bias: NDArray[np.floating], embedding: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], float]:
     """Row (d,) and bias of a product for a classifier of rows (C, d) and bias (C,).
 
     The row is the direction of the mean embedding, of the mean length that rows have; tau-normalised rows all have it. The bias is
@@ -56,7 +47,7 @@ def new_row(rows: NDArray[np.floating], bias: NDArray[np.floating], embedding: N
     length = np.linalg.norm(rows.astype(np.float64), axis=1).mean()
     reach = np.linalg.norm(embedding.astype(np.float64), axis=2).mean()
     row = length * mean / max(np.linalg.norm(mean), 1e-12)
-    return row.astype(np.float32), float(np.median(bias) + LIFT * length * reach / np.sqrt(len(embedding)))
+    return row, float(np.median(bias) + LIFT * length * reach / np.sqrt(len(embedding)))
 
 
 def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequence[str], out: Path) -> None:
@@ -69,16 +60,15 @@ def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequenc
     Raises:
         EnrolmentError: the label cannot be taken, or the graph cannot be patched.
     """
-    model, external = load(graph), external_data(graph)
-    labels = labels_of(model, path=graph)
-    check_label(label, labels)
-    found = classifiers(model, num_classes=len(labels), path=graph)
-    for each, embedding in zip(found, embeddings(graph, photos), strict=True):
+    whole = read_graph(graph)
+    check_label(label, whole.labels)
+    for each, embedding in zip(whole.classifiers, embeddings(graph, photos), strict=True):
         row, bias = new_row(each.rows, each.bias, embedding)
-        put(model, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
-    entry = {"label": label, "photos": len(photos), "sha256": list(sha256)}
-    card = name_classes([*labels, label]) | {"enrolled": json.dumps([*enrolled(graph), entry], ensure_ascii=False)}
-    write(model, out, metadata=card, external=external)
+        put(whole, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
+    added = [*enrolled(graph), {"label": label, "photos": len(photos), "sha256": list(sha256)}]
+    write(
+        whole, out, metadata=name_classes([*whole.labels, label]) | {"enrolled": json.dumps(added, ensure_ascii=False)}
+    )
 
 
 def withdraw(graph: Path, *, label: str, out: Path) -> None:
@@ -87,15 +77,14 @@ def withdraw(graph: Path, *, label: str, out: Path) -> None:
     Raises:
         EnrolmentError: there is no such label, too few would be left, or the graph cannot be patched.
     """
-    model, external = load(graph), external_data(graph)
-    labels = labels_of(model, path=graph)
-    check_leaving(label, labels)
-    gone = labels.index(label)
-    for each in classifiers(model, num_classes=len(labels), path=graph):
-        put(model, each, rows=np.delete(each.rows, gone, 0), bias=np.delete(each.bias, gone))
-    rest = [entry for entry in enrolled(graph) if entry["label"] != label]
-    card = name_classes([each for each in labels if each != label]) | {"enrolled": json.dumps(rest, ensure_ascii=False)}
-    write(model, out, metadata=card, external=external)
+    whole = read_graph(graph)
+    check_leaving(label, whole.labels)
+    gone = whole.labels.index(label)
+    for each in whole.classifiers:
+        put(whole, each, rows=np.delete(each.rows, gone, 0), bias=np.delete(each.bias, gone))
+    stay = [entry for entry in enrolled(graph) if entry["label"] != label]
+    left = [each for each in whole.labels if each != label]
+    write(whole, out, metadata=name_classes(left) | {"enrolled": json.dumps(stay, ensure_ascii=False)})
 
 
 def check_label(label: str, labels: Sequence[str]) -> None:
@@ -118,7 +107,9 @@ def check_leaving(label: str, labels: Sequence[str]) -> None:
             + (f"; did you mean {', '.join(map(repr, near))}?" if near else f", which knows {len(labels)}; correct it")
         )
     if len(labels) <= LEAST:
-        raise EnrolmentError(f"LABEL {label!r}: {len(labels) - 1} products would be left, want {LEAST}; enrol another first")
+        raise EnrolmentError(
+            f"LABEL {label!r}: {len(labels) - 1} products would be left, want {LEAST}; enrol another first"
+        )
 
 
 def enrolled(graph: Path) -> list[dict[str, Any]]:
@@ -129,27 +120,30 @@ def enrolled(graph: Path) -> list[dict[str, Any]]:
 
 def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """(G, V, d) of photos (G, S, S, 3) in the V views that each member takes of them, as its classifier sees them."""
-    model = load(graph)
-    found = classifiers(model, num_classes=len(labels_of(model, path=graph)), path=graph)
-    outputs_added(model, found)
-    with asked(model, external=external_data(graph)) as session:
-        names = [each.source for each in found]
+    whole = read_graph(graph)
+    for each in whole.classifiers:
+        kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
+        whole.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
+    names = [each.source for each in whole.classifiers]
+    with asked(whole) as session:
         answers = [session.run(names, {"image": photo[None]}) for photo in photos]
     return [np.stack(of_member) for of_member in zip(*answers, strict=True)]
 
 
 @contextmanager
-def asked(model: ModelProto, *, external: str | None) -> Iterator[onnxruntime.InferenceSession]:
+def asked(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
     """A session of a graph in memory, which is used up."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path, save_as_external_data=external is not None, location=external)
-        yield open_session(path)
+        write(graph, Path(folder) / "model.onnx")
+        yield open_session(Path(folder) / "model.onnx")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two files that differ in one product, once it is never answered: photos asked, those answered differently, largest difference."""
+    """Of two files, once the one product that they differ in is never answered.
+
+    different_ids: photos, of those asked, whose answers differ by more than TOLERANCE. probability: the largest difference.
+    """
 
     photos: int
     different_ids: int
@@ -161,14 +155,13 @@ def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uin
 
     In `larger` the product gets a bias under which its probability is exactly 0, so rounding is all that may differ.
     """
-    model = load(larger)
-    labels = labels_of(model, path=larger)
-    gone = labels.index(label)
-    for each in classifiers(model, num_classes=len(labels), path=larger):
-        put(model, each, rows=each.rows, bias=np.where(np.arange(len(labels)) == gone, NEVER, each.bias))
-    with asked(model, external=external_data(larger)) as session:
-        one, floor_one = named(session, labels, photos)
-    other, floor_other = named(open_session(smaller), labels_of(load(smaller), path=smaller), photos)
+    whole = read_graph(larger)
+    silent = np.array(whole.labels) == label
+    for each in whole.classifiers:
+        put(whole, each, rows=each.rows, bias=np.where(silent, NEVER, each.bias))
+    with asked(whole) as session:
+        one, floor_one = named(session, whole.labels, photos)
+    other, floor_other = named(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
     floor = np.maximum(floor_one, floor_other)  # below it an answer may have been cut off
     off = [max([0.0, *(abs(max(a.get(name, 0.0), low) - max(b.get(name, 0.0), low)) for name in a | b)])
            for a, b, low in zip(one, other, floor, strict=True)]  # fmt: skip
@@ -179,12 +172,16 @@ def named(
     session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]
 ) -> tuple[list[dict[str, float]], NDArray[np.float32]]:
     """Of each photo the probabilities of the ranked labels, and (N,) the least of them."""
-    ids, probs = map(np.concatenate, zip(*(session.run(["ids", "probs"], {"image": each[None]}) for each in photos), strict=True))
-    answers = [{labels[i]: float(p) for i, p in zip(*row, strict=True) if i >= 0} for row in zip(ids, probs, strict=True)]
+    ids, probs = map(
+        np.concatenate, zip(*(session.run(["ids", "probs"], {"image": each[None]}) for each in photos), strict=True)
+    )
+    answers = [
+        {labels[i]: float(p) for i, p in zip(*row, strict=True) if i >= 0} for row in zip(ids, probs, strict=True)
+    ]
     return answers, probs.min(axis=1)
 
 
 def first_labels(graph: Path, photos: NDArray[np.uint8]) -> list[str]:
     """What the file answers first to each photo (N, S, S, 3); "" where nothing."""
-    answers, _ = named(open_session(graph), labels_of(load(graph), path=graph), photos)
+    answers, _ = named(open_session(graph), json.loads(read_metadata(graph)["labels"]), photos)
     return [next(iter(each), "") for each in answers]

@@ -122,7 +122,8 @@ class Answers(NamedTuple):
 
 
 class DeployGraph(nn.Module):
-    """Everything between a uint8 photo and the ranked classes. No number of classes is part of it but in the reshape of logits by crops.
+    """Everything between a uint8 photo and the ranked classes. Beside the classifiers only the reshape of their logits by crops
+    says how many classes there are.
 
     Args:
         weights: what each member counts, with the sum 1; None: alike.

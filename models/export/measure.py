@@ -17,7 +17,7 @@ from models.command import log_progress, run
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import accuracy
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
 from models.export.session import open_session
 
 if TYPE_CHECKING:

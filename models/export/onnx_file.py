@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -13,6 +12,7 @@ import torch
 
 from models.errors import ExportError
 from models.export.graph import Answers, DeployGraph
+from models.export.patch import card
 
 OPSET = 20
 OUTPUTS = Answers._fields
@@ -57,25 +57,13 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file, without its weights."""
-    model = onnx.load(path, load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
 def stamp(path: Path, metadata: Mapping[str, str]) -> None:
     """Adds metadata to a written file, in place and whole; the weights are not touched."""
     model = onnx.load(path, load_external_data=False)
-    entries = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
-    onnx.helper.set_model_props(model, entries)
+    onnx.helper.set_model_props(model, card(model) | dict(metadata))
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with fresh.open("wb") as file:
         file.write(model.SerializeToString())
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
-
-
-def labels_json(labels: Sequence[str]) -> str:
-    """Labels as they stand in the metadata."""
-    return json.dumps(list(labels), ensure_ascii=False)

@@ -22,7 +22,8 @@ from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
 from models.export.__main__ import export, main
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
-from models.export.onnx_file import read_metadata, stamp, write_onnx
+from models.export.onnx_file import stamp, write_onnx
+from models.export.patch import read_metadata
 from models.export.session import open_session
 from models.network import build_network
 from models.train import Trained, load_network, save_network
@@ -286,9 +287,7 @@ def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden
     stamp(copy, {"recipe": "näher", "note": "new"})
     assert read_metadata(copy) == before | {"recipe": "näher", "note": "new"}
     onnx.checker.check_model(copy)
-    one, two = (
-        open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx")
-    )
+    one, two = (open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx"))
     assert np.array_equal(one, two)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
