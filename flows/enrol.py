@@ -28,8 +28,7 @@ from flows.run import Run, sha256
 from flows.workspace import Workspace
 from models.config import Recipe, from_dict
 from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
-from models.export.onnx_file import stamp
-from models.export.patch import read_metadata
+from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.tables import set_key
 from pixels import BadPhoto, decode, to_square

@@ -24,9 +24,9 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import test_rows, write_answers
-from models.export.onnx_file import stamp, write_onnx
+from models.export.onnx_file import write_onnx
 from models.export.parity import measure_parity, require_parity
-from models.export.patch import name_classes
+from models.export.patch import name_classes, stamp
 from models.export.session import decisive
 from models.train import Trained, load_network
 

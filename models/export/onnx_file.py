@@ -12,7 +12,6 @@ import torch
 
 from models.errors import ExportError
 from models.export.graph import Answers, DeployGraph
-from models.export.patch import card
 
 OPSET = 20
 OUTPUTS = Answers._fields
@@ -55,15 +54,3 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def stamp(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds metadata to a written file, in place and whole; the weights are not touched."""
-    model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, card(model) | dict(metadata))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

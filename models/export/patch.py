@@ -66,6 +66,18 @@ def card(model: ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
+def stamp(path: Path, metadata: Mapping[str, str]) -> None:
+    """Adds metadata to a written file, in place and whole; the weights are not touched."""
+    model = onnx.load(path, load_external_data=False)
+    helper.set_model_props(model, card(model) | dict(metadata))
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
 def name_classes(labels: Sequence[str]) -> dict[str, str]:
     """Labels as they stand in the metadata: themselves, and what they hash to."""
     digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()

@@ -22,8 +22,8 @@ from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
 from models.export.__main__ import export, main
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
-from models.export.onnx_file import stamp, write_onnx
-from models.export.patch import read_metadata
+from models.export.onnx_file import write_onnx
+from models.export.patch import read_metadata, stamp
 from models.export.session import open_session
 from models.network import build_network
 from models.train import Trained, load_network, save_network
