@@ -187,12 +187,13 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
 def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, dict[str, Any]]:
     """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
     larger, smaller = patch.larger_and_smaller
-    parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos))
+    reference = f"version {patch.parent}"
+    parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     stamp(patch.graph, {"metrics": json.dumps(after), "parity": json.dumps(parity)})
     verdict = judge(after, before, parity, settings=run.recipe.gate, graph_sha256=sha256(patch.graph),
-                    reference=f"version {patch.parent}")  # fmt: skip
+                    reference=reference)  # fmt: skip
     return verdict, {"metrics": after, "parity": parity}
 
 

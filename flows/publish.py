@@ -29,7 +29,7 @@ log = logging.getLogger("cleanshelf")
 
 
 @stage("export")
-def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> Path:
+def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path, calibrated: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
     card = {
         "data_version": data.name,
@@ -44,9 +44,10 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
         networks = [folder / "network.pt" for folder in members]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         arguments += ["--ensemble", weights / "ensemble.json", "--views", looks / "views.json"]
+        arguments += ["--calibration", calibrated / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    names = [folder.name for folder in (*members, weights, looks)]
+    names = [folder.name for folder in (*members, weights, looks, calibrated)]
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 

@@ -142,12 +142,13 @@ def asked(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
 class Agreement:
     """Of two files, once the one product that they differ in is never answered.
 
-    different_ids: photos, of those asked, whose answers differ by more than TOLERANCE. probability: the largest difference.
+    different_ids: photos, of those asked, whose answers differ by more than TOLERANCE. probability, known: largest differences.
     """
 
     photos: int
     different_ids: int
     probability: float
+    known: float
 
 
 def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uint8]) -> Agreement:
@@ -160,28 +161,39 @@ def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uin
     for each in whole.classifiers:
         put(whole, each, rows=each.rows, bias=np.where(silent, NEVER, each.bias))
     with asked(whole) as session:
-        one, floor_one = named(session, whole.labels, photos)
-    other, floor_other = named(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
-    floor = np.maximum(floor_one, floor_other)  # below it an answer may have been cut off
-    off = [max([0.0, *(abs(max(a.get(name, 0.0), low) - max(b.get(name, 0.0), low)) for name in a | b)])
-           for a, b, low in zip(one, other, floor, strict=True)]  # fmt: skip
-    return Agreement(len(photos), sum(not each <= TOLERANCE for each in off), max(off, default=0.0))
+        one = answered(session, whole.labels, photos)
+    other = answered(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
+    off = [a.off(b) for a, b in zip(one, other, strict=True)]
+    known = max(abs(a.known - b.known) for a, b in zip(one, other, strict=True))
+    return Agreement(len(photos), sum(not each <= TOLERANCE for each in off), max(off), known)
 
 
-def named(
-    session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]
-) -> tuple[list[dict[str, float]], NDArray[np.float32]]:
-    """Of each photo the probabilities of the ranked labels, and (N,) the least of them."""
-    ids, probs = map(
-        np.concatenate, zip(*(session.run(["ids", "probs"], {"image": each[None]}) for each in photos), strict=True)
-    )
-    answers = [
-        {labels[i]: float(p) for i, p in zip(*row, strict=True) if i >= 0} for row in zip(ids, probs, strict=True)
-    ]
-    return answers, probs.min(axis=1)
+@dataclass(frozen=True)
+class Answer:
+    """Probabilities of the ranked labels, best first; `floor`: the least of them; `known` as the graph gives it."""
+
+    ranked: dict[str, float]
+    floor: float
+    known: float
+
+    def off(self, other: Answer) -> float:
+        """The largest difference of a probability; below the larger floor a label may have been cut off."""
+        floor = max(self.floor, other.floor)
+        pairs = ((self.ranked.get(name, 0.0), other.ranked.get(name, 0.0)) for name in self.ranked | other.ranked)
+        return max((abs(max(one, floor) - max(two, floor)) for one, two in pairs), default=0.0)
+
+
+def answered(session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]) -> list[Answer]:
+    """Of photos (N, S, S, 3), each asked alone."""
+    found = []
+    for photo in photos:
+        ids, probs, known = session.run(["ids", "probs", "known"], {"image": photo[None]})
+        ranked = {labels[i]: float(p) for i, p in zip(ids[0], probs[0], strict=True) if i >= 0}
+        found.append(Answer(ranked, float(probs.min()), float(known[0, 0])))
+    return found
 
 
 def first_labels(graph: Path, photos: NDArray[np.uint8]) -> list[str]:
     """What the file answers first to each photo (N, S, S, 3); "" where nothing."""
-    answers, _ = named(open_session(graph), json.loads(read_metadata(graph)["labels"]), photos)
-    return [next(iter(each), "") for each in answers]
+    answers = answered(open_session(graph), json.loads(read_metadata(graph)["labels"]), photos)
+    return [next(iter(each.ranked), "") for each in answers]

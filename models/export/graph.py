@@ -23,7 +23,8 @@ from torch.nn import functional
 from models.classifiers import tau_normalise
 from models.config import Export
 from models.errors import WeightsMismatch
-from models.export.unknown import ACCEPTED, UNCALIBRATED, Calibration, Known, Look
+from models.export.session import ACCEPTED
+from models.export.unknown import UNCALIBRATED, Calibration, Known, Look
 from models.network import Head
 from models.train import Trained
 

@@ -39,7 +39,7 @@ class Parity:
 
     @property
     def known_allowed(self) -> float:
-        """The same of `known`, whose slope may enlarge what rounding does to a score."""
+        """The same of `known`, whose slope enlarges what rounding does to a score."""
         return max(TOLERANCE, ROUNDINGS * self.known_rounding)
 
 
@@ -64,7 +64,7 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
 @torch.inference_mode()
 def _rounding(graph: DeployGraph, photos: NDArray[np.uint8]) -> tuple[float, float]:
     """Of probabilities and of `known`."""
-    exact, probs, known = copy.deepcopy(graph).double(), 0.0, 0.0
+    exact, probs, known = copy.deepcopy(graph).double(), 0.0, graph.known.rounding
     for batch in torch.from_numpy(photos).split(max(BATCHES)):
         single, double = graph(batch), exact(batch)
         probs = max(probs, float((single.probs - double.probs).abs().max()))
