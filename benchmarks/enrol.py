@@ -32,7 +32,7 @@ from tail.sets import FeatureSet, drawn_set, read_set
 from torch import Tensor
 
 from models.classifiers import blend, class_means, tau_normalise
-from models.config import Export, Member
+from models.config import Export, Gate, Member
 from models.errors import ManifestError, WeightsMismatch
 from models.export.enrol import enrol, new_row
 from models.export.graph import DeployGraph
@@ -56,7 +56,7 @@ Classifier = tuple[Tensor, Tensor]  # rows (C, d) and bias (C,)
 class Found:
     """Mean-class accuracy on test photos: of the new products, of the others after and before, of all.
 
-    free: the share of the new products that cost the others nothing.
+    free, passed: the shares of the new products that cost the others nothing, and no more than the gate allows.
     """
 
     classifier: str
@@ -67,6 +67,7 @@ class Found:
     before: float
     all: float
     free: float
+    passed: float
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,10 @@ def outcome(
     """Of accuracies of (new, old) products: one pair, or one for each product."""
     new, old = (statistics.mean(column) for column in zip(*measured, strict=True))
     share = 1 - split.num_old / split.photos.num_classes
-    free = statistics.mean(after >= before - ROUNDING for _, after in measured)
-    return Found(classifier, way, photos, new, old, before, share * new + (1 - share) * old, free)
+    free, passed = (
+        statistics.mean(after >= before - allowed for _, after in measured) for allowed in (ROUNDING, Gate().enrol)
+    )
+    return Found(classifier, way, photos, new, old, before, share * new + (1 - share) * old, free, passed)
 
 
 def trained(split: Split, *, count: int) -> Head:
@@ -219,13 +222,13 @@ def report(photos: FeatureSet, found: Sequence[Found]) -> None:
     num_old = split_of(photos, seed=0).num_old
     print(f"\n{photos.name}: {num_old} products learnt, {photos.num_classes - num_old} new; {len(SEEDS)} seeds\n")
     print(
-        "| classifier | enrolled | photos | new products | the others | before | points lost | cost nothing | all products |"
+        "| classifier | enrolled | photos | new products | the others | before | points lost | cost nothing | pass gate | all |"
     )
-    print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for key in dict.fromkeys((each.classifier, each.way, each.photos) for each in found):
         row = mean(found, *key)
-        free, whole = (f"{row.free:.0f}", "") if row.way == ONE else ("", f"{row.all:.1f}")
-        cells = f"{row.new:.1f} | {row.old:.1f} | {row.before:.1f} | {row.before - row.old:.2f} | {free} | {whole}"
+        shares, whole = (f"{row.free:.0f} | {row.passed:.0f}", "") if row.way == ONE else (" | ", f"{row.all:.1f}")
+        cells = f"{row.new:.1f} | {row.old:.1f} | {row.before:.1f} | {row.before - row.old:.2f} | {shares} | {whole}"
         print(f"| {' | '.join(map(str, key))} | {cells} |", flush=True)
     print()
 
@@ -233,7 +236,7 @@ def report(photos: FeatureSet, found: Sequence[Found]) -> None:
 def mean(found: Sequence[Found], classifier: str, way: str, photos: int) -> Found:
     """Of the seeds, in %."""
     rows = [each for each in found if (each.classifier, each.way, each.photos) == (classifier, way, photos)]
-    parts = ("new", "old", "before", "all", "free")
+    parts = ("new", "old", "before", "all", "free", "passed")
     return Found(
         classifier, way, photos, *(100 * statistics.mean(getattr(each, part) for each in rows) for part in parts)
     )

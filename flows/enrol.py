@@ -94,7 +94,7 @@ def enrol_product(
     """Adds a product to the model that serves, from a few photos of it.
 
     Args:
-        overrides: of the gate of the recipe that the model was trained by, such as "gate.mean_class=0.01".
+        overrides: of the gate of the recipe that the model was trained by, such as "gate.enrol=0.02".
         rehearse: patch the file and ask it about the photos; neither measure nor publish.
 
     Raises:
@@ -173,7 +173,7 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
     verdict, evidence = _judge(run, patch, golden)
     if not verdict.passed:
         raise GateRefused(
-            [*verdict.reasons, "other photos may help, --set gate.mean_class=0.01 allows more, and so does retraining"]
+            [*verdict.reasons, "other photos may help, --set gate.enrol=0.02 allows more, and so does retraining"]
         )
     record = describe(patch, verdict) | evidence
     with workspace.lock(patch.step, name="serving"):
@@ -188,11 +188,14 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, 
     """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
+    allowed = replace(
+        run.recipe.gate, mean_class=run.recipe.gate.enrol
+    )  # hardly a product comes that costs the others nothing
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     stamp(patch.graph, {"metrics": json.dumps(after), "parity": json.dumps(parity)})
-    verdict = judge(after, before, parity, settings=run.recipe.gate, graph_sha256=sha256(patch.graph),
+    verdict = judge(after, before, parity, settings=allowed, graph_sha256=sha256(patch.graph),
                     reference=reference)  # fmt: skip
     return verdict, {"metrics": after, "parity": parity}
 
@@ -201,15 +204,13 @@ def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recip
     """The recipe of a run, or the default one where it is gone, with the gate as told.
 
     Raises:
-        InputError: an override is of something else than the gate.
+        InputError: an override is of another key than gate.enrol and gate.tail.
     """
     path = workspace.runs / run / "recipe.json"
     tables = json.loads(path.read_bytes()) if path.exists() else {"name": "default"}
     for override in overrides:
-        if not override.strip().startswith("gate."):
-            raise InputError(
-                f"--set {override}: nothing is trained here; set a key of the gate, such as gate.mean_class=0.01"
-            )
+        if override.partition("=")[0].strip() not in ("gate.enrol", "gate.tail"):
+            raise InputError(f"--set {override}: nothing is trained here, so only gate.enrol and gate.tail count")
         set_key(tables, override)
     return from_dict(tables)
 

@@ -12,7 +12,8 @@ from flows.cli.app import AsJson, At, DryRun, app, find
 from flows.cli.show import show
 
 GateSet = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the gate, e.g. gate.mean_class=0.01.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override gate.enrol or gate.tail, e.g. gate.enrol=0.02."),
 ]
 Label = Annotated[str, typer.Argument(help="The product's name.")]
 

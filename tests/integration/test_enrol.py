@@ -38,7 +38,7 @@ from pixels import BadPhoto, decode, to_square
 from serving.client import Recognizer
 from serving.environment import Environment
 from tests.asking import Asking
-from tests.command_line import Done, cleanshelf, refusal, snapshot
+from tests.command_line import cleanshelf, refusal, snapshot
 
 pytestmark = [
     pytest.mark.dvc,
@@ -49,8 +49,8 @@ pytestmark = [
 
 SIZE = 48
 *KNOWN, NEW = assortment()[::4]  # one pack of each brand
-ANY = ("gate.mean_class=1", "gate.tail=1")
-NEVER = ("gate.mean_class=-1",)  # one whole point better
+ANY = ("gate.enrol=1", "gate.tail=1")
+NEVER = ("gate.enrol=-1",)  # one whole point better
 
 
 def photos(folder: Path, sku: Sku, count: int, *, seed: int) -> list[Path]:
@@ -181,7 +181,7 @@ def test_the_same_again_after_a_rollback_is_the_same_version(own: Workspace, few
 
 
 def test_a_refused_product_changes_nothing(own: Workspace, few: list[Path]) -> None:
-    with pytest.raises(GateRefused, match=r"mean-class accuracy .*--set gate.mean_class"):
+    with pytest.raises(GateRefused, match=r"mean-class accuracy .*--set gate.enrol"):
         enrol_product(own, NEW.label, few, overrides=NEVER)
     assert (models(own).serving(), [entry.version for entry in models(own).log()]) == (1, [1])
     assert (repository(own).versions(), repository(own).configured()) == ((1,), (1,))
@@ -209,29 +209,30 @@ def test_what_cannot_be_enrolled_or_withdrawn_is_refused(own: Workspace, few: li
         enrol_product(Workspace.init(tmp_path / "empty"), NEW.label, few)
 
 
-def ask(own: Workspace, *words: object, environment: Environment) -> Done:
-    return cleanshelf(*words, "--workspace", own.root, env={"CLEANSHELF_TRITON_ENV": str(environment.path)})
+def test_a_rehearsal_changes_nothing(own: Workspace, few: list[Path]) -> None:
+    before = snapshot(own.root)
+    added, gone = (
+        enrol_product(own, NEW.label, few, rehearse=True),
+        withdraw_product(own, KNOWN[0].label, rehearse=True),
+    )
+    assert (added.products, added.model_version) == (len(KNOWN) + 1, None)
+    assert (gone.products, gone.model_version) == (len(KNOWN) - 1, None)
+    assert snapshot(own.root) == before
 
 
 def test_the_verbs_and_their_exit_codes(own: Workspace, few: list[Path], triton_environment: Environment) -> None:
-    before = snapshot(own.root)
-    rehearsed = ask(own, "enrol", NEW.label, *few, "--dry-run", "--json", environment=triton_environment)
-    assert json.loads(rehearsed.stdout)["products"] == len(KNOWN) + 1
-    assert json.loads(rehearsed.stdout)["model_version"] is None
-    assert snapshot(own.root) == before
-    assert "want a name" in refusal(ask(own, "enrol", " ", *few, environment=triton_environment))
-    assert "only" not in refusal(
-        ask(own, "enrol", NEW.label, *few, "--set", "train.epochs=3", environment=triton_environment)
-    )
-    refused = ask(own, "enrol", NEW.label, *few, "--set", NEVER[0], environment=triton_environment)
+    env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
+    enrolment = ("enrol", NEW.label, *few, "--workspace", own.root, "--set")
+    assert "only gate.enrol and gate.tail" in refusal(cleanshelf(*enrolment, "train.epochs=3", env=env))
+    refused = cleanshelf(*enrolment, NEVER[0], env=env)
     assert (refused.returncode, refused.stdout) == (4, "")
     assert "cleanshelf: refused: mean-class accuracy" in refused.stderr
-    done = ask(own, "enrol", NEW.label, *few, "--set", ANY[0], "--set", ANY[1], environment=triton_environment)
+    done = cleanshelf(*enrolment, ANY[0], "--set", ANY[1], env=env)
     assert done.returncode == 0, done.stderr
     assert f"model version 2 answers, in place of 1: {NEW.label} is known from 5 photos" in done.stdout
     assert "next retraining forgets" in done.stdout
-    gone = ask(
-        own, "withdraw", KNOWN[0].label, "--set", ANY[0], "--set", ANY[1], "--json", environment=triton_environment
+    gone = cleanshelf(
+        "withdraw", KNOWN[0].label, "--workspace", own.root, "--set", ANY[0], "--set", ANY[1], "--json", env=env
     )
     assert json.loads(gone.stdout)["model_version"] == 3
     assert KNOWN[0].label not in repository(own).labels(3)
