@@ -139,6 +139,7 @@ class DeployGraph(nn.Module):
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
             raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
+        self.num_classes = len(members[0].classes)
         self.keep, self.top_k = settings.keep, settings.top_k
         self.reject = settings.reject
         self.branches = nn.ModuleList(
