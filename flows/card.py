@@ -38,6 +38,8 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
     """What people want to know beside the tables of members and of accuracy, a line each; of older files less."""
     lines = {"labels": f"{len(card['labels'])}, sha256 {card['labels_sha256']}"}
     lines |= {key: str(card[key]) for key in TEXT[:-1] if key in card}
+    if enrolled := card.get("enrolled"):
+        lines["enrolled"] = ", ".join(f"{each['label']} from {each['photos']} photos" for each in enrolled)
     if views := card.get("views"):
         lines["views"] = f"{views['crops']} crops, enlarged {views['enlarge']} times"
     if known := card.get("known"):
@@ -46,7 +48,8 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
         before, after = card["calibration"]["surprise"]
         lines["temperature"] = f"surprise at the labels of validation photos {before:.3f} -> {after:.3f}"
     if parity := card.get("parity"):
-        lines["parity"] = (f"{parity['different_ids']} ids differ from torch, probabilities by {parity['probability']:.1e}, "
+        of = parity.get("reference", "torch")
+        lines["parity"] = (f"{parity['different_ids']} ids differ from {of}, probabilities by {parity['probability']:.1e}, "
                            f"known by {parity['known']:.1e}, on {parity['photos']} photos")  # fmt: skip
     return lines
 

@@ -152,6 +152,7 @@ class Gate:
 
     mean_class: Annotated[float, Range(-1, 1)] = 0.0
     tail: Annotated[float, Range(-1, 1)] = 0.02
+    enrol: Annotated[float, Range(-1, 1)] = 0.01  # of the mean over the other classes, by one product that is enrolled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,12 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.calibrate import read_calibration
 from models.export.graph import DeployGraph, in_use
-from models.export.measure import open_session, test_rows, write_answers
-from models.export.onnx_file import labels_json, stamp, write_onnx
+from models.export.measure import test_rows, write_answers
+from models.export.onnx_file import write_onnx
 from models.export.parity import measure_parity, require_parity
-from models.export.unknown import ACCEPTED, UNCALIBRATED, Calibration
+from models.export.patch import name_classes, stamp
+from models.export.session import decisive
+from models.export.unknown import UNCALIBRATED, Calibration
 from models.export.views import looking
 from models.train import Trained, load_network
 
@@ -74,15 +75,14 @@ def describe(
     members: list[Trained], graph: DeployGraph, *, settings: Export, calibration: Calibration
 ) -> dict[str, str]:
     """What the graph says of itself: labels; its members and what they started from; how it looks at a photo, and accepts one."""
-    labels, weights = members[0].classes, graph.weights.flatten().tolist()
+    weights = graph.weights.flatten().tolist()
     told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "temperature": calibration.of(number),
              "weight": round(weight, 6), "started_from": Path(m.member.weights).name, "licence": licence(m)}
             for number, (m, weight) in enumerate(zip(members, weights, strict=True))]  # fmt: skip
     known = {"score": calibration.score, "slope": calibration.slope, "threshold": calibration.threshold,
              "accept": settings.accept, "reject": settings.reject}  # fmt: skip
     return {
-        "labels": labels_json(labels),
-        "labels_sha256": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
+        **name_classes(members[0].classes),
         "members": json.dumps(told),
         "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
         "known": json.dumps(known),
@@ -104,15 +104,6 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(PARITY_PHOTOS, len(rows))).astype(int)]
     return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
-
-
-def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photos, the clearest ranking and acceptance first: near ties would fail a check over the wire for nothing."""
-    probs, known = open_session(path).run(["probs", "known"], {"image": photos})
-    clearance = abs(known[:, 0] - ACCEPTED)
-    if probs.shape[1] > 1:
-        clearance = np.minimum(clearance, (probs[:, :-1] - probs[:, 1:]).min(axis=1))
-    return photos[np.argsort(-clearance, kind="stable")]
 
 
 def main() -> None:

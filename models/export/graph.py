@@ -23,7 +23,8 @@ from torch.nn import functional
 from models.classifiers import tau_normalise
 from models.config import Export
 from models.errors import WeightsMismatch
-from models.export.unknown import ACCEPTED, UNCALIBRATED, Calibration, Known, Look
+from models.export.session import ACCEPTED
+from models.export.unknown import UNCALIBRATED, Calibration, Known, Look
 from models.network import Head
 from models.train import Trained
 
@@ -122,7 +123,8 @@ class Answers(NamedTuple):
 
 
 class DeployGraph(nn.Module):
-    """Everything between a uint8 photo and the ranked classes. No number of classes is part of it but in reshapes.
+    """Everything between a uint8 photo and the ranked classes. Beside the classifiers only the reshape of their logits by crops
+    says how many classes there are.
 
     Args:
         weights: what each member counts, with the sum 1; None: alike.
@@ -137,7 +139,8 @@ class DeployGraph(nn.Module):
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
             raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
-        self.keep, self.top_k = min(settings.keep, len(members[0].classes)), settings.top_k
+        self.num_classes = len(members[0].classes)
+        self.keep, self.top_k = settings.keep, settings.top_k
         self.reject = settings.reject
         self.branches = nn.ModuleList(
             Branch(member, settings=settings, temperature=calibration.of(number))
@@ -168,7 +171,6 @@ class DeployGraph(nn.Module):
 
     def _kept(self, probabilities: Tensor) -> Tensor:
         """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""
-        best = probabilities.topk(self.keep)
-        return (probabilities * 0).scatter(
-            1, best.indices, best.values
-        )  # zeros_like would fix their number in the file
+        columns = functional.pad(probabilities, (0, self.keep))  # enough to rank, however few classes there are
+        best = columns.topk(self.keep)
+        return (columns * 0).scatter(1, best.indices, best.values)[:, : -self.keep]  # zeros_like would fix their number

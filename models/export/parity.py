@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from models.errors import ParityError
 from models.export.graph import DeployGraph
-from models.export.measure import open_session
 from models.export.onnx_file import OUTPUTS
+from models.export.session import open_session
 
 TOLERANCE = 1e-6  # of a probability, float32
 ROUNDINGS = 4  # times what torch itself is off by in float32, where that is more: deep networks round more

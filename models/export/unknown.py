@@ -48,7 +48,6 @@ def angle(look: Look) -> Tensor:
 
 PROBABILITY = "probability"
 NEWTON_STEPS = 50
-ACCEPTED = 0.5  # of `known`; part of the contract with clients
 OF_LOOKS: Mapping[str, Callable[[Look], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
 SCORES = (PROBABILITY, *OF_LOOKS)
 

@@ -13,7 +13,7 @@ from flows.ingest import ingest
 from flows.retrain import retrain
 from flows.workspace import Workspace
 from models.config import load_recipe
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
 from serving.environment import Environment
 from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 

@@ -32,7 +32,7 @@ from flows.sample.families import assortment
 from flows.workspace import Workspace
 from models.config import digest, load_recipe
 from models.data.manifest import read_manifest
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
 from serving import LocalRecognizer, Recognizer
 from serving.access import Access
 from serving.environment import Environment

@@ -23,7 +23,9 @@ from models.export import measure, parity
 from models.export.__main__ import describe, export, main
 from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
-from models.export.onnx_file import read_metadata, stamp, write_onnx
+from models.export.onnx_file import write_onnx
+from models.export.patch import read_metadata, stamp
+from models.export.session import open_session
 from models.export.unknown import UNCALIBRATED, Calibration
 from models.network import build_network
 from models.train import Trained, load_network, save_network
@@ -128,7 +130,7 @@ def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, 
 def test_the_file_answers_as_the_networks_one_by_one(
     exported: Path, members: list[Trained], golden: np.ndarray
 ) -> None:
-    ids, probs, _, embedding = measure.open_session(exported / "model.onnx").run(None, {"image": golden})
+    ids, probs, _, embedding = open_session(exported / "model.onnx").run(None, {"image": golden})
     assert (ids.dtype, probs.dtype, embedding.dtype) == (np.int64, np.float32, np.float32)
     for photo, row, p, vector in zip(golden, ids, probs, embedding, strict=True):
         mean, direction = slow_answer(members, photo)
@@ -140,7 +142,7 @@ def test_the_file_answers_as_the_networks_one_by_one(
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_any_batch_size_answers_alike(exported: Path, golden: np.ndarray, size: int) -> None:
-    session = measure.open_session(exported / "model.onnx")
+    session = open_session(exported / "model.onnx")
     assert session.get_inputs()[0].shape[1:] == [40, 40, 3]
     batch = golden[np.arange(size) % len(golden)]
     ids, probs, _, embedding = session.run(None, {"image": batch})
@@ -190,7 +192,7 @@ def test_weights_fold_exactly(members: list[Trained], weights: list[float], tmp_
     photos = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     graph = DeployGraph(members, settings=SETTINGS, weights=weights)
     write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
-    ids, probs, _, embedding = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    ids, probs, _, embedding = open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     total = np.zeros((5, 4), np.float64)
     for weight, member in zip(weights, members, strict=True):
         alone = dataclasses.replace(SETTINGS, keep=4, top_k=4)
@@ -223,7 +225,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     photos = torch.from_numpy(np.load(tmp_path / "golden.npy"))
     with torch.no_grad():
         ids, probs, *_ = DeployGraph([alone], settings=Export(input_size=40, crops=2, enlarge=(1.5,)))(photos)
-    answers = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    answers = open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     assert np.array_equal(answers[0], ids)
     assert answers[1] == pytest.approx(probs.numpy(), abs=1e-6)
 
@@ -320,9 +322,7 @@ def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden
     stamp(copy, {"recipe": "näher", "note": "new"})
     assert read_metadata(copy) == before | {"recipe": "näher", "note": "new"}
     onnx.checker.check_model(copy)
-    one, two = (
-        measure.open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx")
-    )
+    one, two = (open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx"))
     assert np.array_equal(one, two)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
