@@ -91,12 +91,12 @@ class Keeper:
             self._heal(is_hung=pulse is Pulse.HUNG)
 
     def _heal(self, *, is_hung: bool) -> None:
-        control, versions = self._watchdog().endpoint, repository(self.workspace)
+        watchdog = self._watchdog()
         with self.workspace.lock("watch", name="serving"):
-            if serve_registered(self.workspace, control):
+            if serve_registered(self.workspace, watchdog.endpoint):
                 return
-            if control.heal(versions, is_hung=is_hung):
-                log.warning("watch: unloaded and loaded version %s again; it answers", versions.configured())
+            for model in watchdog.heal(is_hung=is_hung):
+                log.warning("watch: unloaded and loaded %s again; it answers", model)
 
     def _tidy(self) -> None:
         """After a switch that was killed: the version that the registry names, and no candidate left."""

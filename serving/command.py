@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Listening:
 def arguments(
     *,
     models: Path,
-    load: str | None,
+    load: Iterable[str],
     listening: Listening,
     ports: dict[str, int],
     access: Access,
@@ -66,7 +66,7 @@ def arguments(
     """Everything after `tritonserver`.
 
     Args:
-        load: the model to load at the start.
+        load: the models to load at the start.
         ports: of http, grpc and metrics.
         access: the tokens to ask for.
     """
@@ -82,7 +82,7 @@ def arguments(
         f"--grpc-address={listening.host}",
         *_restrictions(access),
         *_tls(listening),
-        *([f"--load-model={load}"] if load else []),
+        *(f"--load-model={model}" for model in load),
     ]
 
 

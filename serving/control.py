@@ -110,9 +110,15 @@ class Endpoint:
         It proves itself under another model name first, so that no request meets a version that was never seen to
         answer rightly. Then the server swaps when the new one is ready; it never stops answering.
 
+        One switch at a time: a second one waits.
+
         Raises:
             ServingError: what served before serves on.
         """
+        with repository.switching():
+            self._switch(repository, version)
+
+    def _switch(self, repository: ModelRepository, version: int) -> None:
         repository.verify(version)
         repository.check_contract(repository.path(version) / "model.onnx")
         if version not in self.active():

@@ -17,7 +17,7 @@ ServingError
 ├── ServerUnavailable (RuntimeError)    nobody answers, or the server ended
 ├── ModelNotReady (RuntimeError)        the server answers, the model does not
 ├── RequestTimeout (RuntimeError)       no answer within the deadline
-├── RequestRejected (RuntimeError)      the server's queue is full; try again later
+├── RequestRejected (RuntimeError)      the server's queue is full, or another request spoilt its batch; try again
 └── GoldenMismatch (RuntimeError)       the server answers, but not what the graph answers locally
 
 The ValueError family is for the user to put right (exit 2), the RuntimeError family is the world's (exit 3).
@@ -95,7 +95,7 @@ class RequestTimeout(ServingError, RuntimeError):
 
 
 class RequestRejected(ServingError, RuntimeError):
-    """The queue is full."""
+    """The queue is full, or the batch was spoilt by another request."""
 
 
 class GoldenMismatch(ServingError, RuntimeError):

@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import onnx
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
@@ -20,11 +19,10 @@ from tritonclient.grpc import model_config_pb2
 from serving.accelerator import CPU, Accelerator
 from serving.errors import BadGraph
 
-ELEMENT_TYPES: dict[int, str] = {
-    onnx.TensorProto.UINT8: "TYPE_UINT8",
-    onnx.TensorProto.INT64: "TYPE_INT64",
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-}
+if TYPE_CHECKING:
+    import onnx  # only those who read a graph need it; clients of a server do not
+
+ELEMENT_TYPES = {2: "TYPE_UINT8", 7: "TYPE_INT64", 1: "TYPE_FP32"}  # by the number of ONNX's TensorProto.DataType
 CONTRACT = {
     "image": "TYPE_UINT8",
     "ids": "TYPE_INT64",
@@ -152,7 +150,7 @@ class TritonConfig:
             output=[_proto(spec) for spec in self.signature.outputs],
             instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
             optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
-            dynamic_batching=self._batching(),
+            dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
             model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
             response_cache={"enable": False},
         )
@@ -191,20 +189,6 @@ class TritonConfig:
             parameters=parameters,
         )
 
-    def _batching(self) -> dict[str, Any]:
-        """No delay: with one, a single instance takes every request and the others idle."""
-        sizes = {2**power for power in range(1, self.max_batch_size.bit_length()) if 2**power < self.max_batch_size}
-        return {
-            "preferred_batch_size": sorted({*sizes, self.max_batch_size}),
-            "max_queue_delay_microseconds": 0,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.queue_timeout_ms * 1000,
-                "allow_timeout_override": True,
-                "max_queue_size": self.max_queue_size,
-            },
-        }
-
     def _execution(self) -> list[dict[str, Any]]:
         shapes = {spec.name: spec.dims for spec in self.signature.inputs}
         return self.accelerator.execution(shapes, max_batch_size=self.max_batch_size)
@@ -217,12 +201,29 @@ class TritonConfig:
         return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
 
 
+def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
+    """Triton's dynamic batching, without a delay: with one, a single instance takes every request and the others idle."""
+    sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
+    return {
+        "preferred_batch_size": sorted({*sizes, max_batch_size}),
+        "max_queue_delay_microseconds": 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": queue_timeout_ms * 1000,
+            "allow_timeout_override": True,
+            "max_queue_size": max_queue_size,
+        },
+    }
+
+
 def load_header(path: Path) -> onnx.ModelProto:
     """The graph's protobuf without its external data.
 
     Raises:
         BadGraph: the file is missing or is not ONNX.
     """
+    import onnx
+
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
     except (OSError, DecodeError) as error:

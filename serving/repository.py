@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.accelerator import CPU, Accelerator
-from serving.durable import disk_full_named, sha256, sync, write
+from serving.durable import disk_full_named, overwrite, sha256, sync
+from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
@@ -64,7 +65,7 @@ class ModelRepository:
         record: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
-        """Make `version` from a graph; returns its directory.
+        """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
 
         Args:
             graph: ONNX file; external data beside it comes along.
@@ -82,6 +83,7 @@ class ModelRepository:
         if target.exists():
             raise VersionInUse(f"{target} exists and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
+        lay(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
             self._publish(staging, target)
@@ -164,9 +166,16 @@ class ModelRepository:
             DiskFull: it is as it was.
         """
         if text:
-            self._replace_config(text)
+            with disk_full_named(self.model):
+                overwrite(self.model / "config.pbtxt", text.encode())
         else:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
+
+    def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
+        """What clients read in the configuration: they see the server alone, not this disk."""
+        data = {f"data_version.{v}": signature.metadata.get("data_version", "") for v, signature in signatures.items()}
+        labels = {f"labels.{v}": json.dumps(self.labels(v), ensure_ascii=False) for v in signatures}
+        return {**data, **labels}
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
@@ -184,10 +193,21 @@ class ModelRepository:
             newest = max(served)
             self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
 
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Alone: whoever else wants to switch waits, and the kernel lets go of the lock of a killed one."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.model, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def leftovers(self) -> list[Path]:
         """What killed stages and switches left. Stages under way are left alone."""
         stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        return [*stages, *self.model.glob(".config-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
+        return [*stages, *self.model.glob(".config.pbtxt-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
 
     def sweep(self) -> list[Path]:
         """Remove the leftovers; returns what was removed."""
@@ -210,7 +230,7 @@ class ModelRepository:
             instances=self.instances,
             accelerator=self._accelerator(newest),
             warmup=self.warmup,
-            parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
+            parameters=self._told(signatures),
         ).to_pbtxt()
 
     def _accelerator(self, version: int) -> Accelerator:
@@ -249,16 +269,6 @@ class ModelRepository:
                 raise VersionInUse(f"{target} appeared meanwhile; take the next free number") from None
             raise
         sync(self.model)
-
-    def _replace_config(self, text: str) -> None:
-        temporary = self.model / f".config-{os.getpid()}"
-        with disk_full_named(self.model):
-            try:
-                write(temporary, text.encode())
-                os.replace(temporary, self.model / "config.pbtxt")
-                sync(self.model)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _is_held(folder: Path) -> bool:

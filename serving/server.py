@@ -27,6 +27,8 @@ from serving.access import SCHEME, Access, keep_token
 from serving.command import EXIT_TIMEOUT_S, HOST, Listening, arguments
 from serving.control import Endpoint
 from serving.durable import write
+from serving.encoded.contract import encoded_name, lay
+from serving.encoded.endpoint import EncodedEndpoint
 from serving.environment import Environment, inspect
 from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
 from serving.repository import ModelRepository
@@ -112,10 +114,11 @@ class LocalServer:
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
             self._lay_backends(environment)
+            lay(self.repository, self.model)  # of this release, also where no version is published yet
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
-                self._check_golden(server)
+                self._check_golden(server, environment)
                 write(self.state / "triton.json", json.dumps(asdict(server)).encode())
             except BaseException:
                 _stop(server, self.state)
@@ -194,13 +197,20 @@ class LocalServer:
             str(environment.wheel / "bin" / "tritonserver"),
             *arguments(
                 models=_runtime(self.state) / "models",
-                load=self.model if ModelRepository(self.repository, self.model).configured() else None,
+                load=self._models(environment),
                 listening=self.listening,
                 ports={"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port},
                 access=_access(self.state, url=""),
                 backends=backends,
             ),
         ]
+
+    def _models(self, environment: Environment) -> Iterator[str]:
+        """What to load at the start."""
+        if ModelRepository(self.repository, self.model).configured():
+            yield self.model
+        if environment.passes_bytes:
+            yield encoded_name(self.model)
 
     def _wait_ready(self, server: RunningServer) -> None:
         def settled() -> bool:
@@ -212,11 +222,13 @@ class LocalServer:
         if not in_time:
             raise ServerUnavailable(f"the server was not ready within {START_TIMEOUT_S:g} s{self.last_words()}")
 
-    def _check_golden(self, server: RunningServer) -> None:
+    def _check_golden(self, server: RunningServer, environment: Environment) -> None:
         repository = ModelRepository(self.repository, self.model)
-        with Endpoint(server.access, model=self.model) as endpoint:
-            for version in repository.configured():
-                endpoint.golden_check(repository, version)
+        kinds = (Endpoint, EncodedEndpoint) if environment.passes_bytes else (Endpoint,)
+        for kind in kinds:
+            with kind(server.access, model=self.model) as endpoint:
+                for version in repository.configured():
+                    endpoint.golden_check(repository, version)
 
 
 def running(state: Path) -> RunningServer | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from serving.control import Endpoint
+from serving.encoded.endpoint import EncodedEndpoint
 from serving.errors import (
     GoldenMismatch,
     ModelNotReady,
@@ -32,7 +34,7 @@ class Pulse(Enum):
 
 @dataclass
 class Watchdog:
-    """Looks at the version that config.pbtxt names, by one golden image each time.
+    """Looks at the version that config.pbtxt names, by one golden image each time; as a file too where files are taken.
 
     A slow answer is no reason to unload a model that others wait for. So a timeout or a full queue is BUSY as long as
     the server's own count of answered requests rises, and HUNG only when it stood still for `hung_s`.
@@ -44,6 +46,10 @@ class Watchdog:
     _answered: int = -1
     _alive_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        timeouts = {name: getattr(self.endpoint, name) for name in ("load_timeout_s", "answer_timeout_s")}
+        self._encoded = EncodedEndpoint(self.endpoint.access, model=self.endpoint.model, **timeouts)
+
     def look(self) -> Pulse:
         """One look; it takes as long as the endpoint's `answer_timeout_s` at most.
 
@@ -54,8 +60,9 @@ class Watchdog:
         if not versions:  # before the first model there is nothing to ask
             return Pulse.ANSWERS if self.endpoint.live() else Pulse.GONE
         try:
-            for version in versions:
-                self.endpoint.golden_check(self.repository, version, at_most=1)
+            for endpoint in self._endpoints():
+                for version in versions:
+                    endpoint.golden_check(self.repository, version, at_most=1)
         except ServerUnavailable:
             return Pulse.GONE
         except (ModelNotReady, GoldenMismatch):
@@ -64,6 +71,15 @@ class Watchdog:
             return self._progress()
         self._alive_at = time.monotonic()
         return Pulse.ANSWERS
+
+    def heal(self, *, is_hung: bool = False) -> Iterator[str]:
+        """Endpoint.heal of each model; the names of those that needed it."""
+        for endpoint in self._endpoints():
+            if endpoint.heal(self.repository, is_hung=is_hung):
+                yield endpoint.model
+
+    def _endpoints(self) -> list[Endpoint]:
+        return [self.endpoint, self._encoded] if self._encoded.active() else [self.endpoint]
 
     def _progress(self) -> Pulse:
         try:

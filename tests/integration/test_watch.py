@@ -102,7 +102,7 @@ def test_in_the_foreground_a_dead_model_is_healed_and_a_signal_stops_everything(
         process.kill([server.pid])  # it would wait half a minute for the process it lost
         assert child.wait(timeout=60) == 0
         said = child.stdout.read()
-    assert "unloaded and loaded version (1,) again" in said, said
+    assert "unloaded and loaded products again" in said, said
     assert running(shop.state) is None
 
 

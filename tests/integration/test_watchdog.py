@@ -125,11 +125,11 @@ def test_a_dead_model_is_healed_unless_its_files_were_altered(
         kept = graph.read_bytes()
         graph.write_bytes(kept[:-1])
         with pytest.raises(CorruptVersion):
-            control.heal(repository)
+            list(watchdog.heal())
         graph.write_bytes(kept)
-        assert control.heal(repository)
+        assert list(watchdog.heal()) == ["products", "products-encoded"]
         assert watchdog.look() is Pulse.ANSWERS
-        assert not control.heal(repository)
+        assert list(watchdog.heal()) == []
 
 
 @pytest.mark.faults

@@ -154,7 +154,7 @@ def test_compose_asks_for_tokens_as_our_own_server_does() -> None:
     asked = {re.sub(r"\$\{(\w+):\?\}", r"<\1>", option) for option in command if "-restricted-" in option}
     own = arguments(
         models=Path("/models"),
-        load=None,
+        load=(),
         listening=Listening(),
         ports={},
         access=Access("", "<CLEANSHELF_TRITON_TOKEN>", "<CLEANSHELF_TRITON_CONTROL_TOKEN>"),

@@ -49,7 +49,7 @@ def test_http_never_leaves_the_loopback_and_grpc_only_with_tls(tmp_path: Path) -
     for path in (cert, key):
         path.write_text("")
     listening = Listening("0.0.0.0", cert, key)  # what is tested
-    line = arguments(models=tmp_path, load="products", listening=listening, ports={}, access=Access(""), backends=())
+    line = arguments(models=tmp_path, load=["products"], listening=listening, ports={}, access=Access(""), backends=())
     assert {"--grpc-address=0.0.0.0", "--grpc-use-ssl=true", f"--grpc-server-cert={cert}"} <= set(line)
     assert {"--http-address=127.0.0.1", "--metrics-address=127.0.0.1", "--load-model=products"} <= set(line)
     assert (listening.reached_at, listening.authority) == ("127.0.0.1", cert)
