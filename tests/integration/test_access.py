@@ -23,6 +23,7 @@ from flows.rollback import rollback_model
 from flows.settings import Settings
 from flows.watch import Keeper
 from flows.workspace import Workspace
+from serving import process
 from serving.accelerator import Accelerator
 from serving.access import CONTROL_HEADER, TOKEN_HEADER, Access
 from serving.command import Listening
@@ -89,9 +90,11 @@ def remote(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -
     server = replace(
         local_server(workspace.repository, folder / "elsewhere"), listening=Listening(certificate=cert, key=key)
     )
+    started = server.start()
     try:
-        yield Remote(server, server.start(), workspace)
+        yield Remote(server, started, workspace)
     finally:
+        process.kill([started.pid])  # asked nicely, it would wait for what loads that failed left
         server.stop()
 
 
