@@ -19,7 +19,7 @@ from figure import figure, header
 from flows.endpoint import repository, stop_endpoint
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from serving.client import LocalRecognizer, Recognizer
+from serving import LocalRecognizer, Recognizer
 from serving.server import running
 
 REQUESTS = 100

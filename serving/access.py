@@ -23,7 +23,7 @@ GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restric
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
-RECONNECT_MS = 1000
+RECONNECT_MS = (100, 1000)  # of the first try, and at most
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Access:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
         ]
         if self.address.rpartition(":")[0] in LOOPBACK:
             channel.append(("grpc.enable_http_proxy", 0))

@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import onnx
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
@@ -20,11 +19,10 @@ from tritonclient.grpc import model_config_pb2
 from serving.accelerator import CPU, Accelerator
 from serving.errors import BadGraph
 
-ELEMENT_TYPES: dict[int, str] = {
-    onnx.TensorProto.UINT8: "TYPE_UINT8",
-    onnx.TensorProto.INT64: "TYPE_INT64",
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-}
+if TYPE_CHECKING:
+    import onnx  # only those who read a graph need it; clients of a server do not
+
+ELEMENT_TYPES = {2: "TYPE_UINT8", 7: "TYPE_INT64", 1: "TYPE_FP32"}  # by the number of ONNX's TensorProto.DataType
 CONTRACT = {
     "image": "TYPE_UINT8",
     "ids": "TYPE_INT64",
@@ -224,6 +222,8 @@ def load_header(path: Path) -> onnx.ModelProto:
     Raises:
         BadGraph: the file is missing or is not ONNX.
     """
+    import onnx
+
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
     except (OSError, DecodeError) as error:

@@ -171,6 +171,12 @@ class ModelRepository:
         else:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
 
+    def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
+        """What clients read in the configuration: they see the server alone, not this disk."""
+        data = {f"data_version.{v}": signature.metadata.get("data_version", "") for v, signature in signatures.items()}
+        labels = {f"labels.{v}": json.dumps(self.labels(v), ensure_ascii=False) for v in signatures}
+        return {**data, **labels}
+
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
         text = self.configuration()
@@ -224,7 +230,7 @@ class ModelRepository:
             instances=self.instances,
             accelerator=self._accelerator(newest),
             warmup=self.warmup,
-            parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
+            parameters=self._told(signatures),
         ).to_pbtxt()
 
     def _accelerator(self, version: int) -> Accelerator:

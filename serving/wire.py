@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from grpc import RpcError
+from grpc.aio import InternalError, UsageError
 from numpy.typing import NDArray
 from tritonclient import grpc
+from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from serving.access import Access, Tokens
@@ -24,7 +28,19 @@ from serving.errors import (
     Untrusted,
 )
 
-NO_CONNECTION = ("failed to connect", "connection refused", "socket closed", "connection reset", "goaway")
+NO_CONNECTION = (
+    "failed to connect",
+    "connection refused",
+    "socket closed",
+    "connection reset",
+    "connection timed out",
+    "broken pipe",
+    "goaway",
+    "errors resolving",
+    "uri is not valid",
+    "server is stopping",
+    "received http2 header",  # by something that is not Triton
+)
 NO_TRUST = ("ssl handshake failed", "certificate_verify_failed", "peer did not return a certificate", "hostname verif")
 
 
@@ -44,6 +60,14 @@ def connect(access: Access | str) -> grpc.InferenceServerClient:
     return client
 
 
+def connect_async(access: Access | str) -> aio.InferenceServerClient:
+    """The same for asyncio; belongs to the loop that runs now."""
+    access = Access.of(access)
+    client = aio.InferenceServerClient(access.address, **access.options())
+    client.register_plugin(Tokens(access))
+    return client
+
+
 def infer(
     client: grpc.InferenceServerClient,
     image: NDArray,
@@ -56,15 +80,12 @@ def infer(
 ) -> Answer:
     """Ask for `outputs` of a batch of images; version "" is whichever the server now serves.
 
-    The deadline is told to the server too, so that a request nobody waits for is not computed.
-
     Raises:
         ServingError: every fault, as `translate` names it.
     """
     with errors_named(url):
-        tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
-        tensor.set_data_from_numpy(np.ascontiguousarray(image))
-        return _call(client, tensor, model=model, outputs=outputs, version=version, timeout_s=timeout_s)
+        arguments = question(tensor_of(image), model=model, outputs=outputs, version=version, timeout_s=timeout_s)
+        return answer(client.infer(**arguments), outputs)
 
 
 def infer_encoded(
@@ -83,42 +104,68 @@ def infer_encoded(
     Raises:
         ServingError: every fault of the whole request, as `translate` names it.
     """
+    names = [*outputs, *({"error", "version"} - set(outputs))]
     with errors_named(url):
-        tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
-        tensor.set_data_from_numpy(np.array(photos, object).reshape(-1, 1))
-        names = [*outputs, *({"error", "version"} - set(outputs))]
-        arrays = _call(client, tensor, model=encoded_name(model), outputs=names, version="", timeout_s=timeout_s).arrays
-    arrays["error"] = np.array([text.decode() for text in arrays["error"].flat], object).reshape(-1, 1)
+        arguments = question(tensor_of_files(photos), model=encoded_name(model), outputs=names, timeout_s=timeout_s)
+        arrays = answer(client.infer(**arguments), names).arrays
+    arrays["error"] = texts(arrays["error"])
     return Answer(arrays, int(arrays["version"].max()))
 
 
-def _call(
-    client: grpc.InferenceServerClient,
-    tensor: grpc.InferInput,
-    *,
-    model: str,
-    outputs: Sequence[str],
-    version: str,
-    timeout_s: float,
-) -> Answer:
-    result = client.infer(
-        model,
-        [tensor],
-        model_version=version,
-        outputs=[grpc.InferRequestedOutput(name) for name in outputs],
-        client_timeout=timeout_s,
-        timeout=int(timeout_s * 1_000_000),
-    )
+def question(
+    tensor: grpc.InferInput, *, model: str, outputs: Sequence[str], version: str = "", timeout_s: float
+) -> dict[str, Any]:
+    """The arguments of `infer` of a tritonclient client, sync or async.
+
+    The deadline is told to the server too, so that a request nobody waits for is not computed.
+    """
+    return {
+        "model_name": model,
+        "inputs": [tensor],
+        "model_version": version,
+        "outputs": [grpc.InferRequestedOutput(name) for name in outputs],
+        "client_timeout": timeout_s,
+        "timeout": int(timeout_s * 1_000_000),
+    }
+
+
+def answer(result: grpc.InferResult, outputs: Sequence[str]) -> Answer:
+    """What `infer` of a tritonclient client, sync or async, returned."""
     return Answer({name: result.as_numpy(name) for name in outputs}, int(result.get_response().model_version))
+
+
+def tensor_of(image: NDArray) -> grpc.InferInput:
+    """A batch of images (B, S, S, 3) as it is sent."""
+    tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
+    tensor.set_data_from_numpy(np.ascontiguousarray(image))
+    return tensor
+
+
+def tensor_of_files(photos: Sequence[bytes]) -> grpc.InferInput:
+    """A batch of photos as their files' bytes, as it is sent."""
+    tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([*photos], object).reshape(-1, 1))
+    return tensor
+
+
+def texts(array: NDArray) -> NDArray:
+    """Strings of what Triton sent as bytes."""
+    return np.array([text.decode() for text in array.flat], object).reshape(array.shape)
 
 
 @contextmanager
 def errors_named(url: str) -> Iterator[None]:
-    """Let no exception of tritonclient through."""
+    """Let no exception of tritonclient or gRPC through."""
     try:
         yield
     except InferenceServerException as error:
         raise translate(error, url) from error
+    except (ValueError, UsageError, InternalError) as error:  # gRPC's word for a channel that its owner closed
+        if isinstance(error, ServingError):
+            raise
+        raise BadRequest(f"{url}: nothing can be sent ({error}); connect again after a close") from error
+    except RpcError as error:
+        raise ServerUnavailable(f"{url}: the call broke off ({error}); send it again") from error
 
 
 def translate(error: InferenceServerException, url: str) -> ServingError:

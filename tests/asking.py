@@ -7,8 +7,8 @@ import threading
 from flows.endpoint import repository
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
+from serving import Recognizer
 from serving.access import Access
-from serving.client import Recognizer
 
 
 class Asking:

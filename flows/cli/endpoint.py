@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.cli.app import AsJson, At, app, find, log_to_stderr
-from flows.cli.show import show, table
+from flows.cli.show import pairs, show, table
 
 Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two looks at whether it answers.")]
 Pem = Annotated[Path | None, typer.Option(help="PEM file, for TLS on gRPC.")]
@@ -65,17 +66,39 @@ def watch_verb(workspace: At = Path("."), period: Period = 5.0) -> None:
 
 @app.command()
 def recognise(
-    images: list[Path],
+    images: Annotated[list[Path], typer.Argument(help="Photos; with --out one folder of any size.")],
     workspace: At = Path("."),
     model: Annotated[Path | None, typer.Option("--model", help="Answer from this ONNX file, without a server.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a Parquet table of the folder; goes on after a kill.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the product on each photo."""
     from flows.recognise import ask_endpoint, ask_file
 
+    if out:
+        return _recognise_folder(images, workspace, model, out, as_json=as_json)
     answers = ask_file(model, images) if model else ask_endpoint(find(workspace), images)
     rows = [{"image": a["image"], **_best(a["products"]), "model": a["model_version"] or "file"} for a in answers]
     show(answers, as_json=as_json, say=lambda: table(("image", "product", "probability", "then", "model"), rows))
+
+
+def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, out: Path, *, as_json: bool) -> None:
+    from flows.errors import InputError
+    from flows.progress import photo_bar
+    from flows.recognise import ask_endpoint_of_folder, ask_file_of_folder
+    from flows.recognise_folder import photos_below
+
+    if len(folders) != 1:
+        raise InputError(f"--out is for one folder, and there are {len(folders)} paths; name one")
+    with photo_bar(photos_below(folders[0])) as progress:
+        if model:
+            done = ask_file_of_folder(model, folders[0], out, progress=progress)
+        else:
+            done = ask_endpoint_of_folder(find(workspace), folders[0], out, progress=progress)
+    content = {**dataclasses.asdict(done), "out": str(out)}
+    show(content, as_json=as_json, say=lambda: pairs(content))
 
 
 def _best(products: list[dict[str, Any]]) -> dict[str, str]:

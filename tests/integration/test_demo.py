@@ -15,7 +15,7 @@ from flows.rollback import model_history
 from flows.sample.place import fresh_workspace
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
 from serving.environment import Environment
 from serving.server import running
 

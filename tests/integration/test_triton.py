@@ -21,9 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving import process
+from serving import LocalRecognizer, Recognizer, process
 from serving.candidate import laid_out
-from serving.client import LocalRecognizer, Recognizer
 from serving.control import Endpoint
 from serving.errors import (
     AlreadyRunning,

@@ -12,7 +12,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from pixels import BadPhoto
-from serving.client import LocalRecognizer, Recognizer
+from serving import LocalRecognizer, Recognizer
 from serving.errors import (
     BadGraph,
     BadRequest,
