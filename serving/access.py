@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,8 @@ class Tokens(InferenceServerClientPlugin):
 def keep_token(path: Path) -> str:
     """The token in the file, which only its owner can read; made on the first call."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     if not path.exists():
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # its owner's alone
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(TOKEN_BYTES) + "\n")
         try:
@@ -109,5 +109,5 @@ def keep_token(path: Path) -> str:
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            os.unlink(temporary)
     return path.read_text().strip()

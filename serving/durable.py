@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def write(path: Path, data: bytes) -> None:
 
 def overwrite(path: Path, data: bytes) -> None:
     """Write a file that is seen whole or as it was before."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         write(temporary, data)
         os.replace(temporary, path)

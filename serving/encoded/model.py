@@ -6,13 +6,14 @@ decoder that lies beside it. It holds no version, so a switch of the other model
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,22 +30,24 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Nothing is loaded: what to ask is looked up with each request."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        self.max_photo_bytes = int(parameters["max_photo_bytes"]["string_value"])
+        config = json.loads(args["model_config"])
+        self.max_photo_bytes = int(config["parameters"]["max_photo_bytes"]["string_value"])
+        self.threads = ThreadPoolExecutor(config["max_batch_size"])  # no more requests come at once
+        self.decoding = Lock()  # one photo at a time: there is an instance per core, and a photo may take 700 MB
         self.model = args["model_name"].removesuffix("-encoded")
         self.config = os.path.join(os.path.dirname(args["model_repository"]), self.model, "config.pbtxt")
 
-    async def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request for itself: while one waits for its answer, the next is decoded."""
-        return await asyncio.gather(*(self._answer(request) for request in requests))
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Each request for itself: while one waits for its answer, others are decoded."""
+        return list(self.threads.map(self._answer, requests))
 
-    async def _answer(self, request: Any) -> Any:
+    def _answer(self, request: Any) -> Any:
         try:
-            return await self._recognise(request)
+            return self._recognise(request)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.model}: {error}"))
 
-    async def _recognise(self, request: Any) -> Any:
+    def _recognise(self, request: Any) -> Any:
         photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().reshape(-1)
         served = Served.read(self.config)
         decoded = [self._decode(photo, served.size) for photo in photos]
@@ -52,7 +55,7 @@ class TritonPythonModel:
         arrays["error"][:, 0] = [found if isinstance(found, str) else "" for found in decoded]
         good = [number for number, found in enumerate(decoded) if not isinstance(found, str)]
         if good:
-            response, version = await self._ask(np.stack([decoded[number] for number in good]), request)
+            response, version = self._ask(np.stack([decoded[number] for number in good]), request)
             if response.has_error():
                 return pb_utils.InferenceResponse(error=response.error())
             arrays["version"][good] = version
@@ -66,20 +69,21 @@ class TritonPythonModel:
         if len(photo) > self.max_photo_bytes:
             return f"{len(photo):,} bytes is over the limit of {self.max_photo_bytes:,}"
         try:
-            return to_square(decode(photo), size)
+            with self.decoding:
+                return to_square(decode(photo), size)
         except BadPhoto as error:
             return str(error)
 
-    async def _ask(self, image: np.ndarray, request: Any) -> tuple[Any, int]:
+    def _ask(self, image: np.ndarray, request: Any) -> tuple[Any, int]:
         """The other model's response, and the version that gave it.
 
         Asked by number, because a response does not tell its version here. A version that was withdrawn between the choice
         and the question is no fault of the client: then the one that took its place is asked.
         """
         version = self._newest()
-        response = await self._ask_version(version, image, request)
+        response = self._ask_version(version, image, request)
         if response.has_error() and (other := self._newest()) != version:
-            return await self._ask_version(other, image, request), other
+            return self._ask_version(other, image, request), other
         return response, version
 
     def _newest(self) -> int:
@@ -94,7 +98,7 @@ class TritonPythonModel:
         names = os.listdir(os.path.dirname(self.config))
         yield from sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
-    async def _ask_version(self, version: int, image: np.ndarray, request: Any) -> Any:
+    def _ask_version(self, version: int, image: np.ndarray, request: Any) -> Any:
         wanted = [name for name in ANSWERS if name in request.requested_output_names()]
         question = pb_utils.InferenceRequest(
             model_name=self.model,
@@ -104,7 +108,7 @@ class TritonPythonModel:
             timeout=request.timeout(),
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),  # of a graph on the GPU too
         )
-        return await question.async_exec()
+        return question.exec()
 
 
 @dataclass(frozen=True)

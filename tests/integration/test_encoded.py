@@ -233,7 +233,8 @@ def test_from_the_first_version_to_a_killed_process(tmp_path: Path, local_server
 
 
 def kill_stubs(server: LocalServer, model: str) -> None:
-    """kill -9 of every process that computes for a model."""
-    found = [pid for pid, argv in process.commands() if "stub" in argv[0] and f"/{model}/" in " ".join(argv)]
+    """kill -9 of every process of this server that computes for a model."""
+    state = str(server.state)
+    found = [pid for pid, argv in process.commands() if argv[0].startswith(state) and f"/{model}/" in argv[1]]
     assert found
     process.kill(found)
