@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flows.endpoint import access, choose_registered, repository, serve_registered
-from flows.errors import EndpointMissing, FlowError, WorkspaceBusy
+from flows.errors import EndpointMissing, FlowError, WorkspaceBusy, WorldError
 from flows.settings import Settings
 from flows.workspace import Workspace
 from serving import process
@@ -45,6 +45,14 @@ class Keeper:
     told: Pulse = Pulse.ANSWERS
     _settled: tuple[int, ...] | None = None  # what config.pbtxt named when it agreed with the registry
     _watchdogs: dict[Access, Watchdog] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """That there is an endpoint at all.
+
+        Raises:
+            EndpointMissing: there is none.
+        """
+        self._watchdog()
 
     def tend(self) -> None:
         """One look, and what follows from it. What fails is logged and tried again later.
@@ -80,14 +88,14 @@ class Keeper:
             self.local.stop()
             self._start(self.local)
         elif pulse in (Pulse.DEAD, Pulse.HUNG):
-            self._heal()
+            self._heal(is_hung=pulse is Pulse.HUNG)
 
-    def _heal(self) -> None:
+    def _heal(self, *, is_hung: bool) -> None:
         watchdog = self._watchdog()
         with self.workspace.lock("watch", name="serving"):
             if serve_registered(self.workspace, watchdog.endpoint):
                 return
-            for model in watchdog.heal():
+            for model in watchdog.heal(is_hung=is_hung):
                 log.warning("watch: unloaded and loaded %s again; it answers", model)
 
     def _tidy(self) -> None:
@@ -138,12 +146,13 @@ def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -
     """
     server = None if Settings().remote() else running(workspace.state)
     local = server.again(Settings().triton_env) if server else None
-    with asked_to_end() as asked, watching(workspace.state):
-        keeper = Keeper(workspace, local)
-        keeper._watchdog()
+    with asked_to_end() as asked:
         try:
-            while not asked.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
-                keeper.tend()
+            with watching(workspace.state):
+                keeper = Keeper(workspace, local)
+                keeper.check()
+                while not asked.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
+                    keeper.tend()
         finally:
             if local and stop_server:
                 local.stop()
@@ -163,7 +172,7 @@ def watch_detached(workspace: Workspace, *, period_s: float) -> None:
     ]
     process.spawn(command, variables=os.environ, log=workspace.state / "watch.log")
     if not process.until(lambda: watcher(workspace.state) is not None, timeout_s=DETACH_TIMEOUT_S):
-        raise EndpointMissing(f"the process that watches did not start; see {workspace.state / 'watch.log'}")
+        raise WorldError(f"the process that watches did not start; see {workspace.state / 'watch.log'}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.access import Access
 from serving.candidate import laid_out
-from serving.errors import GoldenMismatch, ModelNotReady, ServingError
+from serving.errors import GoldenMismatch, ModelNotReady, RequestRejected, RequestTimeout, ServingError
 from serving.process import until
 from serving.repository import CANDIDATE, ModelRepository
 from serving.wire import connect, errors_named, infer
@@ -28,6 +28,7 @@ LOAD_TIMEOUT_S = 900.0  # TensorRT builds its engines in it
 CALL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0  # the first inference on a GPU may build kernels
 CONFIRM_S = 30.0
+ATTEMPTS = 3  # each takes a second where the process is dead
 UNLOAD_TIMEOUT_S = 10.0
 
 log = logging.getLogger("cleanshelf")
@@ -151,23 +152,27 @@ class Endpoint:
         if not until(lambda: not self._is_loaded(), timeout_s=UNLOAD_TIMEOUT_S):
             raise ModelNotReady(f"{self.url}: {self.model} still computes and stays loaded; restart the server")
 
-    def heal(self, repository: ModelRepository) -> bool:
+    def heal(self, repository: ModelRepository, *, is_hung: bool = False) -> bool:
         """Bring back a model that no longer answers, such as after its process was killed; whether that was needed.
 
         The server calls such a model ready and takes a load of unchanged files for done, so this unloads it first.
+
+        Args:
+            is_hung: it is known that nobody gets an answer, so a timeout or a full queue is no excuse.
 
         Raises:
             CorruptVersion: its files are not what they were, so it would not come back; nothing was unloaded.
             RequestTimeout, RequestRejected: it may only be slow; nothing was unloaded.
             ServingError: it does not answer after that either.
         """
+        slow = (RequestTimeout, RequestRejected) if is_hung else ()
         try:
             self._check_all(repository)
             return False
-        except (ModelNotReady, GoldenMismatch):
+        except (ModelNotReady, GoldenMismatch, *slow):
             for version in repository.configured():
                 repository.verify(version)
-            self._start_unloading()  # it would wait for the dead process for ever
+            self._start_unloading()  # it would wait for a dead process for ever
             self.load()
             self._check_all(repository)
             return True
@@ -208,16 +213,25 @@ class Endpoint:
         )
 
     def _ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
-        """Ids and probabilities (B, k) of one version."""
-        answer = infer(
-            self._client,
-            images,
-            url=self.url,
-            model=self.model,
-            outputs=("ids", "probs"),
-            version=str(version),
-            timeout_s=self.answer_timeout_s,
-        )
+        """Ids and probabilities (B, k) of one version.
+
+        Asked again before it counts as dead: on a machine short of time, Triton takes a process that is late for dead.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = infer(
+                    self._client,
+                    images,
+                    url=self.url,
+                    model=self.model,
+                    outputs=("ids", "probs"),
+                    version=str(version),
+                    timeout_s=self.answer_timeout_s,
+                )
+                break
+            except ModelNotReady:
+                if attempt == ATTEMPTS - 1:
+                    raise
         return answer.arrays["ids"], answer.arrays["probs"]
 
     def _let_go(self, error: BaseException) -> None:

@@ -72,10 +72,10 @@ class Watchdog:
         self._alive_at = time.monotonic()
         return Pulse.ANSWERS
 
-    def heal(self) -> Iterator[str]:
+    def heal(self, *, is_hung: bool = False) -> Iterator[str]:
         """Endpoint.heal of each model; the names of those that needed it."""
         for endpoint in self._endpoints():
-            if endpoint.heal(self.repository):
+            if endpoint.heal(self.repository, is_hung=is_hung):
                 yield endpoint.model
 
     def _endpoints(self) -> list[Endpoint]:

@@ -168,6 +168,10 @@ def test_a_server_that_nobody_vouches_for_is_not_believed(remote: Remote, tmp_pa
         remote.ask(replace(remote.access, url=remote.access.address, ca=None))
 
 
+def test_it_would_be_started_again_as_it_was(remote: Remote) -> None:
+    assert remote.running.again(remote.server.environment) == remote.server
+
+
 def test_a_server_elsewhere_is_driven_by_the_same_verbs(remote: Remote, named: Workspace, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photo)

@@ -32,7 +32,7 @@ from flows.sample.families import assortment
 from flows.workspace import Workspace
 from models.config import digest, load_recipe
 from models.data.manifest import read_manifest
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
 from serving import LocalRecognizer, Recognizer
 from serving.access import Access
 from serving.environment import Environment
@@ -224,7 +224,7 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert {name: time for name, time in after.items() if name in done} == done
     fresh = sorted(name.rsplit("-", 1)[0] for name in after if name not in done)
     trained = ["train-2-test_byobnet"] * 2  # on labels as delivered, and on cleaned ones
-    assert fresh == ["balance-2-test_byobnet", "ensemble", "export", "measure", *trained, "views"]
+    assert fresh == ["balance-2-test_byobnet", "calibrate", "ensemble", "export", "measure", *trained, "views"]
     assert history(workspace) == history(first[0]), "the judging network is the same, and so are its decisions"
     assert report.model_version == 2
     assert {seen.model_version for seen in report.seen} == {2}

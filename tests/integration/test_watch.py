@@ -147,3 +147,20 @@ def test_a_start_serves_what_the_registry_names(shop: Workspace) -> None:
         assert child.wait(timeout=60) == 0
     assert serving(shop) == 1
     assert not left.exists()
+
+
+def test_what_cannot_be_served_or_watched_is_one_line(shop: Workspace) -> None:
+    """Tokens on an open network, and nothing to watch."""
+    watching = [sys.executable, "-m", "flows.cli", "watch", "-w", str(shop.root)]
+    for child, said in (
+        (serve(shop, "--host", "10.1.2.3"), "host 10.1.2.3: tokens would cross the network readable"),
+        (
+            subprocess.Popen(watching, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
+            "no endpoint",
+        ),
+    ):
+        with child:
+            assert child.stdout is not None
+            assert said in child.stdout.read()
+        assert child.returncode == 2
+    assert running(shop.state) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +14,13 @@ import pytest
 from serving import process
 from serving.access import Access
 from serving.control import Endpoint
-from serving.errors import CorruptVersion, ServingError
+from serving.errors import CorruptVersion, RequestTimeout, ServingError
 from serving.model_config import TritonConfig
 from serving.repository import ModelRepository
 from serving.server import LocalServer
 from serving.watchdog import Pulse, Watchdog
 from serving.wire import connect, infer
-from tests.graphs import golden_images, make_endless, stage
+from tests.graphs import golden_images, make_endless, sign, stage
 
 pytestmark = pytest.mark.triton
 
@@ -74,8 +75,11 @@ def stubs(server: LocalServer) -> list[int]:
 def test_a_crowd_is_no_reason_to_heal(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
     _, repository, access = slow
     with Endpoint(access, answer_timeout_s=0.05) as impatient, crowd(access, clients=6):
-        watchdog = Watchdog(impatient, repository, hung_s=2)
-        pulses = {watchdog.look() for _ in range(40) if not threading.Event().wait(0.1)}
+        watchdog, end = Watchdog(impatient, repository, hung_s=5), time.monotonic() + 8
+        pulses = set()
+        while time.monotonic() < end:
+            pulses.add(watchdog.look())
+            time.sleep(0.1)
     assert pulses == {Pulse.BUSY}
 
 
@@ -85,13 +89,26 @@ def test_a_model_that_never_ends_is_hung(slow: tuple[LocalServer, ModelRepositor
     endless = ModelRepository(repository.root, "endless", instances=1, warmup=False)
     stage(endless, tmp_path, 1)
     make_endless(endless.path(1) / "model.onnx")
+    sign(endless.path(1))
     endless.configure([1])
     with Endpoint(access, model="endless", answer_timeout_s=0.5) as control:
         control.load()
         watchdog = Watchdog(control, endless, hung_s=1.5)
         assert watchdog.look() is Pulse.BUSY
         assert process.until(lambda: watchdog.look() is Pulse.HUNG, timeout_s=20)
-    process.kill([pid for pid, argv in process.commands() if "models/endless/1" in " ".join(argv[:2])])
+        before = computing("endless")
+        with pytest.raises(RequestTimeout):
+            control.heal(endless)
+        assert computing("endless") == before, "it may only be slow"
+        with pytest.raises(RequestTimeout):  # of the new one, as the graph is what it is
+            control.heal(endless, is_hung=True)
+        assert computing("endless") > before
+    process.kill(list(computing("endless")))
+
+
+def computing(model: str) -> set[int]:
+    """The processes of a model, with any that are on their way out."""
+    return {pid for pid, argv in process.commands() if f"models/{model}/1" in " ".join(argv[:2])}
 
 
 @pytest.mark.faults
