@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.endpoint import access, repository
+from flows.endpoint import access
 from flows.errors import EndpointMissing
 from flows.recognise_folder import Summary, recognise_folder
 from flows.workspace import Workspace
@@ -24,7 +24,7 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
         EndpointMissing: none runs.
         BadPhoto: a file is not a photo.
     """
-    with Recognizer(_access(workspace), labels=repository(workspace).labels) as recognizer:
+    with Recognizer(_access(workspace)) as recognizer:
         return _plain(images, recognizer.recognise(list(images)))
 
 
@@ -45,9 +45,7 @@ def ask_endpoint_of_folder(
     Raises:
         EndpointMissing: none runs.
     """
-    with Recognizer(
-        _access(workspace), labels=repository(workspace).labels, timeout_s=TIMEOUT_S, patience_s=PATIENCE_S
-    ) as recognizer:
+    with Recognizer(_access(workspace), timeout_s=TIMEOUT_S, patience_s=PATIENCE_S) as recognizer:
         return recognise_folder(folder, out, recognizer=recognizer, asked={"model": "endpoint"}, progress=progress)
 
 

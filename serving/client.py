@@ -15,10 +15,11 @@ from weakref import WeakSet
 
 from pixels import BadPhoto
 from serving.access import Access
-from serving.bulk import Numbered, Progress, all_good, batches, in_order, in_order_async, merged
+from serving.bulk import Answered, Numbered, Progress, all_good, batches, in_order, in_order_async, merged
 from serving.photos import Photo
 from serving.recognition import Recognition
-from serving.session import Answered, Call, Pause, Session, Steps, T, Wire, drive, drive_async
+from serving.session import Session, Wire
+from serving.steps import Call, Pause, Steps, T, drive, drive_async
 from serving.wire import connect, connect_async, errors_named
 
 TIMEOUT_S = 10.0

@@ -1,15 +1,14 @@
 """How a recogniser talks with a server: which calls, in which order, and what follows from the answers.
 
-Written once for both kinds of client: a conversation is a generator that yields each call it wants made and is sent the
-reply, or thrown the error. `Recognizer` makes the calls, `AsyncRecognizer` awaits them.
+Written once for both kinds of client, as conversations (serving.steps).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +22,12 @@ from serving.photos import encoded, square
 from serving.recognition import Recognition, outputs, recognitions
 from serving.region import Region
 from serving.retry import Retry
+from serving.steps import Call, Pause, Steps, T
 from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
 Wire = Literal["uint8", "encoded", "shared memory"]
 IN_USE = "currently in use"  # a request that has just been answered holds its memory a moment longer
 LOST = "unable to find shared memory region"  # the server was started anew
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Call:
-    """A method of a tritonclient client, sync or async, with its arguments."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Time to let pass."""
-
-    seconds: float
-
-
-Steps = Generator[Call | Pause, Any, T]
 
 
 @dataclass(frozen=True)
@@ -133,7 +114,10 @@ class Session:
         return (yield from self._infer(tensor_of(images), self.model, wanted, left_s))
 
     def _ask_shared(self, images: NDArray[np.uint8], wanted: list[str], left_s: float) -> Steps[Answer]:
-        region = self._regions.pop() if self._regions else (yield from self._register(left_s))
+        try:
+            region = self._regions.pop()
+        except IndexError:
+            region = yield from self._register(left_s)
         is_lost = False
         try:
             return (yield from self._infer(region.tensor_of(images), self.model, wanted, left_s))
@@ -170,16 +154,15 @@ class Session:
         return answer(result, wanted)
 
     def _recognitions(self, arrays: dict[str, NDArray], version: int, left_s: float) -> Steps[list[Recognition]]:
-        if version not in self._versions:
-            yield from self._learn_version(version, left_s)
-        labels, data_version = self._versions[version]
+        known = self._versions.get(version)
+        labels, data_version = known or (yield from self._learn_version(version, left_s))
         if arrays["ids"].max(initial=0) >= len(labels):
             raise BadRequest(
                 f"{self.url}: version {version} answers more classes than the {len(labels)} labels given it"
             )
         return recognitions(arrays, labels=labels, model_version=version, data_version=data_version)
 
-    def _learn_version(self, version: int, left_s: float) -> Steps[None]:
+    def _learn_version(self, version: int, left_s: float) -> Steps[tuple[Sequence[str], str]]:
         """Labels and data version of a version, as its own configuration tells them."""
         try:
             parameters = (yield from self._read_config(str(version), left_s)).parameters
@@ -189,7 +172,9 @@ class Session:
         labels = self.labels(version) if self.labels else _list(told)
         if labels is None:
             raise BadRequest(f"{self.url} does not tell the labels of version {version}; pass `labels` yourself")
-        self._versions[version] = labels, parameters.get(f"data_version.{version}", "")
+        learnt = labels, parameters.get(f"data_version.{version}", "")
+        self._versions[version] = learnt
+        return learnt
 
     def _read_config(self, version: str, left_s: float) -> Steps[Served]:
         reply = yield Call(
@@ -237,37 +222,3 @@ def _list(text: str) -> list[str] | None:
     except ValueError:
         return None
     return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
-
-
-def drive(steps: Steps[T], act: Callable[[Call | Pause], Any]) -> T:
-    """The outcome of a conversation whose calls `act` makes."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                reply = act(step)
-            except ServingError as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(reply)
-    except StopIteration as end:
-        return end.value
-    finally:
-        steps.close()
-
-
-async def drive_async(steps: Steps[T], act: Callable[[Call | Pause], Any]) -> T:
-    """The same where `act` is to be awaited."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                reply = await act(step)
-            except ServingError as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(reply)
-    except StopIteration as end:
-        return end.value
-    finally:
-        steps.close()

@@ -15,7 +15,7 @@ from PIL import Image
 from serving import Access, Recognizer
 from serving.repository import ModelRepository
 from serving.server import LocalServer, RunningServer
-from serving.session import Pause
+from serving.steps import Pause
 
 
 @dataclass

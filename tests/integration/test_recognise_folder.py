@@ -18,6 +18,7 @@ from PIL import Image
 from flows.errors import InputError, WorkspaceBusy
 from flows.parts import Parts
 from flows.recognise_folder import SCHEMA, photos_below, recognise_folder
+from flows.workspace import Workspace
 from serving import LocalRecognizer, Recognizer
 from serving.control import Endpoint
 from serving.repository import ModelRepository
@@ -93,6 +94,7 @@ import os, signal, sys
 from pathlib import Path
 import flows.parts
 from flows.recognise_folder import recognise_folder
+from flows.workspace import Workspace
 from serving import LocalRecognizer
 folder, out, graph, log, what, at = sys.argv[1:]
 
@@ -185,6 +187,31 @@ def test_what_is_there_is_not_overwritten(folder: Path, tmp_path: Path, graph: P
         said = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
         assert "folder" in said
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.triton
+def test_the_endpoint_of_a_workspace_answers(
+    folder: Path, tmp_path: Path, local_server: Callable[..., LocalServer]
+) -> None:
+    workspace = Workspace.init(tmp_path / "shop")
+    repository = ModelRepository(workspace.repository)
+    stage(repository, tmp_path, 1)
+    repository.configure([1])
+    out = tmp_path / "out.parquet"
+    assert "no endpoint runs" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
+    server = local_server(workspace.repository, workspace.state)
+    server.start()
+    try:
+        done = cleanshelf("recognise", folder, "--out", out, "-w", workspace.root)
+        single = cleanshelf("recognise", folder / "a" / "0.png", "-w", workspace.root, "--json")
+    finally:
+        server.stop()
+    assert done.returncode == single.returncode == 0, (done, single)
+    assert 'versions         {"1": 57}' in done.stdout
+    want = whole(folder, tmp_path / "local.parquet", repository.path(1) / "model.onnx")
+    assert pq.read_table(out)["label"].equals(want["label"])
+    assert pq.read_table(out)["error"].equals(want["error"])
+    assert json.loads(single.stdout)[0]["products"][0]["label"] == want["label"][0].as_py()
 
 
 @pytest.mark.triton
