@@ -23,7 +23,7 @@ from flows.settings import REPOSITORY
 from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
 
@@ -122,7 +122,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    with endpoint(run.workspace) as url, Recognizer(url, labels=repository(run.workspace).labels) as recognizer:
+    with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)

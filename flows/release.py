@@ -50,13 +50,13 @@ def release(
         golden: (G, S, S, 3).
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    with endpoint(workspace) as url:
+    with endpoint(workspace) as access:
         versions.sweep()
         versions.check_contract(graph)
         number = number_of(models, record["graph_sha256"]) or models.register(record)
         if number not in versions.versions():
             versions.stage(graph, version=number, labels=labels, record=models.record(number), golden=golden)
-        with Endpoint(url) as control:
+        with Endpoint(access) as control:
             control.switch(versions, number)
         models.assign(number)
     log.info("model version %d answers", number)

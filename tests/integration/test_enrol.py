@@ -35,7 +35,8 @@ from models.export.patch import name_classes, read_metadata
 from models.network import build_network
 from models.train import Trained
 from pixels import BadPhoto, decode, to_square
-from serving.client import Recognizer
+from serving import Recognizer
+from serving.access import Access
 from serving.environment import Environment
 from tests.asking import Asking
 from tests.command_line import cleanshelf, refusal, snapshot
@@ -114,10 +115,10 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @contextmanager
-def served(workspace: Workspace) -> Iterator[str]:
+def served(workspace: Workspace) -> Iterator[Access]:
     try:
-        with endpoint(workspace) as url:
-            yield url
+        with endpoint(workspace) as access:
+            yield access
     finally:
         stop_endpoint(workspace)
 
@@ -128,7 +129,11 @@ def models(workspace: Workspace) -> ModelVersions:
 
 def test_a_product_comes_and_goes_while_requests_are_answered(own: Workspace, few: list[Path], tmp_path: Path) -> None:
     later = photos(tmp_path / "later", NEW, 8, seed=200)
-    with served(own) as url, Asking(own, url) as asking, Recognizer(url, labels=repository(own).labels) as recognizer:
+    with (
+        served(own) as access,
+        Asking(own, access) as asking,
+        Recognizer(access, labels=repository(own).labels) as recognizer,
+    ):
         asking.wait_for(20)
         before = recognizer.recognise(later)
         assert NEW.label not in {answer.ranked[0][0] for answer in before}
