@@ -188,9 +188,8 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, 
     """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
-    allowed = replace(
-        run.recipe.gate, mean_class=run.recipe.gate.enrol
-    )  # hardly a product comes that costs the others nothing
+    gate = run.recipe.gate
+    allowed = replace(gate, mean_class=gate.enrol)  # hardly a product comes that costs the others nothing
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))

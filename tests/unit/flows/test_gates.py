@@ -34,6 +34,12 @@ def test_a_graph_that_differs_from_torch_is_refused(serving: dict[str, float | N
     assert verdict.reasons == ("parity: 3 answers differ from torch",)
 
 
+def test_what_the_graph_was_compared_with_is_named() -> None:
+    verdict = judge(SERVING, SERVING, {"different_ids": 1, "probability": 0.2}, settings=Gate(), graph_sha256="abc",
+                    reference="version 7")  # fmt: skip
+    assert verdict.reasons == ("parity: 1 answers differ from version 7",)
+
+
 def test_as_good_passes_and_says_both_figures() -> None:
     verdict = ask({"mean_class": 0.75, "tail": 0.5}, mean_class=0.0, tail=0.0)
     assert verdict.passed
