@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,6 +17,7 @@ from models.export.graph import Answers, DeployGraph
 
 OPSET = 20
 OUTPUTS = Answers._fields
+LARGEST = 1 << 30  # bytes of weights in the graph's own file; protobuf ends at 2 GB
 
 
 def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Mapping[str, str]) -> None:
@@ -37,15 +39,33 @@ def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Map
     except Exception as error:  # the exporter raises a dozen kinds
         raise ExportError(f"the graph cannot be exported: {error}") from error
     program.model.metadata_props.update(metadata)
-    _save(program, path)
+    _write(path, program.save)
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Checks and writes a model, its weights beside it where protobuf cannot hold them; the path holds a whole file or none.
+
+    Raises:
+        ExportError: onnx's checker refuses it.
+    """
+    beside = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
+
+    def write(target: Path) -> None:
+        onnx.save(model, target, save_as_external_data=beside, location=f"{path.name}.data")
+
+    _write(path, write)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """A file by `write`, with what it puts beside it; the graph names the digest of its weights file, so that its own covers both."""
     folder = path.parent / f".{path.name}.{os.getpid()}"
     folder.mkdir(parents=True)
     try:
-        program.save(folder / path.name)
-        onnx.checker.check_model(folder / path.name)
+        write(folder / path.name)
+        onnx.checker.check_model(folder / path.name, full_check=True)
+        if weights := external_files(folder / path.name):
+            digests = [_sha256(folder / name) for name in weights]
+            stamp(folder / path.name, {"weights_sha256": " ".join(digests)})
         for file in folder.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -55,6 +75,17 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside a graph that hold its weights, sorted; most graphs have none."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return sorted({entry.value for each in tensors for entry in each.external_data if entry.key == "location"})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
