@@ -24,6 +24,7 @@ from models.config import digest
 from models.data.manifest import read_manifest
 from serving.client import Recognizer
 from serving.control import Endpoint
+from serving.model_config import Signature
 
 log = logging.getLogger("cleanshelf")
 
@@ -50,6 +51,40 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
+@stage("look in {crops} crops")
+def in_crops(run: Run, looks: Path, crops: int) -> Path:
+    """The way to look at a photo with another number of crops, for which nothing speaks yet: views.json."""
+    chosen = read_json(looks / "views.json")
+
+    def work(out: Path) -> None:
+        content = {"crops": crops, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
+        (out / "views.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    return run.stage(f"look-{crops}", chosen["enlarge"], crops, work=work)
+
+
+def levels(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> list[Path]:
+    """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
+    chosen = read_json(looks / "views.json")["crops"]
+    others = [crops for crops in run.recipe.export.levels if crops != chosen]
+    return [export(run, data, members, weights, in_crops(run, looks, crops)) for crops in others]
+
+
+@stage("variants")
+def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
+    """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
+    settings = run.recipe.export
+    if not settings.precisions:
+        return graph
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--graph", graph, "--out", out, "--levels", *others]
+        run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line))
+
+    names = [folder.name for folder in (graph, *others)]
+    return run.stage("variants", data.name, names, settings, run.recipe.proof.file, work=work)
+
+
 @stage("gate")
 def gate(run: Run, data: Path, graph: Path) -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos."""
@@ -57,10 +92,16 @@ def gate(run: Run, data: Path, graph: Path) -> Verdict:
     serving = models.serving()
     before = None if serving is None else measure_served(run, data, serving)
     verdict = judge(read_json(graph / "accuracy.json"), before, read_json(graph / "parity.json"), settings=run.recipe.gate,
-                    graph_sha256=sha256(graph / "model.onnx"))  # fmt: skip
+                    graph_sha256=sha256(graph / "model.onnx"), variant=variant_of(graph / "model.onnx"))  # fmt: skip
     (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
     log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
     return verdict
+
+
+def variant_of(graph: Path) -> dict[str, Any] | None:
+    """What was measured of a graph of a lower precision; None of a float32 graph."""
+    told = Signature.read(graph).metadata.get("variant")
+    return None if told is None else json.loads(told)
 
 
 def measure_served(run: Run, data: Path, version: int) -> dict[str, float]:

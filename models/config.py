@@ -24,6 +24,9 @@ from models.tables import build, set_key
 RECIPES = Path(__file__).parent / "recipes"
 
 
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
+LEVELS = (1, 2, 5, 10)  # crops of a photo
 Rule = Literal[
     "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
 ]
@@ -138,6 +141,19 @@ class Export:
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
+    precision: Precision = "fp32"  # of the backbones in what is published, if it is offered
+    variants: bool = False  # every precision and number of crops is made and measured
+    fall: Share = 0.005  # of top-1, that a lower precision may cost
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that are made beside the float32 graph."""
+        return PRECISIONS[1:] if self.variants else tuple({self.precision} - {"fp32"})
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of crops that are made beside the chosen one."""
+        return LEVELS if self.variants else ()
 
     def __post_init__(self) -> None:
         if not self.enlarge:
@@ -173,7 +189,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.members:
             raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
-        if self.export.crops not in (1, 2, 5, 10):
+        if self.export.crops not in LEVELS:
             raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
         if self.export.keep < self.export.top_k:
             raise ConfigError(

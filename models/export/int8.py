@@ -60,7 +60,7 @@ def _reader(photos: NDArray[np.uint8]) -> Any:
     """The photos in batches, as ONNX Runtime's calibration asks for them."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # of a package without types
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = ({"image": photos[start : start + BATCH]} for start in range(0, len(photos), BATCH))
 

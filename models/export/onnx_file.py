@@ -57,7 +57,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """A file by `write`, with what it puts beside it; the graph names the digest of its weights file, so that its own covers both."""
+    """What `write` makes, and puts beside it. The graph names the digest of its weights file, so that its own stands for both."""
     folder = path.parent / f".{path.name}.{os.getpid()}"
     folder.mkdir(parents=True)
     try:

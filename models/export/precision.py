@@ -21,7 +21,10 @@ from models.export.onnx_file import save
 
 FLOAT = TensorProto.FLOAT
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-DTYPES = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+DTYPES: dict[int, np.dtype] = {
+    TensorProto.FLOAT16: np.dtype(np.float16),
+    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
 HALF_OPSET = 22  # the first whose convolutions take bf16
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter notes from which module of torch a node comes
 BACKBONE = re.compile(r"branches\.\d+\.backbone")
