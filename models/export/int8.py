@@ -109,7 +109,7 @@ def _means(
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3]), "places"))
     for name in asked:
         model.graph.node.append(helper.make_node("ReduceMean", [name, "places"], [f"{name}_mean"], keepdims=0))
-        model.graph.output.append(helper.make_tensor_value_info(f"{name}_mean", TensorProto.FLOAT, [None, None]))
+        model.graph.output.append(helper.make_tensor_value_info(f"{name}_mean", TensorProto.FLOAT, [None]))
     save(model, probe)
     session, batches = open_session(probe), _batches(photos)
     found = [session.run([f"{name}_mean" for name in asked], batch) for batch in batches]

@@ -52,6 +52,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
     def write(target: Path) -> None:
         onnx.save(model, target, save_as_external_data=beside, location=f"{path.name}.data")
+        onnx.checker.check_model(target, full_check=True)  # types and shapes too: the exporter did not see to them
 
     _write(path, write)
 
@@ -62,7 +63,7 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
     folder.mkdir(parents=True)
     try:
         write(folder / path.name)
-        onnx.checker.check_model(folder / path.name, full_check=True)
+        onnx.checker.check_model(folder / path.name)
         if weights := external_files(folder / path.name):
             digests = [_sha256(folder / name) for name in weights]
             stamp(folder / path.name, {"weights_sha256": " ".join(digests)})
@@ -71,7 +72,7 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(written.fileno())
         for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # external data first, the graph last
             file.replace(path.parent / file.name)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from models.data.manifest import read_manifest
 from models.errors import ExportError
 from models.export.__main__ import export
 from models.export.int8 import write_int8
-from models.export.onnx_file import OUTPUTS, read_metadata
+from models.export.onnx_file import OUTPUTS, external_files, read_metadata
 from models.export.precision import HALVES, in_backbone, write_half, write_rounded
-from models.export.variants import Variant, main, publish, undominated, why_refused
+from models.export.variants import Variant, main, place, publish, undominated, why_refused
 from models.train import save_network
+from serving.durable import sha256
 from serving.model_config import Signature
 from tests.graphs import golden_images, write_graph
 from tests.unit.models.test_export import trained
@@ -116,6 +118,36 @@ def test_int8_keeps_the_contract_and_nearly_the_answers(graph: Path, photos: NDA
     assert {quantised[f"{name}_quantized"] for name in convolutions} == {TensorProto.INT8}
     assert quantised["branches.0.classifier.weight"] == TensorProto.FLOAT
     assert {path.name for path in tmp_path.iterdir()} == {"int8.onnx"}
+
+
+def test_rounded_weights_add_nothing_on_average(
+    graph: Path, photos: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, off = answers(graph, photos)["embedding"], []
+    write_int8(graph, tmp_path / "int8.onnx", photos=photos)
+    off.append(np.abs(answers(tmp_path / "int8.onnx", photos)["embedding"] - exact).mean())
+    monkeypatch.setattr("models.export.int8._correct_biases", lambda *_: None)
+    write_int8(graph, tmp_path / "int8.onnx", photos=photos)
+    off.append(np.abs(answers(tmp_path / "int8.onnx", photos)["embedding"] - exact).mean())
+    assert off[0] < off[1]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_large_weights_lie_beside_the_variant(
+    graph: Path, photos: NDArray[np.uint8], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, large = tmp_path / "usual.onnx", tmp_path / "large" / f"{precision}.onnx"
+    (tmp_path / "large").mkdir()
+    make = {"fp16": partial(write_half, precision="fp16"), "int8": partial(write_int8, photos=photos)}[precision]
+    make(graph, usual)
+    monkeypatch.setattr("models.export.onnx_file.LARGEST", 1000)
+    make(graph, large)
+    assert external_files(large) == [f"{precision}.onnx.data"]
+    assert external_files(usual) == []
+    place(large, tmp_path / "large")
+    found, want = answers(tmp_path / "large" / "model.onnx", photos), answers(usual, photos)
+    assert all(np.array_equal(found[name], want[name]) for name in OUTPUTS)
+    assert read_metadata(large)["weights_sha256"] == sha256(large.with_name(f"{precision}.onnx.data"))
 
 
 def test_a_graph_without_backbones_is_refused(tmp_path: Path) -> None:
