@@ -1,11 +1,16 @@
-"""Run every benchmark and write docs/benchmarks.md from what they print: `make bench`."""
+"""Run benchmarks and write docs/benchmarks.md from what they print: `make bench`, or `python benchmarks/run.py NAME...`.
+
+Sections of benchmarks that were not run stay as they are, each with the hardware and versions that it names.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +57,28 @@ class Outcome:
         return "\n".join(text)
 
 
-def main(folder: Path = FOLDER, page: Path = ROOT / "docs" / "benchmarks.md") -> int:
-    """Run the benchmarks of `folder` one after the other and write `page`; 1 if any gave no result, else 0."""
-    outcomes = [run(path) for path in sorted(folder.glob("*.py")) if path.name not in CONVENTIONS]
-    page.write_text("\n".join([PREAMBLE, *(outcome.section() for outcome in outcomes)]), encoding="utf-8")
+def main(names: Sequence[str] = (), folder: Path = FOLDER, page: Path = ROOT / "docs" / "benchmarks.md") -> int:
+    """Run the named benchmarks of `folder`, or all, and write their sections of `page`; 1 if any gave no result, else 0."""
+    there = {path.stem: path for path in sorted(folder.glob("*.py")) if path.name not in CONVENTIONS}
+    if unknown := sorted(set(names) - set(there)):
+        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(there)}")
+        return 2
+    sections, failed = read_sections(page), 0
+    for name in names or there:
+        outcome = run(there[name])
+        sections[name] = outcome.section()
+        failed |= bool(outcome.failure)
+        kept = [sections[each] for each in there if each in sections]
+        page.write_text("\n".join([PREAMBLE, *kept]), encoding="utf-8")
     print(f"written: {page}")
-    return int(any(outcome.failure for outcome in outcomes))
+    return int(failed)
+
+
+def read_sections(page: Path) -> dict[str, str]:
+    """The sections that are on the page, by name."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return {each.partition("\n")[0]: f"## {each.strip()}\n" for each in found}
 
 
 def run(path: Path) -> Outcome:
@@ -87,4 +108,4 @@ def _cell(value: float | str | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

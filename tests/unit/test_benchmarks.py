@@ -76,6 +76,24 @@ def test_the_page_holds_every_figure(folder: Path) -> None:
     assert "## figure" not in page(folder)
 
 
+def test_sections_of_others_stay_when_one_is_run_again(folder: Path) -> None:
+    (folder / "other.py").write_text(GOOD.replace('"time | s", 0.123456', '"pace", 7'))
+    assert run(folder / "run.py").returncode == 0
+    first = page(folder)
+    (folder / "other.py").write_text(GOOD.replace('"time | s", 0.123456', '"pace", 8'))
+    again = subprocess.run(
+        [sys.executable, str(folder / "run.py"), "other"], capture_output=True, text=True, check=True
+    )
+
+    assert "== good.py" not in again.stdout
+    assert page(folder) == first.replace("| pace | 7 |", "| pace | 8 |")
+    unknown = subprocess.run(
+        [sys.executable, str(folder / "run.py"), "gone"], capture_output=True, text=True, check=False
+    )
+    assert (unknown.returncode, unknown.stdout) == (2, "no benchmark gone; there are: good, other\n")
+    assert page(folder) == first.replace("| pace | 7 |", "| pace | 8 |")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [("raise SystemExit('no disk')", "ended with status 1: no disk"), ("print('hello')", "printed no figure")],

@@ -1,0 +1,167 @@
+"""Requests to an endpoint over gRPC, in a closed loop or an open one.
+
+Closed: so many clients, each asks again as soon as it has its answer. That is the most a server can do, and says little of
+waiting: while the server stalls, nobody asks. Open: requests leave on a schedule, whatever comes back, and each latency counts
+from the moment the schedule had it leave, so that a stall is felt by all who would have come in it (no coordinated omission).
+
+Messages are made before the clock starts and sent as the bytes they are: the generator shares its cores with the server.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+DEADLINE_S = 30.0
+CHANNELS = 4  # connections that the clients share
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
+REJECTED = "maximum queue size"
+
+Ask = Callable[..., bytes]
+
+
+@dataclass
+class Outcome:
+    """What became of the requests; latencies in seconds, of those answered."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    versions: Counter[str] = field(default_factory=Counter)  # the model versions that answered
+    rejected: int = 0  # told at once that the queue is full
+    failed: Counter[str] = field(default_factory=Counter)  # by what the server said
+
+    @property
+    def sent(self) -> int:
+        """All requests."""
+        return len(self.latencies) + self.rejected + self.failed.total()
+
+    @property
+    def per_second(self) -> float:
+        """Answered requests per second."""
+        return len(self.latencies) / self.seconds
+
+    def percentile_ms(self, percent: float) -> float:
+        """A percentile of the latencies, in milliseconds."""
+        return float(np.percentile(self.latencies, percent) * 1000)
+
+    def add(self, other: Outcome) -> None:
+        """Take in what became of further requests, later ones or of another client at the same time (whose `seconds` are 0)."""
+        self.latencies += other.latencies
+        self.versions += other.versions
+        self.rejected += other.rejected
+        self.failed += other.failed
+        self.seconds += other.seconds
+
+    def __str__(self) -> str:
+        tails = "/".join(f"{self.percentile_ms(p):.1f}" for p in (50, 99, 99.9)) if self.latencies else "-"
+        return (
+            f"{self.sent} requests in {self.seconds:.1f} s: {self.per_second:.1f}/s answered, p50/p99/p99.9 {tails} ms, "
+            f"{self.rejected} rejected, {self.failed.total()} failed {dict(self.failed) or ''}"
+        )
+
+
+def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequence[str] = ("ids", "probs", "known"),
+            tensor: str = "image") -> bytes:  # fmt: skip
+    """One request for a batch (B, S, S, 3)."""
+    request = service_pb2.ModelInferRequest(
+        model_name=model,
+        inputs=[{"name": tensor, "datatype": "UINT8", "shape": images.shape}],
+        outputs=[{"name": name} for name in outputs],
+        raw_input_contents=[images.tobytes()],
+    )
+    return bytes(request.SerializeToString())
+
+
+def closed_loop(url: str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
+    """`clients` that ask without a pause for `seconds`."""
+    outcome, lock = Outcome(), threading.Lock()
+    with _channels(url, count=min(clients, CHANNELS)) as asks:
+        began = time.perf_counter()
+        end = began + seconds
+
+        def client(number: int) -> None:
+            ask, own = asks[number % len(asks)], Outcome()
+            for turn in range(number, 2**62):
+                sent = time.perf_counter()
+                if sent >= end:
+                    break
+                try:
+                    _answered(own, ask(messages[turn % len(messages)], timeout=DEADLINE_S), since=sent)
+                except grpc.RpcError as error:
+                    _unanswered(own, error)
+            with lock:
+                outcome.add(own)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def open_loop(url: str, messages: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0) -> Outcome:
+    """Requests that come at random (Poisson) at `rate` per second for `seconds`."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
+    due = np.cumsum(gaps)
+    outcome, lock, left = Outcome(), threading.Lock(), threading.Semaphore(0)
+    with _channels(url, count=CHANNELS) as asks:
+        began = time.perf_counter()
+
+        def done(call: grpc.Future, since: float) -> None:
+            with lock:
+                try:
+                    _answered(outcome, call.result(), since=since)
+                except grpc.RpcError as error:
+                    _unanswered(outcome, error)
+            left.release()
+
+        for number, moment in enumerate(began + due):
+            time.sleep(max(0.0, moment - time.perf_counter()))
+            call = asks[number % len(asks)].future(messages[number % len(messages)], timeout=DEADLINE_S)
+            call.add_done_callback(lambda call, since=moment: done(call, since))
+        for _ in due:
+            left.acquire()
+        outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+@contextmanager
+def _channels(url: str, *, count: int) -> Iterator[list[Ask]]:
+    """One call for each of so many connections; requests and answers are bytes."""
+    channels = [grpc.insecure_channel(url, options=OPTIONS) for _ in range(count)]
+    try:
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(timeout=DEADLINE_S)
+        yield [channel.unary_unary(METHOD) for channel in channels]
+    finally:
+        for channel in channels:
+            channel.close()
+
+
+def _answered(outcome: Outcome, answer: bytes, *, since: float) -> None:
+    outcome.latencies.append(time.perf_counter() - since)
+    outcome.versions[service_pb2.ModelInferResponse.FromString(answer).model_version] += 1
+
+
+def _unanswered(outcome: Outcome, error: grpc.RpcError) -> None:
+    words = error.details() or ""
+    if REJECTED in words:
+        outcome.rejected += 1
+    else:
+        outcome.failed[f"{error.code().name}: {words[:80]}"] += 1

@@ -1,0 +1,99 @@
+"""The server that one writes first: FastAPI and ONNX Runtime, a process for each core; and clients that ask it.
+
+As a module of uvicorn (`load.web:app`) it takes a photo's pixels as the body of POST /recognise and answers JSON. It is spared
+what a product would add: decoding, checks, a queue.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI, Request
+
+from flows.endpoint import free_ports
+from load.generator import Outcome
+from load.networks import SIDE
+from load.sessions import open_sessions
+
+GRAPH = "BENCHMARK_GRAPH"
+START_S = 60.0
+
+app = FastAPI()
+sessions = open_sessions(Path(os.environ[GRAPH]), count=1) if GRAPH in os.environ else []
+
+
+@app.post("/recognise")
+async def recognise(request: Request) -> dict[str, list]:
+    """The ranked classes of one photo."""
+    image = np.frombuffer(await request.body(), np.uint8).reshape(1, SIDE, SIDE, 3)
+    ids, probs = sessions[0].run(["ids", "probs"], {"image": image})
+    return {"ids": ids[0].tolist(), "probs": probs[0].tolist()}
+
+
+@contextmanager
+def serving(graph: Path, *, workers: int) -> Iterator[int]:
+    """The port on which so many processes answer."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "uvicorn", "load.web:app", "--port", str(port), "--workers", str(workers)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    child = subprocess.Popen([*command, "--log-level", "error", "--no-access-log"],
+                             env=os.environ | {GRAPH: str(graph), "PYTHONPATH": paths})  # fmt: skip
+    try:
+        _wait(port)
+        yield port
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def closed_loop(port: int, bodies: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
+    """As load.generator.closed_loop, over HTTP with a connection for each client."""
+    outcome, lock = Outcome(), threading.Lock()
+    began = time.perf_counter()
+
+    def client(number: int) -> None:
+        connection, own = http.client.HTTPConnection("127.0.0.1", port), []
+        for turn in range(number, 2**62):
+            sent = time.perf_counter()
+            if sent >= began + seconds:
+                break
+            connection.request("POST", "/recognise", bodies[turn % len(bodies)])
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == http.client.OK:
+                own.append(time.perf_counter() - sent)
+        with lock:
+            outcome.latencies += own
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def _wait(port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        try:
+            connection.request("GET", "/openapi.json")
+            connection.getresponse().read()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        finally:
+            connection.close()

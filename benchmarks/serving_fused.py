@@ -1,0 +1,94 @@
+"""Three members with ten crops in one graph: against bare sessions, a Triton ensemble of the same members, and torch in Python.
+
+In each round all are measured one after the other on the same machine; a figure is the median of the rounds' ratios. The
+limit is a bare ONNX Runtime session for each core, without a server or clients. `--seconds` of each measurement, `--rounds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from figure import figure, header
+from load import eager, ensemble, networks, sessions
+from load.endpoint import Served, served
+from load.generator import Outcome, closed_loop, message
+from tritonclient import grpc
+
+from models.export.graph import DeployGraph
+
+CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and leaves the ensemble and torch behind"
+CLIENTS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    header(CLAIM)
+    made, cores = networks.graph(networks.HEAVY, crops=10), len(os.sched_getaffinity(0))
+    with TemporaryDirectory() as folder:
+        graph = networks.write(made, Path(folder) / "heavy.onnx")
+        models = ensemble.write(made, Path(folder), instances=cores, batch=8)
+        photos = networks.photos(8)
+        with served(graph, labels=networks.names(made.num_classes), golden=photos[:1], extra=models) as ours:
+            load(ours, models)
+            check(ours, made, photos)
+            measure(ours, graph, made, photos, seconds=args.seconds, rounds=args.rounds)
+
+
+def load(ours: Served, models: dict) -> None:
+    """Makes the server take the ensemble too; its members first."""
+    with grpc.InferenceServerClient(ours.url) as client:
+        for name in models:
+            client.load_model(name)
+
+
+def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
+    """That all three say the same, so that their speeds compare."""
+    tensor = grpc.InferInput("image", [1, *photos.shape[1:]], "UINT8").set_data_from_numpy(photos[:1])
+    with grpc.InferenceServerClient(ours.url) as client:
+        fused, split = (client.infer(name, [tensor]) for name in ("products", ensemble.NAME))
+    _, slow = eager.answer(made, photos[0])
+    assert np.allclose(fused.as_numpy("probs"), split.as_numpy("probs"), atol=1e-6)
+    assert np.allclose(fused.as_numpy("probs")[0], slow.detach().numpy(), atol=1e-3), "Pillow rounds to 8 bit"
+
+
+def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *, seconds: float, rounds: int) -> None:
+    """All four, in turn."""
+    bare = sessions.open_sessions(graph)
+    asked = {name: [message(photo[None], model=name, outputs=("ids", "probs")) for photo in photos]
+             for name in ("products", ensemble.NAME)}  # fmt: skip
+    ratios: dict[str, list[float]] = {"limit": [], "ensemble": [], "eager": [], "cpu": []}
+    for number in range(rounds):
+        limit = sessions.images_per_second(bare, photos[:1], seconds=seconds)
+        fused, cpu = told(ours, asked["products"], seconds=seconds)
+        split, split_cpu = told(ours, asked[ensemble.NAME], seconds=seconds)
+        slow = eager.images_per_second(made, photos, seconds=seconds)
+        print(f"round {number}: limit {limit:.2f}/s; torch {slow:.2f}/s; fused, {cpu:.0f} ms of CPU an image: {fused}; "
+              f"ensemble, {split_cpu:.0f} ms: {split}", flush=True)  # fmt: skip
+        ratios["limit"].append(fused.per_second / limit)
+        ratios["ensemble"].append(fused.per_second / split.per_second)
+        ratios["eager"].append(fused.per_second / slow)
+        ratios["cpu"].append(cpu / split_cpu)
+    middle = {name: round(statistics.median(values), 3) for name, values in ratios.items()}
+    for name, key, least in (("fused_share_of_limit", "limit", 0.95), ("fused_over_triton_ensemble", "ensemble", 1.35),
+                             ("fused_over_torch_eager", "eager", 4.0)):  # fmt: skip
+        figure(name, middle[key], target=f">= {least}", met=middle[key] >= least, baseline=1.0)
+    figure("fused_cpu_per_image_to_ensemble", middle["cpu"], target="< 1", met=middle["cpu"] < 1, baseline=1.0)
+
+
+def told(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
+    """What clients got, and the server's milliseconds of processor an image."""
+    before = ours.cpu_seconds()
+    outcome = closed_loop(ours.url, messages, clients=CLIENTS, seconds=seconds)
+    return outcome, 1000 * (ours.cpu_seconds() - before) / max(1, len(outcome.latencies))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Requests lost while versions change: clients ask without a pause through switches, rollbacks, broken versions and a full queue.
+
+The target is none of at least 20,000. Requests that are told at once that the queue is full are counted apart: that is the
+answer a client with no bounds of its own gets, and it may be asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from figure import figure, header
+from load import networks
+from load.endpoint import Served, served
+from load.generator import Outcome, closed_loop, message, open_loop
+
+from serving.control import Endpoint
+from serving.durable import sha256
+from serving.errors import ServingError
+
+CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that fills the queue"
+CLIENTS = 8
+FLOOD = 3.0  # times what the server can answer
+BATCH = 8
+CONV = b"\x22\x04Conv"  # the operator of a node, as protobuf writes it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="of asking in each part; parts go on until it is over"
+    )
+    parser.add_argument("--requests", type=int, default=20_000, help="to be sent at least while versions change")
+    args = parser.parse_args()
+    header(CLAIM)
+    photos = networks.photos(BATCH)
+    with TemporaryDirectory() as folder:
+        graph = networks.write(networks.graph(networks.LIGHT, crops=1), Path(folder) / "light.onnx")
+        with served(graph, labels=networks.names(5000), golden=photos[:2], versions=2) as ours:
+            total, changes = during_changes(ours, photos, seconds=args.seconds, least=args.requests)
+            flood, others = during_a_flood(ours, photos, seconds=args.seconds)
+    sent, lost = total.sent + others.sent, total.failed.total() + others.failed.total() + flood.failed.total()
+    for name, count in changes.items():
+        figure(f"changes_{name}", count, target=">= 1", met=count > 0, baseline=None)
+    figure(
+        "requests_sent_by_well_behaved_clients",
+        sent,
+        target=f">= {args.requests}",
+        met=sent >= args.requests,
+        baseline=None,
+    )
+    figure("requests_failed", lost, target=0, met=lost == 0, baseline=None)
+    figure("requests_rejected_during_changes", total.rejected, target=0, met=total.rejected == 0, baseline=None)
+    figure("requests_rejected_of_the_flood", flood.rejected, target="told", met=True, baseline=flood.sent)
+    figure("requests_rejected_of_others_in_the_flood", others.rejected, target="told", met=True, baseline=others.sent)
+    figure("longest_wait_during_changes_ms", round(total.percentile_ms(100), 1), target="told", met=True, baseline=None)
+
+
+def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: int) -> tuple[Outcome, Counter[str]]:
+    """Switch, roll back and try a broken version, again and again, while clients ask."""
+    changes: Counter[str] = Counter()
+    broken = break_a_version(ours, photos)
+    total = Outcome()
+    with Endpoint(ours.url) as control:
+        while total.sent < least:
+            with asking(ours, photos, seconds=seconds) as (answers, over):
+                while not over.is_set():
+                    control.switch(ours.repository, 1)
+                    changes["rollback"] += 1
+                    try:
+                        control.switch(ours.repository, broken)
+                    except ServingError:
+                        changes["broken"] += 1
+                    control.switch(ours.repository, 2)
+                    changes["switch"] += 1
+            total.add(answers.result())
+            print(f"{dict(changes)}: {total}; versions {dict(total.versions)}", flush=True)
+    return total, changes
+
+
+def during_a_flood(ours: Served, photos: np.ndarray, *, seconds: float) -> tuple[Outcome, Outcome]:
+    """One client sends more than can be answered; what became of it, and of the others."""
+    whole = [message(photos)]
+    rate = closed_loop(ours.url, whole, clients=4, seconds=3).per_second
+    with asking(ours, photos, seconds=seconds) as (answers, _):
+        flood = open_loop(ours.url, whole, rate=FLOOD * rate, seconds=seconds / 2)
+    print(f"flood: {flood}\nothers: {answers.result()}", flush=True)
+    return flood, answers.result()
+
+
+class asking:  # reads as a phrase
+    """Clients that ask for single photos; their outcome to come, and when they are over."""
+
+    def __init__(self, ours: Served, photos: np.ndarray, *, seconds: float) -> None:
+        self.arguments = (ours.url, [message(photo[None]) for photo in photos])
+        self.seconds, self.over = seconds, threading.Event()
+
+    def __enter__(self) -> tuple[Future[Outcome], threading.Event]:
+        self.pool = ThreadPoolExecutor(1)
+        future = self.pool.submit(closed_loop, *self.arguments, clients=CLIENTS, seconds=self.seconds)
+        future.add_done_callback(lambda _: self.over.set())
+        return future, self.over
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+
+def break_a_version(ours: Served, photos: np.ndarray) -> int:
+    """A version whose graph is damaged while its record holds, so that only the server can find out."""
+    version = 3
+    source = ours.repository.path(1)
+    ours.repository.stage(
+        source / "model.onnx", version=version, labels=ours.repository.labels(1), record={}, golden=photos[:2]
+    )
+    folder = ours.repository.path(version)
+    whole = (folder / "model.onnx").read_bytes()
+    at = whole.rindex(CONV)
+    (folder / "model.onnx").write_bytes(
+        whole[:at] + CONV[:-1] + b"e" + whole[at + len(CONV) :]
+    )  # reads well, is unknown
+    record = json.loads((folder / "record.json").read_bytes())
+    record["files"] = {name: sha256(folder / name) for name in record["files"]}
+    (folder / "record.json").write_text(json.dumps(record))
+    return version
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Verbs for looking around: losses, doctor, demo."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import WORLD, AsJson, At, app, find, set_up_logging
+from flows.cli.show import show, table
+
+
+@app.command()
+def losses(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/losses.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The losses that a recipe may name: formula, parameters, needs, source."""
+    from models.losses.catalogue import catalogue, markdown, outline
+
+    if as_markdown:
+        return print(markdown())
+    columns = ("loss", "formula", "parameters", "needs", "source")
+    show([dataclasses.asdict(e) for e in catalogue()], as_json=as_json, say=lambda: table(columns, outline()))
+
+
+@app.command()
+def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """Check that everything is here that CleanShelf needs."""
+    from flows.doctor import examine
+    from flows.errors import WorkspaceMissing
+
+    try:
+        found = find(workspace)
+    except WorkspaceMissing:
+        found = None
+    findings = [dataclasses.asdict(finding) for finding in examine(found)]
+    show(findings, as_json=as_json, say=lambda: table(("part", "ok", "detail"), findings))
+    if not all(finding["ok"] for finding in findings):
+        raise typer.Exit(WORLD)
+
+
+@app.command()
+def demo(workspace: At = Path("build/demo")) -> None:
+    """The whole story on drawn sample products, in a workspace of its own."""
+    from flows.sample.place import fresh_workspace
+
+    found = fresh_workspace(workspace.absolute())
+    set_up_logging(found.state)
+    from flows.demo import tell
+
+    tell(found)

@@ -1,0 +1,48 @@
+"""The command's groups of verbs, the options they share, and the workspace that they work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
+data_verbs = typer.Typer(no_args_is_help=True, help="Data versions: log, show, diff, rollback.")
+model_verbs = typer.Typer(no_args_is_help=True, help="Model versions: log, show, rollback.")
+app.add_typer(data_verbs, name="data")
+app.add_typer(model_verbs, name="model")
+
+At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.epochs=3.")
+]
+Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
+
+INPUT, WORLD, GATE = 2, 3, 4  # exit codes
+
+
+def find(workspace: Path) -> Any:
+    """The workspace; WorkspaceMissing where there is none."""
+    from flows.workspace import Workspace
+
+    return Workspace.find(workspace)
+
+
+def prepare(workspace: Path) -> Any:
+    """The workspace, with logging and Prefect set up for it; before Prefect is imported."""
+    found = find(workspace)
+    set_up_logging(found.state)
+    return found
+
+
+def set_up_logging(state: Path) -> None:
+    """Progress to the terminal, and Prefect's home into the workspace."""
+    from flows.progress import show_progress
+    from flows.settings import prepare_prefect
+
+    prepare_prefect(state)
+    show_progress()

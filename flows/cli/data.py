@@ -1,0 +1,119 @@
+"""Verbs of the data: init, ingest, and `data` log, show, diff, rollback."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.app import AsJson, At, DryRun, Version, app, data_verbs, find, prepare
+from flows.cli.show import pairs, show, table
+
+
+@app.command()
+def init(workspace: At = Path(".")) -> None:
+    """Make a workspace: a ledger repository, DVC with a local remote, folders."""
+    from flows.workspace import Workspace
+
+    print(f"workspace ready at {Workspace.init(workspace).root}")
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(help="A folder per class, or a manifest (CSV or Parquet).")],
+    workspace: At = Path("."),
+    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Held out for choosing, if none is marked.")] = 0.1,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Held out for measuring, if none is marked.")] = 0.2,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a data version from a supplier's delivery."""
+    found = prepare(workspace)
+    if dry_run:
+        return _preview(found, source, val_share=val_share, test_share=test_share, as_json=as_json)
+    from flows.ingest import ingest as flow
+
+    done = flow(found, source, val_share=val_share, test_share=test_share)
+    show(
+        dataclasses.asdict(done),
+        as_json=as_json,
+        say=lambda: _say_intake(done.report, f"data version {done.data_version[:12]}"),
+    )
+
+
+@data_verbs.command("log")
+def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """The history of the data, newest first."""
+    from flows.data_version import DataVersions
+
+    entries = [_entry(entry) for entry in DataVersions(find(workspace)).log()]
+    columns = ("entry", "id", "parent", "step", "selected", "kept", "dropped", "classes", "message")
+    rows = [{**e, **e["counts"], "id": e["id"][:12], "parent": (e["parent"] or "-")[:12]} for e in entries]
+    show(entries, as_json=as_json, say=lambda: table(columns, rows))
+
+
+@data_verbs.command("show")
+def datashow(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """One data version: where it comes from, what it holds, whether every hash holds."""
+    from flows.data_version import DataVersions
+
+    versions = DataVersions(find(workspace))
+    wanted = versions.resolve(version)
+    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted)) | {
+        "problems": versions.verify(wanted)
+    }
+    show(entry, as_json=as_json, say=lambda: pairs(entry))
+
+
+@data_verbs.command("diff")
+def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """What changed from version A to version B: added, dropped, restored, relabelled, by class."""
+    from flows.data_version import DataVersions
+
+    diff = DataVersions(find(workspace)).diff(a, b)
+    changes = ("added", "dropped", "restored", "relabelled")
+    rows = [{"class": label, **counts} for label, counts in diff.per_class.items()]
+    rows.append({"class": "all", **{change: getattr(diff, change) for change in changes}})
+    show(dataclasses.asdict(diff), as_json=as_json, say=lambda: table(("class", *changes), rows))
+
+
+@data_verbs.command("rollback")
+def data_rollback(
+    version: Version, workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
+    """Select an earlier data version again, as a new entry. The endpoint is not touched."""
+    from flows.data_version import DataVersions
+    from flows.rollback import rollback_data
+
+    found = find(workspace)
+    if dry_run:
+        versions = DataVersions(found)
+        versions.check_clean()
+        plan = {"would_select": versions.resolve(version), "in_place_of": versions.selected()}
+        return show(plan, as_json=as_json, say=lambda: pairs(plan))
+    entry = rollback_data(found, version)
+    show(
+        _entry(entry),
+        as_json=as_json,
+        say=lambda: print(f"data version {entry.id[:12]} is selected (entry {entry.number})"),
+    )
+
+
+def _preview(workspace: Any, source: Path, *, val_share: float, test_share: float, as_json: bool) -> None:
+    from flows.ingest import preview
+
+    report = preview(workspace, source, val_share=val_share, test_share=test_share)
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_intake(report, "nothing was changed"))
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    fields = dataclasses.asdict(entry)
+    return {"entry": fields.pop("number"), **fields}
+
+
+def _say_intake(report: Any, outcome: str) -> None:
+    from flows.progress import print_intake
+
+    print_intake(report, outcome)

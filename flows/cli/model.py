@@ -1,0 +1,82 @@
+"""Verbs of the models: retrain, and `model` log, show, rollback."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.app import AsJson, At, DryRun, Set, app, find, model_verbs, prepare
+from flows.cli.show import pairs, show, table
+
+
+@app.command()
+def retrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
+    workspace: At = Path("."),
+    overrides: Set = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train, clean, retrain, re-balance, export one graph, judge it, publish it."""
+    found = prepare(workspace)
+    from models.config import load_recipe, to_dict
+
+    resolved = load_recipe(recipe, overrides=overrides)
+    from flows.retrain import preview
+    from flows.retrain import retrain as flow
+
+    if dry_run:
+        plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
+        return show(plan, as_json=as_json, say=lambda: pairs(plan))
+    report = flow(found, resolved)
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_report(report))
+
+
+@model_verbs.command("log")
+def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """The published models, newest first."""
+    from flows.rollback import model_history
+
+    entries = model_history(find(workspace))
+    measured = ("top1", "mean_class", "head", "middle", "tail")
+    columns = ("version", "serving", *measured, "data_version", "data_withdrawn", "recipe", "run")
+    rows = [{**e, **e["metrics"], "data_version": e["data_version"][:12]} for e in entries]
+    show(entries, as_json=as_json, say=lambda: table(columns, rows))
+
+
+@model_verbs.command("show")
+def modelshow(
+    version: Annotated[int | None, typer.Argument()] = None, workspace: At = Path("."), as_json: AsJson = False
+) -> None:
+    """One model version: its record, by default of the one that serves."""
+    from flows.rollback import model_record
+
+    record = model_record(find(workspace), version)
+    show(record, as_json=as_json, say=lambda: pairs(record))
+
+
+@model_verbs.command("rollback")
+def model_rollback(
+    version: Annotated[int | None, typer.Argument(help="By default the one that served before.")] = None,
+    workspace: At = Path("."),
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let an earlier model answer again, without a request lost. The data are not touched."""
+    from flows.rollback import rollback_model, rollback_target
+
+    found = find(workspace)
+    if dry_run:
+        plan = {"would_serve": rollback_target(found, version)}
+        return show(plan, as_json=as_json, say=lambda: pairs(plan))
+    done = rollback_model(found, version)
+    show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
+
+
+def _say_report(report: Any) -> None:
+    from flows.progress import print_report
+
+    print_report(report)

@@ -1,0 +1,30 @@
+"""What a verb prints: a table, pairs or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+def show(content: Any, *, as_json: bool, say: Callable[[], None]) -> None:
+    """JSON of `content`, or whatever `say` prints for people."""
+    if as_json:
+        from flows.progress import to_json
+
+        print(to_json(content))
+    else:
+        say()
+
+
+def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """A row for each dictionary; columns that it lacks stay empty."""
+    from flows.progress import print_table
+
+    print_table(columns, rows)
+
+
+def pairs(content: dict[str, Any]) -> None:
+    """A line for each key."""
+    for key, value in content.items():
+        print(f"{key:16} {value if not isinstance(value, dict | list) else json.dumps(value, ensure_ascii=False)}")
