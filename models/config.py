@@ -24,8 +24,7 @@ from models.tables import build, set_key
 RECIPES = Path(__file__).parent / "recipes"
 
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
+PRECISIONS = ("fp16", "bf16", "int8")  # beside float32
 LEVELS = (1, 2, 5, 10)  # crops of a photo
 Rule = Literal[
     "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
@@ -141,14 +140,14 @@ class Export:
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
-    precision: Precision = "fp32"  # of the backbones in what is published, if it is offered
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the backbones in what is published, if it is offered
     variants: bool = False  # every precision and number of crops is made and measured
     fall: Share = 0.005  # of top-1, that a lower precision may cost
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """Those that are made beside the float32 graph."""
-        return PRECISIONS[1:] if self.variants else tuple({self.precision} - {"fp32"})
+        return PRECISIONS if self.variants else tuple({self.precision} - {"fp32"})
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.errors import ExportError
+from models.export.measure import open_session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP = 3
@@ -20,6 +21,17 @@ def has_provider(provider: str) -> bool:
     import onnxruntime
 
     return provider in onnxruntime.get_available_providers() and (provider == CPU or torch.cuda.is_available())
+
+
+def has_kernels(path: Path) -> bool:
+    """Whether the CPU has an operator for every node of a graph."""
+    try:
+        open_session(path)
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base
+        if "NOT_IMPLEMENTED" in str(error):
+            return False
+        raise
+    return True
 
 
 def time_both(

@@ -29,7 +29,7 @@ from models.export.int8 import write_int8
 from models.export.measure import measure, open_session, write_answers
 from models.export.onnx_file import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
-from models.export.timing import CPU, CUDA, has_provider, time_both
+from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_both
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ def of_precision(name: str, base: Base, out: Path, *, largest_fall: float) -> Va
     else:
         write_int8(base.graph, path, photos=calibration_photos(base.manifest, side=base.side))
         found, provider = base.ask(name, path), CPU
+    if not has_kernels(path):
+        return dataclasses.replace(found, refused="ONNX Runtime cannot answer golden photos with it on a CPU")
     found = base.timed(found, path, provider=provider) if has_provider(provider) else found
     return dataclasses.replace(found, refused=why_refused(found, base.top1, largest_fall=largest_fall))
 
