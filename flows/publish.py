@@ -15,6 +15,7 @@ from flows.endpoint import endpoint, repository
 from flows.errors import GateRefused
 from flows.gates import Verdict, judge
 from flows.launch import run_child
+from flows.learn import calibrate
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.run import Run, sha256
@@ -22,7 +23,7 @@ from flows.settings import REPOSITORY
 from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
 from serving.control import Endpoint
 from serving.model_config import Signature
 
@@ -30,7 +31,7 @@ log = logging.getLogger("cleanshelf")
 
 
 @stage("export")
-def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> Path:
+def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path, calibrated: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
     card = {
         "data_version": data.name,
@@ -45,9 +46,10 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
         networks = [folder / "network.pt" for folder in members]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         arguments += ["--ensemble", weights / "ensemble.json", "--views", looks / "views.json"]
+        arguments += ["--calibration", calibrated / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    names = [folder.name for folder in (*members, weights, looks)]
+    names = [folder.name for folder in (*members, weights, looks, calibrated)]
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
@@ -66,8 +68,9 @@ def in_crops(run: Run, looks: Path, crops: int) -> Path:
 def levels(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> list[Path]:
     """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
     chosen = read_json(looks / "views.json")["crops"]
-    others = [crops for crops in run.recipe.export.levels if crops != chosen]
-    return [export(run, data, members, weights, in_crops(run, looks, crops)) for crops in others]
+    others = [in_crops(run, looks, crops) for crops in run.recipe.export.levels if crops != chosen]
+    calibrated = [calibrate(run, data, members, weights, look) for look in others]
+    return [export(run, data, members, weights, *pair) for pair in zip(others, calibrated, strict=True)]
 
 
 @stage("variants")
@@ -131,14 +134,14 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     if serving is not None and models.record(serving)["graph_sha256"] == digest_now:
         log.info("publish: model version %d has exactly these bytes and serves already", serving)
         return serving
-    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
+    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as access:
         versions.sweep()
         versions.check_contract(graph / "model.onnx")
         number = number_of(models, digest_now) or models.register(describe(run, data, graph, verdict, parent=serving))
         if number not in versions.versions():
             versions.stage(graph / "model.onnx", version=number, labels=read_manifest(data).classes,
                            record=models.record(number), golden=np.load(graph / "golden.npy"))  # fmt: skip
-        with Endpoint(url) as control:
+        with Endpoint(access) as control:
             control.switch(versions, number)
         models.assign(number)
     log.info("publish: model version %d answers", number)
@@ -184,7 +187,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    with endpoint(run.workspace) as url, Recognizer(url, labels=repository(run.workspace).labels) as recognizer:
+    with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)

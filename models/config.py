@@ -140,6 +140,8 @@ class Export:
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
+    accept: Annotated[float, Range(0, 1, open_low=True)] = 0.95  # share of the validation photos that `known` accepts
+    reject: bool = False  # what is not accepted gets no classes
     precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the backbones in what is published, if it is offered
     variants: bool = False  # every precision and number of crops is made and measured
     fall: Share = 0.005  # of top-1, that a lower precision may cost

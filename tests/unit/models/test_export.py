@@ -20,9 +20,11 @@ from models.config import Export, Member, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
-from models.export.__main__ import export, main
+from models.export.__main__ import describe, export, main
+from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
 from models.export.onnx_file import read_metadata, stamp, write_onnx
+from models.export.unknown import UNCALIBRATED, Calibration
 from models.network import build_network
 from models.train import Trained, load_network, save_network
 
@@ -207,7 +209,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     exported: Path, data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [0.0, 1.0]},
-               "views": {"crops": 2, "enlarge": 1.5}}  # fmt: skip
+               "views": {"crops": 2, "enlarge": 1.5}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     arguments = ["--data", data, "--out", tmp_path, "--networks", exported / "0.pt", exported / "1.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -250,11 +252,12 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
         parity.require_parity(found)
 
 
-def test_a_probability_that_is_no_number_is_no_agreement() -> None:
-    with pytest.raises(ParityError, match="probabilities by nan"):
-        parity.require_parity(
-            parity.Parity(photos=1, different_ids=0, probability=float("nan"), known=0.0, embedding=0.0, rounding=0.0)
-        )
+@pytest.mark.parametrize(("figure", "said"), [("probability", "probabilities"), ("known", "known")])
+def test_an_answer_that_is_no_number_is_no_agreement(figure: str, said: str) -> None:
+    same = parity.Parity(1, 0, probability=0.0, known=0.0, embedding=0.0, rounding=0.0, known_rounding=0.0)
+    parity.require_parity(same)
+    with pytest.raises(ParityError, match=f"{said} by nan"):
+        parity.require_parity(dataclasses.replace(same, **{figure: float("nan")}))
 
 
 def test_rounding_is_measured_and_the_one_excuse(exported: Path, golden: np.ndarray) -> None:
@@ -275,6 +278,39 @@ def test_the_file_describes_itself(exported: Path, data: Path) -> None:
     assert json.loads(card["views"]) == {"crops": 2, "enlarge": 1.25}
     assert json.loads(card["metrics"]) == json.loads((exported / "accuracy.json").read_text())
     assert json.loads(card["parity"])["different_ids"] == 0
+
+
+def test_the_card_says_what_members_started_from(exported: Path) -> None:
+    """By the name of the file, not the place where it lay; a network from scratch owes nobody anything."""
+    fresh = load_network(exported / "0.pt")
+    started = dataclasses.replace(
+        fresh, member=dataclasses.replace(fresh.member, weights="/some/where/net.safetensors")
+    )
+    graph = DeployGraph([fresh, started], settings=SETTINGS, weights=[0.25, 0.75])
+    calibration = Calibration((2.0, 0.5), "angle", 3.0, 0.25)
+    card = describe(
+        [fresh, started], graph, settings=dataclasses.replace(SETTINGS, accept=0.9), calibration=calibration
+    )
+    assert json.loads(card["members"]) == [
+        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 2.0, "weight": 0.25, "started_from": "",
+         "licence": "none"},
+        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 0.5, "weight": 0.75,
+         "started_from": "net.safetensors", "licence": "apache-2.0"},
+    ]  # fmt: skip
+    assert json.loads(card["known"]) == {
+        "score": "angle",
+        "slope": 3.0,
+        "threshold": 0.25,
+        "accept": 0.9,
+        "reject": False,
+    }
+
+
+def test_what_a_network_started_from_is_remembered_and_not_needed(tmp_path: Path) -> None:
+    made = trained(32, seed=1)
+    member = dataclasses.replace(made.member, weights=str(tmp_path / "gone.safetensors"))
+    save_network(tmp_path / "network.pt", made.network, member=member, classes=made.classes)
+    assert load_network(tmp_path / "network.pt").member == member
 
 
 def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden: np.ndarray, tmp_path: Path) -> None:
