@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.config import Gate
 
@@ -25,6 +26,7 @@ def judge(
     settings: Gate,
     graph_sha256: str,
     reference: str = "torch",
+    variant: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Compares accuracies on the same test photos.
 
@@ -33,11 +35,16 @@ def judge(
         serving: the same of the model now serving, or None where none does.
         parity: of the new graph with what it was made from; keys different_ids and probability.
         reference: what that is.
+        variant: where the new graph is of a lower precision, what was measured of it; parity is then of the float32 graph.
     """
     refusals, reasons = [], []
     if parity["different_ids"]:
         refusals.append(f"parity: {parity['different_ids']:.0f} answers differ from {reference}")
     reasons.append(f"parity: probabilities differ from {reference} by at most {parity['probability']:.1e}")
+    if variant is not None:
+        reasons.append(
+            f"{variant['name']} instead of that: agrees on {variant['agreement']:.1%} of the validation photos"
+        )
     if serving is None:
         reasons.append("nothing is serving yet, so there is nothing to be worse than")
         return Verdict(not refusals, tuple(refusals or reasons), graph_sha256)

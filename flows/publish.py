@@ -15,6 +15,7 @@ from flows.endpoint import endpoint, repository
 from flows.errors import GateRefused
 from flows.gates import Verdict, judge
 from flows.launch import run_child
+from flows.learn import calibrate
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import measure_graph, release
@@ -24,6 +25,7 @@ from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
 from serving import Recognizer
+from serving.model_config import Signature
 
 log = logging.getLogger("cleanshelf")
 
@@ -51,6 +53,41 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
+@stage("look in {crops} crops")
+def in_crops(run: Run, looks: Path, crops: int) -> Path:
+    """The way to look at a photo with another number of crops, for which nothing speaks yet: views.json."""
+    chosen = read_json(looks / "views.json")
+
+    def work(out: Path) -> None:
+        content = {"crops": crops, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
+        (out / "views.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    return run.stage(f"look-{crops}", chosen["enlarge"], crops, work=work)
+
+
+def levels(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> list[Path]:
+    """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
+    chosen = read_json(looks / "views.json")["crops"]
+    others = [in_crops(run, looks, crops) for crops in run.recipe.export.levels if crops != chosen]
+    calibrated = [calibrate(run, data, members, weights, look) for look in others]
+    return [export(run, data, members, weights, *pair) for pair in zip(others, calibrated, strict=True)]
+
+
+@stage("variants")
+def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
+    """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
+    settings = run.recipe.export
+    if not settings.precisions:
+        return graph
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--graph", graph, "--out", out, "--levels", *others]
+        run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line))
+
+    names = [folder.name for folder in (graph, *others)]
+    return run.stage("variants", data.name, names, settings, run.recipe.proof.file, work=work)
+
+
 @stage("gate")
 def gate(run: Run, data: Path, graph: Path) -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos."""
@@ -59,10 +96,16 @@ def gate(run: Run, data: Path, graph: Path) -> Verdict:
     now = None if serving is None else repository(run.workspace).path(serving) / "model.onnx"
     before = None if now is None else measure_graph(run, data, now)
     verdict = judge(read_json(graph / "accuracy.json"), before, read_json(graph / "parity.json"), settings=run.recipe.gate,
-                    graph_sha256=sha256(graph / "model.onnx"))  # fmt: skip
+                    graph_sha256=sha256(graph / "model.onnx"), variant=variant_of(graph / "model.onnx"))  # fmt: skip
     (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
     log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
     return verdict
+
+
+def variant_of(graph: Path) -> dict[str, Any] | None:
+    """What was measured of a graph of a lower precision; None of a float32 graph."""
+    told = Signature.read(graph).metadata.get("variant")
+    return None if told is None else json.loads(told)
 
 
 @stage("publish")

@@ -18,7 +18,7 @@ from flows.evidence import evidence, prove
 from flows.gates import Verdict
 from flows.learn import balance, calibrate, check, ensemble, finetune, score_fold, train, views
 from flows.progress import to_json
-from flows.publish import Seen, export, gate, publish, recognise_samples
+from flows.publish import Seen, export, gate, levels, publish, recognise_samples, variants
 from flows.report import Row, effects
 from flows.run import Run
 from flows.settings import Settings, num_workers
@@ -118,7 +118,8 @@ def retraining(run: Run) -> Report:
     weights = ensemble(run, data, balanced)
     looks = views(run, data, balanced, weights)
     calibrated = calibrate(run, data, balanced, weights, looks)
-    graph = export(run, data, balanced, weights, looks, calibrated)
+    exported = export(run, data, balanced, weights, looks, calibrated)
+    graph = variants(run, data, exported, levels(run, data, balanced, weights, looks))
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
 

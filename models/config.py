@@ -24,6 +24,8 @@ from models.tables import build, set_key
 RECIPES = Path(__file__).parent / "recipes"
 
 
+PRECISIONS = ("fp16", "bf16", "int8")  # beside float32
+LEVELS = (1, 2, 5, 10)  # crops of a photo
 Rule = Literal[
     "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
 ]
@@ -140,6 +142,19 @@ class Export:
     top_k: Positive = 5
     accept: Annotated[float, Range(0, 1, open_low=True)] = 0.95  # share of the validation photos that `known` accepts
     reject: bool = False  # what is not accepted gets no classes
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the backbones in what is published, if it is offered
+    variants: bool = False  # every precision and number of crops is made and measured
+    fall: Share = 0.005  # of top-1, that a lower precision may cost
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that are made beside the float32 graph."""
+        return PRECISIONS if self.variants else tuple({self.precision} - {"fp32"})
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of crops that are made beside the chosen one."""
+        return LEVELS if self.variants else ()
 
     def __post_init__(self) -> None:
         if not self.enlarge:
@@ -176,7 +191,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.members:
             raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
-        if self.export.crops not in (1, 2, 5, 10):
+        if self.export.crops not in LEVELS:
             raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
         if self.export.keep < self.export.top_k:
             raise ConfigError(

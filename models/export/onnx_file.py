@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -12,9 +12,11 @@ import torch
 
 from models.errors import ExportError
 from models.export.graph import Answers, DeployGraph
+from models.export.patch import stamp_weights
 
 OPSET = 20
 OUTPUTS = Answers._fields
+LARGEST = 1 << 30  # bytes of weights in the graph's own file; protobuf ends at 2 GB
 
 
 def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Mapping[str, str]) -> None:
@@ -36,21 +38,38 @@ def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Map
     except Exception as error:  # the exporter raises a dozen kinds
         raise ExportError(f"the graph cannot be exported: {error}") from error
     program.model.metadata_props.update(metadata)
-    _save(program, path)
+    _write(path, program.save)
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Checks and writes a model, its weights beside it where protobuf cannot hold them; the path holds a whole file or none.
+
+    Raises:
+        ExportError: onnx's checker refuses it.
+    """
+    beside = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
+
+    def write(target: Path) -> None:
+        onnx.save(model, target, save_as_external_data=beside, location=f"{path.name}.data")
+        onnx.checker.check_model(target, full_check=True)  # types and shapes too: the exporter did not see to them
+
+    _write(path, write)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """What `write` makes, and puts beside it."""
     folder = path.parent / f".{path.name}.{os.getpid()}"
     folder.mkdir(parents=True)
     try:
-        program.save(folder / path.name)
+        write(folder / path.name)
         onnx.checker.check_model(folder / path.name)
+        stamp_weights(folder / path.name)
         for file in folder.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # external data first, the graph last
             file.replace(path.parent / file.name)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

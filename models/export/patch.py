@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import uses_external_data
 
 from models.errors import EnrolmentError
 
@@ -50,9 +49,9 @@ def read_graph(path: Path) -> Graph:
     Raises:
         EnrolmentError: it does not name its classes, or its classifiers are folded, fused or quantised.
     """
-    external = _external(path)
     model = onnx.load(path)
     labels = _labels(model, path)
+    external = next(iter(external_files(path)), None)
     return Graph(model, labels, _classifiers(model, len(labels), path), external)
 
 
@@ -76,6 +75,23 @@ def stamp(path: Path, metadata: Mapping[str, str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside a graph that hold its weights, sorted; most graphs have none."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return sorted({entry.value for each in tensors for entry in each.external_data if entry.key == "location"})
+
+
+def stamp_weights(path: Path) -> None:
+    """Names the digests of the files that hold its weights in a graph that has some, so that its own stands for all."""
+    if files := external_files(path):
+        stamp(path, {"weights_sha256": " ".join(map(_sha256, (path.parent / name for name in files)))})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_classes(labels: Sequence[str]) -> dict[str, str]:
@@ -122,6 +138,7 @@ def write(graph: Graph, path: Path, *, metadata: Mapping[str, str] | None = None
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EnrolmentError(f"the graph cannot be patched ({error}); {RETRAIN}") from None
+    stamp_weights(path)
     for name in {path.name, graph.external or path.name}:
         with (path.parent / name).open("rb") as written:
             os.fsync(written.fileno())
@@ -132,13 +149,6 @@ def _labels(model: ModelProto, path: Path) -> list[str]:
         return [str(label) for label in json.loads(card(model)["labels"])]
     except (KeyError, ValueError, TypeError):
         raise EnrolmentError(f"{path}: no metadata `labels`; take the file of a model version") from None
-
-
-def _external(path: Path) -> str | None:
-    """Name of the file beside the graph that holds its weights, None where they lie in it."""
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    entries = (entry for tensor in tensors if uses_external_data(tensor) for entry in tensor.external_data)
-    return next((entry.value for entry in entries if entry.key == "location"), None)
 
 
 def _classifiers(model: ModelProto, num_classes: int, path: Path) -> list[Classifier]:
