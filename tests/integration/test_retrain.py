@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,10 @@ from models.data.manifest import read_manifest
 from models.export.onnx_file import read_metadata
 from serving.client import LocalRecognizer, Recognizer
 from serving.environment import Environment
-from serving.process import commands, kill, until
+from serving.process import until
 from serving.server import running
 from tests.asking import Asking
+from tests.command_line import processes
 
 pytestmark = [
     pytest.mark.dvc,
@@ -326,7 +327,6 @@ def half_done(delivered: Workspace, first: tuple[Workspace, Report], tmp_path: P
             shutil.copytree(other.runs / "stages" / name, workspace.runs / "stages" / name)
     yield workspace
     stop_endpoint(workspace)
-    kill(list(processes(workspace)))  # a killed flow leaves Prefect's server
 
 
 def start_retraining(workspace: Workspace, log: Path, *, keys: Sequence[str] = QUICK) -> subprocess.Popen[bytes]:
@@ -348,17 +348,6 @@ def kill_retraining(
     assert process.wait() == -signal.SIGKILL
 
 
-def processes(workspace: Workspace) -> dict[int, str]:
-    """What runs for a workspace, ourselves apart: pid -> command line."""
-    home = f"PREFECT_HOME={workspace.state / 'prefect'}".encode()
-    found = {}
-    for pid, argv in commands():
-        with suppress(OSError):
-            if home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found[pid] = " ".join(argv)
-    return found
-
-
 @pytest.mark.faults
 def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happened(
     half_done: Workspace, first: tuple[Workspace, Report], tmp_path: Path
@@ -371,8 +360,8 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     kill_retraining(
         workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
     )
-    orphans = "training goes on without its flow"
-    assert until(lambda: not any("models." in line for line in processes(workspace).values()), timeout_s=20), orphans
+    orphans = "training or Prefect's server goes on without its flow"
+    assert until(lambda: not processes(workspace.state), timeout_s=20), orphans
     assert history(workspace) == history(undisturbed), "cleaning was done"
 
     kill_retraining(workspace, tmp_path / "2.log", once=lambda: any(model.glob(".stage-*")) or (model / "1").exists())
