@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,9 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
@@ -37,6 +38,7 @@ from serving.process import birth, until
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # 9 to 25 s were measured on two busy cores
 GRACE_S = 10.0
+FAILURE = re.compile(r"[\w.]+(Error|Exception): ")
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 
 
@@ -97,11 +99,11 @@ def serving(workspace: Workspace, *, port: int = 0) -> Iterator[Orchestrator]:
             listener.bind((HOST, port))
         except OSError as error:
             raise InputError(f"port {port} cannot be had ({error.strerror}); choose another with --port") from None
-        url = f"http://{HOST}:{listener.getsockname()[1]}/api"
+        port = listener.getsockname()[1]
         child = _spawn(listener, log)
     try:
-        _wait_ready(child, url, log)
-        yield Orchestrator(url, child.pid, birth(child.pid) or "")
+        _wait_ready(child, port, log)
+        yield Orchestrator(f"http://{HOST}:{port}/api", child.pid, birth(child.pid) or "")
     finally:
         end(child)
 
@@ -109,21 +111,33 @@ def serving(workspace: Workspace, *, port: int = 0) -> Iterator[Orchestrator]:
 def _spawn(listener: socket.socket, log: Path) -> subprocess.Popen[bytes]:
     app = ["--factory", "prefect.server.api.server:create_app", "--fd", str(listener.fileno())]
     command = [sys.executable, "-m", "flows.child", "uvicorn", *app, "--log-level", "error", "--lifespan", "on"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PREFECT__SERVER_FINAL": "1", "PREFECT_SERVER_LOGGING_LEVEL": "ERROR"}
+    ours = {"PYTHONPATH": str(REPOSITORY), "PREFECT__SERVER_FINAL": "1", "PREFECT_SERVER_LOGGING_LEVEL": "ERROR"}
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment,
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=os.environ | ours,
                                 pass_fds=[listener.fileno()], start_new_session=True)  # fmt: skip
 
 
-def _wait_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
-        with suppress(OSError), urlopen(f"{url}/health", timeout=2.0):
+        if _is_healthy(port):
             return
         time.sleep(0.1)
-    words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = log.read_text(errors="replace").splitlines()
+    words = next((line for line in reversed(lines) if FAILURE.match(line)), "it said nothing")
     how = "ended" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
-    raise WorldError(f"Prefect's server {how} while it started: {words[-1] if words else 'it said nothing'}; see {log}")
+    raise WorldError(f"Prefect's server {how} while it started: {words}; see {log}")
+
+
+def _is_healthy(port: int) -> bool:
+    asking = HTTPConnection(HOST, port, timeout=2.0)
+    try:
+        asking.request("GET", "/api/health")
+        return asking.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        asking.close()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

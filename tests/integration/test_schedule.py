@@ -79,6 +79,17 @@ def test_a_port_that_is_taken(shop: Workspace) -> None:
     assert told == f"port {port} cannot be had (Address already in use); choose another with --port"
 
 
+def test_a_server_that_cannot_start_is_told_and_nothing_changes(shop: Workspace, tmp_path: Path) -> None:
+    (shop.state / "prefect" / "prefect.db").mkdir(parents=True)
+    before = DataVersions(shop).selected()
+    done = cleanshelf("ingest", deliver(tmp_path / "more", {"tea": 2, "milk": 1}, first_seed=100), "-w", shop.root)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("cleanshelf: Prefect's server ended while it started: ")
+    assert "unable to open database file; see " in done.stderr
+    assert DataVersions(shop).selected() == before
+    assert processes(shop.state) == {}
+
+
 def test_it_is_one_per_workspace_wakes_for_new_data_and_ends_when_asked(
     shop: Workspace, recipe: Path, tmp_path: Path
 ) -> None:
