@@ -19,7 +19,7 @@ from figure import figure, header
 from flows.endpoint import repository, stop_endpoint
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from serving.client import LocalRecognizer, Recognizer
+from serving import LocalRecognizer, Recognizer
 from serving.server import running
 
 REQUESTS = 100
@@ -75,7 +75,7 @@ def latencies(workspace: Workspace) -> tuple[float, float]:
     manifest = read_manifest(next(path for path in workspace.versions.iterdir() if path.is_dir()))
     photos = [manifest.read_photo(row) for row in range(REQUESTS)]
     (served,) = versions.configured()
-    with Recognizer(server.url, labels=versions.labels) as remote:
+    with Recognizer(server.access, labels=versions.labels) as remote:
         return _median(remote, photos), _median(LocalRecognizer(versions.path(served) / "model.onnx"), photos)
 
 

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from models.cleaning import DEFAULT, RULES, find_label_errors, label_quality
 from models.data.samplers import folds
+from models.evidence import auroc
 from models.network import Head, best_device
 from pixels import decode, to_square
 
@@ -194,21 +195,14 @@ def measured(
     clean = ~shelf.wrong
     lost = [100 * float(dropped[clean & np.isin(shelf.given, third)].mean()) for third in (thirds[0], thirds[2])]
     left = np.bincount(shelf.given[~dropped], minlength=shelf.num_classes)
-    return Found(f1(mask, shelf.wrong), auroc(suspicion, shelf.wrong), f1(dropped, shelf.wrong), *lost,
+    area = 100 * auroc(suspicion[shelf.wrong], suspicion[~shelf.wrong])
+    return Found(f1(mask, shelf.wrong), area, f1(dropped, shelf.wrong), *lost,
                  int(((left == 0) & (sizes > 0)).sum()))  # fmt: skip
 
 
 def f1(called: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> float:
     """In %."""
     return 200 * float((called & wrong).sum()) / max(1, int(called.sum() + wrong.sum()))
-
-
-def auroc(suspicion: NDArray[np.floating], wrong: NDArray[np.bool_]) -> float:
-    """In %: how often a wrong label is more suspect than a right one; ties count half."""
-    _, place, counts = np.unique(suspicion, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    num = int(wrong.sum())
-    return 100 * float(rank[wrong].sum() - num * (num + 1) / 2) / (num * (len(wrong) - num))
 
 
 def report(results: dict[tuple[str, str], list[Found]], *, seeds: int, targets: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ from load.generator import Outcome, closed_loop, message
 from tritonclient import grpc
 
 from models.export.graph import DeployGraph
+from serving.wire import connect
 
 CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and leaves the ensemble and torch behind"
 CLIENTS = 4
@@ -44,7 +45,7 @@ def main() -> None:
 
 def load(ours: Served, models: dict) -> None:
     """Makes the server take the ensemble too; its members first."""
-    with grpc.InferenceServerClient(ours.url) as client:
+    with connect(ours.access) as client:
         for name in models:
             client.load_model(name)
 
@@ -52,7 +53,7 @@ def load(ours: Served, models: dict) -> None:
 def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
     """That all three say the same, so that their speeds compare."""
     tensor = grpc.InferInput("image", [1, *photos.shape[1:]], "UINT8").set_data_from_numpy(photos[:1])
-    with grpc.InferenceServerClient(ours.url) as client:
+    with connect(ours.access) as client:
         fused, split = (client.infer(name, [tensor]) for name in ("products", ensemble.NAME))
     _, slow = eager.answer(made, photos[0])
     assert np.allclose(fused.as_numpy("probs"), split.as_numpy("probs"), atol=1e-6)
@@ -86,7 +87,7 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
 def told(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
     """What clients got, and the server's milliseconds of processor an image."""
     before = ours.cpu_seconds()
-    outcome = closed_loop(ours.url, messages, clients=CLIENTS, seconds=seconds)
+    outcome = closed_loop(ours.access, messages, clients=CLIENTS, seconds=seconds)
     return outcome, 1000 * (ours.cpu_seconds() - before) / max(1, len(outcome.latencies))
 
 

@@ -44,14 +44,14 @@ def measure(graph: Path, photos, *, seconds: float, rounds: int) -> None:
         for number in range(rounds):
             limit = sessions.images_per_second(bare, photos[:8], seconds=seconds)
             before = ours.cpu_seconds()
-            here = closed_loop(ours.url, messages, clients=CLIENTS, seconds=seconds)
+            here = closed_loop(ours.access, messages, clients=CLIENTS, seconds=seconds)
             cpu.append(1000 * (ours.cpu_seconds() - before) / len(here.latencies))
             there = web.closed_loop(port, bodies, clients=CLIENTS, seconds=seconds)
             print(f"round {number}: limit {limit:.0f}/s; ours: {here}; FastAPI: {there}", flush=True)
             of_limit.append(here.per_second / limit)
             of_web.append(here.per_second / there.per_second)
             last = here.per_second
-        open_ = open_loop(ours.url, messages, rate=last / 2, seconds=seconds)
+        open_ = open_loop(ours.access, messages, rate=last / 2, seconds=seconds)
         print(f"open loop at half of that: {open_}")
     share, times = statistics.median(of_limit), statistics.median(of_web)
     figure("light_share_of_limit_16_clients", round(share, 3), target=">= 0.55", met=share >= 0.55, baseline=1.0)

@@ -53,7 +53,7 @@ def watch(ours: Served, messages: list[bytes], *, minutes: float) -> tuple[Outco
     """What became of the requests, and (seconds since the start, MB)."""
     samples, began = [], time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(closed_loop, ours.url, messages, clients=CLIENTS, seconds=60 * minutes)
+        asking = pool.submit(closed_loop, ours.access, messages, clients=CLIENTS, seconds=60 * minutes)
         while not asking.done():
             samples.append((time.monotonic() - began, ours.memory_mb()))
             if len(samples) % 12 == 1:

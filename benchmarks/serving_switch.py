@@ -67,7 +67,7 @@ def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: i
     changes: Counter[str] = Counter()
     broken = break_a_version(ours, photos)
     total = Outcome()
-    with Endpoint(ours.url) as control:
+    with Endpoint(ours.access) as control:
         while total.sent < least:
             with asking(ours, photos, seconds=seconds) as (answers, over):
                 while not over.is_set():
@@ -87,9 +87,9 @@ def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: i
 def during_a_flood(ours: Served, photos: np.ndarray, *, seconds: float) -> tuple[Outcome, Outcome]:
     """One client sends more than can be answered; what became of it, and of the others."""
     whole = [message(photos)]
-    rate = closed_loop(ours.url, whole, clients=4, seconds=3).per_second
+    rate = closed_loop(ours.access, whole, clients=4, seconds=3).per_second
     with asking(ours, photos, seconds=seconds) as (answers, _):
-        flood = open_loop(ours.url, whole, rate=FLOOD * rate, seconds=seconds / 2)
+        flood = open_loop(ours.access, whole, rate=FLOOD * rate, seconds=seconds / 2)
     print(f"flood: {flood}\nothers: {answers.result()}", flush=True)
     return flood, answers.result()
 
@@ -98,7 +98,7 @@ class asking:  # reads as a phrase
     """Clients that ask for single photos; their outcome to come, and when they are over."""
 
     def __init__(self, ours: Served, photos: np.ndarray, *, seconds: float) -> None:
-        self.arguments = (ours.url, [message(photo[None]) for photo in photos])
+        self.arguments = (ours.access, [message(photo[None]) for photo in photos])
         self.seconds, self.over = seconds, threading.Event()
 
     def __enter__(self) -> tuple[Future[Outcome], threading.Event]:

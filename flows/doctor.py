@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flows.data_version import DataVersions
+from flows.endpoint import access, repository
 from flows.settings import Settings
 from flows.workspace import Workspace
+from serving.control import Endpoint
 from serving.environment import inspect
-from serving.server import running
+from serving.watcher import watcher
 
 PARTS = ("torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect", "fastapi")
+ANSWER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,26 @@ def _workspace(workspace: Workspace | None) -> Iterator[Finding]:
         return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)
-    server = running(workspace.state)
-    yield Finding(
-        "endpoint", True, f"gRPC at {server.url}" if server else "not running; start it with `cleanshelf serve`"
-    )
+    yield _check("endpoint", lambda: _endpoint(workspace))
+    yield _check("watchdog", lambda: _watchdog(workspace))
+
+
+def _endpoint(workspace: Workspace) -> str:
+    """That it answers a golden image; a readiness call would say yes either way."""
+    found = access(workspace)
+    if found is None:
+        return "not running; start it with `cleanshelf serve`"
+    versions = repository(workspace)
+    with Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S) as control:
+        active = control.active()
+        for version in versions.configured():
+            control.golden_check(versions, version, at_most=1)
+    return f"gRPC at {found.url}, " + (f"model version {active[0]} answers" if active else "no model yet")
+
+
+def _watchdog(workspace: Workspace) -> str:
+    pid = watcher(workspace.state)
+    return f"pid {pid}" if pid else "none; `cleanshelf watch` brings an endpoint back that dies"
 
 
 def _check(part: str, look: Callable[[], str]) -> Finding:

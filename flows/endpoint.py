@@ -1,47 +1,116 @@
-"""The workspace's Triton endpoint: the one that runs, or one that lives as long as it is needed."""
+"""The workspace's Triton endpoint: one that somebody else runs, our own, or one that lives as long as it is needed."""
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows.errors import InputError
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
 from flows.settings import Settings
 from flows.workspace import Workspace
+from serving.access import Access
+from serving.command import Listening
+from serving.control import Endpoint
 from serving.repository import ModelRepository
-from serving.server import LocalServer, running
+from serving.server import LOCAL, LocalServer, RunningServer, running
+from serving.watcher import end_watcher
+
+log = logging.getLogger("cleanshelf")
 
 
 def repository(workspace: Workspace) -> ModelRepository:
-    """The model repository of a workspace."""
-    return ModelRepository(workspace.repository)
+    """The model repository of a workspace, for the server that the settings describe."""
+    settings = Settings()
+    return ModelRepository(
+        workspace.repository, instances=settings.triton_instances or None, accelerator=settings.accelerator()
+    )
 
 
-def local_server(workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int) -> LocalServer:
+def local_server(
+    workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int, listening: Listening = LOCAL
+) -> LocalServer:
     """The workspace's server on these ports; not started."""
     workspace.repository.mkdir(parents=True, exist_ok=True)
-    return LocalServer(workspace.repository, state=workspace.state, environment=Settings().triton_env,
-                       http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)  # fmt: skip
+    return LocalServer(workspace.repository, workspace.state, Settings().triton_env,
+                       http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening)  # fmt: skip
+
+
+def access(workspace: Workspace) -> Access | None:
+    """The way to the server that the settings name, else to the workspace's own where it runs."""
+    server = running(workspace.state)
+    return Settings().remote() or (server.access if server else None)
 
 
 @contextmanager
-def endpoint(workspace: Workspace) -> Iterator[str]:
-    """The gRPC address (host:port) of the running server; without one, of a server on free ports that ends afterwards."""
-    server = running(workspace.state)
-    if server is not None:
-        yield server.url
+def endpoint(workspace: Workspace) -> Iterator[Access]:
+    """The way to the server; where none runs, to one on free ports that ends afterwards."""
+    found = access(workspace)
+    if found is not None:
+        yield found
         return
     http, grpc, metrics = free_ports(3)
     local = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)
+    choose_registered(workspace)
     started = local.start()
     try:
-        yield started.url
+        yield started.access
     finally:
         local.stop()
 
 
+def choose_registered(workspace: Workspace) -> None:
+    """Let a server that is yet to start serve what the registry names, whatever a killed switch left in config.pbtxt.
+
+    Raises:
+        CorruptVersion: that version's files are not what they were.
+    """
+    wanted, versions = ModelVersions(Ledger(workspace.root)).serving(), repository(workspace)
+    versions.sweep()
+    if wanted is not None:
+        versions.verify(wanted)
+    versions.configure(() if wanted is None else (wanted,))
+
+
+def serve_registered(workspace: Workspace, control: Endpoint) -> bool:
+    """Let the running server serve what the registry names, as the settings say; whether that was needed.
+
+    For the holder of the lock `serving`.
+    """
+    wanted, versions = ModelVersions(Ledger(workspace.root)).serving(), repository(workspace)
+    active = control.active()
+    if wanted is None or (active == (wanted,) and versions.is_configured(wanted)):
+        return False
+    log.info("endpoint: version %d is to answer, the server has %s; switching", wanted, list(active) or "none")
+    control.switch(versions, wanted)
+    return True
+
+
+def start_endpoint(
+    workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int, listening: Listening = LOCAL
+) -> RunningServer:
+    """Starts the workspace's own server with the version that the registry names.
+
+    Raises:
+        InputError: the settings name a server elsewhere.
+        ServingError: it did not start, or does not answer.
+    """
+    if url := Settings().triton_url:
+        raise InputError(f"CLEANSHELF_TRITON_URL names the server {url}; unset it to run one here")
+    with workspace.lock("serve", name="serving"):
+        if running(workspace.state) is None:  # else it is refused below, and its configuration is left alone
+            choose_registered(workspace)
+        return local_server(
+            workspace, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening
+        ).start()
+
+
 def stop_endpoint(workspace: Workspace) -> None:
-    """Ends the workspace's server, if one runs."""
+    """Ends the workspace's own server, if one runs, and who watches it."""
+    end_watcher(workspace.state)
     local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
 
 

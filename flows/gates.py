@@ -24,18 +24,20 @@ def judge(
     *,
     settings: Gate,
     graph_sha256: str,
+    reference: str = "torch",
 ) -> Verdict:
     """Compares accuracies on the same test photos.
 
     Args:
         new: accuracy of the new graph, keys as in models.evaluate.Accuracy, shares in [0, 1] or None.
         serving: the same of the model now serving, or None where none does.
-        parity: of the new graph with torch; keys different_ids and probability.
+        parity: of the new graph with what it was made from; keys different_ids and probability.
+        reference: what that is.
     """
     refusals, reasons = [], []
     if parity["different_ids"]:
-        refusals.append(f"parity: {parity['different_ids']:.0f} answers differ from torch")
-    reasons.append(f"parity: probabilities differ from torch by at most {parity['probability']:.1e}")
+        refusals.append(f"parity: {parity['different_ids']:.0f} answers differ from {reference}")
+    reasons.append(f"parity: probabilities differ from {reference} by at most {parity['probability']:.1e}")
     if serving is None:
         reasons.append("nothing is serving yet, so there is nothing to be worse than")
         return Verdict(not refusals, tuple(refusals or reasons), graph_sha256)

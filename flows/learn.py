@@ -138,6 +138,20 @@ def views(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
     return run.stage("views", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
 
 
+@stage("calibrate")
+def calibrate(run: Run, data: Path, balanced: list[Path], chosen: Path, looks: Path) -> Path:
+    """How sure the graph may be, and what it takes for a product of the assortment, with the evidence: calibration.json."""
+    networks = [folder / "network.pt" for folder in balanced]
+
+    def work(out: Path) -> None:
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        arguments += ["--views", looks / "views.json"]
+        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
+
+    names = [folder.name for folder in (*balanced, chosen, looks)]
+    return run.stage("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work)
+
+
 def _say(name: str) -> Callable[[str], None]:
     """Lines of a child process go to the log, behind the stage's name."""
     return lambda line: log.info("%s: %s", name, line)

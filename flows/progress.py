@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -29,6 +39,25 @@ def show_progress() -> None:
     )
     log.handlers = [handler]
     log.propagate = False
+
+
+@contextmanager
+def photo_bar(photos: Iterable[str]) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, with rate and time left, told how many photos are done; they are counted meanwhile."""
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, rate="")
+        if console.is_terminal:
+            count = Thread(target=lambda: bar.update(task, total=sum(1 for _ in photos)), daemon=True)
+            count.start()
+
+        def done(number: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=number, rate=f"{speed:,.0f} photos/s" if speed else "")
+
+        yield done
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -17,19 +17,19 @@ from flows.gates import Verdict, judge
 from flows.launch import run_child
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
+from flows.release import measure_graph, release
 from flows.run import Run, sha256
 from flows.settings import REPOSITORY
 from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
-from serving.control import Endpoint
+from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
 
 
 @stage("export")
-def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> Path:
+def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path, calibrated: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
     card = {
         "data_version": data.name,
@@ -44,9 +44,10 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
         networks = [folder / "network.pt" for folder in members]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         arguments += ["--ensemble", weights / "ensemble.json", "--views", looks / "views.json"]
+        arguments += ["--calibration", calibrated / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    names = [folder.name for folder in (*members, weights, looks)]
+    names = [folder.name for folder in (*members, weights, looks, calibrated)]
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
@@ -55,22 +56,13 @@ def gate(run: Run, data: Path, graph: Path) -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos."""
     models = ModelVersions(Ledger(run.workspace.root))
     serving = models.serving()
-    before = None if serving is None else measure_served(run, data, serving)
+    now = None if serving is None else repository(run.workspace).path(serving) / "model.onnx"
+    before = None if now is None else measure_graph(run, data, now)
     verdict = judge(read_json(graph / "accuracy.json"), before, read_json(graph / "parity.json"), settings=run.recipe.gate,
                     graph_sha256=sha256(graph / "model.onnx"))  # fmt: skip
     (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
     log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
     return verdict
-
-
-def measure_served(run: Run, data: Path, version: int) -> dict[str, float]:
-    """Accuracy of a published version on the test photos of this data version."""
-    graph = repository(run.workspace).path(version) / "model.onnx"
-
-    def work(out: Path) -> None:
-        run_child("models.export.measure", ["--graph", graph, "--data", data, "--out", out], say=log.info)
-
-    return read_json(run.stage("measure", data.name, sha256(graph), work=work) / "accuracy.json")
 
 
 @stage("publish")
@@ -85,28 +77,15 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
     digest_now = sha256(graph / "model.onnx")
     if not verdict.passed or verdict.graph_sha256 != digest_now:
         raise GateRefused(list(verdict.reasons) if not verdict.passed else ["the graph changed after it was judged"])
-    models, versions = ModelVersions(Ledger(run.workspace.root)), repository(run.workspace)
+    models = ModelVersions(Ledger(run.workspace.root))
     serving = models.serving()
     if serving is not None and models.record(serving)["graph_sha256"] == digest_now:
         log.info("publish: model version %d has exactly these bytes and serves already", serving)
         return serving
-    with run.workspace.lock("publish", name="serving"), endpoint(run.workspace) as url:
-        versions.sweep()
-        versions.check_contract(graph / "model.onnx")
-        number = number_of(models, digest_now) or models.register(describe(run, data, graph, verdict, parent=serving))
-        if number not in versions.versions():
-            versions.stage(graph / "model.onnx", version=number, labels=read_manifest(data).classes,
-                           record=models.record(number), golden=np.load(graph / "golden.npy"))  # fmt: skip
-        with Endpoint(url) as control:
-            control.switch(versions, number)
-        models.assign(number)
-    log.info("publish: model version %d answers", number)
-    return number
-
-
-def number_of(models: ModelVersions, graph_sha256: str) -> int | None:
-    """The version under which exactly these bytes were registered."""
-    return next((entry.version for entry in models.log() if entry.record["graph_sha256"] == graph_sha256), None)
+    record = describe(run, data, graph, verdict, parent=serving)
+    with run.workspace.lock("publish", name="serving"):
+        return release(run.workspace, graph / "model.onnx", record=record, labels=read_manifest(data).classes,
+                       golden=np.load(graph / "golden.npy"))  # fmt: skip
 
 
 def describe(run: Run, data: Path, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
@@ -143,7 +122,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    with endpoint(run.workspace) as url, Recognizer(url, labels=repository(run.workspace).labels) as recognizer:
+    with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.endpoint import repository
+from flows.endpoint import access, repository
 from flows.errors import EndpointMissing
+from flows.recognise_folder import Summary, recognise_folder
 from flows.workspace import Workspace
-from serving.client import LocalRecognizer, Recognition, Recognizer
-from serving.server import running
+from serving import Access, LocalRecognizer, Recognition, Recognizer
+from serving.durable import sha256
+
+TIMEOUT_S = 120.0  # of a batch of a long run: better late than never
+PATIENCE_S = 60.0  # a server that is started anew is waited for
 
 
 def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str, Any]]:
@@ -20,12 +24,7 @@ def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str,
         EndpointMissing: none runs.
         BadPhoto: a file is not a photo.
     """
-    server = running(workspace.state)
-    if server is None:
-        raise EndpointMissing(
-            "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
-        )
-    with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:
+    with Recognizer(_access(workspace), labels=repository(workspace).labels) as recognizer:
         return _plain(images, recognizer.recognise(list(images)))
 
 
@@ -36,6 +35,35 @@ def ask_file(graph: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
         BadGraph: the file is not a graph that CleanShelf wrote.
     """
     return _plain(images, LocalRecognizer(graph).recognise(list(images)))
+
+
+def ask_endpoint_of_folder(
+    workspace: Workspace, folder: Path, out: Path, *, progress: Callable[[int], None]
+) -> Summary:
+    """The table `out` with the endpoint's answer to each photo below `folder`; see recognise_folder.
+
+    Raises:
+        EndpointMissing: none runs.
+    """
+    with Recognizer(
+        _access(workspace), labels=repository(workspace).labels, timeout_s=TIMEOUT_S, patience_s=PATIENCE_S
+    ) as recognizer:
+        return recognise_folder(folder, out, recognizer=recognizer, asked={"model": "endpoint"}, progress=progress)
+
+
+def ask_file_of_folder(graph: Path, folder: Path, out: Path, *, progress: Callable[[int], None]) -> Summary:
+    """The same from an ONNX file alone."""
+    recognizer = LocalRecognizer(graph)
+    return recognise_folder(folder, out, recognizer=recognizer, asked={"model": sha256(graph)}, progress=progress)
+
+
+def _access(workspace: Workspace) -> Access:
+    found = access(workspace)
+    if found is None:
+        raise EndpointMissing(
+            "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+        )
+    return found
 
 
 def _plain(images: Sequence[Path], answers: Sequence[Recognition]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.evidence import evidence, prove
 from flows.gates import Verdict
-from flows.learn import balance, check, ensemble, finetune, score_fold, train, views
+from flows.learn import balance, calibrate, check, ensemble, finetune, score_fold, train, views
 from flows.orchestrator import orchestrated
 from flows.progress import to_json
 from flows.publish import Seen, export, gate, publish, recognise_samples
@@ -86,7 +86,7 @@ def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run) -> Report:
-    """Data, train, clean, retrain, tune, balance, weigh, export, judge, publish, ask; what has not changed is found again.
+    """Data, train, clean, retrain, tune, balance, weigh, calibrate, export, judge, publish, ask; what has not changed is there.
 
     What a step made is used where validation photos prove that it pays, else what was there before.
     """
@@ -113,7 +113,8 @@ def retraining(run: Run) -> Report:
 
     weights = ensemble(run, data, balanced)
     looks = views(run, data, balanced, weights)
-    graph = export(run, data, balanced, weights, looks)
+    calibrated = calibrate(run, data, balanced, weights, looks)
+    graph = export(run, data, balanced, weights, looks, calibrated)
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
 

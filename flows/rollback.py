@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from flows.data_version import DataVersions, Entry
-from flows.endpoint import repository
+from flows.endpoint import access, repository
 from flows.errors import UnknownVersion
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.workspace import Workspace
 from serving.control import Endpoint, activate
-from serving.server import running
 
 
 def rollback_data(workspace: Workspace, version: str) -> Entry:
@@ -43,11 +42,11 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     with workspace.lock("model rollback", name="serving"):
         target = rollback_target(workspace, version)
-        server = running(workspace.state)
-        if server is None:
+        found = access(workspace)
+        if found is None:
             activate(versions, target)
         else:
-            with Endpoint(server.url) as control:
+            with Endpoint(found) as control:
                 control.switch(versions, target)
         if models.serving() != target:
             models.assign(target)

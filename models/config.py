@@ -138,6 +138,8 @@ class Export:
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
     keep: Positive = 10  # best classes of a member that take part in the mean
     top_k: Positive = 5
+    accept: Annotated[float, Range(0, 1, open_low=True)] = 0.95  # share of the validation photos that `known` accepts
+    reject: bool = False  # what is not accepted gets no classes
 
     def __post_init__(self) -> None:
         if not self.enlarge:
@@ -150,6 +152,7 @@ class Gate:
 
     mean_class: Annotated[float, Range(-1, 1)] = 0.0
     tail: Annotated[float, Range(-1, 1)] = 0.02
+    enrol: Annotated[float, Range(-1, 1)] = 0.01  # of the mean over the other classes, by one product that is enrolled
 
 
 @dataclass(frozen=True, kw_only=True)

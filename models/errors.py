@@ -7,6 +7,7 @@ ModelError
 ├── CleaningError (ValueError)        labels, probabilities or embeddings that cannot be judged by
 ├── BatchError (ValueError)           logits or targets that a loss cannot take
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
+├── EnrolmentError (ValueError)       a product that a finished graph cannot take in or give up
 └── ExportError (RuntimeError)
     └── ParityError                   the ONNX graph does not answer as the torch module does
 """
@@ -40,6 +41,10 @@ class BatchError(ModelError, ValueError):
 
 class CheckpointMismatch(ModelError, ValueError):
     """A checkpoint belongs to other data or another configuration."""
+
+
+class EnrolmentError(ModelError, ValueError):
+    """A product cannot be added to a finished graph, or taken out of it."""
 
 
 class ExportError(ModelError, RuntimeError):

@@ -77,3 +77,11 @@ def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
     """(N,) weight of each photo with which all classes weigh the same."""
     share: NDArray[np.float64] = 1 / np.bincount(target)[target]
     return share
+
+
+def auroc(score: NDArray[np.floating], others: NDArray[np.floating]) -> float:
+    """How often one of these scores (N,) is larger than one of the others (M,); ties count half. In [0, 1]; N, M > 0."""
+    _, place, counts = np.unique(np.concatenate([score, others]), return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    num = len(score)
+    return float(rank[:num].sum() - num * (num + 1) / 2) / (num * len(others))

@@ -14,6 +14,7 @@ loop itself is in models.epochs. What it leaves in --out:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ def save_network(path: Path, network: Network, *, member: Member, classes: list[
 class Trained:
     """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier.
 
+    What member.weights names was the start; it need not be there any more.
+
     Training gives a classifier without a bias; some ways of re-balancing give it one.
     """
 
@@ -186,8 +189,8 @@ class Trained:
 def load_network(path: Path) -> Trained:
     """What `save_network` wrote."""
     content = checkpoint.load(path)
-    member = from_dict({"name": "", "members": [content["member"] | {"weights": ""}]}).members[0]
-    network = build_network(member, num_classes=len(content["classes"]))
+    member = from_dict({"name": "", "members": [content["member"]]}).members[0]
+    network = build_network(dataclasses.replace(member, weights=""), num_classes=len(content["classes"]))
     state = content["state"]
     set_classifier(network.head, state["head.classifier.weight"], state.get("head.classifier.bias"))
     network.load_state_dict(state)

@@ -6,6 +6,8 @@ One decoder for ingestion, training and the client: a photo that was accepted on
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +23,18 @@ FORMATS = (
     "TIFF",
 )  # no others: Pillow hands an EPS to Ghostscript, which runs what it reads
 
-__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "to_square"]
+__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "to_square", "upright"]
 
 
 class BadPhoto(ValueError):
-    """The bytes are not a photo that can be used; the message says why."""
+    """The bytes are not a photo that can be used; the message says why.
+
+    `reason` is that alone, where the message also says of which photo and what to do.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def decode(data: bytes) -> Image.Image:
@@ -39,12 +48,41 @@ def decode(data: bytes) -> Image.Image:
     """
     if not data:
         raise BadPhoto("the file is empty (0 bytes)")
-    try:
+    with _faults_named():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+        _check_size(image)
         image.seek(0)
         return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """What `decode` gives, of a picture that Pillow has opened already; the picture itself stays as it is.
+
+    Raises:
+        BadPhoto: truncated, or more than MAX_PIXELS pixels.
+    """
+    with _faults_named():
+        _check_size(image)
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The photo squeezed to (size, size, 3) uint8, antialiased; size in pixels."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise BadPhoto(f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+
+
+@contextmanager
+def _faults_named() -> Iterator[None]:
+    """Say BadPhoto where Pillow says any of its many errors."""
+    try:
+        yield
     except (BadPhoto, MemoryError):  # a full machine says nothing about the photo
         raise
     except UnidentifiedImageError:
@@ -53,13 +91,6 @@ def decode(data: bytes) -> Image.Image:
         raise BadPhoto(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
         raise BadPhoto(f"cannot be decoded ({error})") from None
-
-
-def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The photo squeezed to (size, size, 3) uint8, antialiased; size in pixels."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

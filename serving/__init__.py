@@ -1,1 +1,63 @@
-"""Inference: begins at an ONNX file and ends at ranked products. Knows no torch, orchestrator or data versioning."""
+"""Inference: begins at an ONNX file and ends at ranked products. Knows no torch, orchestrator or data versioning.
+
+What a program that asks for products needs is here; it is loaded when it is first named, so that a client over the
+network needs neither ONNX nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixels import BadPhoto
+    from serving.access import Access
+    from serving.client import AsyncRecognizer, Recognizer
+    from serving.errors import (
+        BadGraph,
+        BadRequest,
+        Forbidden,
+        ModelNotReady,
+        RequestRejected,
+        RequestTimeout,
+        ServerUnavailable,
+        ServingError,
+        Untrusted,
+        VersionNotFound,
+    )
+    from serving.local import LocalRecognizer
+    from serving.recognition import Recognition
+
+__all__ = [
+    "Access",
+    "AsyncRecognizer",
+    "BadGraph",
+    "BadPhoto",
+    "BadRequest",
+    "Forbidden",
+    "LocalRecognizer",
+    "ModelNotReady",
+    "Recognition",
+    "Recognizer",
+    "RequestRejected",
+    "RequestTimeout",
+    "ServerUnavailable",
+    "ServingError",
+    "Untrusted",
+    "VersionNotFound",
+]
+
+HOMES = {
+    "Access": "serving.access",
+    "AsyncRecognizer": "serving.client",
+    "BadPhoto": "pixels",
+    "LocalRecognizer": "serving.local",
+    "Recognition": "serving.recognition",
+    "Recognizer": "serving.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'serving' has no attribute {name!r}")
+    return getattr(import_module(HOMES.get(name, "serving.errors")), name)

@@ -1,67 +1,63 @@
-"""From photos to ranked products: over the wire, or from the ONNX file alone."""
+"""From photos to ranked products over the wire: `Recognizer`, and `AsyncRecognizer` for asyncio.
+
+Both ask as serving.session says; they differ in who makes the calls.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from contextlib import aclosing, closing, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from weakref import WeakSet
 
-import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
+from pixels import BadPhoto
+from serving.access import Access
+from serving.bulk import Numbered, Progress, all_good, batches, in_order, in_order_async, merged
+from serving.photos import Photo
+from serving.recognition import Recognition
+from serving.session import Answered, Call, Pause, Session, Steps, T, Wire, drive, drive_async
+from serving.wire import connect, connect_async, errors_named
 
-from pixels import BadPhoto, decode, to_square
-from serving.errors import BadGraph
-from serving.model_config import Signature, TritonConfig
-from serving.wire import connect, errors_named, infer
-
-LOCAL_BATCH = 8
-PADDING = -1  # the id that fills an answer when there are fewer classes than k, or none is believed
-ACCEPTED = 0.5  # of `known`: graphs put their threshold here
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """One photo's answer: (label, probability) best first, and which model said so (version None: a local file).
-
-    score: how sure the model is that the photo shows a product it knows at all, in [0, 1]; known: it reaches ACCEPTED.
-    """
-
-    ranked: tuple[tuple[str, float], ...]
-    score: float
-    model_version: int | None
-    data_version: str
-    embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)  # (512,)
-
-    @property
-    def known(self) -> bool:
-        """Whether the model takes the photo for one of its products."""
-        return self.score >= ACCEPTED
+TIMEOUT_S = 10.0
+PATIENCE_S = 1.0
+IN_FLIGHT = 8
+Labels = Callable[[int], Sequence[str]]
 
 
 class Recognizer:
-    """Recognises photos at a Triton endpoint; a context manager that closes its connection.
+    """Recognises photos at a Triton endpoint; a context manager that closes its connection. Threads may share one.
+
+    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size.
 
     Args:
-        url: host:port of the server's gRPC.
-        labels: the labels of a model version; called once for each version met.
-        timeout_s: deadline of one request (at most the server's largest batch of photos).
+        server: host:port of its gRPC, or an Access with tokens and TLS.
+        labels: the labels of a model version, called once for each version met; None: the server tells them.
+        wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
+            "shared memory": as uint8, through the memory of the machine that client and server share.
+        timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
+        patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
+        in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
     """
 
     def __init__(
-        self, url: str, *, labels: Callable[[int], Sequence[str]], model: str = "products", timeout_s: float = 10.0
+        self,
+        server: Access | str,
+        *,
+        model: str = "products",
+        labels: Labels | None = None,
+        wire: Wire = "uint8",
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+        in_flight: int = IN_FLIGHT,
     ) -> None:
-        self.url = url
-        self.model = model
-        self.timeout_s = timeout_s
-        self._labels = labels
-        self._client = connect(url)
-        self._served: TritonConfig | None = None
-        self._names: dict[int, Sequence[str]] = {}
+        access = Access.of(server)
+        self.in_flight = in_flight
+        self._session = Session(access.url, model, wire, timeout_s, patience_s, labels)
+        self._client = connect(access)
+        self._streams: WeakSet[Generator[Answered, None, None]] = WeakSet()
 
     def __enter__(self) -> Self:
         return self
@@ -72,120 +68,136 @@ class Recognizer:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """End the streams that were not read to their end, give back shared memory, close the connection."""
+        for stream in list(self._streams):
+            with suppress(ValueError):  # another thread reads it now, and will be told
+                stream.close()
+        self._drive(self._session.end())
         self._client.close()
 
-    def recognise(self, photos: Sequence[bytes | Path], *, embedding: bool = False) -> list[Recognition]:
+    def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
         """One answer per photo, in order; `embedding` asks for the (512,) vectors too.
 
         Raises:
-            BadPhoto: names the photo that is not one; before anything of its chunk is sent.
+            BadPhoto: the first photo that is not one; the others were asked in vain.
             ServingError: what the server or the way to it did.
         """
-        served = self._served or self._read_config()
-        found: list[Recognition] = []
-        for images in _chunks(photos, size=served.signature.size, batch=served.max_batch_size):
-            found += self._ask(images, embedding)
-        return found
+        served = self._drive(self._session.learn())
+        if len(photos) <= served.batch:
+            return all_good(self._answer(list(enumerate(photos)), embedding))
+        with closing(self.stream(photos, embedding=embedding)) as answers:
+            return all_good(answers)
 
-    def _ask(self, images: NDArray[np.uint8], embedding: bool) -> list[Recognition]:
-        answer = infer(
-            self._client, images, url=self.url, model=self.model, outputs=_outputs(embedding), timeout_s=self.timeout_s
-        )
-        if answer.version not in self._names:
-            self._names[answer.version] = self._labels(answer.version)
-        return _recognitions(
-            answer.arrays,
-            labels=self._names[answer.version],
-            model_version=answer.version,
-            data_version=self._data_version(answer.version),
-        )
+    def stream(
+        self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
+    ) -> Generator[Answered, None, None]:
+        """One answer per photo, in order, as they come; a BadPhoto in the place of a photo that is not one.
 
-    def _data_version(self, version: int) -> str:
-        """From the parameters of the served configuration, read again when a version is new here."""
-        key = f"data_version.{version}"
-        served = self._served or self._read_config()
-        if key not in served.parameters:
-            served = self._read_config()
-        return served.parameters.get(key, "")
+        Reads `photos` only as far as answers are taken, and `2 * in_flight` batches ahead. `progress` is told how many
+        are done.
 
-    def _read_config(self) -> TritonConfig:
-        with errors_named(self.url):
-            reply = self._client.get_model_config(self.model, client_timeout=self.timeout_s)
-        self._served = TritonConfig.from_proto(reply.config)
-        return self._served
+        Raises:
+            ServingError: what the server or the way to it did; the answers before it have been given.
+        """
+        served = self._drive(self._session.learn())
+        todo = batches(photos, served.batch)
+        return in_order(lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress)
+
+    def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
+        prepared = self._session.prepare(batch)
+        good = [each for each in prepared if not isinstance(each, BadPhoto)]
+        return merged(batch, prepared, self._drive(self._session.ask(good, embedding=embedding)) if good else [])
+
+    def _drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._act)
+
+    def _act(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        with errors_named(self._session.url):
+            return getattr(self._client, step.name)(**step.arguments)
 
 
-class LocalRecognizer:
-    """Recognises photos from an ONNX file alone, whose metadata name its labels; no server.
+class AsyncRecognizer:
+    """`Recognizer` for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
 
-    Raises:
-        BadGraph: not a graph of the endpoint's contract, or without labels.
+    Photos are decoded in threads, so that the loop stays free. Belongs to the loop in which it is first used.
     """
 
-    def __init__(self, graph: Path) -> None:
-        signature = Signature.read(graph)
-        self._labels = _own_labels(signature, graph)
-        try:
-            self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no public base
-            raise BadGraph(f"{graph} cannot answer here ({error}); take the file of a model version") from None
-        self._size = signature.size
-        self._data_version = signature.metadata.get("data_version", "")
+    def __init__(
+        self,
+        server: Access | str,
+        *,
+        model: str = "products",
+        labels: Labels | None = None,
+        wire: Wire = "uint8",
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        self.in_flight = in_flight
+        self._access = Access.of(server)
+        self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
+        self._client: Any = None
+        self._streams: WeakSet[AsyncGenerator[Answered, None]] = WeakSet()
 
-    def recognise(self, photos: Sequence[bytes | Path], *, embedding: bool = False) -> list[Recognition]:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As Recognizer.close."""
+        for stream in list(self._streams):
+            with suppress(RuntimeError):  # another task reads it now, and will be told
+                await stream.aclose()
+        await self._drive(self._session.end())
+        if self._client is not None:
+            await self._client.close()
+
+    async def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
         """As Recognizer.recognise."""
-        names = _outputs(embedding)
-        found: list[Recognition] = []
-        for images in _chunks(photos, size=self._size, batch=LOCAL_BATCH):
-            arrays = dict(zip(names, self._session.run(names, {"image": images}), strict=True))
-            found += _recognitions(arrays, labels=self._labels, model_version=None, data_version=self._data_version)
-        return found
+        served = await self._drive(self._session.learn())
+        if len(photos) <= served.batch:
+            return all_good(await self._answer(list(enumerate(photos)), embedding))
+        async with aclosing(self.stream(photos, embedding=embedding)) as answers:
+            return all_good([each async for each in answers])
 
+    def stream(
+        self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
+    ) -> AsyncGenerator[Answered, None]:
+        """As Recognizer.stream; reads `in_flight` batches ahead."""
+        answers = self._stream(photos, embedding, progress)
+        self._streams.add(answers)
+        return answers
 
-def _own_labels(signature: Signature, graph: Path) -> list[str]:
-    """Line i of the metadata's JSON list names class i."""
-    try:
-        labels = json.loads(signature.metadata["labels"])
-    except (KeyError, json.JSONDecodeError):
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise BadGraph(f"{graph}: metadata `labels` is no JSON list of names; take the file of a model version")
-    return labels
-
-
-def _outputs(embedding: bool) -> list[str]:
-    return ["ids", "probs", "known", "embedding"] if embedding else ["ids", "probs", "known"]
-
-
-def _chunks(photos: Sequence[bytes | Path], *, size: int, batch: int) -> Iterator[NDArray[np.uint8]]:
-    """Batches (<= batch, size, size, 3) uint8; decoded one batch at a time."""
-    squares = (_square(photo, number, size) for number, photo in enumerate(photos))
-    while chunk := list(islice(squares, batch)):
-        yield np.stack(chunk)
-
-
-def _square(photo: bytes | Path, number: int, size: int) -> NDArray[np.uint8]:
-    try:
-        data = photo.read_bytes() if isinstance(photo, Path) else photo
-        return to_square(decode(data), size)
-    except (BadPhoto, OSError) as error:
-        name = photo if isinstance(photo, Path) else f"photo {number}"
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadPhoto(f"{name}: {reason}; leave it out or replace it") from None
-
-
-def _recognitions(
-    arrays: dict[str, NDArray], *, labels: Sequence[str], model_version: int | None, data_version: str
-) -> list[Recognition]:
-    vectors = arrays.get("embedding", [None] * len(arrays["ids"]))
-    return [
-        Recognition(
-            tuple((labels[i], float(p)) for i, p in zip(ids, probs, strict=True) if i != PADDING),
-            float(known[0]),
-            model_version,
-            data_version,
-            vector,
+    async def _stream(
+        self, photos: Iterable[Photo], embedding: bool, progress: Progress | None
+    ) -> AsyncGenerator[Answered, None]:
+        served = await self._drive(self._session.learn())
+        todo = batches(photos, served.batch)
+        found = in_order_async(
+            lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress
         )
-        for ids, probs, known, vector in zip(arrays["ids"], arrays["probs"], arrays["known"], vectors, strict=True)
-    ]
+        async with aclosing(found):
+            async for each in found:
+                yield each
+
+    async def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
+        prepared = await asyncio.to_thread(self._session.prepare, batch)
+        good = [each for each in prepared if not isinstance(each, BadPhoto)]
+        return merged(batch, prepared, await self._drive(self._session.ask(good, embedding=embedding)) if good else [])
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        return await drive_async(steps, self._act)
+
+    async def _act(self, step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if self._client is None:
+            self._client = connect_async(self._access)
+        with errors_named(self._session.url):
+            return await getattr(self._client, step.name)(**step.arguments)

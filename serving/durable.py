@@ -18,6 +18,17 @@ def write(path: Path, data: bytes) -> None:
     sync(path)
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write a file that is seen whole or as it was before."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        write(temporary, data)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

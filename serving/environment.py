@@ -23,6 +23,8 @@ MARKER = "requirements.sha256"
 PROBE_TIMEOUT_S = 60.0
 WAY_OUT = "remove that directory and run `make setup`"
 
+NEEDED = {"nvidia-pytriton": "wheel", "onnxruntime-gpu": "onnxruntime", "numpy": "numpy", "pillow": "pillow"}
+
 # Run by the environment's own interpreter; -I, as the stub is isolated too.
 PROBE = """
 import ctypes, importlib.metadata as metadata, importlib.util as util, json, os, sys, sysconfig
@@ -36,7 +38,7 @@ python = "%d.%d" % sys.version_info[:2]
 libpython, libdir = "libpython" + python + ".so.1.0", sysconfig.get_config_var("LIBDIR") or ""
 print(json.dumps({
     "python": python, "numpy": version("numpy"), "onnxruntime": version("onnxruntime-gpu") or version("onnxruntime"),
-    "wheel": version("nvidia-pytriton"), "site": sysconfig.get_path("platlib"), "libdir": libdir,
+    "wheel": version("nvidia-pytriton"), "pillow": version("pillow"), "site": sysconfig.get_path("platlib"), "libdir": libdir,
     "libpython": os.path.exists(os.path.join(libdir, libpython)) or loads(libpython),
 }))
 """
@@ -61,6 +63,11 @@ class Environment:
         """The process that runs a python-based backend, for this Python."""
         return self.wheel / "python_backend_stubs" / self.python / "triton_python_backend_stub"
 
+    @property
+    def passes_bytes(self) -> bool:
+        """Whether encoded photos reach a model: with numpy 2, all that Python 3.13 has, the stub dies of them."""
+        return _minor(self.python) < 13
+
     def variables(self) -> dict[str, str]:
         """The environment variables to start the server with.
 
@@ -83,7 +90,7 @@ def inspect(path: Path) -> Environment:
     """
     found = _probe(path)
     environment = Environment(path.absolute(), found["python"], Path(found["site"]), Path(found["libdir"]))
-    for package, version in (("nvidia-pytriton", "wheel"), ("onnxruntime-gpu", "onnxruntime"), ("numpy", "numpy")):
+    for package, version in NEEDED.items():
         if not found[version]:
             raise BadEnvironment(f"{path} lacks {package}; {WAY_OUT}")
     if int(found["numpy"].split(".")[0]) >= 2 and _minor(found["python"]) < 13:

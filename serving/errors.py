@@ -6,6 +6,8 @@ ServingError
 ├── BadEnvironment (ValueError)         the server's private environment would be silently wrong
 ├── BadGraph (ValueError)               a graph, labels or golden images that break the endpoint's contract
 ├── BadRequest (ValueError)             wrong shape, type or batch
+├── Forbidden (ValueError)              the token is missing or is another one; asking again will not help
+├── Untrusted (ValueError)              the server's certificate is not vouched for, or it speaks no TLS
 ├── ContractChanged (ValueError)        a graph whose signature differs from the one now served: clients would break
 ├── RepositoryError
 │   ├── VersionNotFound (ValueError)    no such version
@@ -15,7 +17,7 @@ ServingError
 ├── ServerUnavailable (RuntimeError)    nobody answers, or the server ended
 ├── ModelNotReady (RuntimeError)        the server answers, the model does not
 ├── RequestTimeout (RuntimeError)       no answer within the deadline
-├── RequestRejected (RuntimeError)      the server's queue is full; try again later
+├── RequestRejected (RuntimeError)      the server's queue is full, or another request spoilt its batch; try again
 └── GoldenMismatch (RuntimeError)       the server answers, but not what the graph answers locally
 
 The ValueError family is for the user to put right (exit 2), the RuntimeError family is the world's (exit 3).
@@ -46,6 +48,14 @@ class BadGraph(ServingError, ValueError):
 
 class BadRequest(ServingError, ValueError):
     """The server refuses this input."""
+
+
+class Forbidden(ServingError, ValueError):
+    """The server wants another token for this call."""
+
+
+class Untrusted(ServingError, ValueError):
+    """TLS could not be agreed on."""
 
 
 class ContractChanged(ServingError, ValueError):
@@ -85,7 +95,7 @@ class RequestTimeout(ServingError, RuntimeError):
 
 
 class RequestRejected(ServingError, RuntimeError):
-    """The queue is full."""
+    """The queue is full, or the batch was spoilt by another request."""
 
 
 class GoldenMismatch(ServingError, RuntimeError):

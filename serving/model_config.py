@@ -10,20 +10,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import onnx
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
+from serving.accelerator import CPU, Accelerator
 from serving.errors import BadGraph
 
-ELEMENT_TYPES: dict[int, str] = {
-    onnx.TensorProto.UINT8: "TYPE_UINT8",
-    onnx.TensorProto.INT64: "TYPE_INT64",
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-}
+if TYPE_CHECKING:
+    import onnx  # only those who read a graph need it; clients of a server do not
+
+ELEMENT_TYPES = {2: "TYPE_UINT8", 7: "TYPE_INT64", 1: "TYPE_FP32"}  # by the number of ONNX's TensorProto.DataType
 CONTRACT = {
     "image": "TYPE_UINT8",
     "ids": "TYPE_INT64",
@@ -31,6 +30,8 @@ CONTRACT = {
     "known": "TYPE_FP32",
     "embedding": "TYPE_FP32",
 }
+# ONNX Runtime's session, in the native backend's words. Memory patterns are kept for every batch size that was ever met.
+SESSION = {"intra_op_thread_count": "1", "enable_mem_arena": "1", "enable_mem_pattern": "0"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ class TritonConfig:
         versions: the versions to serve, all of them warm; without a version in the request the newest answers.
         max_batch_size: largest batch of one request, and of several requests computed together.
         instances: copies of the graph that compute side by side, one thread each (0.96 of the machine's limit so).
-        gpu: one instance on the GPU in place of `instances` on the CPU.
+        accelerator: what computes; a GPU has one instance in place of `instances` on the CPU.
         max_queue_size: requests that may wait; the next one is rejected at once.
         queue_timeout_ms: a request that waited longer is rejected; clients may ask for less.
+        warmup: run the smallest and the largest batch before the model counts as loaded.
         parameters: strings for clients to read, such as `data_version.7`.
     """
 
@@ -112,9 +114,10 @@ class TritonConfig:
     signature: Signature
     max_batch_size: int = 8
     instances: int = 1
-    gpu: bool = False
+    accelerator: Accelerator = CPU
     max_queue_size: int = 256
     queue_timeout_ms: int = 10_000
+    warmup: bool = True
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -125,13 +128,15 @@ class TritonConfig:
         versions: tuple[int, ...],
         name: str = "products",
         instances: int | None = None,
-        gpu: bool = False,
+        accelerator: Accelerator = CPU,
         **settings: Any,
     ) -> TritonConfig:
         """The configuration for the graph at `path`; `instances` defaults to the cores this process may use."""
-        count = 1 if gpu else instances or len(os.sched_getaffinity(0))
+        count = 1 if accelerator.is_gpu else instances or len(os.sched_getaffinity(0))
         signature = Signature.read(path)
-        return cls(name=name, versions=versions, signature=signature, instances=count, gpu=gpu, **settings)
+        return cls(
+            name=name, versions=versions, signature=signature, instances=count, accelerator=accelerator, **settings
+        )
 
     def to_pbtxt(self) -> str:
         """The text of config.pbtxt."""
@@ -143,12 +148,13 @@ class TritonConfig:
             version_policy={"specific": {"versions": self.versions}},
             input=[_proto(spec) for spec in self.signature.inputs],
             output=[_proto(spec) for spec in self.signature.outputs],
-            instance_group=[{"kind": "KIND_GPU" if self.gpu else "KIND_CPU", "count": self.instances}],
-            dynamic_batching=self._batching(),
-            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size})],
+            instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
+            optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
+            dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
+            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
             response_cache={"enable": False},
         )
-        for key, value in {**self.parameters, "intra_op_thread_count": "1"}.items():
+        for key, value in {**self.parameters, **SESSION}.items():
             config.parameters[key].string_value = value
         return cast(str, text_format.MessageToString(config, as_utf8=True))
 
@@ -169,33 +175,23 @@ class TritonConfig:
     def from_proto(cls, config: Any) -> TritonConfig:
         """Triton's ModelConfig message, as a server returns it."""
         queue = config.dynamic_batching.default_queue_policy
-        parameters = {key: value.string_value for key, value in config.parameters.items()}
-        parameters.pop("intra_op_thread_count", None)
+        parameters = {key: value.string_value for key, value in config.parameters.items() if key not in SESSION}
         return cls(
             name=config.name,
             versions=tuple(config.version_policy.specific.versions),
             signature=Signature(tuple(map(_unproto, config.input)), tuple(map(_unproto, config.output))),
             max_batch_size=config.max_batch_size,
             instances=config.instance_group[0].count,
-            gpu=config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU,
+            accelerator=Accelerator.read(config.optimization.execution_accelerators.gpu_execution_accelerator),
             max_queue_size=queue.max_queue_size,
             queue_timeout_ms=queue.default_timeout_microseconds // 1000,
+            warmup=bool(config.model_warmup),
             parameters=parameters,
         )
 
-    def _batching(self) -> dict[str, Any]:
-        """No delay: with one, a single instance takes every request and the others idle."""
-        sizes = {2**power for power in range(1, self.max_batch_size.bit_length()) if 2**power < self.max_batch_size}
-        return {
-            "preferred_batch_size": sorted({*sizes, self.max_batch_size}),
-            "max_queue_delay_microseconds": 0,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.queue_timeout_ms * 1000,
-                "allow_timeout_override": True,
-                "max_queue_size": self.max_queue_size,
-            },
-        }
+    def _execution(self) -> list[dict[str, Any]]:
+        shapes = {spec.name: spec.dims for spec in self.signature.inputs}
+        return self.accelerator.execution(shapes, max_batch_size=self.max_batch_size)
 
     def _warmup(self, batch: int) -> dict[str, Any]:
         inputs = {
@@ -205,12 +201,29 @@ class TritonConfig:
         return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
 
 
+def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
+    """Triton's dynamic batching, without a delay: with one, a single instance takes every request and the others idle."""
+    sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
+    return {
+        "preferred_batch_size": sorted({*sizes, max_batch_size}),
+        "max_queue_delay_microseconds": 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": queue_timeout_ms * 1000,
+            "allow_timeout_override": True,
+            "max_queue_size": max_queue_size,
+        },
+    }
+
+
 def load_header(path: Path) -> onnx.ModelProto:
     """The graph's protobuf without its external data.
 
     Raises:
         BadGraph: the file is missing or is not ONNX.
     """
+    import onnx
+
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
     except (OSError, DecodeError) as error:

@@ -10,17 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.durable import disk_full_named, sha256, sync, write
+from serving.accelerator import CPU, Accelerator
+from serving.durable import disk_full_named, overwrite, sha256, sync
+from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
+
+CANDIDATE = "-candidate-"  # between the model's name and the version that has to prove itself
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,27 @@ class ModelRepository:
     A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
 
     Args:
-        max_batch_size, instances, gpu: see TritonConfig; written with every `configure`.
+        max_batch_size, instances, accelerator, warmup: see TritonConfig; written with every `configure`.
     """
 
     root: Path
     name: str = "products"
     max_batch_size: int = 8
     instances: int | None = None
-    gpu: bool = False
+    accelerator: Accelerator = CPU
+    warmup: bool = True
 
     @property
     def model(self) -> Path:
         """The directory that Triton knows as the model."""
         return self.root / self.name
+
+    def candidate(self, version: int) -> ModelRepository:
+        """Where a version of this model is tried, under a name of its own: one that hangs must not be in another's way.
+
+        One instance is enough to see whether it answers, and without a warm-up no load waits for it to do so.
+        """
+        return replace(self, name=f"{self.name}{CANDIDATE}{version}", instances=1, warmup=False)
 
     def stage(
         self,
@@ -53,7 +65,7 @@ class ModelRepository:
         record: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
-        """Make `version` from a graph; returns its directory.
+        """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
 
         Args:
             graph: ONNX file; external data beside it comes along.
@@ -71,6 +83,7 @@ class ModelRepository:
         if target.exists():
             raise VersionInUse(f"{target} exists and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
+        lay(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
             self._publish(staging, target)
@@ -135,29 +148,39 @@ class ModelRepository:
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
-        if not versions:
+        self.restore(self._text(versions) if versions else "")
+
+    def is_configured(self, version: int) -> bool:
+        """Whether config.pbtxt is as `configure` would write it for this version alone."""
+        return self.configuration() == self._text((version,))
+
+    def configuration(self) -> str:
+        """The text of config.pbtxt; "" if there is none."""
+        path = self.model / "config.pbtxt"
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    def restore(self, text: str) -> None:
+        """Make config.pbtxt what `configuration` gave.
+
+        Raises:
+            DiskFull: it is as it was.
+        """
+        if text:
+            with disk_full_named(self.model):
+                overwrite(self.model / "config.pbtxt", text.encode())
+        else:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
-            return
-        chosen = tuple(sorted(set(versions)))
-        signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
-        newest = max(chosen)
-        for version in chosen:
-            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
-        config = TritonConfig.from_onnx(
-            self.path(newest) / "model.onnx",
-            name=self.name,
-            versions=chosen,
-            max_batch_size=self.max_batch_size,
-            instances=self.instances,
-            gpu=self.gpu,
-            parameters={f"data_version.{v}": signatures[v].metadata.get("data_version", "") for v in chosen},
-        )
-        self._replace_config(config.to_pbtxt())
+
+    def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
+        """What clients read in the configuration: they see the server alone, not this disk."""
+        data = {f"data_version.{v}": signature.metadata.get("data_version", "") for v, signature in signatures.items()}
+        labels = {f"labels.{v}": json.dumps(self.labels(v), ensure_ascii=False) for v in signatures}
+        return {**data, **labels}
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
-        path = self.model / "config.pbtxt"
-        return TritonConfig.parse(path.read_text("utf-8")).versions if path.is_file() else ()
+        text = self.configuration()
+        return TritonConfig.parse(text).versions if text else ()
 
     def check_contract(self, graph: Path) -> None:
         """That clients of the version now configured can go on with `graph`.
@@ -170,13 +193,52 @@ class ModelRepository:
             newest = max(served)
             self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
 
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Alone: whoever else wants to switch waits, and the kernel lets go of the lock of a killed one."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.model, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def leftovers(self) -> list[Path]:
+        """What killed stages and switches left. Stages under way are left alone."""
+        stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
+        return [*stages, *self.model.glob(".config.pbtxt-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
+
     def sweep(self) -> list[Path]:
-        """Remove what killed stages left; returns what was removed. Stages still under way are left alone."""
-        leftovers = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        leftovers += self.model.glob(".config-*")
+        """Remove the leftovers; returns what was removed."""
+        leftovers = self.leftovers()
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
+
+    def _text(self, versions: Sequence[int]) -> str:
+        chosen = tuple(sorted(set(versions)))
+        signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
+        newest = max(chosen)
+        for version in chosen:
+            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
+        return TritonConfig.from_onnx(
+            self.path(newest) / "model.onnx",
+            name=self.name,
+            versions=chosen,
+            max_batch_size=self.max_batch_size,
+            instances=self.instances,
+            accelerator=self._accelerator(newest),
+            warmup=self.warmup,
+            parameters=self._told(signatures),
+        ).to_pbtxt()
+
+    def _accelerator(self, version: int) -> Accelerator:
+        """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""
+        if not self.accelerator.is_tensorrt:
+            return self.accelerator
+        graph = self.record(version)["files"]["model.onnx"][:12]
+        return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}-{graph}")
 
     @staticmethod
     def _same(one: Signature, other: Signature, who: str) -> None:
@@ -207,16 +269,6 @@ class ModelRepository:
                 raise VersionInUse(f"{target} appeared meanwhile; take the next free number") from None
             raise
         sync(self.model)
-
-    def _replace_config(self, text: str) -> None:
-        temporary = self.model / f".config-{os.getpid()}"
-        with disk_full_named(self.model):
-            try:
-                write(temporary, text.encode())
-                os.replace(temporary, self.model / "config.pbtxt")
-                sync(self.model)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _is_held(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 state/
   triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
   triton.log     its output (triton.log.1: the run before)
+  triton.token   the token for inference, triton.control-token that for control; made once, only the owner can read them
   triton/        backends/ (the wheel's python backend, the stub of its Python, our onnxruntime backend) and a link to the models
 """
 
@@ -15,24 +16,25 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serving import process
+from serving.access import SCHEME, Access, keep_token
+from serving.command import EXIT_TIMEOUT_S, HOST, Listening, arguments
 from serving.control import Endpoint
 from serving.durable import write
+from serving.encoded.contract import encoded_name, lay
+from serving.encoded.endpoint import EncodedEndpoint
 from serving.environment import Environment, inspect
 from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
 from serving.repository import ModelRepository
 
-HOST = "127.0.0.1"
-EXIT_TIMEOUT_S = 30  # below that a stub was seen to outlive the server
 START_TIMEOUT_S = 300.0
+LOCAL = Listening()
 SHARED_MEMORY = Path("/dev/shm")
 PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)  # what a shell takes as it is
 
@@ -47,11 +49,32 @@ class RunningServer:
     http_port: int
     grpc_port: int
     metrics_port: int
+    state: str
+    host: str = HOST
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    @property
+    def listening(self) -> Listening:
+        """Where its gRPC is."""
+        paths = [Path(path) if path else None for path in (self.certificate, self.key, self.ca)]
+        return Listening(self.host, *paths)
 
     @property
     def url(self) -> str:
-        """host:port of its gRPC."""
-        return f"{HOST}:{self.grpc_port}"
+        """Of its gRPC, as Access takes it."""
+        return f"{SCHEME if self.certificate else ''}{self.listening.reached_at}:{self.grpc_port}"
+
+    @property
+    def access(self) -> Access:
+        """What its owner may do: everything."""
+        return _access(Path(self.state), url=self.url, ca=self.listening.authority)
+
+    def again(self, environment: Path) -> LocalServer:
+        """How to start it once more as it was."""
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        return LocalServer(Path(self.repository), Path(self.state), environment, *ports, listening=self.listening)
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,7 @@ class LocalServer:
         repository: the directory that holds <model>/<version>/.
         state: where its files and logs go; one server per state directory.
         environment: the private Python environment with the server's wheel.
+        listening: beyond the loopback, and with TLS.
     """
 
     repository: Path
@@ -71,6 +95,7 @@ class LocalServer:
     grpc_port: int = 8001
     metrics_port: int = 8002
     model: str = "products"
+    listening: Listening = LOCAL
 
     def start(self) -> RunningServer:
         """Start the server and return once it gives golden answers over the wire; it survives this process.
@@ -89,10 +114,11 @@ class LocalServer:
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
             self._lay_backends(environment)
+            lay(self.repository, self.model)  # of this release, also where no version is published yet
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
-                self._check_golden(server)
+                self._check_golden(server, environment)
                 write(self.state / "triton.json", json.dumps(asdict(server)).encode())
             except BaseException:
                 _stop(server, self.state)
@@ -104,22 +130,12 @@ class LocalServer:
         with _locked(self.state):
             _stop(running(self.state), self.state)
 
-    def wait(self) -> None:
-        """Stay until this process is asked to end (SIGINT, SIGTERM), then stop the server. For the main thread.
-
-        Raises:
-            ServerUnavailable: the server ended by itself.
-        """
-        asked = threading.Event()
-        former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while not asked.wait(0.5):
-                if running(self.state) is None:
-                    raise ServerUnavailable(f"the server ended by itself{self._last_words()}")
-        finally:
-            self.stop()
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    def last_words(self) -> str:
+        """The last error that the server logged, and where to read on."""
+        log = _log(self.state)
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        errors = [line for line in lines if re.match(r"E\d|error:", line)] or lines[-1:]
+        return f": {errors[-1].strip() if errors else 'no message'}; see {log}"
 
     def _check_ports(self) -> None:
         taken: dict[int, str] = {}
@@ -130,7 +146,7 @@ class LocalServer:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((HOST, port))
+                    probe.bind((self.listening.host if option == "grpc_port" else HOST, port))
                 except OSError as error:
                     flag = f"--{option.replace('_', '-')}"
                     raise PortInUse(
@@ -160,23 +176,41 @@ class LocalServer:
             log.replace(log.with_name("triton.log.1"))
         pid = process.spawn(self._command(environment), variables=environment.variables(), log=log)
         ports = (self.http_port, self.grpc_port, self.metrics_port)
-        return RunningServer(pid, process.birth(pid) or "", str(self.repository.absolute()), *ports)
+        files = [self.listening.certificate, self.listening.key, self.listening.ca]
+        tls = [str(path.absolute()) if path else "" for path in files]
+        return RunningServer(
+            pid,
+            process.birth(pid) or "",
+            str(self.repository.absolute()),
+            *ports,
+            str(self.state.absolute()),
+            self.listening.host,
+            *tls,
+        )
 
     def _command(self, environment: Environment) -> list[str]:
-        command = [
-            str(environment.wheel / "bin" / "tritonserver"),
-            f"--model-repository={_runtime(self.state) / 'models'}",
+        backends = [
             _backend_option(self.state),
             f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(self.state)}",
-            "--model-control-mode=explicit",
-            "--disable-auto-complete-config",
-            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         ]
-        for service in ("http", "grpc", "metrics"):
-            command += [f"--{service}-address={HOST}", f"--{service}-port={getattr(self, f'{service}_port')}"]
+        return [
+            str(environment.wheel / "bin" / "tritonserver"),
+            *arguments(
+                models=_runtime(self.state) / "models",
+                load=self._models(environment),
+                listening=self.listening,
+                ports={"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port},
+                access=_access(self.state, url=""),
+                backends=backends,
+            ),
+        ]
+
+    def _models(self, environment: Environment) -> Iterator[str]:
+        """What to load at the start."""
         if ModelRepository(self.repository, self.model).configured():
-            command.append(f"--load-model={self.model}")
-        return command
+            yield self.model
+        if environment.passes_bytes:
+            yield encoded_name(self.model)
 
     def _wait_ready(self, server: RunningServer) -> None:
         def settled() -> bool:
@@ -184,22 +218,17 @@ class LocalServer:
 
         in_time = process.until(settled, timeout_s=START_TIMEOUT_S)
         if process.birth(server.pid) != server.born:
-            raise ServerUnavailable(f"the server ended while it started{self._last_words()}")
+            raise ServerUnavailable(f"the server ended while it started{self.last_words()}")
         if not in_time:
-            raise ServerUnavailable(f"the server was not ready within {START_TIMEOUT_S:g} s{self._last_words()}")
+            raise ServerUnavailable(f"the server was not ready within {START_TIMEOUT_S:g} s{self.last_words()}")
 
-    def _check_golden(self, server: RunningServer) -> None:
+    def _check_golden(self, server: RunningServer, environment: Environment) -> None:
         repository = ModelRepository(self.repository, self.model)
-        with Endpoint(server.url, model=self.model) as endpoint:
-            for version in repository.configured():
-                endpoint.golden_check(repository, version)
-
-    def _last_words(self) -> str:
-        """The last error that the server logged, and where to read on."""
-        log = _log(self.state)
-        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        errors = [line for line in lines if re.match(r"E\d|error:", line)] or lines[-1:]
-        return f": {errors[-1].strip() if errors else 'no message'}; see {log}"
+        kinds = (Endpoint, EncodedEndpoint) if environment.passes_bytes else (Endpoint,)
+        for kind in kinds:
+            with kind(server.access, model=self.model) as endpoint:
+                for version in repository.configured():
+                    endpoint.golden_check(repository, version)
 
 
 def running(state: Path) -> RunningServer | None:
@@ -252,6 +281,11 @@ def _is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _access(state: Path, *, url: str, ca: Path | None = None) -> Access:
+    """With the tokens of a state directory; they are made on the first call."""
+    return Access(url, keep_token(state / "triton.token"), keep_token(state / "triton.control-token"), ca)
 
 
 def _runtime(state: Path) -> Path:

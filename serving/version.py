@@ -28,6 +28,24 @@ class Golden:
     ids: NDArray[np.int64]  # (G, k)
     probs: NDArray[np.float32]  # (G, k)
 
+    def differs(self, number: int, ids: NDArray, probs: NDArray, *, tolerance: float, strict: bool = True) -> str:
+        """What is wrong with an answer (k,), (k,) to image `number`; "" if nothing is.
+
+        Args:
+            tolerance: in probability.
+            strict: every id has its rank. Otherwise classes closer than twice the tolerance may change places.
+        """
+        want = self.probs[number].astype(np.float64)
+        gap = -np.diff(want, append=want[-1]) > 2 * tolerance  # of the last one nobody knows its neighbour
+        firm = np.full(len(want), True) if strict else gap & np.append(True, gap[:-1])
+        off = float(np.abs(probs - want).max())
+        if np.array_equal(ids[firm], self.ids[number][firm]) and off <= tolerance:
+            return ""
+        return (
+            f"ids {ids.tolist()}, probabilities off by {off:.2g}; "
+            f"want ids {self.ids[number].tolist()} within {tolerance:.2g}"
+        )
+
 
 def write_version(
     folder: Path, graph: Path, *, labels: Sequence[str], record: Mapping[str, Any], golden: NDArray[np.uint8]

@@ -7,22 +7,23 @@ import threading
 from flows.endpoint import repository
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
+from serving.access import Access
 
 
 class Asking:
     """A client that asks one photo after the other until told to stop."""
 
-    def __init__(self, workspace: Workspace, url: str) -> None:
+    def __init__(self, workspace: Workspace, access: Access) -> None:
         self.answered: list[int] = []
         self.failed: list[Exception] = []
         self._asked = threading.Event()
-        self._thread = threading.Thread(target=self._ask, args=(workspace, url))
+        self._thread = threading.Thread(target=self._ask, args=(workspace, access))
 
-    def _ask(self, workspace: Workspace, url: str) -> None:
+    def _ask(self, workspace: Workspace, access: Access) -> None:
         manifest = read_manifest(workspace.data)
         photo = manifest.read_photo(0)
-        with Recognizer(url, labels=repository(workspace).labels) as recognizer:
+        with Recognizer(access, labels=repository(workspace).labels) as recognizer:
             while not self._asked.is_set():
                 try:
                     self.answered.append(recognizer.recognise([photo])[0].model_version or 0)

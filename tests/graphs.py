@@ -106,6 +106,32 @@ def sign(folder: Path) -> None:
     (folder / "record.json").write_text(json.dumps(record))
 
 
+def make_endless(path: Path) -> None:
+    """Let the graph begin to compute and never end."""
+    model = onnx.load(path)
+    first = next(number for number, node in enumerate(model.graph.node) if "wide" in node.output)
+    for node in list(model.graph.node)[first + 1 :]:
+        node.input[:] = ["late" if name == "wide" else name for name in node.input]
+    boolean, real = TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name} out"]) for name in ("going", "value")],
+        "again",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", boolean, []),
+            helper.make_tensor_value_info("value", real, None),
+        ],
+        [
+            helper.make_tensor_value_info("going out", boolean, []),
+            helper.make_tensor_value_info("value out", real, None),
+        ],
+    )
+    model.graph.node.insert(first + 1, helper.make_node("Loop", ["rounds", "yes", "wide"], ["late"], body=body))
+    for name, value in {"rounds": np.int64(10**15), "yes": np.bool_(True)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    onnx.save(model, path)
+
+
 def _work(count: int) -> list[onnx.NodeProto]:
     """Multiply by one, slowly: 1024 copies of each row through `count` identity matrices."""
     if not count:

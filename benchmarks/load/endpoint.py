@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flows.endpoint import free_ports
 from flows.settings import Settings
+from serving.access import Access
 from serving.repository import ModelRepository
 from serving.server import LocalServer
 
@@ -25,7 +26,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Served:
     """A running server."""
 
-    url: str
+    access: Access
     pid: int
     repository: ModelRepository
 
@@ -69,7 +70,7 @@ def served(
                              http_port=http, grpc_port=grpc, metrics_port=metrics)  # fmt: skip
         running = server.start()
         try:
-            yield Served(running.url, running.pid, repository)
+            yield Served(running.access, running.pid, repository)
         finally:
             server.stop()
 

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
+from serving.access import Access
+
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 DEADLINE_S = 30.0
 CHANNELS = 4  # connections that the clients share
@@ -86,10 +88,10 @@ def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequ
     return bytes(request.SerializeToString())
 
 
-def closed_loop(url: str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
+def closed_loop(server: Access | str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
     """`clients` that ask without a pause for `seconds`."""
-    outcome, lock = Outcome(), threading.Lock()
-    with _channels(url, count=min(clients, CHANNELS)) as asks:
+    outcome, lock, tokens = Outcome(), threading.Lock(), _tokens(server)
+    with _channels(server, count=min(clients, CHANNELS)) as asks:
         began = time.perf_counter()
         end = began + seconds
 
@@ -100,7 +102,7 @@ def closed_loop(url: str, messages: Sequence[bytes], *, clients: int, seconds: f
                 if sent >= end:
                     break
                 try:
-                    _answered(own, ask(messages[turn % len(messages)], timeout=DEADLINE_S), since=sent)
+                    _answered(own, ask(messages[turn % len(messages)], timeout=DEADLINE_S, metadata=tokens), since=sent)
                 except grpc.RpcError as error:
                     _unanswered(own, error)
             with lock:
@@ -115,12 +117,15 @@ def closed_loop(url: str, messages: Sequence[bytes], *, clients: int, seconds: f
     return outcome
 
 
-def open_loop(url: str, messages: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0) -> Outcome:
+def open_loop(
+    server: Access | str, messages: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
+) -> Outcome:
     """Requests that come at random (Poisson) at `rate` per second for `seconds`."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
     due = np.cumsum(gaps)
     outcome, lock, left = Outcome(), threading.Lock(), threading.Semaphore(0)
-    with _channels(url, count=CHANNELS) as asks:
+    tokens = _tokens(server)
+    with _channels(server, count=CHANNELS) as asks:
         began = time.perf_counter()
 
         def done(call: grpc.Future, since: float) -> None:
@@ -133,7 +138,8 @@ def open_loop(url: str, messages: Sequence[bytes], *, rate: float, seconds: floa
 
         for number, moment in enumerate(began + due):
             time.sleep(max(0.0, moment - time.perf_counter()))
-            call = asks[number % len(asks)].future(messages[number % len(messages)], timeout=DEADLINE_S)
+            ask, content = asks[number % len(asks)], messages[number % len(messages)]
+            call = ask.future(content, timeout=DEADLINE_S, metadata=tokens)
             call.add_done_callback(lambda call, since=moment: done(call, since))
         for _ in due:
             left.acquire()
@@ -141,10 +147,14 @@ def open_loop(url: str, messages: Sequence[bytes], *, rate: float, seconds: floa
     return outcome
 
 
+def _tokens(server: Access | str) -> list[tuple[str, str]]:
+    return list(Access.of(server).headers().items())
+
+
 @contextmanager
-def _channels(url: str, *, count: int) -> Iterator[list[Ask]]:
+def _channels(server: Access | str, *, count: int) -> Iterator[list[Ask]]:
     """One call for each of so many connections; requests and answers are bytes."""
-    channels = [grpc.insecure_channel(url, options=OPTIONS) for _ in range(count)]
+    channels = [grpc.insecure_channel(Access.of(server).address, options=OPTIONS) for _ in range(count)]
     try:
         for channel in channels:
             grpc.channel_ready_future(channel).result(timeout=DEADLINE_S)

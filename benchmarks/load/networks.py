@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from models.config import Export, Member
 from models.export.graph import DeployGraph
-from models.export.onnx_file import labels_json, write_onnx
+from models.export.onnx_file import write_onnx
+from models.export.patch import name_classes
 from models.network import build_network
 from models.train import Trained
 
@@ -37,7 +38,7 @@ def graph(backbones: tuple[str, ...], *, crops: int, num_classes: int = 5000) ->
 
 def write(made: DeployGraph, path: Path) -> Path:
     """The graph as a file that names its classes."""
-    write_onnx(made, path, input_size=SIDE, metadata={"labels": labels_json(names(made.num_classes))})
+    write_onnx(made, path, input_size=SIDE, metadata=name_classes(names(made.num_classes)))
     return path
 
 

@@ -81,29 +81,40 @@ def _true_labels(truth: Path, paths: NDArray[np.str_]) -> list[str]:
 
 def _features(paths: list[Path], *, weights: Path, cache: Path) -> Tensor:
     """(2, N, 1280), read from `cache` where they lie there already; photos go by their paths."""
-    network = build_network(
-        Member(backbone="mobilenetv2_100", size=SIDE, weights=str(weights), args={"pad_type": "same"},
-               mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), num_classes=2)  # fmt: skip
+    network = frozen(weights)
     key = hashlib.sha256(weights.read_bytes() + "\n".join(map(str, paths)).encode()).hexdigest()[:16]
     file = cache / f"features-{key}.pt"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        torch.save(_asked(network.eval(), paths), part)
+        torch.save(_asked(network, paths), part)
         part.replace(file)
     found: Tensor = torch.load(file, weights_only=True)
     return found
 
 
-@torch.inference_mode()
+def frozen(weights: Path) -> Network:
+    """MobileNetV2 with weights of timm's mobilenetv2_100."""
+    member = Member(backbone="mobilenetv2_100", size=SIDE, weights=str(weights), args={"pad_type": "same"},
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
+    return build_network(member, num_classes=2).eval()
+
+
 def _asked(network: Network, paths: list[Path]) -> Tensor:
-    plain, mirrored = [], []
+    found = []
     for start in range(0, len(paths), BATCH):
         squares = [pixels.to_square(pixels.decode(path.read_bytes()), SIDE) for path in paths[start : start + BATCH]]
-        view = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
-        plain.append(network.features(view))
-        mirrored.append(network.features(view.flip(3)))
-    return torch.stack([torch.cat(plain), torch.cat(mirrored)])
+        found.append(features_of(network, torch.from_numpy(np.stack(squares))))
+    return torch.cat(found, 1)
+
+
+@torch.inference_mode()
+def features_of(network: Network, image: Tensor) -> Tensor:
+    """(2, n, 1280) of (n, SIDE, SIDE, 3) uint8 photos and of their mirror images."""
+    batches = [each.permute(0, 3, 1, 2).float() / 255 for each in image.split(BATCH)]
+    return torch.cat(
+        [torch.stack([network.features(each), network.features(each.flip(3))]) for each in batches], 1
+    ).clone()
 
 
 def drawn_set(

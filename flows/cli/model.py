@@ -48,14 +48,26 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 
 @model_verbs.command("show")
-def modelshow(
-    version: Annotated[int | None, typer.Argument()] = None, workspace: At = Path("."), as_json: AsJson = False
+def model_show(
+    model: Annotated[
+        str | None, typer.Argument(metavar="VERSION|FILE", help="By default the version that serves.")
+    ] = None,
+    workspace: At = Path("."),
+    as_json: AsJson = False,
 ) -> None:
-    """One model version: its record, by default of the one that serves."""
+    """One model: the record of a version, and its card; of an ONNX file the card, which needs no workspace."""
+    from flows.card import read_card
+
+    if model is not None and not model.isdecimal():
+        card = read_card(Path(model))
+        return show(card, as_json=as_json, say=lambda: _say_card(card))
+    from flows.endpoint import repository
     from flows.rollback import model_record
 
-    record = model_record(find(workspace), version)
-    show(record, as_json=as_json, say=lambda: pairs(record))
+    found = find(workspace)
+    record = model_record(found, None if model is None else int(model))
+    card = read_card(repository(found).path(record["version"]) / "model.onnx")
+    show(record | {"card": card}, as_json=as_json, say=lambda: _say_version(record, card))
 
 
 @model_verbs.command("rollback")
@@ -74,6 +86,22 @@ def model_rollback(
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
     done = rollback_model(found, version)
     show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
+
+
+def _say_version(record: dict[str, Any], card: dict[str, Any]) -> None:
+    pairs(record)
+    print()
+    _say_card(card)
+
+
+def _say_card(card: dict[str, Any]) -> None:
+    from flows.card import ACCURACY, MEMBER, summary
+
+    pairs(summary(card))
+    print()
+    table(MEMBER, card.get("members", []))
+    print()
+    table(ACCURACY, [card["metrics"]] if "metrics" in card else [])
 
 
 def _say_report(report: Any) -> None:

@@ -1,5 +1,5 @@
 """Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --views FILE
---card FILE --out DIR`.
+--calibration FILE --card FILE --out DIR`.
 
 What it leaves in --out: model.onnx (with its card as metadata), answers.npz (what it says of the test photos),
 accuracy.json, parity.json, golden.npy (a few test photos for the check over the wire).
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,15 @@ from models.command import log_progress, run
 from models.config import Export, Recipe, from_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.export.calibrate import read_calibration
 from models.export.graph import DeployGraph, in_use
-from models.export.measure import open_session, test_rows, write_answers
-from models.export.onnx_file import labels_json, stamp, write_onnx
+from models.export.measure import test_rows, write_answers
+from models.export.onnx_file import write_onnx
 from models.export.parity import measure_parity, require_parity
+from models.export.patch import name_classes, stamp
+from models.export.session import decisive
+from models.export.unknown import UNCALIBRATED, Calibration
+from models.export.views import looking
 from models.train import Trained, load_network
 
 log = logging.getLogger(__name__)
@@ -37,7 +41,7 @@ GOLDEN_PHOTOS = 4
 
 def export(
     networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, str], out: Path,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None, calibration: Calibration = UNCALIBRATED,
 ) -> None:  # fmt: skip
     """Writes the graph, proves it equal to torch, measures it, and stamps the figures into its metadata.
 
@@ -47,13 +51,13 @@ def export(
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     members = [load_network(path) for path in networks]
     manifest = read_manifest(data)
-    graph = DeployGraph(members, settings=recipe.export, weights=weights)
+    graph = DeployGraph(members, settings=recipe.export, weights=weights, calibration=calibration)
     path = out / "model.onnx"
     write_onnx(
         graph,
         path,
         input_size=recipe.export.input_size,
-        metadata=card | describe(members, graph, settings=recipe.export),
+        metadata=card | describe(members, graph, settings=recipe.export, calibration=calibration),
     )
     log.info("exported %.1f MB", path.stat().st_size / 1e6)
     photos = sample_photos(manifest, side=recipe.export.input_size)
@@ -61,22 +65,36 @@ def export(
     parity = measure_parity(graph, path, photos)
     (out / "parity.json").write_text(json.dumps(vars(parity), indent=1), encoding="utf-8")
     require_parity(parity)
-    log.info("parity on %d photos: probabilities differ by at most %.1e", parity.photos, parity.probability)
+    log.info("parity on %d photos: probabilities differ by at most %.1e, known by %.1e", parity.photos, parity.probability,
+             parity.known)  # fmt: skip
     figures = write_answers(path, manifest, out)
     stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
 
 
-def describe(members: list[Trained], graph: DeployGraph, *, settings: Export) -> dict[str, str]:
-    """What the graph says of itself: labels; size, tau and weight of each member; how it looks at a photo."""
-    labels, weights = members[0].classes, graph.weights.flatten().tolist()
-    told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "weight": round(weight, 6)}
-            for m, weight in zip(members, weights, strict=True)]  # fmt: skip
+def describe(
+    members: list[Trained], graph: DeployGraph, *, settings: Export, calibration: Calibration
+) -> dict[str, str]:
+    """What the graph says of itself: labels; its members and what they started from; how it looks at a photo, and accepts one."""
+    weights = graph.weights.flatten().tolist()
+    told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "temperature": calibration.of(number),
+             "weight": round(weight, 6), "started_from": Path(m.member.weights).name, "licence": licence(m)}
+            for number, (m, weight) in enumerate(zip(members, weights, strict=True))]  # fmt: skip
+    known = {"score": calibration.score, "slope": calibration.slope, "threshold": calibration.threshold,
+             "accept": settings.accept, "reject": settings.reject}  # fmt: skip
     return {
-        "labels": labels_json(labels),
-        "labels_sha256": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
+        **name_classes(members[0].classes),
         "members": json.dumps(told),
         "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
+        "known": json.dumps(known),
     }
+
+
+def licence(trained: Trained) -> str:
+    """Of the weights that a network started from, as timm states it for its backbone, or "unknown"; "none" from scratch."""
+    if not trained.member.weights:
+        return "none"
+    own: Mapping[str, str | None] = trained.network.backbone.pretrained_cfg  # type: ignore[assignment]  # timm's
+    return own.get("license") or "unknown"
 
 
 def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
@@ -88,13 +106,6 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
     return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
 
 
-def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photos, those with the clearest ranking first: near ties would fail a check over the wire for nothing."""
-    probs = open_session(path).run(["probs"], {"image": photos})[0]
-    clearance = (probs[:, :-1] - probs[:, 1:]).min(axis=1) if probs.shape[1] > 1 else np.zeros(len(probs))
-    return photos[np.argsort(-clearance, kind="stable")]
-
-
 def main() -> None:
     """The command line of one export."""
     parser = argparse.ArgumentParser(description="Fuse trained networks into one ONNX graph.")
@@ -103,6 +114,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, nargs="+", required=True)
     parser.add_argument("--ensemble", type=Path, required=True, help="JSON object with the weights of the networks")
     parser.add_argument("--views", type=Path, required=True, help="JSON object with crops and enlarge")
+    parser.add_argument("--calibration", type=Path, required=True, help="JSON object of models.export.calibrate")
     parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -110,11 +122,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
     card = json.loads(args.card.read_text(encoding="utf-8"))
-    views = json.loads(args.views.read_text(encoding="utf-8"))
-    settings = dataclasses.replace(recipe.export, crops=views["crops"], enlarge=(views["enlarge"],))
+    calibration, evidence = read_calibration(args.calibration)
+    card["calibration"] = json.dumps(evidence)
+    recipe = dataclasses.replace(recipe, export=looking(recipe.export, args.views))
     networks, weights = in_use(args.networks, args.ensemble)
-    export(networks, data=args.data, recipe=dataclasses.replace(recipe, export=settings), card=card, out=args.out,
-           weights=weights)  # fmt: skip
+    export(networks, data=args.data, recipe=recipe, card=card, out=args.out, weights=weights,
+           calibration=calibration)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The graph that is served: uint8 photos in; ranked classes, their probabilities and an embedding out.
 
 photo (B, S, S, 3) uint8
-  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier
-              -> softmax -> mean over crops -> ten best classes kept
-  weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32;  known (B, 1) float32: is it of the assortment?
+  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier, divided by
+              the temperature -> softmax -> mean over crops -> ten best classes kept
+  weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32
+  a score of logits and embeddings (models.export.unknown) -> known (B, 1) float32: is it of the assortment?
   embedding (B, 512) float32 of the first member
 """
 
@@ -22,6 +23,8 @@ from torch.nn import functional
 from models.classifiers import tau_normalise
 from models.config import Export
 from models.errors import WeightsMismatch
+from models.export.session import ACCEPTED
+from models.export.unknown import UNCALIBRATED, Calibration, Known, Look
 from models.network import Head
 from models.train import Trained
 
@@ -33,8 +36,8 @@ def in_use(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path], list[f
     return [path for path, _ in used], [weight for _, weight in used]
 
 
-def fold_head(head: Head, *, tau: float) -> tuple[nn.Linear, nn.Linear]:
-    """Embedding with its neck folded in, and the tau-normalised classifier; exact up to float32 rounding.
+def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.Linear, nn.Linear]:
+    """Embedding with its neck folded in, and the tau-normalised classifier over its temperature; exact up to float32 rounding.
 
     With g = gamma / sqrt(var + eps) the embedding's rows are scaled by g and shifted by beta - mean g. Tau is applied to the
     raw rows first: their norms would change once the neck were folded the other way, into the classifier.
@@ -48,7 +51,9 @@ def fold_head(head: Head, *, tau: float) -> tuple[nn.Linear, nn.Linear]:
     classifier = copy.deepcopy(head.classifier)  # with its bias, where re-balancing gave it one
     embed.weight.data = (head.embed.weight.double() * gain[:, None]).float()
     embed.bias.data = shift.float()
-    classifier.weight.data = tau_normalise(head.classifier.weight.detach(), tau)
+    classifier.weight.data = tau_normalise(head.classifier.weight.detach(), tau) / temperature
+    if classifier.bias is not None:
+        classifier.bias.data = classifier.bias.data / temperature
     return embed, classifier
 
 
@@ -83,7 +88,7 @@ class Branch(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trained: Trained, *, settings: Export) -> None:
+    def __init__(self, trained: Trained, *, settings: Export, temperature: float = 1.0) -> None:
         super().__init__()
         size = trained.member.size
         full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size  # with a centre
@@ -92,17 +97,16 @@ class Branch(nn.Module):
         self.register_buffer("mean", trained.network.mean)
         self.register_buffer("std", trained.network.std)
         self.backbone = trained.network.backbone
-        self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau)
+        self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau, temperature=temperature)
         self.sphere = trained.network.head.sphere
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) in [0, 1] to probabilities (B, C) and the mean embedding (B, 512) over the crops."""
+    def forward(self, pixels: Tensor) -> Look:
+        """(B, 3, S, S) in [0, 1] to logits and embeddings of each crop."""
         full = self.resize @ pixels @ self.resize.T
         views = torch.cat([self._crop(full, *box) for box in self.crops])
         embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
-        probabilities = self.classifier(embedding).softmax(1)
         n = len(self.crops)
-        return probabilities.unflatten(0, (n, -1)).mean(0), embedding.unflatten(0, (n, -1)).mean(0)
+        return Look(self.classifier(embedding).unflatten(0, (n, -1)), embedding.unflatten(0, (n, -1)))
 
     def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
         view = full[:, :, top : top + self.size, left : left + self.size]
@@ -112,14 +116,15 @@ class Branch(nn.Module):
 class Answers(NamedTuple):
     """What the graph gives, in the order of its outputs."""
 
-    ids: Tensor  # (B, k) int64, best first; with fewer than k classes they end in -1
+    ids: Tensor  # (B, k) int64, best first; with fewer than k classes they end in -1; all -1 where rejected, if asked for
     probs: Tensor  # (B, k) float32
-    known: Tensor  # (B, 1) float32: how sure it is that the photo shows one of its classes
+    known: Tensor  # (B, 1) float32: how sure it is that the photo shows one of its classes; accepted from 0.5 on
     embedding: Tensor  # (B, 512) float32, of unit length
 
 
 class DeployGraph(nn.Module):
-    """Everything between a uint8 photo and the ranked classes.
+    """Everything between a uint8 photo and the ranked classes. Beside the classifiers only the reshape of their logits by crops
+    says how many classes there are.
 
     Args:
         weights: what each member counts, with the sum 1; None: alike.
@@ -127,28 +132,45 @@ class DeployGraph(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, members: Sequence[Trained], *, settings: Export, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Trained], *, settings: Export, weights: Sequence[float] | None = None,
+        calibration: Calibration = UNCALIBRATED,
+    ) -> None:  # fmt: skip
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
             raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
         self.num_classes = len(members[0].classes)
-        self.keep, self.top_k = min(settings.keep, self.num_classes), settings.top_k
-        self.branches = nn.ModuleList(Branch(member, settings=settings) for member in members)
+        self.keep, self.top_k = settings.keep, settings.top_k
+        self.reject = settings.reject
+        self.branches = nn.ModuleList(
+            Branch(member, settings=settings, temperature=calibration.of(number))
+            for number, member in enumerate(members)
+        )
         parts = torch.tensor(weights or [1 / len(members)] * len(members))
         self.register_buffer("weights", parts.view(-1, 1, 1))
+        self.known = Known(calibration)
 
     def forward(self, image: Tensor) -> Answers:
         """(B, S, S, 3) uint8 photos to what is known of each."""
+        looks = self.look(image)
+        mean = self.mean(looks)
+        known = self.known(looks, mean, self.weights)
+        probs, ids = functional.pad(mean, (0, self.top_k), value=-1.0).topk(self.top_k)
+        ids = ids.where(probs >= 0, -1)
+        ids = ids.where(known >= ACCEPTED, -1) if self.reject else ids
+        return Answers(ids, probs.clamp_min(0), known, functional.normalize(looks[0].embedding.mean(0)))
+
+    def look(self, image: Tensor) -> list[Look]:
+        """What each member sees in (B, S, S, 3) uint8 photos."""
         pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
-        answers = [branch(pixels) for branch in self.branches]
-        total = (self.weights * torch.stack([self._kept(probabilities) for probabilities, _ in answers])).sum(0)
-        probs, ids = total.topk(min(self.top_k, self.num_classes))
-        missing = self.top_k - ids.shape[1]
-        if missing > 0:
-            probs, ids = functional.pad(probs, (0, missing)), functional.pad(ids, (0, missing), value=-1)
-        return Answers(ids, probs, probs[:, :1].clone(), functional.normalize(answers[0][1]))
+        return [branch(pixels) for branch in self.branches]
+
+    def mean(self, looks: Sequence[Look]) -> Tensor:
+        """(B, C) weighted mean over the members of their best classes' probabilities, each the mean over its crops."""
+        return (self.weights * torch.stack([self._kept(look.logits.softmax(2).mean(0)) for look in looks])).sum(0)
 
     def _kept(self, probabilities: Tensor) -> Tensor:
         """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""
-        best = probabilities.topk(self.keep)
-        return torch.zeros_like(probabilities).scatter(1, best.indices, best.values)
+        columns = functional.pad(probabilities, (0, self.keep))  # enough to rank, however few classes there are
+        best = columns.topk(self.keep)
+        return (columns * 0).scatter(1, best.indices, best.values)[:, : -self.keep]  # zeros_like would fix their number

@@ -1,6 +1,6 @@
 """Ask an ONNX file, as it will be served, about the test photos of a data version.
 
-`python -m models.export.measure --graph FILE --data DIR --out DIR`
+`python -m models.export.measure --graph FILE --data DIR [--among FILE] --out DIR`
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ from models.command import log_progress, run
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import accuracy
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
+from models.export.session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
 BATCH = 8
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph on the CPU. ONNX Runtime is needed where graphs are made, not where networks are trained."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
@@ -43,6 +37,11 @@ def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDA
 def test_rows(manifest: Manifest) -> NDArray[np.int64]:
     """Positions of the photos that accuracy is measured on."""
     return np.flatnonzero((manifest.split == "test") & manifest.kept)
+
+
+def known_to(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows whose label is a class of the graph."""
+    return rows[np.isin(manifest.label[rows].astype(str), json.loads(read_metadata(graph)["labels"]))]
 
 
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -59,9 +58,14 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
     return translate[ids], manifest.target[rows]
 
 
-def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
-    """Asks the graph about the test photos; leaves answers.npz and accuracy.json in `out`, and gives the accuracy."""
-    ranked, target = measure(graph, manifest, test_rows(manifest))
+def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | None = None) -> dict[str, float | None]:
+    """Asks the graph about the test photos; leaves answers.npz and accuracy.json in `out`, and gives the accuracy.
+
+    Args:
+        among: another graph, where only photos count whose label it knows.
+    """
+    rows = test_rows(manifest) if among is None else known_to(among, manifest, test_rows(manifest))
+    ranked, target = measure(graph, manifest, rows)
     np.savez(out / "answers.npz", ranked=ranked, target=target)
     figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
     (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -73,11 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure an ONNX file on the test photos of a data version.")
     parser.add_argument("--graph", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--among", type=Path, help="a graph: only photos whose label it knows count")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    write_answers(args.graph, read_manifest(args.data), args.out)
+    write_answers(args.graph, read_manifest(args.data), args.out, among=args.among)
 
 
 if __name__ == "__main__":

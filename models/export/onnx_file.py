@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -55,27 +54,3 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file, without its weights."""
-    model = onnx.load(path, load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def stamp(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds metadata to a written file, in place and whole; the weights are not touched."""
-    model = onnx.load(path, load_external_data=False)
-    entries = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
-    onnx.helper.set_model_props(model, entries)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def labels_json(labels: Sequence[str]) -> str:
-    """Labels as they stand in the metadata."""
-    return json.dumps(list(labels), ensure_ascii=False)

@@ -62,6 +62,12 @@ class Choice:
         }
 
 
+def looking(settings: Export, views: Path) -> Export:
+    """The settings with what a views.json chose."""
+    chosen = json.loads(views.read_text(encoding="utf-8"))
+    return dataclasses.replace(settings, crops=chosen["crops"], enlarge=(chosen["enlarge"],))
+
+
 def choose(
     members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
 ) -> Choice:

@@ -15,6 +15,13 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+SESSION_OPTIONS = {
+    "intra_op_thread_count": "intra_op_num_threads",
+    "inter_op_thread_count": "inter_op_num_threads",
+    "enable_mem_arena": "enable_cpu_mem_arena",
+    "enable_mem_pattern": "enable_mem_pattern",
+}
+PRECISIONS = {"FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 TAKEN = b"used_dltensor"  # must outlive the capsules that bear it
 
 
@@ -26,8 +33,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = os.path.join(args["model_repository"], args["model_version"])
         path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
-        wish = "CUDAExecutionProvider" if args["model_instance_kind"] == "GPU" else "CPUExecutionProvider"
-        self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=[wish])
+        providers = _providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
+        self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=providers)
+        wish = providers[0][0]
         if self.session.get_providers()[0] != wish:  # ONNX Runtime falls back to the CPU silently
             raise pb_utils.TritonModelException(f"{wish} is not available to ONNX Runtime; check its CUDA libraries")
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
@@ -92,13 +100,25 @@ class _Lent:
         return self.array.__dlpack_device__()
 
 
+def _providers(config: dict[str, Any], *, kind: str, device: str) -> list[tuple[str, dict[str, str]]]:
+    """What config.pbtxt asks to compute with, first choice first; the names of the native backend become ONNX Runtime's."""
+    if kind != "GPU":
+        return [("CPUExecutionProvider", {})]
+    chosen = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    asked = {each["name"]: each.get("parameters", {}) for each in chosen}
+    cuda = ("CUDAExecutionProvider", {"device_id": device, **asked.get("cuda", {})})
+    if "tensorrt" not in asked:
+        return [cuda]
+    engines = dict(asked["tensorrt"])
+    precision = {PRECISIONS[name]: "True" for name in [engines.pop("precision_mode")] if name in PRECISIONS}
+    return [("TensorrtExecutionProvider", {"device_id": device, **engines, **precision}), cuda]
+
+
 def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:
-    """The thread parameters of config.pbtxt, under the names of the native backend."""
+    """The session's parameters of config.pbtxt, under the names of the native backend."""
     options = onnxruntime.SessionOptions()
-    for key, name in (
-        ("intra_op_thread_count", "intra_op_num_threads"),
-        ("inter_op_thread_count", "inter_op_num_threads"),
-    ):
+    for key, name in SESSION_OPTIONS.items():
         if key in parameters:
-            setattr(options, name, int(parameters[key]["string_value"]))
+            value = int(parameters[key]["string_value"])
+            setattr(options, name, value if name.endswith("num_threads") else bool(value))
     return options

@@ -13,7 +13,10 @@ import pytest
 from flows.settings import prepare_prefect
 from serving.environment import Environment, inspect
 from serving.errors import BadEnvironment
+from serving.repository import ModelRepository
 from serving.server import LocalServer
+from tests.clients import Upstream
+from tests.graphs import stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +55,20 @@ def local_server(triton_environment: Environment) -> Callable[..., LocalServer]:
         return LocalServer(repository, state, triton_environment.path, **{**_free_ports(), **ports})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Upstream]:
+    """A server for tests of the client."""
+    folder = tmp_path_factory.mktemp("upstream")
+    repository = ModelRepository(folder / "repository")
+    stage(repository, folder, 1)
+    repository.configure([1])
+    server = local_server(repository.root, folder / "state")
+    try:
+        yield Upstream(repository, server, server.start())
+    finally:
+        server.stop()
 
 
 def _free_ports() -> dict[str, int]:

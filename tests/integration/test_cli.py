@@ -142,6 +142,19 @@ def test_model_log_and_show(trained: Path) -> None:
     assert {key: record[key] for key in entry} == entry
     assert record["parity"]["different_ids"] == 0
     assert "smoke" in shown("model", "log", shop=trained)
+    card = record["card"]
+    assert card == asked("model", "show", trained / "repository" / "products" / "1" / "model.onnx", shop=trained)
+    assert {key: card[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")} == {
+        key: record[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")
+    }
+    assert card["labels"] == sorted(PRODUCTS)
+    assert all({"tau", "temperature", "weight", "licence"} <= member.keys() for member in card["members"])
+    assert card["calibration"]["surprise"][1] <= card["calibration"]["surprise"][0]
+    assert 0.95 <= card["calibration"]["accepted"] <= 1
+    assert card["known"]["slope"] > 0
+    told = shown("model", "show", shop=trained)
+    assert f"{card['known']['score']}, accepted from" in told
+    assert "apache" not in told, "all its networks started at random"
 
 
 def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:

@@ -15,7 +15,7 @@ from flows.rollback import model_history
 from flows.sample.place import fresh_workspace
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from serving.client import Recognizer
+from serving import Recognizer
 from serving.environment import Environment
 from serving.server import running
 
@@ -64,7 +64,7 @@ def test_the_demo_tells_its_story(workspace: Workspace, capsys: pytest.CaptureFi
     assert server is not None, "the endpoint stays up"
     assert f"endpoint  gRPC {server.url}   HTTP 127.0.0.1:{server.http_port}" in said
     manifest = read_manifest(workspace.data)
-    with Recognizer(server.url, labels=repository(workspace).labels) as recognizer:
+    with Recognizer(server.access, labels=repository(workspace).labels) as recognizer:
         answer = recognizer.recognise([manifest.read_photo(0)])[0]
     assert (answer.model_version, answer.data_version) == (2, cleaned.id)
 

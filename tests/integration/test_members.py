@@ -13,7 +13,7 @@ from flows.ingest import ingest
 from flows.retrain import retrain
 from flows.workspace import Workspace
 from models.config import load_recipe
-from models.export.onnx_file import read_metadata
+from models.export.patch import read_metadata
 from serving.environment import Environment
 from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 
@@ -35,7 +35,7 @@ def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
     done = stages(workspace)
     kinds = sorted(name.rsplit("-", 1)[0] for name in done)
     assert kinds == [
-        *("balance-1-test_resnet", "balance-2-test_byobnet", "ensemble", "export"),
+        *("balance-1-test_resnet", "balance-2-test_byobnet", "calibrate", "ensemble", "export"),
         *("finetune-1-test_resnet", "finetune-2-test_byobnet", "fold-0", "fold-1"),
         *("train-1-test_resnet", "train-1-test_resnet", "train-2-test_byobnet", "views"),
     ], "the second member learns from the labels as delivered, and is trained on them once"

@@ -32,8 +32,9 @@ from flows.sample.families import assortment
 from flows.workspace import Workspace
 from models.config import digest, load_recipe
 from models.data.manifest import read_manifest
-from models.export.onnx_file import read_metadata
-from serving.client import LocalRecognizer, Recognizer
+from models.export.patch import read_metadata
+from serving import LocalRecognizer, Recognizer
+from serving.access import Access
 from serving.environment import Environment
 from serving.process import until
 from serving.server import running
@@ -106,11 +107,11 @@ def second(first: tuple[Workspace, Report], tmp_path_factory: pytest.TempPathFac
 
 
 @contextmanager
-def served(workspace: Workspace) -> Iterator[str]:
+def served(workspace: Workspace) -> Iterator[Access]:
     """Its endpoint, on free ports."""
     try:
-        with endpoint(workspace) as url:
-            yield url
+        with endpoint(workspace) as access:
+            yield access
     finally:
         stop_endpoint(workspace)
 
@@ -224,7 +225,7 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert {name: time for name, time in after.items() if name in done} == done
     fresh = sorted(name.rsplit("-", 1)[0] for name in after if name not in done)
     trained = ["train-2-test_byobnet"] * 2  # on labels as delivered, and on cleaned ones
-    assert fresh == ["balance-2-test_byobnet", "ensemble", "export", "measure", *trained, "views"]
+    assert fresh == ["balance-2-test_byobnet", "calibrate", "ensemble", "export", "measure", *trained, "views"]
     assert history(workspace) == history(first[0]), "the judging network is the same, and so are its decisions"
     assert report.model_version == 2
     assert {seen.model_version for seen in report.seen} == {2}
@@ -256,7 +257,7 @@ def test_the_flow_trains_with_a_loss_that_remembers_on_a_balanced_tail_shared_by
 def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(second[0], tmp_path / "shop")
     versions, models = history(workspace), ModelVersions(Ledger(workspace.root))
-    with served(workspace) as url, Asking(workspace, url) as asking:
+    with served(workspace) as access, Asking(workspace, access) as asking:
         asking.wait_for(20)
         assert rollback_model(workspace) == 1
         asking.wait_for(20)
@@ -275,7 +276,7 @@ def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace
 def test_without_a_server_the_rollback_holds_for_the_next_one(second: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(second[0], tmp_path / "shop")
     assert rollback_model(workspace) == 1
-    with served(workspace) as url, Recognizer(url, labels=repository(workspace).labels) as recognizer:
+    with served(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
         photo = read_manifest(workspace.data).read_photo(0)
         assert recognizer.recognise([photo])[0].model_version == 1
 
@@ -303,7 +304,7 @@ def test_data_go_back_exactly_and_the_models_stay(second: tuple[Workspace, Repor
 def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(first[0], tmp_path / "shop")
     must_be_perfect = load_recipe("smoke", overrides=[*QUICK, "gate.mean_class=-1"])  # one whole point better
-    with served(workspace) as url, Recognizer(url, labels=repository(workspace).labels) as recognizer:
+    with served(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
         with pytest.raises(GateRefused, match="mean-class accuracy") as refused:
             retrain(workspace, must_be_perfect)
         photo = read_manifest(workspace.data).read_photo(0)

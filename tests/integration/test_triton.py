@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.client import LocalRecognizer, Recognizer
+from serving import LocalRecognizer, Recognizer, process
+from serving.candidate import laid_out
 from serving.control import Endpoint
 from serving.errors import (
     AlreadyRunning,
@@ -36,45 +37,21 @@ from serving.errors import (
     ServingError,
 )
 from serving.model_config import TritonConfig
-from serving.process import until
 from serving.repository import ModelRepository
 from serving.server import LocalServer, running
-from serving.wire import Answer, connect, infer
-from tests.graphs import LABELS, SIZE, golden_images, sign, stage, write_graph
+from serving.wire import Answer, connect
+from tests.graphs import LABELS, SIZE, golden_images, make_endless, sign, stage, write_graph
+from tests.served import Served, closed_loop, serve
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 MakeServer = Callable[..., LocalServer]
 
 
-@dataclass
-class Served:
-    repository: ModelRepository
-    server: LocalServer
-    endpoint: Endpoint
-    url: str
-
-    def ask(self, image: NDArray, *, model: str = "products", version: str = "", timeout_s: float = 20.0) -> Answer:
-        with connect(self.url) as client:
-            return infer(
-                client, image, url=self.url, model=model, outputs=["ids", "probs"], version=version, timeout_s=timeout_s
-            )
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -> Iterator[Served]:
-    """Versions 1 and 2 staged, 1 served."""
-    folder = tmp_path_factory.mktemp("served")
-    repository = ModelRepository(folder / "repository")
-    stage(repository, folder, 1, 2)
-    repository.configure([1])
-    server = local_server(repository.root, folder / "state")
-    try:
-        url = server.start().url
-        with Endpoint(url) as endpoint:
-            yield Served(repository, server, endpoint, url)
-    finally:
-        server.stop()
+    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +72,7 @@ def photo(pixels: NDArray[np.uint8]) -> bytes:
 def test_answers_equal_local_onnx_runtime(served: Served) -> None:
     images = golden_images(19, seed=5)
     photos = [photo(image) for image in images]
-    with Recognizer(served.url, labels=served.repository.labels) as recognizer:
+    with Recognizer(served.access, labels=served.repository.labels) as recognizer:
         found = recognizer.recognise(photos, embedding=True)
     local = LocalRecognizer(served.repository.path(1) / "model.onnx").recognise(photos, embedding=True)
     for one, other in zip(found, local, strict=True):
@@ -170,7 +147,7 @@ def slow(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=1).to_pbtxt())
-    with Endpoint(served.url, model="slow") as endpoint:
+    with Endpoint(served.access, model="slow") as endpoint:
         endpoint.load()
         endpoint.golden_check(repository, 1)
     return "slow"
@@ -205,51 +182,6 @@ def test_a_full_queue_rejects_at_once(served: Served, slow: str) -> None:
             break
         time.sleep(0.5)
     assert kinds() == {RequestRejected, Answer}, outcomes
-
-
-@dataclass
-class Load:
-    """Clients in a closed loop that check each answer against the golden one of the version that gave it."""
-
-    served: Served
-    stopping: threading.Event = field(default_factory=threading.Event)
-    answered: dict[int, int] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def loop(self) -> None:
-        golden = {version: self.served.repository.golden(version) for version in (1, 2)}
-        with connect(self.served.url) as client:
-            number = 0
-            while not self.stopping.is_set():
-                number = (number + 1) % len(golden[1].image)
-                image = golden[1].image[number : number + 1]
-                try:
-                    answer = infer(client, image, url="", model="products", outputs=["ids", "probs"], timeout_s=20)
-                    self.answered[answer.version] = self.answered.get(answer.version, 0) + 1
-                    expected = golden.get(answer.version)
-                    if expected and not np.array_equal(answer.arrays["ids"][0], expected.ids[number]):
-                        self.faults.append(f"version {answer.version} answered image {number} wrongly")
-                except ServingError as error:
-                    self.faults.append(str(error))
-
-    def meet(self, version: int, *, more: int = 20) -> bool:
-        """Waits until so many more requests were answered by a version, however busy the machine is."""
-        wanted = self.answered.get(version, 0) + more
-        return until(lambda: self.answered.get(version, 0) >= wanted, timeout_s=60)
-
-
-@contextmanager
-def closed_loop(served: Served, *, clients: int = 2) -> Iterator[Load]:
-    load = Load(served)
-    threads = [threading.Thread(target=load.loop) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        load.stopping.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_no_request_is_lost_while_versions_switch(served: Served) -> None:
@@ -289,6 +221,11 @@ def broken_version(served: Served, folder: Path, how: str) -> int:
         model.graph.node[0].op_type = "NoSuchOperator"
         onnx.save(model, path / "model.onnx")
         sign(path)
+    elif how == "endless":
+        make_endless(path / "model.onnx")
+        sign(path)
+    elif how == "missing":
+        (path / "labels.txt").unlink()
     elif how == "golden lies":
         shutil.copyfile(served.repository.path(1) / "golden.npz", path / "golden.npz")
         sign(path)
@@ -298,7 +235,12 @@ def broken_version(served: Served, folder: Path, how: str) -> int:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "error"),
-    [("truncated", CorruptVersion), ("unknown operator", ModelNotReady), ("golden lies", GoldenMismatch)],
+    [
+        ("truncated", CorruptVersion),
+        ("missing", CorruptVersion),
+        ("unknown operator", ModelNotReady),
+        ("golden lies", GoldenMismatch),
+    ],
 )
 def test_a_broken_version_leaves_the_old_one_serving(
     served: Served, tmp_path: Path, how: str, error: type[ServingError]
@@ -309,6 +251,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
             served.endpoint.switch(served.repository, version)
         assert load.meet(1)
     assert load.faults == []
+    assert set(load.answered) == {1}, "nobody gets an answer of a version that was not proven"
     assert served.repository.configured() == (1,)
     assert served.ask(golden_images(1)).version == 1
     served.endpoint.golden_check(served.repository, 1)
@@ -316,13 +259,57 @@ def test_a_broken_version_leaves_the_old_one_serving(
     assert served.endpoint.active() == (2,)
 
 
+@pytest.mark.faults
+def test_a_version_that_hangs_leaves_the_old_one_serving(served: Served, tmp_path: Path) -> None:
+    version = broken_version(served, tmp_path, "endless")
+    try:
+        with closed_loop(served) as load, Endpoint(served.access, answer_timeout_s=2) as endpoint:
+            with pytest.raises(RequestTimeout) as caught:
+                endpoint.switch(served.repository, version)
+            assert load.meet(1)
+            assert "restart the server" in caught.value.__notes__[0], "it still computes"
+            endpoint.switch(served.repository, 2)  # and the way is not blocked
+            assert load.meet(2)
+        assert load.faults == []
+        assert set(load.answered) == {1, 2}
+    finally:
+        process.kill([pid for pid, argv in process.commands() if f"-candidate-{version}/" in " ".join(argv[:2])])
+
+
+def test_a_new_version_is_proven_under_another_name(served: Served) -> None:
+    name = served.repository.candidate(2).name
+    seen: set[str] = set()
+    with closed_loop(served) as load, connect(served.access) as client:
+        switching = threading.Thread(target=served.endpoint.switch, args=(served.repository, 2))
+        switching.start()
+        while switching.is_alive():
+            index = client.get_model_repository_index()
+            seen |= {entry.name for entry in index.models if entry.state == "READY"}
+    assert load.faults == []
+    assert seen == {"products", "products-encoded", name} | (seen & {"slow"})
+    assert not (served.repository.root / name).exists()
+    assert name not in {entry.name for entry in served.endpoint._index()}
+
+
+@pytest.mark.faults
+def test_what_a_killed_switch_left_is_swept(served: Served) -> None:
+    with laid_out(served.repository, 2) as candidate, Endpoint(served.access, model=candidate.name) as trial:
+        trial.load()
+        trial.golden_check(candidate, 2)
+        served.endpoint.sweep(served.repository)
+        assert trial.active() == ()
+        assert not candidate.model.exists()
+    served.endpoint.golden_check(served.repository, 1)
+
+
 SWITCH = """
 import sys
 from pathlib import Path
 from serving.control import Endpoint
 from serving.repository import ModelRepository
+from serving.server import running
 repository = ModelRepository(Path(sys.argv[1]))
-with Endpoint(sys.argv[2]) as endpoint:
+with Endpoint(running(Path(sys.argv[2])).access) as endpoint:
     print("ready", flush=True)
     while True:
         for version in (2, 1):
@@ -333,7 +320,7 @@ with Endpoint(sys.argv[2]) as endpoint:
 @pytest.mark.faults
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.7])
 def test_a_switch_that_is_killed_loses_no_request(served: Served, after_s: float) -> None:
-    command = [sys.executable, "-c", SWITCH, str(served.repository.root), served.url]
+    command = [sys.executable, "-c", SWITCH, str(served.repository.root), str(served.server.state)]
     with closed_loop(served) as load, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         child.stdout.readline()
         time.sleep(after_s)
@@ -363,7 +350,7 @@ def test_a_client_follows_a_switch(served: Served) -> None:
         return [f"v{version} {label}" for label in LABELS]
 
     picture = [photo(golden_images(1)[0])]
-    with Recognizer(served.url, labels=labels) as recognizer:
+    with Recognizer(served.access, labels=labels) as recognizer:
         [before] = recognizer.recognise(picture)
         served.endpoint.switch(served.repository, 2)
         [after] = recognizer.recognise(picture)

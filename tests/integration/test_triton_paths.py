@@ -23,10 +23,15 @@ def test_a_folder_with_spaces_and_quotes_is_served(tmp_path: Path, local_server:
     repository.configure([1])
     server = local_server(repository.root, folder / "state")
     try:
-        with Endpoint(server.start().url) as endpoint:
+        with Endpoint(server.start().access) as endpoint:
             endpoint.switch(repository, 2)
             endpoint.golden_check(repository, 2)
             assert endpoint.active() == (2,)
     finally:
         server.stop()
-    assert {path.name for path in (folder / "state").iterdir()} == {"triton.lock", "triton.log"}
+    assert {path.name for path in (folder / "state").iterdir()} == {
+        "triton.lock",
+        "triton.log",
+        "triton.token",
+        "triton.control-token",
+    }

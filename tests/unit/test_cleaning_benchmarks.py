@@ -27,11 +27,9 @@ def test_a_large_allocation_is_counted() -> None:
     assert cost.found == 1_000_000
 
 
-def test_area_and_f1_are_their_definitions() -> None:
+def test_f1_is_its_definition() -> None:
     draw = np.random.default_rng(0)
-    suspicion, wrong = np.round(draw.random(60), 1), draw.random(60) < 0.4  # rounded, so that there are ties
-    pairs = [(a > b) + 0.5 * (a == b) for a in suspicion[wrong] for b in suspicion[~wrong]]
-    assert find_errors.auroc(suspicion, wrong) == pytest.approx(100 * np.mean(pairs))
+    suspicion, wrong = draw.random(60), draw.random(60) < 0.4
     called = suspicion > 0.5
     precision, recall = (called & wrong).sum() / called.sum(), (called & wrong).sum() / wrong.sum()
     assert find_errors.f1(called, wrong) == pytest.approx(200 * precision * recall / (precision + recall))

@@ -12,7 +12,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from flows.settings import Settings
 from models.config import recipe_names
+from serving.access import Access
+from serving.command import Listening, arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -151,12 +154,49 @@ def test_triton_is_unmodified_and_serves_the_workspace_repository_read_only() ->
     )
 
 
+def test_compose_asks_for_tokens_as_our_own_server_does() -> None:
+    command = load("compose.yaml")["services"]["triton"]["command"]
+    asked = {re.sub(r"\$\{(\w+):\?\}", r"<\1>", option) for option in command if "-restricted-" in option}
+    own = arguments(
+        models=Path("/models"),
+        load=(),
+        listening=Listening(),
+        ports={},
+        access=Access("", "<CLEANSHELF_TRITON_TOKEN>", "<CLEANSHELF_TRITON_CONTROL_TOKEN>"),
+        backends=(),
+    )
+
+    assert asked == {option for option in own if "-restricted-" in option}
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("name", ["worker", "watchdog"])
+def test_who_drives_the_server_has_settings_for_it(name: str) -> None:
+    variables = load("compose.yaml")["services"][name]["environment"]
+    fields = {key.removeprefix("CLEANSHELF_").lower() for key in variables if key.startswith("CLEANSHELF_")}
+
+    assert variables["CLEANSHELF_TRITON_URL"] == "triton:8001"
+    assert fields == {f"triton_{name}" for name in ("url", "token", "control_token", "accelerator", "gpu")}
+    assert fields <= set(Settings.model_fields)
+
+
+def test_a_gpu_changes_one_setting() -> None:
+    base, gpu = load("compose.yaml")["services"], load("compose.gpu.yaml")["services"]
+    default = "${CLEANSHELF_TRITON_ACCELERATOR:-cuda}"
+
+    assert set(gpu) <= set(base)
+    for name in ("worker", "watchdog"):
+        assert gpu[name]["environment"] == {"CLEANSHELF_TRITON_ACCELERATOR": default}
+    assert gpu["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert gpu["triton"]["volumes"] == [f"engines:{Settings().triton_engines}"]
+
+
 def test_workers_see_the_workspace_where_the_image_looks_for_it() -> None:
     services = load("compose.yaml")["services"]
     place = re.search(r"CLEANSHELF_WORKSPACE=(\S+)", stages()["flows"])
 
     assert place
-    for name in ("prefect", "worker"):
+    for name in ("prefect", "worker", "watchdog"):
         assert [volume.rpartition(":")[2] for volume in services[name]["volumes"]] == [place[1]]
 
 

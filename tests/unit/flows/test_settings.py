@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from flows import settings
+from flows.errors import InputError
 from flows.settings import Settings, prepare_prefect
+from serving.accelerator import CPU, Accelerator
+from serving.access import Access
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +46,24 @@ def test_prefect_lives_in_the_workspace_and_tells_nobody(monkeypatch: pytest.Mon
     assert os.environ["PREFECT_HOME"] == str(tmp_path / "prefect")
     assert os.environ["DO_NOT_TRACK"] == "1"
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_a_server_elsewhere_is_named_by_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().remote() is None
+    for name, value in {"URL": "grpcs://shelf.example:443", "TOKEN": "ask", "CONTROL_TOKEN": "load"}.items():
+        monkeypatch.setenv(f"CLEANSHELF_TRITON_{name}", value)
+    assert Settings().remote() == Access("grpcs://shelf.example:443", "ask", "load")
+
+
+def test_engines_of_tensorrt_belong_to_one_gpu_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().accelerator() == CPU
+    monkeypatch.setenv("CLEANSHELF_TRITON_ACCELERATOR", "cuda")
+    monkeypatch.setenv("CLEANSHELF_TRITON_GPU_MEMORY_MB", "2000")
+    assert Settings().accelerator() == Accelerator("cuda", 2_000_000_000)
+    monkeypatch.setenv("CLEANSHELF_TRITON_ACCELERATOR", "tensorrt-fp16")
+    monkeypatch.setenv("CLEANSHELF_TRITON_GPU", "NVIDIA L4, 550.54.15")
+    assert Settings().accelerator().engine_cache == "/var/cache/cleanshelf/NVIDIA-L4-550.54.15"
+    monkeypatch.delenv("CLEANSHELF_TRITON_GPU")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="set CLEANSHELF_TRITON_GPU"):
+        Settings().accelerator()

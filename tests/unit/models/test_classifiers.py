@@ -24,9 +24,9 @@ from models.classifiers import (
 )
 from models.config import Export, Member
 from models.evaluate import accuracy
-from models.export import measure
 from models.export.graph import DeployGraph, fold_head
 from models.export.onnx_file import write_onnx
+from models.export.session import open_session
 from models.network import Network, build_network
 from models.train import Trained, load_network, save_network
 
@@ -238,7 +238,7 @@ def test_the_exported_file_holds_the_bias(tmp_path: Path) -> None:
         DeployGraph(copy.deepcopy(members), settings=settings), tmp_path / "model.onnx", input_size=32, metadata={}
     )
     photos = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    ids, probs = measure.open_session(tmp_path / "model.onnx").run(["ids", "probs"], {"image": photos})
+    ids, probs = open_session(tmp_path / "model.onnx").run(["ids", "probs"], {"image": photos})
     pixels = torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         each = [functional.linear(m.network.embedding(pixels), tau_normalise(m.network.head.classifier.weight, m.tau),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.evidence import Gain, class_share, differences, gain, standard_error
+from models.evidence import Gain, auroc, class_share, differences, gain, standard_error
 
 
 def test_all_classes_weigh_the_same() -> None:
@@ -78,3 +78,10 @@ def test_a_gain_is_plain_for_json() -> None:
     assert Gain(0.5, 0.75, 0.1234567, 10, 3, stays=True).to_dict() == {
         "before": 0.5, "after": 0.75, "low": 0.123457, "photos": 10, "classes": 3, "stays": True,
     }  # fmt: skip
+
+
+def test_the_area_is_its_definition() -> None:
+    draw = np.random.default_rng(0)
+    one, other = np.round(draw.random(30), 1), np.round(draw.random(40), 1)  # rounded, so that there are ties
+    pairs = [(a > b) + 0.5 * (a == b) for a in one for b in other]
+    assert auroc(one, other) == pytest.approx(np.mean(pairs))

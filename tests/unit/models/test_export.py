@@ -20,9 +20,13 @@ from models.config import Export, Member, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
-from models.export.__main__ import export, main
+from models.export.__main__ import describe, export, main
+from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
-from models.export.onnx_file import read_metadata, stamp, write_onnx
+from models.export.onnx_file import write_onnx
+from models.export.patch import read_metadata, stamp
+from models.export.session import open_session
+from models.export.unknown import UNCALIBRATED, Calibration
 from models.network import build_network
 from models.train import Trained, load_network, save_network
 
@@ -126,7 +130,7 @@ def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, 
 def test_the_file_answers_as_the_networks_one_by_one(
     exported: Path, members: list[Trained], golden: np.ndarray
 ) -> None:
-    ids, probs, _, embedding = measure.open_session(exported / "model.onnx").run(None, {"image": golden})
+    ids, probs, _, embedding = open_session(exported / "model.onnx").run(None, {"image": golden})
     assert (ids.dtype, probs.dtype, embedding.dtype) == (np.int64, np.float32, np.float32)
     for photo, row, p, vector in zip(golden, ids, probs, embedding, strict=True):
         mean, direction = slow_answer(members, photo)
@@ -138,7 +142,7 @@ def test_the_file_answers_as_the_networks_one_by_one(
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_any_batch_size_answers_alike(exported: Path, golden: np.ndarray, size: int) -> None:
-    session = measure.open_session(exported / "model.onnx")
+    session = open_session(exported / "model.onnx")
     assert session.get_inputs()[0].shape[1:] == [40, 40, 3]
     batch = golden[np.arange(size) % len(golden)]
     ids, probs, _, embedding = session.run(None, {"image": batch})
@@ -188,7 +192,7 @@ def test_weights_fold_exactly(members: list[Trained], weights: list[float], tmp_
     photos = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     graph = DeployGraph(members, settings=SETTINGS, weights=weights)
     write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
-    ids, probs, _, embedding = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    ids, probs, _, embedding = open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     total = np.zeros((5, 4), np.float64)
     for weight, member in zip(weights, members, strict=True):
         alone = dataclasses.replace(SETTINGS, keep=4, top_k=4)
@@ -207,7 +211,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     exported: Path, data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [0.0, 1.0]},
-               "views": {"crops": 2, "enlarge": 1.5}}  # fmt: skip
+               "views": {"crops": 2, "enlarge": 1.5}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     arguments = ["--data", data, "--out", tmp_path, "--networks", exported / "0.pt", exported / "1.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -221,7 +225,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     photos = torch.from_numpy(np.load(tmp_path / "golden.npy"))
     with torch.no_grad():
         ids, probs, *_ = DeployGraph([alone], settings=Export(input_size=40, crops=2, enlarge=(1.5,)))(photos)
-    answers = measure.open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
+    answers = open_session(tmp_path / "model.onnx").run(None, {"image": photos.numpy()})
     assert np.array_equal(answers[0], ids)
     assert answers[1] == pytest.approx(probs.numpy(), abs=1e-6)
 
@@ -250,11 +254,12 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
         parity.require_parity(found)
 
 
-def test_a_probability_that_is_no_number_is_no_agreement() -> None:
-    with pytest.raises(ParityError, match="probabilities by nan"):
-        parity.require_parity(
-            parity.Parity(photos=1, different_ids=0, probability=float("nan"), known=0.0, embedding=0.0, rounding=0.0)
-        )
+@pytest.mark.parametrize(("figure", "said"), [("probability", "probabilities"), ("known", "known")])
+def test_an_answer_that_is_no_number_is_no_agreement(figure: str, said: str) -> None:
+    same = parity.Parity(1, 0, probability=0.0, known=0.0, embedding=0.0, rounding=0.0, known_rounding=0.0)
+    parity.require_parity(same)
+    with pytest.raises(ParityError, match=f"{said} by nan"):
+        parity.require_parity(dataclasses.replace(same, **{figure: float("nan")}))
 
 
 def test_rounding_is_measured_and_the_one_excuse(exported: Path, golden: np.ndarray) -> None:
@@ -277,6 +282,39 @@ def test_the_file_describes_itself(exported: Path, data: Path) -> None:
     assert json.loads(card["parity"])["different_ids"] == 0
 
 
+def test_the_card_says_what_members_started_from(exported: Path) -> None:
+    """By the name of the file, not the place where it lay; a network from scratch owes nobody anything."""
+    fresh = load_network(exported / "0.pt")
+    started = dataclasses.replace(
+        fresh, member=dataclasses.replace(fresh.member, weights="/some/where/net.safetensors")
+    )
+    graph = DeployGraph([fresh, started], settings=SETTINGS, weights=[0.25, 0.75])
+    calibration = Calibration((2.0, 0.5), "angle", 3.0, 0.25)
+    card = describe(
+        [fresh, started], graph, settings=dataclasses.replace(SETTINGS, accept=0.9), calibration=calibration
+    )
+    assert json.loads(card["members"]) == [
+        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 2.0, "weight": 0.25, "started_from": "",
+         "licence": "none"},
+        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 0.5, "weight": 0.75,
+         "started_from": "net.safetensors", "licence": "apache-2.0"},
+    ]  # fmt: skip
+    assert json.loads(card["known"]) == {
+        "score": "angle",
+        "slope": 3.0,
+        "threshold": 0.25,
+        "accept": 0.9,
+        "reject": False,
+    }
+
+
+def test_what_a_network_started_from_is_remembered_and_not_needed(tmp_path: Path) -> None:
+    made = trained(32, seed=1)
+    member = dataclasses.replace(made.member, weights=str(tmp_path / "gone.safetensors"))
+    save_network(tmp_path / "network.pt", made.network, member=member, classes=made.classes)
+    assert load_network(tmp_path / "network.pt").member == member
+
+
 def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden: np.ndarray, tmp_path: Path) -> None:
     copy = tmp_path / "model.onnx"
     copy.write_bytes((exported / "model.onnx").read_bytes())
@@ -284,9 +322,7 @@ def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden
     stamp(copy, {"recipe": "näher", "note": "new"})
     assert read_metadata(copy) == before | {"recipe": "näher", "note": "new"}
     onnx.checker.check_model(copy)
-    one, two = (
-        measure.open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx")
-    )
+    one, two = (open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx"))
     assert np.array_equal(one, two)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 

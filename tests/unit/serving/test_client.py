@@ -12,15 +12,17 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from pixels import BadPhoto
-from serving.client import LocalRecognizer, Recognizer
+from serving import LocalRecognizer, Recognizer
 from serving.errors import (
     BadGraph,
     BadRequest,
+    Forbidden,
     ModelNotReady,
     RequestRejected,
     RequestTimeout,
     ServerUnavailable,
     ServingError,
+    Untrusted,
 )
 from serving.repository import ModelRepository
 from serving.wire import translate
@@ -113,6 +115,8 @@ def test_nobody_at_the_other_end(unused_port: int) -> None:
     [
         ("got unexpected numpy array shape", None, BadRequest),
         ("unexpected shape for input 'image'", "StatusCode.INVALID_ARGUMENT", BadRequest),
+        ("This protocol is restricted, expecting header 'a'", "StatusCode.UNAVAILABLE", Forbidden),
+        ("failed to connect; Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "StatusCode.UNAVAILABLE", Untrusted),
         ("Received message larger than max", "StatusCode.RESOURCE_EXHAUSTED", BadRequest),
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", RequestTimeout),
         ("Request timeout expired", "StatusCode.UNAVAILABLE", RequestTimeout),
@@ -135,7 +139,7 @@ def test_every_exception_of_the_library_has_a_name(message: str, status: str, ex
 def test_serving_never_imports_torch() -> None:
     script = """
 import sys, pkgutil, importlib, serving
-names = [m.name for m in pkgutil.walk_packages(serving.__path__, "serving.") if not m.name.endswith("backend.model")]
+names = [m.name for m in pkgutil.walk_packages(serving.__path__, "serving.") if not m.name.endswith(".model")]
 for name in names:
     importlib.import_module(name)
 assert "serving.client" in names and "serving.server" in names, names

@@ -11,7 +11,7 @@ from serving.environment import MARKER, ensure_environment, inspect
 from serving.errors import BadEnvironment
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-FIT = {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.31.1", "numpy": "1.26.4"}
+FIT = {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.31.1", "numpy": "1.26.4", "pillow": "13.0.0"}
 
 
 def environment(path: Path, packages: dict[str, str], *, stub: str = PYTHON) -> Path:
@@ -50,6 +50,7 @@ def test_a_fit_environment_gives_the_variables(tmp_path: Path, monkeypatch: pyte
         ({"numpy": ""}, "lacks numpy"),
         ({"nvidia_pytriton": ""}, "lacks nvidia-pytriton"),
         ({"onnxruntime_gpu": ""}, "lacks onnxruntime-gpu"),
+        ({"pillow": ""}, "lacks pillow"),
     ],
 )
 def test_an_unfit_environment_is_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:

@@ -9,7 +9,8 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
-from serving.errors import BadGraph
+from serving.accelerator import NAMES, Accelerator
+from serving.errors import BadGraph, BadRequest
 from serving.model_config import Signature, TensorSpec, TritonConfig
 from tests.graphs import write_graph
 
@@ -30,10 +31,11 @@ def test_signature_is_the_graphs(tmp_path: Path) -> None:
     assert (signature.size, signature.k, signature.metadata["data_version"]) == (24, 3, "é")
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_text_reads_back_as_written(graph: Path, gpu: bool) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_text_reads_back_as_written(graph: Path, name: str) -> None:
+    accelerator = Accelerator(name, 2**30 if name != "cpu" else 0, "/cache/x" if name.startswith("tensorrt") else "")
     config = TritonConfig.from_onnx(
-        graph, versions=(3, 7), instances=2, gpu=gpu, parameters={"data_version.7": 'a"\n é'}
+        graph, versions=(3, 7), instances=2, accelerator=accelerator, parameters={"data_version.7": 'a"\n é'}
     )
     assert TritonConfig.parse(config.to_pbtxt()) == config
 
@@ -64,9 +66,50 @@ def test_preferred_sizes_stay_within_the_largest_batch(graph: Path, largest: int
     assert sorted({warmup.batch_size for warmup in config.model_warmup}) == sorted({1, largest})
 
 
-def test_a_gpu_gets_one_instance(graph: Path) -> None:
-    group = proto(TritonConfig.from_onnx(graph, versions=(1,), gpu=True, instances=4)).instance_group[0]
+def chosen(config: model_config_pb2.ModelConfig) -> list[tuple[str, dict[str, str]]]:
+    found = config.optimization.execution_accelerators.gpu_execution_accelerator
+    return [(each.name, dict(each.parameters)) for each in found]
+
+
+def test_a_gpu_gets_one_instance_and_takes_no_more_memory_than_it_needs(graph: Path) -> None:
+    config = proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda"), instances=4))
+    group = config.instance_group[0]
     assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
+    cuda = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert chosen(config) == [("cuda", cuda)]
+    limited = proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda", 10**9)))
+    assert chosen(limited) == [("cuda", {**cuda, "gpu_mem_limit": "1000000000"})]
+
+
+def test_the_cpu_keeps_no_memory_pattern_per_batch_size(graph: Path) -> None:
+    config = proto(TritonConfig.from_onnx(graph, versions=(1,)))
+    session = {key: config.parameters[key].string_value for key in ("enable_mem_arena", "enable_mem_pattern")}
+    assert session == {"enable_mem_arena": "1", "enable_mem_pattern": "0"}
+    assert chosen(config) == []
+
+
+def test_tensorrt_builds_one_engine_for_all_batches_and_keeps_it(graph: Path) -> None:
+    accelerator = Accelerator("tensorrt-fp16", engine_cache="/cache/gpu/graph")
+    [(first, engines), (second, _)] = chosen(
+        proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=accelerator))
+    )
+    assert (first, second) == ("tensorrt", "cuda")
+    assert engines == {
+        "precision_mode": "FP16",
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": "/cache/gpu/graph",
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": "/cache/gpu/graph",
+        "trt_profile_min_shapes": "image:1x16x16x3",
+        "trt_profile_opt_shapes": "image:8x16x16x3",
+        "trt_profile_max_shapes": "image:8x16x16x3",
+    }
+
+
+@pytest.mark.parametrize(("name", "message"), [("rocm", "choose one of cpu, cuda"), ("tensorrt-fp16", "name one")])
+def test_an_accelerator_that_cannot_be_is_refused(name: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Accelerator(name)
 
 
 def edited(graph: Path, change: str) -> Path:

@@ -33,7 +33,7 @@ def sleeper(tmp_path: Path) -> int:
 
 
 def record(state: Path, pid: int, born: str) -> RunningServer:
-    server = RunningServer(pid, born, "repository", 1, 2, 3)
+    server = RunningServer(pid, born, "repository", 1, 2, 3, str(state))
     (state / "triton.json").write_text(json.dumps(asdict(server)))
     return server
 

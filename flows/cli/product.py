@@ -1,0 +1,66 @@
+"""Verbs of single products, without a training: enrol, withdraw."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.app import AsJson, At, DryRun, app, find
+from flows.cli.show import show
+
+GateSet = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override gate.enrol or gate.tail, e.g. gate.enrol=0.02."),
+]
+Label = Annotated[str, typer.Argument(help="The product's name.")]
+
+
+@app.command()
+def enrol(
+    label: Label,
+    images: Annotated[list[Path], typer.Argument(help="Photos of it; five say much more than one.")],
+    workspace: At = Path("."),
+    overrides: GateSet = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Add a product to the serving model from a few photos, in seconds."""
+    from flows.enrol import enrol_product
+
+    done = enrol_product(find(workspace), label, images, overrides=overrides, rehearse=dry_run)
+    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _say(done))
+
+
+@app.command()
+def withdraw(
+    label: Label,
+    workspace: At = Path("."),
+    overrides: GateSet = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Take a product out of the serving model."""
+    from flows.enrol import withdraw_product
+
+    done = withdraw_product(find(workspace), label, overrides=overrides, rehearse=dry_run)
+    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _say(done))
+
+
+def _say(done: Any) -> None:
+    """What happened, and what the next retraining makes of it."""
+    enrolled = done.step == "enrol"
+    if done.model_version is None:
+        word = "added" if enrolled else "taken out"
+        return print(
+            f"{done.label} can be {word}: {done.products} products then; the gate was not asked, nothing was changed"
+        )
+    print(f"model version {done.model_version} answers, in place of {done.parent}: {done.label} "
+          f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products")  # fmt: skip
+    for reason in done.reasons:
+        print(f"  {reason}")
+    print("The next retraining forgets this product unless its photos are in a delivery by then." if enrolled else
+          "The next retraining brings it back as long as the data have photos of it.")  # fmt: skip
+    print("Its gate compares labels by name.")

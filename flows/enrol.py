@@ -1,0 +1,228 @@
+"""A product more, or one less, in the model that serves: the ONNX file is patched, judged and switched in. Nothing is trained.
+
+Plain functions, not flows: they take seconds beside the test photos, and have to work while a training is running.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.errors import GateRefused, InputError, WorkspaceBusy
+from flows.gates import Verdict, judge
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.release import measure_graph, release
+from flows.rollback import model_record
+from flows.run import Run, sha256
+from flows.workspace import Workspace
+from models.config import Recipe, from_dict
+from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
+from models.export.patch import read_metadata, stamp
+from models.export.session import decisive
+from models.tables import set_key
+from pixels import BadPhoto, decode, to_square
+from serving.model_config import Signature
+
+GOLDEN_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to version `parent`, or would be: then there is no model_version."""
+
+    step: str  # "enrol" or "withdraw"
+    label: str
+    parent: int
+    products: int  # that are told apart now
+    photos: list[str] = field(default_factory=list)  # sha256 of their files
+    reasons: tuple[str, ...] = ()  # of the gate
+    model_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file of the product, squeezed to (S, S, 3) uint8."""
+
+    path: Path
+    sha256: str
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patched graph before it is judged, and the one that it was made from with the record of its version."""
+
+    step: str
+    label: str
+    record: dict[str, Any]
+    former: Path
+    graph: Path
+    photos: list[Photo]
+
+    @property
+    def parent(self) -> int:
+        return int(self.record["version"])
+
+    @property
+    def labels(self) -> list[str]:
+        return list(json.loads(read_metadata(self.graph)["labels"]))
+
+    @property
+    def hashes(self) -> list[str]:
+        return [photo.sha256 for photo in self.photos]
+
+    @property
+    def larger_and_smaller(self) -> tuple[Path, Path]:
+        """The file that knows the label, and the one whose products are all the others, which may not suffer."""
+        return (self.graph, self.former) if self.step == "enrol" else (self.former, self.graph)
+
+
+def enrol_product(
+    workspace: Workspace, label: str, images: Sequence[Path], *, overrides: Sequence[str] = (), rehearse: bool = False
+) -> Change:
+    """Adds a product to the model that serves, from a few photos of it.
+
+    Args:
+        overrides: of the gate of the recipe that the model was trained by, such as "gate.enrol=0.02".
+        rehearse: patch the file and ask it about the photos; neither measure nor publish.
+
+    Raises:
+        EnrolmentError: the label exists or is none, or the graph cannot be patched.
+        BadPhoto: names every file that is no photo.
+        GateRefused: the patched graph misses the photos, or is worse for the other products; it is not served.
+    """
+    with _serving(workspace) as (record, former, folder):
+        photos = read_photos(images, side=Signature.read(former).size)
+        patch = Patch("enrol", label, record, former, folder / "model.onnx", photos)
+        enrol(former, _stacked(photos), label=label, sha256=patch.hashes, out=patch.graph)
+        if missed := _missed(patch):
+            raise GateRefused([missed])
+        return _rehearsed(patch) if rehearse else _judge_and_release(workspace, patch, overrides)
+
+
+def withdraw_product(
+    workspace: Workspace, label: str, *, overrides: Sequence[str] = (), rehearse: bool = False
+) -> Change:
+    """Takes a product out of the model that serves, whether it was enrolled or trained; else as enrol_product."""
+    with _serving(workspace) as (record, former, folder):
+        patch = Patch("withdraw", label, record, former, folder / "model.onnx", [])
+        withdraw(former, label=label, out=patch.graph)
+        return _rehearsed(patch) if rehearse else _judge_and_release(workspace, patch, overrides)
+
+
+def read_photos(images: Sequence[Path], *, side: int) -> list[Photo]:
+    """The files, each content once.
+
+    Raises:
+        BadPhoto: names every file that is no photo.
+    """
+    found: dict[str, Photo] = {}
+    bad = []
+    for path in images:
+        try:
+            digest = sha256(path)
+            found[digest] = Photo(path, digest, to_square(decode(path.read_bytes()), side))
+        except (BadPhoto, OSError) as error:
+            bad.append(f"{path}: {error.strerror if isinstance(error, OSError) else error}")
+    if bad:
+        raise BadPhoto(f"{'; '.join(bad)}; leave {'it' if len(bad) == 1 else 'them'} out or replace")
+    return list(found.values())
+
+
+@contextmanager
+def _serving(workspace: Workspace) -> Iterator[tuple[dict[str, Any], Path, Path]]:
+    """The record of the version that serves, its graph, verified, and a folder to work in."""
+    record = model_record(workspace)
+    versions = repository(workspace)
+    versions.verify(record["version"])
+    with tempfile.TemporaryDirectory(prefix="cleanshelf-") as folder:
+        yield record, versions.path(record["version"]) / "model.onnx", Path(folder)
+
+
+def _stacked(photos: Sequence[Photo]) -> NDArray[np.uint8]:
+    return np.stack([photo.pixels for photo in photos])
+
+
+def _missed(patch: Patch) -> str:
+    """Which of the product's own photos the graph does not take for it; "" for none."""
+    said = zip(patch.photos, first_labels(patch.graph, _stacked(patch.photos)), strict=True)
+    wrong = [f"{photo.path} is {label or 'unknown'}" for photo, label in said if label != patch.label]
+    return f"own photos would not be recognised: {', '.join(wrong)}; leave them out" if wrong else ""
+
+
+def _rehearsed(patch: Patch) -> Change:
+    return Change(patch.step, patch.label, patch.parent, len(patch.labels), patch.hashes)
+
+
+def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[str]) -> Change:
+    golden = np.concatenate(
+        [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
+    )
+    run = Run(workspace, recipe_of(workspace, patch.record["run"], overrides), id=patch.step)
+    verdict, evidence = _judge(run, patch, golden)
+    if not verdict.passed:
+        raise GateRefused(
+            [*verdict.reasons, "other photos may help, --set gate.enrol=0.02 allows more, and so does retraining"]
+        )
+    record = describe(patch, verdict) | evidence
+    with workspace.lock(patch.step, name="serving"):
+        if ModelVersions(Ledger(workspace.root)).serving() != patch.parent:
+            raise WorkspaceBusy(f"version {patch.parent} does not serve any more; run the command again")
+        number = release(workspace, patch.graph, record=record, labels=patch.labels,
+                         golden=decisive(patch.graph, golden)[:GOLDEN_PHOTOS])  # fmt: skip
+    return replace(_rehearsed(patch), reasons=verdict.reasons, model_version=number)
+
+
+def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, dict[str, Any]]:
+    """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
+    larger, smaller = patch.larger_and_smaller
+    reference = f"version {patch.parent}"
+    allowed = replace(
+        run.recipe.gate, mean_class=run.recipe.gate.enrol
+    )  # hardly a product comes that costs the others nothing
+    parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
+    data = DataVersions(run.workspace).materialise("selected")
+    before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
+    stamp(patch.graph, {"metrics": json.dumps(after), "parity": json.dumps(parity)})
+    verdict = judge(after, before, parity, settings=allowed, graph_sha256=sha256(patch.graph),
+                    reference=reference)  # fmt: skip
+    return verdict, {"metrics": after, "parity": parity}
+
+
+def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run, or the default one where it is gone, with the gate as told.
+
+    Raises:
+        InputError: an override is of another key than gate.enrol and gate.tail.
+    """
+    path = workspace.runs / run / "recipe.json"
+    tables = json.loads(path.read_bytes()) if path.exists() else {"name": "default"}
+    for override in overrides:
+        if override.partition("=")[0].strip() not in ("gate.enrol", "gate.tail"):
+            raise InputError(f"--set {override}: nothing is trained here, so only gate.enrol and gate.tail count")
+        set_key(tables, override)
+    return from_dict(tables)
+
+
+def describe(patch: Patch, verdict: Verdict) -> dict[str, Any]:
+    """The record of the patched version: its parent's, with what was done to it and why it may be served."""
+    return {
+        **{key: patch.record[key] for key in ("run", "recipe", "config_hash", "commit", "data_version")},
+        "parent": patch.parent,
+        "step": f"{patch.step} {patch.label}",
+        "photos": patch.hashes,
+        "enrolled": enrolled(patch.graph),
+        "graph_sha256": verdict.graph_sha256,
+        "verdict": list(verdict.reasons),
+    }

@@ -1,0 +1,187 @@
+"""Keeping an endpoint alive: look every few seconds, heal what is dead, start again what ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flows.endpoint import access, choose_registered, repository, serve_registered
+from flows.errors import EndpointMissing, FlowError, WorkspaceBusy, WorldError
+from flows.settings import Settings
+from flows.workspace import Workspace
+from serving import process
+from serving.access import Access
+from serving.control import Endpoint
+from serving.errors import ServingError
+from serving.server import LocalServer, running
+from serving.watchdog import Pulse, Watchdog
+from serving.watcher import watcher, watching
+
+ANSWER_TIMEOUT_S = 10.0
+LONGEST_PAUSE_S = 60.0  # between attempts that keep failing
+CONFIRM_S = 1.0
+DETACH_TIMEOUT_S = 30.0
+
+log = logging.getLogger("cleanshelf")
+
+
+@dataclass
+class Keeper:
+    """Looks at one endpoint and puts right what it finds.
+
+    Args:
+        local: how to start our own server again; None for one that somebody else runs.
+    """
+
+    workspace: Workspace
+    local: LocalServer | None
+    failures: int = 0
+    told: Pulse = Pulse.ANSWERS
+    _settled: tuple[int, ...] | None = None  # what config.pbtxt named when it agreed with the registry
+    _watchdogs: dict[Access, Watchdog] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """That there is an endpoint at all.
+
+        Raises:
+            EndpointMissing: there is none.
+        """
+        self._watchdog()
+
+    def tend(self) -> None:
+        """One look, and what follows from it. What fails is logged and tried again later.
+
+        A model that does not answer is healed at the second look: on a machine that is short of time the server may once
+        take a process for dead that is only late.
+        """
+        try:
+            pulse = self._watchdog().look()
+            again = pulse is self.told
+            self._tell(pulse)
+            if again or pulse not in (Pulse.DEAD, Pulse.HUNG):
+                self._act(pulse)
+            self.failures = 0
+        except WorkspaceBusy:  # a switch is under way, and sees for itself whether the model answers
+            return
+        except (FlowError, ServingError, ValueError, OSError) as error:  # ValueError: a config.pbtxt that is none
+            self.failures += 1
+            log.error("watch: %s", error)
+
+    def pause_s(self, period_s: float) -> float:
+        """Until the next look: longer with every failure, shorter to confirm what was just found."""
+        if self.failures:
+            return max(period_s, min(LONGEST_PAUSE_S, 2.0**self.failures))
+        return period_s if self.told in (Pulse.ANSWERS, Pulse.BUSY) else min(period_s, CONFIRM_S)
+
+    def _act(self, pulse: Pulse) -> None:
+        if pulse is Pulse.ANSWERS:
+            self._tidy()
+        elif pulse is Pulse.GONE and self.local:
+            self._start(self.local)
+        elif pulse is Pulse.HUNG and self.local:
+            self.local.stop()
+            self._start(self.local)
+        elif pulse in (Pulse.DEAD, Pulse.HUNG):
+            self._heal()
+
+    def _heal(self) -> None:
+        watchdog = self._watchdog()
+        with self.workspace.lock("watch", name="serving"):
+            if serve_registered(self.workspace, watchdog.endpoint):
+                return
+            for model in watchdog.heal():
+                log.warning("watch: unloaded and loaded %s again; it answers", model)
+
+    def _tidy(self) -> None:
+        """After a switch that was killed: the version that the registry names, and no candidate left."""
+        versions = repository(self.workspace)
+        chosen = versions.configured()
+        if chosen == self._settled and not versions.leftovers():
+            return
+        control = self._watchdog().endpoint
+        with self.workspace.lock("watch", name="serving"):
+            serve_registered(self.workspace, control)
+            control.sweep(versions)
+            self._settled = versions.configured()
+
+    def _start(self, local: LocalServer) -> None:
+        """With the version that the registry names."""
+        with self.workspace.lock("watch", name="serving"):
+            if running(local.state) is None:
+                choose_registered(self.workspace)
+                started = local.start()
+                log.warning("watch: started the server again; it answers at %s", started.url)
+
+    def _watchdog(self) -> Watchdog:
+        """The address of a server stays the same when it is started again."""
+        found = access(self.workspace) or next(iter(self._watchdogs), None)
+        if found is None:
+            raise EndpointMissing("no endpoint runs for this workspace; start one with `cleanshelf serve`")
+        if found not in self._watchdogs:
+            control = Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S)
+            self._watchdogs = {found: Watchdog(control, repository(self.workspace))}
+        return self._watchdogs[found]
+
+    def _tell(self, pulse: Pulse) -> None:
+        if pulse is not self.told:
+            log.warning("watch: the endpoint %s", pulse.value)
+        self.told = pulse
+
+
+def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -> None:
+    """Watches until asked to end (SIGINT, SIGTERM), or until the workspace is gone. For the main thread.
+
+    Args:
+        stop_server: stop our own server at the end, as one that runs in the foreground.
+
+    Raises:
+        EndpointMissing: there is nothing to watch.
+        AlreadyRunning: another process watches it.
+    """
+    server = None if Settings().remote() else running(workspace.state)
+    local = server.again(Settings().triton_env) if server else None
+    with asked_to_end() as asked:
+        try:
+            with watching(workspace.state):
+                keeper = Keeper(workspace, local)
+                keeper.check()
+                while not asked.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
+                    keeper.tend()
+        finally:
+            if local and stop_server:
+                local.stop()
+
+
+def watch_detached(workspace: Workspace, *, period_s: float) -> None:
+    """Starts a process that watches, and returns once it does; `cleanshelf serve --stop` ends it. Its log: state/watch.log."""
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "watch",
+        "--workspace",
+        str(workspace.root),
+        "--period",
+        str(period_s),
+    ]
+    process.spawn(command, variables=os.environ, log=workspace.state / "watch.log")
+    if not process.until(lambda: watcher(workspace.state) is not None, timeout_s=DETACH_TIMEOUT_S):
+        raise WorldError(f"the process that watches did not start; see {workspace.state / 'watch.log'}")
+
+
+@contextmanager
+def asked_to_end() -> Iterator[threading.Event]:
+    """Set when a signal asks this process to end."""
+    asked = threading.Event()
+    former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

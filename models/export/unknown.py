@@ -1,0 +1,159 @@
+"""Is a photo of the assortment at all? Scores of it, and the module that makes `known` of one; no state grows with the classes.
+
+probability  of the best class, in the mean of the ensemble (Hendrycks and Gimpel, ICLR 2017, arXiv 1610.02136)
+energy       log of the sum of exp(logits) (Liu et al., NeurIPS 2020, arXiv 2010.03759)
+logit        the largest (Hendrycks et al., ICML 2022, arXiv 1911.11132)
+angle        the largest logit over the length of the embedding: length of the best class's row times the cosine to it
+
+Logits are those at the calibrated temperature. All but the first are means over crops and members.
+
+What stands for unknown products while a score is chosen is said in models.export.calibrate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.evidence import auroc
+
+
+class Look(NamedTuple):
+    """What one member sees in the n crops of B photos."""
+
+    logits: Tensor  # (n, B, C)
+    embedding: Tensor  # (n, B, 512)
+
+
+def energy(look: Look) -> Tensor:
+    """(n, B, 1)."""
+    return look.logits.logsumexp(2, keepdim=True)
+
+
+def logit(look: Look) -> Tensor:
+    """(n, B, 1)."""
+    return look.logits.amax(2, keepdim=True)
+
+
+def angle(look: Look) -> Tensor:
+    """(n, B, 1)."""
+    return logit(look) / look.embedding.norm(dim=2, keepdim=True).clamp_min(1e-12)
+
+
+PROBABILITY = "probability"
+NEWTON_STEPS = 50
+OF_LOOKS: Mapping[str, Callable[[Look], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
+SCORES = (PROBABILITY, *OF_LOOKS)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an ensemble's answers are divided by, and how its scores become `known`.
+
+    temperature: one for each member; None: 1. slope: `known` is sigmoid(slope (score - threshold)); None: the score itself.
+    """
+
+    temperature: tuple[float, ...] | None = None
+    score: str = PROBABILITY
+    slope: float | None = None
+    threshold: float = 0.5
+
+    def of(self, member: int) -> float:
+        """The temperature of one member."""
+        return 1.0 if self.temperature is None else self.temperature[member]
+
+
+UNCALIBRATED = Calibration()
+
+
+class Known(nn.Module):
+    """(B, 1) in [0, 1], at least 0.5 for what is accepted."""
+
+    slope: Tensor
+    threshold: Tensor
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__()
+        self.score, self.is_calibrated = calibration.score, calibration.slope is not None
+        self.register_buffer("slope", torch.tensor(calibration.slope or 1.0))
+        self.register_buffer("threshold", torch.tensor(calibration.threshold))
+
+    @property
+    def rounding(self) -> float:
+        """What a float32 score that is one step off at the threshold, where the slope is steepest, makes of `known`."""
+        return float(self.slope) / 4 * abs(float(self.threshold)) * torch.finfo(torch.float32).eps
+
+    def forward(self, looks: Sequence[Look], mean: Tensor, weights: Tensor) -> Tensor:
+        """Of the members' looks, their mean probabilities (B, C) and their weights (M, 1, 1)."""
+        score = score_of(self.score, looks, mean, weights)
+        return torch.sigmoid(self.slope * (score - self.threshold)) if self.is_calibrated else score
+
+
+def score_of(name: str, looks: Sequence[Look], mean: Tensor, weights: Tensor) -> Tensor:
+    """(B, 1) the score of that name; the larger, the more likely a product of the assortment."""
+    if name == PROBABILITY:
+        return mean.amax(1, keepdim=True)
+    return (weights * torch.stack([OF_LOOKS[name](look).mean(0) for look in looks])).sum(0)
+
+
+class Told(NamedTuple):
+    """How well a score tells known photos from strangers: AUROC in [0, 1]."""
+
+    without_class: float
+    in_tiles: float
+
+    @property
+    def mean(self) -> float:
+        """Of both kinds of stranger."""
+        return (self.without_class + self.in_tiles) / 2
+
+
+def tell_apart(known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64]) -> Told:
+    """Of one score's values for photos, and for both kinds of stranger."""
+    return Told(*(round(auroc(known, strangers), 6) for strangers in (masked, tiles)))
+
+
+class Line(NamedTuple):
+    """`known` is sigmoid(slope (score - threshold))."""
+
+    slope: float
+    threshold: float
+
+
+def draw_line(known: NDArray[np.float64], strangers: NDArray[np.float64], *, accept: float) -> Line | None:
+    """Slope of a logistic fit in which both groups weigh the same; threshold midway below the share of known that is accepted.
+
+    None where a larger score does not speak for a known photo. Targets are a little inside 0 and 1 (Platt 1999), or the slope of
+    groups that do not overlap would have no end.
+    """
+    order = np.sort(known)
+    cut = int((1 - accept) * len(order) + 1e-9)  # so many are not accepted
+    spread = float(np.concatenate([known, strangers]).std())
+    below = order[cut - 1] if cut else order[0] - 1e-3 * spread
+    slope = logistic_slope(known, strangers)
+    return Line(slope, float(order[cut] + below) / 2) if slope > 0 else None
+
+
+def logistic_slope(known: NDArray[np.float64], strangers: NDArray[np.float64]) -> float:
+    """Of the log odds by the score, by Newton's method; 0 where all values are one."""
+    value, num = np.concatenate([known, strangers]), np.array([len(known), len(strangers)])
+    centre, spread = value.mean(), value.std()
+    if spread == 0:
+        return 0.0
+    each = np.repeat(0.5 / num, num)
+    target = np.repeat([(num[0] + 1) / (num[0] + 2), 1 / (num[1] + 2)], num)
+    columns, line = np.stack([(value - centre) / spread, np.ones(len(value))], 1), np.zeros(2)
+    for _ in range(NEWTON_STEPS):
+        p = (1 + np.tanh(columns @ line / 2)) / 2
+        curvature = (columns * (each * p * (1 - p))[:, None]).T @ columns
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(2), columns.T @ (each * (p - target)))
+        line = line - step / max(
+            1.0, float(np.linalg.norm(step))
+        )  # whole steps may swing away where groups lie far apart
+    return float(line[0] / spread)

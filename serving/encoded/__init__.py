@@ -1,0 +1,1 @@
+"""`products-encoded`: the endpoint for photos as encoded bytes (JPEG, PNG, ...), a Triton model beside `products`."""

@@ -1,0 +1,147 @@
+"""Photos as encoded bytes: decodes them and asks the model beside this one, in the same server.
+
+Run by the stub of Triton's own `python` backend, the wheel's or the container's: it may import nothing of CleanShelf but the
+decoder that lies beside it. It holds no version, so a switch of the other model needs nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pixels import BadPhoto, decode, to_square
+
+PADDING = -1  # the id of no class
+ANSWERS = ("ids", "probs", "known", "embedding")  # what the other model computes
+
+
+class TritonPythonModel:
+    """One instance; the names of the methods are Triton's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Nothing is loaded: what to ask is looked up with each request."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.max_photo_bytes = int(parameters["max_photo_bytes"]["string_value"])
+        self.model = args["model_name"].removesuffix("-encoded")
+        self.config = os.path.join(os.path.dirname(args["model_repository"]), self.model, "config.pbtxt")
+
+    async def execute(self, requests: list[Any]) -> list[Any]:
+        """Each request for itself: while one waits for its answer, the next is decoded."""
+        return await asyncio.gather(*(self._answer(request) for request in requests))
+
+    async def _answer(self, request: Any) -> Any:
+        try:
+            return await self._recognise(request)
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.model}: {error}"))
+
+    async def _recognise(self, request: Any) -> Any:
+        photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().reshape(-1)
+        served = Served.read(self.config)
+        decoded = [self._decode(photo, served.size) for photo in photos]
+        arrays = served.nothing(len(photos))
+        arrays["error"][:, 0] = [found if isinstance(found, str) else "" for found in decoded]
+        good = [number for number, found in enumerate(decoded) if not isinstance(found, str)]
+        if good:
+            response, version = await self._ask(np.stack([decoded[number] for number in good]), request)
+            if response.has_error():
+                return pb_utils.InferenceResponse(error=response.error())
+            arrays["version"][good] = version
+            for tensor in response.output_tensors():
+                arrays[tensor.name()][good] = tensor.as_numpy()
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, arrays[name]) for name in arrays if name in wanted])
+
+    def _decode(self, photo: bytes, size: int) -> np.ndarray | str:
+        """The square (size, size, 3), or why there is none."""
+        if len(photo) > self.max_photo_bytes:
+            return f"{len(photo):,} bytes is over the limit of {self.max_photo_bytes:,}"
+        try:
+            return to_square(decode(photo), size)
+        except BadPhoto as error:
+            return str(error)
+
+    async def _ask(self, image: np.ndarray, request: Any) -> tuple[Any, int]:
+        """The other model's response, and the version that gave it.
+
+        Asked by number, because a response does not tell its version here. A version that was withdrawn between the choice
+        and the question is no fault of the client: then the one that took its place is asked.
+        """
+        version = self._newest()
+        response = await self._ask_version(version, image, request)
+        if response.has_error() and (other := self._newest()) != version:
+            return await self._ask_version(other, image, request), other
+        return response, version
+
+    def _newest(self) -> int:
+        """The version to ask: one that is to be served, or what still is until that has loaded."""
+        for version in (*Served.read(self.config).versions, *self._present()):
+            if pb_utils.is_model_ready(model_name=self.model, model_version=str(version)):
+                return version
+        raise ValueError("no version of it is ready")
+
+    def _present(self) -> Iterator[int]:
+        """Every version in the repository, newest first."""
+        names = os.listdir(os.path.dirname(self.config))
+        yield from sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    async def _ask_version(self, version: int, image: np.ndarray, request: Any) -> Any:
+        wanted = [name for name in ANSWERS if name in request.requested_output_names()]
+        question = pb_utils.InferenceRequest(
+            model_name=self.model,
+            model_version=version,
+            requested_output_names=wanted or ["known"],
+            inputs=[pb_utils.Tensor("image", image)],
+            timeout=request.timeout(),
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),  # of a graph on the GPU too
+        )
+        return await question.async_exec()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the config.pbtxt of the other model says, newest version first; sizes are of one photo's tensors."""
+
+    versions: tuple[int, ...]
+    size: int
+    k: int
+    width: int
+
+    @classmethod
+    def read(cls, path: str) -> Served:
+        """From the text as CleanShelf writes it; the protobuf is not to be had in the container."""
+        try:
+            now = os.stat(path)
+        except FileNotFoundError:
+            raise ValueError(f"no version is served ({path} is missing); publish one") from None
+        return _parsed(path, now.st_ino, now.st_mtime_ns)
+
+    def nothing(self, count: int) -> dict[str, np.ndarray]:
+        """The answers to `count` photos of which nothing is known."""
+        return {
+            "ids": np.full((count, self.k), PADDING, np.int64),
+            "probs": np.zeros((count, self.k), np.float32),
+            "known": np.zeros((count, 1), np.float32),
+            "embedding": np.zeros((count, self.width), np.float32),
+            "error": np.full((count, 1), "", object),
+            "version": np.zeros((count, 1), np.int64),
+        }
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: str, inode: int, time_ns: int) -> Served:
+    """Read anew when the file was replaced: it also holds the labels, 2 MB of them where there are 50,000."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    versions = sorted(map(int, re.findall(r"^ +versions: (\d+)$", text, re.MULTILINE)), reverse=True)
+    dims = {name: int(dim) for name, dim in re.findall(r'name: "(\w+)"\s+data_type: \w+\s+dims: (\d+)', text)}
+    return Served(tuple(versions), dims["image"], dims["ids"], dims["embedding"])

@@ -1,0 +1,78 @@
+"""What tests of the client share: a server to ask, and a client that notes what it does."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving import Access, Recognizer
+from serving.repository import ModelRepository
+from serving.server import LocalServer, RunningServer
+from serving.session import Pause
+
+
+@dataclass
+class Upstream:
+    """A running server with version 1."""
+
+    repository: ModelRepository
+    server: LocalServer
+    running: RunningServer
+
+    @property
+    def access(self) -> Access:
+        """With both tokens."""
+        return self.running.access
+
+    @property
+    def graph(self) -> Path:
+        """The file of the version that answers."""
+        return self.repository.path(1) / "model.onnx"
+
+
+class Counting(Recognizer):
+    """Notes what is under way at a time, which calls were made, and how often it paused."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.under_way = self.most = self.pauses = 0
+        self.calls: list[str] = []
+        self.guard = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    def _answer(self, batch: Any, embedding: bool) -> Any:
+        with self.guard:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            return super()._answer(batch, embedding)
+        finally:
+            with self.guard:
+                self.under_way -= 1
+
+    def _act(self, step: Any) -> Any:
+        if isinstance(step, Pause):
+            self.pauses += 1
+        else:
+            self.calls.append(step.name)
+        return super()._act(step)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A file of (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """A file of (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=80)
+    return file.getvalue()

@@ -1,0 +1,219 @@
+"""Who may ask and who may control a real server: tokens, TLS, and a server that somebody else runs."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from flows.doctor import examine
+from flows.endpoint import endpoint, repository, start_endpoint
+from flows.errors import InputError
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.recognise import ask_endpoint
+from flows.rollback import rollback_model
+from flows.settings import Settings
+from flows.watch import Keeper
+from flows.workspace import Workspace
+from serving.accelerator import Accelerator
+from serving.access import CONTROL_HEADER, TOKEN_HEADER, Access
+from serving.command import Listening
+from serving.control import Endpoint
+from serving.errors import Forbidden, ModelNotReady, ServerUnavailable, Untrusted
+from serving.repository import ModelRepository
+from serving.server import LocalServer, RunningServer
+from serving.wire import connect, infer, translate
+from tests.graphs import golden_images, stage
+
+pytestmark = pytest.mark.triton
+MakeServer = Callable[..., LocalServer]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """One for 127.0.0.1 that signed itself, and its key."""
+    folder.mkdir(parents=True)
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=shelf", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    return cert, key
+
+
+@dataclass
+class Remote:
+    """A server with TLS whose repository is the workspace's own, and whose state directory is not."""
+
+    server: LocalServer
+    running: RunningServer
+    workspace: Workspace
+
+    @property
+    def access(self) -> Access:
+        return self.running.access
+
+    def ask(self, access: Access) -> int:
+        with connect(access) as client:
+            return infer(
+                client, golden_images(1), url=access.url, model="products", outputs=["ids"], timeout_s=5
+            ).version
+
+    def http(self, method: str, path: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.http_port, timeout=5)
+        try:
+            connection.request(method, path, headers=headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -> Iterator[Remote]:
+    """Serves version 1; 1 and 2 are registered."""
+    folder = tmp_path_factory.mktemp("remote")
+    workspace = Workspace.init(folder / "shop")
+    models, versions = ModelVersions(Ledger(workspace.root)), ModelRepository(workspace.repository)
+    stage(versions, folder, 1, 2)
+    for version in (1, 2):
+        models.register({"data_version": f"data{version}", "graph_sha256": str(version)})
+    models.assign(1)
+    versions.configure([1])
+    cert, key = certificate(folder / "tls")
+    server = replace(
+        local_server(workspace.repository, folder / "elsewhere"), listening=Listening(certificate=cert, key=key)
+    )
+    try:
+        yield Remote(server, server.start(), workspace)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The settings name that server, and its workspace runs none of its own."""
+    access = remote.access
+    for name, value in {
+        "URL": access.url,
+        "TOKEN": access.token,
+        "CONTROL_TOKEN": access.control_token,
+        "CA": access.ca,
+    }.items():
+        monkeypatch.setenv(f"CLEANSHELF_TRITON_{name}", str(value))
+    return remote.workspace
+
+
+@pytest.mark.parametrize("token", ["", "guess", "control"])
+def test_inference_needs_its_own_token(remote: Remote, token: str) -> None:
+    wrong = replace(remote.access, token=remote.access.control_token if token == "control" else token)
+    with pytest.raises(Forbidden, match=r"docs/security\.md") as caught:
+        remote.ask(wrong)
+    assert isinstance(caught.value, ValueError), "nothing that asking again would cure"
+    assert remote.access.token not in str(caught.value)
+    assert remote.ask(replace(remote.access, control_token="")) in (1, 2)
+
+
+@pytest.mark.parametrize("token", ["", "inference"])
+def test_who_may_ask_may_not_control(remote: Remote, token: str) -> None:
+    wrong = replace(remote.access, control_token=remote.access.token if token else "")
+    with Endpoint(wrong) as control, connect(wrong) as client:
+        for forbidden in (control.load, control.active, control._start_unloading):
+            with pytest.raises(Forbidden):
+                forbidden()
+        with pytest.raises(InferenceServerException) as caught:
+            client.register_system_shared_memory("mine", "/anything", 8)
+    assert isinstance(translate(caught.value, "here"), Forbidden)
+    assert remote.ask(remote.access) in (1, 2)
+
+
+def test_http_asks_for_the_same_tokens(remote: Remote) -> None:
+    ask, load = "/v2/models/products/infer", "/v2/repository/models/products/load"
+    token, control = {TOKEN_HEADER: remote.access.token}, {CONTROL_HEADER: remote.access.control_token}
+    assert [remote.http("POST", ask), remote.http("POST", ask, **control)] == [403, 403]
+    assert remote.http("POST", ask, **token) == 400, "let through, and not a request"
+    assert [remote.http("POST", load), remote.http("POST", load, **token)] == [403, 403]
+    assert remote.http("POST", load, **control) == 200
+    assert [remote.http("GET", path, **token) for path in ("/v2/logging", "/v2/trace/setting")] == [403, 403]
+    assert remote.http("GET", "/v2/health/ready") == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/..%2f..%2fetc%2fpasswd/infer", "/v2/models/products/versions/..%2f1/infer"]
+)
+def test_no_path_of_a_request_reaches_the_files(remote: Remote, path: str) -> None:
+    assert remote.http("POST", path, **{TOKEN_HEADER: remote.access.token}) in (400, 404)
+
+
+def test_tokens_are_kept_and_private(remote: Remote) -> None:
+    files = [remote.server.state / name for name in ("triton.token", "triton.control-token")]
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o600, 0o600]
+    assert [path.read_text().strip() for path in files] == [remote.access.token, remote.access.control_token]
+    assert remote.access.token != remote.access.control_token
+    assert remote.access.token not in repr(remote.access)
+    assert remote.access.token not in (remote.server.state / "triton.json").read_text()
+
+
+def test_a_server_that_nobody_vouches_for_is_not_believed(remote: Remote, tmp_path: Path) -> None:
+    other, _ = certificate(tmp_path / "other")
+    for wrong in (replace(remote.access, ca=other), replace(remote.access, ca=None)):
+        with pytest.raises(Untrusted, match="name the authority"):
+            remote.ask(wrong)
+    with pytest.raises(ServerUnavailable):
+        remote.ask(replace(remote.access, url=remote.access.address, ca=None))
+
+
+def test_it_would_be_started_again_as_it_was(remote: Remote) -> None:
+    assert remote.running.again(remote.server.environment) == remote.server
+
+
+def test_a_server_elsewhere_is_driven_by_the_same_verbs(remote: Remote, named: Workspace, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photo)
+    for version in (2, 1):
+        assert rollback_model(named, version) == version
+        [answer] = ask_endpoint(named, [photo])
+        assert (answer["model_version"], answer["data_version"]) == (version, f"data{version}")
+    with endpoint(named) as access:
+        assert access == remote.access
+    found = {finding.part: (finding.ok, finding.detail) for finding in examine(named)}
+    assert found["endpoint"] == (True, f"gRPC at {remote.access.url}, model version 1 answers")
+    with pytest.raises(InputError, match="unset it to run one here"):
+        start_endpoint(named, http_port=1, grpc_port=2, metrics_port=3)
+
+
+@pytest.mark.faults
+def test_a_server_elsewhere_is_healed(remote: Remote, named: Workspace) -> None:
+    with Endpoint(remote.access) as control:
+        control.unload()
+        with pytest.raises(ModelNotReady):
+            remote.ask(remote.access)
+        keeper = Keeper(named, None)
+        keeper.tend()
+        assert control.active() == (), "one look is not enough to unload what others may wait for"
+        keeper.tend()
+        assert control.active() == (1,)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_gpu_that_is_not_there_is_no_silent_cpu(remote: Remote, version: int) -> None:
+    versions = replace(repository(remote.workspace), accelerator=Accelerator("cuda"))
+    with Endpoint(remote.access) as control:
+        before, text = control.active(), versions.configuration()
+        with pytest.raises(ModelNotReady, match="GPU"):
+            control.switch(versions, version)
+        assert (control.active(), versions.configuration()) == (before, text)
+        control.golden_check(versions, *before)
+
+
+def test_a_changed_setting_reaches_the_server(named: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEANSHELF_TRITON_INSTANCES", "3")
+    Keeper(named, None).tend()
+    with Endpoint(Settings().remote() or "") as control:
+        assert control.active() == (1,)
+        assert control._client.get_model_config("products").config.instance_group[0].count == 3

@@ -1,0 +1,216 @@
+"""`recognise DIR --out`: a table of every file, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flows.errors import InputError, WorkspaceBusy
+from flows.parts import Parts
+from flows.recognise_folder import SCHEMA, photos_below, recognise_folder
+from serving import LocalRecognizer, Recognizer
+from serving.control import Endpoint
+from serving.repository import ModelRepository
+from serving.server import LocalServer
+from tests.command_line import cleanshelf, refusal
+from tests.graphs import golden_images, stage, write_graph
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = 60
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """60 files in nested folders, 3 of them no photos, and what is not to be looked at."""
+    root = tmp_path / "photos"
+    for number, image in enumerate(golden_images(PHOTOS - 3, size=24)):
+        place = root / ("a", "b/c", "d")[number % 3] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    (root / "b" / "empty.jpg").touch()
+    (root / "a" / os.fsdecode(b"\xff.txt")).write_text("not Unicode, not a photo")
+    (root / "lost.jpg").symlink_to("nowhere")
+    (root / ".hidden").write_text("x")
+    (root / "loop").symlink_to(root)
+    os.mkfifo(root / "pipe")
+    return root
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return write_graph(tmp_path / "model.onnx", metadata={"data_version": "data1"})
+
+
+def whole(folder: Path, out: Path, graph: Path) -> pa.Table:
+    recognise_folder(folder, out, recognizer=LocalRecognizer(graph), asked={"model": "m"}, rows=5)
+    return pq.read_table(out)
+
+
+def test_every_file_has_its_row(folder: Path, tmp_path: Path, graph: Path) -> None:
+    done = cleanshelf("recognise", folder, "--out", tmp_path / "all.parquet", "--model", graph, "--json")
+    assert done.returncode == 0, done
+    said, table = json.loads(done.stdout), pq.read_table(tmp_path / "all.parquet")
+    rows = table.to_pylist()
+    assert table.schema.equals(SCHEMA)
+    assert [row["path"] for row in rows] == [*sorted(row["path"] for row in rows)]
+    bad = {row["path"]: row["error"] for row in rows if row["error"] is not None}
+    assert bad == {
+        "a/\\xff.txt": bad["a/\\xff.txt"],
+        "b/empty.jpg": "the file is empty (0 bytes)",
+        "lost.jpg": "No such file or directory",
+    }
+    assert "not a picture" in bad["a/\\xff.txt"]
+    good = [row for row in rows if row["error"] is None]
+    told = LocalRecognizer(graph).recognise([folder / row["path"] for row in good])
+    for row, answer in zip(good, told, strict=True):
+        assert (row["label"], row["known"], row["data_version"]) == (answer.ranked[0][0], answer.known, "data1")
+        assert row["labels"] == [label for label, _ in answer.ranked]
+        assert row["probabilities"] == pytest.approx([p for _, p in answer.ranked], abs=1e-5)
+        assert row["score"] == pytest.approx(answer.score, abs=1e-5)
+    assert (said["photos"], said["bad"], said["versions"]) == (PHOTOS, 3, {"file": PHOTOS - 3})
+    assert said["known"] == sum(row["known"] for row in good)
+    assert not list(tmp_path.glob(".all*"))
+
+
+def test_the_order_is_that_of_names_and_never_another(folder: Path) -> None:
+    found = list(photos_below(folder))
+    assert found == list(photos_below(folder))
+    assert len(found) == len(set(found)) == PHOTOS
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+import flows.parts
+from flows.recognise_folder import recognise_folder
+from serving import LocalRecognizer
+folder, out, graph, log, what, at = sys.argv[1:]
+
+class Noting(LocalRecognizer):
+    def stream(self, photos):
+        with open(log, "a") as file:
+            yield from super().stream(path for path in photos if file.write(ascii(os.path.relpath(path, folder)) + "\\n"))
+
+def killing(function):
+    calls = iter(range(1, 10**9))
+    def call(*arguments):
+        done = function(*arguments)
+        if next(calls) == int(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return call
+
+if what == "sync":
+    flows.parts.sync = killing(flows.parts.sync)
+progress = killing(lambda done: None) if what == "photo" else lambda done: None
+recognise_folder(Path(folder), Path(out), recognizer=Noting(Path(graph)), asked={"model": "m"}, rows=5, progress=progress)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("what", "at"),
+    [("photo", 1), ("photo", 23), ("photo", 61), ("sync", 1), ("sync", 2), ("sync", 15), ("sync", 24), ("sync", 25), ("sync", 26)],
+)  # fmt: skip  # of 24 syncs for 12 parts and 2 for the table: before and after renames, in the middle and at the end
+def test_a_killed_run_goes_on_where_it_stopped(folder: Path, tmp_path: Path, graph: Path, what: str, at: int) -> None:
+    want, out = whole(folder, tmp_path / "whole.parquet", graph), tmp_path / "killed.parquet"
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    command = [sys.executable, "-c", CHILD, folder, out, graph]
+    run = subprocess.run([*command, first, what, str(at)], cwd=ROOT, capture_output=True, check=False)
+    assert run.returncode == -9, run.stderr.decode()
+    parts = sorted(tmp_path.glob(".killed.parquet.parts/[0-9]*.parquet"))
+    kept = {path for part in parts for path in pq.read_table(part)["path"].to_pylist()}
+    subprocess.run([*command, second, "nothing", "0"], cwd=ROOT, check=True)
+    assert_same(pq.read_table(out), want)
+    asked = set(second.read_text().split("\n")) if second.exists() else set()
+    assert not asked & {repr(path) for path in kept}
+    assert len(kept) == 5 * len(parts)
+    assert not list(tmp_path.glob(".killed*"))
+    assert pq.ParquetFile(out).num_row_groups == 12
+
+
+def assert_same(table: pa.Table, want: pa.Table) -> None:
+    """Equal; probabilities up to what ONNX Runtime makes of other company in a batch."""
+    exact = ["path", "label", "known", "labels", "model_version", "data_version", "error"]
+    assert table.select(exact).equals(want.select(exact))
+    for name in ("probability", "score"):
+        assert table[name].to_pylist() == pytest.approx(want[name].to_pylist(), abs=1e-5, nan_ok=True)
+
+
+def test_photos_that_came_meanwhile_are_asked_too(folder: Path, tmp_path: Path, graph: Path) -> None:
+    out, log = tmp_path / "out.parquet", tmp_path / "log"
+    command = [sys.executable, "-c", CHILD, folder, out, graph, log, "sync", "10"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
+    for name in ("a/0a.png", "z.png"):  # before and behind what was asked
+        Image.fromarray(golden_images(1, size=24)[0]).save(folder / name)
+    done = recognise_folder(folder, out, recognizer=LocalRecognizer(graph), asked={"model": "m"})
+    assert (done.photos, done.resumed) == (PHOTOS + 2, 25)
+    assert sorted(pq.read_table(out)["path"].to_pylist()) == sorted(map(_told, photos_below(folder)))
+
+
+def _told(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: Path) -> None:
+    out = tmp_path / "out.parquet"
+    command = [sys.executable, "-c", CHILD, folder, out, graph, tmp_path / "log", "sync", "10"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
+    said = refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
+    assert said.startswith(f'{out} was begun with {{"folder": "{folder}", "model": "m"}}')
+    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to begin anew")
+    with pytest.raises(InputError, match="was begun with"):
+        recognise_folder(folder / "a", out, recognizer=LocalRecognizer(graph), asked={"model": "m"})
+    with Parts.of(out, SCHEMA, plan={"folder": str(folder), "model": "m"}), pytest.raises(WorkspaceBusy):
+        whole(folder, out, graph)
+    assert whole(folder, out, graph).num_rows == PHOTOS
+
+
+def test_what_is_there_is_not_overwritten(folder: Path, tmp_path: Path, graph: Path) -> None:
+    out = tmp_path / "out.parquet"
+    out.write_text("mine")
+    assert "is there already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
+    assert out.read_text() == "mine"
+    for wrong in ([folder / "nowhere"], [folder / "a", folder / "b"]):
+        said = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
+        assert "folder" in said
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.triton
+def test_a_switch_in_mid_run_is_told(
+    folder: Path, tmp_path: Path, local_server: Callable[..., LocalServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = ModelRepository(tmp_path / "repository")
+    stage(repository, tmp_path, 1, 2)
+    repository.configure([1])
+    server = local_server(repository.root, tmp_path / "state")
+    access = server.start().access
+
+    def progress(done: int) -> None:
+        if done == 10:
+            with Endpoint(access) as endpoint:
+                endpoint.switch(repository, 2)
+
+    try:
+        with Recognizer(access, in_flight=1) as recognizer, caplog.at_level(logging.WARNING, "cleanshelf"):
+            asked = {"model": "endpoint"}
+            out = tmp_path / "out.parquet"
+            done = recognise_folder(folder, out, recognizer=recognizer, asked=asked, progress=progress)
+    finally:
+        server.stop()
+    rows = [row for row in pq.read_table(out).to_pylist() if row["error"] is None]
+    assert done.versions == {name: sum(str(row["model_version"]) == name for row in rows) for name in ("1", "2")}
+    assert min(done.versions.values()) > 0
+    assert {(row["model_version"], row["data_version"]) for row in rows} == {(1, "data1"), (2, "data2")}
+    assert "model version 2 answers from photo" in caplog.text

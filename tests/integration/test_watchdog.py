@@ -1,0 +1,125 @@
+"""What a look at a real server says: slow is not dead, and ready is not alive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serving import process
+from serving.access import Access
+from serving.control import Endpoint
+from serving.errors import CorruptVersion, ServingError
+from serving.model_config import TritonConfig
+from serving.repository import ModelRepository
+from serving.server import LocalServer
+from serving.watchdog import Pulse, Watchdog
+from serving.wire import connect, infer
+from tests.graphs import golden_images, make_endless, stage
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def slow(
+    tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]
+) -> Iterator[tuple[LocalServer, ModelRepository, Access]]:
+    """About 150 ms for each photo, and room for two requests to wait."""
+    folder = tmp_path_factory.mktemp("slow")
+    repository = ModelRepository(folder / "repository", max_batch_size=1, instances=1)
+    stage(repository, folder, 1, work=60)
+    repository.configure([1])
+    path = repository.model / "config.pbtxt"
+    path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=2).to_pbtxt())
+    server = local_server(repository.root, folder / "state")
+    started = server.start()
+    yield server, repository, started.access
+    process.kill([started.pid])  # asked nicely, it would wait for a process that a test killed
+    server.stop()
+
+
+@contextmanager
+def crowd(access: Access, *, clients: int) -> Iterator[None]:
+    """More clients than the queue has room for."""
+    stopping = threading.Event()
+
+    def ask() -> None:
+        with connect(access) as client:
+            while not stopping.is_set():
+                try:
+                    infer(client, golden_images(1), url="", model="products", outputs=["ids"], timeout_s=20)
+                except ServingError:
+                    stopping.wait(0.02)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+def stubs(server: LocalServer) -> list[int]:
+    stub = str(server.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
+    return [pid for pid, argv in process.commands() if argv[0] == stub]
+
+
+def test_a_crowd_is_no_reason_to_heal(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
+    _, repository, access = slow
+    with Endpoint(access, answer_timeout_s=0.05) as impatient, crowd(access, clients=6):
+        watchdog = Watchdog(impatient, repository, hung_s=2)
+        pulses = {watchdog.look() for _ in range(40) if not threading.Event().wait(0.1)}
+    assert pulses == {Pulse.BUSY}
+
+
+@pytest.mark.faults
+def test_a_model_that_never_ends_is_hung(slow: tuple[LocalServer, ModelRepository, Access], tmp_path: Path) -> None:
+    _, repository, access = slow
+    endless = ModelRepository(repository.root, "endless", instances=1, warmup=False)
+    stage(endless, tmp_path, 1)
+    make_endless(endless.path(1) / "model.onnx")
+    endless.configure([1])
+    with Endpoint(access, model="endless", answer_timeout_s=0.5) as control:
+        control.load()
+        watchdog = Watchdog(control, endless, hung_s=1.5)
+        assert watchdog.look() is Pulse.BUSY
+        assert process.until(lambda: watchdog.look() is Pulse.HUNG, timeout_s=20)
+    process.kill([pid for pid, argv in process.commands() if "models/endless/1" in " ".join(argv[:2])])
+
+
+@pytest.mark.faults
+def test_a_dead_model_is_healed_unless_its_files_were_altered(
+    slow: tuple[LocalServer, ModelRepository, Access],
+) -> None:
+    server, repository, access = slow
+    with Endpoint(access) as control:
+        watchdog = Watchdog(control, repository)
+        process.kill(stubs(server))
+        assert control.active() == (1,), "as the server has it"
+        assert watchdog.look() is Pulse.DEAD
+        graph = repository.path(1) / "model.onnx"
+        kept = graph.read_bytes()
+        graph.write_bytes(kept[:-1])
+        with pytest.raises(CorruptVersion):
+            list(watchdog.heal())
+        graph.write_bytes(kept)
+        assert list(watchdog.heal()) == ["products", "products-encoded"]
+        assert watchdog.look() is Pulse.ANSWERS
+        assert list(watchdog.heal()) == []
+
+
+@pytest.mark.faults
+def test_a_killed_server_is_gone(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
+    server, repository, access = slow
+    process.kill(
+        [pid for pid, argv in process.commands() if f"--model-repository={server.state}/triton/models" in argv]
+    )
+    with Endpoint(access, answer_timeout_s=2) as control:
+        assert Watchdog(control, repository).look() is Pulse.GONE

@@ -1,0 +1,113 @@
+"""A real server with two versions, and clients that ask it without a pause."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import process
+from serving.access import Access
+from serving.control import Endpoint
+from serving.errors import ServingError
+from serving.repository import ModelRepository
+from serving.server import LocalServer
+from serving.wire import Answer, connect, infer
+from tests.graphs import stage
+
+
+@dataclass
+class Served:
+    """A server, its repository and how to reach it."""
+
+    repository: ModelRepository
+    server: LocalServer
+    endpoint: Endpoint
+    access: Access
+
+    def ask(
+        self,
+        image: NDArray,
+        *,
+        model: str = "products",
+        outputs: Sequence[str] = ("ids", "probs"),
+        version: str = "",
+        timeout_s: float = 20.0,
+    ) -> Answer:
+        """What the server answers to a batch of squares."""
+        with connect(self.access) as client:
+            return infer(
+                client,
+                image,
+                url=self.access.url,
+                model=model,
+                outputs=outputs,
+                version=version,
+                timeout_s=timeout_s,
+            )
+
+
+@contextmanager
+def serve(folder: Path, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
+    """Versions 1 and 2 staged, 1 served."""
+    repository = ModelRepository(folder / "repository")
+    stage(repository, folder, 1, 2)
+    repository.configure([1])
+    server = local_server(repository.root, folder / "state")
+    started = server.start()
+    try:
+        with Endpoint(started.access) as endpoint:
+            yield Served(repository, server, endpoint, started.access)
+    finally:
+        process.kill([started.pid])  # asked nicely, it would wait for what a test let hang
+        server.stop()
+
+
+@dataclass
+class Load:
+    """Clients in a closed loop that check each answer against the golden one of the version that gave it."""
+
+    served: Served
+    stopping: threading.Event = field(default_factory=threading.Event)
+    answered: dict[int, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def loop(self) -> None:
+        golden = {version: self.served.repository.golden(version) for version in (1, 2)}
+        with connect(self.served.access) as client:
+            number = 0
+            while not self.stopping.is_set():
+                number = (number + 1) % len(golden[1].image)
+                image = golden[1].image[number : number + 1]
+                try:
+                    answer = infer(client, image, url="", model="products", outputs=["ids", "probs"], timeout_s=20)
+                    self.answered[answer.version] = self.answered.get(answer.version, 0) + 1
+                    expected = golden.get(answer.version)
+                    if expected and not np.array_equal(answer.arrays["ids"][0], expected.ids[number]):
+                        self.faults.append(f"version {answer.version} answered image {number} wrongly")
+                except ServingError as error:
+                    self.faults.append(str(error))
+
+    def meet(self, version: int, *, more: int = 20) -> bool:
+        """Waits until so many more requests were answered by a version, however busy the machine is."""
+        wanted = self.answered.get(version, 0) + more
+        return process.until(lambda: self.answered.get(version, 0) >= wanted, timeout_s=60)
+
+
+@contextmanager
+def closed_loop(served: Served, *, clients: int = 2) -> Iterator[Load]:
+    load = Load(served)
+    threads = [threading.Thread(target=load.loop) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.stopping.set()
+        for thread in threads:
+            thread.join()
