@@ -24,6 +24,7 @@ from flows.report import Row, effects
 from flows.run import Run
 from flows.settings import Settings, num_workers
 from flows.stage import stage, together
+from flows.story import tell
 from flows.unchanged import inputs, version_to_train_on
 from flows.workspace import Workspace
 from models.config import Recipe, digest
@@ -139,6 +140,7 @@ def select_data(run: Run) -> Path:
 
 @stage("record")
 def record(run: Run, report: Report) -> Report:
-    """Writes run.json: what the run did, for people and programs."""
+    """Writes run.json: what the run did, for people and programs; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
+    tell(report)
     return report

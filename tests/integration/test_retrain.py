@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect import get_client
 
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint, repository, stop_endpoint
@@ -166,6 +167,16 @@ def test_the_run_is_written_down(first: tuple[Workspace, Report]) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict == {**written["verdict"], "passed": True}
     assert json.loads((folder / "recipe.json").read_text())["clean"]["params"] == {"threshold": 0}
+
+
+def test_prefect_shows_the_story(first: tuple[Workspace, Report]) -> None:
+    report = first[1]
+    with get_client(sync_client=True) as client:
+        stories = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
+    story = next(str(each.data) for each in stories if each.description == f"{report.run}: published")
+    assert story.startswith(f"# {report.run}: model version 1 answers\n")
+    assert all(row.step in story for row in report.steps)
+    assert all(reason in story for reason in report.verdict.reasons)
 
 
 def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Report]) -> None:
