@@ -1,13 +1,14 @@
-"""Verbs of what runs by itself: schedule."""
+"""Verbs of a model in use: schedule, drift."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, Set, app, prepare
+from flows.cli.app import AsJson, At, Set, app, find, prepare
 from flows.cli.show import show, table
 
 SHOWN = 10  # runs; --json has all
@@ -38,6 +39,28 @@ def schedule(
     run(
         found, make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data), port=port
     )
+
+
+@app.command()
+def drift(
+    traffic: Annotated[Path, typer.Argument(help="A folder of recent photos, or the table of `recognise DIR --out`.")],
+    workspace: At = Path("."),
+    photos: Annotated[int, typer.Option(min=100, help="At most so many test photos are compared with.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether recent photos still look like those that the serving model was judged by."""
+    from flows.drift import drift as look
+
+    seen = dataclasses.asdict(look(find(workspace), traffic, photos=photos))
+    show(seen, as_json=as_json, say=lambda: _say_drift(seen))
+
+
+def _say_drift(seen: dict[str, Any]) -> None:
+    table(("measure", "index", "noise", "distance", "verdict"), seen["shifts"])
+    moved = [{"product": label, "before": before, "now": now} for label, (before, now) in seen["moved"].items()]
+    table(("product", "before", "now"), moved)
+    print(f"unknown: {seen['reference_unknown']:.1%} of {seen['reference_photos']} test photos, {seen['unknown']:.1%} of "
+          f"{seen['photos']} recent ones\n{seen['verdict']}")  # fmt: skip
 
 
 def _say_status(seen: dict[str, Any]) -> None:
