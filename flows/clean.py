@@ -19,7 +19,7 @@ from models.cleaning import Noise
 from models.config import digest
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
-from models.data.manifest import Manifest, read_manifest, write_labels, write_version
+from models.data.manifest import CHECKED, Manifest, read_manifest, write_labels, write_version
 from models.data.trusted import judged_by
 from models.scores import Scores, read_scores
 
@@ -71,13 +71,15 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
 def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
     """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
 
-    Photos whose labels somebody checked (`proof.photos`) stay as they are.
+    Photos whose labels somebody checked (`proof.photos`, `cleanshelf feedback`) stay as they are.
     """
     parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
     seen = judged_by(manifest, run.recipe.proof.photos)
     scores = out_of_sample(parts, seen)
+    checked = seen.decision == CHECKED
     if run.recipe.proof.photos:
-        scores = scores.select(~np.isin(scores.id, seen.id[seen.split == "val"].astype(str)))
+        checked |= seen.split == "val"
+    scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
     views = compared(folds, parts, scores) if settings.asks_embeddings else None
     judge = judges([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -134,7 +135,7 @@ def _walk(source: Path) -> Iterator[Path]:
 
 
 def _read_manifest(path: Path) -> Iterator[Row | Refused]:
-    records = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    records = read_records(path, required=REQUIRED, known=KNOWN)
     folder = path.parent
     name = folder.absolute().name
     for number, record in records:
@@ -147,11 +148,21 @@ def _read_manifest(path: Path) -> Iterator[Row | Refused]:
         yield _row(folder, record["path"], label=record["label"], split=split, source=source)
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV or Parquet file as texts, numbered from 1; empty cells are "".
+
+    Raises:
+        BadDelivery: it cannot be read, lacks a column or has an unknown one.
+    """
+    read = _parquet if path.suffix == ".parquet" else _csv
+    return read(path, partial(_check_columns, path, required=required, known=known))
+
+
+def _csv(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            _check_columns(path, list(reader.fieldnames or []))
+            check(list(reader.fieldnames or []))
             for number, record in enumerate(reader, 1):
                 if None in record or None in record.values():
                     raise BadDelivery(
@@ -162,12 +173,12 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise BadDelivery(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise BadDelivery(f"{path}: not a Parquet file that can be read ({error}); write it again") from None
-    _check_columns(path, file.schema_arrow.names)
+    check(file.schema_arrow.names)
     number = 0
     for batch in file.iter_batches():
         for record in batch.to_pylist():
@@ -175,11 +186,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield number, {key: "" if value is None else str(value) for key, value in record.items()}
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _check_columns(path: Path, columns: list[str], *, required: Sequence[str], known: Sequence[str]) -> None:
     for column in columns:
-        if column not in KNOWN:
-            raise BadDelivery(f"{path}: unknown column {column!r}; known are {', '.join(KNOWN)}")
-    for column in REQUIRED:
+        if column not in known:
+            raise BadDelivery(f"{path}: unknown column {column!r}; known are {', '.join(known)}")
+    for column in required:
         if column not in columns:
             raise BadDelivery(f"{path}: column {column!r} is missing; it has {', '.join(columns) or 'none'}")
 

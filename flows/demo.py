@@ -16,6 +16,7 @@ import numpy as np
 from flows.data_version import DataVersions
 from flows.endpoint import free_ports, local_server, stop_endpoint
 from flows.ingest import Ingested, ingest
+from flows.orchestrator import orchestrated
 from flows.progress import print_seen, print_steps
 from flows.retrain import Report, retrain
 from flows.sample.deliver import Truth, deliver, read_truth
@@ -53,6 +54,11 @@ def tell(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str]
     Args:
         recipe, overrides: of the retraining, as for `load_recipe`; the baseline is the same recipe without its remedies.
     """
+    with orchestrated(workspace):  # one server for all its flows
+        _tell(workspace, recipe, overrides)
+
+
+def _tell(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
     began = time.perf_counter()
     adopted = adopt_sample(workspace)
     delivered, truth = ingest_delivery(workspace)

@@ -12,6 +12,7 @@ from prefect import flow
 from flows.data_version import DataVersions
 from flows.intake import IntakeReport
 from flows.intake import ingest as take_in
+from flows.orchestrator import orchestrated
 from flows.run import code_hash
 from flows.stage import stage
 from flows.workspace import Workspace
@@ -36,7 +37,8 @@ def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_s
     """
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
-        return ingestion(workspace, source, val_share, test_share)
+        with orchestrated(workspace):
+            return ingestion(workspace, source, val_share, test_share)
 
 
 @flow(name="ingest", validate_parameters=False)

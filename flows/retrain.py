@@ -10,21 +10,24 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.clean import clean, settled, uncleaned
+from flows.clean import clean, settled
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.evidence import evidence, prove
 from flows.gates import Verdict
 from flows.learn import balance, calibrate, check, ensemble, finetune, score_fold, train, views
+from flows.orchestrator import orchestrated
 from flows.progress import to_json
 from flows.publish import Seen, export, gate, levels, publish, recognise_samples, variants
 from flows.report import Row, effects
 from flows.run import Run
 from flows.settings import Settings, num_workers
 from flows.stage import stage, together
+from flows.story import tell
+from flows.unchanged import inputs, version_to_train_on
 from flows.workspace import Workspace
-from models.config import Recipe, digest, load_recipe
+from models.config import Recipe, digest
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         preview(workspace, recipe)
-        run.open()
-        return retraining.with_options(task_runner=side_by_side)(run)
+        run.open(inputs(workspace, recipe))
+        with orchestrated(workspace):
+            return retraining.with_options(task_runner=side_by_side)(run)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:
@@ -78,14 +82,7 @@ def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
     """
     versions = DataVersions(workspace)
     versions.check_clean()
-    selected = versions.resolve("selected")
-    return versions.materialise(uncleaned(selected, versions.log()) if recipe.clean.rounds else selected)
-
-
-@flow(name="scheduled")
-def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | None = None) -> None:
-    """What a Prefect deployment runs: see prefect.yaml."""
-    retrain(Workspace.find(Path(workspace)), load_recipe(recipe, overrides=overrides or []))
+    return versions.materialise(version_to_train_on(versions, recipe))
 
 
 @flow(name="retrain", validate_parameters=False)
@@ -144,6 +141,7 @@ def select_data(run: Run) -> Path:
 
 @stage("record")
 def record(run: Run, report: Report) -> Report:
-    """Writes run.json: what the run did, for people and programs."""
+    """Writes run.json: what the run did, for people and programs; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
+    tell(report)
     return report

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,10 @@ class Run:
         """The resolved recipe, as the training processes read it."""
         return self.folder / "recipe.json"
 
-    def open(self) -> None:
-        """Makes the folder and writes the resolved recipe."""
+    def open(self, inputs: Mapping[str, object]) -> None:
+        """Makes the folder and writes the resolved recipe, and what the run depends on (flows.unchanged)."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "inputs.json").write_text(json.dumps(inputs, indent=1), encoding="utf-8")
         self.recipe_file.write_text(json.dumps(to_dict(self.recipe), indent=1), encoding="utf-8")
 
     def stage(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:

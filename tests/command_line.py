@@ -6,8 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from serving.process import commands
 
 ROOT = Path(__file__).parents[1]
 PASSING = ("state", "versions", ".dvc/tmp")  # locks, logs and verified copies: what no command promises to keep
@@ -38,4 +41,15 @@ def snapshot(workspace: Path) -> dict[str, str]:
         name = path.relative_to(workspace).as_posix()
         if not any(name == passing or name.startswith(f"{passing}/") for passing in PASSING):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return found
+
+
+def processes(state: Path) -> dict[int, str]:
+    """What runs for the workspace with this state folder, ourselves apart: pid -> command line."""
+    home = f"PREFECT_HOME={state / 'prefect'}".encode()
+    found = {}
+    for pid, argv in commands():
+        with suppress(OSError):
+            if home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found[pid] = " ".join(argv)
     return found

@@ -43,6 +43,22 @@ def ingest(
     )
 
 
+@app.command()
+def feedback(
+    file: Annotated[Path, typer.Argument(help="CSV or Parquet: id or path, label, and if wanted reason.")],
+    workspace: At = Path("."),
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a data version from labels that people gave; a blank label means none of the products."""
+    from flows.feedback import feedback as apply
+    from flows.feedback import preview
+
+    found = find(workspace)
+    done = dataclasses.asdict(preview(found, file) if dry_run else apply(found, file))
+    show(done, as_json=as_json, say=lambda: pairs(done))
+
+
 @data_verbs.command("log")
 def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """The history of the data, newest first."""

@@ -23,7 +23,8 @@ from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
 DISBELIEVED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
-DECISIONS = ("", *DISBELIEVED, "conflict")
+CHECKED = "checked"  # by a person; cleaning leaves it as it is
+DECISIONS = ("", *DISBELIEVED, "conflict", CHECKED)
 
 INDEX = pa.schema(
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flows.workspace import Workspace
 from serving.environment import Environment
 from serving.repository import ModelRepository
 from tests.command_line import Done, cleanshelf, snapshot
+from tests.scheduling import come_to, said, scheduler
 
 pytestmark = [
     pytest.mark.dvc,
@@ -207,3 +209,15 @@ def test_the_file_alone_answers(trained: Path, delivery: Path, tmp_path: Path) -
         assert sum(probabilities) == pytest.approx(1, abs=1e-3)
         assert answer["data_version"] == DataVersions(Workspace(trained)).resolve("selected")
         assert answer["model_version"] is None
+
+
+def test_the_schedule_fires_twice_on_its_own_and_skips_what_has_not_changed(shop: Path) -> None:
+    with scheduler(shop, "smoke", "--every", "5s") as process:
+        assert come_to(shop, "unchanged", "unchanged"), said(shop)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, said(shop)
+    told = asked("schedule", "--status", shop=shop)
+    assert (told["running"], told["every_s"], told["next"]) == (False, 5.0, None)
+    assert all(run["why"].endswith(", which published model version 1") for run in told["runs"])
+    assert len(list(shop.glob("runs/*/run.json"))) == 1, "nothing was trained"
+    assert "unchanged" in shown("schedule", "--status", shop=shop)

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect import get_client
 
 from flows.data_version import DataVersions
 from flows.endpoint import endpoint, repository, stop_endpoint
@@ -36,9 +37,10 @@ from models.export.patch import read_metadata
 from serving import LocalRecognizer, Recognizer
 from serving.access import Access
 from serving.environment import Environment
-from serving.process import commands, kill, until
+from serving.process import until
 from serving.server import running
 from tests.asking import Asking
+from tests.command_line import processes
 
 pytestmark = [
     pytest.mark.dvc,
@@ -165,6 +167,16 @@ def test_the_run_is_written_down(first: tuple[Workspace, Report]) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict == {**written["verdict"], "passed": True}
     assert json.loads((folder / "recipe.json").read_text())["clean"]["params"] == {"threshold": 0}
+
+
+def test_prefect_shows_the_story(first: tuple[Workspace, Report]) -> None:
+    report = first[1]
+    with get_client(sync_client=True) as client:
+        stories = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
+    story = next(str(each.data) for each in stories if each.description == f"{report.run}: published")
+    assert story.startswith(f"# {report.run}: model version 1 answers\n")
+    assert all(row.step in story for row in report.steps)
+    assert all(reason in story for reason in report.verdict.reasons)
 
 
 def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Report]) -> None:
@@ -327,7 +339,6 @@ def half_done(delivered: Workspace, first: tuple[Workspace, Report], tmp_path: P
             shutil.copytree(other.runs / "stages" / name, workspace.runs / "stages" / name)
     yield workspace
     stop_endpoint(workspace)
-    kill(list(processes(workspace)))  # a killed flow leaves Prefect's server
 
 
 def start_retraining(workspace: Workspace, log: Path, *, keys: Sequence[str] = QUICK) -> subprocess.Popen[bytes]:
@@ -349,17 +360,6 @@ def kill_retraining(
     assert process.wait() == -signal.SIGKILL
 
 
-def processes(workspace: Workspace) -> dict[int, str]:
-    """What runs for a workspace, ourselves apart: pid -> command line."""
-    home = f"PREFECT_HOME={workspace.state / 'prefect'}".encode()
-    found = {}
-    for pid, argv in commands():
-        with suppress(OSError):
-            if home in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found[pid] = " ".join(argv)
-    return found
-
-
 @pytest.mark.faults
 def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happened(
     half_done: Workspace, first: tuple[Workspace, Report], tmp_path: Path
@@ -372,8 +372,8 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     kill_retraining(
         workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
     )
-    orphans = "training goes on without its flow"
-    assert until(lambda: not any("models." in line for line in processes(workspace).values()), timeout_s=20), orphans
+    orphans = "training or Prefect's server goes on without its flow"
+    assert until(lambda: not processes(workspace.state), timeout_s=20), orphans
     assert history(workspace) == history(undisturbed), "cleaning was done"
 
     kill_retraining(workspace, tmp_path / "2.log", once=lambda: any(model.glob(".stage-*")) or (model / "1").exists())

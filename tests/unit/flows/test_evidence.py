@@ -50,7 +50,7 @@ def network(folder: Path, right: np.ndarray) -> Path:
 def make_run(tmp_path: Path, **proof: object) -> Run:
     recipe: Recipe = from_dict({"name": "any", "members": [{}, {}], "proof": proof})
     run = Run(Workspace(tmp_path / "shop"), recipe, id="one")
-    run.open()
+    run.open({})
     return run
 
 

@@ -1,0 +1,169 @@
+"""Does recent traffic still look like the photos that the serving model was judged by? From its answers, without labels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.errors import InputError
+from flows.recognise import ask_file_of_folder
+from flows.rollback import model_record
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest
+from serving import LocalRecognizer
+from serving.recognition import ACCEPTED
+
+BINS = 10
+WATCH, DRIFTED = 0.1, 0.25  # of the index, by convention (Siddiqi, Credit Risk Scorecards, 2006)
+Z_999 = 3.0902  # of the normal distribution
+LEAST = 100  # photos; of fewer the index says nothing
+MOVED = 5  # classes that are told
+COLUMNS = ("label", "probability", "score", "model_version", "error")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of N photos: labels, probability (N,) of the first label, score (N,) that it is a product at all, both in [0, 1]."""
+
+    label: list[str]
+    probability: NDArray[np.float32]
+    score: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One measure: index (population stability), noise (what that stays below where nothing changed), distance
+    (Kolmogorov-Smirnov), verdict.
+    """
+
+    measure: str
+    index: float
+    noise: float
+    distance: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Recent traffic against the reference; shares in [0, 1]. moved: classes whose share changed most, before and now."""
+
+    verdict: str  # the worst: stable, watch, drifted
+    photos: int
+    reference_photos: int
+    unknown: float
+    reference_unknown: float
+    shifts: list[Shift]
+    moved: dict[str, tuple[float, float]]
+
+
+def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
+    """Compares a folder of photos, or the table that `recognise DIR --out` made of one, with the serving model's test photos.
+
+    Args:
+        photos: of the test photos, at most so many are asked, drawn with a fixed seed.
+
+    Raises:
+        UnknownVersion: no model serves.
+        InputError: no table of answers, of another model, or fewer than `LEAST` answers in it.
+    """
+    record = model_record(workspace)
+    graph = repository(workspace).path(record["version"]) / "model.onnx"
+    if traffic.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            table = Path(folder) / "answers.parquet"
+            ask_file_of_folder(graph, traffic, table, progress=lambda _: None)
+            recent = read_answers(table, version=record["version"], name=str(traffic))
+    else:
+        recent = read_answers(traffic, version=record["version"], name=str(traffic))
+    return compare(reference(workspace, graph, record["data_version"], photos=photos), recent)
+
+
+def read_answers(table: Path, *, version: int, name: str) -> Answers:
+    """The answers in a table, without the rows of files that are no photos."""
+    try:
+        rows = pq.read_table(table, columns=list(COLUMNS))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(
+            f"{name}: no table of answers ({error}); make one with `cleanshelf recognise DIR --out FILE`"
+        ) from None
+    rows = rows.filter(pc.is_null(rows["error"]))
+    others = sorted({each for each in rows["model_version"].to_pylist() if each not in (None, version)})
+    if others:
+        raise InputError(
+            f"{name}, column model_version: answers of version {others[0]}, and {version} serves; ask that one"
+        )
+    if len(rows) < LEAST:
+        raise InputError(
+            f"{name}: {len(rows)} answers, and at least {LEAST} are needed to see a drift; give more photos"
+        )
+    return Answers(rows["label"].to_pylist(), rows["probability"].to_numpy(), rows["score"].to_numpy())
+
+
+def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Answers:
+    """What the model says of the test photos of the data version that it was judged by."""
+    manifest = read_manifest(DataVersions(workspace).materialise(version))
+    rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[:photos])
+    if len(chosen) < LEAST:
+        raise InputError(f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, and at least {LEAST} "
+                         "are needed to see a drift; ingest more with split `test`")  # fmt: skip
+    answers = LocalRecognizer(graph).recognise([manifest.read_photo(int(row)) for row in chosen])
+    best = [answer.ranked[0] for answer in answers]
+    return Answers([label for label, _ in best], np.array([p for _, p in best], np.float32),
+                   np.array([answer.score for answer in answers], np.float32))  # fmt: skip
+
+
+def compare(before: Answers, now: Answers) -> Drift:
+    """The verdict of the worst measure, with figures."""
+    shifts = [shift(name, getattr(before, name), getattr(now, name)) for name in ("probability", "score")]
+    shares = [{label: n / len(each) for label, n in Counter(each.label).items()} for each in (before, now)]
+    labels = sorted(set().union(*shares), key=lambda label: -abs(shares[0].get(label, 0.0) - shares[1].get(label, 0.0)))
+    order = ("stable", "watch", "drifted")
+    return Drift(
+        verdict=max((each.verdict for each in shifts), key=order.index),
+        photos=len(now),
+        reference_photos=len(before),
+        unknown=float(np.mean(now.score < ACCEPTED)),
+        reference_unknown=float(np.mean(before.score < ACCEPTED)),
+        shifts=shifts,
+        moved={label: (shares[0].get(label, 0.0), shares[1].get(label, 0.0)) for label in labels[:MOVED]},
+    )
+
+
+def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -> Shift:
+    """Population stability index over tenths of the reference, and the largest distance of the two distributions.
+
+    Of two samples of one distribution the index times nm / (n + m) is distributed as chi squared, with a degree of freedom less
+    than bins; what it stays below in 999 of 1000 cases is no drift, however large it looks.
+    """
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
+    counts = [
+        np.bincount(np.searchsorted(edges, each, side="right"), minlength=len(edges) + 1) for each in (before, now)
+    ]
+    p, q = ((count + 0.5) / (count.sum() + 0.5 * len(count)) for count in counts)
+    index = float(((q - p) * np.log(q / p)).sum())
+    noise = chi_squared(len(edges)) * (1 / len(before) + 1 / len(now))
+    points = np.sort(np.concatenate([before, now]))
+    cumulative = [np.searchsorted(np.sort(each), points, side="right") / len(each) for each in (before, now)]
+    seen = index if index > noise else 0.0
+    verdict = "drifted" if seen > DRIFTED else "watch" if seen > WATCH else "stable"
+    return Shift(measure, index, noise, float(np.abs(cumulative[0] - cumulative[1]).max()), verdict)
+
+
+def chi_squared(freedom: int) -> float:
+    """Its quantile .999, by Wilson and Hilferty's approximation (PNAS 17, 1931)."""
+    spread = 2 / (9 * freedom)
+    return float(freedom * (1 - spread + Z_999 * spread**0.5) ** 3)

@@ -1,0 +1,95 @@
+"""Recent answers against those of the test photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.drift import Answers, chi_squared, compare, read_answers, shift
+from flows.errors import InputError
+from flows.recognise_folder import SCHEMA
+
+
+def draw(seed: int, count: int, *, a: float = 5.0, b: float = 2.0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).beta(a, b, count).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [100, 1000, 20_000])
+def test_more_of_the_same_is_stable_and_its_index_is_noise(count: int) -> None:
+    found = [shift("score", draw(seed, 500), draw(seed + 1000, count)) for seed in range(50)]
+    assert {each.verdict for each in found} == {"stable"}
+    over = [each.index / each.noise for each in found]
+    assert 0.2 < np.mean(over) < 0.5, "9 of 27.9"
+    assert sum(ratio > 1 for ratio in over) <= 1
+
+
+def test_the_quantile_is_that_of_the_tables() -> None:
+    assert [chi_squared(freedom) for freedom in (1, 5, 9)] == pytest.approx([10.83, 20.52, 27.88], rel=0.04)
+
+
+def test_less_sure_answers_are_a_drift_and_a_little_less_is_watched() -> None:
+    reference = draw(0, 1000)
+    assert shift("score", reference, draw(1, 1000, a=2.0)).verdict == "drifted"
+    assert shift("score", reference, draw(1, 1000, a=3.6)).verdict == "watch"
+
+
+def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
+    before, now = np.float32([0.1, 0.2, 0.3, 0.4]), np.float32([0.3, 0.4, 0.5, 0.6])
+    assert shift("score", before, now).distance == pytest.approx(0.5)
+    assert shift("score", before, before).distance == 0
+
+
+def test_answers_that_are_all_alike_are_no_error() -> None:
+    same = np.full(200, 1.0, np.float32)
+    assert shift("score", same, same).verdict == "stable"
+    assert shift("score", same, same / 2).verdict == "drifted"
+
+
+def answers(seed: int, *, tea: int, a: float = 5.0) -> Answers:
+    return Answers(["tea"] * tea + ["milk"] * (200 - tea), draw(seed, 200, a=a), draw(seed + 1, 200, a=a))
+
+
+def test_the_worst_measure_decides_and_the_mix_of_classes_is_told() -> None:
+    found = compare(answers(0, tea=100), answers(5, tea=160, a=1.0))
+    assert found.verdict == "drifted"
+    assert found.moved == {"milk": (0.5, 0.2), "tea": (0.5, 0.8)}
+    assert found.unknown > found.reference_unknown
+    assert compare(answers(0, tea=100), answers(5, tea=160)).verdict == "stable", "shops order what they want"
+
+
+def write(path: Path, count: int, **columns: Any) -> Path:
+    """A table as `recognise DIR --out` makes it."""
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"label": "tea", "probability": 0.9, "score": 0.8}
+    pq.write_table(pa.Table.from_pylist([row | columns] * count, schema=SCHEMA), path)
+    return path
+
+
+def test_a_table_is_read_without_what_was_no_photo(tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "a.parquet", 120, model_version=3), write(tmp_path / "b.parquet", 5, error="no photo")
+    both = pa.concat_tables([pq.read_table(good), pq.read_table(bad)])
+    pq.write_table(both, good)
+    assert len(read_answers(good, version=3, name="a")) == 120
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "message"),
+    [
+        (99, {}, "x: 99 answers, and at least 100 are needed"),
+        (200, {"model_version": 2}, "x, column model_version: answers of version 2, and 3 serves"),
+    ],
+)
+def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, columns: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_answers(write(tmp_path / "a.parquet", count, **columns), version=3, name="x")
+
+
+def test_what_is_no_table_of_answers_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "a.parquet")
+    for name in ("a.parquet", "b.parquet"):
+        with pytest.raises(InputError, match="no table of answers"):
+            read_answers(tmp_path / name, version=3, name="x")

@@ -1,0 +1,144 @@
+"""Labels from people: what they become, what cleaning does with them afterwards, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.clean import judged
+from flows.data_version import DataVersions
+from flows.errors import BadDelivery
+from flows.feedback import feedback, preview
+from flows.intake import ingest
+from flows.run import Run
+from flows.workspace import Workspace
+from models.config import load_recipe
+from models.data.manifest import Manifest, read_manifest, read_table
+from models.scores import Scores, write_scores
+from tests.deliveries import deliver
+
+pytestmark = [
+    pytest.mark.dvc,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workspace:
+    shop = Workspace.init(tmp_path / "shop")
+    versions = DataVersions(shop)
+    folder = versions.stage()
+    ingest(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
+    versions.commit(folder, step="ingest", message="first")
+    return shop
+
+
+def selected(shop: Workspace) -> Manifest:
+    return read_manifest(DataVersions(shop).materialise("selected"))
+
+
+def write(path: Path, *rows: tuple[str, ...], columns: tuple[str, ...] = ("id", "label", "reason")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def other(label: str) -> str:
+    return {"tea": "milk", "milk": "tea"}[label]
+
+
+def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> None:
+    before = selected(shop)
+    moved, same, gone = (str(before.id[row]) for row in (0, 1, 2))
+    said = write(
+        tmp_path / "said.csv",
+        (moved, other(before.label[0]), "wrong  shelf"),
+        (same, before.label[1], ""),
+        (gone, "", "a hand"),
+    )
+    done = preview(shop, said)
+    assert (done.confirmed, done.relabelled, done.dropped, done.data_version) == (1, 1, 1, None)
+    assert len(DataVersions(shop).log()) == 1
+
+    done = feedback(shop, said)
+    entry = DataVersions(shop).log()[0]
+    assert (entry.id, entry.step, entry.parent) == (done.data_version, "feedback", DataVersions(shop).log()[1].id)
+    after = selected(shop)
+    assert after.label[:3].tolist() == [other(before.label[0]), before.label[1], before.label[2]]
+    assert after.kept[:3].tolist() == [True, True, False]
+    assert after.decision.tolist() == ["checked"] * 3 + [""] * 9
+    assert after.judge[:3].tolist() == ["person: wrong shelf", "person", "person: a hand"]
+    assert after.given_label.tolist() == before.given_label.tolist()
+    assert DataVersions(shop).verify("selected") == []
+
+    again = feedback(shop, said)
+    assert again.data_version == done.data_version
+    assert len(DataVersions(shop).log()) == 2, "the same file again changes nothing"
+
+
+def test_a_photo_may_be_named_by_its_path_in_a_parquet_file(shop: Workspace, tmp_path: Path) -> None:
+    path = read_table(DataVersions(shop).materialise("selected"), name="index")["path"].to_pylist()[3]
+    pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "said.parquet")
+    feedback(shop, tmp_path / "said.parquet")
+    after = selected(shop)
+    assert (after.label[3], after.decision[3], after.judge[3]) == ("tea", "checked", "person")
+
+
+def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> None:
+    """Networks that contradict every given label, and so each word of a person too."""
+    before = selected(shop)
+    train = np.flatnonzero(before.split == "train")
+    said = [(str(before.id[row]), str(before.label[row])) for row in train[:2]]
+    feedback(shop, write(tmp_path / "said.csv", *said, columns=("id", "label")))
+    manifest = selected(shop)
+    target = manifest.given_target[train]
+    top = np.stack([1 - target, target], axis=1)
+    probs = np.tile(np.float32([0.99, 0.01]), (len(train), 1))
+    folds = []
+    for number in range(2):
+        own = slice(number, None, 2)
+        folds.append(tmp_path / f"fold-{number}")
+        folds[-1].mkdir()
+        scores = Scores(manifest.id[train][own].astype(str), target[own], probs[own, 1], top[own], probs[own])
+        write_scores(scores, folds[-1] / "scores.parquet")
+    recipe = load_recipe("smoke", overrides=["clean.floor_share=0", "clean.floor_count=1", "clean.rule=log_margin",
+                                             "clean.params.threshold=0"])  # fmt: skip
+    after, _ = judged(Run(shop, recipe, id="x"), manifest, folds, 1)
+    assert after.decision[train][:2].tolist() == ["checked"] * 2
+    assert after.kept[train][:2].all()
+    assert (after.decision[train][2:] == "dropped").sum() >= 4, "all but the floor of each class"
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        (("id", "label"), [("{0}", "tea"), ("{1}", "tae")], "row 2, field label: 'tae' is no product of the selected"),
+        (
+            ("id", "label"),
+            [("0000000000000000", "tea")],
+            "row 1, field id: '0000000000000000' is no photo of the selected",
+        ),
+        (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is no photo"),
+        (("id", "path", "label"), [("", " ", "tea")], "row 1, fields id and path: both are blank"),
+        (("id", "label"), [("{0}", "tea"), ("{0}", "milk")], "row 2, field label: 'milk' contradicts row 1, 'tea'"),
+        (("id",), [("{0}",)], "column 'label' is missing; it has id"),
+        (("id", "label", "why"), [("{0}", "tea", "")], "unknown column 'why'; known are id, path, label, reason"),
+        (("id", "label"), [], "has no rows; give one per photo, with columns id, path, label, reason"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_and_nothing_changes(
+    shop: Workspace, tmp_path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]], message: str
+) -> None:
+    ids = selected(shop).id
+    file = write(tmp_path / "said.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
+    with pytest.raises(BadDelivery) as refused:
+        feedback(shop, file)
+    assert str(refused.value).startswith(str(file))
+    assert message in str(refused.value)
+    assert [entry.step for entry in DataVersions(shop).log()] == ["ingest"]

@@ -1,0 +1,94 @@
+"""Plans that can be and cannot, and what counts as the same retraining again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.errors import InputError
+from flows.schedule import WEEKLY, make_plan
+from flows.scheduled import Fired, history, note
+from flows.unchanged import ended_before
+from flows.workspace import Workspace
+from models.errors import ConfigError
+
+NOW = {"data_version": "d" * 32, "config": "c", "code": "e", "serving": 1}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workspace:
+    return Workspace.init(tmp_path / "shop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cron": "0 25 * * 1"}, "--cron '0 25 \\* \\* 1' is no cron expression; write minute, hour"),
+        ({"cron": "Monday"}, "--cron 'Monday' is no cron expression"),
+        ({"cron": "0 3 * * R"}, "is no cron expression"),
+        ({"every": "soon"}, "--every 'soon' is no period; write a number and s, m, h or d"),
+        ({"every": "0h"}, "--every '0h' is no period"),
+        ({"every": "1h", "cron": WEEKLY}, "--cron and --every exclude each other"),
+    ],
+)
+def test_a_time_that_cannot_be_read_is_refused(shop: Workspace, options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(shop, "smoke", overrides=[], **options)
+
+
+def test_an_unknown_key_of_the_recipe_is_refused_now_and_not_at_night(shop: Workspace) -> None:
+    with pytest.raises(ConfigError, match=r"clean\.fold"):
+        make_plan(shop, "smoke", overrides=["clean.fold=2"])
+
+
+def test_without_a_time_it_is_weekly_unless_data_wake_it(shop: Workspace) -> None:
+    assert make_plan(shop, "smoke", overrides=[]).cron == WEEKLY
+    assert make_plan(shop, "smoke", overrides=[], on_new_data=True).cron is None
+    assert make_plan(shop, "smoke", overrides=[], every="6h").every_s == 21600
+
+
+def ended(shop: Workspace, *, version: int | None, passed: bool = True, **inputs: Any) -> None:
+    """A run of these inputs, as a retraining leaves it behind."""
+    folder = shop.runs / "20260101-030000-abcdef"
+    folder.mkdir()
+    run = {"model_version": version, "verdict": {"passed": passed, "reasons": ["tail accuracy 0.2"]}}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "inputs.json").write_text(json.dumps(NOW | inputs))
+
+
+@pytest.mark.parametrize("serving", [1, 2, None], ids=["serves", "was replaced", "was rolled back"])
+def test_what_was_published_is_not_made_again(shop: Workspace, serving: int | None) -> None:
+    ended(shop, version=1, serving=serving)
+    assert "published model version 1" in ended_before(shop, NOW)
+
+
+@pytest.mark.parametrize("changed", ["data_version", "config", "code"])
+def test_another_input_is_another_retraining(shop: Workspace, changed: str) -> None:
+    ended(shop, version=1)
+    assert ended_before(shop, NOW | {changed: "another"}) == ""
+
+
+def test_what_was_refused_may_pass_against_another_model(shop: Workspace) -> None:
+    ended(shop, version=None, passed=False)
+    assert ended_before(shop, NOW).endswith("which the gate refused: tail accuracy 0.2")
+    assert ended_before(shop, NOW | {"serving": 2}) == ""
+
+
+def test_a_run_that_was_killed_before_it_published_does_not_count(shop: Workspace) -> None:
+    ended(shop, version=None)
+    assert ended_before(shop, NOW) == ""
+    (shop.runs / "20260101-030000-abcdef" / "run.json").write_text('{"model_ver')
+    assert ended_before(shop, NOW) == ""
+
+
+def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> None:
+    assert history(shop) == []
+    first = Fired("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7")
+    note(shop, first)
+    note(shop, Fired("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x"))
+    with (shop.state / "scheduled.jsonl").open("a") as file:
+        file.write('{"at": "2026-01-15T03')  # killed in the middle of a line
+    assert [(fired.flow_run, fired.outcome) for fired in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
