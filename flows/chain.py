@@ -163,8 +163,8 @@ class Chain:
         """Into the cache, from a copy or the remote; what is there stays until something better is at hand."""
         path, source = self.objects.path(md5), self._copy(name, md5)
         if name == LISTING and self._listing is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, self._listing.content)
+            path.unlink(missing_ok=True)
+            self.objects.write_listing(self._listing)
         elif source is not None:
             path.unlink(missing_ok=True)
             link(source, path)

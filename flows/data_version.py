@@ -2,7 +2,7 @@
 
 A version is committed in an order that no kill can make lie:
 
-    journal -> data/ swapped -> dvc add -> push -> remote verified -> entry on refs/data/main -> tag
+    journal -> data/ swapped -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
 
 The entry is the moment of truth: before it `repair` restores the old state, after it `repair` completes the new one.
 """
@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from flows.chain import Broken, Chain, complete_tag, entries, version_of
 from flows.data_diff import DataDiff, compare_labels
-from flows.errors import CorruptObject, LocalEdits, UnknownVersion, WorkspaceMissing, WorldError
-from flows.files import or_disk_full, sync, sync_tree, write_whole
+from flows.errors import LocalEdits, UnknownVersion, WorkspaceMissing, WorldError
+from flows.files import or_disk_full, sync_tree, write_whole
 from flows.ledger import Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
@@ -57,12 +58,12 @@ class DataVersions:
     workspace: Workspace
     after: Callable[[str], None] = field(default=_go_on)
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         """Where the history is written."""
         return Ledger(self.workspace.root)
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where the bytes are kept."""
         return Store(self.workspace)
@@ -297,28 +298,26 @@ class DataVersions:
             self.after("moved")
             self._switch.put(folder)
             self.after("swapped")
-            self._add(listing, is_new=bool(new_objects))
+            self._add(listing)
             self._push(listing)
             self._record(step=step, message=message)
             self.after("recorded")
         finally:
             self._settle()
 
-    def _add(self, listing: Listing, *, is_new: bool) -> None:
+    def _add(self, listing: Listing) -> None:
+        """What `dvc add` does, to the byte, but without reading every shard again."""
         with self.store.objects() as objects:
             objects.bring_in(self.workspace.data, listing)
-        if is_new:
-            self.store.add()
-        else:  # DVC would hash every shard again only to find the same pointer
-            write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
-        if self.selected() != listing.id:
-            raise CorruptObject(f"{self.workspace.data} changed while it was added; leave it alone and run it again")
-        sync(self.workspace.pointer)
+        write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
         self.after("added")
 
     def _push(self, listing: Listing) -> None:
-        with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
-            self.store.push()
+        with self.store.objects() as objects:
+            is_there = not objects.missing(listing)
+        if not is_there:
+            with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
+                self.store.push()
         self.after("pushed")
         with self.store.objects() as objects:
             objects.store(listing)

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from flows.errors import UnknownVersion, WorkspaceBusy, WorldError
@@ -139,9 +140,10 @@ class Ledger:
         # core.fsync: git leaves loose objects unsynced by default, and a tag must not outlive its commit.
         command = ["git", "-C", str(self.root), "-c", "core.fsync=all", *args]
         return subprocess.run(
-            command, input=given, env=self._environment() | dict(env or {}), capture_output=True, check=False
+            command, input=given, env=self._environment | dict(env or {}), capture_output=True, check=False
         )
 
+    @cached_property
     def _environment(self) -> dict[str, str]:
         """Ours without what leaks from hooks, with an identity where the user has none."""
         kept = {key: value for key, value in os.environ.items() if key not in LEAKING}

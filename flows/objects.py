@@ -166,11 +166,20 @@ class Objects:
                 self.path(md5).unlink(missing_ok=True)
 
     def bring_in(self, folder: Path, listing: Listing) -> None:
-        """Give the files of `folder` their second names in the cache; `dvc add` would copy the bytes."""
+        """Give the files of `folder` their second names in the cache, and write the listing there."""
         for name, md5 in listing.files.items():
             if not self.path(md5).exists():
                 link(folder / name, self.path(md5))
                 self.path(md5).chmod(0o444)
+        self.write_listing(listing)
+
+    def write_listing(self, listing: Listing) -> None:
+        """Put the listing itself into the cache."""
+        path = self.path(f"{listing.id}.dir")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, listing.content)
+            path.chmod(0o444)
 
     def listing(self, version: str) -> Listing:
         """The listing of a version, verified against its id."""

@@ -1,6 +1,6 @@
 """DVC's cache and remote in a workspace. The only module that knows DVC.
 
-DVC runs in this process and not as a command: it then dies with us on a kill (an orphaned `dvc add` would go on writing
+DVC runs in this process and not as a command: it then dies with us on a kill (an orphaned `dvc push` would go on writing
 under a repair), gives typed errors, and tells where its cache and remote lie, which the verification needs.
 """
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from flows.workspace import Workspace
 
 @dataclass(frozen=True)
 class Store:
-    """What DVC does for one workspace: it says where the objects lie, adds data/ and pushes it."""
+    """What DVC does for one workspace: it says where the objects lie, and pushes them."""
 
     workspace: Workspace
 
@@ -42,21 +43,20 @@ class Store:
         self.workspace.state.mkdir(exist_ok=True)
         with (self.workspace.state / "objects.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with self._repo() as repo:
-                try:
-                    odb = repo.cloud.get_remote_odb()
-                except NoRemoteError:
-                    raise MissingFromRemote(
-                        f"{self.workspace.root}/.dvc/config names no default remote; run `cleanshelf init` there"
-                    ) from None
-                cache = Path(repo.cache.local.path)
+            cache, remote = self._places
             memory = self.workspace.state / "seen.json"
-            yield Objects(cache, Remote(odb.fs, odb.path), Seen(memory) if anew else Seen.load(memory))
+            yield Objects(cache, remote, Seen(memory) if anew else Seen.load(memory))
 
-    def add(self) -> None:
-        """`dvc add` of data/; writes data.dvc."""
+    @cached_property
+    def _places(self) -> tuple[Path, Remote]:
         with self._repo() as repo:
-            _patiently(lambda: repo.add(str(self.workspace.data)))
+            try:
+                odb = repo.cloud.get_remote_odb()
+            except NoRemoteError:
+                raise MissingFromRemote(
+                    f"{self.workspace.root}/.dvc/config names no default remote; run `cleanshelf init` there"
+                ) from None
+            return Path(repo.cache.local.path), Remote(odb.fs, odb.path)
 
     def push(self) -> None:
         """`dvc push` of what data.dvc names."""
