@@ -140,14 +140,18 @@ class Ledger:
         # core.fsync: git leaves loose objects unsynced by default, and a tag must not outlive its commit.
         command = ["git", "-C", str(self.root), "-c", "core.fsync=all", *args]
         return subprocess.run(
-            command, input=given, env=self._environment | dict(env or {}), capture_output=True, check=False
+            command, input=given, env=self._environment() | dict(env or {}), capture_output=True, check=False
         )
 
-    @cached_property
     def _environment(self) -> dict[str, str]:
         """Ours without what leaks from hooks, with an identity where the user has none."""
-        kept = {key: value for key, value in os.environ.items() if key not in LEAKING}
-        asked = subprocess.run(
-            ["git", "-C", str(self.root), "config", "user.email"], env=kept, capture_output=True, check=False
-        )
-        return kept | {"LC_ALL": "C"} if asked.stdout.strip() else IDENTITY | kept | {"LC_ALL": "C"}
+        return ({} if self._has_identity else IDENTITY) | _kept() | {"LC_ALL": "C"}
+
+    @cached_property
+    def _has_identity(self) -> bool:
+        command = ["git", "-C", str(self.root), "config", "user.email"]
+        return bool(subprocess.run(command, env=_kept(), capture_output=True, check=False).stdout.strip())
+
+
+def _kept() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in LEAKING}
