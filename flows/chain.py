@@ -18,6 +18,7 @@ from flows.files import link, write_whole
 from flows.ledger import Commit, Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, read_pointer, tag_of
+from flows.purged import Purged
 from flows.workspace import Workspace
 
 LISTING = "its listing"
@@ -45,6 +46,7 @@ class Chain:
     workspace: Workspace
     ledger: Ledger
     objects: Objects
+    purged: Purged
 
     def check(self) -> list[Broken]:
         """The broken links, from the name down to the copies."""
@@ -54,7 +56,7 @@ class Chain:
         """Put right what an intact copy allows; `check` says what is left."""
         if self._entry is not None:
             complete_tag(self.ledger, self.version)
-        if self._is_newest and self._pointed(self.workspace.pointer) != self.version:
+        if self._is_newest and self._is_astray:
             write_whole(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         if self._listing is None:
             return
@@ -63,7 +65,7 @@ class Chain:
             if not self._is_cached(name, md5):
                 self._restore(name, md5)
         for md5, name in self.objects.missing(self._listing).items():
-            if self._is_cached(name, md5):
+            if not self.purged.is_gone(name) and self._is_cached(name, md5):
                 with suppress(WorldError):
                     self.objects.remote.put(md5, self.objects.path(md5))
         for name in damaged:
@@ -81,8 +83,10 @@ class Chain:
         elif (found := version_of(self.ledger.read_many([(sha, "data.dvc")])[0])) != self.version:
             way_out = f"remove it (`git tag -d {tag}`), then {self._heal}"
             yield self._broken("pointer", f"{tag}:data.dvc", f"names {found or 'no version'}", way_out)
-        if self._is_newest and (found := self._pointed(self.workspace.pointer)) != self.version:
-            yield self._broken("pointer", str(self.workspace.pointer), f"names {found or 'no version'}", self._heal)
+        if self._is_newest and self._pointed != self.version:
+            way_out = self._heal if self._is_astray else f"run `cleanshelf data rollback {self.version[:12]}`"
+            problem = f"names {self._pointed or 'no version'}, not the newest entry's"
+            yield self._broken("pointer", str(self.workspace.pointer), problem, way_out)
 
     @cached_property
     def _entry(self) -> Commit | None:
@@ -92,8 +96,23 @@ class Chain:
     def _is_newest(self) -> bool:
         return version_of(self.ledger.read_many([(REF, "data.dvc")])[0]) == self.version
 
-    def _pointed(self, path: Path) -> str | None:
+    @property
+    def _pointed(self) -> str | None:
+        """What data.dvc names."""
+        path = self.workspace.pointer
         return version_of(path.read_bytes() if path.exists() else None)
+
+    @property
+    def _holds_data(self) -> bool:
+        """Whether data/ is this version's."""
+        return self._is_newest and (self._pointed == self.version or self._is_astray)
+
+    @cached_property
+    def _is_astray(self) -> bool:
+        """Whether data.dvc names another version than this one, and data/ does not hold that one either."""
+        if self._pointed == self.version:
+            return False
+        return Listing.of(self.workspace.data, seen=self.objects.seen).id != self._pointed
 
     # --- bytes -------------------------------------------------------------------------------------------------
 
@@ -145,11 +164,11 @@ class Chain:
         """Folders that should hold exactly this version; a folder of versions/ that is not READY is still being filled."""
         taken = self.workspace.versions / self.version
         copies = [("copy", taken)] if (taken / READY).exists() else []
-        return [*copies, ("data", self.workspace.data)] if self._is_newest else copies
+        return [*copies, ("data", self.workspace.data)] if self._holds_data else copies
 
     def _wanted(self, listing: Listing) -> Iterator[tuple[str, str]]:
         yield LISTING, f"{self.version}.dir"
-        yield from sorted(listing.files.items())
+        yield from sorted(item for item in listing.files.items() if not self.purged.is_gone(item[0]))
 
     def _is_cached(self, name: str, md5: str) -> bool:
         return self.objects.is_good(self.objects.path(md5), md5, name=name)
@@ -176,7 +195,7 @@ class Chain:
 
     def _damaged_data(self, listing: Listing) -> list[str]:
         """Files of data/ that are gone, or went bad together with the cache object whose inode they share: no edits."""
-        if not self._is_newest:
+        if not self._holds_data:
             return []
         return [name for name, md5 in listing.files.items() if self._is_damaged(name, md5)]
 

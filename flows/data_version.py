@@ -20,11 +20,19 @@ from pathlib import Path
 
 from flows.chain import Broken, Chain, complete_tag, entries, version_of
 from flows.data_diff import DataDiff, compare_labels
-from flows.errors import LocalEdits, UnknownVersion, WorkspaceMissing, WorldError
+from flows.errors import (
+    LocalEdits,
+    PurgedVersion,
+    Unconfirmed,
+    UnknownVersion,
+    WorkspaceMissing,
+    WorldError,
+)
 from flows.files import or_disk_full, sync_tree, write_whole
 from flows.ledger import Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
+from flows.purged import Purged
 from flows.store import Store, folder_remote
 from flows.switch import Switch
 from flows.workspace import Workspace
@@ -104,7 +112,7 @@ class DataVersions:
         Raises:
             UnknownVersion: no version of that name, or more than one.
         """
-        known = self._known()
+        known = self._selectable()
         wanted = text.strip().removeprefix("data/").removesuffix(".dir")
         if wanted == "selected":
             found = [self.selected()] if self.selected() else []
@@ -156,12 +164,13 @@ class DataVersions:
         version = self.resolve(version)
         folder = self.workspace.versions / version
         ready = folder / READY
-        folder.mkdir(parents=True, exist_ok=True)
         with or_disk_full(f"taking data version {version[:12]}"), self.store.objects() as objects:
             if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
                 return folder
+            listing = self._whole(version, objects)
+            folder.mkdir(parents=True, exist_ok=True)
             ready.unlink(missing_ok=True)
-            objects.fill(folder, objects.listing(version))
+            objects.fill(folder, listing)
             write_whole(ready, f"{version}\n".encode())
         return folder
 
@@ -172,13 +181,13 @@ class DataVersions:
             names: as for `resolve`; none stands for all versions.
             anew: read every byte again, also of shards that have not changed since they were read last.
         """
-        wanted = self._all(names)
+        wanted = [self.resolve(name) for name in names] or self.known()
         with self.store.objects(anew=anew) as objects:
             return [broken for each in wanted for broken in self._chain(each, objects).check()]
 
     def heal(self, *names: str) -> None:
         """Put right what intact copies of the versions allow (names as for `verify`)."""
-        wanted = self._all(names)
+        wanted = [self.resolve(name) for name in names] or self.known()
         for version in wanted:
             with or_disk_full(f"healing data version {version[:12]}"), self.store.objects() as objects:
                 self._chain(version, objects).heal()
@@ -187,20 +196,53 @@ class DataVersions:
                     self.materialise(version)
 
     def _chain(self, version: str, objects: Objects) -> Chain:
-        return Chain(version, self.workspace, self.ledger, objects)
+        return Chain(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
 
-    def _all(self, names: tuple[str, ...]) -> list[str]:
-        named = [self.resolve(name) for name in names]
-        return named or list(dict.fromkeys([*self._known(), *self._tagged()]))
+    def _whole(self, version: str, objects: Objects) -> Listing:
+        """The listing of a version from which no photo was purged."""
+        listing = objects.listing(version)
+        if Purged.read(self.ledger).concerns(listing):
+            way_out = f"`cleanshelf data rollback {version[:12]}` selects it without them"
+            raise PurgedVersion(f"data version {version[:12]} held photos that were purged; {way_out}")
+        return listing
 
-    def _known(self) -> list[str]:
-        """Every version of the history, newest entry first."""
+    def known(self) -> list[str]:
+        """Every version of the history, newest entry first, and every one that only a tag names."""
+        places = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
+        tagged = [version for pointer in self.ledger.read_many(places) if (version := version_of(pointer))]
+        return list(dict.fromkeys([*self._selectable(), *tagged]))
+
+    def _selectable(self) -> list[str]:
         return list(dict.fromkeys(version for _, version in entries(self.ledger) if version))
 
-    def _tagged(self) -> list[str]:
-        """Every version that a tag names."""
-        places = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
-        return [version for pointer in self.ledger.read_many(places) if (version := version_of(pointer))]
+    def push(self, *names: str) -> None:
+        """See that the remote holds every object of these versions, or of all (names as for `verify`).
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        for version in [self.resolve(name) for name in names] or self.known():
+            with self.store.objects() as objects:
+                if not Purged.read(self.ledger).concerns(listing := objects.listing(version)):
+                    objects.store(listing)
+
+    def pull(self, *names: str) -> None:
+        """Bring every object of these versions, or of all, into the cache. A workspace without data/ gets that, too.
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        is_fresh = self.selected() is None and self.ledger.tip(REF) is not None
+        if is_fresh:
+            write_whole(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
+        for version in [self.resolve(name) for name in names] or self.known():
+            with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
+                purged = Purged.read(self.ledger)
+                for name, md5 in objects.listing(version).files.items():
+                    if not purged.is_gone(name):
+                        objects.get(md5, name=name)
+                if is_fresh:
+                    self._chain(version, objects).heal()
 
     # --- changing ----------------------------------------------------------------------------------------------
 
@@ -220,7 +262,7 @@ class DataVersions:
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
-        self._settle()
+        self.settle()
         with or_disk_full(f"committing a data version ({step})", leaving=folder):
             self.check_clean()
             sync_tree(folder)
@@ -240,7 +282,7 @@ class DataVersions:
         Raises:
             UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
         """
-        self._settle()
+        self.settle()
         version = self.resolve(text)
         self.check_clean()
         number = next(entry.number for entry in self.log() if entry.id == version)
@@ -256,7 +298,7 @@ class DataVersions:
             WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
             MissingFromRemote, CorruptObject
         """
-        self._settle()
+        self.settle()
         self.check_clean()
         if not (repository / "data.dvc").is_file():
             raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
@@ -275,14 +317,18 @@ class DataVersions:
 
         Call it first in every command that changes something, under the lock.
         """
-        self._settle()
+        self.settle()
         shutil.rmtree(self._staging, ignore_errors=True)
+        if not Purged.read(self.ledger).complete:
+            raise Unconfirmed(
+                "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"
+            )
 
     def _select(self, version: str, *, step: str, message: str) -> None:
         folder = self.stage()
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
             with self.store.objects() as objects:
-                listing = objects.listing(version)
+                listing = self._whole(version, objects)
                 objects.fill(folder, listing)
             self._change(folder, listing, step=step, message=message)
 
@@ -303,7 +349,7 @@ class DataVersions:
             self._record(step=step, message=message)
             self.after("recorded")
         finally:
-            self._settle()
+            self.settle()
 
     def _add(self, listing: Listing) -> None:
         """What `dvc add` does, to the byte, but without reading every shard again."""
@@ -329,7 +375,7 @@ class DataVersions:
             files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
         self.ledger.commit(REF, files, message=f"{step}: {message}")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Undo or complete the change that is under way, if any."""
         if not self._switch.is_under_way():
             return

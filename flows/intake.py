@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,7 @@ def ingest(
     test_share: float = 0.2,
     seed: int = 0,
     code: str = "",
+    purged: Collection[str] = (),
     max_shard_bytes: int = MAX_BYTES,
 ) -> IntakeReport:
     """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to `out`.
@@ -69,6 +70,7 @@ def ingest(
     Args:
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
             brings a split of that name; test only without a base. `seed` chooses which.
+        purged: sha256 of photos that were deleted for good, and are refused.
 
     Raises:
         BadDelivery, DiskFull: `out` is gone then.
@@ -82,7 +84,7 @@ def ingest(
         )  # the same shards for any order of a manifest
         photos: list[Photo] = []
         broken: list[Refused] = []
-        places = pack(_new(rows, draft, photos, broken), folder=out / "shards", max_bytes=max_shard_bytes)
+        places = pack(_new(rows, draft, purged, photos, broken), folder=out / "shards", max_bytes=max_shard_bytes)
         if not photos:
             first = f"the first is {broken[0].path!r}: {broken[0].reason}"
             raise BadDelivery(f"{source}: no photo could be decoded; {first}")
@@ -109,12 +111,18 @@ def ingest(
     )
 
 
-def _new(rows: list[Row], draft: Draft, photos: list[Photo], refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
+def _new(
+    rows: list[Row], draft: Draft, purged: Collection[str], photos: list[Photo], refused: list[Refused]
+) -> Iterator[tuple[str, bytes]]:
     """Id and bytes of each photo that neither the base nor an earlier row has; fills `photos` and `refused` as it goes."""
     seen: set[str] = set()
     for found, content in _opened(rows):
         if isinstance(found, Refused):
             refused.append(found)
+            continue
+        if found.sha256 in purged:
+            row = found.row
+            refused.append(Refused(row.path, row.label, row.source, "photo", "was deleted for good by `data purge`"))
             continue
         photos.append(found)
         if found.id not in seen and not draft.has(found.id):

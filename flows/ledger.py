@@ -27,6 +27,7 @@ LEAKING = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
+SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
 IDENTITY = {
     "GIT_AUTHOR_NAME": "CleanShelf",
     "GIT_AUTHOR_EMAIL": "cleanshelf@localhost",
@@ -122,6 +123,22 @@ class Ledger:
             contents.append(answer[at : at + size])
             at += size + 1
         return contents
+
+    def push(self, remote: str) -> None:
+        """Send the histories and tags of data and models to another git repository; nothing there is overwritten.
+
+        Raises:
+            WorldError: it cannot be reached, or has another history.
+        """
+        self._git("push", "--atomic", "--quiet", remote, *SHARED)
+
+    def fetch(self, remote: str) -> None:
+        """Take the histories and tags of data and models from another git repository; nothing here is overwritten.
+
+        Raises:
+            WorldError: it cannot be reached, or has another history.
+        """
+        self._git("fetch", "--atomic", "--quiet", "--no-tags", remote, *SHARED)
 
     def _git(self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> str:
         return self._checked(self._run(*args, given=given, env=env)).stdout.decode().rstrip("\n")

@@ -135,6 +135,19 @@ class Remote:
         except OSError as error:  # the cause tells a full disk from a remote that is away
             raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
 
+    def remove(self, md5: str) -> None:
+        """Delete the object; one that is not there is no error.
+
+        Raises:
+            MissingFromRemote: the remote refuses, or cannot be reached.
+        """
+        path = self.path(md5)
+        try:
+            if self.fs.exists(path):
+                self.fs.remove(path)
+        except OSError as error:
+            raise MissingFromRemote(f"cannot delete {path} ({error}); check the remote, then run it again") from error
+
     def sweep(self, objects: Iterable[str]) -> None:
         """Removes what failed writes of these objects left half-written; DVC's own leaves its temporary files, too."""
         if self.is_local:
@@ -256,6 +269,15 @@ class Objects:
         if self.remote.is_local:
             return self.is_good(Path(path), md5, name=name)
         return bool(self.remote.fs.exists(path))
+
+    def keep(self, md5: str, *, name: str) -> None:
+        """See that the remote holds the object.
+
+        Raises:
+            MissingFromRemote: it cannot be written.
+        """
+        if not self._is_stored(md5, name=name):
+            self.remote.put(md5, self.get(md5, name=name))
 
     def store(self, listing: Listing) -> None:
         """See that the remote holds every object of the version, whole and on the disk.
