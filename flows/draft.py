@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flows.delivery import Refused, Row
+from flows.near import Looks, nearly_in
 from flows.shards import Placed
 from flows.splits import hold_out
 from models.data.manifest import INDEX, LABELS, SPLITS, TABLES, read_table, write_table
+from pixels.look import BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Photo:
     sha256: str
     width: int
     height: int
+    look: bytes
 
     @property
     def id(self) -> str:
@@ -46,7 +49,7 @@ class New:
 
     photo: Photo
     split: str
-    kept: bool = True
+    decision: str = ""  # "conflict", "near-test", "near-train"; kept where there is none
 
 
 class Known(NamedTuple):
@@ -64,6 +67,7 @@ class Draft:
     """The version under construction: the base's tables, the new photos by id, and the rows of the base that change."""
 
     base: Mapping[str, pa.Table]
+    looks: Looks
     new: dict[str, New] = field(default_factory=dict)
     contested: list[int] = field(default_factory=list)  # rows of the base that are in conflict now
     conflicts: set[tuple[str, ...]] = field(default_factory=set)
@@ -72,10 +76,10 @@ class Draft:
     @classmethod
     def read(cls, base: Path | None) -> Draft:
         if base is None:
-            return cls({name: schema.empty_table() for name, schema in TABLES.items()})
+            return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Looks.read(None))
         tables = {name: read_table(base, name=name) for name in TABLES}
         rows = {name: {tuple(row.values()) for row in tables[name].to_pylist()} for name in ("conflicts", "quarantine")}
-        return cls(tables, conflicts=rows["conflicts"], refused=rows["quarantine"])
+        return cls(tables, Looks.read(base), conflicts=rows["conflicts"], refused=rows["quarantine"])
 
     @cached_property
     def _ids(self) -> NDArray[np.bytes_]:
@@ -119,7 +123,7 @@ class Draft:
         """Several labels for one photo: it leaves training, and every claim is written down."""
         self.conflicts.update((key, photo.row.label, photo.row.source, photo.row.path) for photo in photos)
         if there is None:
-            self.new[key].kept = False
+            self.new[key].decision = "conflict"
         else:
             self.conflicts.add((key, there.given_label, there.source, there.path))
             self.contested.append(there.row)
@@ -130,15 +134,39 @@ class Draft:
         for split, share in shares.items():
             if split in given:
                 continue
-            train = {key: new.photo.row.label for key, new in self.new.items() if new.kept and new.split == "train"}
+            train = {
+                key: new.photo.row.label for key, new in self.new.items() if not new.decision and new.split == "train"
+            }
             for key in hold_out(train, share=share, seed=seed, split=split):
                 self.new[key].split = split
+
+    def keep_apart(self) -> int:
+        """Take out new photos that are nearly one across the border of the test split; how many.
+
+        A new test photo near a photo of the base that is not test is no test any more; any other new photo near a test photo
+        would teach what is measured.
+        """
+        ids = sorted(self.new)
+        looks = np.frombuffer(b"".join(self.new[key].photo.look for key in ids), np.uint8).reshape(-1, BYTES)
+        is_test = np.array([self.new[key].split == "test" for key in ids], np.bool_)
+        rows = np.searchsorted(self._ids, self.looks.id.astype("S16"))
+        was_test = self.base["labels"]["split"].to_numpy()[rows] == "test"
+        near_train, near_test = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
+        near_train[is_test] = nearly_in(looks[is_test], self.looks.look[~was_test])
+        test = np.concatenate([self.looks.look[was_test], looks[is_test & ~near_train]])
+        near_test[~is_test] = nearly_in(looks[~is_test], test)
+        for decision, found in (("near-train", near_train), ("near-test", near_test)):
+            for row in np.flatnonzero(found):
+                self.new[ids[row]].decision = self.new[ids[row]].decision or decision
+        self.looks = self.looks.merged(Looks(np.array(ids, "U16"), looks))
+        return int((near_train | near_test).sum())
 
     def quarantine(self, refused: list[Refused]) -> None:
         self.refused.update((row.path, row.label, row.source, row.field, row.reason) for row in refused)
 
     def write(self, out: Path, *, places: Mapping[str, Placed]) -> None:
-        """The four tables, each sorted; `places` says where the new photos lie."""
+        """The tables, each sorted; `places` says where the new photos lie."""
+        self.looks.write(out)
         ids = sorted(self.new)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, pa.array(ids, pa.string())]))
         for name, new in (("index", self._new_index(ids, places)), ("labels", self._new_labels(ids))):
@@ -180,8 +208,8 @@ class Draft:
             "given_label": labels,
             "label": labels,
             "split": [each.split for each in new],
-            "kept": [each.kept for each in new],
-            "decision": ["" if each.kept else "conflict" for each in new],
+            "kept": [not each.decision for each in new],
+            "decision": [each.decision for each in new],
             "score": pa.nulls(len(ids), pa.float32()),
             "round": np.zeros(len(ids), np.int8),
             "judge": [""] * len(ids),

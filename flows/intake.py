@@ -24,6 +24,7 @@ from flows.files import link, or_disk_full
 from flows.shards import MAX_BYTES, pack
 from models.data.manifest import TABLES, read_manifest, read_table, write_version
 from pixels import BadPhoto, decode
+from pixels.look import look
 
 log = logging.getLogger("cleanshelf")
 
@@ -35,7 +36,8 @@ BATCH = 8  # photos that a thread takes at a time
 class IntakeReport:
     """What became of a delivery: numbers of rows, except `counts`, which are those of the whole new version.
 
-    delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels.
+    delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels, `near` of the new ones are
+    kept out because they are nearly photos on the other side of the test split.
     `quarantined` counts per reason. `is_new` is False when the base version already held everything.
     """
 
@@ -43,6 +45,7 @@ class IntakeReport:
     added: int
     duplicates: int
     conflicts: int
+    near: int
     quarantined: dict[str, int]
     counts: dict[str, int]
     warnings: list[str]
@@ -94,6 +97,7 @@ def ingest(
         claims = _by_id(photos)
         conflicts = draft.take(claims)
         draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
+        near = draft.keep_apart()
         draft.quarantine(refused)
         draft.write(out, places=places)
         config = _hash(val_share=val_share, test_share=test_share, seed=seed)
@@ -104,6 +108,7 @@ def ingest(
         added=len(draft.new),
         duplicates=len(photos) - len(draft.new),
         conflicts=conflicts,
+        near=near,
         quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
         counts=counts,
         warnings=_warnings(out),
@@ -154,7 +159,7 @@ def _open(row: Row) -> tuple[Photo | Refused, bytes]:
     except (BadPhoto, OSError) as error:
         reason = str(error) if isinstance(error, BadPhoto) else f"cannot be read ({error.strerror})"
         return Refused(row.path, row.label, row.source, "photo", reason), b""
-    return Photo(row, hashlib.sha256(content).hexdigest(), image.width, image.height), content
+    return Photo(row, hashlib.sha256(content).hexdigest(), image.width, image.height, look(image).tobytes()), content
 
 
 def _by_id(photos: list[Photo]) -> Claims:
@@ -175,8 +180,10 @@ def _is_same(base: Path, out: Path) -> bool:
     """Whether the delivery brought nothing new; `out` then is `base` to the byte, and no version comes of it."""
     if any(not read_table(base, name=name).equals(read_table(out, name=name)) for name in TABLES):
         return False
-    for name in (*(f"{table}.parquet" for table in TABLES), "VERSION.json"):
-        shutil.copyfile(base / name, out / name)  # an earlier release wrote other bytes of the same tables
+    (out / "looks.parquet").unlink()  # an earlier release wrote none, and other bytes of the same tables
+    for name in (*(f"{table}.parquet" for table in TABLES), "looks.parquet", "VERSION.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
     return True
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from flows.errors import UnknownPhoto
 from flows.files import link, sync
 from flows.ledger import Ledger
+from flows.near import Looks
 from flows.objects import Listing, Objects, is_shard
 from flows.shards import Placed
 from models.data.manifest import read_table, write_table, write_version
@@ -162,6 +163,10 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
             columns["shard"] = _renamed(columns["shard"], purged)
         (folder / f"{name}.parquet").unlink()  # never write through a hard link into the cache
         write_table(folder, columns, name=name)
+    looks = Looks.read(folder)
+    if len(looks.id):
+        (folder / "looks.parquet").unlink()
+        looks.select(~np.isin(looks.id, gone.to_pylist())).write(folder)
     (folder / "VERSION.json").unlink()
     write_version(folder, parent=version, step="purge")
 

@@ -23,7 +23,8 @@ from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
 DISBELIEVED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
-DECISIONS = ("", *DISBELIEVED, "conflict")
+OUTSIDE = ("conflict", "near-test", "near-train")  # what ingestion decides: neither learnt from nor judged
+DECISIONS = ("", *DISBELIEVED, *OUTSIDE)
 
 INDEX = pa.schema(
     [

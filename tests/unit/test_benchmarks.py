@@ -114,6 +114,7 @@ def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: P
             ("many_classes.py", "--classes", "100", "--methods", "ce", "gce", "--epochs", "2"),
             "best accuracy at C = 100",
         ),
+        (("near_duplicates.py",), "drawn products: pairs taken for one photo"),
         (("data_versions.py", "--rows", "500", "--photos", "40"), "labels-only version, s"),
     ],
 )
