@@ -21,7 +21,7 @@ from flows.delivery import Refused, Row, read_delivery
 from flows.draft import Claims, Draft, Photo
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
-from flows.shards import MAX_BYTES, pack
+from flows.shards import MAX_BYTES, Placed, pack
 from models.data.manifest import TABLES, read_manifest, read_table, write_version
 from pixels import BadPhoto, decode
 from pixels.look import look
@@ -82,12 +82,9 @@ def ingest(
         draft = Draft.read(base)
         delivery = read_delivery(source, known=draft.known_labels())
         _link_shards(base, out)
-        rows = sorted(
-            delivery.rows, key=lambda row: (row.path, row.label)
-        )  # the same shards for any order of a manifest
-        photos: list[Photo] = []
-        broken: list[Refused] = []
-        places = pack(_new(rows, draft, purged, photos, broken), folder=out / "shards", max_bytes=max_shard_bytes)
+        photos, broken, places = _take_in(
+            delivery.rows, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes
+        )
         if not photos:
             first = f"the first is {broken[0].path!r}: {broken[0].reason}"
             raise BadDelivery(f"{source}: no photo could be decoded; {first}")
@@ -114,6 +111,17 @@ def ingest(
         warnings=_warnings(out),
         is_new=is_new,
     )
+
+
+def _take_in(
+    rows: list[Row], draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int
+) -> tuple[list[Photo], list[Refused], dict[str, Placed]]:
+    """The rows whose photos can be used, those that are refused, and where in `folder` the new photos lie, by id."""
+    photos: list[Photo] = []
+    refused: list[Refused] = []
+    ordered = sorted(rows, key=lambda row: (row.path, row.label))  # the same shards for any order of a manifest
+    places = pack(_new(ordered, draft, purged, photos, refused), folder=folder, max_bytes=max_shard_bytes)
+    return photos, refused, places
 
 
 def _new(
