@@ -1,53 +1,41 @@
 """Data versions: commit, take, compare, roll back, and put right after a kill.
 
-The only module that knows DVC. A version is committed in an order that no kill can make lie:
+A version is committed in an order that no kill can make lie:
 
-    journal -> data/ swapped -> dvc add -> push -> remote verified -> entry on refs/data/main -> tag
+    journal -> data/ swapped -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
 
 The entry is the moment of truth: before it `repair` restores the old state, after it `repair` completes the new one.
-DVC runs in this process and not as a command: it then dies with us on a kill (an orphaned `dvc add` would go on writing
-under a repair), gives typed errors, and tells where its cache and remote lie, which the verification needs.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from dvc.config import NoRemoteError
-from dvc.exceptions import DvcException
-from dvc.fs import LocalFileSystem
-from dvc.lock import LockError
-from dvc.repo import Repo
-
+from flows.chain import Broken, Chain, complete_tag, entries, version_of
 from flows.data_diff import DataDiff, compare_labels
 from flows.errors import (
-    CorruptObject,
     LocalEdits,
-    MissingFromRemote,
+    PurgedVersion,
+    Unconfirmed,
     UnknownVersion,
-    WorkspaceBusy,
     WorkspaceMissing,
     WorldError,
 )
-from flows.files import or_disk_full, sync, sync_tree, write_whole
+from flows.files import or_disk_full, sync_tree, write_whole
 from flows.ledger import Ledger
-from flows.objects import Listing, Objects, Remote, Seen
-from flows.pointer import make_pointer, read_local_remote, read_pointer
+from flows.objects import Listing, Objects
+from flows.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
+from flows.purged import Purged
+from flows.store import Store, folder_remote
 from flows.switch import Switch
 from flows.workspace import Workspace
-
-REF = "refs/data/main"
-READY = "READY"  # in versions/<id> once every file there is verified
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,15 @@ class DataVersions:
     workspace: Workspace
     after: Callable[[str], None] = field(default=_go_on)
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         """Where the history is written."""
         return Ledger(self.workspace.root)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where the bytes are kept."""
+        return Store(self.workspace)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -119,7 +112,7 @@ class DataVersions:
         Raises:
             UnknownVersion: no version of that name, or more than one.
         """
-        known = list(dict.fromkeys(entry.id for entry in self.log()))
+        known = self._selectable()
         wanted = text.strip().removeprefix("data/").removesuffix(".dir")
         if wanted == "selected":
             found = [self.selected()] if self.selected() else []
@@ -140,7 +133,7 @@ class DataVersions:
         data, version = self.workspace.data, self.selected()
         if not data.exists():
             return
-        with self._objects() as objects:
+        with self.store.objects() as objects:
             kept = objects.listing(version).files if version else {}
             found = Listing.of(data, seen=objects.seen).files
         edited = sorted(name for name, md5 in found.items() if kept.get(name) != md5)
@@ -153,7 +146,7 @@ class DataVersions:
 
     def diff(self, a: str, b: str) -> DataDiff:
         """What changed from version `a` to version `b` (names as for `resolve`)."""
-        with self._objects() as objects:
+        with self.store.objects() as objects:
             old, new = (
                 objects.get(objects.listing(self.resolve(text)).files["labels.parquet"], name="labels.parquet")
                 for text in (a, b)
@@ -171,25 +164,85 @@ class DataVersions:
         version = self.resolve(version)
         folder = self.workspace.versions / version
         ready = folder / READY
-        folder.mkdir(parents=True, exist_ok=True)
-        with or_disk_full(f"taking data version {version[:12]}"), self._objects() as objects:
+        with or_disk_full(f"taking data version {version[:12]}"), self.store.objects() as objects:
             if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
                 return folder
+            listing = self._whole(version, objects)
+            folder.mkdir(parents=True, exist_ok=True)
             ready.unlink(missing_ok=True)
-            objects.fill(folder, objects.listing(version))
+            objects.fill(folder, listing)
             write_whole(ready, f"{version}\n".encode())
         return folder
 
-    def verify(self, version: str) -> list[str]:
-        """Every broken link from the name of a version to its bytes; empty when all hold. Changes nothing."""
-        version = self.resolve(version)
-        problems = [] if self.ledger.tags(_tag(version)) else [f"tag {_tag(version)} is missing"]
-        with self._objects() as objects:
-            problems += objects.problems(version)
-            taken = self.workspace.versions / version
-            if taken.exists() and Listing.of(taken, seen=objects.seen).without(READY).id != version:
-                problems.append(f"{taken} differs from the version")
-        return problems
+    def verify(self, *names: str, anew: bool = False) -> list[Broken]:
+        """Every broken link from the names of versions to their bytes; empty when all hold. Changes nothing.
+
+        Args:
+            names: as for `resolve`; none stands for all versions.
+            anew: read every byte again, also of shards that have not changed since they were read last.
+        """
+        wanted = [self.resolve(name) for name in names] or self.known()
+        with self.store.objects(anew=anew) as objects:
+            return [broken for each in wanted for broken in self._chain(each, objects).check()]
+
+    def heal(self, *names: str) -> None:
+        """Put right what intact copies of the versions allow (names as for `verify`)."""
+        wanted = [self.resolve(name) for name in names] or self.known()
+        for version in wanted:
+            with or_disk_full(f"healing data version {version[:12]}"), self.store.objects() as objects:
+                self._chain(version, objects).heal()
+            if (self.workspace.versions / version).exists():
+                with suppress(WorldError):
+                    self.materialise(version)
+
+    def _chain(self, version: str, objects: Objects) -> Chain:
+        return Chain(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
+
+    def _whole(self, version: str, objects: Objects) -> Listing:
+        """The listing of a version from which no photo was purged."""
+        listing = objects.listing(version)
+        if Purged.read(self.ledger).concerns(listing):
+            way_out = f"`cleanshelf data rollback {version[:12]}` selects it without them"
+            raise PurgedVersion(f"data version {version[:12]} held photos that were purged; {way_out}")
+        return listing
+
+    def known(self) -> list[str]:
+        """Every version of the history, newest entry first, and every one that only a tag names."""
+        places = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
+        tagged = [version for pointer in self.ledger.read_many(places) if (version := version_of(pointer))]
+        return list(dict.fromkeys([*self._selectable(), *tagged]))
+
+    def _selectable(self) -> list[str]:
+        return list(dict.fromkeys(version for _, version in entries(self.ledger) if version))
+
+    def push(self, *names: str) -> None:
+        """See that the remote holds every object of these versions, or of all (names as for `verify`).
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        for version in [self.resolve(name) for name in names] or self.known():
+            with self.store.objects() as objects:
+                if not Purged.read(self.ledger).concerns(listing := objects.listing(version)):
+                    objects.store(listing)
+
+    def pull(self, *names: str) -> None:
+        """Bring every object of these versions, or of all, into the cache. A workspace without data/ gets that, too.
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        is_fresh = self.selected() is None and self.ledger.tip(REF) is not None
+        if is_fresh:
+            write_whole(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
+        for version in [self.resolve(name) for name in names] or self.known():
+            with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
+                purged = Purged.read(self.ledger)
+                for name, md5 in objects.listing(version).files.items():
+                    if not purged.is_gone(name):
+                        objects.get(md5, name=name)
+                if is_fresh:
+                    self._chain(version, objects).heal()
 
     # --- changing ----------------------------------------------------------------------------------------------
 
@@ -209,15 +262,15 @@ class DataVersions:
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
-        self._settle()
+        self.settle()
         with or_disk_full(f"committing a data version ({step})", leaving=folder):
             self.check_clean()
             sync_tree(folder)
-            with self._objects() as objects:
+            with self.store.objects() as objects:
                 listing = Listing.of(folder, seen=objects.seen)
                 present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
             if present and listing.id == self.selected():
-                self._finish_tag(listing.id)
+                complete_tag(self.ledger, listing.id)
                 shutil.rmtree(folder)
                 return listing.id
             self._change(folder, listing, step=step, message=message)
@@ -229,7 +282,7 @@ class DataVersions:
         Raises:
             UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
         """
-        self._settle()
+        self.settle()
         version = self.resolve(text)
         self.check_clean()
         number = next(entry.number for entry in self.log() if entry.id == version)
@@ -245,13 +298,13 @@ class DataVersions:
             WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
             MissingFromRemote, CorruptObject
         """
-        self._settle()
+        self.settle()
         self.check_clean()
         if not (repository / "data.dvc").is_file():
             raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
         version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
-        source = Remote(LocalFileSystem(), str(read_local_remote(repository) / "files" / "md5"))
-        with or_disk_full(f"adopting {version[:12]}"), self._objects() as objects:
+        source = folder_remote(read_local_remote(repository) / "files" / "md5")
+        with or_disk_full(f"adopting {version[:12]}"), self.store.objects() as objects:
             other = Objects(objects.cache, source, objects.seen)
             for name, md5 in other.listing(version).files.items():
                 other.get(md5, name=name)
@@ -264,20 +317,24 @@ class DataVersions:
 
         Call it first in every command that changes something, under the lock.
         """
-        self._settle()
+        self.settle()
         shutil.rmtree(self._staging, ignore_errors=True)
+        if not Purged.read(self.ledger).complete:
+            raise Unconfirmed(
+                "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"
+            )
 
     def _select(self, version: str, *, step: str, message: str) -> None:
         folder = self.stage()
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
-            with self._objects() as objects:
-                listing = objects.listing(version)
+            with self.store.objects() as objects:
+                listing = self._whole(version, objects)
                 objects.fill(folder, listing)
             self._change(folder, listing, step=step, message=message)
 
     def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
         """Everything from the journal to the tag; on an error the old state is restored at once."""
-        with self._objects() as objects:
+        with self.store.objects() as objects:
             objects.drop_corrupt(listing)
             new_objects = [path for path in objects.paths(listing) if not path.exists()]
         self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
@@ -287,31 +344,28 @@ class DataVersions:
             self.after("moved")
             self._switch.put(folder)
             self.after("swapped")
-            self._add(listing, is_new=bool(new_objects))
+            self._add(listing)
             self._push(listing)
             self._record(step=step, message=message)
             self.after("recorded")
         finally:
-            self._settle()
+            self.settle()
 
-    def _add(self, listing: Listing, *, is_new: bool) -> None:
-        with self._objects() as objects:
+    def _add(self, listing: Listing) -> None:
+        """What `dvc add` does, to the byte, but without reading every shard again."""
+        with self.store.objects() as objects:
             objects.bring_in(self.workspace.data, listing)
-        with self._repo() as repo:
-            if is_new:
-                _patiently(lambda: repo.add(str(self.workspace.data)))
-            else:  # DVC would hash every shard again only to find the same pointer
-                write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
-        if self.selected() != listing.id:
-            raise CorruptObject(f"{self.workspace.data} changed while it was added; leave it alone and run it again")
-        sync(self.workspace.pointer)
+        write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
         self.after("added")
 
     def _push(self, listing: Listing) -> None:
-        with self._repo() as repo, suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
-            _patiently(lambda: repo.push([str(self.workspace.pointer)]))
+        with self.store.objects() as objects:
+            is_there = not objects.missing(listing)
+        if not is_there:
+            with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
+                self.store.push()
         self.after("pushed")
-        with self._objects() as objects:
+        with self.store.objects() as objects:
             objects.store(listing)
         self.after("verified")
 
@@ -321,52 +375,16 @@ class DataVersions:
             files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
         self.ledger.commit(REF, files, message=f"{step}: {message}")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Undo or complete the change that is under way, if any."""
         if not self._switch.is_under_way():
             return
         if self.ledger.tip(REF) == self._switch.tip():
             self._switch.undo()
         else:
-            self._finish_tag(self.log()[0].id)
+            complete_tag(self.ledger, self.log()[0].id)
             self.after("tagged")
             self._switch.end()
-
-    def _finish_tag(self, version: str) -> None:
-        """The tag comes last of all: whoever sees it finds everything else. Made once per version."""
-        entry = next(e for e in reversed(self.log()) if e.id == version)
-        sha = self.ledger.log(REF)[-entry.number].sha
-        self.ledger.tag(_tag(version), sha, f"{entry.step}: {entry.message}")
-
-    # --- DVC ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _objects(self) -> Iterator[Objects]:
-        """DVC's cache and remote, one process at a time, so that two never heal the same object."""
-        self.workspace.state.mkdir(exist_ok=True)
-        with (self.workspace.state / "objects.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with self._repo() as repo:
-                try:
-                    odb = repo.cloud.get_remote_odb()
-                except NoRemoteError:
-                    raise MissingFromRemote(
-                        f"{self.workspace.root}/.dvc/config names no default remote; run `cleanshelf init` there"
-                    ) from None
-                cache = Path(repo.cache.local.path)
-            seen = Seen.load(self.workspace.state / "seen.json")
-            yield Objects(cache, Remote(odb.fs, odb.path), seen)
-
-    @contextmanager
-    def _repo(self) -> Iterator[Repo]:
-        # DVC keeps a cache for all users under /var/tmp unless told otherwise. Git is the ledger's business: DVC is
-        # told that there is none, lest it print advice or edit .gitignore. Its own log goes to stdout, and to stderr with
-        # tracebacks; what fails is told once, by us.
-        for name in ("dvc", "dvc_objects", "dvc_data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
-        with Repo(str(self.workspace.root), config={"core": core}) as repo:
-            yield repo
 
     @property
     def _staging(self) -> Path:
@@ -375,23 +393,3 @@ class DataVersions:
     @property
     def _switch(self) -> Switch:
         return Switch(self.workspace)
-
-
-def _patiently(call: Callable[[], Any]) -> None:
-    """Run a DVC call again while somebody else's `dvc` holds its lock, five times of about 3 seconds each."""
-    for attempt in range(5):
-        try:
-            call()
-            return
-        except LockError:
-            if attempt == 4:
-                raise WorkspaceBusy(
-                    "another dvc command holds the workspace; wait for it to end, then run it again"
-                ) from None
-            time.sleep(0.2)
-        except DvcException as error:
-            raise WorldError(f"DVC failed: {error}") from error
-
-
-def _tag(version: str) -> str:
-    return f"data/{version[:12]}"

@@ -8,7 +8,9 @@ field at fault and never stops the rest; what makes the whole delivery doubtful 
 from __future__ import annotations
 
 import csv
+import functools
 import os
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,13 +30,18 @@ MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One photo as announced. `file` is where it lies, `path` what the supplier calls it, `split` "" when open."""
+    """One photo as announced: `path` is what the supplier calls it, relative to `folder`; `split` is "" when open."""
 
-    file: Path
+    folder: Path
     path: str
     label: str
     split: str
     source: str
+
+    @property
+    def file(self) -> Path:
+        """Where the photo lies."""
+        return self.folder / self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     Raises:
         BadDelivery: nothing usable, one class only, an unknown column or split, or two spellings of one label.
     """
+    _real.cache_clear()
     rows: list[Row] = []
     refused: list[Refused] = []
     for row in _announced(source):
@@ -205,7 +213,7 @@ def _row(folder: Path, path: str, *, label: str, split: str, source: str) -> Row
         return Refused(shown, label, source, "label", "is blank")
     if any(unicodedata.category(char) == "Cc" for char in label):
         return Refused(shown, label, source, "label", "holds a control character")
-    return Row(folder / path, path, label, split, source)
+    return Row(folder, path, label, split, source)
 
 
 def _bad_path(folder: Path, path: str) -> str:
@@ -214,12 +222,22 @@ def _bad_path(folder: Path, path: str) -> str:
         return "is blank"
     if "\0" in path or path.encode(errors="replace").decode() != path:
         return "is not a UTF-8 name"
-    if Path(path).is_absolute() or ".." in Path(path).parts:
+    if os.path.isabs(path) or ".." in path.split("/"):
         return "leaves the folder of the delivery"
+    inner, name = os.path.split(path)
     try:
-        real = (folder / path).resolve(strict=True)
+        parent, root = _real(os.path.join(folder, inner)), _real(str(folder))
+        real = os.path.join(parent, name)
+        if os.path.islink(real):  # links are rare; to resolve every photo's path takes longer than to read it
+            real = os.path.realpath(real, strict=True)
+        mode = os.stat(real).st_mode
     except (OSError, RuntimeError):
         return "no such file"
-    if not real.is_relative_to(folder.resolve()):
+    if not real.startswith(os.path.join(root, "")):
         return "leaves the folder of the delivery through a link"
-    return "" if real.is_file() else "is not a file"
+    return "" if stat.S_ISREG(mode) else "is not a file"
+
+
+@functools.lru_cache
+def _real(folder: str) -> str:
+    return os.path.realpath(folder, strict=True)

@@ -72,7 +72,7 @@ def _workspace(workspace: Workspace | None) -> Iterator[Finding]:
         selected = versions.selected()
         problems = versions.verify(selected) if selected else []
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("; ".join(map(str, problems)))
         return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)

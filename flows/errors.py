@@ -6,6 +6,9 @@ FlowError
 │   ├── WorkspaceMissing                no workspace here; run `cleanshelf init`
 │   ├── WorkspaceBusy                   another run holds the workspace
 │   ├── UnknownVersion                  no data or model version of that name
+│   ├── UnknownPhoto                    no photo of that id
+│   ├── PurgedVersion                   a data version that held photos deleted for good
+│   ├── Unconfirmed                     a deletion for good that was not confirmed, or was interrupted
 │   ├── EndpointMissing                 no server runs; start one with `cleanshelf serve`
 │   ├── LocalEdits                      data/ was edited by hand; nothing is overwritten
 │   └── DiskFull                        no space left; nothing half-written remains
@@ -41,6 +44,18 @@ class WorkspaceBusy(InputError):
 
 class UnknownVersion(InputError):
     """No version of that name."""
+
+
+class UnknownPhoto(InputError):
+    """No photo of that name."""
+
+
+class PurgedVersion(InputError):
+    """The version held photos that were deleted for good."""
+
+
+class Unconfirmed(InputError):
+    """A deletion for good needs a word of the user."""
 
 
 class EndpointMissing(InputError):

@@ -13,6 +13,7 @@ from flows.data_version import DataVersions
 from flows.intake import IntakeReport
 from flows.intake import ingest as take_in
 from flows.orchestrator import orchestrated
+from flows.purged import Purged
 from flows.run import code_hash
 from flows.stage import stage
 from flows.workspace import Workspace
@@ -56,9 +57,9 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
     parent = versions.selected()
     base = versions.materialise(parent) if parent else None
     folder = versions.stage()
-    report = take_in(
-        source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share, code=code_hash()
-    )
+    purged = frozenset(Purged.read(versions.ledger).photos)
+    report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
+                     code=code_hash(), purged=purged)  # fmt: skip
     log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
              report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
     return folder, report

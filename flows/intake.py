@@ -1,8 +1,7 @@
 """From a delivery to the files of a new data version.
 
-Two passes over the photos, so that memory does not grow with their bytes: the first decodes and hashes every one on a
-pool of threads, the second packs the new ones, sorted by id, into shards. Between them lie only names, hashes and
-decisions.
+One pass over the photos: a pool of threads decodes and hashes them, and those that are new go into shards in the order
+of their paths. Few photos are in memory at a time; what stays of each is its name, its hash and what is decided.
 """
 
 from __future__ import annotations
@@ -12,31 +11,33 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from flows.delivery import Refused, Row, read_delivery
 from flows.draft import Claims, Draft, Photo
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
-from flows.shards import MAX_BYTES
+from flows.shards import MAX_BYTES, Placed, pack
 from models.data.manifest import TABLES, read_manifest, read_table, write_version
 from pixels import BadPhoto, decode
+from pixels.look import look
 
 log = logging.getLogger("cleanshelf")
 
 NAMED = 20  # refused rows that are told one by one; quarantine.parquet has them all
-BATCH = 256  # photos in flight on the thread pool
+BATCH = 8  # photos that a thread takes at a time
 
 
 @dataclass(frozen=True)
 class IntakeReport:
     """What became of a delivery: numbers of rows, except `counts`, which are those of the whole new version.
 
-    delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels.
+    delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels, `near` of the new ones are
+    kept out because they are nearly photos on the other side of the test split.
     `quarantined` counts per reason. `is_new` is False when the base version already held everything.
     """
 
@@ -44,6 +45,7 @@ class IntakeReport:
     added: int
     duplicates: int
     conflicts: int
+    near: int
     quarantined: dict[str, int]
     counts: dict[str, int]
     warnings: list[str]
@@ -60,6 +62,7 @@ def ingest(
     test_share: float = 0.2,
     seed: int = 0,
     code: str = "",
+    purged: Collection[str] = (),
     max_shard_bytes: int = MAX_BYTES,
 ) -> IntakeReport:
     """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to `out`.
@@ -70,6 +73,7 @@ def ingest(
     Args:
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
             brings a split of that name; test only without a base. `seed` chooses which.
+        purged: sha256 of photos that were deleted for good, and are refused.
 
     Raises:
         BadDelivery, DiskFull: `out` is gone then.
@@ -77,26 +81,31 @@ def ingest(
     with or_disk_full(f"ingesting {source}", leaving=out):
         draft = Draft.read(base)
         delivery = read_delivery(source, known=draft.known_labels())
-        photos, broken = _open_all(source, delivery.rows)
+        _link_shards(base, out)
+        photos, broken, places = _take_in(
+            delivery.rows, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes
+        )
+        if not photos:
+            first = f"the first is {broken[0].path!r}: {broken[0].reason}"
+            raise BadDelivery(f"{source}: no photo could be decoded; {first}")
         refused = [*delivery.refused, *broken]
         for row in refused[:NAMED]:
             log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
         claims = _by_id(photos)
-        fresh = {key: found for key, found in claims.items() if key not in draft.labels}
         conflicts = draft.take(claims)
-        draft.hold_out(fresh, shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
+        draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
+        near = draft.keep_apart()
         draft.quarantine(refused)
-        _link_shards(base, out)
-        draft.place(fresh, folder=out / "shards", max_bytes=max_shard_bytes)
-        draft.write(out)
+        draft.write(out, places=places)
         config = _hash(val_share=val_share, test_share=test_share, seed=seed)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
     return IntakeReport(
         delivered=len(delivery.rows) + len(delivery.refused),
-        added=len(fresh),
-        duplicates=len(photos) - len(fresh),
+        added=len(draft.new),
+        duplicates=len(photos) - len(draft.new),
         conflicts=conflicts,
+        near=near,
         quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
         counts=counts,
         warnings=_warnings(out),
@@ -104,32 +113,61 @@ def ingest(
     )
 
 
-def _open_all(source: Path, rows: list[Row]) -> tuple[list[Photo], list[Refused]]:
-    """Decode and hash every photo; the ones that fail are refused with the decoder's reason."""
+def _take_in(
+    rows: list[Row], draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int
+) -> tuple[list[Photo], list[Refused], dict[str, Placed]]:
+    """The rows whose photos can be used, those that are refused, and where in `folder` the new photos lie, by id."""
     photos: list[Photo] = []
     refused: list[Refused] = []
-    waiting = iter(rows)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        while batch := list(islice(waiting, BATCH)):
-            for found in pool.map(_open, batch):
-                if isinstance(found, Photo):
-                    photos.append(found)
-                else:
-                    refused.append(found)
-    if not photos:
-        first = f"the first is {refused[0].path!r}: {refused[0].reason}"
-        raise BadDelivery(f"{source}: no photo could be decoded; {first}")
-    return photos, refused
+    ordered = sorted(rows, key=lambda row: (row.path, row.label))  # the same shards for any order of a manifest
+    places = pack(_new(ordered, draft, purged, photos, refused), folder=folder, max_bytes=max_shard_bytes)
+    return photos, refused, places
 
 
-def _open(row: Row) -> Photo | Refused:
+def _new(
+    rows: list[Row], draft: Draft, purged: Collection[str], photos: list[Photo], refused: list[Refused]
+) -> Iterator[tuple[str, bytes]]:
+    """Id and bytes of each photo that neither the base nor an earlier row has; fills `photos` and `refused` as it goes."""
+    seen: set[str] = set()
+    for found, content in _opened(rows):
+        if isinstance(found, Refused):
+            refused.append(found)
+            continue
+        if found.sha256 in purged:
+            row = found.row
+            refused.append(Refused(row.path, row.label, row.source, "photo", "was deleted for good by `data purge`"))
+            continue
+        photos.append(found)
+        if found.id not in seen and not draft.has(found.id):
+            seen.add(found.id)
+            yield found.id, content
+
+
+def _opened(rows: list[Row]) -> Iterator[tuple[Photo | Refused, bytes]]:
+    """Every row decoded and hashed, in order; the ones that fail are refused with the decoder's reason."""
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[list[tuple[Photo | Refused, bytes]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(rows), BATCH):
+            waiting.append(pool.submit(_open_batch, rows[start : start + BATCH]))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _open_batch(rows: list[Row]) -> list[tuple[Photo | Refused, bytes]]:
+    return [_open(row) for row in rows]
+
+
+def _open(row: Row) -> tuple[Photo | Refused, bytes]:
     try:
         content = row.file.read_bytes()
         image = decode(content)
     except (BadPhoto, OSError) as error:
         reason = str(error) if isinstance(error, BadPhoto) else f"cannot be read ({error.strerror})"
-        return Refused(row.path, row.label, row.source, "photo", reason)
-    return Photo(row, hashlib.sha256(content).hexdigest(), image.width, image.height)
+        return Refused(row.path, row.label, row.source, "photo", reason), b""
+    return Photo(row, hashlib.sha256(content).hexdigest(), image.width, image.height, look(image).tobytes()), content
 
 
 def _by_id(photos: list[Photo]) -> Claims:
@@ -150,8 +188,10 @@ def _is_same(base: Path, out: Path) -> bool:
     """Whether the delivery brought nothing new; `out` then is `base` to the byte, and no version comes of it."""
     if any(not read_table(base, name=name).equals(read_table(out, name=name)) for name in TABLES):
         return False
-    for name in (*(f"{table}.parquet" for table in TABLES), "VERSION.json"):
-        shutil.copyfile(base / name, out / name)  # an earlier release wrote other bytes of the same tables
+    (out / "looks.parquet").unlink()  # an earlier release wrote none, and other bytes of the same tables
+    for name in (*(f"{table}.parquet" for table in TABLES), "looks.parquet", "VERSION.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
     return True
 
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from flows.errors import UnknownVersion, WorkspaceBusy, WorldError
@@ -26,6 +27,7 @@ LEAKING = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
+SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
 IDENTITY = {
     "GIT_AUTHOR_NAME": "CleanShelf",
     "GIT_AUTHOR_EMAIL": "cleanshelf@localhost",
@@ -122,6 +124,22 @@ class Ledger:
             at += size + 1
         return contents
 
+    def push(self, remote: str) -> None:
+        """Send the histories and tags of data and models to another git repository; nothing there is overwritten.
+
+        Raises:
+            WorldError: it cannot be reached, or has another history.
+        """
+        self._git("push", "--atomic", "--quiet", remote, *SHARED)
+
+    def fetch(self, remote: str) -> None:
+        """Take the histories and tags of data and models from another git repository; nothing here is overwritten.
+
+        Raises:
+            WorldError: it cannot be reached, or has another history.
+        """
+        self._git("fetch", "--atomic", "--quiet", "--no-tags", remote, *SHARED)
+
     def _git(self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> str:
         return self._checked(self._run(*args, given=given, env=env)).stdout.decode().rstrip("\n")
 
@@ -144,8 +162,13 @@ class Ledger:
 
     def _environment(self) -> dict[str, str]:
         """Ours without what leaks from hooks, with an identity where the user has none."""
-        kept = {key: value for key, value in os.environ.items() if key not in LEAKING}
-        asked = subprocess.run(
-            ["git", "-C", str(self.root), "config", "user.email"], env=kept, capture_output=True, check=False
-        )
-        return kept | {"LC_ALL": "C"} if asked.stdout.strip() else IDENTITY | kept | {"LC_ALL": "C"}
+        return ({} if self._has_identity else IDENTITY) | _kept() | {"LC_ALL": "C"}
+
+    @cached_property
+    def _has_identity(self) -> bool:
+        command = ["git", "-C", str(self.root), "config", "user.email"]
+        return bool(subprocess.run(command, env=_kept(), capture_output=True, check=False).stdout.strip())
+
+
+def _kept() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in LEAKING}

@@ -118,6 +118,13 @@ class Remote:
         """Where the object lies, whether it exists or not."""
         return str(self.fs.join(self.root, md5[:2], md5[2:]))
 
+    def read(self, md5: str) -> bytes | None:
+        """The bytes of a small object, as they are; None where it is not there."""
+        if not self.fs.exists(self.path(md5)):
+            return None
+        with self.fs.open(self.path(md5), "rb") as file:
+            return bytes(file.read())
+
     def put(self, md5: str, source: Path) -> None:
         """Store `source` under its hash, replacing what is there."""
         path = self.path(md5)
@@ -127,6 +134,19 @@ class Remote:
             self.fs.move(path + ".part", path)
         except OSError as error:  # the cause tells a full disk from a remote that is away
             raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
+
+    def remove(self, md5: str) -> None:
+        """Delete the object; one that is not there is no error.
+
+        Raises:
+            MissingFromRemote: the remote refuses, or cannot be reached.
+        """
+        path = self.path(md5)
+        try:
+            if self.fs.exists(path):
+                self.fs.remove(path)
+        except OSError as error:
+            raise MissingFromRemote(f"cannot delete {path} ({error}); check the remote, then run it again") from error
 
     def sweep(self, objects: Iterable[str]) -> None:
         """Removes what failed writes of these objects left half-written; DVC's own leaves its temporary files, too."""
@@ -159,11 +179,20 @@ class Objects:
                 self.path(md5).unlink(missing_ok=True)
 
     def bring_in(self, folder: Path, listing: Listing) -> None:
-        """Give the files of `folder` their second names in the cache; `dvc add` would copy the bytes."""
+        """Give the files of `folder` their second names in the cache, and write the listing there."""
         for name, md5 in listing.files.items():
             if not self.path(md5).exists():
                 link(folder / name, self.path(md5))
                 self.path(md5).chmod(0o444)
+        self.write_listing(listing)
+
+    def write_listing(self, listing: Listing) -> None:
+        """Put the listing itself into the cache."""
+        path = self.path(f"{listing.id}.dir")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, listing.content)
+            path.chmod(0o444)
 
     def listing(self, version: str) -> Listing:
         """The listing of a version, verified against its id."""
@@ -180,14 +209,19 @@ class Objects:
         path = self.path(md5)
         if not self.is_good(path, md5, name=name):
             path.unlink(missing_ok=True)
-            self._fetch(md5, name=name)
+            self.fetch(md5, name=name)
         return path
 
     def is_good(self, path: Path, md5: str, *, name: str) -> bool:
         """Whether the file at `path` exists and its bytes have that md5."""
         return path.is_file() and self.seen.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
 
-    def _fetch(self, md5: str, *, name: str) -> None:
+    def fetch(self, md5: str, *, name: str) -> None:
+        """Take the object from the remote, verified before it replaces what the cache has.
+
+        Raises:
+            MissingFromRemote, CorruptObject
+        """
         source = self.remote.path(md5)
         if not self.remote.fs.exists(source):
             there = f"neither in the cache nor at {source}"
@@ -236,18 +270,14 @@ class Objects:
             return self.is_good(Path(path), md5, name=name)
         return bool(self.remote.fs.exists(path))
 
-    def problems(self, version: str) -> list[str]:
-        """What of the version is missing or corrupt, in the cache and in the remote. Heals nothing."""
-        places = [self.path(f"{version}.dir"), Path(self.remote.path(f"{version}.dir"))]
-        whole = [place for place in places if self.is_good(place, version, name="")]
-        if not whole:
-            return [f"its listing {version}.dir is missing or corrupt in the cache and in the remote"]
-        listing = Listing.parse(whole[0].read_bytes(), name=str(whole[0]))
-        cached = {name: self.path(md5) for name, md5 in {**listing.files, "its listing": f"{version}.dir"}.items()}
-        bad = [(n, path) for n, path in cached.items() if not self.is_good(path, path.parent.name + path.name, name=n)]
-        found = [f"{name}: {path} is missing or corrupt in the cache" for name, path in bad]
-        lost = self.missing(listing).items()
-        return found + [f"{name}: {self.remote.path(md5)} is missing or corrupt in the remote" for md5, name in lost]
+    def keep(self, md5: str, *, name: str) -> None:
+        """See that the remote holds the object.
+
+        Raises:
+            MissingFromRemote: it cannot be written.
+        """
+        if not self._is_stored(md5, name=name):
+            self.remote.put(md5, self.get(md5, name=name))
 
     def store(self, listing: Listing) -> None:
         """See that the remote holds every object of the version, whole and on the disk.

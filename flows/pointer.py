@@ -1,4 +1,4 @@
-"""data.dvc and .dvc/config: the two small files of DVC that are read and written here as text."""
+"""The names of data versions: in git, in data.dvc, and where .dvc/config says that the bytes are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 from flows.errors import CorruptObject, WorkspaceMissing
 from flows.objects import Listing
 
+REF = "refs/data/main"  # the history; each entry is a commit that holds data.dvc and VERSION.json
+READY = "READY"  # in versions/<id> once every file there is verified
 POINTED = re.compile(rb"^\s*-?\s*md5:\s*([0-9a-f]{32})\.dir\s*$", re.MULTILINE)
+
+
+def tag_of(version: str) -> str:
+    """The name of the version's tag."""
+    return f"data/{version[:12]}"
 
 
 def read_pointer(content: bytes, *, name: str) -> str:

@@ -95,6 +95,7 @@ def _measured(content: Any) -> Any:
 def print_intake(report: IntakeReport, outcome: str) -> None:
     """What became of a delivery's rows."""
     print(f"{report.delivered} rows: {report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts, "
+          f"{report.near} near the other side of the test split, "
           f"{sum(report.quarantined.values())} quarantined")  # fmt: skip
     for reason, count in sorted(report.quarantined.items()):
         print(f"  quarantined {count}: {reason}")

@@ -13,6 +13,7 @@ from flows.endpoint import access, repository
 from flows.errors import UnknownVersion
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
+from flows.purge import select
 from flows.workspace import Workspace
 from serving.control import Endpoint, activate
 
@@ -27,7 +28,7 @@ def rollback_data(workspace: Workspace, version: str) -> Entry:
     with workspace.lock("data rollback"):
         versions = DataVersions(workspace)
         versions.repair()
-        return versions.rollback(version)
+        return select(versions, version)
 
 
 def rollback_model(workspace: Workspace, version: int | None = None) -> int:

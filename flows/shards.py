@@ -43,7 +43,7 @@ class Placed:
 
 
 def pack(photos: Iterable[tuple[str, bytes]], *, folder: Path, max_bytes: int = MAX_BYTES) -> dict[str, Placed]:
-    """Write `photos` (id, bytes; sorted by id) into shards in `folder`, each fsynced; where every id lies.
+    """Write `photos` (id, bytes), in this order, into shards in `folder`, each fsynced; where every id lies.
 
     One photo is in memory at a time. A shard holds at most `max_bytes`, but always at least one photo.
     """

@@ -10,7 +10,7 @@ import sys
 from flows.cli.app import GATE, INPUT, WORLD, app
 
 # isort: off
-from flows.cli import data, model, schedule, product, endpoint, about  # noqa: F401  # each registers its verbs, in the order of the help
+from flows.cli import data, storage, model, schedule, product, endpoint, about  # noqa: F401  # each registers its verbs, in the order of the help
 
 
 def main() -> None:

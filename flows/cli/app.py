@@ -9,7 +9,9 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
-data_verbs = typer.Typer(no_args_is_help=True, help="Data versions: log, show, diff, rollback.")
+data_verbs = typer.Typer(
+    no_args_is_help=True, help="Data versions: log, show, diff, rollback, verify, gc, push, pull, purge."
+)
 model_verbs = typer.Typer(no_args_is_help=True, help="Model versions: log, show, rollback.")
 app.add_typer(data_verbs, name="data")
 app.add_typer(model_verbs, name="model")

@@ -78,7 +78,7 @@ def datashow(version: Version = "selected", workspace: At = Path("."), as_json: 
     versions = DataVersions(find(workspace))
     wanted = versions.resolve(version)
     entry = _entry(next(entry for entry in versions.log() if entry.id == wanted)) | {
-        "problems": versions.verify(wanted)
+        "problems": [str(each) for each in versions.verify(wanted)]
     }
     show(entry, as_json=as_json, say=lambda: pairs(entry))
 

@@ -24,7 +24,8 @@ from models.errors import ManifestError
 SPLITS = ("train", "val", "test")
 DISBELIEVED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
 CHECKED = "checked"  # by a person; cleaning leaves it as it is
-DECISIONS = ("", *DISBELIEVED, "conflict", CHECKED)
+OUTSIDE = ("conflict", "near-test", "near-train")  # what ingestion decides: neither learnt from nor judged
+DECISIONS = ("", *DISBELIEVED, *OUTSIDE, CHECKED)
 
 INDEX = pa.schema(
     [

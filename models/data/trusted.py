@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from models.data.manifest import Manifest
+from models.data.manifest import OUTSIDE, Manifest
 from models.data.samplers import draw_epoch
 from models.errors import ConfigError
 
@@ -33,7 +33,7 @@ def judges(manifest: Manifest) -> NDArray[np.bool_]:
     Those that it believes are the ones its own networks recognise: they prefer what resembles these networks, and leave whole
     classes without a say. Wrong labels shrink every gain alike (docs/choosing.md has figures).
     """
-    return (manifest.split == VALIDATION) & (manifest.target >= 0) & (manifest.decision != "conflict")
+    return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
 
 
 def judged_by(manifest: Manifest, photos: str) -> Manifest:

@@ -13,12 +13,10 @@ import pytest
 
 from flows.data_version import DataVersions
 from flows.errors import CorruptObject, LocalEdits, MissingFromRemote, UnknownVersion, WorkspaceMissing
-from flows.files import link
-from flows.intake import ingest
 from flows.ledger import Ledger
 from flows.workspace import Workspace
-from models.data.manifest import read_manifest, read_table, write_table, write_version
-from tests.deliveries import deliver
+from models.data.manifest import read_manifest, read_table
+from tests.versions import commit_drop, commit_first, contents, damage, objects_of
 
 pytestmark = [
     pytest.mark.dvc,
@@ -30,48 +28,6 @@ pytestmark = [
 @pytest.fixture
 def versions(tmp_path: Path) -> DataVersions:
     return DataVersions(Workspace.init(tmp_path / 'it\'s a "shop"'))
-
-
-def commit_first(versions: DataVersions, tmp_path: Path) -> str:
-    source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
-    folder = versions.stage()
-    ingest(source, base=None, out=folder)
-    return versions.commit(folder, step="ingest", message="first delivery")
-
-
-def commit_drop(versions: DataVersions, *, num: int) -> str:
-    """The selected version with its first `num` photos dropped."""
-    parent = versions.resolve("selected")
-    data = versions.materialise(parent)
-    folder = versions.stage()
-    for path in data.rglob("*.*"):
-        if path.name not in ("labels.parquet", "VERSION.json"):
-            link(path, folder / path.relative_to(data))
-    labels = read_table(data, name="labels").to_pydict()
-    labels["kept"][:num] = [False] * num
-    labels["decision"][:num] = ["dropped"] * num
-    write_table(folder, labels, name="labels")
-    write_version(folder, parent=parent, step="clean-1")
-    return versions.commit(folder, step="clean-1", message=f"{num} dropped")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def damage(path: Path) -> None:
-    """Flip one bit in the middle, read-only or not."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    path.chmod(0o444)
-
-
-def objects_of(store: Path, data: Path, name: str) -> Path:
-    """The object in `store` that holds data/`name`."""
-    wanted = (data / name).read_bytes()
-    return next(path for path in (store / "files" / "md5").rglob("*") if path.is_file() and path.read_bytes() == wanted)
 
 
 def test_commit_stores_the_version_everywhere(versions: DataVersions, tmp_path: Path) -> None:
@@ -191,6 +147,11 @@ def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path:
     if kind == "gone":
         shutil.rmtree(taken)  # what is whole in versions/<id> needs no cache
     assert contents(versions.materialise(version)) == before
+    left = versions.verify(version)
+    assert {broken.link for broken in left} <= {"data"}, "data/ may hold edits, and is left alone"
+    for broken in left:
+        Path(broken.file).unlink()
+    versions.heal(version)
     assert versions.verify(version) == []
 
 
@@ -209,7 +170,7 @@ def test_damage_in_both_places_is_told(versions: DataVersions, tmp_path: Path, n
     with pytest.raises(CorruptObject, match=name):
         versions.materialise(version)
     assert not (versions.workspace.versions / version / "READY").exists()
-    assert any(name in problem for problem in versions.verify(version))
+    assert any(name in broken.file for broken in versions.verify(version))
     for path in stores:
         path.unlink(missing_ok=True)
     with pytest.raises(MissingFromRemote, match=name):
@@ -233,7 +194,9 @@ def test_a_corrupt_cache_object_is_not_taken_for_new_data(versions: DataVersions
     taken = versions.materialise(second)
     damage(objects_of(versions.workspace.root / ".dvc" / "cache", taken, "labels.parquet"))
     assert commit_drop(versions, num=2) == second
-    assert versions.verify(second) == [f"{taken} differs from the version"]
+    assert [(broken.link, broken.file) for broken in versions.verify(second)] == [
+        ("copy", str(taken / "labels.parquet"))
+    ]
     versions.materialise(second)
     assert versions.verify(second) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections import Counter
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from flows.errors import BadDelivery
 from flows.intake import IntakeReport, ingest
+from flows.near import Looks
 from flows.shards import pack
 from flows.splits import hold_out
 from models.data.manifest import read_manifest, read_photo, read_table
@@ -47,7 +50,7 @@ def test_a_version_holds_every_photo_byte_for_byte(tmp_path: Path) -> None:
     assert index["id"] == [sha[:16] for sha in index["sha256"]]
     for name in {path.name for path in (tmp_path / "v" / "shards").iterdir()}:
         with tarfile.open(tmp_path / "v" / "shards" / name) as tar:
-            assert [member.name.removesuffix(".png") for member in tar] == index["id"]
+            assert sorted(member.name.removesuffix(".png") for member in tar) == index["id"]
 
 
 def test_the_same_delivery_gives_the_same_bytes_in_any_order(tmp_path: Path) -> None:
@@ -213,3 +216,50 @@ def test_shares_per_class(number: int, share: float, expected: int) -> None:
 def test_the_seed_chooses(tmp_path: Path) -> None:
     labels = {f"{n}": "a" for n in range(100)}
     assert hold_out(labels, share=0.2, seed=1, split="val") != hold_out(labels, share=0.2, seed=2, split="val")
+
+
+def drawn(seed: int, *, side: int = 96, quality: int = 95) -> bytes:
+    """A JPEG of coloured patches; the same seed gives the same picture at any size and quality."""
+    patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def lay(folder: Path, photos: dict[str, bytes]) -> Path:
+    for name, content in photos.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_photo_that_is_nearly_a_test_photo_stays_out_of_training(tmp_path: Path) -> None:
+    first = {f"{split}/{label}/{n}.jpg": drawn(n + 10 * k) for k, (split, label) in
+             enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]) for n in range(3)}  # fmt: skip
+    first["train/a/again.jpg"] = drawn(20, quality=60)  # test/a/0 in another encoding, in the same delivery
+    assert take(lay(tmp_path / "s", first), tmp_path / "v").near == 1
+    more = {"train/a/small.jpg": drawn(21, side=60), "val/b/soft.jpg": drawn(31, quality=40), "train/a/new.jpg": drawn(99),
+            "test/a/known.jpg": drawn(1, quality=70), "test/b/fresh.jpg": drawn(98)}  # fmt: skip
+    report = take(lay(tmp_path / "more", more), tmp_path / "v2", base=tmp_path / "v")
+    assert (report.added, report.near) == (5, 3)
+    manifest, index = read_manifest(tmp_path / "v2"), read_table(tmp_path / "v2", name="index").to_pydict()
+    decided = dict(zip(index["path"], manifest.decision.tolist(), strict=True))
+    assert {path: decision for path, decision in decided.items() if decision} == {
+        "train/a/again.jpg": "near-test",
+        "train/a/small.jpg": "near-test",
+        "val/b/soft.jpg": "near-test",
+        "test/a/known.jpg": "near-train",
+    }
+    assert (manifest.kept == (manifest.decision == "")).all()
+    assert not take(tmp_path / "more", tmp_path / "v3", base=tmp_path / "v2").is_new
+    assert contents(tmp_path / "v3") == contents(tmp_path / "v2")
+
+
+def test_a_version_of_an_earlier_release_has_no_looks_and_grows_all_the_same(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "s", {"a": 5, "b": 5})
+    take(source, tmp_path / "v")
+    (tmp_path / "v" / "looks.parquet").unlink()
+    assert not take(source, tmp_path / "v2", base=tmp_path / "v").is_new
+    assert contents(tmp_path / "v2") == contents(tmp_path / "v")
+    take(deliver(tmp_path / "more", {"a": 2}, first_seed=80), tmp_path / "v3", base=tmp_path / "v")
+    assert len(Looks.read(tmp_path / "v3").id) == 2

@@ -1,0 +1,225 @@
+"""Data versions at a million photos: a version of new labels, a switch, a comparison, a check; the rate of ingestion.
+
+The photos of the large version are synthetic bytes in real shards; ingestion takes real JPEGs. The rivals are run here:
+ingestion is compared with a loop that only decodes and hashes, on as many threads; shards with the same photos as loose
+files under DVC, in this process, with its push but without our checks, fsyncs, ledger and tags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+from dvc.repo import Repo
+from figure import figure, header
+from PIL import Image
+
+from flows.data_version import DataVersions
+from flows.files import link
+from flows.intake import ingest
+from flows.shards import pack
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest, write_labels, write_table, write_version
+from pixels import decode
+
+T = TypeVar("T")
+
+CLAIM = "at a million photos labels change, switch, compare and are checked in seconds; ingestion is bound by decoding"
+CLASSES = 10_000
+CHANGED = 0.01  # share of labels that a new version drops
+SIDE = 348  # of the JPEGs, px; that of the Grocery Store photos
+BYTES_PER_PHOTO = 1000  # memory that ingestion may take for each further photo
+TAKE_IN = """
+import resource, sys
+from pathlib import Path
+from flows.intake import ingest
+ingest(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--rows", type=int, default=1_000_000, help="photos of the large version")
+    asked.add_argument("--photos", type=int, default=10_000, help="JPEGs to ingest, and loose files under DVC")
+    asked.add_argument("--folder", type=Path, help="where to work; needs about 3 kB per row")
+    options = asked.parse_args()
+    header(CLAIM)
+    with TemporaryDirectory(dir=options.folder) as folder:
+        large(Path(folder), rows=options.rows)
+        photos = make_photos(Path(folder) / "photos", number=options.photos)
+        rate(Path(folder), photos)
+        memory(Path(folder), photos)
+        loose(Path(folder), photos)
+
+
+def large(folder: Path, *, rows: int) -> None:
+    """The figures of one large version, and of one that differs from it in labels."""
+    versions = DataVersions(Workspace.init(folder / "large"))
+    first = versions.commit(synthetic(versions, rows=rows), step="ingest", message="synthetic")
+    cache = versions.workspace.root / ".dvc" / "cache"
+    before = size_of(cache)
+    seconds, second = timed(lambda: relabel(versions))
+    at_most("labels-only version, s", seconds, limit=5)
+    at_most("labels-only version, MB", (size_of(cache) - before) / 1e6, limit=20)
+    at_most("comparison of two versions, s", timed(lambda: versions.diff(first, second))[0], limit=3)
+    at_most(
+        "check of labels, index and everything not read before, s", timed(lambda: versions.verify(second))[0], limit=1
+    )
+    at_most("switch to the version before, s", timed(lambda: versions.rollback(first))[0], limit=3)
+
+
+def synthetic(versions: DataVersions, *, rows: int) -> Path:
+    """A staged version with `rows` photos of 64 random bytes each."""
+    folder, random = versions.stage(), np.random.default_rng(0)
+    photos = sorted((hashlib.sha256(photo := random.bytes(64)).hexdigest(), photo) for _ in range(rows))
+    ids = [digest[:16] for digest, _ in photos]
+    places = pack(((digest[:16], photo) for digest, photo in photos), folder=folder / "shards")
+    at = [places[photo_id] for photo_id in ids]
+    labels = np.char.add("product ", random.integers(0, CLASSES, rows).astype(str)).astype(object)
+    side, text = np.full(rows, 8, np.int32), np.full(rows, "", object)
+    index = {"id": ids, "sha256": [digest for digest, _ in photos], "shard": [p.shard for p in at],
+             "offset": [p.offset for p in at], "size": [p.size for p in at], "width": side, "height": side,
+             "source": np.full(rows, "synthetic", object), "path": [f"{photo_id}.jpg" for photo_id in ids]}  # fmt: skip
+    split = np.array(["train", "val", "test"], object)[random.choice(3, rows, p=(0.7, 0.1, 0.2))]
+    decided = {"split": split, "kept": np.ones(rows, bool), "decision": text, "round": np.zeros(rows, np.int8)}
+    scores = {"score": random.random(rows, dtype=np.float32), "judge": np.full(rows, "none", object)}
+    write_table(folder, index, name="index")
+    write_table(folder, {"id": ids, "given_label": labels, "label": labels, **decided, **scores}, name="labels")
+    write_table(folder, {name: [] for name in ("id", "label", "source", "path")}, name="conflicts")
+    write_table(folder, {name: [] for name in ("path", "label", "source", "field", "reason")}, name="quarantine")
+    write_version(folder, parent=None, step="ingest")
+    return folder
+
+
+def relabel(versions: DataVersions) -> str:
+    """The selected version with a share of its labels dropped, as a round of cleaning writes it."""
+    data, folder = versions.workspace.data, versions.stage()
+    manifest = read_manifest(data)
+    chosen = np.random.default_rng(1).random(len(manifest)) < CHANGED
+    for path in data.rglob("*"):
+        if path.is_file() and path.name not in ("labels.parquet", "VERSION.json"):
+            link(path, folder / path.relative_to(data))
+    write_labels(folder, replace(manifest, kept=~chosen, decision=np.where(chosen, "dropped", "")))
+    write_version(folder, parent=versions.selected(), step="clean-1")
+    return versions.commit(folder, step="clean-1", message="some dropped")
+
+
+def make_photos(folder: Path, *, number: int) -> Path:
+    """A folder per class with JPEGs of SIDE px, all different: enlarged noise, which compresses about as photos do."""
+    random = np.random.default_rng(2)
+    for i in range(number):
+        small = random.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        path = folder / f"class {i % 100}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    return folder
+
+
+def rate(folder: Path, photos: Path) -> None:
+    """Ingestion, with the version that it commits, against a bare loop over the same files; both read warm files."""
+    files = sorted(photos.rglob("*.jpg"))
+    bare, _ = timed(lambda: decode_and_hash(files))
+    versions = DataVersions(Workspace.init(folder / "rate"))
+    staged = versions.stage()
+    reading, _ = timed(lambda: ingest(photos, base=None, out=staged))
+    storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos"))
+    for name, took in (("ingestion", reading), ("ingestion with its commit and push", reading + storing)):
+        value = bare / took
+        figure(f"{name}: share of the rate of decoding and hashing alone", round(value, 3), target=">= 0.7",
+               met=value >= 0.7, baseline=f"{len(files) / bare:.0f} photos/s")  # fmt: skip
+
+
+def decode_and_hash(files: list[Path]) -> None:
+    def one(path: Path) -> str:
+        content = path.read_bytes()
+        decode(content)
+        return hashlib.sha256(content).hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, files))
+
+
+def memory(folder: Path, photos: Path) -> None:
+    """Memory of an ingestion of all photos less that of a quarter of them, each in a process of its own."""
+    files = sorted(photos.rglob("*.jpg"))
+    quarter = folder / "quarter"
+    for path in files[::4]:
+        link(path, quarter / path.relative_to(photos))
+    peaks = []
+    for name, source in (("few", quarter), ("all", photos)):
+        command = [sys.executable, "-c", TAKE_IN, str(source), str(folder / f"memory {name}")]
+        peaks.append(1024 * int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    per_photo = max(0, peaks[1] - peaks[0]) / (len(files) - len(files[::4]))
+    at_most("memory of ingestion for each further photo, bytes", per_photo, limit=BYTES_PER_PHOTO,
+            baseline=f"{sum(path.stat().st_size for path in files) / len(files):.0f} bytes a photo")  # fmt: skip
+
+
+def loose(folder: Path, photos: Path) -> None:
+    """The same photos as loose files under DVC and as shards: the first version, new labels, and the switch back."""
+    root = folder / "loose"
+    root.mkdir()
+    for path in photos.rglob("*.jpg"):
+        link(path, root / "data" / path.relative_to(photos))
+    rival = {"first version": 0.0, "new labels": 0.0, "switch back": 0.0}
+    with Repo.init(str(root), no_scm=True) as repo, repo.config.edit() as config:
+        config["core"] |= {"remote": "local", "site_cache_dir": str(folder / "site")}
+        config["cache"]["type"] = ["reflink", "hardlink", "symlink", "copy"]
+        config["remote"]["local"] = {"url": str(folder / "loose remote")}
+    with Repo(str(root)) as repo:
+        rival["first version"], pointer = timed(lambda: loose_version(repo, labels="old"))
+        rival["new labels"], _ = timed(lambda: loose_version(repo, labels="new"))
+        (root / "data.dvc").write_bytes(pointer)
+        rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
+    versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
+    staged = versions.stage()
+    ingest(photos, base=None, out=staged)  # loose files are neither decoded nor checked: neither is this counted
+    ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message=""))
+    ours["new labels"], _ = timed(lambda: relabel(versions))
+    ours["switch back"], _ = timed(lambda: versions.rollback(first))
+    for name, seconds in rival.items():
+        ratio = seconds / ours[name]
+        figure(f"{name}: times as fast as loose files", round(ratio, 1), target=">= 5", met=ratio >= 5,
+               baseline=f"{seconds:.2f} s loose, {ours[name]:.2f} s in shards")  # fmt: skip
+
+
+def loose_version(repo: Repo, *, labels: str) -> bytes:
+    """Add and push data/ with a labels file; the pointer."""
+    data = Path(repo.root_dir) / "data"
+    (data / "labels.csv").unlink(missing_ok=True)  # never write through a hard link into the cache
+    (data / "labels.csv").write_text("".join(f"{path.name},{labels}\n" for path in sorted(data.rglob("*.jpg"))))
+    repo.add(str(data))
+    repo.push()
+    return data.with_suffix(".dvc").read_bytes()
+
+
+def at_most(name: str, value: float, *, limit: float, baseline: str | None = None) -> None:
+    figure(name, round(value, 3), target=f"<= {limit:g}", met=value <= limit, baseline=baseline)
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    main()

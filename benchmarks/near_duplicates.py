@@ -1,0 +1,114 @@
+"""How far photos that are one photo lie apart, and how far different ones: the threshold of near duplicates.
+
+Different photos: all pairs between the splits of the Grocery Store photos (other visits to the shop), and all pairs of its
+packshots, which are the hardest: different products of one brand on white. One photo: a photo of the test split and itself in
+another encoding, size, crop or brightness. NEAR was set on the packshots and on validation against training photos.
+
+    python benchmarks/near_duplicates.py --data grocery
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from figure import figure, header
+from numpy.typing import NDArray
+from PIL import Image
+
+from flows.near import NEAR, nearly_in
+from flows.sample.draw import draw
+from flows.sample.families import assortment
+from pixels import decode
+from pixels.look import BYTES, look
+
+CLAIM = "no different photos are taken for one, and no re-encoded or resized photo passes for another"
+EVERY = 5  # test photos of which views are made
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument(
+        "--data", type=Path, help="folder with manifest.parquet (path, split) and iconic/; without: drawn products"
+    )
+    folder = asked.parse_args().data
+    header(CLAIM)
+    views(shop(folder) if folder else drawn())
+
+
+def shop(folder: Path) -> list[Image.Image]:
+    """Figures of different photos; some test photos."""
+    rows = pq.read_table(folder / "manifest.parquet", columns=["path", "split"]).to_pydict()
+    looks = np.stack([look(decode((folder / path).read_bytes())) for path in rows["path"]])
+    split = np.array(rows["split"])
+    for name in ("val", "test"):
+        apart(f"{name} against train photos", distances(looks[split == name], looks[split == "train"]).ravel())
+    within("packshots", [decode(path.read_bytes()) for path in sorted((folder / "iconic").rglob("*.jpg"))])
+    return [decode((folder / path).read_bytes()) for path in np.array(rows["path"])[split == "test"][::EVERY]]
+
+
+def drawn() -> list[Image.Image]:
+    """Figures of drawn products, and the drawings."""
+    random = np.random.default_rng(0)
+    photos = [draw(sku, random) for sku in assortment() for _ in range(5)]
+    within("drawn products", photos)
+    return photos
+
+
+def within(name: str, photos: list[Image.Image]) -> None:
+    looks = np.stack([look(photo) for photo in photos])
+    apart(name, distances(looks, looks)[np.triu_indices(len(looks), 1)])
+
+
+def apart(name: str, distance: NDArray[np.float32]) -> None:
+    """The closest pair of different photos, and how many pairs the threshold takes for one photo."""
+    false = int((distance <= NEAR).sum())
+    figure(f"{name}: pairs taken for one photo, of {len(distance)}", false, target="== 0", met=false == 0,
+           baseline=f"closest {distance.min():.1f}, threshold {NEAR:g}")  # fmt: skip
+
+
+def views(photos: list[Image.Image]) -> None:
+    """The share of photos that are known again in each view."""
+    made = {
+        "JPEG quality 50": lambda photo: encoded(photo, 50),
+        "JPEG quality 20": lambda photo: encoded(photo, 20),
+        "half the size": lambda photo: photo.resize((photo.width // 2, photo.height // 2)),
+        "cropped by 2% on each side": lambda photo: cropped(photo, 0.02),
+        "cropped by 5% on each side": lambda photo: cropped(photo, 0.05),
+        "10% brighter": lambda photo: photo.point(lambda value: min(255, int(1.1 * value))),
+    }
+    wanted = {
+        "JPEG quality 50": 1.0,
+        "JPEG quality 20": 1.0,
+        "half the size": 1.0,
+        "cropped by 2% on each side": 0.9,
+    }
+    for name, view in made.items():
+        share = float(np.mean([nearly_in(look(view(photo))[None], look(photo)[None])[0] for photo in photos]))
+        target = wanted.get(name)
+        figure(f"known again, {name}", round(share, 3), target="none set" if target is None else f">= {target:g}",
+               met=target is None or share >= target, baseline=None)  # fmt: skip
+
+
+def distances(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, M) root mean square differences."""
+    a, b = ours.astype(np.float32), theirs.astype(np.float32)
+    return np.sqrt(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0) / BYTES)
+
+
+def encoded(photo: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=quality)
+    return decode(buffer.getvalue())
+
+
+def cropped(photo: Image.Image, share: float) -> Image.Image:
+    x, y = int(photo.width * share), int(photo.height * share)
+    return photo.crop((x, y, photo.width - x, photo.height - y))
+
+
+if __name__ == "__main__":
+    main()

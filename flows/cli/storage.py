@@ -1,0 +1,115 @@
+"""Verbs of what keeps the data: `data` verify, gc, push, pull, purge."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import WORLD, AsJson, At, DryRun, Version, data_verbs, find
+from flows.cli.show import pairs, show
+
+Every = Annotated[bool, typer.Option("--all", help="Every version of the history, not one.")]
+Refs = Annotated[str, typer.Option(metavar="REMOTE", help="Also the histories and tags, with this git remote.")]
+
+
+@data_verbs.command("verify")
+def data_verify(
+    version: Version = "selected",
+    workspace: At = Path("."),
+    every: Every = False,
+    heal: Annotated[bool, typer.Option("--heal", help="Put right what an intact copy allows.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Trust shards that have not changed since last read.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every link from a version's name to its bytes: tag, entry, pointer, listing, cache, remote, copies."""
+    from flows.data_version import DataVersions
+
+    found = find(workspace)
+    versions, names = DataVersions(found), () if every else (version,)
+    if heal:
+        with found.lock("data verify --heal"):
+            versions.repair()
+            versions.heal(*names)
+    broken = versions.verify(*names, anew=not quick)
+    show([dataclasses.asdict(each) for each in broken], as_json=as_json,
+         say=lambda: print("\n".join(map(str, broken)) or "every link holds"))  # fmt: skip
+    if broken:
+        raise typer.Exit(WORLD)
+
+
+@data_verbs.command("gc")
+def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Free what no version needs: cache objects, unfinished folders, copies that no run reads. The remote is left alone."""
+    from flows.data_version import DataVersions
+    from flows.unused import find_unused, free
+
+    found = find(workspace)
+    with found.lock("data gc"):
+        versions = DataVersions(found)
+        if not dry_run:
+            versions.repair()
+        unused = find_unused(versions)
+        if not dry_run:
+            free(unused)
+    total = sum(each.bytes for each in unused)
+    outcome = f"{len(unused)} files and folders, {total / 1e6:.1f} MB {'could be' if dry_run else 'are'} freed"
+    lines = [f"{each.path}: {each.why}, {each.bytes} bytes" for each in unused]
+    show(
+        [dataclasses.asdict(each) for each in unused], as_json=as_json, say=lambda: print("\n".join([*lines, outcome]))
+    )
+
+
+@data_verbs.command("push")
+def data_push(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
+    """See that DVC's remote holds every byte of a version."""
+    from flows.data_version import DataVersions
+
+    found = find(workspace)
+    with found.lock("data push"):
+        versions = DataVersions(found)
+        versions.push(*() if every else (version,))
+        if refs:
+            versions.ledger.push(refs)
+    print("the remote holds every byte" + (f"; {refs} has the history" if refs else ""))
+
+
+@data_verbs.command("pull")
+def data_pull(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
+    """Fetch a version from DVC's remote into the cache, every byte verified, and data/ where it is gone."""
+    from flows.data_version import DataVersions
+
+    found = find(workspace)
+    with found.lock("data pull"):
+        versions = DataVersions(found)
+        if refs:
+            versions.ledger.fetch(refs)
+        versions.pull(*() if every else (version,))
+    print("the cache holds every byte")
+
+
+@data_verbs.command("purge")
+def data_purge(
+    photos: Annotated[list[str], typer.Argument(help="Ids or sha256; none completes an interrupted purge.")] = [],  # noqa: B006
+    workspace: At = Path("."),
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, delete them for good.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete photos for good: from every version, the cache and the remote. Without --yes, say what that would concern."""
+    from flows.data_version import DataVersions
+    from flows.errors import Unconfirmed
+    from flows.purge import affected, complete, purge
+
+    found = find(workspace)
+    versions = DataVersions(found)
+    with found.lock("data purge"):
+        complete(versions)
+        if not photos:
+            return print("no purge is left unfinished")
+        concerned = dataclasses.asdict(affected(versions, photos))
+        show(concerned, as_json=as_json, say=lambda: pairs(concerned))
+        if not yes:
+            raise Unconfirmed("nothing was deleted; run it again with --yes to delete these photos for good")
+        purge(versions, photos)

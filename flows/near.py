@@ -1,0 +1,62 @@
+"""Photos that are nearly the same: one photo in another encoding, size or slightly cropped, kept on one side of the test split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pixels.look import BYTES
+
+NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/data-versions.md has the figures
+LOOKS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
+BLOCK = 2048  # looks compared at a time, on either side
+
+
+@dataclass(frozen=True)
+class Looks:
+    """ids (N,) str, sorted, and looks (N, BYTES) uint8 of the photos of a version."""
+
+    id: NDArray[np.str_]
+    look: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, folder: Path | None) -> Looks:
+        """Of the version in `folder`; of none, and of a version of an earlier release, there are none."""
+        path = folder / "looks.parquet" if folder else None
+        if path is None or not path.exists():
+            return cls(np.empty(0, "U16"), np.empty((0, BYTES), np.uint8))
+        table = pq.read_table(path, schema=LOOKS)
+        looks = b"".join(table["look"].to_pylist())
+        return cls(table["id"].to_numpy().astype("U16"), np.frombuffer(looks, np.uint8).reshape(-1, BYTES))
+
+    def write(self, folder: Path) -> None:
+        """As `folder`/looks.parquet; the same looks give the same bytes."""
+        columns = {"id": pa.array(self.id.tolist(), pa.string()), "look": [row.tobytes() for row in self.look]}
+        pq.write_table(pa.table(columns, schema=LOOKS), folder / "looks.parquet", compression="zstd")
+
+    def select(self, rows: NDArray[np.bool_]) -> Looks:
+        """Those where `rows` (N,) is true."""
+        return Looks(self.id[rows], self.look[rows])
+
+    def merged(self, other: Looks) -> Looks:
+        """Both, sorted."""
+        ids = np.concatenate([self.id, other.id])
+        order = np.argsort(ids)
+        return Looks(ids[order], np.concatenate([self.look, other.look])[order])
+
+
+def nearly_in(looks: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(N,) whether each of `looks` (N, BYTES) is within NEAR of any of `others` (M, BYTES)."""
+    found = np.zeros(len(looks), np.bool_)
+    for start in range(0, len(looks), BLOCK):
+        ours = looks[start : start + BLOCK].astype(np.float32)
+        for at in range(0, len(others), BLOCK):
+            theirs = others[at : at + BLOCK].astype(np.float32)
+            squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
+            found[start : start + BLOCK] |= (squares <= BYTES * NEAR**2).any(axis=1)
+    return found

@@ -1,0 +1,117 @@
+"""Deleting photos for good: `cleanshelf data purge`.
+
+    new shards in the cache -> record -> the same in the remote -> selected version replaced -> old shards removed -> record closed
+
+Before the record nothing has changed but the cache; after it the purge is completed by the next one, however it was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flows.data_version import DataVersions, Entry
+from flows.files import or_disk_full
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.objects import Listing, Objects
+from flows.purged import Purged, find_photos, remove, rewrite, write_variant
+
+
+@dataclass(frozen=True)
+class Affected:
+    """What a purge concerns: photos (sha256), data versions (ids) that lose them, models that were trained on those."""
+
+    photos: tuple[str, ...]
+    data_versions: tuple[str, ...]
+    models: tuple[int, ...]
+
+
+def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
+    """What purging these photos (ids or sha256) would concern; changes nothing.
+
+    Raises:
+        UnknownPhoto: no version holds one of them.
+    """
+    with versions.store.objects() as objects:
+        listings = _listings(versions, objects)
+        found = find_photos(objects, listings.values(), photos)
+    purged = Purged.read(versions.ledger)
+    held = {place.shard for places in found.values() for place in places}
+    shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.now(shard))}
+    ids = tuple(version for version, listing in listings.items() if shards & listing.files.keys())
+    models = tuple(
+        entry.version for entry in ModelVersions(Ledger(versions.workspace.root)).log() if entry.data_version in ids
+    )
+    return Affected(tuple(sorted(found)), ids, models)
+
+
+def purge(versions: DataVersions, photos: Sequence[str]) -> None:
+    """Delete the photos (ids or sha256) from every version, the cache and the remote. The lock is held.
+
+    Raises:
+        UnknownPhoto, LocalEdits, DiskFull: nothing was changed.
+        MissingFromRemote: the remote could not be reached; the next purge goes on from here.
+    """
+    versions.repair()
+    versions.check_clean()
+    staging = versions.stage()
+    with or_disk_full("rewriting shards", leaving=staging), versions.store.objects() as objects:
+        listings = _listings(versions, objects).values()
+        found = find_photos(objects, listings, photos)
+        record = rewrite(objects, listings, found, earlier=Purged.read(versions.ledger), staging=staging)
+    versions.after("rewritten")
+    record.write(versions.ledger)
+    versions.after("on record")
+    complete(versions)
+
+
+def complete(versions: DataVersions) -> None:
+    """Finish the purge that is on record, if it is not finished."""
+    versions.settle()
+    purged = Purged.read(versions.ledger)
+    if purged.complete:
+        return
+    with versions.store.objects() as objects:
+        for new in purged.shards.values():
+            if new.shard not in purged.shards:
+                objects.keep(new.md5, name=f"shards/{new.shard}.tar")
+    versions.after("stored")
+    selected = versions.selected()
+    if selected and _is_concerned(versions, selected, purged):
+        _commit_variant(versions, selected, purged)
+    versions.after("replaced")
+    with versions.store.objects() as objects:
+        remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
+    versions.after("removed")
+    replace(purged, complete=True).write(versions.ledger)
+
+
+def select(versions: DataVersions, text: str) -> Entry:
+    """Select an earlier version again; one that held purged photos is selected without them, as a version of its own.
+
+    Raises:
+        UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
+    """
+    version, purged = versions.resolve(text), Purged.read(versions.ledger)
+    if not _is_concerned(versions, version, purged):
+        return versions.rollback(version)
+    versions.check_clean()
+    _commit_variant(versions, version, purged)
+    return versions.log()[0]
+
+
+def _commit_variant(versions: DataVersions, version: str, purged: Purged) -> None:
+    folder = versions.stage()
+    with or_disk_full("writing a version without purged photos", leaving=folder), versions.store.objects() as objects:
+        write_variant(objects, version, purged, folder=folder)
+    versions.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
+
+
+def _is_concerned(versions: DataVersions, version: str, purged: Purged) -> bool:
+    with versions.store.objects() as objects:
+        return purged.concerns(objects.listing(version))
+
+
+def _listings(versions: DataVersions, objects: Objects) -> dict[str, Listing]:
+    return {version: objects.listing(version) for version in versions.known()}

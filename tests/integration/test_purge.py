@@ -1,0 +1,187 @@
+"""Photos deleted for good: no copy of their bytes is left, every other photo is, and a kill at any step is completed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.data_version import DataVersions
+from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
+from flows.intake import ingest
+from flows.model_version import ModelVersions
+from flows.purge import affected, complete, purge, select
+from flows.purged import Purged
+from flows.unused import find_unused, free
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest, read_table
+from tests.command_line import cleanshelf
+from tests.deliveries import deliver, photo
+from tests.versions import commit_drop, commit_first, contents
+
+pytestmark = [
+    pytest.mark.dvc,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = ("rewritten", "on record", "stored", "journal", "swapped", "recorded", "replaced", "removed")
+PURGE = """
+import os, signal, sys
+from pathlib import Path
+from flows.data_version import DataVersions
+from flows.purge import purge
+from flows.workspace import Workspace
+
+def kill_after(name):
+    if name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+purge(DataVersions(Workspace.find(Path(sys.argv[1])), after=kill_after), sys.argv[3:])
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with two versions of twelve photos in several places, a third with two more, and a model of the first."""
+    place = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(place / "shop"))
+    first = commit_first(versions, place)
+    commit_drop(versions, num=1)
+    versions.materialise(first)
+    base, folder = versions.materialise("selected"), versions.stage()
+    ingest(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
+    versions.commit(folder, step="ingest", message="more")
+    ModelVersions(versions.ledger).register({"run": "r", "data_version": first})
+    return place / "shop"
+
+
+@pytest.fixture
+def versions(prepared: Path, tmp_path: Path) -> DataVersions:
+    return DataVersions(Workspace.find(Path(shutil.copytree(prepared, tmp_path / "it's a shop", symlinks=True))))
+
+
+def a_photo(versions: DataVersions) -> tuple[str, bytes]:
+    """The sha256 and the bytes of a photo of the first delivery."""
+    content = photo(3)
+    index = read_table(versions.workspace.data, name="index").to_pydict()
+    manifest = read_manifest(versions.workspace.data)
+    row = next(row for row in range(len(manifest)) if manifest.read_photo(row) == content)
+    return index["sha256"][row], content
+
+
+def check_gone(versions: DataVersions, sha256: str, content: bytes) -> None:
+    holders = [name for name, found in contents(versions.workspace.root).items() if content in found]
+    assert holders == []
+    manifest = read_manifest(versions.workspace.data)
+    assert len(manifest) == 13
+    assert sha256[:16] not in manifest.id
+    assert {manifest.read_photo(row) for row in range(13)} == {photo(seed) for seed in [*range(12), 500, 501]} - {
+        content
+    }
+    assert Purged.read(versions.ledger).complete
+    assert (versions.log()[0].step, versions.log()[0].selected) == ("purge", True)
+    assert versions.verify(anew=True) == []
+    versions.check_clean()
+    versions.push()
+    free(find_unused(versions))
+    assert versions.verify() == []
+
+
+def test_a_purged_photo_is_nowhere_and_the_others_everywhere(versions: DataVersions) -> None:
+    sha256, content = a_photo(versions)
+    concerned = affected(versions, [sha256[:16]])
+    assert concerned.photos == (sha256,)
+    assert set(concerned.data_versions) == {entry.id for entry in versions.log()}
+    assert concerned.models == (1,)
+    old = versions.log()
+    purge(versions, [sha256[:16]])
+    assert versions.log()[1:] == [entry.__class__(**{**vars(entry), "selected": False}) for entry in old]
+    assert versions.log()[0].parent == old[0].id
+    check_gone(versions, sha256, content)
+
+
+def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions) -> None:
+    sha256, content = a_photo(versions)
+    first = versions.log()[-1].id
+    purge(versions, [sha256])
+    with pytest.raises(PurgedVersion, match="data rollback"):
+        versions.materialise(first)
+    with pytest.raises(PurgedVersion, match="data rollback"):
+        versions.rollback(first)
+    entry = select(versions, first)
+    assert (entry.parent, entry.step, entry.counts["photos"], entry.counts["dropped"]) == (first, "purge", 11, 0)
+    assert content not in b"".join(contents(versions.workspace.root).values())
+    assert versions.verify(anew=True) == []
+    assert select(versions, entry.id).id == entry.id
+
+
+def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
+    manifest = read_manifest(versions.workspace.data)
+    first = versions.log()[-1].id
+    shard = read_manifest(versions.materialise(first)).shard[0]
+    rows = np.flatnonzero(manifest.shard == shard)[:2]
+    gone = [manifest.read_photo(row) for row in rows]
+    for row in rows:
+        purge(versions, [manifest.id[row]])
+    entry = select(versions, first)
+    assert entry.counts["photos"] == 12 - len(gone)
+    everything = b"".join(contents(versions.workspace.root).values())
+    assert all(content not in everything for content in gone)
+    assert versions.verify(anew=True) == []
+
+
+def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersions, tmp_path: Path) -> None:
+    sha256, content = a_photo(versions)
+    purge(versions, [sha256])
+    again = deliver(tmp_path / "again", {"Red Mug": 6, "Kid's cup": 6})
+    report = ingest(
+        again, base=versions.workspace.data, out=tmp_path / "next", purged=Purged.read(versions.ledger).photos
+    )
+    assert (report.added, report.duplicates) == (0, 11)
+    assert list(report.quarantined) == ["photo: was deleted for good by `data purge`"]
+    assert content not in b"".join(contents(tmp_path / "next").values())
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_after_each_step(versions: DataVersions, step: str) -> None:
+    sha256, content = a_photo(versions)
+    command = [sys.executable, "-c", PURGE, str(versions.workspace.root), step, sha256]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if step == "rewritten":
+        versions.repair()
+        assert Purged.read(versions.ledger) == Purged()
+        assert versions.verify() == []
+        purge(versions, [sha256])
+    else:
+        with pytest.raises(Unconfirmed, match="interrupted"):
+            versions.repair()
+        complete(versions)
+    check_gone(versions, sha256, content)
+
+
+def test_purge_on_the_command_line(versions: DataVersions) -> None:
+    sha256, content = a_photo(versions)
+    shop = ("--workspace", versions.workspace.root)
+    with pytest.raises(UnknownPhoto, match="16 digits"):
+        affected(versions, ["beef"])
+    before = contents(versions.workspace.data)
+    asked = cleanshelf("data", "purge", sha256, "--json", *shop)
+    assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
+    assert json.loads(asked.stdout)["photos"] == [sha256]
+    assert contents(versions.workspace.data) == before
+    assert cleanshelf("data", "purge", sha256, "--yes", *shop).returncode == 0
+    check_gone(versions, sha256, content)
+    first = versions.log()[-1].id
+    assert cleanshelf("data", "rollback", first, *shop).returncode == 0
+    assert versions.log()[0].parent == first
+    assert cleanshelf("data", "purge", *shop).stdout == "no purge is left unfinished\n"

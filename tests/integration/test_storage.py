@@ -1,0 +1,173 @@
+"""What keeps the data: garbage goes and versions stay, and a second workspace gets everything through the remotes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.data_version import DataVersions
+from flows.errors import CorruptObject, MissingFromRemote, WorldError
+from flows.unused import find_unused, free
+from flows.workspace import Workspace
+from tests.command_line import cleanshelf
+from tests.versions import commit_drop, commit_first, contents, damage
+
+pytestmark = [
+    pytest.mark.dvc,
+    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+FREE = """
+import os, signal, sys
+from pathlib import Path
+from flows.data_version import DataVersions
+from flows.unused import find_unused, free
+from flows.workspace import Workspace
+
+left = int(sys.argv[3])
+
+def kill_after(name):
+    global left
+    left -= name == sys.argv[2]
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+free(find_unused(DataVersions(Workspace.find(Path(sys.argv[1])))), after=kill_after)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with three versions, a copy of each, and things that nobody needs."""
+    place = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(place / "shop"))
+    for step in (lambda: commit_first(versions, place), *[lambda n=n: commit_drop(versions, num=n) for n in (2, 4)]):
+        step()
+        versions.materialise("selected")
+    versions.rollback(versions.log()[1].id)
+    unfinished = versions.workspace.versions / ("0" * 32)
+    unfinished.mkdir()
+    (unfinished / "labels.parquet").write_bytes(b"part")
+    stray = versions.workspace.root / ".dvc" / "cache" / "files" / "md5" / "aa"
+    stray.mkdir(exist_ok=True)
+    (stray / ("b" * 30)).write_bytes(b"nobody's")
+    (stray / ".x.1.part").write_bytes(b"half")
+    return place / "shop"
+
+
+@pytest.fixture
+def versions(prepared: Path, tmp_path: Path) -> DataVersions:
+    return DataVersions(Workspace.find(Path(shutil.copytree(prepared, tmp_path / "it's a shop", symlinks=True))))
+
+
+def check_swept(versions: DataVersions) -> None:
+    selected = versions.log()[0].id
+    assert versions.verify() == []
+    assert find_unused(versions) == []
+    assert {path.name for path in versions.workspace.versions.iterdir()} == {selected, versions.log()[-1].id}
+    for entry in versions.log():
+        assert (versions.materialise(entry.id) / "READY").exists()
+
+
+def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
+    unused = find_unused(versions)
+    assert sorted((each.why, each.path.name) for each in unused) == sorted(
+        [
+            ("unfinished copy", "0" * 32),
+            ("copy that no run reads", versions.log()[1].id),
+            ("in the cache, of no version", "b" * 30),
+            ("in the cache, of no version", ".x.1.part"),
+        ]
+    )
+    assert sum(each.bytes for each in unused) >= len(b"part" + b"nobody's" + b"half")
+    free(unused)
+    check_swept(versions)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("step", "number"), [("unmarked", 1), ("unmarked", 2), ("removed", 1), ("removed", 3)])
+def test_killed_while_freeing(versions: DataVersions, step: str, number: int) -> None:
+    command = [sys.executable, "-c", FREE, str(versions.workspace.root), step, str(number)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert versions.verify() == []
+    free(find_unused(versions))
+    check_swept(versions)
+
+
+def test_nothing_goes_where_nobody_knows_what_a_version_needs(versions: DataVersions) -> None:
+    for path in versions.workspace.root.rglob(f"{versions.log()[-1].id[2:]}.dir"):
+        damage(path)
+    with pytest.raises(CorruptObject, match="listing"):
+        find_unused(versions)
+
+
+def test_gc_on_the_command_line(versions: DataVersions) -> None:
+    shop = versions.workspace.root
+    before = contents(shop / ".dvc" / "cache")
+    told = json.loads(cleanshelf("data", "gc", "--dry-run", "--json", "--workspace", shop).stdout)
+    assert (len(told), contents(shop / ".dvc" / "cache")) == (4, before)
+    assert "4 files and folders" in cleanshelf("data", "gc", "--workspace", shop).stdout
+    check_swept(versions)
+    with versions.workspace.lock("retrain"):
+        busy = cleanshelf("data", "gc", "--workspace", shop)
+    assert (busy.returncode, "`retrain`" in busy.stderr) == (2, True)
+
+
+def second(versions: DataVersions, place: Path) -> DataVersions:
+    """A new workspace with the same DVC remote and the git remote `hub`."""
+    other = Workspace.init(place / "second")
+    config = other.root / ".dvc" / "config"
+    config.write_text(config.read_text().replace("../remote", str(versions.workspace.remote)))
+    for shop in (versions.workspace.root, other.root):
+        subprocess.run(["git", "-C", str(shop), "remote", "add", "hub", str(place / "hub.git")], check=True)
+    subprocess.run(["git", "init", "-q", "--bare", str(place / "hub.git")], check=True)
+    return DataVersions(other)
+
+
+def test_another_workspace_gets_everything(versions: DataVersions, tmp_path: Path) -> None:
+    other = second(versions, tmp_path)
+    subprocess.run(["git", "-C", str(versions.workspace.root), "tag", "mine", "refs/data/main"], check=True)
+    shops = [("--workspace", each.workspace.root) for each in (versions, other)]
+    assert cleanshelf("data", "push", "--all", "--refs", "hub", *shops[0]).returncode == 0
+    done = cleanshelf("data", "pull", "--all", "--refs", "hub", *shops[1])
+    assert (done.returncode, done.stdout) == (0, "the cache holds every byte\n"), done.stderr
+    assert other.log() == versions.log()
+    assert contents(other.workspace.data) == contents(versions.workspace.data)
+    assert other.verify(anew=True) == []
+    assert other.ledger.tags("*") == [tag for tag in versions.ledger.tags("*") if tag != "mine"]
+    newest = commit_drop(versions, num=5)
+    versions.ledger.push("hub")
+    other.ledger.fetch("hub")
+    other.pull()
+    (astray,) = other.verify()
+    assert (astray.link, f"data rollback {newest[:12]}" in astray.way_out) == ("pointer", True)
+    other.rollback(newest)
+    assert other.verify() == []
+    other.ledger.push("hub")
+    commit_drop(versions, num=6)
+    with pytest.raises(WorldError, match="git push failed"):
+        versions.ledger.push("hub")
+
+
+def test_push_fills_a_new_remote_and_pull_says_what_is_lost(versions: DataVersions, tmp_path: Path) -> None:
+    root, old = versions.workspace.root, contents(versions.workspace.remote)
+    command = [sys.executable, "-m", "dvc", "remote", "add", "-d", "elsewhere", str(tmp_path / "new remote")]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    moved = DataVersions(Workspace.find(root))
+    assert {broken.link for broken in moved.verify()} == {"remote"}
+    moved.push()
+    assert moved.verify() == []
+    assert contents(tmp_path / "new remote") == {name: old[name] for name in contents(tmp_path / "new remote")}
+    shutil.rmtree(tmp_path / "new remote")
+    shutil.rmtree(root / ".dvc" / "cache")
+    with pytest.raises(MissingFromRemote, match="backup of the remote"):
+        moved.pull()

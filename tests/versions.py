@@ -1,0 +1,53 @@
+"""Data versions for tests: two small ones, and the bytes behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.data_version import DataVersions
+from flows.files import link
+from flows.intake import ingest
+from models.data.manifest import read_table, write_table, write_version
+from tests.deliveries import deliver
+
+
+def commit_first(versions: DataVersions, tmp_path: Path) -> str:
+    source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
+    folder = versions.stage()
+    ingest(source, base=None, out=folder)
+    return versions.commit(folder, step="ingest", message="first delivery")
+
+
+def commit_drop(versions: DataVersions, *, num: int) -> str:
+    """The selected version with its first `num` photos dropped."""
+    parent = versions.resolve("selected")
+    data = versions.materialise(parent)
+    folder = versions.stage()
+    for path in data.rglob("*.*"):
+        if path.name not in ("labels.parquet", "VERSION.json"):
+            link(path, folder / path.relative_to(data))
+    labels = read_table(data, name="labels").to_pydict()
+    labels["kept"][:num] = [False] * num
+    labels["decision"][:num] = ["dropped"] * num
+    write_table(folder, labels, name="labels")
+    write_version(folder, parent=parent, step="clean-1")
+    return versions.commit(folder, step="clean-1", message=f"{num} dropped")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle, read-only or not."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def objects_of(store: Path, data: Path, name: str) -> Path:
+    """The object in `store` that holds data/`name`."""
+    wanted = (data / name).read_bytes()
+    return next(path for path in (store / "files" / "md5").rglob("*") if path.is_file() and path.read_bytes() == wanted)
