@@ -2,7 +2,8 @@
 
 Different photos: all pairs between the splits of the Grocery Store photos (other visits to the shop), and all pairs of its
 packshots, which are the hardest: different products of one brand on white. One photo: a photo of the test split and itself in
-another encoding, size, crop or brightness. NEAR was set on the packshots and on validation against training photos.
+another encoding, size, crop or brightness. NEAR was set by the packshots' closest pair;
+the distances of test photos had been seen before.
 
     python benchmarks/near_duplicates.py --data grocery
 """

@@ -93,6 +93,7 @@ class Branch(nn.Module):
         size = trained.member.size
         full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size  # with a centre
         self.size, self.crops = size, crop_boxes(full, size, settings.crops)
+        self.is_resized = full != settings.input_size  # else a product with a unit matrix, a tenth of a small network
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
         self.register_buffer("mean", trained.network.mean)
         self.register_buffer("std", trained.network.std)
@@ -102,7 +103,7 @@ class Branch(nn.Module):
 
     def forward(self, pixels: Tensor) -> Look:
         """(B, 3, S, S) in [0, 1] to logits and embeddings of each crop."""
-        full = self.resize @ pixels @ self.resize.T
+        full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
         views = torch.cat([self._crop(full, *box) for box in self.crops])
         embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
         n = len(self.crops)
