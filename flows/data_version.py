@@ -28,7 +28,7 @@ from flows.errors import (
     WorkspaceMissing,
     WorldError,
 )
-from flows.files import or_disk_full, sync_tree, write_whole
+from flows.files import or_disk_full, sweep, sync_tree, write_whole
 from flows.ledger import Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
@@ -319,6 +319,7 @@ class DataVersions:
         """
         self.settle()
         shutil.rmtree(self._staging, ignore_errors=True)
+        sweep(self.workspace.state)
         if not Purged.read(self.ledger).complete:
             raise Unconfirmed(
                 "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"

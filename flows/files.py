@@ -31,6 +31,14 @@ def write_whole(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were writing in the folder with `write_whole`."""
+    for part in folder.glob(".*.part"):
+        writer = part.suffixes[-2].removeprefix(".") if len(part.suffixes) > 1 else ""
+        if not Path(f"/proc/{writer or 'self'}").exists():
+            part.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Make one file's bytes, or one folder's names, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)

@@ -104,7 +104,7 @@ def test_retrain_tells_what_it_did(trained: Path) -> None:
     assert [step["step"] for step in report["steps"]][-1] == "one graph, with crops"
     assert report["verdict"]["passed"]
     assert {seen["truth"] for seen in report["seen"]} <= set(PRODUCTS)
-    assert "publish: model version 1 answers" in (trained.parent / "retrain.log").read_text()
+    assert "model version 1 answers" in (trained.parent / "retrain.log").read_text()
 
 
 def test_data_log_show_and_diff(trained: Path) -> None:

@@ -249,6 +249,7 @@ TAIL = ("train.progressive=true", "train.best_epochs=1", "train.best_photos=4", 
         "train.class_weights=effective", "balance.method=ncm", "balance.best_photos=6")  # fmt: skip
 
 
+@pytest.mark.slow  # what it joins is tested part by part
 def test_the_flow_trains_with_a_loss_that_remembers_on_a_balanced_tail_shared_by_two_workers(
     delivered: Workspace, tmp_path: Path
 ) -> None:

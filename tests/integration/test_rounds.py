@@ -92,6 +92,7 @@ def test_the_same_again_adds_no_version(cleaned: tuple[Workspace, Report], tmp_p
     assert [step for *_, step in history(workspace)][:3] == ["clean-2", "clean-1", "rollback"]
 
 
+@pytest.mark.slow  # what it joins is tested part by part
 def test_no_further_round_where_little_moves(cleaned: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(cleaned[0], tmp_path / "shop")
     report = retrain(workspace, load_recipe("smoke", overrides=[*ROUNDS, "clean.stop_share=0.99"]))
@@ -114,9 +115,10 @@ def test_killed_between_two_rounds_it_takes_the_same_decisions(
         assert history(workspace) == history(undisturbed)
     finally:
         stop_endpoint(workspace)
-        kill(list(processes(workspace)))
+        kill(list(processes(workspace.state)))
 
 
+@pytest.mark.slow  # what it joins is tested part by part
 def test_weighed_labels_stay_in_training_and_sure_ones_are_replaced(delivered: Workspace, tmp_path: Path) -> None:
     workspace = copy(delivered, tmp_path / "shop")
     weigh = (

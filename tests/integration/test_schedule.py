@@ -102,6 +102,7 @@ def test_it_is_one_per_workspace_wakes_for_new_data_and_ends_when_asked(
         assert come_to(shop.root, "failed"), "it looks for data that came before it\n" + said(shop.root)
         take_in(shop, deliver(tmp_path / "more", {"tea": 2}, first_seed=100))
         assert come_to(shop.root, "failed", "failed"), said(shop.root)
+        assert until(lambda: not status(shop)["next"], timeout_s=30), "it is written down a moment later"
         now = status(shop)
         assert (now["next"], now["on_new_data"], now["recipe"]) == ("", True, str(recipe))
         assert "name" in now["runs"][0]["why"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from flows.errors import CorruptObject
+from flows.files import sweep
 from flows.objects import Listing, Seen
 
 
@@ -49,3 +52,13 @@ def test_a_listing_is_its_bytes(tmp_path: Path) -> None:
 def test_a_listing_that_is_none_or_leaves_its_folder(content: bytes) -> None:
     with pytest.raises(CorruptObject, match="the listing"):
         Listing.parse(content, name="the listing")
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    ours, theirs = tmp_path / f".seen.json.{os.getpid()}.part", tmp_path / f".seen.json.{child.pid}.part"
+    for path in (ours, theirs, tmp_path / "kept.part"):
+        path.write_bytes(b"{")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, "kept.part"])
