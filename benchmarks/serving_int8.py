@@ -3,8 +3,9 @@
     python benchmarks/serving_int8.py --data grocery --weights mobilenetv2_100_qat.safetensors
 
 A head is trained on the features of a frozen MobileNetV2 (160 px, and mirrored), and exported; the int8 graph is made of that
-file and calibrated on 128 training photos. Top-1 is that of the test photos; how int8 is made was chosen with
-figures of this set in view (docs/log.md). Speed: both graphs asked in turns in one run, one thread each, median of --rounds in that thread's CPU time; for a lone photo and for a batch of eight.
+file and calibrated on 128 training photos. Top-1 is that of the test photos; how int8 is made was chosen with figures of this set
+in view (docs/log.md). Speed: both graphs asked in turns in one run, one thread each, median of --rounds in that thread's CPU
+time; for a lone photo and for a batch of eight.
 --profile tells where the time goes.
 
 Without --data: drawn photos and a small network from random weights, in seconds; no targets.
