@@ -14,23 +14,25 @@ from torch import Tensor
 from models.export.graph import Branch, DeployGraph
 
 
-def images_per_second(made: DeployGraph, images: NDArray[np.uint8], *, seconds: float) -> float:
-    """Photos (N, S, S, 3), one after the other, on all cores."""
+def images_per_second(made: DeployGraph, images: NDArray[np.uint8], *, seconds: float, at_once: bool) -> float:
+    """Photos (N, S, S, 3), one after the other, on all cores; the crops of one `at_once`, or each alone."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     count, began = 0, time.perf_counter()
     with torch.inference_mode():
         while time.perf_counter() < began + seconds:
-            answer(made, images[count % len(images)])
+            answer(made, images[count % len(images)], at_once=at_once)
             count += 1
     return count / (time.perf_counter() - began)
 
 
-def answer(made: DeployGraph, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def answer(made: DeployGraph, image: NDArray[np.uint8], *, at_once: bool = True) -> tuple[Tensor, Tensor]:
     """The best classes (k,) and their probabilities (k,)."""
     total = torch.zeros(made.num_classes)
     for weight, branch in zip(made.weights.flatten(), made.branches, strict=True):
-        embedding = branch.sphere(branch.embed(branch.backbone(crops(branch, image))))
-        best = branch.classifier(embedding).softmax(1).mean(0).topk(made.keep)
+        views = crops(branch, image)
+        logits = [branch.classifier(branch.sphere(branch.embed(branch.backbone(part))))
+                  for part in views.split(len(views) if at_once else 1)]  # fmt: skip
+        best = torch.cat(logits).softmax(1).mean(0).topk(made.keep)
         total[best.indices] += weight * best.values
     found = total.topk(made.top_k)
     return found.indices, found.values

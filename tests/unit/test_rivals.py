@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from load import eager, ensemble, networks
 
@@ -13,23 +14,30 @@ def made() -> DeployGraph:
     return networks.graph(("test_resnet", "test_resnet"), crops=10, num_classes=30)
 
 
-def test_the_ensembles_steps_make_the_graph() -> None:
+@pytest.mark.parametrize(
+    ("network", "combine"),
+    [(ensemble.OneNetwork, ensemble.Combine), (ensemble.TunedNetwork, ensemble.TunedCombine)],
+)
+def test_the_ensembles_steps_make_the_graph(
+    network: type[ensemble.OneNetwork], combine: type[ensemble.Combine]
+) -> None:
     graph, photos = made(), torch.from_numpy(networks.photos(3))
     with torch.inference_mode():
         views = ensemble.Prepare(graph)(photos)
         members = zip(views, graph.branches, strict=True)
-        best = [part for view, branch in members for part in ensemble.OneNetwork(branch, keep=graph.keep)(view)]
-        ids, probs = ensemble.Combine(graph)(*best)
+        handed_on = [part for view, branch in members for part in network(branch, keep=graph.keep)(view)]
+        ids, probs = combine(graph)(*handed_on)
         whole = graph(photos)
     assert torch.equal(ids, whole.ids)
     torch.testing.assert_close(probs, whole.probs)
 
 
-def test_ten_crops_in_python_are_those_of_the_graph_but_for_pillows_rounding() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_ten_crops_in_python_are_those_of_the_graph_but_for_pillows_rounding(at_once: bool) -> None:
     graph, photos = made(), networks.photos(2)
     with torch.inference_mode():
         whole = graph(torch.from_numpy(photos))
         for number, photo in enumerate(photos):
-            ids, probs = eager.answer(graph, photo)
+            ids, probs = eager.answer(graph, photo, at_once=at_once)
             assert np.array_equal(ids[:1], whole.ids[number][:1])
             torch.testing.assert_close(probs, whole.probs[number], rtol=0.02, atol=0)
