@@ -1,8 +1,8 @@
 """A light model, where overhead is everything: single-photo requests of 16 clients.
 
 One small network with one view. In each round the limit (a bare ONNX Runtime session for each core, batches of 8, no server, no
-clients; and for comparison photo by photo), our endpoint and a FastAPI server with a process for each core are measured one after the other; a figure is the median of
-the rounds' ratios. `--seconds` of each measurement, `--rounds`.
+clients; for comparison also photo by photo), our endpoint and a FastAPI server with a process for each core are measured one
+after the other; a figure is the median of the rounds' ratios. `--seconds` of each measurement, `--rounds`.
 """
 
 from __future__ import annotations
