@@ -24,7 +24,7 @@ from serving.control import Endpoint
 from serving.durable import sha256
 from serving.errors import ServingError
 
-CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that fills the queue"
+CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that sends more than can be answered"
 CLIENTS = 8
 FLOOD = 3.0  # times what the server can answer
 BATCH = 8
