@@ -69,13 +69,13 @@ def test_a_version_of_it_is_served(large: Path, tmp_path: Path, local_server: Ca
     repository.configure([1])
     server = local_server(repository.root, tmp_path / "state")
     try:
-        url = server.start().url
-        with Endpoint(url) as endpoint:
+        access = server.start().access
+        with Endpoint(access) as endpoint:
             endpoint.golden_check(repository, 1)
         golden = repository.golden(1)
-        with connect(url) as client:
+        with connect(access) as client:
             found = infer(
-                client, golden.image, url=url, model="products", outputs=["ids", "probs"], timeout_s=60
+                client, golden.image, url=access.url, model="products", outputs=["ids", "probs"], timeout_s=60
             ).arrays
         assert np.array_equal(found["ids"], golden.ids)
         assert len(np.unique(golden.ids)) > 5
