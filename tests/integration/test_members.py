@@ -25,6 +25,7 @@ SHARP = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.
          "proof.confidence=0")  # fmt: skip
 
 
+@pytest.mark.slow  # what it joins is tested part by part
 def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
     tmp_path: Path, prefect_server: None, triton_environment: Environment
 ) -> None:

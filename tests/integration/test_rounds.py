@@ -100,6 +100,7 @@ def test_no_further_round_where_little_moves(cleaned: tuple[Workspace, Report], 
 
 
 @pytest.mark.faults
+@pytest.mark.slow  # test_retrain kills a retraining every time
 def test_killed_between_two_rounds_it_takes_the_same_decisions(
     delivered: Workspace, cleaned: tuple[Workspace, Report], tmp_path: Path
 ) -> None:
