@@ -240,7 +240,7 @@ def report(name: str, asked: Sequence[Asked]) -> None:
     """The table in %, mean and standard deviation over the seeds."""
     temperature = ", ".join(f"{each.temperature:.2f}" for each in asked)
     before, after = (statistics.mean(each.surprise[i] for each in asked) for i in (0, 1))
-    alone = [max(each.pseudo, key=lambda score, each=each: each.pseudo[score][0]) for each in asked]  # type: ignore[misc]
+    alone = [max(each.pseudo.items(), key=lambda told: told[1][0])[0] for each in asked]
     print(f"\n{name}: temperatures {temperature}; surprise at test labels {before:.3f} -> {after:.3f}; "
           f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip
     columns = [f"{what}, {whom}" for whom in STRANGERS for what in ("AUROC", f"accepted at {FALSE:.0%} false")]

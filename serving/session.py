@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class Session:
     ) -> Steps[list[Answered]]:
         wanted = outputs(embedding)
         if self.wire == "encoded":
-            return (yield from self._ask_encoded(photos, wanted, left_s))
+            return (yield from self._ask_encoded(cast("Sequence[bytes]", photos), wanted, left_s))
         images = np.stack(photos)
         ask = self._ask_shared if self.wire == "shared memory" else self._ask_uint8
         said = yield from ask(images, wanted, left_s)
@@ -134,12 +134,10 @@ class Session:
             else:
                 self._regions.append(region)
 
-    def _ask_encoded(
-        self, photos: Sequence[NDArray[np.uint8] | bytes], wanted: list[str], left_s: float
-    ) -> Steps[list[Answered]]:
+    def _ask_encoded(self, photos: Sequence[bytes], wanted: list[str], left_s: float) -> Steps[list[Answered]]:
         """Each photo is judged for itself: one that cannot be decoded does not harm the others."""
-        tensor, names = tensor_of_files(photos), [*wanted, "error", "version"]  # type: ignore[arg-type]  # files, here
-        said = yield from self._infer(tensor, encoded_name(self.model), names, left_s)
+        names = [*wanted, "error", "version"]
+        said = yield from self._infer(tensor_of_files(photos), encoded_name(self.model), names, left_s)
         found: list[Answered] = [BadPhoto(fault) for fault in texts(said.arrays["error"]).flat]
         versions = said.arrays["version"][:, 0]
         for version in sorted({int(v) for v in versions} - {0}):

@@ -5,12 +5,15 @@ Imports live inside the verbs, so that `--help` is instant and `recognise --mode
 
 from __future__ import annotations
 
+import io
 import sys
 
+# isort: off  # each registers its verbs, in the order of the help
 from flows.cli.app import GATE, INPUT, WORLD, app
 
+# Each module registers its verbs when it is imported, and the help shows them in this order.
 # isort: off
-from flows.cli import data, storage, model, schedule, product, endpoint, about  # noqa: F401  # each registers its verbs, in the order of the help
+from flows.cli import data, storage, model, schedule, product, endpoint, about  # noqa: F401  # imported for their verbs
 
 
 def main() -> None:
@@ -21,7 +24,8 @@ def main() -> None:
     from serving.errors import ServingError
 
     for stream in (sys.stdout, sys.stderr):  # labels and file names may hold what an old locale cannot print
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # text streams have it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         app()
     except GateRefused as error:

@@ -20,7 +20,14 @@ At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSP
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
 Set = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. train.epochs=3.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Override a recipe key, e.g. train.epochs=3.",
+    ),
 ]
 Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
 

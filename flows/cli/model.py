@@ -16,7 +16,8 @@ from flows.cli.show import pairs, show, table
 def retrain(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
     workspace: At = Path("."),
-    overrides: Set = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    *,
+    overrides: Set,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:

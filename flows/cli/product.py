@@ -13,7 +13,13 @@ from flows.cli.show import show
 
 GateSet = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override gate.enrol or gate.tail, e.g. gate.enrol=0.02."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Override gate.enrol or gate.tail, e.g. gate.enrol=0.02.",
+    ),
 ]
 Label = Annotated[str, typer.Argument(help="The product's name.")]
 
@@ -23,7 +29,8 @@ def enrol(
     label: Label,
     images: Annotated[list[Path], typer.Argument(help="Photos of it; five say much more than one.")],
     workspace: At = Path("."),
-    overrides: GateSet = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    *,
+    overrides: GateSet,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -38,7 +45,8 @@ def enrol(
 def withdraw(
     label: Label,
     workspace: At = Path("."),
-    overrides: GateSet = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    *,
+    overrides: GateSet,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:

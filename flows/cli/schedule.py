@@ -18,7 +18,8 @@ SHOWN = 10  # runs; --json has all
 def schedule(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
     workspace: At = Path("."),
-    overrides: Set = [],  # noqa: B006  # Typer reads the default, nothing changes it
+    *,
+    overrides: Set,
     cron: Annotated[str, typer.Option(help="When to retrain, in UTC; by default 0 3 * * 1.", show_default=False)] = "",
     every: Annotated[str, typer.Option(help="Retrain each so often: 30m, 6h, 7d.", show_default=False)] = "",
     on_new_data: Annotated[bool, typer.Option("--on-new-data", help="Retrain whenever data came in.")] = False,

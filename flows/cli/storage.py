@@ -92,7 +92,12 @@ def data_pull(version: Version = "selected", workspace: At = Path("."), every: E
 
 @data_verbs.command("purge")
 def data_purge(
-    photos: Annotated[list[str], typer.Argument(help="Ids or sha256; none completes an interrupted purge.")] = [],  # noqa: B006
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            default_factory=list, show_default=False, help="Ids or sha256; none completes an interrupted purge."
+        ),
+    ],
     workspace: At = Path("."),
     yes: Annotated[bool, typer.Option("--yes", help="Yes, delete them for good.")] = False,
     as_json: AsJson = False,

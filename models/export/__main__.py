@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def licence(trained: Trained) -> str:
     """Of the weights that a network started from, as timm states it for its backbone, or "unknown"; "none" from scratch."""
     if not trained.member.weights:
         return "none"
-    own: Mapping[str, str | None] = trained.network.backbone.pretrained_cfg  # type: ignore[assignment]  # timm's
+    own = cast("Mapping[str, str | None]", trained.network.backbone.pretrained_cfg)
     return own.get("license") or "unknown"
 
 
