@@ -14,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 from flows.errors import CorruptObject, WorldError
-from flows.files import link, write_whole
+from flows.files import link
 from flows.ledger import Commit, Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, read_pointer, tag_of
 from flows.purged import Purged
 from flows.workspace import Workspace
+from serving.durable import overwrite
 
 LISTING = "its listing"
 
@@ -57,7 +58,7 @@ class Chain:
         if self._entry is not None:
             complete_tag(self.ledger, self.version)
         if self._is_newest and self._is_astray:
-            write_whole(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
+            overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         if self._listing is None:
             return
         damaged = self._damaged_data(self._listing)  # before the cache is healed: after it nobody could tell

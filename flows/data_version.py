@@ -28,7 +28,7 @@ from flows.errors import (
     WorkspaceMissing,
     WorldError,
 )
-from flows.files import or_disk_full, sweep, sync_tree, write_whole
+from flows.files import or_disk_full, sweep, sync_tree
 from flows.ledger import Ledger
 from flows.objects import Listing, Objects
 from flows.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
@@ -36,6 +36,7 @@ from flows.purged import Purged
 from flows.store import Store, folder_remote
 from flows.switch import Switch
 from flows.workspace import Workspace
+from serving.durable import overwrite
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class DataVersions:
             folder.mkdir(parents=True, exist_ok=True)
             ready.unlink(missing_ok=True)
             objects.fill(folder, listing)
-            write_whole(ready, f"{version}\n".encode())
+            overwrite(ready, f"{version}\n".encode())
         return folder
 
     def verify(self, *names: str, anew: bool = False) -> list[Broken]:
@@ -234,7 +235,7 @@ class DataVersions:
         """
         is_fresh = self.selected() is None and self.ledger.tip(REF) is not None
         if is_fresh:
-            write_whole(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
+            overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         for version in [self.resolve(name) for name in names] or self.known():
             with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
                 purged = Purged.read(self.ledger)
@@ -356,7 +357,7 @@ class DataVersions:
         """What `dvc add` does, to the byte, but without reading every shard again."""
         with self.store.objects() as objects:
             objects.bring_in(self.workspace.data, listing)
-        write_whole(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
+        overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
         self.after("added")
 
     def _push(self, listing: Listing) -> None:

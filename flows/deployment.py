@@ -21,11 +21,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runner import Runner
 
 from flows.data_version import REF
-from flows.files import write_whole
 from flows.ledger import Ledger
 from flows.progress import show_progress
 from flows.scheduled import scheduled
 from flows.workspace import Workspace
+from serving.durable import overwrite
 
 log = logging.getLogger("cleanshelf")
 NAME = "retrain"
@@ -102,7 +102,7 @@ async def next_due(client: Any, deployment: UUID) -> datetime | None:
 
 def write_plan(workspace: Workspace, plan: Plan, *, due: str) -> None:
     """For `cleanshelf schedule --status`."""
-    write_whole(workspace.state / "schedule.json", json.dumps(asdict(plan) | {"next": due}, indent=1).encode())
+    overwrite(workspace.state / "schedule.json", json.dumps(asdict(plan) | {"next": due}, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import measure_graph, release
 from flows.rollback import model_record
-from flows.run import Run, sha256
+from flows.run import Run
 from flows.workspace import Workspace
 from models.config import Recipe, from_dict
 from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
@@ -32,6 +32,7 @@ from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.tables import set_key
 from pixels import BadPhoto, decode, to_square
+from serving.durable import sha256
 from serving.model_config import Signature
 
 GOLDEN_PHOTOS = 4

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all.
+"""Folders of files that are there whole or not at all (single files: serving.durable).
 
 DVC and pyarrow never fsync, so a power cut can leave a file with its final name and no content; everything that a later
-step trusts by name goes through here first.
+step trusts by name goes through one of both first.
 """
 
 from __future__ import annotations
@@ -15,37 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.errors import DiskFull
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader or a power cut sees the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync(path.parent)
+from serving.durable import sync
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes were writing in the folder with `write_whole`."""
+    """Remove what killed processes were writing in the folder with `overwrite`."""
     for part in folder.glob(".*.part"):
-        writer = part.suffixes[-2].removeprefix(".") if len(part.suffixes) > 1 else ""
-        if not Path(f"/proc/{writer or 'self'}").exists():
+        writer = part.suffixes[-2:][0].strip(".").partition("-")[0]
+        if writer.isdecimal() and not Path("/proc", writer).exists():
             part.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Make one file's bytes, or one folder's names, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:

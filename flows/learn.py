@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.launch import run_child
-from flows.run import Run, sha256
+from flows.run import Run
 from flows.settings import num_workers
 from flows.stage import stage
 from models.config import Recipe, to_dict
@@ -19,6 +19,7 @@ from models.data.manifest import read_manifest
 from models.data.trusted import judged_by, judges
 from models.ensemble import choose
 from models.scores import read_scores
+from serving.durable import sha256
 
 log = logging.getLogger("cleanshelf")
 

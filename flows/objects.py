@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flows.errors import CorruptObject, MissingFromRemote
-from flows.files import files_below, link, sync, write_whole
+from flows.files import files_below, link
+from serving.durable import overwrite, sync
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Seen:
             found = hashlib.file_digest(file, _md5).hexdigest()
         if once:
             self.known[key] = found
-            write_whole(self.path, json.dumps(self.known).encode())
+            overwrite(self.path, json.dumps(self.known).encode())
         return found
 
 
@@ -191,7 +192,7 @@ class Objects:
         path = self.path(f"{listing.id}.dir")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, listing.content)
+            overwrite(path, listing.content)
             path.chmod(0o444)
 
     def listing(self, version: str) -> Listing:

@@ -30,9 +30,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, State
 
 from flows.errors import InputError, WorldError
-from flows.files import write_whole
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
+from serving.durable import overwrite
 from serving.process import birth, until
 
 HOST = "127.0.0.1"
@@ -162,7 +162,7 @@ def _any_left(group: int) -> bool:
 
 def announce(workspace: Workspace, server: Orchestrator) -> None:
     """Lets other commands on the workspace find the scheduler's server."""
-    write_whole(_file(workspace), json.dumps(asdict(server)).encode())
+    overwrite(_file(workspace), json.dumps(asdict(server)).encode())
 
 
 def scheduler_server(workspace: Workspace) -> Orchestrator | None:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.errors import InputError, WorkspaceBusy
-from flows.files import or_disk_full, sync, write_whole
+from flows.files import or_disk_full
+from serving.durable import overwrite, sync
 
 
 @dataclass(frozen=True)
@@ -98,4 +99,4 @@ class Parts:
             raise InputError(
                 f"{self.out} was begun with {former}, and this is {text}; ask the same, or remove {self.folder} to begin anew"
             )
-        write_whole(path, text.encode())
+        overwrite(path, text.encode())

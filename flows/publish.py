@@ -19,12 +19,13 @@ from flows.learn import calibrate
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import measure_graph, release
-from flows.run import Run, sha256
+from flows.run import Run
 from flows.settings import REPOSITORY
 from flows.stage import stage
 from models.config import digest
 from models.data.manifest import read_manifest
 from serving import Recognizer
+from serving.durable import sha256
 from serving.model_config import Signature
 
 log = logging.getLogger("cleanshelf")

@@ -23,12 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.errors import UnknownPhoto
-from flows.files import link, sync
+from flows.files import link
 from flows.ledger import Ledger
 from flows.near import Looks
 from flows.objects import Listing, Objects, is_shard
 from flows.shards import Placed
 from models.data.manifest import read_table, write_table, write_version
+from serving.durable import sync
 
 REF = "refs/data/purged"
 SHORTEST = 16  # digits of a sha256 that name a photo: its id

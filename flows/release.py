@@ -15,9 +15,10 @@ from flows.endpoint import endpoint, repository
 from flows.launch import run_child
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
-from flows.run import Run, sha256
+from flows.run import Run
 from flows.workspace import Workspace
 from serving.control import Endpoint
+from serving.durable import sha256
 
 log = logging.getLogger("cleanshelf")
 

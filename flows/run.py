@@ -15,6 +15,7 @@ from pathlib import Path
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from models.config import Recipe, digest, to_dict
+from serving.durable import sha256
 
 log = logging.getLogger("cleanshelf")
 
@@ -66,12 +67,6 @@ def code_hash() -> str:
     for path in files:
         total.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
     return total.hexdigest()[:16]
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_finished(folder: Path) -> bool:

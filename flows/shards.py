@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from flows.files import sync
 from models.data.manifest import read_photo
+from serving.durable import sync
 
 __all__ = ["MAX_BYTES", "Placed", "pack", "read_photo"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.files import sync, write_whole
 from flows.workspace import Workspace
+from serving.durable import overwrite, sync
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Switch:
         self._forget()
         pointer = self.workspace.pointer
         if pointer.exists():
-            write_whole(self.old_pointer, pointer.read_bytes())
+            overwrite(self.old_pointer, pointer.read_bytes())
         facts = {
             "tip": tip,
             "had_data": self.workspace.data.exists(),
             "had_pointer": pointer.exists(),
             "new_objects": [str(path) for path in new_objects],
         }
-        write_whole(self.journal, json.dumps(facts).encode())
+        overwrite(self.journal, json.dumps(facts).encode())
 
     def is_under_way(self) -> bool:
         """Whether a change was begun and neither ended nor undone."""

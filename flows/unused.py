@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.data_version import DataVersions
-from flows.files import files_below, sync
+from flows.files import files_below
 from flows.pointer import READY
+from serving.durable import sync
 
 
 @dataclass(frozen=True)

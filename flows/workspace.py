@@ -12,8 +12,8 @@ from pathlib import Path
 from shlex import quote
 
 from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
-from flows.files import write_whole
 from flows.ledger import LEAKING
+from serving.durable import overwrite
 
 IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
 # What `dvc init` and `dvc remote add` would write. Written here because `dvc init` refuses a half-made .dvc and stages
@@ -94,7 +94,7 @@ class Workspace:
         for name, text in DVC_FILES.items():  # the config last: it is what says that the workspace is whole
             path = made.root / name
             if not path.exists() or not path.read_bytes().strip():
-                write_whole(path, text.encode())
+                overwrite(path, text.encode())
         return made
 
     @classmethod
@@ -142,7 +142,7 @@ def _ignore(path: Path) -> None:
     missing = [line for line in IGNORED if line not in present.splitlines()]
     if missing:
         gap = "\n" if present and not present.endswith("\n") else ""
-        write_whole(path, (present + gap + "\n".join(missing) + "\n").encode())
+        overwrite(path, (present + gap + "\n".join(missing) + "\n").encode())
 
 
 def _is_top_level(root: Path) -> bool:

@@ -20,8 +20,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Write a file that is seen whole or as it was before."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    """Write a file so that a reader or a power cut sees it whole or as it was; a kill may leave a .part beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         write(temporary, data)
         os.replace(temporary, path)

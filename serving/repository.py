@@ -207,7 +207,7 @@ class ModelRepository:
     def leftovers(self) -> list[Path]:
         """What killed stages and switches left. Stages under way are left alone."""
         stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
-        return [*stages, *self.model.glob(".config.pbtxt-*"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
+        return [*stages, *self.model.glob(".config.pbtxt.*.part"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
 
     def sweep(self) -> list[Path]:
         """Remove the leftovers; returns what was removed."""

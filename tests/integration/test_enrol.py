@@ -21,7 +21,6 @@ from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import release
 from flows.rollback import rollback_model
-from flows.run import sha256
 from flows.sample.draw import draw
 from flows.sample.families import Sku, assortment
 from flows.workspace import Workspace
@@ -37,6 +36,7 @@ from models.train import Trained
 from pixels import BadPhoto, decode, to_square
 from serving import Recognizer
 from serving.access import Access
+from serving.durable import sha256
 from serving.environment import Environment
 from tests.asking import Asking
 from tests.command_line import cleanshelf, refusal, snapshot

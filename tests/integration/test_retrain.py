@@ -27,7 +27,6 @@ from flows.model_version import ModelVersions
 from flows.objects import Listing, Seen
 from flows.retrain import Report, retrain
 from flows.rollback import model_history, rollback_data, rollback_model
-from flows.run import sha256
 from flows.sample.draw import draw
 from flows.sample.families import assortment
 from flows.workspace import Workspace
@@ -36,6 +35,7 @@ from models.data.manifest import read_manifest
 from models.export.patch import read_metadata
 from serving import LocalRecognizer, Recognizer
 from serving.access import Access
+from serving.durable import sha256
 from serving.environment import Environment
 from serving.process import until
 from serving.server import running

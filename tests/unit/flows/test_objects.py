@@ -57,8 +57,8 @@ def test_a_listing_that_is_none_or_leaves_its_folder(content: bytes) -> None:
 def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    ours, theirs = tmp_path / f".seen.json.{os.getpid()}.part", tmp_path / f".seen.json.{child.pid}.part"
-    for path in (ours, theirs, tmp_path / "kept.part"):
+    ours, theirs = tmp_path / f".seen.json.{os.getpid()}-1.part", tmp_path / f".seen.json.{child.pid}-1.part"
+    for path in (ours, theirs, tmp_path / ".kept.part"):
         path.write_bytes(b"{")
     sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, "kept.part"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, ".kept.part"])

@@ -163,9 +163,9 @@ def test_another_contract_is_refused(staged: ModelRepository, tmp_path: Path, ch
 def test_sweep_spares_a_stage_under_way(staged: ModelRepository) -> None:
     abandoned = staged.model / ".stage-9-abandoned"
     abandoned.mkdir()
-    (staged.model / ".config.pbtxt-123").write_text("half")
+    (staged.model / ".config.pbtxt.123.part").write_text("half")
     with staged._staging(3) as live:
-        assert {path.name for path in staged.sweep()} == {".stage-9-abandoned", ".config.pbtxt-123"}
+        assert {path.name for path in staged.sweep()} == {".stage-9-abandoned", ".config.pbtxt.123.part"}
         assert live.is_dir()
     assert leftovers(staged) == []
     assert staged.versions() == (1,)
