@@ -5,16 +5,14 @@ Asked before anything is trained: a misspelt backbone of the second member must 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.cleaning import RULES
-from models.command import run
-from models.config import Meta, Recipe, from_dict
+from models.command import read_recipe, run, taking
+from models.config import Meta, Recipe
 from models.data.manifest import Manifest, read_manifest
 from models.data.mixing import require_mixable
 from models.data.trusted import judged_by, trusted_rows
@@ -148,11 +146,10 @@ def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:
 
 def main() -> None:
     """The command line of one check; silent when all is well."""
-    parser = argparse.ArgumentParser(description="Check that a recipe can be trained on a materialised data version.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    args = parser.parse_args()
-    check(from_dict(json.loads(args.recipe.read_text(encoding="utf-8"))), data=args.data)
+    args = taking(
+        "data recipe", description="Check that a recipe can be trained on a materialised data version."
+    ).parse_args()
+    check(read_recipe(args.recipe), data=args.data)
 
 
 if __name__ == "__main__":

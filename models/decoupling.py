@@ -6,7 +6,6 @@ put right afterwards. `models.classifiers` has the ways; this chooses among them
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Iterator
@@ -30,8 +29,8 @@ from models.classifiers import (
     tau_normalise,
 )
 from models.cleaning import HALF
-from models.command import log_progress, run
-from models.config import Balance, from_dict
+from models.command import log_progress, read_recipe, run, taking
+from models.config import Balance
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
@@ -200,7 +199,7 @@ def gentlest(tried: list[Choice], target: NDArray[np.int64], *, seed: int) -> Ch
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
     """Writes the re-balanced network, its scores and the evidence for the choice (balance.json) to `out`."""
-    settings = from_dict(json.loads(recipe.read_text(encoding="utf-8")))
+    settings = read_recipe(recipe)
     torch.set_num_threads(settings.train.threads or torch.get_num_threads())
     trained = load_network(network)
     net, seed = trained.network.to(best_device()), settings.members[member].seed
@@ -261,12 +260,8 @@ def best_scored(known: Known, score: NDArray[np.float32], trained: Tensor, *, co
 
 def main() -> None:
     """The command line of one re-balancing."""
-    parser = argparse.ArgumentParser(description="Re-balance the classifier of a trained network.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    parser.add_argument("--network", type=Path, required=True)
+    parser = taking("data recipe network out", description="Re-balance the classifier of a trained network.")
     parser.add_argument("--member", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,8 @@ or the head alone. The loop, its checkpoints and what it leaves in --out are tho
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 from models import distributed
-from models.command import log_progress, run
-from models.config import from_dict
+from models.command import log_progress, read_recipe, run, taking
 from models.job import Job
 from models.margins import angular
 from models.network import Network, set_size
@@ -43,15 +38,11 @@ def still_but_norms(network: Network) -> None:
 
 def main() -> None:
     """The command line of one fine-tuning."""
-    parser = argparse.ArgumentParser(description="Train a network on at a larger size.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    parser.add_argument("--network", type=Path, required=True, help="network.pt of a training, in its folder")
+    parser = taking("data recipe network out", description="Train a network on at a larger size.")
     parser.add_argument("--member", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     with distributed.workers():
         if distributed.rank() == 0:
             log_progress()

@@ -13,9 +13,7 @@ loop itself is in models.epochs. What it leaves in --out:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from models import checkpoint, distributed
 from models.classifiers import set_classifier
-from models.command import log_progress, run
+from models.command import log_progress, read_recipe, run, taking
 from models.config import Member, from_dict, to_dict
 from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
@@ -199,15 +197,12 @@ def load_network(path: Path) -> Trained:
 
 def main() -> None:
     """The command line of one training."""
-    parser = argparse.ArgumentParser(description="Train one network of a recipe on a materialised data version.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
+    parser = taking("data recipe out", description="Train one network of a recipe on a materialised data version.")
     parser.add_argument("--member", type=int, default=0)
     parser.add_argument("--fold", type=int)
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     with distributed.workers():
         if distributed.rank() == 0:
             log_progress()

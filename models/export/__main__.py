@@ -7,7 +7,6 @@ accuracy.json, parity.json, golden.npy (a few test photos for the check over the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.command import log_progress, run
-from models.config import Export, Recipe, from_dict
+from models.command import log_progress, read_recipe, run, taking
+from models.config import Export, Recipe
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.calibrate import read_calibration
@@ -109,19 +108,13 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
 
 def main() -> None:
     """The command line of one export."""
-    parser = argparse.ArgumentParser(description="Fuse trained networks into one ONNX graph.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    parser.add_argument("--networks", type=Path, nargs="+", required=True)
-    parser.add_argument("--ensemble", type=Path, required=True, help="JSON object with the weights of the networks")
-    parser.add_argument("--views", type=Path, required=True, help="JSON object with crops and enlarge")
+    parser = taking("data recipe networks ensemble views out", description="Fuse trained networks into one ONNX graph.")
     parser.add_argument("--calibration", type=Path, required=True, help="JSON object of models.export.calibrate")
     parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     card = json.loads(args.card.read_text(encoding="utf-8"))
     calibration, evidence = read_calibration(args.calibration)
     card["calibration"] = json.dumps(evidence)

@@ -9,7 +9,6 @@ once with their own class taken out of every classifier (a product like those we
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -23,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.command import log_progress, run
-from models.config import Export, from_dict
+from models.command import log_progress, read_recipe, run, taking
+from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
@@ -155,17 +154,12 @@ def accept(
 
 def main() -> None:
     """The command line of one calibration."""
-    parser = argparse.ArgumentParser(description="Calibrate an ensemble on validation photos.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    parser.add_argument("--networks", type=Path, nargs="+", required=True)
-    parser.add_argument("--ensemble", type=Path, required=True, help="JSON object with the weights of the networks")
-    parser.add_argument("--views", type=Path, required=True, help="JSON object with crops and enlarge")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = taking(
+        "data recipe networks ensemble views out", description="Calibrate an ensemble on validation photos."
+    ).parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     networks, weights = in_use(args.networks, args.ensemble)
     manifest = judged_by(read_manifest(args.data), recipe.proof.photos)

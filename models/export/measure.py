@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress, run
+from models.command import log_progress, run, taking
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.evaluate import accuracy
@@ -74,11 +73,9 @@ def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | N
 
 def main() -> None:
     """The command line of one measurement."""
-    parser = argparse.ArgumentParser(description="Measure an ONNX file on the test photos of a data version.")
+    parser = taking("data out", description="Measure an ONNX file on the test photos of a data version.")
     parser.add_argument("--graph", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--among", type=Path, help="a graph: only photos whose label it knows count")
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ precision, and the files of an export for what is published: the variant of `exp
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress, run
-from models.config import Export, from_dict
+from models.command import log_progress, read_recipe, run, taking
+from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
@@ -196,16 +195,15 @@ def place(source: Path, out: Path) -> None:
 
 def main() -> None:
     """The command line of the variants of one export."""
-    parser = argparse.ArgumentParser(description="Make variants of a graph, and see which of them are worth offering.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
+    parser = taking(
+        "data recipe out", description="Make variants of a graph, and see which of them are worth offering."
+    )
     parser.add_argument("--graph", type=Path, required=True, help="what models.export left")
     parser.add_argument("--levels", type=Path, nargs="*", default=[], help="likewise, with other numbers of crops")
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     manifest = judged_by(read_manifest(args.data), recipe.proof.photos)
     base = Base.of(args.graph / "model.onnx", manifest)
     made = [of_precision(name, base, args.out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]

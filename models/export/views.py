@@ -8,7 +8,6 @@ bootstrap says that crops are better. What it leaves in --out is views.json: the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.command import log_progress, run
-from models.config import Export, from_dict
+from models.command import log_progress, read_recipe, run, taking
+from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
@@ -114,16 +113,12 @@ def weigh(
 
 def main() -> None:
     """The command line of one choice."""
-    parser = argparse.ArgumentParser(description="Choose crops and their enlargement on validation photos.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, required=True, help="a resolved recipe, as JSON")
-    parser.add_argument("--networks", type=Path, nargs="+", required=True)
-    parser.add_argument("--ensemble", type=Path, required=True, help="JSON object with the weights of the networks")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = taking(
+        "data recipe networks ensemble out", description="Choose crops and their enlargement on validation photos."
+    ).parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = from_dict(json.loads(args.recipe.read_text(encoding="utf-8")))
+    recipe = read_recipe(args.recipe)
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     networks, weights = in_use(args.networks, args.ensemble)
     members = [load_network(path) for path in networks]
