@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import aclosing, closing, suppress
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -28,20 +29,8 @@ IN_FLIGHT = 8
 Labels = Callable[[int], Sequence[str]]
 
 
-class Recognizer:
-    """Recognises photos at a Triton endpoint; a context manager that closes its connection. Threads may share one.
-
-    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size.
-
-    Args:
-        server: host:port of its gRPC, or an Access with tokens and TLS.
-        labels: the labels of a model version, called once for each version met; None: the server tells them.
-        wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
-            "shared memory": as uint8, through the memory of the machine that client and server share.
-        timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
-        patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
-        in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
-    """
+class _Client:
+    """What both kinds of client are told, and the conversation that follows from it."""
 
     def __init__(
         self,
@@ -54,11 +43,35 @@ class Recognizer:
         patience_s: float = PATIENCE_S,
         in_flight: int = IN_FLIGHT,
     ) -> None:
-        access = Access.of(server)
+        """A client of one model at one server.
+
+        Args:
+            server: host:port of its gRPC, or an Access with tokens and TLS.
+            labels: the labels of a model version, called once for each version met; None: the server tells them.
+            wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
+                "shared memory": as uint8, through the memory of the machine that client and server share.
+            timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
+            patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
+            in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
+        """
         self.in_flight = in_flight
-        self._session = Session(access.url, model, wire, timeout_s, patience_s, labels)
-        self._client = connect(access)
-        self._streams: WeakSet[Generator[Answered, None, None]] = WeakSet()
+        self._access = Access.of(server)
+        self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
+
+
+class Recognizer(_Client):
+    """Recognises photos at a Triton endpoint; a context manager that closes its connection. Threads may share one.
+
+    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size.
+    """
+
+    @cached_property
+    def _client(self) -> Any:
+        return connect(self._access)
+
+    @cached_property
+    def _streams(self) -> WeakSet[Generator[Answered, None, None]]:
+        return WeakSet()
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +115,11 @@ class Recognizer:
         """
         served = self._drive(self._session.learn())
         todo = batches(photos, served.batch)
-        return in_order(lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress)
+        answers = in_order(
+            lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress
+        )
+        self._streams.add(answers)
+        return answers
 
     def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
         prepared = self._session.prepare(batch)
@@ -119,28 +136,19 @@ class Recognizer:
             return getattr(self._client, step.name)(**step.arguments)
 
 
-class AsyncRecognizer:
+class AsyncRecognizer(_Client):
     """`Recognizer` for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
 
     Photos are decoded in threads, so that the loop stays free. Belongs to the loop in which it is first used.
     """
 
-    def __init__(
-        self,
-        server: Access | str,
-        *,
-        model: str = "products",
-        labels: Labels | None = None,
-        wire: Wire = "uint8",
-        timeout_s: float = TIMEOUT_S,
-        patience_s: float = PATIENCE_S,
-        in_flight: int = IN_FLIGHT,
-    ) -> None:
-        self.in_flight = in_flight
-        self._access = Access.of(server)
-        self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
-        self._client: Any = None
-        self._streams: WeakSet[AsyncGenerator[Answered, None]] = WeakSet()
+    @cached_property
+    def _client(self) -> Any:
+        return connect_async(self._access)
+
+    @cached_property
+    def _streams(self) -> WeakSet[AsyncGenerator[Answered, None]]:
+        return WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,8 +164,7 @@ class AsyncRecognizer:
             with suppress(RuntimeError):  # another task reads it now, and will be told
                 await stream.aclose()
         await self._drive(self._session.end())
-        if self._client is not None:
-            await self._client.close()
+        await self._client.close()
 
     async def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
         """As Recognizer.recognise."""
@@ -198,7 +205,5 @@ class AsyncRecognizer:
     async def _act(self, step: Call | Pause) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        if self._client is None:
-            self._client = connect_async(self._access)
         with errors_named(self._session.url):
             return await getattr(self._client, step.name)(**step.arguments)

@@ -139,6 +139,24 @@ def test_a_slow_reader_slows_the_reading_of_photos(upstream: Upstream) -> None:
     assert told == list(range(8, 201, 8))
 
 
+def test_a_close_ends_streams_that_nobody_reads_on(upstream: Upstream) -> None:
+    """Their threads would ask a closed connection, and wait for readers for ever."""
+    photos = [png(golden_images(1)[0])] * 200
+    with Recognizer(upstream.access, in_flight=2) as recognizer:
+        answers = recognizer.stream(photos)
+        next(answers)
+    assert next(answers, None) is None
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("recognise")]
+
+    async def ask() -> None:
+        async with AsyncRecognizer(upstream.access, in_flight=2) as recognizer:
+            answers = recognizer.stream(photos)
+            await anext(answers)
+        assert await anext(answers, None) is None
+
+    asyncio.run(ask())
+
+
 def test_async_tasks_are_bounded_too(upstream: Upstream) -> None:
     photo, taken = png(golden_images(1)[0]), 0
 
