@@ -28,6 +28,7 @@ WATCH, DRIFTED = 0.1, 0.25  # of the index, by convention (Siddiqi, Credit Risk 
 Z_999 = 3.0902  # of the normal distribution
 LEAST = 100  # photos; of fewer the index says nothing
 MOVED = 5  # classes that are told
+REFUSED = ("", 0.0)  # label and probability where a graph with export.reject takes a photo for no product
 COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
@@ -109,7 +110,8 @@ def read_answers(table: Path, *, version: int, name: str) -> Answers:
         raise InputError(
             f"{name}: {len(rows)} answers, and at least {LEAST} are needed to see a drift; give more photos"
         )
-    return Answers(rows["label"].to_pylist(), rows["probability"].to_numpy(), rows["score"].to_numpy())
+    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, REFUSED, strict=False))
+    return Answers(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
 def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Answers:
@@ -121,7 +123,7 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
         raise InputError(f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, and at least {LEAST} "
                          "are needed to see a drift; ingest more with split `test`")  # fmt: skip
     answers = LocalRecognizer(graph).recognise([manifest.read_photo(int(row)) for row in chosen])
-    best = [answer.ranked[0] for answer in answers]
+    best = [answer.best or REFUSED for answer in answers]
     return Answers([label for label, _ in best], np.array([p for _, p in best], np.float32),
                    np.array([answer.score for answer in answers], np.float32))  # fmt: skip
 

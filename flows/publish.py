@@ -29,6 +29,7 @@ from serving.durable import sha256
 from serving.model_config import Signature
 
 log = logging.getLogger("cleanshelf")
+REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it takes for no product
 
 
 @stage("export")
@@ -169,7 +170,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
-        Seen(str(manifest.id[row]), str(manifest.label[row]), *answer.ranked[0], answer.model_version or 0)
+        Seen(str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0)
         for row, answer in zip(chosen, answers, strict=True)
     ]
 

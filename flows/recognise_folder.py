@@ -163,7 +163,7 @@ def _row(path: str, answer: Recognition | BadPhoto) -> dict[str, Any]:
     empty = dict.fromkeys(SCHEMA.names)
     if isinstance(answer, BadPhoto):
         return {**empty, "path": path, "error": told(answer.reason)}
-    label, probability = answer.ranked[0] if answer.ranked else (None, None)
+    label, probability = answer.best or (None, None)
     return {
         **empty,
         "path": path,

@@ -26,6 +26,11 @@ class Recognition:
     embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)  # (512,)
 
     @property
+    def best(self) -> tuple[str, float] | None:
+        """The first of them; None where the graph refused the photo (export.reject)."""
+        return self.ranked[0] if self.ranked else None
+
+    @property
     def known(self) -> bool:
         """Whether the model takes the photo for one of its products."""
         return self.score >= ACCEPTED

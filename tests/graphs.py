@@ -32,8 +32,12 @@ def write_graph(
     metadata: dict[str, str] | None = None,
     work: int = 0,
     external: bool = False,
+    reject: bool = False,
 ) -> Path:
-    """image -> mean colour -> 8 logits -> softmax -> top k; `work` adds that many 512-wide products to be slow."""
+    """image -> mean colour -> 8 logits -> softmax -> top k; `work` adds that many 512-wide products to be slow.
+
+    reject: it takes every photo for none of its products.
+    """
     random = np.random.default_rng(seed)
     weights = {
         "scale": np.float32(1 / 255),
@@ -44,6 +48,7 @@ def write_graph(
         "pad": np.array([0, 0, 0, max(0, k - len(LABELS))], np.int64),
         "zero": np.float32(0),
         "nobody": np.int64(-1),
+        **({"no": np.array(False)} if reject else {}),
         "last": np.array([1], np.int64),
     }
     if work:
@@ -60,7 +65,8 @@ def write_graph(
         helper.make_node("TopK", ["all", "top"], ["best", "classes"]),
         helper.make_node("Pad", ["best", "pad", "zero"], ["probs"]),
         helper.make_node("ReduceMax", ["all", "last"], ["known"], keepdims=1),
-        helper.make_node("Pad", ["classes", "pad", "nobody"], ["ids"]),
+        helper.make_node("Pad", ["classes", "pad", "nobody"], ["those" if reject else "ids"]),
+        *([helper.make_node("Where", ["no", "those", "nobody"], ["ids"])] if reject else []),
     ]
     graph = helper.make_graph(
         nodes,

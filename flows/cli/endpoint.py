@@ -102,6 +102,8 @@ def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, 
 
 
 def _best(products: list[dict[str, Any]]) -> dict[str, str]:
+    if not products:
+        return {"product": "none of ours", "probability": "", "then": ""}
     first, *rest = products
     then = ", ".join(f"{p['label']} {p['probability']:.2f}" for p in rest[:2])
     return {"product": first["label"], "probability": f"{first['probability']:.2f}", "then": then}

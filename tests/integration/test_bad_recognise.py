@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import cleanshelf, refusal
@@ -34,3 +36,20 @@ def test_recognise_with_a_file_that_is_not_ours(tmp_path: Path) -> None:
         said = refusal(cleanshelf("recognise", tmp_path / "photo.png", "--model", graph))
         assert said.startswith(str(graph))
         assert said.endswith(("export it again", "take the file of a model version"))
+
+
+def test_recognise_what_is_none_of_the_products(tmp_path: Path) -> None:
+    """A graph with export.reject names nothing then; that is an answer and no error."""
+    graph = write_graph(tmp_path / "model.onnx", reject=True)
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "photo.png").write_bytes(photo(1))
+    asked = ("recognise", tmp_path / "shelf" / "photo.png", "--model", graph)
+    shown, told = cleanshelf(*asked), cleanshelf(*asked, "--json")
+    assert shown.returncode == told.returncode == 0, shown.stderr + told.stderr
+    assert "none of ours" in shown.stdout
+    assert json.loads(told.stdout)[0]["products"] == []
+    table = tmp_path / "answers.parquet"
+    done = cleanshelf("recognise", tmp_path / "shelf", "--model", graph, "--out", table)
+    assert done.returncode == 0, done.stderr
+    [row] = pq.read_table(table).to_pylist()
+    assert (row["label"], row["probability"], row["labels"], row["error"]) == (None, None, [], None)

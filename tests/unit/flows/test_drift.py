@@ -76,6 +76,14 @@ def test_a_table_is_read_without_what_was_no_photo(tmp_path: Path) -> None:
     assert len(read_answers(good, version=3, name="a")) == 120
 
 
+def test_a_refused_photo_counts_as_one_of_which_nothing_is_said(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.parquet", 120, label=None, probability=None, score=0.1)
+    found = read_answers(table, version=3, name="a")
+    assert set(found.label) == {""}
+    assert (found.probability == 0).all()
+    assert compare(answers(0, tea=100), found).verdict == "drifted"
+
+
 @pytest.mark.parametrize(
     ("count", "columns", "message"),
     [
