@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from flows.endpoint import repository
+from flows.endpoint import endpoint, repository, stop_endpoint
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import Recognizer
 from serving.access import Access
+
+
+@contextmanager
+def served(workspace: Workspace) -> Iterator[Access]:
+    """Its endpoint, on free ports."""
+    try:
+        with endpoint(workspace) as access:
+            yield access
+    finally:
+        stop_endpoint(workspace)
 
 
 class Asking:

@@ -29,8 +29,6 @@ from tests.deliveries import deliver, photo
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.faults,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 

@@ -18,8 +18,6 @@ from tests.versions import commit_drop, commit_first, contents, damage, objects_
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.faults,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 

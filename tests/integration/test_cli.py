@@ -27,8 +27,6 @@ pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
     pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 PRODUCTS = ("Müsli [0.5 l]", 'Kid\'s "best" cup', "Red :smile: tea")

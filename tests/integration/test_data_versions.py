@@ -20,8 +20,6 @@ from tests.versions import commit_drop, commit_first, contents, damage, objects_
 
 pytestmark = [
     pytest.mark.dvc,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 

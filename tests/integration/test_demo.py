@@ -23,8 +23,6 @@ pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
     pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 # The gate must let chance through, and a network that is unsure of everything must still find something to drop.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from flows.data_version import DataVersions
-from flows.endpoint import endpoint, repository, stop_endpoint
+from flows.endpoint import repository
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
 from flows.intake import ingest
@@ -35,17 +33,14 @@ from models.network import build_network
 from models.train import Trained
 from pixels import BadPhoto, decode, to_square
 from serving import Recognizer
-from serving.access import Access
 from serving.durable import sha256
 from serving.environment import Environment
-from tests.asking import Asking
+from tests.asking import Asking, served
 from tests.command_line import cleanshelf, refusal, snapshot
 
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 SIZE = 48
@@ -112,15 +107,6 @@ def own(shop: Workspace, tmp_path: Path) -> Workspace:
 def few(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Photos of the new product to enrol it by."""
     return photos(tmp_path_factory.mktemp("few") / "new", NEW, 5, seed=100)
-
-
-@contextmanager
-def served(workspace: Workspace) -> Iterator[Access]:
-    try:
-        with endpoint(workspace) as access:
-            yield access
-    finally:
-        stop_endpoint(workspace)
 
 
 def models(workspace: Workspace) -> ModelVersions:

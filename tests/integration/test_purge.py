@@ -27,8 +27,6 @@ from tests.versions import commit_drop, commit_first, contents
 
 pytestmark = [
     pytest.mark.dvc,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 REPOSITORY = Path(__file__).parents[2]

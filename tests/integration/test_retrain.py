@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import pytest
 from prefect import get_client
 
 from flows.data_version import DataVersions
-from flows.endpoint import endpoint, repository, stop_endpoint
+from flows.endpoint import repository, stop_endpoint
 from flows.errors import GateRefused
 from flows.ingest import ingest
 from flows.ledger import Ledger
@@ -34,20 +33,17 @@ from models.config import digest, load_recipe
 from models.data.manifest import read_manifest
 from models.export.patch import read_metadata
 from serving import LocalRecognizer, Recognizer
-from serving.access import Access
 from serving.durable import sha256
 from serving.environment import Environment
 from serving.process import until
 from serving.server import running
-from tests.asking import Asking
+from tests.asking import Asking, served
 from tests.command_line import processes
 
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
     pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,16 +101,6 @@ def second(first: tuple[Workspace, Report], tmp_path_factory: pytest.TempPathFac
     """And after another one with a different seed of the second member."""
     workspace = copy(first[0], tmp_path_factory.mktemp("second") / "shop")
     return workspace, retrain(workspace, load_recipe("smoke", overrides=OTHER))
-
-
-@contextmanager
-def served(workspace: Workspace) -> Iterator[Access]:
-    """Its endpoint, on free ports."""
-    try:
-        with endpoint(workspace) as access:
-            yield access
-    finally:
-        stop_endpoint(workspace)
 
 
 def stages(workspace: Workspace) -> dict[str, int]:

@@ -32,8 +32,6 @@ pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
     pytest.mark.triton,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 ROUNDS = (*QUICK, *ANY, "clean.rounds=2", "clean.stop_share=0")

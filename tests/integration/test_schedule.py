@@ -23,8 +23,6 @@ from tests.scheduling import come_to, said, scheduler
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 PHOTOS = {"tea": 5, "milk": 5}
 

@@ -24,8 +24,6 @@ from tests.deliveries import deliver
 
 pytestmark = [
     pytest.mark.dvc,
-    # DVC 3.67.1 uses an accessor that a later pygtrie deprecates.
-    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning"),
 ]
 
 
