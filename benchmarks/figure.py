@@ -29,7 +29,7 @@ def figure(name: str, value: float, *, target: float | str, met: bool, baseline:
     Args:
         name: what was measured, with its unit ("image to answer, p50 ms").
         value: finite.
-        target: what it should be ("<= 240" where a bound is meant).
+        target: what it should be ("<= 240" where a bound is meant; "told" where none was set).
         met: whether it is.
         baseline: what it is compared with; None where there is nothing to compare.
 

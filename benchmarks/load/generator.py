@@ -9,10 +9,12 @@ Messages are made before the clock starts and sent as the bytes they are: the ge
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,30 +92,38 @@ def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequ
 
 def closed_loop(server: Access | str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
     """`clients` that ask without a pause for `seconds`."""
-    outcome, lock, tokens = Outcome(), threading.Lock(), _tokens(server)
+    tokens = _tokens(server)
     with _channels(server, count=min(clients, CHANNELS)) as asks:
-        began = time.perf_counter()
-        end = began + seconds
 
-        def client(number: int) -> None:
-            ask, own = asks[number % len(asks)], Outcome()
-            for turn in range(number, 2**62):
-                sent = time.perf_counter()
-                if sent >= end:
-                    break
-                try:
-                    _answered(own, ask(messages[turn % len(messages)], timeout=DEADLINE_S, metadata=tokens), since=sent)
-                except grpc.RpcError as error:
-                    _unanswered(own, error)
-            with lock:
-                outcome.add(own)
+        def ask(client: int, turn: int, outcome: Outcome) -> None:
+            sent = time.perf_counter()
+            try:
+                content = messages[turn % len(messages)]
+                answer = asks[client % len(asks)](content, timeout=DEADLINE_S, metadata=tokens)
+                _answered(outcome, answer, since=sent)
+            except grpc.RpcError as error:
+                _unanswered(outcome, error)
 
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        outcome.seconds = time.perf_counter() - began
+        return without_pause(ask, clients=clients, seconds=seconds)
+
+
+def without_pause(ask: Callable[[int, int, Outcome], None], *, clients: int, seconds: float) -> Outcome:
+    """What became of requests that `ask(client, turn, outcome)` makes and notes, each client in a thread of its own."""
+    began = time.perf_counter()
+
+    def client(number: int) -> Outcome:
+        own = Outcome()
+        for turn in itertools.count(number):
+            if time.perf_counter() >= began + seconds:
+                return own
+            ask(number, turn, own)
+        raise AssertionError("turns never end")
+
+    outcome = Outcome()
+    with ThreadPoolExecutor(clients) as threads:
+        for own in threads.map(client, range(clients)):
+            outcome.add(own)
+    outcome.seconds = time.perf_counter() - began
     return outcome
 
 

@@ -10,7 +10,6 @@ import http.client
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 
 from flows.endpoint import free_ports
-from load.generator import Outcome
+from load.generator import Outcome, without_pause
 from load.networks import SIDE
 from load.sessions import open_sessions
 
@@ -63,30 +62,19 @@ def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
 
 def closed_loop(ports: Sequence[int], bodies: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
     """As load.generator.closed_loop, over HTTP with a connection for each client, spread over the processes."""
-    outcome, lock = Outcome(), threading.Lock()
-    began = time.perf_counter()
+    connections = [http.client.HTTPConnection("127.0.0.1", ports[number % len(ports)]) for number in range(clients)]
 
-    def client(number: int) -> None:
-        connection, own = http.client.HTTPConnection("127.0.0.1", ports[number % len(ports)]), []
-        for turn in range(number, 2**62):
-            sent = time.perf_counter()
-            if sent >= began + seconds:
-                break
-            connection.request("POST", "/recognise", bodies[turn % len(bodies)])
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status == http.client.OK:
-                own.append(time.perf_counter() - sent)
-        with lock:
-            outcome.latencies += own
+    def ask(client: int, turn: int, outcome: Outcome) -> None:
+        sent, connection = time.perf_counter(), connections[client]
+        connection.request("POST", "/recognise", bodies[turn % len(bodies)])
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status == http.client.OK:
+            outcome.latencies.append(time.perf_counter() - sent)
+        else:
+            outcome.failed[str(answer.status)] += 1
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    outcome.seconds = time.perf_counter() - began
-    return outcome
+    return without_pause(ask, clients=clients, seconds=seconds)
 
 
 def _wait(port: int) -> None:
