@@ -23,7 +23,7 @@ demo: setup  ## The whole story on drawn products: data to endpoint in minutes
 
 test: setup  ## All tests but the slow ones: unit, then integration with real parts
 	@$(BIN)/python -m pytest -q -n 2 tests/unit
-	@$(BIN)/python -m pytest -q tests/integration -m 'not slow'
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration -m 'not slow'
 
 test-all: setup  ## All tests, the slow ones too
 	@$(BIN)/python -m pytest -q tests
