@@ -141,9 +141,7 @@ def no_class_lost(answers: Answers, settings: Gate) -> Finding:
     worst = np.lexsort((high, ~lost))[0]
     said = f"no class falls below {floor:.2f} beyond doubt"
     if lost.any():
-        names = answers.labels[classes]
-        which = [f"{names[at]} ({right[at]:.0f} of {shown[at]} photos)" for at in np.flatnonzero(lost)]
-        said = f"recognised less often than {floor:.2f}: {_listed(which)}"
+        said = f"recognised less often than {floor:.2f}: {_listed(answers.labels[classes], lost, right, shown)}"
     after, before = right[worst] / shown[worst], None if held is None else held[worst] / shown[worst]
     return _finding("class_floor", not lost.any(), said, floor, after, before, low[worst], high[worst])
 
@@ -155,11 +153,10 @@ def labels_stand(decided: Decided, settings: Gate) -> Finding:
     gone, worst = low > allowed, int(np.argmax(low))
     said = f"no class decided away by more than {allowed:.0%} beyond doubt"
     if gone.any():
-        which = [f"{decided.labels[at]} ({decided.away[at]} of {given[at]} photos)" for at in np.flatnonzero(gone)]
-        said = f"cleaning decided away more than {allowed:.0%} of {_listed(which)}; look at their labels"
-    return _finding(
-        "decided_away", not gone.any(), said, allowed, decided.away[worst] / given[worst], None, low[worst], high[worst]
-    )
+        which = _listed(decided.labels, gone, decided.away, given)
+        said = f"cleaning decided away more than {allowed:.0%} of {which}; look at their labels"
+    after = decided.away[worst] / given[worst]
+    return _finding("decided_away", not gone.any(), said, allowed, after, None, low[worst], high[worst])
 
 
 def quick_enough(ms: tuple[float, ...], settings: Gate) -> Finding:
@@ -191,6 +188,8 @@ def _finding(gate: str, passed: bool, said: str, allowed: float, *measured: floa
     return Finding(gate, bool(passed), said, allowed, *plain)
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _listed(labels: NDArray[np.object_], some: NDArray[np.bool_], part: NDArray[Any], whole: NDArray[np.int64]) -> str:
+    """Some of the classes, each with how many of its photos are meant."""
+    rows = np.flatnonzero(some)
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return ", ".join(f"{labels[row]} ({part[row]:.0f} of {whole[row]} photos)" for row in rows[:NAMED]) + more
