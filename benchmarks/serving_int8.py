@@ -37,7 +37,7 @@ from models.errors import ManifestError, WeightsMismatch
 from models.export.graph import DeployGraph
 from models.export.int8 import has_vnni, write_int8
 from models.export.onnx_file import write_onnx
-from models.export.timing import time_both
+from models.export.timing import time_each
 from models.export.variants import CALIBRATION_PHOTOS
 from models.network import Network, build_network
 from models.train import Trained
@@ -99,8 +99,7 @@ def compare(shelf: Shelf, trained: Trained, folder: Path, *, crops: int, args: a
     views = f"{crops} crop{'s' if crops > 1 else ''}"
     accuracies(shelf, exact, small, views)
     for batch in (1, 8):
-        photos = shelf.of("test")[:batch]
-        fp32_ms, int8_ms = time_both(exact, small, photos, rounds=args.rounds)
+        fp32_ms, int8_ms = time_each((exact, small), batch=batch, rounds=args.rounds)
         print(f"{views}, batch {batch}: float32 {fp32_ms:.2f}, int8 {int8_ms:.2f} ms per photo")
         claim(shelf, f"speed of int8 over float32, {views}, batch {batch}, times", fp32_ms / int8_ms, SPEEDUP, 1.0)
     if args.profile:

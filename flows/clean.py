@@ -13,8 +13,9 @@ import numpy as np
 from flows.data_version import DataVersions, Entry
 from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
 from flows.files import link
+from flows.learn import score_fold
 from flows.run import Run, code_hash
-from flows.stage import stage
+from flows.stage import stage, together
 from models.cleaning import Noise
 from models.config import digest
 from models.data.confusion import NAME as CONFUSION
@@ -43,6 +44,16 @@ def uncleaned(version: str, history: Iterable[Entry]) -> str:
     instead of taking further ones from its own result.
     """
     return lineage(version, history)[-1]
+
+
+def rounds(run: Run, data: Path) -> Path:
+    """The data version after all rounds of the recipe, or once one hardly changed anything; `data` where there are none."""
+    for round in range(1, run.recipe.clean.rounds + 1):
+        folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
+        before, data = data, clean(run, data, folds, round)
+        if settled(before, data, stop_share=run.recipe.clean.stop_share):
+            break
+    return data
 
 
 @stage("clean, round {round}")

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from flows.data_version import DataVersions
 from flows.endpoint import repository
 from flows.errors import GateRefused, InputError, WorkspaceBusy
-from flows.gates import Verdict, judge
+from flows.gates import Evidence, judge
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
-from flows.release import measure_graph, release
+from flows.release import measure_graph, read_answers, release
 from flows.rollback import model_record
 from flows.run import Run
+from flows.verdict import Verdict
 from flows.workspace import Workspace
 from models.config import Recipe, from_dict
+from models.data.manifest import read_manifest
 from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
@@ -194,23 +196,25 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, 
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
-    stamp(patch.graph, {"metrics": json.dumps(after), "parity": json.dumps(parity)})
-    verdict = judge(after, before, parity, settings=allowed, graph_sha256=sha256(patch.graph),
-                    reference=reference)  # fmt: skip
-    return verdict, {"metrics": after, "parity": parity}
+    metrics = json.loads((after / "accuracy.json").read_bytes())
+    stamp(patch.graph, {"metrics": json.dumps(metrics), "parity": json.dumps(parity)})
+    answers = read_answers(read_manifest(data), after, before)
+    verdict = judge(Evidence(parity, answers, reference=reference), settings=allowed,
+                    graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
+    return verdict, {"metrics": metrics, "parity": parity}
 
 
 def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:
     """The recipe of a run, or the default one where it is gone, with the gate as told.
 
     Raises:
-        InputError: an override is of another key than gate.enrol and gate.tail.
+        InputError: an override is of a key outside [gate].
     """
     path = workspace.runs / run / "recipe.json"
     tables = json.loads(path.read_bytes()) if path.exists() else {"name": "default"}
     for override in overrides:
-        if override.partition("=")[0].strip() not in ("gate.enrol", "gate.tail"):
-            raise InputError(f"--set {override}: nothing is trained here, so only gate.enrol and gate.tail count")
+        if not override.strip().startswith("gate."):
+            raise InputError(f"--set {override}: nothing is trained here, so only keys of [gate] count")
         set_key(tables, override)
     return from_dict(tables)
 

@@ -7,6 +7,7 @@ index and work tree are never read or touched, so automation can record while so
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import subprocess
 import tempfile
@@ -139,6 +140,11 @@ class Ledger:
             WorldError: it cannot be reached, or has another history.
         """
         self._git("fetch", "--atomic", "--quiet", "--no-tags", remote, *SHARED)
+
+    def user(self) -> str:
+        """Who runs this, as `Name <address>` where git knows one, else by the login."""
+        name, address = (self._run("config", key).stdout.decode().strip() for key in ("user.name", "user.email"))
+        return f"{name or getpass.getuser()} <{address}>" if address else name or getpass.getuser()
 
     def _git(self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> str:
         return self._checked(self._run(*args, given=given, env=env)).stdout.decode().rstrip("\n")

@@ -61,6 +61,10 @@ class ModelVersions:
         """The version that was assigned last, or None."""
         return next(iter(self._history()), None)
 
+    def served(self) -> set[int]:
+        """The versions that serve or did."""
+        return set(self._history())
+
     def previous(self) -> int:
         """The version that served before the present one.
 

@@ -143,4 +143,11 @@ def print_report(report: Report) -> None:
     print()
     print_seen(report.seen)
     print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
-    print(f"model  version {report.model_version} answers: {'; '.join(report.verdict.reasons)}")
+    print(outcome(report))
+
+
+def outcome(report: Report) -> str:
+    """What became of the model, and why."""
+    version = report.model_version
+    does = "answers" if report.promoted else f"is staged, `cleanshelf promote {version}` lets it answer"
+    return f"model  version {version} {does}: {'; '.join(report.verdict.told)}"

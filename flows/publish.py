@@ -13,17 +13,18 @@ import numpy as np
 
 from flows.endpoint import endpoint, repository
 from flows.errors import GateRefused
-from flows.gates import Verdict, judge
+from flows.gates import Decided, Evidence, judge
 from flows.launch import run_child
 from flows.learn import calibrate
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
-from flows.release import measure_graph, release
+from flows.release import measure_graph, put, read_answers, release, time_graphs
 from flows.run import Run
 from flows.settings import REPOSITORY
 from flows.stage import stage
+from flows.verdict import Verdict
 from models.config import digest
-from models.data.manifest import read_manifest
+from models.data.manifest import DISBELIEVED, OUTSIDE, Manifest, read_manifest
 from serving import Recognizer
 from serving.durable import sha256
 from serving.model_config import Signature
@@ -91,17 +92,38 @@ def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
 
 
 @stage("gate")
-def gate(run: Run, data: Path, graph: Path) -> Verdict:
-    """Whether the graph may be served, judged against the model now serving on the same test photos."""
-    models = ModelVersions(Ledger(run.workspace.root))
-    serving = models.serving()
+def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
+    """Whether the graph may be served, judged against the model now serving on the same test photos: verdict.json.
+
+    despite: why it is to serve even if it is refused; that is recorded with the name of the user.
+    """
+    ledger, file, settings = Ledger(run.workspace.root), graph / "model.onnx", run.recipe.gate
+    serving = ModelVersions(ledger).serving()
     now = None if serving is None else repository(run.workspace).path(serving) / "model.onnx"
-    before = None if now is None else measure_graph(run, data, now)
-    verdict = judge(read_json(graph / "accuracy.json"), before, read_json(graph / "parity.json"), settings=run.recipe.gate,
-                    graph_sha256=sha256(graph / "model.onnx"), variant=variant_of(graph / "model.onnx"))  # fmt: skip
+    manifest = read_manifest(data)
+    evidence = Evidence(
+        parity=read_json(graph / "parity.json"),
+        answers=read_answers(manifest, graph, now and measure_graph(run, data, now)),
+        decided=decided(manifest),
+        ms=time_graphs(run, [file, *([now] if now else [])]) if settings.latency_ms else None,
+        variant=variant_of(file),
+    )
+    verdict = judge(evidence, settings=settings, graph_sha256=sha256(file), against=serving)
+    if despite:
+        verdict = verdict.despite(despite, by=ledger.user())
     (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
     log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
+    if verdict.override:
+        log.warning("gate: overridden by %s: %s", verdict.override.by, verdict.override.reason)
     return verdict
+
+
+def decided(manifest: Manifest) -> Decided:
+    """What cleaning decided on the training photos; those that ingestion left out do not count."""
+    counts = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
+    away = counts & np.isin(manifest.decision, DISBELIEVED)
+    given, gone = (np.bincount(manifest.given_target[rows], minlength=len(manifest.classes)) for rows in (counts, away))
+    return Decided(np.array(manifest.classes), given, gone)
 
 
 def variant_of(graph: Path) -> dict[str, Any] | None:
@@ -111,26 +133,40 @@ def variant_of(graph: Path) -> dict[str, Any] | None:
 
 
 @stage("publish")
-def publish(run: Run, data: Path, graph: Path, verdict: Verdict) -> int:
+def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: bool = True) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
     The model that serves already is not published twice, and bytes that have a number keep it: a killed publication goes on.
 
+    Args:
+        promote: False only registers and stages it; `cleanshelf promote` does the rest.
+
     Raises:
-        GateRefused: the verdict is no, or is not about these bytes.
+        GateRefused: the verdict is no, is not about these bytes, or compared them with what does not serve any more.
     """
-    digest_now = sha256(graph / "model.onnx")
-    if not verdict.passed or verdict.graph_sha256 != digest_now:
-        raise GateRefused(list(verdict.reasons) if not verdict.passed else ["the graph changed after it was judged"])
+    file = graph / "model.onnx"
+    if not verdict.may_serve:
+        raise GateRefused(list(verdict.reasons))
+    if verdict.graph_sha256 != sha256(file):
+        raise GateRefused(["the graph changed after it was judged"])
     models = ModelVersions(Ledger(run.workspace.root))
-    serving = models.serving()
-    if serving is not None and models.record(serving)["graph_sha256"] == digest_now:
-        log.info("publish: model version %d has exactly these bytes and serves already", serving)
-        return serving
-    record = describe(run, data, graph, verdict, parent=serving)
     with run.workspace.lock("publish", name="serving"):
-        return release(run.workspace, graph / "model.onnx", record=record, labels=read_manifest(data).classes,
-                       golden=np.load(graph / "golden.npy"))  # fmt: skip
+        serving = models.serving()
+        if serving is not None and models.record(serving)["graph_sha256"] == verdict.graph_sha256:
+            log.info("publish: model version %d has exactly these bytes and serves already", serving)
+            return serving
+        if serving != verdict.against:
+            raise GateRefused([f"judged against {named(verdict.against)}, but {named(serving)} serves now; "
+                               f"`cleanshelf publish {run.id}` judges it anew"])  # fmt: skip
+        record = describe(run, data, graph, verdict, parent=serving)
+        step = release if promote else put
+        return step(run.workspace, file, record=record, labels=read_manifest(data).classes,
+                    golden=np.load(graph / "golden.npy"))  # fmt: skip
+
+
+def named(version: int | None) -> str:
+    """For messages."""
+    return "no model" if version is None else f"model version {version}"
 
 
 def describe(run: Run, data: Path, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
@@ -146,6 +182,7 @@ def describe(run: Run, data: Path, graph: Path, verdict: Verdict, *, parent: int
         "metrics": read_json(graph / "accuracy.json"),
         "parity": read_json(graph / "parity.json"),
         "verdict": list(verdict.reasons),
+        "override": verdict.override and asdict(verdict.override),
     }
 
 

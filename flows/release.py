@@ -1,4 +1,7 @@
-"""A judged graph becomes the version that answers: measured, registered, staged, switched in. Nothing here needs Prefect."""
+"""A graph is measured, and a judged one becomes the version that answers: registered, staged, switched in.
+
+Nothing here needs Prefect.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.endpoint import endpoint, repository
+from flows.gates import Answers
 from flows.launch import run_child
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.run import Run
 from flows.workspace import Workspace
+from models.data.manifest import Manifest
+from models.evaluate import thirds
 from serving.control import Endpoint
 from serving.durable import sha256
 
 log = logging.getLogger("cleanshelf")
 
 
-def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = None) -> dict[str, float]:
-    """Accuracy of a graph on the test photos of a data version, found again if it was measured before.
+def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = None) -> Path:
+    """The folder with what a graph says of the test photos of a data version: answers.npz and accuracy.json.
 
     Args:
         among: another graph; only photos count whose label this one knows.
@@ -35,14 +41,44 @@ def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = Non
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    found: dict[str, float] = json.loads((run.stage("measure", *depends_on, work=work) / "accuracy.json").read_bytes())
-    return found
+    return run.stage("measure", *depends_on, work=work)
+
+
+def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
+    """ms per photo of each graph, by ONNX Runtime on one thread of this machine's CPU; they are asked in turns."""
+
+    def work(out: Path) -> None:
+        run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
+
+    folder = run.stage("time", *map(sha256, graphs), work=work)
+    return tuple(json.loads((folder / "timing.json").read_bytes()))
+
+
+def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Answers:
+    """The answers in two folders of `measure_graph` of the same photos; a label that no training photo bears counts for nothing."""
+    found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
+    target = found[0]["target"]
+    hits = [each["ranked"][:, 0] == target for each in found]
+    known, third = target >= 0, thirds(manifest.train_counts())
+    return Answers(
+        target[known], hits[0][known], hits[1][known] if serving else None, np.array(manifest.classes), third
+    )
 
 
 def release(
     workspace: Workspace, graph: Path, *, record: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
-    """Loads the graph beside the version that serves, checks golden photos over the wire, switches; its number.
+    """Lets a judged graph answer; its number. Arguments and locks as for `put` and `serve`."""
+    with endpoint(workspace):  # before anything is registered: a server that does not start leaves no trace
+        number = put(workspace, graph, record=record, labels=labels, golden=golden)
+        serve(workspace, number)
+    return number
+
+
+def put(
+    workspace: Workspace, graph: Path, *, record: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
+) -> int:
+    """Registers the graph and stages it in the repository, whole and not yet served; its number.
 
     The caller holds the lock "serving". Bytes that have a number keep it: a killed publication goes on.
 
@@ -51,19 +87,27 @@ def release(
         golden: (G, S, S, 3).
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    with endpoint(workspace) as access:
-        versions.sweep()
-        versions.check_contract(graph)
-        number = number_of(models, record["graph_sha256"]) or models.register(record)
-        if number not in versions.versions():
-            versions.stage(graph, version=number, labels=labels, record=models.record(number), golden=golden)
-        with Endpoint(access) as control:
-            control.switch(versions, number)
-        models.assign(number)
-    log.info("model version %d answers", number)
+    versions.sweep()
+    versions.check_contract(graph)
+    number = number_of(models, record) or models.register(record)
+    if number not in versions.versions():
+        versions.stage(graph, version=number, labels=labels, record=models.record(number), golden=golden)
     return number
 
 
-def number_of(models: ModelVersions, graph_sha256: str) -> int | None:
-    """The version under which exactly these bytes were registered."""
-    return next((entry.version for entry in models.log() if entry.record["graph_sha256"] == graph_sha256), None)
+def serve(workspace: Workspace, number: int) -> None:
+    """Loads a staged version beside the one that serves, checks golden photos over the wire, switches.
+
+    The caller holds the lock "serving".
+    """
+    with endpoint(workspace) as access, Endpoint(access) as control:
+        control.switch(repository(workspace), number)
+        ModelVersions(Ledger(workspace.root)).assign(number)
+    log.info("model version %d answers", number)
+
+
+def number_of(models: ModelVersions, record: Mapping[str, Any]) -> int | None:
+    """The version under which exactly these bytes were registered; what somebody overrode the gates for is a version of its own."""
+    wanted = (record["graph_sha256"], record.get("override"))
+    found = ((entry.version, entry.record) for entry in models.log())
+    return next((number for number, each in found if (each["graph_sha256"], each.get("override")) == wanted), None)

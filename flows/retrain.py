@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.clean import clean, settled
-from flows.data_version import DataVersions
+from flows.clean import rounds
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.evidence import evidence, prove
-from flows.gates import Verdict
-from flows.learn import balance, calibrate, check, ensemble, finetune, score_fold, train, views
-from flows.orchestrator import orchestrated
+from flows.learn import balance, calibrate, ensemble, finetune, train, views
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
 from flows.progress import to_json
 from flows.publish import Seen, export, gate, levels, publish, recognise_samples, variants
 from flows.report import Row, effects
 from flows.run import Run
-from flows.settings import Settings, num_workers
 from flows.stage import stage, together
+from flows.start import select_data, side_by_side, started
 from flows.story import tell
-from flows.unchanged import inputs, version_to_train_on
+from flows.verdict import Verdict
 from flows.workspace import Workspace
-from models.config import Recipe, digest
+from models.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -41,52 +39,31 @@ class Report:
     evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
     model_version: int | None = None
+    promoted: bool = True  # False: it was only registered and staged
     seen: list[Seen] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Report:
+        """From a run.json."""
+        steps, seen = [Row(**row) for row in content["steps"]], [Seen(**each) for each in content["seen"]]
+        return cls(**{**content, "steps": steps, "verdict": Verdict.of(content["verdict"]), "seen": seen})
 
-def retrain(workspace: Workspace, recipe: Recipe) -> Report:
+
+def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Report:
     """Retrains on the selected data version and publishes the result; the workspace is locked meanwhile.
+
+    promote: False only registers and stages the model; `cleanshelf promote` lets it answer.
 
     Raises:
         InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
-    run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
-    workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel(workers=workers))
-    with workspace.lock("retrain"):
-        DataVersions(workspace).repair()
-        preview(workspace, recipe)
-        run.open(inputs(workspace, recipe))
-        with orchestrated(workspace):
-            return retraining.with_options(task_runner=side_by_side)(run)
-
-
-def preview(workspace: Workspace, recipe: Recipe) -> str:
-    """The id of the data version that `retrain` would train on, once data and recipe are seen to go together.
-
-    Raises:
-        InputError: they do not, or data/ was edited by hand.
-    """
-    data = data_to_train_on(workspace, recipe)
-    check(recipe, data)
-    return data.name
-
-
-def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
-    """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
-
-    Raises:
-        UnknownVersion: there is none yet.
-        LocalEdits: data/ was edited by hand.
-    """
-    versions = DataVersions(workspace)
-    versions.check_clean()
-    return versions.materialise(version_to_train_on(versions, recipe))
+    with started(workspace, recipe, verb="retrain") as run:
+        return retraining.with_options(task_runner=side_by_side(recipe))(run, promote=promote)
 
 
 @flow(name="retrain", validate_parameters=False)
-def retraining(run: Run) -> Report:
+def retraining(run: Run, *, promote: bool) -> Report:
     """Data, train, clean, retrain, tune, balance, weigh, calibrate, export, judge, publish, ask; what has not changed is there.
 
     What a step made is used where validation photos prove that it pays, else what was there before.
@@ -96,12 +73,7 @@ def retraining(run: Run) -> Report:
     delivered = select_data(run)  # labels as they came
     first = together([train.submit(run, delivered, member) for member in members])
 
-    data = delivered  # each round of cleaning makes a data version
-    for round in range(1, run.recipe.clean.rounds + 1):
-        folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
-        before, data = data, clean(run, data, folds, round)
-        if settled(before, data, stop_share=run.recipe.clean.stop_share):
-            break
+    data = rounds(run, delivered)  # each round of cleaning makes a data version
     labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
     retrained = together([train.submit(run, labels[member], member) for member in members])
     proven = prove(run, data, "cleaning", first, retrained)
@@ -124,19 +96,25 @@ def retraining(run: Run) -> Report:
         run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)
     )
 
-    if not verdict.passed:
-        raise GateRefused(list(verdict.reasons))
+    return released(run, data, graph, report, promote=promote)
 
+
+def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool) -> Report:
+    """What becomes of a judged graph: published and asked, or refused.
+
+    Raises:
+        GateRefused: what serves goes on.
+    """
+    if not report.verdict.may_serve:
+        raise GateRefused(list(report.verdict.reasons))
+    if not promote:
+        version = publish(run, data, graph, report.verdict, promote=False)
+        serves = ModelVersions(Ledger(run.workspace.root)).serving() == version  # it did before
+        return record(run, replace(report, model_version=version, promoted=serves))
     with endpoint(run.workspace):
-        version = publish(run, data, graph, verdict)
+        version = publish(run, data, graph, report.verdict)
         seen = recognise_samples(run, data)
-    return record(run, replace(report, model_version=version, seen=seen))
-
-
-@stage("select data")
-def select_data(run: Run) -> Path:
-    """The photos and labels that the run starts from."""
-    return data_to_train_on(run.workspace, run.recipe)
+    return record(run, replace(report, model_version=version, promoted=True, seen=seen))
 
 
 @stage("record")

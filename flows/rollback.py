@@ -32,13 +32,15 @@ def rollback_data(workspace: Workspace, version: str) -> Entry:
 
 
 def rollback_model(workspace: Workspace, version: int | None = None) -> int:
-    """Makes an earlier model version answer; requests keep being answered meanwhile.
+    """Makes a model version answer that did before; requests keep being answered meanwhile.
+
+    No gate is asked: it passed then, and a rollback has to be possible at any time.
 
     Args:
         version: by default the one that served before.
 
     Raises:
-        UnknownVersion: no such version, or none served before.
+        UnknownVersion: no such version, or it never served.
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     with workspace.lock("model rollback", name="serving"):
@@ -58,11 +60,13 @@ def rollback_target(workspace: Workspace, version: int | None) -> int:
     """The version that `rollback_model` would make answer.
 
     Raises:
-        UnknownVersion: no such version, or none served before.
+        UnknownVersion: no such version, or it never served.
     """
     models = ModelVersions(Ledger(workspace.root))
     target = models.previous() if version is None else version
     models.record(target)
+    if target not in models.served():
+        raise UnknownVersion(f"model version {target} never served; `cleanshelf promote {target}` lets it")
     return target
 
 

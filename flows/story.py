@@ -16,10 +16,10 @@ EVIDENCE = ("step", "member", "before", "after", "low", "photos", "stays")
 
 
 def tell(report: Report) -> None:
-    """Artifact `retraining` and event `cleanshelf.model.published` or `.refused`; neither before it is decided."""
+    """Artifact `retraining` and event `cleanshelf.model.published`, `.staged` or `.refused`; neither before it is decided."""
     if report.model_version is None and report.verdict.passed:
         return
-    outcome = "refused" if report.model_version is None else "published"
+    outcome = "refused" if report.model_version is None else "published" if report.promoted else "staged"
     create_markdown_artifact(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
     emit_event(
         f"cleanshelf.model.{outcome}",
@@ -27,7 +27,7 @@ def tell(report: Report) -> None:
         payload={
             "model_version": report.model_version,
             "data_version": report.data_after,
-            "reasons": list(report.verdict.reasons),
+            "reasons": report.verdict.told,
         },
     )
 
@@ -37,10 +37,11 @@ def markdown(report: Report) -> str:
     steps = [asdict(row) for row in report.steps]
     seen = [{"photo": each.photo, "says": each.label, "probability": each.probability, "truth": each.truth}
             for each in report.seen]  # fmt: skip
-    model = f"model version {report.model_version} answers" if report.model_version else "refused"
+    does = "answers" if report.promoted else "is staged"
+    model = f"model version {report.model_version} {does}" if report.model_version else "refused"
     parts = [
         f"# {report.run}: {model}",
-        "\n".join(f"- {reason}" for reason in report.verdict.reasons),
+        "\n".join(f"- {reason}" for reason in report.verdict.told),
         f"Data: {report.data_before[:12]} -> {report.data_after[:12]}",
         "## Accuracy on test photos after each step",
         table(tuple(steps[0]) if steps else (), steps),

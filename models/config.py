@@ -163,10 +163,16 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """How much worse than the serving model a new one may be, in points of the same test photos."""
+    """What a new model has to keep to be served; shares of accuracy are those that it may lose on the same test photos."""
 
     mean_class: Annotated[float, Range(-1, 1)] = 0.0
+    head: Annotated[float, Range(-1, 1)] = 0.05
+    middle: Annotated[float, Range(-1, 1)] = 0.05
     tail: Annotated[float, Range(-1, 1)] = 0.02
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.8  # that a fall is one, for it to be refused
+    class_floor: Share = 0.1  # accuracy of each class; 0: none
+    decided_away: Share = 0.5  # of a class's training photos, by cleaning
+    latency_ms: Annotated[float, Range(0)] = 0.0  # per photo on one thread of the CPU; 0: no budget, nothing is timed
     enrol: Annotated[float, Range(-1, 1)] = 0.01  # of the mean over the other classes, by one product that is enrolled
 
 

@@ -29,6 +29,9 @@ Set = Annotated[
         help="Override a recipe key, e.g. train.epochs=3.",
     ),
 ]
+NoPromote = Annotated[
+    bool, typer.Option("--no-promote", help="Register and stage the model only; `cleanshelf promote` lets it answer.")
+]
 Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, Set, app, find, model_verbs, prepare
+from flows.cli.app import AsJson, At, DryRun, NoPromote, Set, app, find, model_verbs, prepare
 from flows.cli.show import pairs, show, table
 
 
@@ -18,6 +18,7 @@ def retrain(
     workspace: At = Path("."),
     *,
     overrides: Set,
+    no_promote: NoPromote = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -26,13 +27,13 @@ def retrain(
     from models.config import load_recipe, to_dict
 
     resolved = load_recipe(recipe, overrides=overrides)
-    from flows.retrain import preview
     from flows.retrain import retrain as flow
+    from flows.start import preview
 
     if dry_run:
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
-    report = flow(found, resolved)
+    report = flow(found, resolved, promote=not no_promote)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_report(report))
 
 

@@ -18,7 +18,7 @@ GateSet = Annotated[
         metavar="KEY=VALUE",
         default_factory=list,
         show_default=False,
-        help="Override gate.enrol or gate.tail, e.g. gate.enrol=0.02.",
+        help="Override a key of [gate], e.g. gate.enrol=0.02.",
     ),
 ]
 Label = Annotated[str, typer.Argument(help="The product's name.")]

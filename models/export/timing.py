@@ -1,14 +1,19 @@
-"""How long two graphs take for the same photos, side by side."""
+"""How long graphs take for a photo, side by side.
+
+`python -m models.export.timing --graphs FILE [FILE ...] --out DIR`
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from models.command import run, taking
 from models.errors import ExportError
 from models.export.session import open_session
 
@@ -34,10 +39,8 @@ def has_kernels(path: Path) -> bool:
     return True
 
 
-def time_both(
-    one: Path, other: Path, photos: NDArray[np.uint8], *, provider: str = CPU, rounds: int = 30
-) -> tuple[float, float]:
-    """Median ms per photo of each graph, for a batch (B, S, S, 3); they are asked in turns.
+def time_each(graphs: Sequence[Path], *, batch: int = 1, provider: str = CPU, rounds: int = 30) -> list[float]:
+    """Median ms per photo of each graph, for a batch of random photos; they are asked in turns.
 
     On a CPU it is the time of the one thread that computes, in which other processes have no part.
 
@@ -48,15 +51,29 @@ def time_both(
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    sessions = [onnxruntime.InferenceSession(path, options, providers=[provider]) for path in (one, other)]
+    sessions = [onnxruntime.InferenceSession(path, options, providers=[provider]) for path in graphs]
     if any(session.get_providers()[0] != provider for session in sessions):
         raise ExportError(f"ONNX Runtime cannot load {provider}; install its CUDA libraries, or hide the GPU")
     clock = time.thread_time if provider == CPU else time.perf_counter
-    taken = np.zeros((WARM_UP + rounds, 2))
+    shapes = [(batch, *session.get_inputs()[0].shape[1:]) for session in sessions]
+    photos = [np.random.default_rng(0).integers(0, 256, shape, np.uint8) for shape in shapes]
+    taken = np.zeros((WARM_UP + rounds, len(sessions)))
     for row in taken:
         for place, session in enumerate(sessions):
             start = clock()
-            session.run(["ids", "probs"], {"image": photos})
-            row[place] = 1000 * (clock() - start) / len(photos)
-    first, second = np.median(taken[WARM_UP:], axis=0)
-    return float(first), float(second)
+            session.run(["ids", "probs"], {"image": photos[place]})
+            row[place] = 1000 * (clock() - start) / batch
+    return [float(ms) for ms in np.median(taken[WARM_UP:], axis=0)]
+
+
+def main() -> None:
+    """The command line of one measurement on the CPU: timing.json, a list in the order of the graphs."""
+    parser = taking("out", description="Time ONNX files side by side.")
+    parser.add_argument("--graphs", type=Path, nargs="+", required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "timing.json").write_text(json.dumps(time_each(args.graphs)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -29,7 +29,7 @@ from models.export.measure import measure, write_answers
 from models.export.patch import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
 from models.export.session import open_session
-from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_both
+from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_each
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ class Base:
 
     def timed(self, variant: Variant, path: Path, *, provider: str) -> Variant:
         """The variant with its time and that of the float32 graph."""
-        photo = np.random.default_rng(0).integers(0, 256, (1, self.side, self.side, 3)).astype(np.uint8)
-        ms, fp32_ms = time_both(path, self.graph, photo, provider=provider)
+        ms, fp32_ms = time_each((path, self.graph), provider=provider)
         return dataclasses.replace(variant, ms=ms, fp32_ms=fp32_ms)
 
     @property

@@ -27,7 +27,7 @@ pytestmark = [
 
 # The gate must let chance through, and a network that is unsure of everything must still find something to drop.
 QUICK = ("train.epochs=1", "clean.epochs=1", "balance.epochs=1", "clean.rule=log_margin", "clean.params.threshold=0",
-         "gate.mean_class=1", "gate.tail=1")  # fmt: skip
+         "gate.mean_class=1", "gate.head=1", "gate.middle=1", "gate.tail=1", "gate.decided_away=1")  # fmt: skip
 
 
 @pytest.fixture

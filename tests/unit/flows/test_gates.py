@@ -2,88 +2,243 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from dataclasses import asdict, replace
 
-from flows.gates import Verdict, judge
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from flows.gates import Answers, Decided, Evidence, judge, wilson
+from flows.verdict import Finding, Verdict
 from models.config import Gate
 
 EXACT = {"different_ids": 0, "probability": 3e-8}
-SERVING = {"mean_class": 0.75, "tail": 0.5}
+LABELS = np.array(["ale", "beer", "cider", "milk", "tea", "wine"], object)  # two of each third
+THIRD = np.array([0, 0, 1, 1, 2, 2])
 
 
-def ask(
-    new: dict[str, float | None],
-    serving: dict[str, float | None] | None = SERVING,
-    parity: dict[str, float] = EXACT,
-    **allowed: float,
-) -> Verdict:
-    return judge(new, serving, parity, settings=Gate(**allowed), graph_sha256="abc")
+def hits(*per_class: int, of: int) -> NDArray[np.bool_]:
+    """(6 * of,) so many of each class recognised, the first ones."""
+    return np.concatenate([np.arange(of) < right for right in per_class])
+
+
+def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Answers:
+    return Answers(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
+
+
+def ask(found: Answers, parity: dict[str, float] = EXACT, decided: Decided | None = None, **allowed: float) -> Verdict:
+    return judge(Evidence(parity, found, decided), settings=Gate(**allowed), graph_sha256="abc", against=7)
+
+
+def said(verdict: Verdict, gate: str) -> Finding:
+    [found] = [finding for finding in verdict.findings if finding.gate == gate]
+    return found
+
+
+ALIKE = answers(hits(8, 8, 8, 8, 8, 8, of=10), hits(8, 8, 8, 8, 8, 8, of=10))
+WORSE_TAIL = answers(hits(40, 40, 40, 40, 20, 20, of=40), hits(40, 40, 40, 40, 35, 35, of=40))
 
 
 def test_the_first_model_has_nothing_to_be_worse_than() -> None:
-    verdict = ask({"mean_class": None, "tail": None}, None)
+    verdict = ask(answers(hits(1, 1, 1, 1, 1, 1, of=4), None))
     assert verdict.passed
     assert "nothing is serving yet" in verdict.reasons[1]
-    assert verdict.graph_sha256 == "abc"
+    assert (verdict.graph_sha256, verdict.against) == ("abc", 7)
+    assert [finding.gate for finding in verdict.findings] == ["parity", "class_floor"]
 
 
-@pytest.mark.parametrize("serving", [None, SERVING])
-def test_a_graph_that_differs_from_torch_is_refused(serving: dict[str, float | None] | None) -> None:
-    verdict = ask({"mean_class": 1.0, "tail": 1.0}, serving, {"different_ids": 3, "probability": 0.2})
+@pytest.mark.parametrize("found", [ALIKE, replace(ALIKE, serving=None)])
+def test_a_graph_that_differs_from_torch_is_refused(found: Answers) -> None:
+    verdict = ask(found, {"different_ids": 3, "probability": 0.2})
     assert not verdict.passed
     assert verdict.reasons == ("parity: 3 answers differ from torch",)
 
 
 def test_what_the_graph_was_compared_with_is_named() -> None:
-    verdict = judge(SERVING, SERVING, {"different_ids": 1, "probability": 0.2}, settings=Gate(), graph_sha256="abc",
-                    reference="version 7")  # fmt: skip
+    evidence = Evidence({"different_ids": 1, "probability": 0.2}, ALIKE, reference="version 7")
+    verdict = judge(evidence, settings=Gate(), graph_sha256="abc")
     assert verdict.reasons == ("parity: 1 answers differ from version 7",)
 
 
-def test_as_good_passes_and_says_both_figures() -> None:
-    verdict = ask({"mean_class": 0.75, "tail": 0.5}, mean_class=0.0, tail=0.0)
+def test_as_good_passes_and_says_all_figures() -> None:
+    verdict = ask(ALIKE)
     assert verdict.passed
-    assert verdict.reasons[1:] == (
-        "mean-class accuracy 0.750 against 0.750 now serving",
-        "tail accuracy 0.500 against 0.500 now serving",
+    assert verdict.reasons[1:5] == (
+        "mean-class accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
+        "head accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
+        "middle accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
+        "tail accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
     )
 
 
-@pytest.mark.parametrize(
-    ("new", "reason"),
-    [
-        ({"mean_class": 0.625, "tail": 0.5}, "mean-class accuracy 0.625 is more than 0.000 below the serving model's 0.750"),
-        ({"mean_class": 0.75, "tail": 0.25}, "tail accuracy 0.250 is more than 0.125 below the serving model's 0.500"),
-        ({"mean_class": None, "tail": 0.5}, "mean-class accuracy cannot be measured"),
-        ({"mean_class": 0.75, "tail": None}, "tail accuracy cannot be measured"),
-    ],
-)  # fmt: skip
-def test_each_refusal_gives_its_reason_alone(new: dict[str, float | None], reason: str) -> None:
-    verdict = ask(new, mean_class=0.0, tail=0.125)
-    assert not verdict.passed
-    assert len(verdict.reasons) == 1
-    assert verdict.reasons[0].startswith(reason)
+def test_a_fall_of_the_tail_is_refused_whatever_the_others_gain() -> None:
+    verdict = ask(WORSE_TAIL, mean_class=1)
+    assert [finding.gate for finding in verdict.findings if not finding.passed] == ["tail"]
+    [reason] = verdict.reasons
+    assert reason.startswith("tail accuracy 0.500 is more than 0.020 below the serving model's 0.875 (-0.")
+    tail = said(verdict, "tail")
+    assert (tail.before, tail.after, tail.allowed) == (0.875, 0.5, 0.02)
+    assert tail.low is not None
+    assert tail.high is not None
+    assert tail.low < 0.5 - 0.875 < tail.high < -0.02
+
+
+def test_each_third_has_its_own_allowance() -> None:
+    for place, name in enumerate(("head", "middle", "tail")):
+        falls = [30 if third == place else 40 for third in THIRD]
+        verdict = ask(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1)
+        assert [finding.gate for finding in verdict.findings if not finding.passed] == [name]
+        assert ask(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1, **{name: 0.25}).passed
+
+
+def test_what_may_be_chance_passes() -> None:
+    """Of six photos each, two are lost and one is gained: the figure is below, the bound is not."""
+    serving = hits(4, 4, 4, 4, 4, 4, of=6)
+    new = serving.copy()
+    new[[24, 30]], new[29] = False, True
+    tail = said(ask(answers(new, serving)), "tail")
+    assert tail.passed
+    assert tail.after is not None
+    assert tail.before is not None
+    assert tail.after < tail.before - tail.allowed
+    assert not said(ask(answers(new, serving), confidence=0.5), "tail").passed
+
+
+def test_a_gain_can_be_demanded() -> None:
+    assert "mean-class accuracy 0.800 is more than -0.100 below" in ask(ALIKE, mean_class=-0.1).reasons[0]
+    better = answers(hits(9, 9, 9, 9, 9, 9, of=10), hits(8, 8, 8, 8, 8, 8, of=10))
+    assert ask(better, mean_class=-0.1).passed
+
+
+photos = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=40)
+
+
+def of(drawn: list[tuple[int, bool, bool]]) -> Answers:
+    target, new, serving = (np.array(column) for column in zip(*drawn, strict=True))
+    return Answers(target, new, serving, LABELS, THIRD)
+
+
+@settings(max_examples=25, deadline=None)
+@given(photos, st.floats(0.5, 0.98), st.floats(-0.5, 0.5))
+def test_nothing_is_refused_that_is_not_below_and_more_certainty_refuses_less(
+    drawn: list[tuple[int, bool, bool]], confidence: float, allowed: float
+) -> None:
+    for finding in ask(of(drawn), confidence=confidence, mean_class=allowed, tail=allowed).findings:
+        if finding.gate not in ("mean_class", "tail") or finding.after is None or finding.before is None:
+            continue
+        sterner = said(
+            ask(of(drawn), confidence=confidence, mean_class=allowed + 0.1, tail=allowed + 0.1), finding.gate
+        )
+        surer = said(ask(of(drawn), confidence=confidence + 0.01, mean_class=allowed, tail=allowed), finding.gate)
+        if finding.passed:
+            assert sterner.passed
+            assert surer.passed
+        else:
+            assert finding.after < finding.before - allowed + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(photos)
+def test_a_model_that_recognises_all_that_the_other_does_is_never_worse(drawn: list[tuple[int, bool, bool]]) -> None:
+    found = of([(target, new or serving, serving) for target, new, serving in drawn])
+    verdict = ask(found, head=0, middle=0, tail=0, confidence=0.5, class_floor=1)
+    measured = [finding for finding in verdict.findings if finding.after is not None and finding.gate != "class_floor"]
+    assert all(finding.passed for finding in measured)
+
+
+def test_thirds_without_photos_are_not_judged_but_the_tail_is_needed() -> None:
+    head_only = ALIKE.target < 2
+    verdict = ask(
+        replace(ALIKE, target=ALIKE.target[head_only], new=ALIKE.new[head_only], serving=ALIKE.new[head_only])
+    )
+    assert [finding.gate for finding in verdict.findings] == ["parity", "mean_class", "head", "tail", "class_floor"]
+    assert [reason[:35] for reason in verdict.reasons] == ["tail accuracy cannot be measured: th"[:35]]
+
+
+def test_without_test_photos_nothing_is_proven() -> None:
+    none = np.empty(0, np.int64)
+    verdict = ask(Answers(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
+    assert [finding.gate for finding in verdict.findings if not finding.passed] == ["mean_class", "tail"]
 
 
 def test_all_reasons_of_a_refusal_are_told() -> None:
-    assert len(ask({"mean_class": 0.0, "tail": 0.0}, parity={"different_ids": 1, "probability": 0.1}).reasons) == 3
+    assert len(ask(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).reasons) == 3
 
 
-def test_a_serving_model_that_cannot_be_measured_is_no_permission() -> None:
-    assert not ask({"mean_class": 1.0, "tail": 1.0}, {"mean_class": None, "tail": None}).passed
+def test_a_class_that_is_lost_is_named() -> None:
+    lost = answers(hits(60, 60, 60, 60, 60, 0, of=60), hits(60, 60, 60, 60, 60, 20, of=60))
+    verdict = ask(lost, mean_class=1, tail=1)
+    assert verdict.reasons == ("recognised less often than 0.10: wine (0 of 60 photos)",)
+    floor = said(verdict, "class_floor")
+    assert (floor.after, floor.before, floor.allowed) == (0, pytest.approx(1 / 3), 0.1)
+    assert floor.high is not None
+    assert floor.high < 0.1
+    assert ask(lost, mean_class=1, tail=1, class_floor=0).passed
 
 
-# Eighths are exact in binary, so these are the boundaries themselves.
-@pytest.mark.parametrize(
-    ("after", "allowed", "passed"),
-    [
-        (0.625, 0.125, True),
-        (0.6249, 0.125, False),
-        (0.75, -0.125, False),
-        (0.8749, -0.125, False),
-        (0.875, -0.125, True),
-    ],
-)
-def test_exactly_the_allowance_is_allowed(after: float, allowed: float, passed: bool) -> None:
-    assert ask({"mean_class": after, "tail": 0.5}, mean_class=allowed, tail=0.0).passed is passed
-    assert ask({"mean_class": 0.75, "tail": after - 0.25}, mean_class=0.0, tail=allowed).passed is passed
+def test_few_photos_are_no_lost_class() -> None:
+    assert ask(answers(hits(9, 9, 9, 9, 9, 0, of=9), hits(9, 9, 9, 9, 9, 3, of=9)), mean_class=1, tail=1).passed
+
+
+def test_a_class_that_the_serving_model_does_not_know_either_is_no_reason_to_keep_that() -> None:
+    never = hits(60, 60, 60, 60, 60, 0, of=60)
+    assert ask(answers(never, never)).passed
+    assert not ask(answers(never, None)).passed
+
+
+def test_many_lost_classes_are_counted() -> None:
+    reasons = ask(answers(hits(0, 0, 0, 0, 0, 0, of=60), None)).reasons
+    assert "tea (0 of 60 photos) and 1 more" in reasons[0]
+
+
+def decided(*away: int, given: int) -> Decided:
+    return Decided(LABELS, np.full(6, given), np.array(away))
+
+
+def test_a_class_that_cleaning_decided_away_is_named() -> None:
+    verdict = ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100))
+    assert verdict.reasons == ("cleaning decided away more than 50% of wine (80 of 100 photos); look at their labels",)
+    assert ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
+    assert ask(ALIKE, decided=decided(1, 1, 1, 1, 1, 6, given=10)).passed, "of few photos nothing is certain"
+    assert ask(ALIKE, decided=decided(0, 0, 0, 0, 0, 0, given=0)).passed
+
+
+def test_the_budget_of_time_is_kept_or_not() -> None:
+    for ms, passed in (((12.0, 9.0), False), ((8.0, 9.0), True), ((10.0,), True)):
+        evidence = Evidence(EXACT, ALIKE, ms=ms)
+        verdict = judge(evidence, settings=Gate(latency_ms=10), graph_sha256="abc")
+        assert verdict.passed is passed
+        assert "ms per photo" in verdict.reasons[-1]
+
+
+def test_the_bounds_are_wilsons() -> None:
+    """The well-known intervals of 95 % of 0 and 8 of 10."""
+    for right, bounds in ((0, (0.0, 0.2775)), (8, (0.4902, 0.9433))):
+        low, high = wilson(np.array([right]), np.array([10]), confidence=0.975)
+        assert (low[0], high[0]) == pytest.approx(bounds, abs=1e-4)
+    one, many = (wilson(np.zeros(count), np.full(count, 10), confidence=0.8)[1][0] for count in (1, 100))
+    assert one < many, "of many classes one is at zero by chance"
+
+
+def test_an_override_names_who_why_and_what_and_parity_allows_none() -> None:
+    refused = ask(WORSE_TAIL)
+    meant = refused.despite("half of these are discontinued", by="Ada <ada@shop>")
+    assert (refused.may_serve, meant.passed, meant.may_serve) == (False, False, True)
+    assert meant.override is not None
+    assert asdict(meant.override) == {
+        "by": "Ada <ada@shop>", "reason": "half of these are discontinued", "gates": ["mean_class", "tail"]
+    }  # fmt: skip
+    assert meant.told == [*refused.reasons, "overridden by Ada <ada@shop>: half of these are discontinued"]
+    broken = ask(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).despite("never mind", by="Ada")
+    assert not broken.may_serve
+    assert broken.reasons[-1] == "parity cannot be overridden"
+    assert ask(ALIKE).despite("to be sure", by="Ada").override is None, "there is nothing to override"
+
+
+def test_a_verdict_survives_its_file() -> None:
+    for verdict in (ask(ALIKE), ask(WORSE_TAIL), ask(WORSE_TAIL).despite("so be it", by="Ada")):
+        assert Verdict.of(json.loads(json.dumps(asdict(verdict), allow_nan=False))) == verdict
+    assert Verdict.of({"passed": True, "reasons": ["parity"], "graph_sha256": "abc"}).may_serve, "of an earlier release"

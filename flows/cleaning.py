@@ -1,0 +1,45 @@
+"""The flow that cleans and trains no model: the data version that a retraining by the same recipe would make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+
+from flows.clean import rounds
+from flows.errors import InputError
+from flows.run import Run
+from flows.start import select_data, side_by_side, started
+from flows.workspace import Workspace
+from models.config import Recipe
+from models.data.manifest import count
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The data version before and after, and what the latter holds."""
+
+    data_before: str
+    data_after: str
+    counts: dict[str, int]
+
+
+def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
+    """Judges the labels of the selected data version by the recipe's `[clean]`, and selects the result.
+
+    Raises:
+        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
+    """
+    if not recipe.clean.rounds:
+        raise InputError("clean.rounds: 0, so there is nothing to do; set 1 or more")
+    with started(workspace, recipe, verb="clean") as run:
+        before, after = cleaning.with_options(task_runner=side_by_side(recipe))(run)
+    return Cleaned(before.name, after.name, count(after))
+
+
+@flow(name="clean", validate_parameters=False)
+def cleaning(run: Run) -> tuple[Path, Path]:
+    """The folders of the data version before and after."""
+    delivered = select_data(run)
+    return delivered, rounds(run, delivered)

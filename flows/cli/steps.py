@@ -1,0 +1,65 @@
+"""Verbs of the steps of a retraining that can be taken alone: clean, publish, promote."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import AsJson, At, NoPromote, Set, app, prepare
+from flows.cli.show import pairs, show
+
+
+@app.command()
+def clean(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
+    workspace: At = Path("."),
+    *,
+    overrides: Set,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the labels, as a retraining by this recipe would; the result is a data version, no model is made."""
+    found = prepare(workspace)
+    from models.config import load_recipe
+
+    resolved = load_recipe(recipe, overrides=overrides)
+    from flows.cleaning import clean_data
+
+    content = dataclasses.asdict(clean_data(found, resolved))
+    show(content, as_json=as_json, say=lambda: pairs(content))
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(help="An earlier retraining, as `model log` and the folder runs/ name it.")],
+    workspace: At = Path("."),
+    despite: Annotated[
+        str | None,
+        typer.Option("--despite", metavar="REASON", help="Publish even if the gate refuses; the reason is kept."),
+    ] = None,
+    no_promote: NoPromote = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the graph of an earlier run: it is judged anew, against the model that serves now."""
+    found = prepare(workspace)
+    from flows.progress import outcome
+    from flows.publication import publish_run
+
+    report = publish_run(found, run, despite=despite, promote=not no_promote)
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: print(outcome(report)))
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="A model version that was published with --no-promote.")],
+    workspace: At = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Let a staged model version answer, if its verdict still holds, without a request lost."""
+    found = prepare(workspace)
+    from flows.promotion import promote_version
+
+    done = promote_version(found, version)
+    show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))

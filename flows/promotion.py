@@ -1,0 +1,67 @@
+"""The flow that lets a staged model version answer. Back to one that answered before, a rollback goes without any flow."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.errors import CorruptObject, GateRefused
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.orchestrator import orchestrated
+from flows.publish import named
+from flows.release import serve
+from flows.stage import stage
+from flows.workspace import Workspace
+
+
+def promote_version(workspace: Workspace, version: int) -> int:
+    """Makes a registered version answer, without a request lost; its number.
+
+    Raises:
+        UnknownVersion: no such version.
+        GateRefused: its verdict is not about these bytes, or compared them with what does not serve any more.
+    """
+    with workspace.lock("promote"):
+        DataVersions(workspace).repair()
+        ModelVersions(Ledger(workspace.root)).record(version)
+        with orchestrated(workspace):
+            return promotion(workspace, version)
+
+
+@flow(name="promote", validate_parameters=False)
+def promotion(workspace: Workspace, version: int) -> int:
+    """Verify, switch."""
+    with workspace.lock("promote", name="serving"):
+        if check_verdict(workspace, version):
+            switch(workspace, version)
+    return version
+
+
+@stage("check verdict")
+def check_verdict(workspace: Workspace, version: int) -> bool:
+    """Whether there is something to do, once every file is what was judged, against what serves now.
+
+    Whatever is registered was let pass by the gates, or by somebody who overrode them.
+    """
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    record, serving = models.record(version), models.serving()
+    versions.verify(version)
+    if versions.record(version)["files"]["model.onnx"] != record["graph_sha256"]:
+        raise CorruptObject(f"model version {version}: its graph is not the one that was judged; publish its run again")
+    if serving not in (version, record["parent"]):
+        way_out = (
+            "enrol or withdraw again" if "step" in record else f"`cleanshelf publish {record['run']}` judges it anew"
+        )
+        judged = (
+            f"model version {version} was judged against {named(record['parent'])}, but {named(serving)} serves now"
+        )
+        raise GateRefused([f"{judged}; {way_out}"])
+    return serving != version
+
+
+@stage("switch")
+def switch(workspace: Workspace, version: int) -> None:
+    """Loads it beside the one that serves, asks it golden photos, switches."""
+    serve(workspace, version)

@@ -1,0 +1,90 @@
+"""The flow that publishes the graph of an earlier run: one that was killed before that, staged only, or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from prefect import flow
+
+from flows.data_version import DataVersions
+from flows.errors import InputError
+from flows.orchestrator import orchestrated
+from flows.publish import gate
+from flows.retrain import Report, released
+from flows.run import Run, is_finished
+from flows.stage import stage
+from flows.workspace import Workspace
+from models.config import from_dict
+from serving.durable import sha256
+
+
+def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, promote: bool = True) -> Report:
+    """Judges the graph of a run against the model that serves now, and publishes it.
+
+    Args:
+        name: of the run, or its first characters.
+        despite: the reason why it is to be published even if the gate refuses; kept with the model version.
+        promote: False only registers and stages it.
+
+    Raises:
+        InputError: no such run, or its graph is gone; or `despite` gives no reason.
+        GateRefused: nothing but the run's verdict.json was changed.
+    """
+    if despite is not None and not despite.strip():
+        raise InputError("--despite: gives no reason; say in a few words why the model is to serve all the same")
+    with workspace.lock("publish"):
+        DataVersions(workspace).repair()
+        report, run = earlier(workspace, name)
+        with orchestrated(workspace):
+            return publication(run, report, despite=(despite or "").strip(), promote=promote)
+
+
+def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
+    """The run of that name, and what it did up to the gate.
+
+    Raises:
+        InputError: there is none, or several, or it was not judged.
+    """
+    found = [folder for folder in sorted(workspace.runs.glob("*-*")) if name and folder.name.startswith(name)]
+    if len(found) != 1:
+        there = ", ".join(path.parent.name for path in sorted(workspace.runs.glob("*/run.json"))[-8:])
+        what = "is the beginning of several runs" if found else "is no run"
+        raise InputError(f"{name!r} {what}; there are: {there or 'none yet; run `cleanshelf retrain` first'}")
+    try:
+        report = Report.of(json.loads((found[0] / "run.json").read_bytes()))
+    except (FileNotFoundError, ValueError):
+        way_out = "run `cleanshelf retrain` with its recipe, which goes on where it ended"
+        raise InputError(f"run {found[0].name} ended before its graph was judged; {way_out}") from None
+    recipe = from_dict(json.loads((found[0] / "recipe.json").read_bytes()))
+    return report, Run(workspace, recipe, id=found[0].name)
+
+
+@flow(name="publish", validate_parameters=False)
+def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Report:
+    """Data, graph, judge, publish, ask."""
+    data = take(run, report.data_after)
+    graph = find_graph(run, report.verdict.graph_sha256)
+    verdict = gate(run, data, graph, despite=despite)
+    return released(run, data, graph, replace(report, verdict=verdict), promote=promote)
+
+
+@stage("take data version")
+def take(run: Run, version: str) -> Path:
+    """The data version that the graph was trained and judged on."""
+    return DataVersions(run.workspace).materialise(version)
+
+
+@stage("find graph")
+def find_graph(run: Run, graph_sha256: str) -> Path:
+    """The folder of a stage that made exactly these bytes, every file verified.
+
+    Raises:
+        InputError: it is gone, or a file in it is not what it was.
+    """
+    for graph in sorted(run.workspace.runs.glob("stages/*/model.onnx")):
+        if sha256(graph) == graph_sha256 and is_finished(graph.parent):
+            return graph.parent
+    way_out = "run `cleanshelf retrain` with its recipe, which makes it again"
+    raise InputError(f"the graph of run {run.id} is not in {run.workspace.runs / 'stages'} any more; {way_out}")

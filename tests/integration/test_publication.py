@@ -1,0 +1,200 @@
+"""The steps of a retraining taken alone: clean, publish what was not, promote what is only staged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.cleaning import Cleaned, clean_data
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.errors import CorruptObject, GateRefused, InputError, UnknownVersion
+from flows.ingest import ingest
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.promotion import promote_version
+from flows.publication import publish_run
+from flows.retrain import retrain
+from flows.rollback import rollback_model
+from flows.sample.draw import draw
+from flows.sample.families import assortment
+from flows.unchanged import ended_before, inputs
+from flows.workspace import Workspace
+from models.config import Clean, Recipe, from_dict
+from models.data.manifest import read_manifest
+from serving.environment import Environment
+from serving.errors import CorruptVersion
+from tests.command_line import cleanshelf, snapshot
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.prefect,
+    pytest.mark.triton,
+]
+
+TINY = """
+members = [{ backbone = "test_resnet", size = 32 }]
+train = { epochs = 1 }
+clean = { folds = 2, epochs = 1, params = { threshold = 0 } }
+balance = { method = "none" }
+export = { input_size = 32, crops = 1, enlarge = [1.0] }
+"""
+REASON = "the supplier swapped them, we looked"
+
+
+def recipe(**gate: float) -> Recipe:
+    return from_dict({"name": "tiny"} | tomllib.loads(TINY) | {"gate": gate})
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, triton_environment: Environment) -> Workspace:
+    """A delivery of three products, not yet cleaned."""
+    place, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
+    for sku in assortment()[::9][:3]:
+        (place / "delivery" / sku.label).mkdir(parents=True)
+        for number in range(14):
+            draw(sku, random).save(place / "delivery" / sku.label / f"{number}.jpg")
+    workspace = Workspace.init(place / "shop")
+    ingest(workspace, place / "delivery")
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def cleaned(shop: Workspace) -> Cleaned:
+    return clean_data(shop, recipe())
+
+
+@pytest.fixture(scope="module")
+def refused(shop: Workspace, cleaned: Cleaned) -> str:
+    """A run that the gate refused: cleaning was to decide nothing away."""
+    with pytest.raises(GateRefused, match="cleaning decided away more than 0% of "):
+        retrain(shop, recipe(decided_away=0))
+    [report] = shop.runs.glob("*/run.json")
+    return report.parent.name
+
+
+@pytest.fixture(scope="module")
+def overridden(shop: Workspace, refused: str, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace where that run's model is staged all the same."""
+    workspace = copied(shop, tmp_path_factory.mktemp("overridden"))
+    Ledger(workspace.root)._git("config", "user.name", "Ada")
+    Ledger(workspace.root)._git("config", "user.email", "ada@shop")
+    report = publish_run(workspace, refused, despite=f" {REASON}\n", promote=False)
+    assert (report.model_version, report.promoted, report.seen) == (1, False, [])
+    return workspace
+
+
+def copied(workspace: Workspace, folder: Path) -> Workspace:
+    return Workspace(Path(shutil.copytree(workspace.root, folder / "shop", symlinks=True)))
+
+
+def test_clean_makes_the_data_version_of_a_retraining_and_no_model(
+    shop: Workspace, cleaned: Cleaned, refused: str
+) -> None:
+    report = json.loads((shop.runs / refused / "run.json").read_text())
+    assert (cleaned.data_before, cleaned.data_after) == (report["data_before"], report["data_after"])
+    log = DataVersions(shop).log()
+    assert [(entry.id, entry.step) for entry in log] == [
+        (cleaned.data_after, "clean-1"),
+        (cleaned.data_before, "ingest"),
+    ]
+    assert cleaned.counts == log[0].counts
+    manifest = read_manifest(shop.versions / cleaned.data_after)
+    assert cleaned.counts["dropped"] == (manifest.decision == "dropped").sum() > 0
+
+
+def test_where_there_is_nothing_to_clean_the_recipe_is_refused(shop: Workspace) -> None:
+    with pytest.raises(InputError, match=r"clean.rounds: 0, so there is nothing to do"):
+        clean_data(shop, replace(recipe(), clean=Clean(rounds=0)))
+
+
+def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refused: str) -> None:
+    before = snapshot(shop.root)
+    for reason in ("", "  "):
+        with pytest.raises(InputError, match="--despite: gives no reason"):
+            publish_run(shop, refused, despite=reason)
+    for name, what in (("2", "is the beginning of several runs"), ("7", "is no run; there are: ")):
+        with pytest.raises(InputError, match=f"'{name}' {what}"):
+            publish_run(shop, name)
+    done = cleanshelf("publish", refused, "--workspace", shop.root)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "cleaning decided away" in done.stderr.splitlines()[-1]
+    assert snapshot(shop.root) == before, "the same verdict, over again"
+
+
+def test_a_run_that_ended_between_gate_and_publication_goes_on(shop: Workspace, refused: str, tmp_path: Path) -> None:
+    workspace = copied(shop, tmp_path)
+    path = workspace.runs / refused / "recipe.json"  # as if this recipe had let it pass
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {}}))
+    report = publish_run(workspace, refused, promote=False)
+    assert (report.verdict.passed, report.verdict.override, report.model_version) == (True, None, 1)
+    assert ModelVersions(Ledger(workspace.root)).record(1)["override"] is None
+    written = json.loads((workspace.runs / refused / "run.json").read_text())
+    assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
+
+
+def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str) -> None:
+    record = repository(overridden).record(1)
+    override = {"by": "Ada <ada@shop>", "reason": REASON, "gates": ["decided_away"]}
+    assert record["override"] == ModelVersions(Ledger(overridden.root)).record(1)["override"] == override
+    verdict = json.loads((overridden.runs / refused / "verdict.json").read_text())
+    assert (verdict["passed"], verdict["override"], verdict["against"]) == (False, override, None)
+    assert verdict["graph_sha256"] == record["graph_sha256"] == record["files"]["model.onnx"]
+    told = ended_before(overridden, inputs(overridden, recipe(decided_away=0)))
+    assert told.endswith("which published model version 1"), "a schedule does not try again"
+
+
+def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, tmp_path: Path) -> None:
+    shop = copied(overridden, tmp_path)
+    models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
+    assert (models.serving(), versions.versions(), versions.configured()) == (None, (1,), ())
+    with pytest.raises(UnknownVersion, match="model version 1 never served; `cleanshelf promote 1`"):
+        rollback_model(shop, 1)
+    assert promote_version(shop, 1) == 1
+    assert (models.serving(), versions.configured()) == (1, (1,))
+    before = snapshot(shop.root)
+    assert promote_version(shop, 1) == 1
+    assert snapshot(shop.root) == before, "it serves already"
+
+
+def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refused: str, tmp_path: Path) -> None:
+    workspace = copied(shop, tmp_path)
+    for graph in workspace.runs.glob("stages/export-*/model.onnx"):
+        graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"the graph of run {refused} is not in .*stages any more"):
+        publish_run(workspace, refused, despite=REASON)
+    assert ModelVersions(Ledger(workspace.root)).log() == []
+    assert repository(workspace).versions() == ()
+
+
+def staged(workspace: Workspace, **told: object) -> int:
+    """A further version of the same bytes, whose record says otherwise."""
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    record = models.record(1) | told
+    number = models.register(record)
+    versions.stage(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), record=record,
+                   golden=versions.golden(1).image)  # fmt: skip
+    return number
+
+
+def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refused: str, tmp_path: Path) -> None:
+    shop = copied(overridden, tmp_path)
+    stale, other, harmed = staged(shop, parent=7), staged(shop, graph_sha256="0"), staged(shop)
+    (repository(shop).path(harmed) / "labels.txt").write_text("x")
+    way_out = f"no model serves now; `cleanshelf publish {refused}` judges it anew"
+    for number, error, message in (
+        (stale, GateRefused, f"was judged against model version 7, but {way_out}"),
+        (other, CorruptObject, "its graph is not the one that was judged"),
+        (harmed, CorruptVersion, "labels.txt"),
+        (9, UnknownVersion, "9 is no model version"),
+    ):
+        with pytest.raises(error, match=message):
+            promote_version(shop, number)
+    assert ModelVersions(Ledger(shop.root)).serving() is None
+    assert repository(shop).configured() == ()
