@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.card import facts
 from flows.data_version import DataVersions
 from flows.endpoint import repository
 from flows.errors import GateRefused, InputError, WorkspaceBusy
@@ -27,7 +28,7 @@ from flows.rollback import model_record
 from flows.run import Run
 from flows.workspace import Workspace
 from models.config import Recipe, from_dict
-from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
+from models.export.enrol import agreement, enrol, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.tables import set_key
@@ -74,6 +75,11 @@ class Patch:
     @property
     def parent(self) -> int:
         return int(self.record["version"])
+
+    @property
+    def title(self) -> str:
+        """Of what is done."""
+        return f"{self.step} {self.label}"
 
     @property
     def labels(self) -> list[str]:
@@ -171,12 +177,12 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
     run = Run(workspace, recipe_of(workspace, patch.record["run"], overrides), id=patch.step)
-    verdict, evidence = _judge(run, patch, golden)
+    verdict = _judge(run, patch, golden)
     if not verdict.passed:
         raise GateRefused(
             [*verdict.reasons, "other photos may help, --set gate.enrol=0.02 allows more, and so does retraining"]
         )
-    record = describe(patch, verdict) | evidence
+    record = describe(patch, verdict)
     with workspace.lock(patch.step, name="serving"):
         if ModelVersions(Ledger(workspace.root)).serving() != patch.parent:
             raise WorkspaceBusy(f"version {patch.parent} does not serve any more; run the command again")
@@ -185,8 +191,8 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
     return replace(_rehearsed(patch), reasons=verdict.reasons, model_version=number)
 
 
-def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, dict[str, Any]]:
-    """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
+def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
+    """Whether nothing but the one product differs, and the others do not suffer; the file gets the figures."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
     gate = run.recipe.gate
@@ -194,10 +200,9 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, 
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
-    stamp(patch.graph, {"metrics": json.dumps(after), "parity": json.dumps(parity)})
-    verdict = judge(after, before, parity, settings=allowed, graph_sha256=sha256(patch.graph),
-                    reference=reference)  # fmt: skip
-    return verdict, {"metrics": after, "parity": parity}
+    stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(after),
+                        "parity": json.dumps(parity)})  # fmt: skip
+    return judge(after, before, parity, settings=allowed, graph_sha256=sha256(patch.graph), reference=reference)
 
 
 def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:
@@ -216,13 +221,12 @@ def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recip
 
 
 def describe(patch: Patch, verdict: Verdict) -> dict[str, Any]:
-    """The record of the patched version: its parent's, with what was done to it and why it may be served."""
+    """The lineage of the patched version: all that its file says of itself, from which photos, and why it may be served."""
     return {
-        **{key: patch.record[key] for key in ("run", "recipe", "config_hash", "commit", "data_version")},
+        **facts(patch.graph),
+        "run": patch.record["run"],
         "parent": patch.parent,
-        "step": f"{patch.step} {patch.label}",
         "photos": patch.hashes,
-        "enrolled": enrolled(patch.graph),
         "graph_sha256": verdict.graph_sha256,
         "verdict": list(verdict.reasons),
     }

@@ -19,6 +19,7 @@ from flows.run import Run
 from flows.workspace import Workspace
 from serving.control import Endpoint
 from serving.durable import sha256
+from serving.repository import ModelRepository
 
 log = logging.getLogger("cleanshelf")
 
@@ -47,16 +48,17 @@ def release(
     The caller holds the lock "serving". Bytes that have a number keep it: a killed publication goes on.
 
     Args:
-        record: what to register; `graph_sha256` is that of the graph.
+        record: the lineage but for `version` and `files`; `graph_sha256` is that of the graph.
         golden: (G, S, S, 3).
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     with endpoint(workspace) as access:
         versions.sweep()
         versions.check_contract(graph)
-        number = number_of(models, record["graph_sha256"]) or models.register(record)
+        number = number_for(record["graph_sha256"], models=models, versions=versions)
         if number not in versions.versions():
-            versions.stage(graph, version=number, labels=labels, record=models.record(number), golden=golden)
+            versions.stage(graph, version=number, labels=labels, record=record, golden=golden)
+        models.register(versions.record(number))
         with Endpoint(access) as control:
             control.switch(versions, number)
         models.assign(number)
@@ -64,6 +66,12 @@ def release(
     return number
 
 
-def number_of(models: ModelVersions, graph_sha256: str) -> int | None:
-    """The version under which exactly these bytes were registered."""
-    return next((entry.version for entry in models.log() if entry.record["graph_sha256"] == graph_sha256), None)
+def number_for(graph_sha256: str, *, models: ModelVersions, versions: ModelRepository) -> int:
+    """The version that holds exactly these bytes, else a number that no version ever had.
+
+    Files come before the registration, so a killed publication may have left a version that is in the repository alone.
+    """
+    registered = {entry.version: entry.record for entry in models.log()}
+    here = {version: registered.get(version) or versions.record(version) for version in versions.versions()}
+    found = [version for version, lineage in here.items() if lineage.get("graph_sha256") == graph_sha256]
+    return max(found, default=1 + max(here.keys() | registered, default=0))
