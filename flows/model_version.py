@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class ModelVersions:
 
     def serving(self) -> int | None:
         """The version that was assigned last, or None."""
-        return next(iter(self._history()), None)
+        return next(self._history(), None)
 
     def previous(self) -> int:
         """The version that served before the present one.
@@ -69,7 +69,7 @@ class ModelVersions:
         Raises:
             UnknownVersion: none did.
         """
-        history = self._history()
+        history = list(self._history())
         for version in history:
             if version != history[0]:
                 return version
@@ -117,15 +117,17 @@ class ModelVersions:
             record=record,
         )
 
-    def _history(self) -> list[int]:
+    def _history(self) -> Iterator[int]:
         """The assigned versions, newest first."""
-        versions: dict[str | None, int] = {sha: version for version, sha in self.entries()}
-        versions |= {self.ledger.tip(f"refs/tags/{tag_of(version)}"): version for version in self.versions()}
-        tags = [f"refs/tags/{MODEL}#prod#{number}" for number in sorted(self._assigned(), reverse=True)]
-        shas = {tag: self.ledger.tip(tag) for tag in tags}
-        if lost := [tag for tag, sha in shas.items() if sha not in versions]:
-            raise CorruptObject(f"{lost[0]} names no version of {REF}; fetch that from a git remote that has it")
-        return [versions[sha] for sha in shas.values()]
+        tagged = {self.ledger.tip(f"refs/tags/{tag_of(version)}"): version for version in self.versions()}
+        versions = tagged | {sha: version for version, sha in self.entries()}
+        for number in sorted(self._assigned(), reverse=True):
+            tag = f"refs/tags/{MODEL}#prod#{number}"
+            sha = self.ledger.tip(tag)
+            if sha not in versions:
+                way_out = "`cleanshelf data pull --refs REMOTE` fetches that from a git remote that has it"
+                raise CorruptObject(f"{tag} names no version of {REF}; {way_out}")
+            yield versions[sha]
 
     def _assigned(self) -> list[int]:
         return self._numbers(ASSIGNED, f"{MODEL}#prod#*")
