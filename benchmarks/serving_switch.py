@@ -124,9 +124,9 @@ def break_a_version(ours: Served, photos: np.ndarray) -> int:
     (folder / "model.onnx").write_bytes(
         whole[:at] + CONV[:-1] + b"e" + whole[at + len(CONV) :]
     )  # reads well, is unknown
-    record = json.loads((folder / "record.json").read_bytes())
+    record = json.loads((folder / "lineage.json").read_bytes())
     record["files"] = {name: sha256(folder / name) for name in record["files"]}
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "lineage.json").write_text(json.dumps(record))
     return version
 
 

@@ -10,7 +10,17 @@ from typing import Any
 from serving.errors import BadGraph
 from serving.model_config import Signature
 
-TEXT = ("data_version", "commit", "config_hash", "recipe", "produced_by", "labels_sha256")
+TEXT = (
+    "data_version",
+    "commit",
+    "code_hash",
+    "config_hash",
+    "recipe",
+    "produced_by",
+    "made_from",
+    "step",
+    "labels_sha256",
+)
 MEMBER = ("backbone", "size", "tau", "temperature", "weight", "started_from", "licence")
 ACCURACY = ("top1", "top5", "mean_class", "head", "middle", "tail")
 
@@ -25,6 +35,15 @@ def read_card(path: Path) -> dict[str, Any]:
     if "labels" not in metadata:
         raise BadGraph(f"{path}: its metadata name no labels, so it has no card; take the file of a model version")
     return {key: value if key in TEXT else _parsed(value) for key, value in metadata.items()}
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What of a model's lineage its file says itself: the card, in which the hash of the labels stands for them.
+
+    Raises:
+        BadGraph: as for read_card.
+    """
+    return {key: value for key, value in read_card(path).items() if key != "labels"}
 
 
 def _parsed(value: str) -> Any:

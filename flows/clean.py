@@ -13,6 +13,7 @@ import numpy as np
 from flows.data_version import DataVersions, Entry
 from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
 from flows.files import link
+from flows.history import descent
 from flows.learn import score_fold
 from flows.run import Run, code_hash
 from flows.stage import stage, together
@@ -28,13 +29,9 @@ log = logging.getLogger("cleanshelf")
 OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
 
 
-def lineage(version: str, history: Iterable[Entry]) -> list[str]:
+def made_by_cleaning(version: str, history: Iterable[Entry]) -> list[str]:
     """The version, the one that cleaning made it of, and so on back to what no cleaning made."""
-    parents = {entry.id: entry.parent for entry in history if entry.step.startswith("clean-")}
-    found = [version]
-    while parent := parents.get(found[-1]):
-        found.append(parent)
-    return found
+    return descent(version, (entry for entry in history if entry.step.startswith("clean-")))
 
 
 def uncleaned(version: str, history: Iterable[Entry]) -> str:
@@ -43,7 +40,7 @@ def uncleaned(version: str, history: Iterable[Entry]) -> str:
     Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
     instead of taking further ones from its own result.
     """
-    return lineage(version, history)[-1]
+    return made_by_cleaning(version, history)[-1]
 
 
 def rounds(run: Run, data: Path) -> Path:
@@ -111,7 +108,7 @@ def made_before(versions: DataVersions, folder: Path) -> Path | None:
 
     So a retraining that is repeated adds nothing to the history, however many rounds it has.
     """
-    for version in lineage(versions.resolve("selected"), versions.log()):
+    for version in made_by_cleaning(versions.resolve("selected"), versions.log()):
         known = versions.workspace.versions / version
         if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
             shutil.rmtree(folder)

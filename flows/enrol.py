@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.card import facts
 from flows.data_version import DataVersions
 from flows.endpoint import repository
 from flows.errors import GateRefused, InputError, WorkspaceBusy
@@ -29,7 +30,7 @@ from flows.verdict import Verdict
 from flows.workspace import Workspace
 from models.config import Recipe, from_dict
 from models.data.manifest import read_manifest
-from models.export.enrol import agreement, enrol, enrolled, first_labels, withdraw
+from models.export.enrol import agreement, enrol, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.tables import set_key
@@ -76,6 +77,11 @@ class Patch:
     @property
     def parent(self) -> int:
         return int(self.record["version"])
+
+    @property
+    def title(self) -> str:
+        """Of what is done."""
+        return f"{self.step} {self.label}"
 
     @property
     def labels(self) -> list[str]:
@@ -173,12 +179,12 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
     run = Run(workspace, recipe_of(workspace, patch.record["run"], overrides), id=patch.step)
-    verdict, evidence = _judge(run, patch, golden)
+    verdict = _judge(run, patch, golden)
     if not verdict.passed:
         raise GateRefused(
             [*verdict.reasons, "other photos may help, --set gate.enrol=0.02 allows more, and so does retraining"]
         )
-    record = describe(patch, verdict) | evidence
+    record = describe(patch, verdict)
     with workspace.lock(patch.step, name="serving"):
         if ModelVersions(Ledger(workspace.root)).serving() != patch.parent:
             raise WorkspaceBusy(f"version {patch.parent} does not serve any more; run the command again")
@@ -187,8 +193,8 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
     return replace(_rehearsed(patch), reasons=verdict.reasons, model_version=number)
 
 
-def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, dict[str, Any]]:
-    """Whether nothing but the one product differs, and the others do not suffer; metrics and parity, which the file gets too."""
+def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
+    """Whether nothing but the one product differs, and the others do not suffer; the file gets the figures."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
     gate = run.recipe.gate
@@ -197,11 +203,11 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> tuple[Verdict, 
     data = DataVersions(run.workspace).materialise("selected")
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     metrics = json.loads((after / "accuracy.json").read_bytes())
-    stamp(patch.graph, {"metrics": json.dumps(metrics), "parity": json.dumps(parity)})
+    stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(metrics),
+                        "parity": json.dumps(parity)})  # fmt: skip
     answers = read_answers(read_manifest(data), after, before)
-    verdict = judge(Evidence(parity, answers, reference=reference), settings=allowed,
-                    graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
-    return verdict, {"metrics": metrics, "parity": parity}
+    return judge(Evidence(parity, answers, reference=reference), settings=allowed,
+                 graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
 
 
 def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:
@@ -220,13 +226,12 @@ def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recip
 
 
 def describe(patch: Patch, verdict: Verdict) -> dict[str, Any]:
-    """The record of the patched version: its parent's, with what was done to it and why it may be served."""
+    """The lineage of the patched version: all that its file says of itself, from which photos, and why it may be served."""
     return {
-        **{key: patch.record[key] for key in ("run", "recipe", "config_hash", "commit", "data_version")},
+        **facts(patch.graph),
+        "run": patch.record["run"],
         "parent": patch.parent,
-        "step": f"{patch.step} {patch.label}",
         "photos": patch.hashes,
-        "enrolled": enrolled(patch.graph),
         "graph_sha256": verdict.graph_sha256,
         "verdict": list(verdict.reasons),
     }

@@ -52,8 +52,8 @@ class Ledger:
 
     root: Path
 
-    def commit(self, ref: str, files: Mapping[str, bytes], *, message: str) -> str:
-        """Add a commit to `ref` that changes `files` (path to content) and keeps the rest; its sha.
+    def commit(self, ref: str, files: Mapping[str, bytes | None], *, message: str) -> str:
+        """Add a commit to `ref` that changes `files` (path to content, None: it goes) and keeps the rest; its sha.
 
         Raises:
             WorkspaceBusy: the ref moved meanwhile; nothing was recorded.
@@ -64,6 +64,9 @@ class Ledger:
             if tip:
                 self._git("read-tree", tip, env=index)
             for path, content in files.items():
+                if content is None:
+                    self._git("update-index", "--force-remove", path, env=index)
+                    continue
                 blob = self._git("hash-object", "-w", "--stdin", given=content)
                 self._git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=index)
             tree = self._git("write-tree", env=index)

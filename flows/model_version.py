@@ -1,4 +1,4 @@
-"""The model registry: annotated git tags in GTO's format, records on a side ref.
+"""The model registry: annotated git tags in GTO's format, the lineage of each version on a side ref.
 
 `products@v3.0.0` registers version 3, `products#prod#7` is the seventh time that a version was put to work. Both only
 ever grow: a rollback is one more assignment. Any tool that knows GTO reads the same registry.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.errors import UnknownVersion
+from flows.errors import CorruptObject, UnknownVersion
 from flows.ledger import Ledger
+from serving.lineage import EARLIER, LINEAGE, canonical
 
 REF = "refs/models/main"
 MODEL = "products"
 REGISTERED = re.compile(rf"{MODEL}@v(\d+)\.0\.0")
+ENTRY = re.compile(rf"{MODEL} v(\d+)")  # the message of a commit
 ASSIGNED = re.compile(rf"{MODEL}#prod#(\d+)")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One line of the registry; `record` is all that was said of the model when it was registered."""
+    """One line of the registry; `record` is the lineage."""
 
     version: int
     serving: bool
@@ -39,13 +41,13 @@ class ModelVersions:
 
     ledger: Ledger
 
-    def register(self, record: Mapping[str, Any]) -> int:
-        """Keep `record` (JSON values) under the next number and give that. A number is never used twice."""
-        version = max(self._registered(), default=0) + 1
-        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
-        sha = self.ledger.commit(REF, {"record.json": text.encode()}, message=f"{MODEL} v{version}")
-        self.ledger.tag(_tag(version), sha, f"{MODEL} v{version}")
-        return version
+    def register(self, lineage: Mapping[str, Any]) -> None:
+        """Keep the lineage of a version, as it lies beside the model, under its number; once. The tag comes last of all."""
+        version = lineage["version"]
+        if version not in self.versions():
+            name = f"{MODEL} v{version}"
+            sha = self.ledger.commit(REF, {LINEAGE: canonical(lineage), EARLIER: None}, message=name)
+            self.ledger.tag(tag_of(version), sha, name)
 
     def assign(self, version: int) -> None:
         """Say that `version` serves from now on.
@@ -59,7 +61,7 @@ class ModelVersions:
 
     def serving(self) -> int | None:
         """The version that was assigned last, or None."""
-        return next(iter(self._history()), None)
+        return next(self._history(), None)
 
     def served(self) -> set[int]:
         """The versions that serve or did."""
@@ -71,24 +73,42 @@ class ModelVersions:
         Raises:
             UnknownVersion: none did.
         """
-        history = self._history()
+        history = list(self._history())
         for version in history:
             if version != history[0]:
                 return version
         raise UnknownVersion(f"no model version served before {self.serving() or 'this'}; {self._there()}")
 
     def record(self, version: int) -> dict[str, Any]:
-        """What was registered as `version`.
+        """The lineage of `version`.
 
         Raises:
             UnknownVersion: no such version.
         """
-        return dict(json.loads(self.ledger.read(self._sha(version), "record.json")))
+        return dict(json.loads(self.text(self._sha(version))))
+
+    def text(self, sha: str) -> bytes:
+        """The lineage of a version as it was registered in the commit `sha`.
+
+        Raises:
+            UnknownVersion: there is none.
+        """
+        earlier = self.ledger.read_many([(sha, EARLIER)])[0]
+        return earlier or self.ledger.read(sha, LINEAGE)
 
     def log(self) -> list[ModelEntry]:
         """All versions, newest first."""
         serving = self.serving()
-        return [self._entry(version, serving=serving) for version in sorted(self._registered(), reverse=True)]
+        return [self._entry(version, serving=serving) for version in sorted(self.versions(), reverse=True)]
+
+    def versions(self) -> list[int]:
+        """Every number that a tag names, in no order."""
+        return self._numbers(REGISTERED, f"{MODEL}@*")
+
+    def entries(self) -> list[tuple[int, str]]:
+        """Every commit of the history, newest first: the version that it holds, and its sha."""
+        found = ((ENTRY.fullmatch(commit.message), commit.sha) for commit in self.ledger.log(REF))
+        return [(int(match[1]), sha) for match, sha in found if match]
 
     def _entry(self, version: int, *, serving: int | None) -> ModelEntry:
         record = self.record(version)
@@ -101,14 +121,17 @@ class ModelVersions:
             record=record,
         )
 
-    def _history(self) -> list[int]:
+    def _history(self) -> Iterator[int]:
         """The assigned versions, newest first."""
-        versions = {self.ledger.tip(f"refs/tags/{_tag(version)}"): version for version in self._registered()}
-        numbers = sorted(self._assigned(), reverse=True)
-        return [versions[self.ledger.tip(f"refs/tags/{MODEL}#prod#{number}")] for number in numbers]
-
-    def _registered(self) -> list[int]:
-        return self._numbers(REGISTERED, f"{MODEL}@*")
+        tagged = {self.ledger.tip(f"refs/tags/{tag_of(version)}"): version for version in self.versions()}
+        versions = tagged | {sha: version for version, sha in self.entries()}
+        for number in sorted(self._assigned(), reverse=True):
+            tag = f"refs/tags/{MODEL}#prod#{number}"
+            sha = self.ledger.tip(tag)
+            if sha not in versions:
+                way_out = "`cleanshelf data pull --refs REMOTE` fetches that from a git remote that has it"
+                raise CorruptObject(f"{tag} names no version of {REF}; {way_out}")
+            yield versions[sha]
 
     def _assigned(self) -> list[int]:
         return self._numbers(ASSIGNED, f"{MODEL}#prod#*")
@@ -118,15 +141,16 @@ class ModelVersions:
         return [int(match[1]) for match in found if match]
 
     def _sha(self, version: int) -> str:
-        sha = self.ledger.tip(f"refs/tags/{_tag(version)}")
+        sha = self.ledger.tip(f"refs/tags/{tag_of(version)}")
         if sha is None:
             raise UnknownVersion(f"{version} is no model version; {self._there()}")
         return sha
 
     def _there(self) -> str:
-        there = ", ".join(map(str, sorted(self._registered(), reverse=True)[:8]))
+        there = ", ".join(map(str, sorted(self.versions(), reverse=True)[:8]))
         return f"there are: {there}" if there else "there are none yet; run `cleanshelf retrain` first"
 
 
-def _tag(version: int) -> str:
+def tag_of(version: int) -> str:
+    """The name of the version's tag."""
     return f"{MODEL}@v{version}.0.0"

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from flows.card import facts
+from flows.data_version import DataVersions
 from flows.endpoint import endpoint, repository
 from flows.errors import GateRefused
 from flows.gates import Decided, Evidence, judge
+from flows.history import descent
 from flows.launch import run_child
 from flows.learn import calibrate
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import measure_graph, put, read_answers, release, time_graphs
-from flows.run import Run
+from flows.run import Run, code_hash
 from flows.settings import REPOSITORY
 from flows.stage import stage
 from flows.verdict import Verdict
@@ -36,9 +39,13 @@ REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it t
 @stage("export")
 def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path, calibrated: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
+    made_from = (*members, weights, looks, calibrated)
     card = {
         "data_version": data.name,
+        "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).log())[1:]),
+        "stages": json.dumps({folder.name: read_json(folder / "done.json") for folder in made_from}),
         "commit": commit(),
+        "code_hash": code_hash(),
         "config_hash": digest(run.recipe),
         "recipe": run.recipe.name,
         "produced_by": "cleanshelf",
@@ -52,7 +59,7 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
         arguments += ["--calibration", calibrated / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    names = [folder.name for folder in (*members, weights, looks, calibrated)]
+    names = [folder.name for folder in made_from]
     return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
@@ -158,7 +165,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
         if serving != verdict.against:
             raise GateRefused([f"judged against {named(verdict.against)}, but {named(serving)} serves now; "
                                f"`cleanshelf publish {run.id}` judges it anew"])  # fmt: skip
-        record = describe(run, data, graph, verdict, parent=serving)
+        record = describe(run, graph, verdict, parent=serving)
         step = release if promote else put
         return step(run.workspace, file, record=record, labels=read_manifest(data).classes,
                     golden=np.load(graph / "golden.npy"))  # fmt: skip
@@ -169,18 +176,13 @@ def named(version: int | None) -> str:
     return "no model" if version is None else f"model version {version}"
 
 
-def describe(run: Run, data: Path, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
-    """The record of a model version: what it was made from, how good it is, and why it may be served."""
+def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
+    """The lineage of a model version: all that its file says of itself, and why these bytes may be served."""
     return {
+        **facts(graph / "model.onnx"),
         "run": run.id,
         "parent": parent,
-        "recipe": run.recipe.name,
-        "config_hash": digest(run.recipe),
-        "commit": commit(),
-        "data_version": data.name,
         "graph_sha256": verdict.graph_sha256,
-        "metrics": read_json(graph / "accuracy.json"),
-        "parity": read_json(graph / "parity.json"),
         "verdict": list(verdict.reasons),
         "override": verdict.override and asdict(verdict.override),
     }

@@ -25,6 +25,7 @@ from models.data.manifest import Manifest
 from models.evaluate import thirds
 from serving.control import Endpoint
 from serving.durable import sha256
+from serving.repository import ModelRepository
 
 log = logging.getLogger("cleanshelf")
 
@@ -83,15 +84,16 @@ def put(
     The caller holds the lock "serving". Bytes that have a number keep it: a killed publication goes on.
 
     Args:
-        record: what to register; `graph_sha256` is that of the graph.
+        record: the lineage but for `version` and `files`; `graph_sha256` is that of the graph.
         golden: (G, S, S, 3).
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     versions.sweep()
     versions.check_contract(graph)
-    number = number_of(models, record) or models.register(record)
+    number = number_for(record, models=models, versions=versions)
     if number not in versions.versions():
-        versions.stage(graph, version=number, labels=labels, record=models.record(number), golden=golden)
+        versions.stage(graph, version=number, labels=labels, record=record, golden=golden)
+    models.register(versions.record(number))
     return number
 
 
@@ -106,8 +108,17 @@ def serve(workspace: Workspace, number: int) -> None:
     log.info("model version %d answers", number)
 
 
-def number_of(models: ModelVersions, record: Mapping[str, Any]) -> int | None:
-    """The version under which exactly these bytes were registered; what somebody overrode the gates for is a version of its own."""
-    wanted = (record["graph_sha256"], record.get("override"))
-    found = ((entry.version, entry.record) for entry in models.log())
-    return next((number for number, each in found if (each["graph_sha256"], each.get("override")) == wanted), None)
+def number_for(record: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
+    """The version that holds exactly these bytes, else a number that no version ever had.
+
+    What somebody overrode the gates for is a version of its own. Files come before the registration, so a killed publication
+    may have left a version that is in the repository alone.
+    """
+    registered = {entry.version: entry.record for entry in models.log()}
+    here = {version: registered.get(version) or versions.record(version) for version in versions.versions()}
+    found = [version for version, lineage in here.items() if _same(lineage, record)]
+    return max(found, default=1 + max(here.keys() | registered, default=0))
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("graph_sha256", "override"))

@@ -5,12 +5,13 @@ Plain functions, not flows: a rollback has to work while Prefect, or a training,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from flows.data_version import DataVersions, Entry
 from flows.endpoint import access, repository
 from flows.errors import UnknownVersion
+from flows.history import descent, withdrawn
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.purge import select
@@ -90,7 +91,7 @@ def model_record(workspace: Workspace, version: int | None = None) -> dict[str, 
 
 
 def model_history(workspace: Workspace) -> list[dict[str, Any]]:
-    """All model versions, newest first, each with whether its data were withdrawn since."""
+    """All model versions, newest first, each with whether its data, or what those were made of, were withdrawn since."""
     models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
     return [
         {
@@ -108,18 +109,26 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def withdrawn_data(workspace: Workspace) -> set[str]:
-    """Data versions that a rollback left behind and none brought back.
+    """Data versions that a rollback left behind and none brought back, and what was made of them.
 
     A model trained on one of them still serves, rightly, but people should see it.
     """
-    return withdrawn(reversed(DataVersions(workspace).log()))
+    entries = DataVersions(workspace).log()
+    gone = withdrawn(reversed(entries))
+    return {entry.id for entry in entries if not gone.isdisjoint(descent(entry.id, entries))}
 
 
-def withdrawn(entries: Iterable[Entry]) -> set[str]:
-    """Of a history, oldest entry first. A rollback to a version brings back what stood when that was selected last."""
-    standing: dict[str, tuple[str, ...]] = {}  # the versions that stood when each was selected last
-    now: tuple[str, ...] = ()
-    for entry in entries:
-        now = standing[entry.id] if entry.step == "rollback" else (*now, entry.id)
-        standing[entry.id] = now
-    return set(standing) - set(now)
+def newest_standing(history: Sequence[dict[str, Any]]) -> int | None:
+    """The newest of the model versions (as `model_history` gives them) whose data stand, with all that those were made of."""
+    return next((entry["version"] for entry in history if not entry["data_withdrawn"]), None)
+
+
+def advice(history: Sequence[dict[str, Any]]) -> str:
+    """What to do where the data of the serving model were withdrawn; "" where they stand. Nobody does it by himself."""
+    serving = next((entry for entry in history if entry["serving"]), None)
+    if serving is None or not serving["data_withdrawn"]:
+        return ""
+    standing = newest_standing(history)
+    earlier = f"`cleanshelf model rollback {standing}` goes to {standing}, the newest whose data stand, and "
+    return (f"model version {serving['version']} goes on answering, though its data were withdrawn: "
+            f"{earlier if standing else ''}`cleanshelf retrain` makes a new one")  # fmt: skip

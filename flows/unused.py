@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flows.data_version import DataVersions
 from flows.files import files_below
+from flows.history import descent
 from flows.pointer import READY
 from serving.durable import sync
 
@@ -56,11 +57,8 @@ def free(unused: Iterable[Unused], *, after: Callable[[str], None] = lambda _: N
 
 def _copies(versions: DataVersions) -> list[tuple[Path, str]]:
     """Copies under versions/, except those of the selected version and of the versions that it was made from."""
-    parents = {entry.id: entry.parent for entry in versions.log()}
-    kept, version = set(), versions.selected()
-    while version and version not in kept:
-        kept.add(version)
-        version = parents.get(version)
+    selected = versions.selected()
+    kept = descent(selected, versions.log()) if selected else []
     folders = sorted(path for path in versions.workspace.versions.iterdir() if path.is_dir())
     unmarked = [(path, "unfinished copy") for path in folders if not (path / READY).exists()]
     return unmarked + [(path, "copy that no run reads") for path in folders

@@ -21,6 +21,7 @@ from serving.accelerator import CPU, Accelerator
 from serving.durable import disk_full_named, overwrite, sha256, sync
 from serving.encoded.contract import lay
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
+from serving.lineage import lineage_file
 from serving.model_config import Signature, TritonConfig
 from serving.version import Golden, read_labels, write_version
 
@@ -71,7 +72,7 @@ class ModelRepository:
             graph: ONNX file; external data beside it comes along.
             version: a number >= 1 never used before.
             labels: line i names class i.
-            record: what is to be known of this version (data version, metrics); `version` and `files` are added.
+            record: the lineage, to which `version` and `files` are added; `run` is text.
             golden: (G, S, S, 3) uint8, G >= 1; answered here by local ONNX Runtime and later by the server.
 
         Raises:
@@ -110,12 +111,12 @@ class ModelRepository:
         return read_labels(self.path(version) / "labels.txt")
 
     def record(self, version: int) -> dict[str, Any]:
-        """What was recorded when the version was staged, with `files`: name -> sha256.
+        """The lineage of the version, with `files`: name -> sha256.
 
         Raises:
-            CorruptVersion: the record is missing or unreadable.
+            CorruptVersion: it is missing or unreadable.
         """
-        path = self.path(version) / "record.json"
+        path = lineage_file(self.path(version))
         try:
             record = json.loads(path.read_bytes())
             return {**record, "files": dict(record["files"])}
@@ -131,16 +132,24 @@ class ModelRepository:
         """Hash every file of the version again.
 
         Raises:
-            CorruptVersion: names the first file that is missing, changed or not in the record.
+            CorruptVersion: names the first file that is missing, changed or not in the lineage.
+        """
+        for path, problem in self.damaged(version):
+            raise CorruptVersion(f"{path}: {problem}; serve another version and stage this graph again")
+
+    def damaged(self, version: int) -> Iterator[tuple[Path, str]]:
+        """Every file of the version that is missing, changed or not in its lineage, and what is wrong with it.
+
+        Raises:
+            CorruptVersion: the lineage cannot be read.
         """
         folder, files = self.path(version), self.record(version)["files"]
-        names = {path.name for path in folder.iterdir()} - {"record.json"}
+        lineage = lineage_file(folder).name
+        names = {path.name for path in folder.iterdir()} - {lineage}
         for name in sorted(names | set(files)):
-            path = folder / name
-            found = sha256(path) if name in names else "no such file"
+            found = sha256(folder / name) if name in names else "no such file"
             if found != files.get(name):
-                message = f"{path}: sha256 is {found}, record.json says {files.get(name, 'nothing')}"
-                raise CorruptVersion(f"{message}; serve another version and stage this graph again")
+                yield folder / name, f"sha256 is {found}, {lineage} says {files.get(name, 'nothing')}"
 
     def configure(self, versions: Sequence[int]) -> None:
         """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
@@ -148,11 +157,11 @@ class ModelRepository:
         Raises:
             VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
         """
-        self.restore(self._text(versions) if versions else "")
+        self.restore(self._config(versions).to_pbtxt() if versions else "")
 
     def is_configured(self, version: int) -> bool:
         """Whether config.pbtxt is as `configure` would write it for this version alone."""
-        return self.configuration() == self._text((version,))
+        return self.configuration() == self._config((version,)).to_pbtxt()
 
     def configuration(self) -> str:
         """The text of config.pbtxt; "" if there is none."""
@@ -171,11 +180,23 @@ class ModelRepository:
         else:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
 
-    def _told(self, signatures: Mapping[int, Signature]) -> dict[str, str]:
-        """What clients read in the configuration: they see the server alone, not this disk."""
-        data = {f"data_version.{v}": signature.metadata.get("data_version", "") for v, signature in signatures.items()}
-        labels = {f"labels.{v}": json.dumps(self.labels(v), ensure_ascii=False) for v in signatures}
-        return {**data, **labels}
+    def astray(self) -> list[str]:
+        """Names of what config.pbtxt tells clients otherwise than the versions' own files do."""
+        found, true = TritonConfig.parse(self.configuration()), self._config(self.configured())
+        names = found.parameters.keys() | true.parameters.keys()
+        return sorted(name for name in names if found.parameters.get(name) != true.parameters.get(name))
+
+    def _told(self, version: int, signature: Signature) -> dict[str, str]:
+        """What clients read of a version in the configuration: they see the server alone, not this disk."""
+        record = self.record(version)
+        facts = {
+            "data_version": signature.metadata.get("data_version", ""),
+            "graph_sha256": record["files"].get("model.onnx", ""),
+            "labels": json.dumps(self.labels(version), ensure_ascii=False),
+            "lineage_sha256": sha256(lineage_file(self.path(version))),
+            "run": record.get("run", ""),
+        }
+        return {f"{name}.{version}": value for name, value in facts.items()}
 
     def configured(self) -> tuple[int, ...]:
         """The versions that config.pbtxt names; () if there is none."""
@@ -216,7 +237,7 @@ class ModelRepository:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return leftovers
 
-    def _text(self, versions: Sequence[int]) -> str:
+    def _config(self, versions: Sequence[int]) -> TritonConfig:
         chosen = tuple(sorted(set(versions)))
         signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
         newest = max(chosen)
@@ -230,8 +251,10 @@ class ModelRepository:
             instances=self.instances,
             accelerator=self._accelerator(newest),
             warmup=self.warmup,
-            parameters=self._told(signatures),
-        ).to_pbtxt()
+            parameters={
+                name: value for version in chosen for name, value in self._told(version, signatures[version]).items()
+            },
+        )
 
     def _accelerator(self, version: int) -> Accelerator:
         """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""

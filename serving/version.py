@@ -1,9 +1,8 @@
-"""The files of one model version: the graph, its labels, its golden images with their answers, and its record."""
+"""The files of one model version: the graph, its labels, its golden images with their answers, and its lineage."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from onnx.external_data_helper import uses_external_data
 
 from serving.durable import sha256, sync, write
 from serving.errors import BadGraph
+from serving.lineage import LINEAGE, canonical
 from serving.model_config import Signature, load_header
 
 
@@ -61,8 +61,7 @@ def write_version(
     write(folder / "labels.txt", _labels_text(labels))
     _write_golden(folder, _answers(folder / "model.onnx", golden, signature), len(labels))
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    text = json.dumps({**record, "files": files}, sort_keys=True, indent=1, ensure_ascii=False)
-    write(folder / "record.json", text.encode() + b"\n")
+    write(folder / LINEAGE, canonical({**record, "files": files}))
     sync(folder)
 
 

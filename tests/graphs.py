@@ -107,9 +107,9 @@ def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: An
 
 def sign(folder: Path) -> None:
     """Make the record true again, so that hashes alone cannot find the damage."""
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((folder / "lineage.json").read_text())
     record["files"] = {name: sha256(folder / name) for name in record["files"]}
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "lineage.json").write_text(json.dumps(record))
 
 
 def make_endless(path: Path) -> None:

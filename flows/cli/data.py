@@ -101,7 +101,7 @@ def data_rollback(
 ) -> None:
     """Select an earlier data version again, as a new entry. The endpoint is not touched."""
     from flows.data_version import DataVersions
-    from flows.rollback import rollback_data
+    from flows.rollback import advice, model_history, newest_standing, rollback_data
 
     found = find(workspace)
     if dry_run:
@@ -110,10 +110,13 @@ def data_rollback(
         plan = {"would_select": versions.resolve(version), "in_place_of": versions.selected()}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
     entry = rollback_data(found, version)
+    models = model_history(found)
+    stale = [model["version"] for model in models if model["data_withdrawn"]]
+    lines = [f"data version {entry.id[:12]} is selected (entry {entry.number})", advice(models)]
     show(
-        _entry(entry),
+        _entry(entry) | {"stale_models": stale, "newest_standing_model": newest_standing(models)},
         as_json=as_json,
-        say=lambda: print(f"data version {entry.id[:12]} is selected (entry {entry.number})"),
+        say=lambda: print("\n".join(filter(None, lines))),
     )
 
 

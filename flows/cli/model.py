@@ -40,13 +40,19 @@ def retrain(
 @model_verbs.command("log")
 def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """The published models, newest first."""
-    from flows.rollback import model_history
+    from flows.rollback import advice, model_history
 
     entries = model_history(find(workspace))
     measured = ("top1", "mean_class", "head", "middle", "tail")
     columns = ("version", "serving", *measured, "data_version", "data_withdrawn", "recipe", "run")
     rows = [{**e, **e["metrics"], "data_version": e["data_version"][:12]} for e in entries]
-    show(entries, as_json=as_json, say=lambda: table(columns, rows))
+
+    def say() -> None:
+        table(columns, rows)
+        if line := advice(entries):
+            print(line)
+
+    show(entries, as_json=as_json, say=say)
 
 
 @model_verbs.command("show")

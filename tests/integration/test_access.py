@@ -83,7 +83,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -
     models, versions = ModelVersions(Ledger(workspace.root)), ModelRepository(workspace.repository)
     stage(versions, folder, 1, 2)
     for version in (1, 2):
-        models.register({"data_version": f"data{version}", "graph_sha256": str(version)})
+        models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
     models.assign(1)
     versions.configure([1])
     cert, key = certificate(folder / "tls")

@@ -83,12 +83,13 @@ def shown(*arguments: object, shop: Path, **environment: str) -> str:
 
 
 def publish_again(shop: Path) -> None:
-    """Model version 2: the same graph, trained on the first data version so its record says."""
+    """Model version 2: the same graph, trained on the first data version so its lineage says."""
     models, repository = ModelVersions(Ledger(shop)), ModelRepository(shop / "repository")
     record = models.record(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
     golden = np.load(shop / "repository" / "products" / "1" / "golden.npz")["image"]
     graph = shop / "repository" / "products" / "1" / "model.onnx"
-    repository.stage(graph, version=models.register(record), labels=repository.labels(1), record=record, golden=golden)
+    repository.stage(graph, version=2, labels=repository.labels(1), record=record, golden=golden)
+    models.register(repository.record(2))
     models.assign(2)
     repository.configure([2])
 
@@ -160,6 +161,7 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     first = DataVersions(Workspace(shop)).log()[-1].id
     entry = asked("data", "rollback", first[:8], shop=shop)
     assert (entry["id"], entry["step"], entry["selected"]) == (first, "rollback", True)
+    assert (entry["stale_models"], entry["newest_standing_model"]) == ([1], 2)
     assert [(e["version"], e["serving"], e["data_withdrawn"]) for e in asked("model", "log", shop=shop)] == [
         (2, True, False), (1, False, True)
     ]  # fmt: skip
@@ -169,6 +171,8 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     assert "yes" in rows[2]
     assert asked("model", "rollback", shop=shop) == {"serving": 1}
     assert [(e["version"], e["serving"]) for e in asked("model", "log", shop=shop)] == [(2, False), (1, True)]
+    assert "version 1 goes on answering" in shown("model", "log", shop=shop)
+    assert "`cleanshelf model rollback 2`" in shown("data", "rollback", first[:8], shop=shop)
     assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
 
 

@@ -57,7 +57,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, folder = versions.materialise("selected"), versions.stage()
     ingest(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
     versions.commit(folder, step="ingest", message="more")
-    ModelVersions(versions.ledger).register({"run": "r", "data_version": first})
+    ModelVersions(versions.ledger).register({"version": 1, "run": "r", "data_version": first})
     return place / "shop"
 
 

@@ -38,7 +38,7 @@ def shop(tmp_path: Path, triton_environment: Environment, monkeypatch: pytest.Mo
     models = ModelVersions(Ledger(workspace.root))
     stage(repository(workspace), tmp_path, 1, 2)
     for version in (1, 2):
-        assert models.register({"data_version": f"data{version}", "graph_sha256": str(version)}) == version
+        models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
     models.assign(1)
     yield workspace
     server = running(workspace.state)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.clean import compared, lineage, settled, uncleaned
+from flows.clean import compared, made_by_cleaning, settled, uncleaned
 from flows.data_version import Entry
 from flows.intake import ingest
 from models.data.manifest import read_manifest, write_labels
@@ -32,7 +32,7 @@ def test_labels_are_judged_from_before_the_cleaning() -> None:
     assert uncleaned("twice", history) == uncleaned("once", history) == "delivered"
     assert uncleaned("more", history) == "more", "a delivery on top keeps the decisions of before"
     assert uncleaned("sample", history) == "sample"
-    assert lineage("twice", history) == ["twice", "once", "delivered"]
+    assert made_by_cleaning("twice", history) == ["twice", "once", "delivered"]
 
 
 @pytest.mark.parametrize(

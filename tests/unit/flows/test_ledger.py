@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import UnknownVersion, WorldError
+from flows.errors import CorruptObject, UnknownVersion, WorldError
 from flows.ledger import Ledger
-from flows.model_version import ModelVersions
+from flows.model_version import REF, ModelVersions
 
 
 def git(root: Path, *args: str) -> str:
@@ -84,10 +84,8 @@ def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
     assert (models.serving(), models.log()) == (None, [])
     with pytest.raises(UnknownVersion, match="none yet"):
         models.assign(1)
-    numbers = [
-        models.register({"run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}}) for n in range(3)
-    ]
-    assert numbers == [1, 2, 3]
+    for n in range(3):
+        models.register({"version": n + 1, "run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}})
     models.assign(1)
     with pytest.raises(UnknownVersion, match="no model version served before 1"):
         models.previous()
@@ -100,15 +98,40 @@ def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
         (2, False, "r1"),
         (1, True, "r0"),
     ]
-    assert models.record(2) == {"run": "r1", "data_version": "d" * 32, "metrics": {"accuracy": 0.1}}
+    assert models.record(2) == {"version": 2, "run": "r1", "data_version": "d" * 32, "metrics": {"accuracy": 0.1}}
+    before = git(root, "rev-parse", REF)
+    models.register({"version": 2, "run": "another"})
+    assert (git(root, "rev-parse", REF), models.record(2)["run"]) == (before, "r1"), "a number is given once"
     with pytest.raises(UnknownVersion, match="there are: 3, 2, 1"):
         models.record(9)
 
 
+def test_a_version_of_an_earlier_release_is_read_and_left_behind(root: Path) -> None:
+    ledger = Ledger(root)
+    models = ModelVersions(ledger)
+    sha = ledger.commit(REF, {"record.json": b'{"run":"old"}\n'}, message="products v1")
+    ledger.tag("products@v1.0.0", sha, "products v1")
+    models.register({"version": 2, "run": "new"})
+    assert [entry.run for entry in models.log()] == ["new", "old"]
+    assert git(root, "ls-tree", "--name-only", REF).split() == ["lineage.json"]
+    assert git(root, "show", "products@v2.0.0:lineage.json") == '{"run":"new","version":2}\n'
+
+
+def test_what_serves_is_known_without_its_tag_but_not_without_its_history(root: Path) -> None:
+    models = ModelVersions(Ledger(root))
+    models.register({"version": 1})
+    models.assign(1)
+    git(root, "tag", "-d", "products@v1.0.0")
+    assert models.serving() == 1
+    git(root, "update-ref", "-d", REF)
+    with pytest.raises(CorruptObject, match="prod#1 names no version of refs/models/main"):
+        models.serving()
+
+
 def test_gto_reads_the_same_registry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = ModelVersions(Ledger(root))
-    for _ in range(2):
-        models.register({"run": "r"})
+    for version in (1, 2):
+        models.register({"version": version, "run": "r"})
     for minute, version in enumerate((1, 2, 1)):
         monkeypatch.setenv("GIT_COMMITTER_DATE", f"2030-01-01T00:{minute:02}:00Z")  # GTO orders by seconds
         models.assign(version)

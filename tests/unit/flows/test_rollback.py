@@ -1,18 +1,24 @@
-"""Which data versions a rollback withdrew."""
+"""Which data versions a rollback withdrew, and which models are left."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from flows.data_version import Entry
-from flows.rollback import withdrawn
+from flows.history import descent, withdrawn
+from flows.rollback import advice, newest_standing
+
+STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
 
 
 def history(*steps: str) -> list[Entry]:
-    """Oldest first; "a" adds version a, "<a" rolls back to it."""
+    """Oldest first; "a" adds version a, "<a" rolls back to it, "-ab" purges photos from a, which makes b of it."""
+    names = [step.lstrip("<-") for step in steps]
     return [
-        Entry(number, step.strip("<"), None, "rollback" if step.startswith("<") else "ingest", "", "", {}, False)
-        for number, step in enumerate(steps, 1)
+        Entry(number, name[-1], name[:-1] or None, STEPS[step.removesuffix(name)], "", "", {}, False)
+        for number, (step, name) in enumerate(zip(steps, names, strict=True), 1)
     ]
 
 
@@ -29,7 +35,29 @@ def history(*steps: str) -> list[Entry]:
         (("a", "b", "c", "<a", "d"), "bc"),
         (("a", "b", "c", "<a", "d", "<b"), "cd"),
         (("a", "b", "<a", "b"), ""),  # the same cleaning, done again
+        (("a", "b", "-bc"), ""),
+        (("a", "b", "-bc", "-ad"), "bc"),  # back to the first, without what was purged
+        (("a", "b", "-bc", "-ad", "<c"), "d"),
     ],
 )
 def test_a_rollback_withdraws_what_came_after(steps: tuple[str, ...], gone: str) -> None:
     assert withdrawn(history(*steps)) == set(gone)
+
+
+def test_descent_ends_where_the_history_does() -> None:
+    entries = history("a", "ab", "bc", "<a", "xy")
+    assert [descent(version, entries) for version in "cay"] == [["c", "b", "a"], ["a"], ["y", "x"]]
+    assert descent("unheard of", entries) == ["unheard of"]
+
+
+def entry(version: int, *, serving: bool = False, stale: bool = False) -> dict[str, Any]:
+    return {"version": version, "serving": serving, "data_withdrawn": stale}
+
+
+def test_a_stale_model_goes_on_and_the_newest_that_is_not_is_named() -> None:
+    models = [entry(4, stale=True), entry(3, serving=True, stale=True), entry(2), entry(1)]
+    assert newest_standing(models) == 2
+    assert "version 3 goes on answering" in advice(models)
+    assert "`cleanshelf model rollback 2`" in advice(models)
+    assert "rollback" not in advice([entry(1, serving=True, stale=True)])
+    assert advice([entry(2, stale=True), entry(1, serving=True)]) == advice([entry(1)]) == advice([]) == ""

@@ -13,7 +13,10 @@ import onnxruntime
 import pytest
 
 from serving.control import activate
+from serving.durable import sha256
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, RepositoryError, VersionInUse, VersionNotFound
+from serving.lineage import canonical
+from serving.model_config import TritonConfig
 from serving.repository import ModelRepository
 from serving.version import labels_sha256
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
@@ -34,7 +37,7 @@ def leftovers(repository: ModelRepository) -> list[str]:
 
 def test_a_staged_version_holds_everything(staged: ModelRepository, graph: Path) -> None:
     folder = staged.path(1)
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "labels.txt", "golden.npz", "record.json"}
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "labels.txt", "golden.npz", "lineage.json"}
     assert (folder / "model.onnx").read_bytes() == graph.read_bytes()
     assert staged.labels(1) == LABELS
     record = staged.record(1)
@@ -118,9 +121,9 @@ def test_verify_names_the_damaged_file(staged: ModelRepository, name: str, damag
 
 @pytest.mark.faults
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}'])
-def test_verify_names_a_damaged_record(staged: ModelRepository, text: str) -> None:
-    (staged.path(1) / "record.json").write_text(text)
-    with pytest.raises(CorruptVersion, match=r"record\.json"):
+def test_verify_names_a_damaged_lineage(staged: ModelRepository, text: str) -> None:
+    (staged.path(1) / "lineage.json").write_text(text)
+    with pytest.raises(CorruptVersion, match=r"lineage\.json"):
         staged.verify(1)
 
 
@@ -255,6 +258,38 @@ def test_other_system_errors_pass(repository: ModelRepository, graph: Path) -> N
     assert not isinstance(caught.value, RepositoryError)
 
 
-def test_the_record_is_readable_text(staged: ModelRepository) -> None:
-    text = (staged.path(1) / "record.json").read_text("utf-8")
-    assert text == json.dumps(json.loads(text), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+def test_the_lineage_is_canonical(staged: ModelRepository, graph: Path) -> None:
+    text = (staged.path(1) / "lineage.json").read_bytes()
+    assert text == canonical(json.loads(text))
+    staged.stage(graph, version=2, labels=LABELS, record={"run": "r1"}, golden=golden_images())
+    assert (staged.path(2) / "lineage.json").read_bytes() == text.replace(b'"version":1', b'"version":2'), "no clock"
+
+
+def test_one_text_for_the_same_facts() -> None:
+    assert canonical({"b": [1.5, None], "a": "ü"}) == '{"a":"ü","b":[1.5,null]}\n'.encode()
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical({"a": float("nan")})
+
+
+def test_a_version_of_an_earlier_release_is_read(staged: ModelRepository) -> None:
+    record = staged.record(1)
+    (staged.path(1) / "lineage.json").unlink()
+    (staged.path(1) / "record.json").write_text(json.dumps(record, indent=1))
+    staged.verify(1)
+    assert staged.record(1) == record
+    activate(staged, 1)
+    assert staged.astray() == []
+
+
+def test_what_clients_read_in_the_configuration(staged: ModelRepository) -> None:
+    activate(staged, 1)
+    told = TritonConfig.parse(staged.configuration()).parameters
+    assert {name: told[f"{name}.1"] for name in ("data_version", "graph_sha256", "lineage_sha256", "run")} == {
+        "data_version": "0123456789ab",
+        "graph_sha256": sha256(staged.path(1) / "model.onnx"),
+        "lineage_sha256": sha256(staged.path(1) / "lineage.json"),
+        "run": "r1",
+    }
+    assert staged.astray() == []
+    staged.restore(staged.configuration().replace("0123456789ab", "0123456789ac").replace('"run.1"', '"walk.1"'))
+    assert staged.astray() == ["data_version.1", "run.1", "walk.1"]

@@ -1,0 +1,284 @@
+"""Each link of a published model broken in turn, and named: a real workspace, a real file, a model that nobody trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.chain import Broken
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.errors import UnknownVersion
+from flows.gates import Verdict
+from flows.ledger import Ledger
+from flows.lineage import verify
+from flows.model_version import ModelVersions
+from flows.publish import describe
+from flows.run import Run
+from flows.workspace import Workspace
+from models.config import digest, load_recipe
+from serving.control import activate
+from serving.durable import sha256
+from serving.version import labels_sha256
+from tests.command_line import ROOT, cleanshelf, refusal, snapshot
+from tests.graphs import LABELS, golden_images, write_graph
+from tests.versions import commit_drop, commit_first, damage
+
+pytestmark = pytest.mark.dvc
+
+
+def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) -> None:
+    """A graph with its card becomes the version that serves; `facts` stand in its lineage, whatever its card says."""
+    run = Run(workspace, load_recipe("smoke"), id=f"run-{version}")
+    run.open({})
+    stage = run.stage("train", version, work=lambda out: (out / "network.pt").write_bytes(b"weights"))
+    data = DataVersions(workspace)
+    card = {
+        "data_version": data.resolve("selected"),
+        "data_parents": json.dumps([entry.id for entry in data.log()[1:]]),
+        "stages": json.dumps({stage.name: json.loads((stage / "done.json").read_bytes())}),
+        "config_hash": digest(run.recipe),
+        "labels_sha256": labels_sha256(LABELS),
+        "metrics": json.dumps({"top1": 0.5}),
+    }
+    graph = write_graph(place / "model.onnx", seed=version, metadata=card)
+    verdict = Verdict(True, ("good",), sha256(graph))
+    lineage = describe(run, place, verdict, parent=version - 1 or None) | facts
+    versions, models = repository(workspace), ModelVersions(Ledger(workspace.root))
+    versions.stage(graph, version=version, labels=LABELS, record=lineage, golden=golden_images())
+    models.register(versions.record(version))
+    activate(versions, version)
+    models.assign(version)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two data versions, and a model of each, of which the second serves."""
+    place = tmp_path_factory.mktemp("shop")
+    workspace = Workspace.init(place / "shop")
+    commit_first(DataVersions(workspace), place)
+    publish(workspace, place, version=1)
+    commit_drop(DataVersions(workspace), num=1)
+    publish(workspace, place, version=2)
+    return workspace
+
+
+@pytest.fixture
+def own(shop: Workspace, tmp_path: Path) -> Workspace:
+    return Workspace(Path(shutil.copytree(shop.root, tmp_path / "shop", symlinks=True)))
+
+
+def git(workspace: Workspace, *args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", workspace.root, *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def links(workspace: Workspace, version: int | None = None) -> list[str]:
+    return [broken.link for broken in verify(workspace, version).broken]
+
+
+def only(workspace: Workspace) -> Broken:
+    [broken] = verify(workspace).broken
+    return broken
+
+
+def test_every_link_of_a_published_model_holds_and_looking_changes_nothing(own: Workspace) -> None:
+    before = snapshot(own.root)
+    for version in (1, 2, None):
+        found = verify(own, version)
+        assert (found.version, found.broken, found.gone) == (version or 2, [], [])
+    assert snapshot(own.root) == before
+    with pytest.raises(UnknownVersion, match="there are: 2, 1"):
+        verify(own, 3)
+
+
+def test_the_registry_and_the_repository_have_the_same_file(own: Workspace) -> None:
+    file = repository(own).path(2) / "lineage.json"
+    assert git(own, "show", "products@v2.0.0:lineage.json") + "\n" == file.read_text("utf-8")
+    lineage = json.loads(file.read_bytes())
+    assert lineage["graph_sha256"] == lineage["files"]["model.onnx"] == sha256(file.parent / "model.onnx")
+    assert (lineage["version"], lineage["parent"], lineage["run"], lineage["verdict"]) == (2, 1, "run-2", ["good"])
+    assert list(lineage["stages"].values()) == [{"network.pt": sha256(next(own.runs.glob("stages/*/network.pt")))}]
+
+
+def lose_tag(shop: Workspace) -> None:
+    git(shop, "tag", "-d", "products@v2.0.0")
+
+
+def move_tag(shop: Workspace) -> None:
+    other = git(shop, "rev-parse", "products@v1.0.0^{commit}")
+    git(shop, "tag", "-f", "-a", "-m", "moved", "products@v2.0.0", other)
+
+
+def lose_history(shop: Workspace) -> None:
+    git(shop, "update-ref", "-d", "refs/models/main")
+
+
+def break_ledger(shop: Workspace) -> None:
+    blob = git(shop, "rev-parse", "products@v2.0.0:lineage.json")
+    (shop.root / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+
+
+def edit_lineage(shop: Workspace) -> None:
+    file = repository(shop).path(2) / "lineage.json"
+    file.write_bytes(file.read_bytes().replace(b'"good"', b'"fine"'))
+
+
+def lose_lineage(shop: Workspace) -> None:
+    (repository(shop).path(2) / "lineage.json").unlink()
+
+
+def lose_version(shop: Workspace) -> None:
+    shutil.rmtree(repository(shop).path(2))
+
+
+def edit_parameter(shop: Workspace) -> None:
+    versions = repository(shop)
+    versions.restore(versions.configuration().replace('"run-2"', '"run-1"'))
+
+
+def serve_another(shop: Workspace) -> None:
+    repository(shop).configure([1])
+
+
+def break_config(shop: Workspace) -> None:
+    repository(shop).restore("no configuration")
+
+
+def lose_data_tag(shop: Workspace) -> None:
+    git(shop, "tag", "-d", git(shop, "tag", "--list", f"data/{DataVersions(shop).selected()[:12]}"))  # type: ignore[index]  # there is one
+
+
+def break_data(shop: Workspace) -> None:
+    damage(shop.data / "labels.parquet")
+
+
+def break_network(shop: Workspace) -> None:
+    damage(max(shop.runs.glob("stages/*"), key=os.path.getmtime) / "network.pt")
+
+
+def edit_recipe(shop: Workspace) -> None:
+    path = shop.runs / "run-2" / "recipe.json"
+    path.write_text(path.read_text().replace('"smoke"', '"fire"'))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("breaking", "link", "file", "way_out"),
+    [
+        (lose_tag, "tag", "refs/tags/products@v2.0.0", "git tag -f"),
+        (move_tag, "tag", "refs/tags/products@v2.0.0", "git tag -f"),
+        (break_ledger, "lineage", "lineage.json", "data pull --refs"),
+        (edit_lineage, "lineage", "products/2/lineage.json", "git show"),
+        (lose_lineage, "lineage", "products/2/lineage.json", "git show"),
+        (lose_version, "files", "products/2", "model rollback"),
+        (edit_parameter, "endpoint", "config.pbtxt: run.2", "model rollback 2"),
+        (serve_another, "endpoint", "config.pbtxt", "model rollback 2"),
+        (break_config, "endpoint", "config.pbtxt", "model rollback 2"),
+        (lose_data_tag, "data tag", "refs/tags/data/", "data verify"),
+        (break_data, "data data", "data/labels.parquet", "data verify"),
+        (break_network, "stage", "network.pt", "remove"),
+        (edit_recipe, "recipe", "run-2/recipe.json", "remove"),
+    ],
+)
+def test_a_broken_link_is_named(
+    own: Workspace, breaking: Callable[[Workspace], None], link: str, file: str, way_out: str
+) -> None:
+    breaking(own)
+    broken = only(own)
+    assert broken.link == link
+    assert (broken.version == "products@v2.0.0") is not link.startswith("data")
+    assert file in broken.file
+    assert way_out in broken.way_out
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "golden.npz"])
+def test_a_flipped_bit_of_any_file_is_named(own: Workspace, name: str) -> None:
+    damage(repository(own).path(2) / name)
+    broken = only(own)
+    assert (broken.link, Path(broken.file).name) == ("files", name)
+
+
+@pytest.mark.faults
+def test_a_lost_history_is_named_link_by_link(own: Workspace) -> None:
+    git(own, "update-ref", "-d", "refs/models/main")
+    assert links(own) == ["entry"], "its tag holds the commit"
+    git(own, "tag", "-d", "products@v1.0.0")
+    assert links(own, 1) == ["entry", "tag", "lineage"]
+    git(own, "update-ref", "-d", "refs/data/main")
+    assert links(own) == ["entry", "data"]
+
+
+@pytest.mark.faults
+def test_a_lineage_that_says_what_its_file_does_not(own: Workspace, tmp_path: Path) -> None:
+    publish(own, tmp_path, version=3, metrics={"top1": 0.9}, data_parents=[])
+    assert [(b.link, b.file.rpartition(": ")[2]) for b in verify(own).broken] == [
+        ("metadata", "data_parents"), ("metadata", "metrics"), ("data", DataVersions(own).selected())
+    ]  # fmt: skip
+
+
+def test_what_was_cleared_away_is_told_and_no_error(own: Workspace) -> None:
+    stages = sorted(own.runs.glob("stages/*"))
+    shutil.rmtree(own.runs / "stages")
+    found = verify(own)
+    assert (found.broken, len(found.gone)) == ([], 1)
+    assert Path(found.gone[0]).parent in stages
+
+
+def test_a_stage_that_was_made_again_is_told_and_no_error(own: Workspace) -> None:
+    for folder in own.runs.glob("stages/*"):
+        (folder / "network.pt").write_bytes(b"other weights")
+        (folder / "done.json").write_text(json.dumps({"network.pt": sha256(folder / "network.pt")}))
+    found = verify(own)
+    assert (found.broken, [Path(path).name for path in found.gone]) == ([], ["network.pt"])
+
+
+def test_a_version_of_an_earlier_release(own: Workspace) -> None:
+    """It has its own form of the file, and registered less."""
+    folder, models = repository(own).path(1), ModelVersions(Ledger(own.root))
+    record = repository(own).record(1)
+    (folder / "lineage.json").unlink()
+    (folder / "record.json").write_text(json.dumps(record, sort_keys=True, indent=1))
+    less = {key: record[key] for key in ("run", "parent", "config_hash", "data_version", "graph_sha256", "metrics")}
+    ledger = models.ledger
+    git(own, "update-ref", "-d", "refs/models/main")
+    git(own, "tag", "-d", *git(own, "tag", "--list", "products*").split())
+    sha = ledger.commit("refs/models/main", {"record.json": json.dumps(less).encode()}, message="products v1")
+    ledger.tag("products@v1.0.0", sha, "products v1")
+    models.assign(1)
+    activate(repository(own), 1)
+    assert verify(own).broken == []
+    (folder / "record.json").write_text(json.dumps(record | {"metrics": {}}))
+    assert links(own) == ["lineage"]
+
+
+def test_the_verb_names_it_for_people_and_programs(own: Workspace) -> None:
+    here = ("--workspace", own.root)
+    whole = cleanshelf("verify", *here)
+    assert (whole.returncode, whole.stdout) == (0, "every link of model version 2 holds\n"), whole.stderr
+    damage(repository(own).path(2) / "model.onnx")
+    broken = cleanshelf("verify", "2", *here, "--json")
+    assert broken.returncode == 3, broken.stderr
+    told = json.loads(broken.stdout)
+    assert (told["version"], [each["link"] for each in told["broken"]], told["gone"]) == (2, ["files"], [])
+    assert "products/2/model.onnx sha256 is" in cleanshelf("verify", *here).stdout
+    assert "9 is no model version; there are: 2, 1" in refusal(cleanshelf("verify", "9", *here))
+
+
+def test_a_model_goes_back_while_a_training_hangs_and_without_prefect(own: Workspace) -> None:
+    script = "import sys; sys.modules |= {'prefect': None, 'torch': None}; from flows.cli import main; main()"
+    command = [sys.executable, "-c", script, "model", "rollback", "--workspace", own.root, "--json"]
+    with own.lock("retrain"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout or "0")) == (0, {"serving": 1}), done.stderr
+    assert links(own) == links(own, 2) == []
