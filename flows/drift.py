@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,10 @@ class Drift:
     reference_unknown: float
     shifts: list[Shift]
     moved: dict[str, tuple[float, float]]
+
+    def shares(self) -> list[dict[str, Any]]:
+        """`moved` as rows of a table."""
+        return [{"product": label, "before": before, "now": now} for label, (before, now) in self.moved.items()]
 
 
 def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:

@@ -144,3 +144,4 @@ def print_report(report: Report) -> None:
     print_seen(report.seen)
     print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
     print(f"model  version {report.model_version} answers: {'; '.join(report.verdict.reasons)}")
+    print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")

@@ -15,6 +15,7 @@ from flows.data_version import DataVersions
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.evidence import evidence, prove
+from flows.figures import Figure, figures
 from flows.gates import Verdict
 from flows.learn import balance, calibrate, check, ensemble, finetune, score_fold, train, views
 from flows.orchestrator import orchestrated
@@ -24,7 +25,7 @@ from flows.report import Row, effects
 from flows.run import Run
 from flows.settings import Settings, num_workers
 from flows.stage import stage, together
-from flows.story import tell
+from flows.story import markdown, tell
 from flows.unchanged import inputs, version_to_train_on
 from flows.workspace import Workspace
 from models.config import Recipe, digest
@@ -40,6 +41,7 @@ class Report:
     steps: list[Row]
     evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
+    figures: list[Figure]
     model_version: int | None = None
     seen: list[Seen] = field(default_factory=list)
 
@@ -120,9 +122,8 @@ def retraining(run: Run) -> Report:
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
 
-    report = record(
-        run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)
-    )
+    proofs, shown = evidence(run, balanced, weights, looks), figures(data, balanced, graph)
+    report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))
 
     if not verdict.passed:
         raise GateRefused(list(verdict.reasons))
@@ -141,7 +142,8 @@ def select_data(run: Run) -> Path:
 
 @stage("record")
 def record(run: Run, report: Report) -> Report:
-    """Writes run.json: what the run did, for people and programs; Prefect is told too, once it is decided."""
+    """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
+    (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
     tell(report)
     return report
