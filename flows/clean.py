@@ -15,8 +15,10 @@ from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_
 from flows.files import link
 from flows.history import descent
 from flows.learn import score_fold
+from flows.prefect_server import selected
 from flows.run import Run, code_hash
 from flows.stage import stage, together
+from flows.story import emit
 from models.cleaning import Noise
 from models.config import digest
 from models.data.confusion import NAME as CONFUSION
@@ -71,9 +73,11 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
         write_confusion(noise, folder, classes=before.classes)
     config = digest(run.recipe.clean, [fold.name for fold in folds], round)
     write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    return made_before(versions, folder) or versions.materialise(
-        versions.commit(folder, step=f"clean-{round}", message=message)
-    )
+    if known := made_before(versions, folder):
+        return known
+    version = versions.commit(folder, step=f"clean-{round}", message=message)
+    emit(selected("cleaned", versions.log()[0]))
+    return versions.materialise(version)
 
 
 def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:

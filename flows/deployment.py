@@ -67,7 +67,7 @@ async def serve(plan: Plan) -> None:
 async def watch(plan: Plan, deployment: UUID) -> None:
     """Asks for a run when the ledger tells of data that came in, and writes down when the next run is due."""
     workspace = Workspace(Path(plan.workspace))
-    ledger, seen, told = Ledger(workspace.root), None, ""
+    ledger, seen, told = Ledger(workspace.root), None, None
     async with get_client() as client:
         while True:
             tip = ledger.tip(REF)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +71,10 @@ class Drift:
     shifts: list[Shift]
     moved: dict[str, tuple[float, float]]
 
+    def shares(self) -> list[dict[str, Any]]:
+        """`moved` as rows of a table."""
+        return [{"product": label, "before": before, "now": now} for label, (before, now) in self.moved.items()]
+
 
 def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """Compares a folder of photos, or the table that `recognise DIR --out` made of one, with the serving model's test photos.
@@ -122,7 +128,12 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
     if len(chosen) < LEAST:
         raise InputError(f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, and at least {LEAST} "
                          "are needed to see a drift; ingest more with split `test`")  # fmt: skip
-    answers = LocalRecognizer(graph).recognise([manifest.read_photo(int(row)) for row in chosen])
+    return recognise(graph, [manifest.read_photo(int(row)) for row in chosen])
+
+
+def recognise(graph: Path, photos: Sequence[bytes]) -> Answers:
+    """What the graph says of encoded photos."""
+    answers = LocalRecognizer(graph).recognise(photos)
     best = [answer.best or REFUSED for answer in answers]
     return Answers([label for label, _ in best], np.array([p for _, p in best], np.float32),
                    np.array([answer.score for answer in answers], np.float32))  # fmt: skip

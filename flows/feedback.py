@@ -17,6 +17,7 @@ from flows.data_version import DataVersions
 from flows.delivery import read_records
 from flows.errors import BadDelivery
 from flows.files import link
+from flows.prefect_server import post, selected
 from flows.run import code_hash
 from flows.workspace import Workspace
 from models.config import digest
@@ -77,7 +78,10 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         message = (
             f"{done.confirmed} labels confirmed, {done.relabelled} changed, {done.dropped} photos dropped by people"
         )
-        return dataclasses.replace(done, data_version=versions.commit(folder, step="feedback", message=message))
+        done = dataclasses.replace(done, data_version=versions.commit(folder, step="feedback", message=message))
+        entry = versions.log()[0]
+    post(workspace, selected("checked", entry))
+    return done
 
 
 def preview(workspace: Workspace, file: Path) -> Feedback:

@@ -13,9 +13,11 @@ from flows.data_version import DataVersions
 from flows.intake import IntakeReport
 from flows.intake import ingest as take_in
 from flows.orchestrator import orchestrated
+from flows.prefect_server import selected
 from flows.purged import Purged
 from flows.run import code_hash
 from flows.stage import stage
+from flows.story import emit
 from flows.workspace import Workspace
 
 log = logging.getLogger("cleanshelf")
@@ -68,8 +70,12 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
 @stage("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
-    version = DataVersions(workspace).commit(folder, step="ingest", message=f"{report.added} photos added")
+    versions = DataVersions(workspace)
+    before = versions.selected()
+    version = versions.commit(folder, step="ingest", message=f"{report.added} photos added")
     log.info("ingest: data version %s", version[:12])
+    if version != before:
+        emit(selected("ingested", versions.log()[0]))
     return version
 
 

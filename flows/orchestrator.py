@@ -7,7 +7,6 @@ its own, and ends when we do, however we end (flows.child).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,8 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +27,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, State
 
 from flows.errors import InputError, WorldError
+from flows.prefect_server import PrefectServer, answers, scheduler_server
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
-from serving.durable import overwrite
 from serving.process import birth, until
 
 HOST = "127.0.0.1"
@@ -40,15 +37,6 @@ START_TIMEOUT_S = 120.0  # 9 to 25 s were measured on two busy cores
 GRACE_S = 10.0
 FAILURE = re.compile(r"[\w.]+(Error|Exception): ")
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
-
-
-@dataclass(frozen=True)
-class Orchestrator:
-    """A server that runs; `born` tells the process `pid` from a later one of the same number."""
-
-    url: str
-    pid: int
-    born: str
 
 
 @contextmanager
@@ -65,16 +53,16 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
     if url := PREFECT_API_URL.value():
         yield url
     elif running:
-        with _told(running.url):
+        with told(running.url):
             yield running.url
     else:
-        with serving(workspace) as server, _told(server.url):
+        with serving(workspace) as server, told(server.url):
             crash_unfinished(by_hand=True)
             yield server.url
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def told(url: str) -> Iterator[None]:
     """Flows in the block report to `url`."""
     with temporary_settings({PREFECT_API_URL: url}):
         try:
@@ -85,7 +73,7 @@ def _told(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def serving(workspace: Workspace, *, port: int = 0) -> Iterator[Orchestrator]:
+def serving(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectServer]:
     """A server on the workspace's database, that ends with the block or with us; port 0 is any that is free.
 
     Raises:
@@ -103,7 +91,7 @@ def serving(workspace: Workspace, *, port: int = 0) -> Iterator[Orchestrator]:
         child = _spawn(listener, log)
     try:
         _wait_ready(child, port, log)
-        yield Orchestrator(f"http://{HOST}:{port}/api", child.pid, birth(child.pid) or "")
+        yield PrefectServer(f"http://{HOST}:{port}/api", child.pid, birth(child.pid) or "")
     finally:
         end(child)
 
@@ -120,24 +108,13 @@ def _spawn(listener: socket.socket, log: Path) -> subprocess.Popen[bytes]:
 def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
-        if _is_healthy(port):
+        if answers(f"http://{HOST}:{port}/api"):
             return
         time.sleep(0.1)
     lines = log.read_text(errors="replace").splitlines()
     words = next((line for line in reversed(lines) if FAILURE.match(line)), "it said nothing")
     how = "ended" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
     raise WorldError(f"Prefect's server {how} while it started: {words}; see {log}")
-
-
-def _is_healthy(port: int) -> bool:
-    asking = HTTPConnection(HOST, port, timeout=2.0)
-    try:
-        asking.request("GET", "/api/health")
-        return asking.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        asking.close()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -158,24 +135,6 @@ def _any_left(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def announce(workspace: Workspace, server: Orchestrator) -> None:
-    """Lets other commands on the workspace find the scheduler's server."""
-    overwrite(_file(workspace), json.dumps(asdict(server)).encode())
-
-
-def scheduler_server(workspace: Workspace) -> Orchestrator | None:
-    """The server of the workspace's scheduler, if it runs."""
-    try:
-        server = Orchestrator(**json.loads(_file(workspace).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    return server if birth(server.pid) == server.born else None
-
-
-def _file(workspace: Workspace) -> Path:
-    return workspace.state / "prefect-server.json"
 
 
 def crash_unfinished(*, by_hand: bool = False) -> int:

@@ -144,6 +144,7 @@ def print_report(report: Report) -> None:
     print_seen(report.seen)
     print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
     print(outcome(report))
+    print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")
 
 
 def outcome(report: Report) -> str:

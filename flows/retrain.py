@@ -13,6 +13,7 @@ from flows.clean import rounds
 from flows.endpoint import endpoint
 from flows.errors import GateRefused
 from flows.evidence import evidence, prove
+from flows.figures import Figure, figures
 from flows.learn import balance, calibrate, ensemble, finetune, train, views
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
@@ -22,7 +23,7 @@ from flows.report import Row, effects
 from flows.run import Run
 from flows.stage import stage, together
 from flows.start import select_data, side_by_side, started
-from flows.story import tell
+from flows.story import markdown, tell
 from flows.verdict import Verdict
 from flows.workspace import Workspace
 from models.config import Recipe
@@ -38,6 +39,7 @@ class Report:
     steps: list[Row]
     evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
+    figures: list[Figure]
     model_version: int | None = None
     promoted: bool = True  # False: it was only registered and staged
     seen: list[Seen] = field(default_factory=list)
@@ -46,7 +48,9 @@ class Report:
     def of(cls, content: Mapping[str, Any]) -> Report:
         """From a run.json."""
         steps, seen = [Row(**row) for row in content["steps"]], [Seen(**each) for each in content["seen"]]
-        return cls(**{**content, "steps": steps, "verdict": Verdict.of(content["verdict"]), "seen": seen})
+        shown = [Figure(**figure) for figure in content["figures"]]
+        read = {"steps": steps, "verdict": Verdict.of(content["verdict"]), "figures": shown, "seen": seen}
+        return cls(**{**content, **read})
 
 
 def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Report:
@@ -92,9 +96,8 @@ def retraining(run: Run, *, promote: bool) -> Report:
     verdict = gate(run, data, graph)
     steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
 
-    report = record(
-        run, Report(run.id, delivered.name, data.name, steps, evidence(run, balanced, weights, looks), verdict)
-    )
+    proofs, shown = evidence(run, balanced, weights, looks), figures(data, balanced, graph)
+    report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))
 
     return released(run, data, graph, report, promote=promote)
 
@@ -119,7 +122,8 @@ def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool
 
 @stage("record")
 def record(run: Run, report: Report) -> Report:
-    """Writes run.json: what the run did, for people and programs; Prefect is told too, once it is decided."""
+    """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
+    (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
     tell(report)
     return report

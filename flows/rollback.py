@@ -1,6 +1,7 @@
 """Back to what was: data without touching the endpoint, the endpoint without touching the data.
 
-Plain functions, not flows: a rollback has to work while Prefect, or a training, is down.
+Plain functions, not flows: a rollback has to work while Prefect, or a training, is down. Where a Prefect server stays up, it is
+told afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from flows.errors import UnknownVersion
 from flows.history import descent, withdrawn
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
+from flows.prefect_server import happened, post, selected
 from flows.purge import select
 from flows.workspace import Workspace
 from serving.control import Endpoint, activate
@@ -29,7 +31,9 @@ def rollback_data(workspace: Workspace, version: str) -> Entry:
     with workspace.lock("data rollback"):
         versions = DataVersions(workspace)
         versions.repair()
-        return select(versions, version)
+        entry = select(versions, version)
+    post(workspace, selected("rolled-back", entry))
+    return entry
 
 
 def rollback_model(workspace: Workspace, version: int | None = None) -> int:
@@ -52,8 +56,14 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
         else:
             with Endpoint(found) as control:
                 control.switch(versions, target)
-        if models.serving() != target:
+        before = models.serving()
+        if before != target:
             models.assign(target)
+    if before != target:
+        post(
+            workspace,
+            happened("model.rolled-back", to="model", name=str(target), model_version=target, instead_of=before),
+        )
     return target
 
 

@@ -30,7 +30,8 @@ from pydantic import ValidationError
 
 from flows.deployment import Plan
 from flows.errors import InputError, WorkspaceBusy, WorldError
-from flows.orchestrator import announce, crash_unfinished, end, scheduler_server, serving
+from flows.orchestrator import crash_unfinished, end, serving
+from flows.prefect_server import announce, scheduler_server
 from flows.scheduled import history
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace

@@ -1,4 +1,4 @@
-"""The story of a retraining where Prefect shows it: an artifact for people, an event for automations."""
+"""The story of a retraining: report.md in its folder; where Prefect shows it, the same as an artifact, and an event."""
 
 from __future__ import annotations
 
@@ -9,57 +9,75 @@ from typing import TYPE_CHECKING, Any
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
+from flows.prefect_server import Event, happened
+
 if TYPE_CHECKING:
+    from flows.figures import Figure
     from flows.retrain import Report
 
-EVIDENCE = ("step", "member", "before", "after", "low", "photos", "stays")
+EVIDENCE = ("step", "member", "method", "before", "after", "low", "photos", "stays")
+BAR = 20  # characters of the longest
+
+
+def emit(event: Event) -> None:
+    """From a flow, to the server that it reports to; Prefect adds which run it was."""
+    emit_event(event.name, resource=event.resource, payload=event.payload)
 
 
 def tell(report: Report) -> None:
     """Artifact `retraining` and event `cleanshelf.model.published`, `.staged` or `.refused`; neither before it is decided."""
-    if report.model_version is None and report.verdict.passed:
+    if (outcome := outcome_of(report)) == "judged":
         return
-    outcome = "refused" if report.model_version is None else "published" if report.promoted else "staged"
     create_markdown_artifact(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
-    emit_event(
-        f"cleanshelf.model.{outcome}",
-        resource={"prefect.resource.id": f"cleanshelf.run.{report.run}", "prefect.resource.name": report.run},
-        payload={
-            "model_version": report.model_version,
-            "data_version": report.data_after,
-            "reasons": report.verdict.told,
-        },
-    )
+    emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version,
+                  data_version=report.data_after, reasons=report.verdict.told))  # fmt: skip
+
+
+def outcome_of(report: Report) -> str:
+    """published, staged, refused, or judged: between the two, or killed there."""
+    if report.model_version is not None:
+        return "published" if report.promoted else "staged"
+    return "judged" if report.verdict.may_serve else "refused"
 
 
 def markdown(report: Report) -> str:
-    """What each step was worth, why it stayed, what the gate said, and what the endpoint answered."""
-    steps = [asdict(row) for row in report.steps]
+    """What each step was worth, why it stayed, what the gate said, what the endpoint answered, and the figures."""
+    outcome = outcome_of(report)
     seen = [{"photo": each.photo, "says": each.label, "probability": each.probability, "truth": each.truth}
             for each in report.seen]  # fmt: skip
-    does = "answers" if report.promoted else "is staged"
-    model = f"model version {report.model_version} {does}" if report.model_version else "refused"
+    model = f"model version {report.model_version}"
+    titles = {"published": f"{model} answers", "staged": f"{model} is staged"}
+    sections = {
+        "Accuracy on test photos after each step": table([asdict(row) for row in report.steps]),
+        "Mean-class accuracy on validation photos, which decides what stays": table(report.evidence, columns=EVIDENCE),
+        "The endpoint, asked about test photos": table(seen),
+        **{figure.title: table(drawn(figure)) for figure in report.figures},
+    }
     parts = [
-        f"# {report.run}: {model}",
+        f"# {report.run}: {titles.get(outcome, outcome)}",
         "\n".join(f"- {reason}" for reason in report.verdict.told),
         f"Data: {report.data_before[:12]} -> {report.data_after[:12]}",
-        "## Accuracy on test photos after each step",
-        table(tuple(steps[0]) if steps else (), steps),
-        "## Mean-class accuracy on validation photos, which decides what stays",
-        table(EVIDENCE, report.evidence),
+        *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]
-    if seen:
-        parts += ["## The endpoint, asked about test photos", table(tuple(seen[0]), seen)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """In GitHub's form; labels are text, whatever they hold."""
+def drawn(figure: Figure) -> list[dict[str, Any]]:
+    """The rows with bars before the numbers; the longest stands for the largest number, at least 1."""
+    full = {name: max(1, *(row[name] for row in figure.rows)) for name in figure.bars if figure.rows}
+    return [row | {name: f"{'█' * round(BAR * row[name] / full[name])} {_cell(row[name])}".lstrip() for name in full}
+            for row in figure.rows]  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()) -> str:
+    """In GitHub's form, aligned for who reads the file itself; by default the columns of the first row."""
     if not rows:
         return ""
-    lines = [[column.replace("_", " ") for column in columns], ["---"] * len(columns)]
-    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    names = columns or tuple(rows[0])
+    lines = [[name.replace("_", " ") for name in names], *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(names))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def _cell(value: object) -> str:

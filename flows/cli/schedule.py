@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, Set, app, find, prepare
+from flows.cli.app import AsJson, At, Set, app, prepare
 from flows.cli.show import show, table
 
 SHOWN = 10  # runs; --json has all
@@ -50,18 +50,18 @@ def drift(
     as_json: AsJson = False,
 ) -> None:
     """Say whether recent photos still look like those that the serving model was judged by."""
-    from flows.drift import drift as look
+    found = prepare(workspace)
+    from flows.drifting import look
 
-    seen = dataclasses.asdict(look(find(workspace), traffic, photos=photos))
-    show(seen, as_json=as_json, say=lambda: _say_drift(seen))
+    seen = look(found, traffic, photos=photos)
+    show(dataclasses.asdict(seen), as_json=as_json, say=lambda: _say_drift(seen))
 
 
-def _say_drift(seen: dict[str, Any]) -> None:
-    table(("measure", "index", "noise", "distance", "verdict"), seen["shifts"])
-    moved = [{"product": label, "before": before, "now": now} for label, (before, now) in seen["moved"].items()]
-    table(("product", "before", "now"), moved)
-    print(f"unknown: {seen['reference_unknown']:.1%} of {seen['reference_photos']} test photos, {seen['unknown']:.1%} of "
-          f"{seen['photos']} recent ones\n{seen['verdict']}")  # fmt: skip
+def _say_drift(seen: Any) -> None:
+    table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in seen.shifts])
+    table(("product", "before", "now"), seen.shares())
+    print(f"unknown: {seen.reference_unknown:.1%} of {seen.reference_photos} test photos, {seen.unknown:.1%} of "
+          f"{seen.photos} recent ones\n{seen.verdict}")  # fmt: skip
 
 
 def _say_status(seen: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prefect import get_client
+from prefect.settings import PREFECT_API_URL
 
 from flows.data_version import DataVersions
 from flows.endpoint import repository, stop_endpoint
@@ -39,6 +40,7 @@ from serving.process import until
 from serving.server import running
 from tests.asking import Asking, served
 from tests.command_line import processes
+from tests.prefect_api import events
 
 pytestmark = [
     pytest.mark.dvc,
@@ -156,13 +158,23 @@ def test_the_run_is_written_down(first: tuple[Workspace, Report]) -> None:
 
 
 def test_prefect_shows_the_story(first: tuple[Workspace, Report]) -> None:
-    report = first[1]
+    workspace, report = first
     with get_client(sync_client=True) as client:
         stories = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
     story = next(str(each.data) for each in stories if each.description == f"{report.run}: published")
     assert story.startswith(f"# {report.run}: model version 1 answers\n")
     assert all(row.step in story for row in report.steps)
     assert all(reason in story for reason in report.verdict.reasons)
+    assert story == (workspace.runs / report.run / "report.md").read_text()
+    titles = [figure.title for figure in report.figures]
+    assert [line.removeprefix("## ") for line in story.splitlines() if line.startswith("## ")][-4:] == titles
+
+
+def test_prefect_is_told_of_the_data_and_of_the_model(first: tuple[Workspace, Report]) -> None:
+    url, report = str(PREFECT_API_URL.value()), first[1]
+    expected = {f"cleanshelf.{what}" for what in ("data.ingested", "data.cleaned", "model.published")}
+    assert until(lambda: events(url).keys() >= expected, timeout_s=30)
+    assert events(url)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
 
 
 def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Report]) -> None:

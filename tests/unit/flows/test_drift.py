@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.drift import Answers, chi_squared, compare, read_answers, shift
+from flows.drifting import markdown
 from flows.errors import InputError
 from flows.recognise_folder import SCHEMA
 
@@ -60,6 +61,13 @@ def test_the_worst_measure_decides_and_the_mix_of_classes_is_told() -> None:
     assert found.moved == {"milk": (0.5, 0.2), "tea": (0.5, 0.8)}
     assert found.unknown > found.reference_unknown
     assert compare(answers(0, tea=100), answers(5, tea=160)).verdict == "stable", "shops order what they want"
+
+
+def test_it_is_told_in_words_and_tables() -> None:
+    told = markdown(compare(answers(0, tea=100), answers(5, tea=160, a=1.0)))
+    assert told.startswith("# drifted\n\n200 recent photos, ")
+    assert "| measure     | index" in told
+    assert "| milk    | 0.500  | 0.200 |" in told
 
 
 def write(path: Path, count: int, **columns: Any) -> Path:

@@ -1,12 +1,15 @@
-"""The markdown in which Prefect shows a retraining."""
+"""The text in which people and Prefect read a retraining."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from flows.figures import Figure
 from flows.gates import Verdict
 from flows.publish import Seen
 from flows.report import Row
 from flows.retrain import Report
-from flows.story import markdown, table
+from flows.story import drawn, markdown, outcome_of, table
 
 REPORT = Report(
     run="20260101-030000-abcdef",
@@ -17,24 +20,52 @@ REPORT = Report(
         {"step": "cleaning", "member": 1, "before": 0.5, "after": 0.625, "low": 0.01, "photos": 9, "stays": True}
     ],
     verdict=Verdict(True, ("tail accuracy 0.750 against 0.500 now serving",), "c" * 64),
+    figures=[Figure("Confusions", [{"shows": "tea", "photos": 40}, {"shows": "milk", "photos": 10}], ("photos",))],
 )
 
 
+def cells(text: str) -> list[list[str]]:
+    """Of every line of every table."""
+    return [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+
+
 def test_a_published_model_is_told_with_its_reasons_steps_and_answers() -> None:
-    seen = [Seen("0123", "tea | green", "<b>tea</b>", 0.5, 3)]
-    story = markdown(Report(**(vars(REPORT) | {"model_version": 3, "seen": seen})))
+    seen = [Seen("0123", "tea", "<b>tea</b>", 0.5, 3)]
+    story = markdown(replace(REPORT, model_version=3, seen=seen))
     assert story.startswith("# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against 0.500")
     assert "Data: aaaaaaaaaaaa -> bbbbbbbbbbbb" in story
-    assert "| one graph | 0.500 | 0.250 | - | 0.125 | 0.750 |" in story
-    assert "| cleaning | 1 | 0.500 | 0.625 | 0.010 | 9 | yes |" in story
-    assert "| 0123 | &lt;b>tea&lt;/b> | 0.500 | tea \\| green |" in story
+    assert ["| one graph", "0.500", "0.250", "-", "0.125", "0.750 |"] in cells(story)
+    assert ["| cleaning", "1", "-", "0.500", "0.625", "0.010", "9", "yes   |"] in cells(story)
+    assert ["| 0123", "&lt;b>tea&lt;/b>", "0.500", "tea   |"] in cells(story)
+    assert "## Confusions\n\n| shows | photos" in story
 
 
 def test_a_refused_one_is_told_without_answers() -> None:
-    story = markdown(REPORT)
-    assert story.startswith("# 20260101-030000-abcdef: refused\n")
-    assert "The endpoint" not in story
+    refused = replace(REPORT, verdict=Verdict(False, ("tail accuracy 0.1 is more than 0.02 below",), "c" * 64))
+    assert outcome_of(refused) == "refused"
+    assert markdown(refused).startswith("# 20260101-030000-abcdef: refused\n\n- tail accuracy 0.1")
+    assert "The endpoint" not in markdown(refused)
+
+
+def test_before_it_is_published_it_is_judged() -> None:
+    assert markdown(REPORT).startswith("# 20260101-030000-abcdef: judged\n")
+
+
+def test_bars_are_drawn_against_the_largest_number() -> None:
+    assert [row["photos"] for row in drawn(REPORT.figures[0])] == ["████████████████████ 40", "█████ 10"]
+    shares = Figure("Accuracy", [{"accuracy": 0.5}, {"accuracy": 0.0}], ("accuracy",))
+    assert [row["accuracy"] for row in drawn(shares)] == ["██████████ 0.500", "0.000"], "against 1"
+    assert drawn(Figure("Nothing", [], ("photos",))) == []
+
+
+def test_a_label_is_text_whatever_it_holds_and_columns_are_aligned() -> None:
+    assert table([{"label": "tea | green", "is_new": True}, {"label": "<b>", "is_new": False}]) == (
+        "| label        | is new |\n"
+        "| ------------ | ------ |\n"
+        "| tea \\| green | yes    |\n"
+        "| &lt;b>       | no     |"
+    )  # fmt: skip
 
 
 def test_nothing_makes_no_table() -> None:
-    assert table(("a",), []) == ""
+    assert table([], columns=("a",)) == ""

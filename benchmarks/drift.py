@@ -1,0 +1,101 @@
+"""Claim: more of the same photos is not called a drift. What changed photos are called is told.
+
+    python benchmarks/drift.py --workspace DIR
+
+DIR is a workspace whose model serves. Its test photos are halved at random, again and again: one half is the reference, the other
+the recent traffic, in which nothing changed. Then the photos of one other half are changed. Without --workspace: drawn answers.
+The baseline of an index is what chance alone may make of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from figure import figure, header
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter
+
+from flows.data_version import DataVersions
+from flows.drift import Answers, compare, recognise
+from flows.endpoint import repository
+from flows.rollback import model_record
+from flows.workspace import Workspace
+from models.data.manifest import read_manifest
+
+HALVINGS = 1000
+MOST = 2000  # photos that are asked
+CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
+    "15% darker": lambda photo: ImageEnhance.Brightness(photo).enhance(0.85),
+    "50% darker": lambda photo: ImageEnhance.Brightness(photo).enhance(0.5),
+    "blurred by 1 px": lambda photo: photo.filter(ImageFilter.GaussianBlur(1)),
+    "blurred by 3 px": lambda photo: photo.filter(ImageFilter.GaussianBlur(3)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="How often a drift is seen where there is none, and where there is one."
+    )
+    parser.add_argument("--workspace", type=Path, help="a workspace whose model serves")
+    args = parser.parse_args()
+    header("of 1,000 times that nothing changed, at most 5 are called a drift")
+    if args.workspace is None:
+        return false_alarms(drawn(MOST))
+    graph, photos = test_photos(Workspace.find(args.workspace))
+    asked = recognise(graph, photos)
+    false_alarms(asked)
+    one, other = halves(len(photos), seed=0)
+    for name, change in CHANGES.items():
+        found = compare(pick(asked, one), recognise(graph, [changed(photos[row], change) for row in other]))
+        for shift in found.shifts:
+            figure(f"{name}: index of {shift.measure} ({shift.verdict})", round(shift.index, 3), target="told", met=True,
+                   baseline=round(shift.noise, 3))  # fmt: skip
+
+
+def false_alarms(asked: Answers) -> None:
+    """How often two halves of the same answers are told apart."""
+    found = [
+        compare(*(pick(asked, half) for half in halves(len(asked), seed=seed))).verdict for seed in range(HALVINGS)
+    ]
+    alarms = HALVINGS - found.count("stable")
+    figure(f"called watch or drifted, of {HALVINGS} halvings of {len(asked)} answers", alarms, target="<= 5", met=alarms <= 5,
+           baseline=None)  # fmt: skip
+
+
+def halves(count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = np.random.default_rng(seed).permutation(count)
+    return order[: count // 2], order[count // 2 :]
+
+
+def pick(asked: Answers, rows: NDArray[np.int64]) -> Answers:
+    return Answers([asked.label[row] for row in rows], asked.probability[rows], asked.score[rows])
+
+
+def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
+    """The serving model's file, and test photos of the data version that it was judged by, in random order."""
+    record = model_record(workspace)
+    manifest = read_manifest(DataVersions(workspace).materialise(record["data_version"]))
+    rows = np.random.default_rng(0).permutation(np.flatnonzero((manifest.split == "test") & manifest.kept))[:MOST]
+    return repository(workspace).path(record["version"]) / "model.onnx", [manifest.read_photo(int(row)) for row in rows]
+
+
+def changed(photo: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes:
+    file = io.BytesIO()
+    change(Image.open(io.BytesIO(photo)).convert("RGB")).save(file, "PNG")
+    return file.getvalue()
+
+
+def drawn(count: int) -> Answers:
+    """Answers of no model: beta-distributed, as sure ones are."""
+    rng = np.random.default_rng(0)
+    return Answers(
+        [str(label) for label in rng.integers(50, size=count)], *(rng.beta(5, 2, (2, count)).astype(np.float32))
+    )
+
+
+if __name__ == "__main__":
+    main()
