@@ -48,7 +48,7 @@ class Report:
     def of(cls, content: Mapping[str, Any]) -> Report:
         """From a run.json."""
         steps, seen = [Row(**row) for row in content["steps"]], [Seen(**each) for each in content["seen"]]
-        shown = [Figure(**figure) for figure in content["figures"]]
+        shown = [Figure(**figure) for figure in content.get("figures", ())]
         read = {"steps": steps, "verdict": Verdict.of(content["verdict"]), "figures": shown, "seen": seen}
         return cls(**{**content, **read})
 
