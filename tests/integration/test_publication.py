@@ -131,9 +131,13 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
 def test_a_run_that_ended_between_gate_and_publication_goes_on(shop: Workspace, refused: str, tmp_path: Path) -> None:
     workspace = copied(shop, tmp_path)
     path = workspace.runs / refused / "recipe.json"  # as if this recipe had let it pass
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"latency_ms": 1000}}))
     report = publish_run(workspace, refused, promote=False)
     assert (report.verdict.passed, report.verdict.override, report.model_version) == (True, None, 1)
+    time = report.verdict.findings[-1]
+    assert (time.gate, time.allowed, time.before) == ("latency_ms", 1000, None)
+    assert time.after is not None
+    assert 0 < time.after < 1000
     assert ModelVersions(Ledger(workspace.root)).record(1)["override"] is None
     written = json.loads((workspace.runs / refused / "run.json").read_text())
     assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
