@@ -55,7 +55,7 @@ def release(
     with endpoint(workspace) as access:
         versions.sweep()
         versions.check_contract(graph)
-        number = number_for(record["graph_sha256"], models=models, versions=versions)
+        number = number_for(record, models=models, versions=versions)
         if number not in versions.versions():
             versions.stage(graph, version=number, labels=labels, record=record, golden=golden)
         models.register(versions.record(number))
@@ -66,12 +66,12 @@ def release(
     return number
 
 
-def number_for(graph_sha256: str, *, models: ModelVersions, versions: ModelRepository) -> int:
+def number_for(record: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
     """The version that holds exactly these bytes, else a number that no version ever had.
 
     Files come before the registration, so a killed publication may have left a version that is in the repository alone.
     """
     registered = {entry.version: entry.record for entry in models.log()}
     here = {version: registered.get(version) or versions.record(version) for version in versions.versions()}
-    found = [version for version, lineage in here.items() if lineage.get("graph_sha256") == graph_sha256]
+    found = [version for version, lineage in here.items() if lineage.get("graph_sha256") == record["graph_sha256"]]
     return max(found, default=1 + max(here.keys() | registered, default=0))
