@@ -16,6 +16,7 @@ from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
 from flows.intake import ingest
 from flows.ledger import Ledger
+from flows.lineage import verify
 from flows.model_version import ModelVersions
 from flows.release import release
 from flows.rollback import rollback_model
@@ -162,6 +163,8 @@ def test_the_version_says_what_was_done_to_which(own: Workspace, few: list[Path]
     assert json.loads(card["metrics"]) == record["metrics"]
     assert json.loads(card["enrolled"]) == record["enrolled"]
     assert record["graph_sha256"] == sha256(versions.path(2) / "model.onnx")
+    assert record["made_from"] == sha256(versions.path(1) / "model.onnx")
+    assert verify(own).broken == []
 
 
 def test_the_same_again_after_a_rollback_is_the_same_version(own: Workspace, few: list[Path]) -> None:

@@ -22,6 +22,7 @@ from flows.ledger import Ledger
 from flows.lineage import verify
 from flows.model_version import ModelVersions
 from flows.publish import describe
+from flows.release import number_for
 from flows.run import Run
 from flows.workspace import Workspace
 from models.config import digest, load_recipe
@@ -108,6 +109,19 @@ def test_the_registry_and_the_repository_have_the_same_file(own: Workspace) -> N
     assert lineage["graph_sha256"] == lineage["files"]["model.onnx"] == sha256(file.parent / "model.onnx")
     assert (lineage["version"], lineage["parent"], lineage["run"], lineage["verdict"]) == (2, 1, "run-2", ["good"])
     assert list(lineage["stages"].values()) == [{"network.pt": sha256(next(own.runs.glob("stages/*/network.pt")))}]
+
+
+def test_a_version_that_a_killed_publication_left_is_taken_up(own: Workspace, tmp_path: Path) -> None:
+    models, versions = ModelVersions(Ledger(own.root)), repository(own)
+    graph = write_graph(tmp_path / "model.onnx", seed=3)
+    left = {"graph_sha256": sha256(graph)}
+    assert number_for(left, models=models, versions=versions) == 3
+    versions.stage(graph, version=3, labels=LABELS, record=left, golden=golden_images())
+    assert number_for(left, models=models, versions=versions) == 3
+    assert number_for(models.record(1), models=models, versions=versions) == 1
+    assert number_for({"graph_sha256": "another"}, models=models, versions=versions) == 4
+    models.register({"version": 7, "graph_sha256": "never staged"})  # as a kill of an earlier release left it
+    assert number_for({"graph_sha256": "never staged"}, models=models, versions=versions) == 8
 
 
 def lose_tag(shop: Workspace) -> None:

@@ -23,6 +23,7 @@ from flows.endpoint import repository, stop_endpoint
 from flows.errors import GateRefused
 from flows.ingest import ingest
 from flows.ledger import Ledger
+from flows.lineage import verify
 from flows.model_version import ModelVersions
 from flows.objects import Listing, Seen
 from flows.retrain import Report, retrain
@@ -199,7 +200,11 @@ def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Re
 
     models = ModelVersions(Ledger(workspace.root))
     assert (models.serving(), [entry.version for entry in models.log()]) == (1, [1])
-    assert {key: models.record(1)[key] for key in models.record(1)} == {key: record[key] for key in models.record(1)}
+    assert models.record(1) == record
+    networks = {name for name, files in record["stages"].items() if "network.pt" in files}
+    assert {name.rpartition("-")[0] for name in networks} == {"balance-1-test_resnet", "balance-2-test_byobnet"}
+    assert record["data_parents"] == [report.data_before]
+    assert (verify(workspace).broken, verify(workspace).gone) == ([], [])
 
 
 def test_the_file_alone_answers_as_the_endpoint_did(first: tuple[Workspace, Report]) -> None:
