@@ -20,6 +20,7 @@ from flows.errors import WorkspaceBusy
 from flows.ledger import Ledger
 from flows.workspace import Workspace
 from tests.deliveries import deliver
+from tests.versions import check_whole, contents
 
 pytestmark = [
     pytest.mark.dvc,
@@ -70,10 +71,6 @@ def run(*args: object) -> int:
     return process.returncode
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the delivery `more` and the workspace `shop`, which holds two versions, the second selected."""
@@ -90,22 +87,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "place", symlinks=True))
-
-
-def check_whole(versions: DataVersions) -> None:
-    """Pointer, data, ledger and tags tell the same story, and every tag keeps its promise (I1 to I3)."""
-    entries = versions.log()
-    assert versions.selected() == entries[0].id
-    versions.check_clean()
-    taken = versions.materialise("selected")
-    assert contents(versions.workspace.data) == {k: v for k, v in contents(taken).items() if k != "READY"}
-    ids = {entry.id for entry in entries}
-    assert versions.ledger.tags("data/*") == sorted(f"data/{version[:12]}" for version in ids)
-    for version in ids:
-        assert versions.verify(version) == []
-    state = versions.workspace.state
-    assert not [path for path in state.iterdir() if path.name.startswith(("journal", "previous"))]
-    assert not list(versions.workspace.root.rglob("*.part"))
 
 
 @pytest.mark.parametrize("verb", ["ingest", "rollback"])
