@@ -254,3 +254,24 @@ def test_git_killed_while_it_holds_a_ref(prepared: Path, tmp_path: Path) -> None
     hook.unlink()
     assert list((tmp_path / "place" / "shop" / ".git" / "refs").rglob("*.lock"))
     check(tmp_path / "place")
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_nothing_is_recorded_before_it_is_on_the_disk(undisturbed: dict[str, Outcome], verb: str) -> None:
+    """Power loss, as far as a trace tells: before git writes the entry, each file is synced and then each name of one."""
+    passed = undisturbed[verb].passed
+    until = number_of("entry", passed)
+    named = [
+        (at, what, words) for at, (what, *words) in enumerate(passed[:until]) if what in ("rename", "replace", "link")
+    ]
+    synced = [(at, words[0]) for at, (what, *words) in enumerate(passed[:until]) if what == "fsync"]
+    assert len(named) > 10
+    for at, what, (source, target) in named:
+        parent = str(Path(target).parent)
+        assert any(path == parent for later, path in synced if later > at), f"{target}: its name"
+        if what == "replace":
+            before = any(path == source for earlier, path in synced if earlier < at)
+            later = "/remote/" in target and any(path == target for after, path in synced if after > at)
+            assert before or later, (
+                f"{target}: its bytes"
+            )  # DVC renames first; it is synced before the entry all the same
