@@ -51,3 +51,19 @@ def objects_of(store: Path, data: Path, name: str) -> Path:
     """The object in `store` that holds data/`name`."""
     wanted = (data / name).read_bytes()
     return next(path for path in (store / "files" / "md5").rglob("*") if path.is_file() and path.read_bytes() == wanted)
+
+
+def check_whole(versions: DataVersions) -> None:
+    """Pointer, data, ledger and tags tell the same story, and every tag keeps its promise (I1 to I3)."""
+    entries = versions.log()
+    assert versions.selected() == entries[0].id
+    versions.check_clean()
+    taken = versions.materialise("selected")
+    assert contents(versions.workspace.data) == {k: v for k, v in contents(taken).items() if k != "READY"}
+    ids = {entry.id for entry in entries}
+    assert versions.ledger.tags("data/*") == sorted(f"data/{version[:12]}" for version in ids)
+    for version in ids:
+        assert versions.verify(version) == []
+    state = versions.workspace.state
+    assert not [path for path in state.iterdir() if path.name.startswith(("journal", "previous"))]
+    assert not list(versions.workspace.root.rglob("*.part"))
