@@ -111,8 +111,9 @@ class Draft:
             if split in given:
                 continue
             train = np.flatnonzero((self.split == "train") & (self.decision == ""))
-            photos = self.new.select(["id", "label"]).take(pa.array(train))
-            chosen = hold_out(photos["id"].to_pylist(), photos["label"].to_numpy(), share=share, seed=seed, split=split)
+            ids, labels = (self.new[name].take(pa.array(train)).combine_chunks() for name in ("id", "label"))
+            classes = labels.dictionary_encode().indices.to_numpy()
+            chosen = hold_out(ids.to_pylist(), classes, share=share, seed=seed, split=split)
             self.split[train[chosen]] = split
 
     def keep_apart(self) -> int:
@@ -139,12 +140,8 @@ class Draft:
         """The tables, each sorted; `places` (columns of PLACES) says where the new photos lie, sorted by id."""
         self.looks.write(out)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
-        for name, base, new in (
-            ("index", self.base["index"], self._new_index(places)),
-            ("labels", self._base_labels(), self._new_labels()),
-        ):
-            table = pa.concat_tables([base, new]).take(order)
-            write_table(out, {column: table[column] for column in table.column_names}, name=name)
+        _write(out, self.base["index"], self._new_index(places), order, name="index")
+        _write(out, self._base_labels(), self._new_labels(), order, name="labels")
         for name, rows in (("conflicts", self.conflicts), ("quarantine", self.refused)):
             columns = zip(*sorted(rows), strict=True) if rows else ((),) * len(TABLES[name])
             write_table(out, dict(zip(TABLES[name].names, map(list, columns), strict=True)), name=name)
@@ -179,6 +176,11 @@ class Draft:
             "judge": np.full(number, "", object),
         }
         return pa.table(columns, schema=LABELS)
+
+
+def _write(out: Path, base: pa.Table, new: pa.Table, order: pa.Array, *, name: str) -> None:
+    table = pa.concat_tables([base, new]).take(order)
+    write_table(out, dict(zip(table.column_names, table.columns, strict=True)), name=name)
 
 
 def _furthest_from_training(splits: pa.ChunkedArray, first: NDArray[np.int64]) -> NDArray[np.object_]:

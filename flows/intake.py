@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from flows.delivery import read_delivery
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flows.delivery import Refused, read_delivery
 from flows.draft import Draft
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
 from flows.opening import Opening
 from flows.shards import MAX_BYTES, pack
-from models.data.manifest import TABLES, read_manifest, read_table, write_version
+from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
 
@@ -78,38 +82,51 @@ def ingest(
     """
     with or_disk_full(f"ingesting {source}", leaving=out):
         draft = Draft.read(base)
-        delivery = read_delivery(source, known=draft.known_labels())
         _link_shards(base, out)
-        opening = Opening.of(delivery)
-        packed = pack(opening.new(draft, purged), folder=out / "shards", max_bytes=max_shard_bytes)
-        broken = opening.refused()
-        num_photos = len(delivery.rows) - len(broken)
-        if not num_photos:
-            first = f"the first is {broken[0].path!r}: {broken[0].reason}"
-            raise BadDelivery(f"{source}: no photo could be decoded; {first}")
-        refused = [*delivery.refused, *broken]
-        for row in refused[:NAMED]:
+        taken = _take_in(source, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+        for row in taken.refused[:NAMED]:
             log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-        conflicts = draft.take(opening.claims())
+        conflicts = draft.take(taken.claims)
         draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
         near = draft.keep_apart()
-        draft.quarantine(refused)
-        draft.write(out, places=opening.places(packed))
+        draft.quarantine(taken.refused)
+        draft.write(out, places=taken.places)
         config = _hash(val_share=val_share, test_share=test_share, seed=seed)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
+    num_photos = len(taken.claims)
     return IntakeReport(
-        delivered=len(delivery.rows) + len(delivery.refused),
+        delivered=num_photos + len(taken.refused),
         added=len(draft.new),
         duplicates=num_photos - len(draft.new),
         conflicts=conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in taken.refused)),
         counts=counts,
         warnings=_warnings(out),
-        shards=packed.shards,
+        shards=taken.shards,
         is_new=is_new,
     )
+
+
+class _Taken(NamedTuple):
+    """What a delivery brings: claims (CLAIMS), refused rows, new shards (sha256 to md5), where new photos lie (PLACES)."""
+
+    claims: pa.Table
+    refused: list[Refused]
+    shards: dict[str, str]
+    places: pa.Table
+
+
+def _take_in(source: Path, draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int) -> _Taken:
+    """The delivery, its new photos packed into shards in `folder`."""
+    delivery = read_delivery(source, known=draft.known_labels())
+    opening = Opening.of(delivery)
+    packed = pack(opening.new(draft, purged), folder=folder, max_bytes=max_shard_bytes)
+    broken, claims = opening.refused(), opening.claims()
+    if not len(claims):
+        raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
+    return _Taken(claims, [*delivery.refused, *broken], packed.shards, opening.places(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
@@ -134,9 +151,9 @@ def _hash(**config: float) -> str:
 
 
 def _warnings(out: Path) -> list[str]:
-    manifest = read_manifest(out)
-    kept = Counter(manifest.label[manifest.kept].tolist())
-    train = Counter(manifest.label[manifest.kept & (manifest.split == "train")].tolist())
+    labels = read_table(out, name="labels")
+    is_train = pc.and_(labels["kept"], pc.equal(labels["split"], "train"))
+    kept, train = (tally(labels["label"].filter(chosen)) for chosen in (labels["kept"], is_train))
     single = [
         f"class {label!r} has one photo; it stays in train"
         for label in sorted(kept)

@@ -15,7 +15,7 @@ from pixels.look import BYTES
 
 NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/data-versions.md has the figures
 LOOKS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
-BLOCK = 2048  # looks compared at a time, on either side
+BLOCK = 1024  # looks compared at a time, on either side
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Looks:
 
     def merged(self, other: Looks) -> Looks:
         """Both, sorted."""
+        if not len(self.id):
+            return other
         ids = np.concatenate([self.id, other.id])
         order = np.argsort(ids)
         return Looks(ids[order], np.concatenate([self.look, other.look])[order])

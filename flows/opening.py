@@ -22,6 +22,7 @@ from flows.shards import Packed
 from pixels.look import BYTES
 
 BATCH = 8  # photos that a thread takes at a time
+PART = 65_536  # claims that are put in order at a time
 
 
 @dataclass(frozen=True)
@@ -83,24 +84,33 @@ class Opening:
         ]
 
     def claims(self) -> pa.Table:
-        """What is said of the photos that can be used: columns of CLAIMS."""
+        """What is said of the photos that can be used: columns of CLAIMS, in the order of CLAIMS."""
+        source = pc.rank(self.rows["source"], tiebreaker="dense").to_numpy()
+        order = np.lexsort((source, self._sha256()))  # stable: then by path and label
         is_used = np.ones(len(self.rows), np.bool_)
         is_used[list(self.faults)] = False
-        photo, rows = self.photo[is_used], self.rows.filter(pa.array(is_used))
+        order = order[is_used[order]]
+        parts = [self._claims(order[start : start + PART]) for start in range(0, len(order), PART)]
+        return pa.Table.from_batches(parts, CLAIMS)
+
+    def _claims(self, chosen: NDArray[np.int64]) -> pa.RecordBatch:
+        photo, rows = self.photo[chosen], self.rows.take(pa.array(chosen)).combine_chunks()
         sha256 = to_arrow(photo["sha256"].tobytes().hex().encode(), 64).cast(pa.binary()).cast(pa.string())
         columns = {
             "id": pc.utf8_slice_codeunits(sha256, 0, 16),
             "sha256": sha256,
             "look": to_arrow(photo["look"].tobytes(), BYTES),
             **{name: photo[name] for name in ("width", "height")},
-            **{name: rows[name] for name in rows.column_names},
+            **{name: rows[name].chunk(0) for name in rows.column_names},
         }
-        claims = pa.table({name: columns[name] for name in CLAIMS.names}, schema=CLAIMS)
-        return claims.sort_by([("id", "ascending"), ("source", "ascending")])  # stable: then by path and label
+        return pa.record_batch([columns[name] for name in CLAIMS.names], schema=CLAIMS)
 
     def places(self, packed: Packed) -> pa.Table:
         """Where the new photos lie, sorted by id: columns of PLACES."""
-        order = np.argsort(np.frombuffer(self.photo["sha256"][self.is_new].tobytes(), "S32"))
+        order = np.argsort(self._sha256()[self.is_new])
         names = pa.array(list(packed.shards), pa.string())
         columns = [names.take(pa.array(packed.shard[order])), packed.offset[order], packed.size[order]]
         return pa.table(columns, schema=PLACES)
+
+    def _sha256(self) -> NDArray[np.bytes_]:
+        return np.frombuffer(self.photo["sha256"].tobytes(), "S32")

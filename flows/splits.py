@@ -16,7 +16,7 @@ def hold_out(ids: Sequence[str], labels: ArrayLike, *, share: float, seed: int, 
 
     Chosen by a hash of the id, so that neither the order of delivery nor other photos change who is chosen.
     """
-    ranks = np.array([_rank(photo_id, seed=seed, split=split) for photo_id in ids], np.uint64)
+    ranks = np.fromiter((_rank(photo_id, seed=seed, split=split) for photo_id in ids), np.uint64, count=len(ids))
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.lexsort((ranks, label))
     quotas = np.array([_quota(int(count), share=share) for count in counts], np.int64)
