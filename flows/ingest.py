@@ -70,9 +70,9 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
 @stage("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
-    versions = DataVersions(workspace)
+    versions, message = DataVersions(workspace), f"{report.added} photos added"
     before = versions.selected()
-    version = versions.commit(folder, step="ingest", message=f"{report.added} photos added")
+    version = versions.commit(folder, step="ingest", message=message, shards=report.shards)
     log.info("ingest: data version %s", version[:12])
     if version != before:
         emit(selected("ingested", versions.log()[0]))
