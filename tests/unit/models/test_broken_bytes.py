@@ -26,10 +26,10 @@ def never_wrong(path: Path, read: Callable[[], Any], *, flips: int) -> None:
     whole, refused = read(), 0
     for way in ways(path, flips=flips):
         try:
-            assert read() == whole, way
+            found = read()
         except CheckpointMismatch as error:
-            assert str(path) in str(error), way
-            refused += 1
+            found, refused = str(error), refused + 1
+        assert found == whole or str(path) in found, way
     assert refused > flips / 2
     assert read() == whole
 
