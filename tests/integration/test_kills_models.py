@@ -26,7 +26,7 @@ from models.job import Job
 from models.scores import read_scores
 from models.train import train
 from serving.durable import sha256
-from tests import graph_verbs
+from tests import exporting
 from tests.deliveries import deliver
 from tests.graphs import golden_images, write_graph
 from tests.kills import Kills
@@ -95,11 +95,11 @@ def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         words += [f"--{name}", tmp_path / f"{name}.json"]
     arguments = [str(word) for word in words]
-    whole = graph_verbs.export(str(tmp_path), *arguments)
+    whole = exporting.export(str(tmp_path), *arguments)
     answers = open_session(whole / "model.onnx").run(None, {"image": np.load(whole / "golden.npy")})
 
     def prepare(place: Path) -> Sequence[object]:
-        return ["tests.graph_verbs", "export", place, *arguments]
+        return ["tests.exporting", "export", place, *arguments]
 
     def check(place: Path) -> None:
         folder = place / "runs" / "stages" / whole.name
@@ -110,7 +110,7 @@ def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
             assert all(np.array_equal(one, other) for one, other in zip(found, answers, strict=True))
         if (folder / "done.json").exists():
             assert is_finished(folder)
-        graph_verbs.export(str(place), *arguments)
+        exporting.export(str(place), *arguments)
         assert {path.name: sha256(path) for path in folder.iterdir()} == expected
 
     expected = {path.name: sha256(path) for path in whole.iterdir()}
@@ -123,8 +123,8 @@ def test_a_graph_with_its_weights_beside_it(kills: Kills, tmp_path: Path) -> Non
     answers = [open_session(graph).run(["probs"], {"image": golden_images()})[0] for graph in graphs]
 
     def prepare(place: Path) -> Sequence[object]:
-        graph_verbs.write(str(graphs[0]), str(place / "model.onnx"))
-        return ["tests.graph_verbs", "write", graphs[1], place / "model.onnx"]
+        exporting.write(str(graphs[0]), str(place / "model.onnx"))
+        return ["tests.exporting", "write", graphs[1], place / "model.onnx"]
 
     def check(place: Path) -> None:
         path = place / "model.onnx"
@@ -134,7 +134,7 @@ def test_a_graph_with_its_weights_beside_it(kills: Kills, tmp_path: Path) -> Non
             assert read_metadata(path)["weights_sha256"] == sha256(place / weights)
             found = open_session(path).run(["probs"], {"image": golden_images()})[0]
             assert any(np.array_equal(found, answer) for answer in answers)
-        graph_verbs.write(str(graphs[1]), str(path))
+        exporting.write(str(graphs[1]), str(path))
         assert np.array_equal(open_session(path).run(["probs"], {"image": golden_images()})[0], answers[1])
 
     kills.strike("writing a graph with its weights beside it", promises="I12, I13", prepare=prepare, check=check)
