@@ -114,7 +114,9 @@ def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
     lines = log.read_text(errors="replace").splitlines()
     words = next((line for line in reversed(lines) if FAILURE.match(line)), "it said nothing")
     how = "ended" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
-    raise WorldError(f"Prefect's server {how} while it started: {words}; see {log}")
+    history = log.with_name("prefect") / "prefect.db"
+    way_out = f"; {history} holds the history of runs and nothing else: move it away" if "sqlite3" in words else ""
+    raise WorldError(f"Prefect's server {how} while it started: {words}; see {log}{way_out}")
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

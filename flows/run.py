@@ -6,18 +6,20 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.errors import CorruptObject
+from flows.files import files_below, sync_tree
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from models.config import Recipe, digest, to_dict
-from serving.durable import sha256
+from serving.durable import overwrite, sha256
 
 log = logging.getLogger("cleanshelf")
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,25 @@ class Run:
 
     @property
     def recipe_file(self) -> Path:
-        """The resolved recipe, as the training processes read it."""
-        return self.folder / "recipe.json"
+        """The resolved recipe, as the training processes read it; stages are named by the one in memory.
+
+        Raises:
+            CorruptObject: it is not what `open` wrote.
+        """
+        path = self.folder / RECIPE
+        if not path.exists() or path.read_bytes() != self._resolved:
+            raise CorruptObject(f"{path} was changed while the run was using it; start the run again")
+        return path
+
+    @property
+    def _resolved(self) -> bytes:
+        return json.dumps(to_dict(self.recipe), indent=1).encode()
 
     def open(self, inputs: Mapping[str, object]) -> None:
         """Makes the folder and writes the resolved recipe, and what the run depends on (flows.unchanged)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "inputs.json").write_text(json.dumps(inputs, indent=1), encoding="utf-8")
-        self.recipe_file.write_text(json.dumps(to_dict(self.recipe), indent=1), encoding="utf-8")
+        overwrite(self.folder / "inputs.json", json.dumps(inputs, indent=1).encode())
+        overwrite(self.folder / RECIPE, self._resolved)
 
     def stage(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
         """The folder with the result of a stage, worked out now or found from an earlier run.
@@ -86,13 +99,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def _finish(folder: Path) -> None:
-    """Writes the hashes of a stage's files, last and whole; what a killed attempt left half-written goes."""
+    """Writes the hashes of a stage's files, once they are on the disk; what a killed attempt left half-written goes."""
     for leftover in folder.glob(".*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    fresh = folder / ".done.json"
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(files, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / "done.json")
+    sync_tree(folder)
+    files = {path.name: sha256(path) for path in files_below(folder)}
+    overwrite(folder / "done.json", json.dumps(files, indent=1).encode())

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,20 +84,20 @@ def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
 
 
 def note(workspace: Workspace, fired: Fired) -> None:
-    """Adds a line; the last one of a flow run counts."""
+    """Adds a line of its own, also after one that a kill left half-written; the last one of a flow run counts."""
     with _file(workspace).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(fired)) + "\n")
+        file.write(f"\n{json.dumps(asdict(fired))}\n")
 
 
 def history(workspace: Workspace) -> list[Fired]:
     """The scheduled runs, newest first; one whose process is gone without a word has crashed."""
     try:
-        lines = _file(workspace).read_text(encoding="utf-8").splitlines()
+        lines = _file(workspace).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     found = {}
     for line in lines:
-        if line.endswith("}"):  # the last one may be half-written
+        with suppress(ValueError, TypeError):  # half-written, or not what it was
             fired = Fired(**json.loads(line))
             found[fired.flow_run] = fired
     return [_judged(fired) for fired in reversed(found.values())]

@@ -51,20 +51,23 @@ def ended_before(workspace: Workspace, now: dict[str, Any]) -> str:
     refused may pass once another model serves.
     """
     for folder in sorted(path.parent for path in workspace.runs.glob("*/run.json")):
-        run, before = _read(folder / "run.json"), _read(folder / "inputs.json")
-        if not run or not before or any(before[name] != now[name] for name in DECIDING):
-            continue
-        same = f"data version {now['data_version'][:12]}, recipe and code are those of run {folder.name}"
-        if run["model_version"]:
-            return f"{same}, which published model version {run['model_version']}"
-        if not run["verdict"]["passed"] and before["serving"] == now["serving"]:
-            return f"{same}, which the gate refused: {'; '.join(run['verdict']['reasons'])}"
+        try:
+            if why := _ended(_read(folder / "run.json"), _read(folder / "inputs.json"), now):
+                return f"data version {now['data_version'][:12]}, recipe and code are those of run {folder.name}, {why}"
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # killed before it wrote them, or not readable any more: it proves nothing
     return ""
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The content, or None where a killed run left none, or half of it."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return None
+def _ended(run: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> str:
+    if any(before[name] != now[name] for name in DECIDING):
+        return ""
+    if run["model_version"]:
+        return f"which published model version {run['model_version']}"
+    if not run["verdict"]["passed"] and before["serving"] == now["serving"]:
+        return f"which the gate refused: {'; '.join(run['verdict']['reasons'])}"
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

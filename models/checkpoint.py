@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from models.durable import replacing
 from models.errors import CheckpointMismatch
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside the path, fsynced and renamed to it in the end, so that a kill leaves the former file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -37,10 +21,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path, *, key: str = "") -> dict[str, Any]:
     """The content of a file written by `save`.
 
+    The zip's own checksums are looked at first: torch writes and never reads them, and a flipped bit would be another weight.
+
     Raises:
         CheckpointMismatch: it is broken, or was made under another key (data version and configuration).
     """
     try:
+        with zipfile.ZipFile(path) as parts:
+            if broken := parts.testzip():
+                raise zipfile.BadZipFile(broken)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a broken file
         raise CheckpointMismatch(

@@ -22,6 +22,7 @@ from models.config import Train
 from models.course import Course, Interval, seed_step
 from models.data.mixing import Label, labels_of
 from models.data.samplers import Sampler
+from models.durable import replacing
 from models.emphasis import Emphasis, jacobian_norm
 from models.errors import ConfigError
 from models.inputs import Inputs
@@ -211,8 +212,9 @@ def figures(course: Course, num_drawn: int) -> dict[str, float]:
 def forget_after(metrics: Path, epoch: int) -> None:
     """Cuts the lines of epochs that a killed run reported and could not save."""
     if metrics.exists() and distributed.rank() == 0:
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        metrics.write_text("".join(lines[:epoch]), encoding="utf-8")
+        lines = metrics.read_bytes().splitlines(keepends=True)
+        with replacing(metrics) as file:
+            file.writelines(lines[:epoch])
 
 
 def report(out: Path, *, epoch: int, of: int, **figures: float) -> None:

@@ -7,6 +7,7 @@ client that only asks needs the first alone.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restric
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
+TOKEN = re.compile(rb"[!-~]+")  # as made here, or the owner's own
 RECONNECT_MS = (100, 1000)  # of the first try, and at most
 
 
@@ -98,12 +100,19 @@ class Tokens(InferenceServerClientPlugin):
 
 
 def keep_token(path: Path) -> str:
-    """The token in the file, which only its owner can read; made on the first call."""
+    """The token in the file, which only its owner can read; made on the first call, and anew where it is none any more.
+
+    A server that runs asks for the former one until it is started again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not TOKEN.fullmatch(path.read_bytes().strip()):
+        path.unlink()
     if not path.exists():
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # its owner's alone
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(TOKEN_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(temporary, path)  # the first of two makers wins
         except FileExistsError:

@@ -113,8 +113,8 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
     Raises:
         BadEnvironment: it could not be installed, or is not fit for the server.
     """
-    marker, wanted = path / MARKER, sha256(requirements)
-    if marker.is_file() and marker.read_text().strip() == wanted:
+    marker, wanted = path / MARKER, sha256(requirements).encode()
+    if marker.is_file() and marker.read_bytes().strip() == wanted:
         return inspect(path)
     _run([sys.executable, "-m", "venv", "--clear", str(path)])
     _run(
@@ -131,7 +131,7 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
         ]
     )
     environment = inspect(path)
-    write(marker, wanted.encode())
+    write(marker, wanted)
     return environment
 
 

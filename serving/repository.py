@@ -107,8 +107,12 @@ class ModelRepository:
         return path
 
     def labels(self, version: int) -> tuple[str, ...]:
-        """Line i names class i."""
-        return read_labels(self.path(version) / "labels.txt")
+        """Line i names class i.
+
+        Raises:
+            CorruptVersion: they are not what was staged.
+        """
+        return read_labels(self._intact(version, "labels.txt"))
 
     def record(self, version: int) -> dict[str, Any]:
         """The lineage of the version, with `files`: name -> sha256.
@@ -124,9 +128,20 @@ class ModelRepository:
             raise CorruptVersion(f"{path} cannot be read ({error}); stage the graph again as a new version") from None
 
     def golden(self, version: int) -> Golden:
-        """The golden images and their answers."""
-        with np.load(self.path(version) / "golden.npz") as arrays:
+        """The golden images and their answers.
+
+        Raises:
+            CorruptVersion: they are not what was staged.
+        """
+        with np.load(self._intact(version, "golden.npz")) as arrays:
             return Golden(arrays["image"], arrays["ids"], arrays["probs"])
+
+    def _intact(self, version: int, name: str) -> Path:
+        """A file of the version, its hash seen to be the recorded one."""
+        path, wanted = self.path(version) / name, self.record(version)["files"].get(name)
+        if not path.is_file() or sha256(path) != wanted:
+            raise CorruptVersion(f"{path} is not what was staged; serve another version and stage this graph again")
+        return path
 
     def verify(self, version: int) -> None:
         """Hash every file of the version again.
@@ -199,9 +214,19 @@ class ModelRepository:
         return {f"{name}.{version}": value for name, value in facts.items()}
 
     def configured(self) -> tuple[int, ...]:
-        """The versions that config.pbtxt names; () if there is none."""
-        text = self.configuration()
-        return TritonConfig.parse(text).versions if text else ()
+        """The versions that config.pbtxt names; () if there is none.
+
+        Raises:
+            CorruptVersion: it is no configuration.
+        """
+        try:
+            text = self.configuration()
+            return TritonConfig.parse(text).versions if text else ()
+        except ValueError as error:
+            path = self.model / "config.pbtxt"
+            raise CorruptVersion(
+                f"{path} cannot be read ({error}); remove it, the next start or switch writes it"
+            ) from None
 
     def check_contract(self, graph: Path) -> None:
         """That clients of the version now configured can go on with `graph`.

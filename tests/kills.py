@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from serving.process import until
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 240.0
+LIMIT_S = 900.0
 SEED = 5
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, cover 0 to 1 evenly however many there are
 FATES = ("point", "moment")

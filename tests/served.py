@@ -58,7 +58,13 @@ def serve(folder: Path, local_server: Callable[..., LocalServer]) -> Iterator[Se
     repository = ModelRepository(folder / "repository")
     stage(repository, folder, 1, 2)
     repository.configure([1])
-    server = local_server(repository.root, folder / "state")
+    with serving(repository, local_server(repository.root, folder / "state")) as served:
+        yield served
+
+
+@contextmanager
+def serving(repository: ModelRepository, server: LocalServer) -> Iterator[Served]:
+    """The server started."""
     started = server.start()
     try:
         with Endpoint(started.access) as endpoint:

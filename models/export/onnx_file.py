@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from models.durable import sync
 from models.errors import ExportError
 from models.export.graph import Answers, DeployGraph
 from models.export.patch import stamp_weights
@@ -64,11 +65,14 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
         write(folder / path.name)
         onnx.checker.check_model(folder / path.name)
         stamp_weights(folder / path.name)
-        for file in folder.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # external data first, the graph last
+        files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)  # external data first, the graph last
+        for file in files:
+            sync(file)
+        if len(files) > 1:
+            path.unlink(missing_ok=True)  # a former graph must not be met beside these weights
+        for file in files:
             file.replace(path.parent / file.name)
+        sync(path.parent)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx's checker refuses the graph: {error}") from error
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from models.durable import replacing, sync
 from models.errors import EnrolmentError
 
 BETWEEN = ("Reshape", "Cast")  # a classifier and its softmax
@@ -69,12 +69,8 @@ def stamp(path: Path, metadata: Mapping[str, str]) -> None:
     """Adds metadata to a written file, in place and whole; the weights are not touched."""
     model = onnx.load(path, load_external_data=False)
     helper.set_model_props(model, card(model) | dict(metadata))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
+    with replacing(path) as file:
         file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def external_files(path: Path) -> list[str]:
@@ -140,8 +136,7 @@ def write(graph: Graph, path: Path, *, metadata: Mapping[str, str] | None = None
         raise EnrolmentError(f"the graph cannot be patched ({error}); {RETRAIN}") from None
     stamp_weights(path)
     for name in {path.name, graph.external or path.name}:
-        with (path.parent / name).open("rb") as written:
-            os.fsync(written.fileno())
+        sync(path.parent / name)
 
 
 def _labels(model: ModelProto, path: Path) -> list[str]:

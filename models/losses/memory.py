@@ -23,12 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import checkpoint, distributed
+from models import distributed
+from models.durable import replacing
 from models.errors import BatchError, CheckpointMismatch
 from models.losses.base import Samples
 
 FORMAT = 1
 ABOUT = b"cleanshelf.samples"  # key of the file's metadata
+SHA256 = b"sha256"  # of what the metadata say, which Parquet's own checksums leave out
 ANEW = "leave train.state empty to start anew"
 
 
@@ -173,8 +175,9 @@ class Memory:
         label = pa.DictionaryArray.from_arrays(pa.array(self.target, pa.int32()), names)
         table = pa.table({"id": pa.array(self.id), "label": label} | {k: _to_arrow(v) for k, v in self.values.items()})
         about = {ABOUT: self._about(), b"classes": json.dumps(self.classes), b"params": json.dumps(dict(params or {}))}
-        with checkpoint.replacing(path) as file:
-            pq.write_table(table.replace_schema_metadata(about), file, compression="zstd")
+        about[SHA256] = _digest(about[ABOUT], about[b"classes"])
+        with replacing(path) as file:
+            pq.write_table(table.replace_schema_metadata(about), file, compression="zstd", write_page_checksum=True)
 
     def carry(self, path: Path) -> Counts:
         """Takes over what `write` left for another data version; called before the first epoch.
@@ -203,8 +206,12 @@ class Memory:
 
     def _read(self, path: Path) -> pa.Table:
         try:
-            table = pq.read_table(path)
-            about = json.loads(table.schema.metadata[ABOUT])
+            table = pq.read_table(path, page_checksum_verification=True)
+            table.validate(full=True)
+            said = table.schema.metadata
+            about = json.loads(said[ABOUT])
+            if said[SHA256].decode() != _digest(said[ABOUT].decode(), said[b"classes"].decode()):
+                raise ValueError(SHA256)
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise CheckpointMismatch(f"{path} is no state of samples ({type(error).__name__}); {ANEW}") from None
         self._check(str(path), about, way_out=ANEW)
@@ -241,6 +248,10 @@ def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in about.items():
         flat |= {f"{key}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value}
     return flat
+
+
+def _digest(*said: str) -> str:
+    return hashlib.sha256("".join(said).encode()).hexdigest()
 
 
 def _to_arrow(values: NDArray[Any]) -> pa.Array:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,13 +78,27 @@ def test_a_port_that_is_taken(shop: Workspace) -> None:
     assert told == f"port {port} cannot be had (Address already in use); choose another with --port"
 
 
-def test_a_server_that_cannot_start_is_told_and_nothing_changes(shop: Workspace, tmp_path: Path) -> None:
-    (shop.state / "prefect" / "prefect.db").mkdir(parents=True)
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("break_it", "why"),
+    [
+        (Path.mkdir, "unable to open database file"),
+        (lambda path: path.write_bytes(b"?" * 8192), "file is not a database"),
+    ],
+    ids=["a folder", "broken bytes"],
+)
+def test_a_server_that_cannot_start_is_told_and_nothing_changes(
+    shop: Workspace, tmp_path: Path, break_it: Callable[[Path], object], why: str
+) -> None:
+    database = shop.state / "prefect" / "prefect.db"
+    database.parent.mkdir(parents=True)
+    break_it(database)
     before = DataVersions(shop).selected()
     done = cleanshelf("ingest", deliver(tmp_path / "more", {"tea": 2, "milk": 1}, first_seed=100), "-w", shop.root)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("cleanshelf: Prefect's server ended while it started: ")
-    assert "unable to open database file; see " in done.stderr
+    assert f"{why}; see " in done.stderr
+    assert f"{database} holds the history of runs and nothing else: move it away" in done.stderr
     assert DataVersions(shop).selected() == before
     assert processes(shop.state) == {}
 

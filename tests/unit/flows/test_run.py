@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from flows import run as module
+from flows.errors import CorruptObject
 from flows.run import Run, code_hash, is_finished
 from flows.workspace import Workspace
-from models.config import Loss, Recipe, Train
+from models.config import Loss, Recipe, Train, from_dict
+from tests.breaking import ways
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -126,11 +129,11 @@ def work(folder):
     if sys.argv[2] == "in work":
         os.kill(os.getpid(), signal.SIGKILL)
 
-def die(self, target):
+def die(source, target):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "before the rename":
-    Path.replace = die
+    os.replace = die
 run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").stage("train", work=work)
 """
 
@@ -145,3 +148,26 @@ def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None
     assert work.calls == 1
     assert sorted(os.listdir(folder)) == ["done.json", "network.pt", "scores"]
     assert is_finished(folder)
+
+
+@pytest.mark.faults
+def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
+    """Stages are named by the recipe in memory: what is read from the file has to be the same (I21)."""
+    run.open({})
+    assert from_dict(json.loads(run.recipe_file.read_bytes())) == run.recipe
+    for way in ways(run.folder / "recipe.json", flips=8):
+        with pytest.raises(CorruptObject, match=r"recipe\.json was changed while the run was using it; start the run"):
+            assert run.recipe_file == way
+    assert run.recipe_file.name == "recipe.json"
+
+
+@pytest.mark.faults
+def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
+    work = Work()
+    folder = run.stage("train", work=work)
+    for name in ("network.pt", "scores", "done.json"):
+        whole = (folder / name).read_bytes()
+        for way in ways(folder / name, flips=8):
+            calls = work.calls
+            run.stage("train", work=work)
+            assert (work.calls, (folder / name).read_bytes()) == (calls + 1, whole), way

@@ -8,6 +8,7 @@ import pytest
 from serving.access import Access, keep_token
 from serving.command import Listening, arguments
 from serving.errors import BadRequest
+from tests.breaking import ways
 
 
 def test_a_client_carries_only_the_tokens_that_it_has() -> None:
@@ -42,6 +43,20 @@ def test_one_token_is_made_however_many_ask_at_once(tmp_path: Path) -> None:
     assert len(found[0]) == 64
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in path.parent.iterdir()] == ["token"]
+
+
+@pytest.mark.faults
+def test_a_token_that_is_none_any_more_is_made_anew(tmp_path: Path) -> None:
+    """An empty one would let everybody in; one with another bit is another token, and refused by name (I21)."""
+    path = tmp_path / "token"
+    first = keep_token(path)
+    for way in ways(path, flips=16):
+        found = keep_token(path)
+        assert found != first, way
+        assert len(found) >= 32, way
+        assert found == keep_token(path)
+    path.write_text("the owner's-own\n".replace(" ", "-"))
+    assert keep_token(path) == "the-owner's-own"
 
 
 def test_http_never_leaves_the_loopback_and_grpc_only_with_tls(tmp_path: Path) -> None:

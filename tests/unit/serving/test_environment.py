@@ -76,10 +76,12 @@ def test_a_complete_environment_is_left_alone(tmp_path: Path) -> None:
     assert ensure_environment(path, requirements=requirements) == inspect(path)
 
 
-def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("broken", [b"0" * 64, b"", b"\xff" * 64], ids=["another", "empty", "no text"])
+def test_a_half_made_environment_is_made_again(tmp_path: Path, broken: bytes) -> None:
     path, requirements = environment(tmp_path / "env", FIT), tmp_path / "requirements.txt"
     requirements.write_text("--no-index\ncannot-be-installed==0\n")
-    (path / MARKER).write_text("0" * 64)
+    (path / MARKER).write_bytes(broken)
     with pytest.raises(BadEnvironment, match="cannot-be-installed"):
         ensure_environment(path, requirements=requirements)
     assert not (path / "lib" / f"python{PYTHON}" / "site-packages" / "pytriton").exists()

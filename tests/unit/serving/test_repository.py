@@ -19,6 +19,7 @@ from serving.lineage import canonical
 from serving.model_config import TritonConfig
 from serving.repository import ModelRepository
 from serving.version import labels_sha256
+from tests.breaking import ways
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
 
 ROOT = Path(__file__).parents[3]
@@ -117,6 +118,33 @@ def test_verify_names_the_damaged_file(staged: ModelRepository, name: str, damag
     {"flip": lambda: path.write_bytes(data), "truncate": lambda: path.write_bytes(b""), "remove": path.unlink}[damage]()
     with pytest.raises(CorruptVersion, match=name):
         staged.verify(1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["labels.txt", "golden.npz"])
+def test_labels_and_golden_images_are_those_that_were_staged(staged: ModelRepository, name: str) -> None:
+    """Nobody is told the name of another product, and no answer is compared with what is none (I21)."""
+    read = {"labels.txt": staged.labels, "golden.npz": staged.golden}[name]
+    for way in ways(staged.path(1) / name, flips=8):
+        with pytest.raises(CorruptVersion, match=f"{name} is not what was staged; serve another version"):
+            pytest.fail(f"{way}: {read(1)}")
+    read(1)
+
+
+@pytest.mark.faults
+def test_a_broken_configuration_is_named_or_written_anew(staged: ModelRepository) -> None:
+    """What is to be served is the registry's word: a start writes the file whatever is in it (I21)."""
+    staged.configure([1])
+    whole, told = staged.configuration(), 0
+    for way in ways(staged.model / "config.pbtxt", flips=64):
+        try:
+            found: object = staged.configured()
+        except CorruptVersion as error:
+            found, told = str(error), told + 1
+        assert found in ((1,), ()) or "config.pbtxt" in str(found) or not staged.is_configured(1), way
+        staged.configure([1])
+        assert staged.configuration() == whole, way
+    assert told
 
 
 @pytest.mark.faults

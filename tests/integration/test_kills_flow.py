@@ -1,0 +1,90 @@
+"""`cleanshelf retrain` killed anywhere: nothing stays running or locked, and the next one goes on where it was (I20)."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flows.data_version import DataVersions
+from flows.endpoint import repository
+from flows.intake import ingest
+from flows.ledger import Ledger
+from flows.model_version import ModelVersions
+from flows.workspace import Workspace
+from serving.durable import sha256
+from serving.environment import Environment
+from serving.process import until
+from tests.command_line import processes
+from tests.integration.test_retrain import QUICK, stages, write_delivery
+from tests.kills import Kills, run
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.prefect,
+    pytest.mark.triton,
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+]
+
+
+def retraining(shop: Path) -> list[object]:
+    return ["flows.cli", "retrain", "smoke", "-w", shop, *(word for key in QUICK for word in ("--set", key))]
+
+
+def unfinished(workspace: Workspace) -> int:
+    """Flow and task runs that Prefect takes for running."""
+    with sqlite3.connect(workspace.state / "prefect" / "prefect.db") as database:
+        asked = "select count(*) from {} where state_type in ('RUNNING', 'PENDING', 'CANCELLING')"
+        return sum(database.execute(asked.format(table)).fetchone()[0] for table in ("flow_run", "task_run"))
+
+
+def is_free(workspace: Workspace) -> bool:
+    """Whether no process is left, and none holds a lock."""
+    with workspace.lock("check"), workspace.lock("check", name="serving"):
+        return until(lambda: not processes(workspace.state), timeout_s=20)
+
+
+@pytest.fixture
+def delivered(tmp_path: Path, triton_environment: Environment) -> Workspace:
+    workspace = Workspace.init(tmp_path / "delivered")
+    versions = DataVersions(workspace)
+    folder = versions.stage()
+    ingest(write_delivery(tmp_path / "delivery"), base=None, out=folder)
+    versions.commit(folder, step="ingest", message="delivery")
+    return workspace
+
+
+def test_retraining(kills: Kills, delivered: Workspace, tmp_path: Path) -> None:
+    """The first networks are trained already; from then on it is killed."""
+    whole = Workspace(Path(shutil.copytree(delivered.root, tmp_path / "whole", symlinks=True)))
+    run(*retraining(whole.root), log=tmp_path / "whole.log")
+    [(cleaned, _), *_] = [(entry.id, entry.step) for entry in DataVersions(whole).log()]
+    first = (whole.versions / cleaned / "READY").stat().st_mtime_ns
+    graph = sha256(repository(whole).path(1) / "model.onnx")
+
+    def prepare(place: Path) -> Sequence[object]:
+        shop = Workspace(Path(shutil.copytree(delivered.root, place / "shop", symlinks=True)))
+        for name, finished in stages(whole).items():
+            if finished < first:
+                shutil.copytree(whole.runs / "stages" / name, shop.runs / "stages" / name)
+        return retraining(shop.root)
+
+    def check(place: Path) -> None:
+        workspace = Workspace(place / "shop")
+        assert is_free(workspace)
+        early = stages(workspace)
+        run(*retraining(workspace.root), log=place / "again.log")
+        assert {name: time for name, time in stages(workspace).items() if name in early} == early
+        assert is_free(workspace)
+        assert unfinished(workspace) == 0
+        models, published = ModelVersions(Ledger(workspace.root)), repository(workspace)
+        assert (models.serving(), published.versions(), published.configured()) == (1, (1,), (1,))
+        published.verify(1)
+        assert sha256(published.path(1) / "model.onnx") == graph
+
+    kills.strike("retraining", promises="I20", prepare=prepare, check=check)

@@ -1,0 +1,140 @@
+"""Training and export, killed anywhere: what is there is whole, and going on ends in the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.intake import ingest
+from flows.run import is_finished
+from models import checkpoint
+from models.config import Recipe, from_dict, to_dict
+from models.errors import CheckpointMismatch
+from models.export.calibrate import Chosen
+from models.export.patch import external_files, read_metadata
+from models.export.session import open_session
+from models.export.unknown import UNCALIBRATED
+from models.job import Job
+from models.scores import read_scores
+from models.train import train
+from serving.durable import sha256
+from tests import exporting
+from tests.deliveries import deliver
+from tests.graphs import golden_images, write_graph
+from tests.kills import Kills
+
+pytestmark = pytest.mark.faults
+
+PHOTOS = {"apple": 9, "bean": 9, "corn": 6}
+
+
+def recipe(**train: Any) -> Recipe:
+    """Of a loss that remembers; a checkpoint after each step."""
+    tables = {
+        "name": "tiny",
+        "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],
+        "loss": {"name": "marvel", "params": {"start_epoch": 1, "run": 1}},
+        "train": {"epochs": 2, "batch_size": 8, "threads": 1, "checkpoint_minutes": 0} | train,
+        "export": {"input_size": 40},
+    }
+    return from_dict(tables)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data version."""
+    place = tmp_path_factory.mktemp("version")
+    ingest(deliver(place / "source", PHOTOS, side=40), base=None, out=place / "data")
+    return place / "data"
+
+
+def learnt(out: Path) -> tuple[Any, ...]:
+    """All that a training leaves, to the bit."""
+    state = torch.load(out / "network.pt", weights_only=True)["state"]
+    scores = read_scores(out / "scores.parquet")
+    epochs = [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    memory = pq.read_table(out / "samples.parquet").to_pydict()
+    return {name: value.tolist() for name, value in state.items()}, scores.probs.tolist(), epochs, memory
+
+
+def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe())))
+    train(Job(data=data, recipe=recipe(), member=0, out=tmp_path / "whole"))
+    whole = learnt(tmp_path / "whole")
+
+    def prepare(place: Path) -> Sequence[object]:
+        return ["models.train", "--data", data, "--recipe", tmp_path / "recipe.json", "--out", place]
+
+    def check(place: Path) -> None:
+        ours, other = (Job(data=data, recipe=each, member=0, out=place) for each in (recipe(), recipe(lr=0.5)))
+        if (place / "checkpoint.pt").exists():
+            checkpoint.load(place / "checkpoint.pt", key=ours.key)
+            with pytest.raises(CheckpointMismatch, match="made for"):
+                train(other)
+        train(ours)
+        assert learnt(place) == whole
+        assert not (place / "checkpoint.pt").exists()
+
+    kills.strike("training", promises="I8 to I10", prepare=prepare, check=check)
+
+
+def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
+    written = {"recipe": to_dict(recipe()), "card": {"recipe": "tiny"}, "ensemble": {"weights": [1.0]},
+               "views": {"crops": 1, "enlarge": 1.0}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
+    train(Job(data=data, recipe=recipe(), member=0, out=tmp_path))
+    words: list[object] = ["--data", data, "--networks", tmp_path / "network.pt"]
+    for name, content in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        words += [f"--{name}", tmp_path / f"{name}.json"]
+    arguments = [str(word) for word in words]
+    whole = exporting.export(str(tmp_path), *arguments)
+    answers = open_session(whole / "model.onnx").run(None, {"image": np.load(whole / "golden.npy")})
+
+    def prepare(place: Path) -> Sequence[object]:
+        return ["tests.exporting", "export", place, *arguments]
+
+    def check(place: Path) -> None:
+        folder = place / "runs" / "stages" / whole.name
+        graph = folder / "model.onnx"
+        if graph.exists():
+            onnx.checker.check_model(graph, full_check=True)
+            found = open_session(graph).run(None, {"image": np.load(whole / "golden.npy")})
+            assert all(np.array_equal(one, other) for one, other in zip(found, answers, strict=True))
+        if (folder / "done.json").exists():
+            assert is_finished(folder)
+        exporting.export(str(place), *arguments)
+        assert {path.name: sha256(path) for path in folder.iterdir()} == expected
+
+    expected = {path.name: sha256(path) for path in whole.iterdir()}
+    kills.strike("export", promises="I12", prepare=prepare, check=check)
+
+
+def test_a_graph_with_its_weights_beside_it(kills: Kills, tmp_path: Path) -> None:
+    """Written over another one with weights of its own, which must never be taken for those of the new graph."""
+    graphs = [write_graph(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2)]
+    answers = [open_session(graph).run(["probs"], {"image": golden_images()})[0] for graph in graphs]
+
+    def prepare(place: Path) -> Sequence[object]:
+        exporting.write(str(graphs[0]), str(place / "model.onnx"))
+        return ["tests.exporting", "write", graphs[1], place / "model.onnx"]
+
+    def check(place: Path) -> None:
+        path = place / "model.onnx"
+        if path.exists():
+            onnx.checker.check_model(path, full_check=True)
+            [weights] = external_files(path)
+            assert read_metadata(path)["weights_sha256"] == sha256(place / weights)
+            found = open_session(path).run(["probs"], {"image": golden_images()})[0]
+            assert any(np.array_equal(found, answer) for answer in answers)
+        exporting.write(str(graphs[1]), str(path))
+        assert np.array_equal(open_session(path).run(["probs"], {"image": golden_images()})[0], answers[1])
+
+    kills.strike("writing a graph with its weights beside it", promises="I12, I13", prepare=prepare, check=check)

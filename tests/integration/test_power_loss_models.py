@@ -1,0 +1,81 @@
+"""A power cut keeps only what was fsynced: by a trace, bytes reach the disk before the name that vouches for them (I22)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.intake import ingest
+from models.config import from_dict, to_dict
+from models.export.calibrate import Chosen
+from models.export.unknown import UNCALIBRATED
+from serving.repository import ModelRepository
+from tests.deliveries import deliver
+from tests.graphs import write_graph
+from tests.kills import run
+
+pytestmark = pytest.mark.faults
+
+RECIPE = {
+    "name": "tiny",
+    "members": [{"backbone": "test_resnet", "size": 32}],
+    "loss": {"name": "marvel", "params": {"start_epoch": 1, "run": 1}},
+    "train": {"epochs": 1, "batch_size": 8, "threads": 1},
+    "export": {"input_size": 40},
+}
+EXPORT = {"card": {}, "ensemble": {"weights": [1.0]}, "views": {"crops": 1, "enlarge": 1.0},
+          "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
+
+
+def in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
+    """What was renamed, each once all of its bytes had been fsynced, and the names in its folder later."""
+    synced, named = set(), []
+    for number, (what, *paths) in enumerate(passed):
+        if what == "fsync":
+            synced.add(paths[0])
+        elif what in ("rename", "replace"):
+            source, target = map(Path, paths)
+            inside = [path.relative_to(target) for path in target.rglob("*")] if target.is_dir() else []
+            assert {str(source), *(str(source / path) for path in inside)} <= synced, f"{target}: not yet on the disk"
+            assert ["fsync", str(target.parent)] in [list(step) for step in passed[number:]], f"{target}: a name only"
+            named.append(target)
+    return named
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A folder with data, recipe.json, files of EXPORT, and the network in `out`; what its training renamed."""
+    place = tmp_path_factory.mktemp("trained")
+    ingest(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
+    for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():
+        (place / f"{name}.json").write_text(json.dumps(content))
+    words: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]
+    return place, in_order(run("models.train", *words, log=place / "log").passed)
+
+
+def test_training(trained: tuple[Path, list[Path]]) -> None:
+    names = [path.name for path in trained[1]]
+    assert {"checkpoint.pt", "samples.parquet", "network.pt"} <= set(names)
+    assert names[-1] == "network.pt"
+
+
+def test_export(trained: tuple[Path, list[Path]]) -> None:
+    place, _ = trained
+    words: list[Any] = ["--data", place / "data", "--networks", place / "out" / "network.pt"]
+    for name in ("recipe", *EXPORT):
+        words += [f"--{name}", place / f"{name}.json"]
+    passed = run("tests.exporting", "export", place, *words, log=place / "log").passed
+    *_, graph, done = in_order(passed)
+    assert (graph.name, done.name) == ("model.onnx", "done.json")
+    before = passed[: [step[-1] for step in passed].index(str(done))]
+    assert {str(done.with_name(name)) for name in json.loads(done.read_bytes())} <= {step[1] for step in before}
+
+
+def test_publication(tmp_path: Path) -> None:
+    graph, root = write_graph(tmp_path / "model.onnx", external=True), tmp_path / "repository"
+    passed = run("tests.staging", root, graph, 1, log=tmp_path / "log").passed
+    assert in_order(passed)[-1] == ModelRepository(root).path(1)

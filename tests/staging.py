@@ -1,0 +1,18 @@
+"""A publication that the tests kill: `python -m tests.staging REPOSITORY GRAPH VERSION`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from serving.repository import ModelRepository
+from tests.graphs import LABELS, golden_images
+
+
+def stage_graph(repository: ModelRepository, graph: Path, version: int) -> None:
+    """The graph as a version that could be served."""
+    repository.stage(graph, version=version, labels=LABELS, record={"run": "a"}, golden=golden_images())
+
+
+if __name__ == "__main__":
+    stage_graph(ModelRepository(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]))
