@@ -255,10 +255,7 @@ class DataVersions:
 
         The same contents as the selected version are no new version. On any failure the old state is restored
         and `folder` is gone.
-
-        Args:
-            shards: sha256 to md5 of those in `folder` that were hashed while they were written; they are not read again
-                before the remote's copies are.
+        `shards` were hashed while they were written (sha256 to md5), and are not read again before the remote's copies are.
 
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
