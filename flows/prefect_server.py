@@ -49,7 +49,7 @@ class Event:
 
 
 def happened(what: str, *, to: str, name: str, **payload: Any) -> Event:
-    """The event `cleanshelf.<what>`, to `name` of the kind `to`: run, data, model, drift."""
+    """The event `cleanshelf.<what>`, to `name` of the kind `to`: run, data, model, traffic."""
     resource = {"prefect.resource.id": f"cleanshelf.{to}.{name}", "prefect.resource.name": name}
     return Event(f"cleanshelf.{what}", resource, payload)
 

@@ -114,8 +114,8 @@ def test_events_arrive_and_automations_act(shop: Workspace, tmp_path: Path, rece
             assert done.returncode == 0, done.stderr
         post(shop, happened("model.refused", to="run", name="a run", reasons=["it is worse"]))
 
-        whats = ("drift.found", "data.rolled-back", "model.rolled-back", "data.ingested", "model.refused")
-        expected = {f"cleanshelf.{what}" for what in whats}
+        names = ("drift.found", "data.rolled-back", "model.rolled-back", "data.ingested", "model.refused")
+        expected = {f"cleanshelf.{what}" for what in names}
         assert until(lambda: set(events(server.url)) == expected, timeout_s=30)
         found = events(server.url)
         assert found["cleanshelf.data.rolled-back"]["payload"]["data_version"] == old
