@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.clean import clean, settled
 from flows.data_version import DataVersions
@@ -23,7 +22,7 @@ from flows.publish import Seen, export, gate, levels, publish, recognise_samples
 from flows.report import Row, effects
 from flows.run import Run
 from flows.settings import Settings, num_workers
-from flows.stage import stage, together
+from flows.stage import side_by_side, stage, together
 from flows.story import tell
 from flows.unchanged import inputs, version_to_train_on
 from flows.workspace import Workspace
@@ -53,13 +52,13 @@ def retrain(workspace: Workspace, recipe: Recipe) -> Report:
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    side_by_side: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=Settings().num_parallel(workers=workers))
+    places = Settings().num_parallel(workers=workers)
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         preview(workspace, recipe)
         run.open(inputs(workspace, recipe))
-        with orchestrated(workspace):
-            return retraining.with_options(task_runner=side_by_side)(run)
+        with orchestrated(workspace), side_by_side(workspace, places=places) as runner:
+            return retraining.with_options(task_runner=runner)(run)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:

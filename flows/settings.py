@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     triton_engines: Path = Path("/var/cache/cleanshelf")  # where TensorRT keeps engines on the server
     triton_instances: int = 0  # copies of the graph on the server's CPU; 0: one for each core of this machine
     parallel: int = 0  # training processes side by side; 0: one per GPU, else one per CPU core
+    dask: str = ""  # where they run: a Dask scheduler's address, or "local" for processes of this machine; "": threads
 
     def remote(self) -> Access | None:
         """The way to the server that somebody else runs, if one is named.
