@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,6 @@ def test_members_and_folds_come_to_the_same_on_dask_as_in_threads(
     shop: Workspace, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = learn(shop)
-    import shutil, time
-
     shutil.rmtree(shop.runs)
     monkeypatch.setenv("CLEANSHELF_DASK", "local")
     t = time.time()
