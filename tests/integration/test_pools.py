@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from docker.types import HostConfig
 from prefect import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import PrefectHTTPStatusError
@@ -23,6 +25,8 @@ from tests.command_line import ROOT
 from tests.scheduling import come_to
 
 pytestmark = pytest.mark.prefect
+TRITON = ("CLEANSHELF_TRITON_URL", "CLEANSHELF_TRITON_TOKEN", "CLEANSHELF_TRITON_CONTROL_TOKEN")
+HOME = {"PREFECT_HOME": "/tmp/prefect"}  # else that of the worker, a folder which the container does not have
 POOLS = {"retrain": "process", "retrain-docker": "docker", "retrain-kubernetes": "kubernetes"}
 
 
@@ -93,6 +97,40 @@ def test_a_pool_refuses_job_variables_that_do_not_fit(
     known = deployed[name]
     with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError, match=r"409|422"):
         client.create_deployment(known.flow_id, "wrong", work_pool_name=known.work_pool_name, job_variables=wrong)
+
+
+async def configured(kind: str, configuration: Any, job_variables: dict[str, Any]) -> Any:
+    return await configuration.from_template_and_values(template(kind), job_variables)
+
+
+def test_the_worker_of_docker_makes_a_container_of_it(deployed: dict[str, Any]) -> None:
+    worker = pytest.importorskip("prefect_docker.worker", reason="the extra `pools` is not installed")
+    job = asyncio.run(
+        configured("docker", worker.DockerWorkerJobConfiguration, deployed["weekly-docker"].job_variables)
+    )
+    (gpus,) = HostConfig(version="1.43", device_requests=job.container_create_kwargs["device_requests"])[
+        "DeviceRequests"
+    ]
+
+    assert (job.image, job.image_pull_policy) == ("cleanshelf-flows", "Never")
+    assert job.volumes == deployed["weekly-docker"].job_variables["volumes"]
+    assert (gpus["Count"], gpus["Capabilities"]) == (-1, [["gpu"]])
+    assert job.container_create_kwargs["user"] == "1000:1000"
+    assert job.env == dict.fromkeys(TRITON, "") | HOME
+
+
+def test_the_worker_of_kubernetes_makes_a_job_of_it(deployed: dict[str, Any]) -> None:
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="the extra `pools` is not installed")
+    given = deployed["weekly-kubernetes"].job_variables
+    job = asyncio.run(configured("kubernetes", worker.KubernetesWorkerJobConfiguration, given))
+    pod = job.job_manifest["spec"]["template"]["spec"]
+
+    assert pod["containers"][0]["image"] == "cleanshelf-flows"
+    assert pod["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": 1}
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "cleanshelf-workspace"}
+    assert pod["securityContext"] == {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+    assert job.env == HOME
+    assert "{{" not in str(job.job_manifest)
 
 
 def test_the_worker_of_compose_executes_what_is_due(
