@@ -16,6 +16,7 @@ from serving.access import Access
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
 
+INSTALL_DASK = "run `.venv/bin/pip install -c constraints.txt -e '.[dask]'`"
 PREFECT_BYTES = 8_000_000  # a fresh database and its log take 5.5 MB
 
 

@@ -17,12 +17,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.errors import InputError
 from flows.launch import end_children
-from flows.settings import Settings
+from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
 
 P = ParamSpec("P")
 R = TypeVar("R")
-INSTALL_DASK = "run `pip install -c constraints.txt '.[dask]'`"
 
 
 def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
