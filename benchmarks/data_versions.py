@@ -86,12 +86,11 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
     folder, random = versions.stage(), np.random.default_rng(0)
     photos = sorted((hashlib.sha256(photo := random.bytes(64)).hexdigest(), photo) for _ in range(rows))
     ids = [digest[:16] for digest, _ in photos]
-    places = pack(((digest[:16], photo) for digest, photo in photos), folder=folder / "shards")
-    at = [places[photo_id] for photo_id in ids]
+    packed = pack(((digest[:16], photo) for digest, photo in photos), folder=folder / "shards")
     labels = np.char.add("product ", random.integers(0, CLASSES, rows).astype(str)).astype(object)
     side, text = np.full(rows, 8, np.int32), np.full(rows, "", object)
-    index = {"id": ids, "sha256": [digest for digest, _ in photos], "shard": [p.shard for p in at],
-             "offset": [p.offset for p in at], "size": [p.size for p in at], "width": side, "height": side,
+    place = {"shard": np.array(list(packed.shards), object)[packed.shard], "offset": packed.offset, "size": packed.size}
+    index = {"id": ids, "sha256": [digest for digest, _ in photos], **place, "width": side, "height": side,
              "source": np.full(rows, "synthetic", object), "path": [f"{photo_id}.jpg" for photo_id in ids]}  # fmt: skip
     split = np.array(["train", "val", "test"], object)[random.choice(3, rows, p=(0.7, 0.1, 0.2))]
     decided = {"split": split, "kept": np.ones(rows, bool), "decision": text, "round": np.zeros(rows, np.int8)}

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from flows.chain import Broken, Chain, complete_tag, entries, version_of
 from flows.data_diff import DataDiff, compare_labels
@@ -254,11 +255,15 @@ class DataVersions:
         folder.chmod(0o755)  # it becomes data/, which others may read
         return folder
 
-    def commit(self, folder: Path, *, step: str, message: str) -> str:
+    def commit(self, folder: Path, *, step: str, message: str, shards: Mapping[str, str] = MappingProxyType({})) -> str:
         """Make the contents of `folder` (from `stage`) the selected version; its id.
 
         The same contents as the selected version are no new version. On any failure the old state is restored
         and `folder` is gone.
+
+        Args:
+            shards: sha256 to md5 of those in `folder` that were hashed while they were written; they are not read again
+                before the remote's copies are.
 
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
@@ -268,6 +273,7 @@ class DataVersions:
             self.check_clean()
             sync_tree(folder)
             with self.store.objects() as objects:
+                objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
                 listing = Listing.of(folder, seen=objects.seen)
                 present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
             if present and listing.id == self.selected():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import os
 import stat
 import unicodedata
@@ -16,8 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.errors import BadDelivery
@@ -28,20 +31,17 @@ KNOWN = (*REQUIRED, "split", "source")
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One photo as announced: `path` is what the supplier calls it, relative to `folder`; `split` is "" when open."""
+ROWS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "source")])
+CHUNK = 8192  # rows that are Python objects at a time
 
-    folder: Path
+
+class Row(NamedTuple):
+    """One photo as announced: `path` is what the supplier calls it, relative to the delivery; `split` is "" when open."""
+
     path: str
     label: str
     split: str
     source: str
-
-    @property
-    def file(self) -> Path:
-        """Where the photo lies."""
-        return self.folder / self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Delivery:
-    """The usable rows and the refused ones, in the order of delivery."""
+    """The usable rows (columns of ROWS) and the refused ones, in the order of delivery; paths are relative to `folder`."""
 
-    rows: list[Row]
+    folder: Path
+    rows: pa.Table
     refused: list[Refused]
 
 
@@ -70,12 +71,16 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
         BadDelivery: nothing usable, one class only, an unknown column or split, or two spellings of one label.
     """
     _real.cache_clear()
-    rows: list[Row] = []
+    usable: list[pa.RecordBatch] = []
     refused: list[Refused] = []
-    for row in _announced(source):
-        (rows if isinstance(row, Row) else refused).append(row)  # type: ignore[arg-type]  # the condition has told which
-    _check(source, rows, refused, known=set(known))
-    return Delivery(rows, refused)
+    announced = _announced(source)
+    while chunk := list(itertools.islice(announced, CHUNK)):
+        refused += [row for row in chunk if isinstance(row, Refused)]
+        rows = [row for row in chunk if isinstance(row, Row)]
+        usable.append(pa.record_batch([[row[i] for row in rows] for i in range(len(ROWS))], schema=ROWS))
+    delivery = Delivery(source if source.is_dir() else source.parent, pa.Table.from_batches(usable, ROWS), refused)
+    _check(source, delivery, known=set(known))
+    return delivery
 
 
 def _announced(source: Path) -> Iterator[Row | Refused]:
@@ -91,31 +96,27 @@ def _announced(source: Path) -> Iterator[Row | Refused]:
     return _read_manifest(found[0]) if found else _read_folders(source)
 
 
-def _check(source: Path, rows: list[Row], refused: list[Refused], *, known: set[str]) -> None:
-    if not rows and not refused:
+def _check(source: Path, delivery: Delivery, *, known: set[str]) -> None:
+    labels, refused = sorted(pc.unique(delivery.rows["label"]).to_pylist()), delivery.refused
+    if not labels and not refused:
         raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
-    if not rows:
+    if not labels:
         first = refused[0]
         why = f"the first is {first.path!r}, field {first.field}: {first.reason}"
         raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {why}")
     spellings = {_squeezed(label): label for label in sorted(known)}
-    for label in sorted({row.label for row in rows}):
+    for label in labels:
         other = spellings.setdefault(_squeezed(label), label)
         if other != label:
             raise BadDelivery(
                 f"{source}: labels {other!r} and {label!r} differ only in case or white space; write them one way"
             )
     if len(spellings) < 2:
-        raise BadDelivery(f"{source}: all photos are of one class, {rows[0].label!r}; a recogniser needs two or more")
+        raise BadDelivery(f"{source}: all photos are of one class, {labels[0]!r}; a recogniser needs two or more")
 
 
 def _squeezed(label: str) -> str:
     return "".join(label.casefold().split())
-
-
-def _clean(label: str) -> str:
-    """Stripped, inner white space collapsed, composed the same way whichever system wrote the name."""
-    return unicodedata.normalize("NFC", " ".join(label.split()))
 
 
 def _read_folders(source: Path) -> Iterator[Row | Refused]:
@@ -127,25 +128,25 @@ def _read_folders(source: Path) -> Iterator[Row | Refused]:
             f"{source} mixes split folders ({', '.join(given)}) and class folders ({odd!r}); use one of the two layouts"
         )
     for path in _walk(source):
-        parts = path.relative_to(source).parts
+        parts = path.split("/")
         split = parts[0] if given and len(parts) > 1 else ""
         inner = parts[1:] if split else parts
         label = inner[0] if len(inner) > 1 else ""
-        yield _row(source, "/".join(parts), label=label, split=split, source=source.name)
+        yield _row(str(source), path, label=label, split=split, source=source.name)
 
 
-def _walk(source: Path) -> Iterator[Path]:
+def _walk(source: Path) -> Iterator[str]:
     """Files in a fixed order, without hidden ones: those are the system's. Links to folders are shown, not followed."""
     for folder, names, files in os.walk(source):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        linked = [name for name in names if (Path(folder) / name).is_symlink()]
-        yield from (Path(folder) / name for name in sorted([*files, *linked]) if not name.startswith("."))
+        linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        inner = os.path.join(folder, "").removeprefix(os.path.join(source, ""))
+        yield from (inner + name for name in sorted([*files, *linked]) if not name.startswith("."))
 
 
 def _read_manifest(path: Path) -> Iterator[Row | Refused]:
     records = read_records(path, required=REQUIRED, known=KNOWN)
-    folder = path.parent
-    name = folder.absolute().name
+    folder, name = str(path.parent), path.parent.absolute().name
     for number, record in records:
         split = record.get("split", "").strip()
         if split and split not in SPLITS:
@@ -203,34 +204,41 @@ def _check_columns(path: Path, columns: list[str], *, required: Sequence[str], k
             raise BadDelivery(f"{path}: column {column!r} is missing; it has {', '.join(columns) or 'none'}")
 
 
-def _row(folder: Path, path: str, *, label: str, split: str, source: str) -> Row | Refused:
-    shown = path.encode(errors="replace").decode()
-    label = _clean(label.encode(errors="replace").decode())
+def _row(folder: str, path: str, *, label: str, split: str, source: str) -> Row | Refused:
+    label, fault = _clean(label)
     reason = _bad_path(folder, path)
-    if reason:
-        return Refused(shown, label, source, "path", reason)
-    if not label:
-        return Refused(shown, label, source, "label", "is blank")
+    if reason or fault:
+        shown = path.encode(errors="replace").decode()
+        return Refused(shown, label, source, "path" if reason else "label", reason or fault)
+    return Row(path, label, split, source)
+
+
+@functools.lru_cache
+def _clean(label: str) -> tuple[str, str]:
+    """Stripped, inner white space collapsed, composed the same way whichever system wrote the name; and what is wrong with it."""
+    label = label.encode(errors="replace").decode()
+    label = unicodedata.normalize("NFC", " ".join(label.split()))
     if any(unicodedata.category(char) == "Cc" for char in label):
-        return Refused(shown, label, source, "label", "holds a control character")
-    return Row(folder, path, label, split, source)
+        return label, "holds a control character"
+    return label, "" if label else "is blank"
 
 
-def _bad_path(folder: Path, path: str) -> str:
+def _bad_path(folder: str, path: str) -> str:
     """Why `path` cannot be read from `folder`; "" when it can."""
     if not path.strip():
         return "is blank"
     if "\0" in path or path.encode(errors="replace").decode() != path:
         return "is not a UTF-8 name"
-    if os.path.isabs(path) or ".." in path.split("/"):
+    if path.startswith("/") or ".." in path.split("/"):
         return "leaves the folder of the delivery"
     inner, name = os.path.split(path)
     try:
-        parent, root = _real(os.path.join(folder, inner)), _real(str(folder))
-        real = os.path.join(parent, name)
-        if os.path.islink(real):  # links are rare; to resolve every photo's path takes longer than to read it
+        real = os.path.join(_real(os.path.join(folder, inner)), name)
+        mode = os.lstat(real).st_mode
+        if stat.S_ISLNK(mode):  # links are rare; to resolve every photo's path takes longer than to read it
             real = os.path.realpath(real, strict=True)
-        mode = os.stat(real).st_mode
+            mode = os.stat(real).st_mode
+        root = _real(folder)
     except (OSError, RuntimeError):
         return "no such file"
     if not real.startswith(os.path.join(root, "")):

@@ -68,7 +68,8 @@ def read_delivery(workspace: Workspace, source: Path, val_share: float, test_sha
 @stage("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
-    version = DataVersions(workspace).commit(folder, step="ingest", message=f"{report.added} photos added")
+    message = f"{report.added} photos added"
+    version = DataVersions(workspace).commit(folder, step="ingest", message=message, shards=report.shards)
     log.info("ingest: data version %s", version[:12])
     return version
 

@@ -1,7 +1,7 @@
 """From a delivery to the files of a new data version.
 
 One pass over the photos: a pool of threads decodes and hashes them, and those that are new go into shards in the order
-of their paths. Few photos are in memory at a time; what stays of each is its name, its hash and what is decided.
+of their paths. Few photos are in memory at a time; what stays of each is a row of columns.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from flows.delivery import Refused, Row, read_delivery
-from flows.draft import Claims, Draft, Photo
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flows.delivery import Refused, read_delivery
+from flows.draft import Draft
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
-from flows.shards import MAX_BYTES, Placed, pack
-from models.data.manifest import TABLES, read_manifest, read_table, write_version
-from pixels import BadPhoto, decode
-from pixels.look import look
+from flows.opening import Opening
+from flows.shards import MAX_BYTES, pack
+from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
 
 NAMED = 20  # refused rows that are told one by one; quarantine.parquet has them all
-BATCH = 8  # photos that a thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class IntakeReport:
 
     delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels, `near` of the new ones are
     kept out because they are nearly photos on the other side of the test split.
-    `quarantined` counts per reason. `is_new` is False when the base version already held everything.
+    `quarantined` counts per reason. `is_new` is False when the base version already held everything. `shards` are the new
+    ones, sha256 to md5.
     """
 
     delivered: int
@@ -49,6 +50,7 @@ class IntakeReport:
     quarantined: dict[str, int]
     counts: dict[str, int]
     warnings: list[str]
+    shards: dict[str, str]
     is_new: bool
 
 
@@ -80,102 +82,51 @@ def ingest(
     """
     with or_disk_full(f"ingesting {source}", leaving=out):
         draft = Draft.read(base)
-        delivery = read_delivery(source, known=draft.known_labels())
         _link_shards(base, out)
-        photos, broken, places = _take_in(
-            delivery.rows, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes
-        )
-        if not photos:
-            first = f"the first is {broken[0].path!r}: {broken[0].reason}"
-            raise BadDelivery(f"{source}: no photo could be decoded; {first}")
-        refused = [*delivery.refused, *broken]
-        for row in refused[:NAMED]:
+        taken = _take_in(source, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+        for row in taken.refused[:NAMED]:
             log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-        claims = _by_id(photos)
-        conflicts = draft.take(claims)
+        conflicts = draft.take(taken.claims)
         draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
         near = draft.keep_apart()
-        draft.quarantine(refused)
-        draft.write(out, places=places)
+        draft.quarantine(taken.refused)
+        draft.write(out, places=taken.places)
         config = _hash(val_share=val_share, test_share=test_share, seed=seed)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
+    num_photos = len(taken.claims)
     return IntakeReport(
-        delivered=len(delivery.rows) + len(delivery.refused),
+        delivered=num_photos + len(taken.refused),
         added=len(draft.new),
-        duplicates=len(photos) - len(draft.new),
+        duplicates=num_photos - len(draft.new),
         conflicts=conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in taken.refused)),
         counts=counts,
         warnings=_warnings(out),
+        shards=taken.shards,
         is_new=is_new,
     )
 
 
-def _take_in(
-    rows: list[Row], draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int
-) -> tuple[list[Photo], list[Refused], dict[str, Placed]]:
-    """The rows whose photos can be used, those that are refused, and where in `folder` the new photos lie, by id."""
-    photos: list[Photo] = []
-    refused: list[Refused] = []
-    ordered = sorted(rows, key=lambda row: (row.path, row.label))  # the same shards for any order of a manifest
-    places = pack(_new(ordered, draft, purged, photos, refused), folder=folder, max_bytes=max_shard_bytes)
-    return photos, refused, places
+class _Taken(NamedTuple):
+    """What a delivery brings: claims (CLAIMS), refused rows, new shards (sha256 to md5), where new photos lie (PLACES)."""
+
+    claims: pa.Table
+    refused: list[Refused]
+    shards: dict[str, str]
+    places: pa.Table
 
 
-def _new(
-    rows: list[Row], draft: Draft, purged: Collection[str], photos: list[Photo], refused: list[Refused]
-) -> Iterator[tuple[str, bytes]]:
-    """Id and bytes of each photo that neither the base nor an earlier row has; fills `photos` and `refused` as it goes."""
-    seen: set[str] = set()
-    for found, content in _opened(rows):
-        if isinstance(found, Refused):
-            refused.append(found)
-            continue
-        if found.sha256 in purged:
-            row = found.row
-            refused.append(Refused(row.path, row.label, row.source, "photo", "was deleted for good by `data purge`"))
-            continue
-        photos.append(found)
-        if found.id not in seen and not draft.has(found.id):
-            seen.add(found.id)
-            yield found.id, content
-
-
-def _opened(rows: list[Row]) -> Iterator[tuple[Photo | Refused, bytes]]:
-    """Every row decoded and hashed, in order; the ones that fail are refused with the decoder's reason."""
-    workers = os.cpu_count() or 1
-    waiting: deque[Future[list[tuple[Photo | Refused, bytes]]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(rows), BATCH):
-            waiting.append(pool.submit(_open_batch, rows[start : start + BATCH]))
-            if len(waiting) > 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-
-
-def _open_batch(rows: list[Row]) -> list[tuple[Photo | Refused, bytes]]:
-    return [_open(row) for row in rows]
-
-
-def _open(row: Row) -> tuple[Photo | Refused, bytes]:
-    try:
-        content = row.file.read_bytes()
-        image = decode(content)
-    except (BadPhoto, OSError) as error:
-        reason = str(error) if isinstance(error, BadPhoto) else f"cannot be read ({error.strerror})"
-        return Refused(row.path, row.label, row.source, "photo", reason), b""
-    return Photo(row, hashlib.sha256(content).hexdigest(), image.width, image.height, look(image).tobytes()), content
-
-
-def _by_id(photos: list[Photo]) -> Claims:
-    """The claims on each photo in a fixed order, by id; two rows with the same bytes are one photo."""
-    claims: Claims = {}
-    for photo in sorted(photos, key=lambda photo: (photo.sha256, photo.row.source, photo.row.path, photo.row.label)):
-        claims.setdefault(photo.id, []).append(photo)
-    return claims
+def _take_in(source: Path, draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int) -> _Taken:
+    """The delivery, its new photos packed into shards in `folder`."""
+    delivery = read_delivery(source, known=draft.known_labels())
+    opening = Opening.of(delivery)
+    packed = pack(opening.new(draft, purged), folder=folder, max_bytes=max_shard_bytes)
+    broken, claims = opening.refused(), opening.claims()
+    if not len(claims):
+        raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
+    return _Taken(claims, [*delivery.refused, *broken], packed.shards, opening.places(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
@@ -200,9 +151,9 @@ def _hash(**config: float) -> str:
 
 
 def _warnings(out: Path) -> list[str]:
-    manifest = read_manifest(out)
-    kept = Counter(manifest.label[manifest.kept].tolist())
-    train = Counter(manifest.label[manifest.kept & (manifest.split == "train")].tolist())
+    labels = read_table(out, name="labels")
+    is_train = pc.and_(labels["kept"], pc.equal(labels["split"], "train"))
+    kept, train = (tally(labels["label"].filter(chosen)) for chosen in (labels["kept"], is_train))
     single = [
         f"class {label!r} has one photo; it stays in train"
         for label in sorted(kept)

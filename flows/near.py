@@ -10,18 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from flows.columns import to_arrow, to_numpy
 from pixels.look import BYTES
 
 NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/data-versions.md has the figures
 LOOKS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
-BLOCK = 2048  # looks compared at a time, on either side
+BLOCK = 1024  # looks compared at a time, on either side
 
 
 @dataclass(frozen=True)
 class Looks:
-    """ids (N,) str, sorted, and looks (N, BYTES) uint8 of the photos of a version."""
+    """ids (N,) of 16 bytes, sorted, and looks (N, BYTES) uint8 of the photos of a version."""
 
-    id: NDArray[np.str_]
+    id: NDArray[np.bytes_]
     look: NDArray[np.uint8]
 
     @classmethod
@@ -29,14 +30,18 @@ class Looks:
         """Of the version in `folder`; of none, and of a version of an earlier release, there are none."""
         path = folder / "looks.parquet" if folder else None
         if path is None or not path.exists():
-            return cls(np.empty(0, "U16"), np.empty((0, BYTES), np.uint8))
-        table = pq.read_table(path, schema=LOOKS)
-        looks = b"".join(table["look"].to_pylist())
-        return cls(table["id"].to_numpy().astype("U16"), np.frombuffer(looks, np.uint8).reshape(-1, BYTES))
+            return cls.of(LOOKS.empty_table())
+        return cls.of(pq.read_table(path, schema=LOOKS))
+
+    @classmethod
+    def of(cls, photos: pa.Table) -> Looks:
+        """From the columns `id` and `look`, sorted by id."""
+        looks = to_numpy(photos["look"], BYTES)
+        return cls(to_numpy(photos["id"], 16), looks.view(np.uint8).reshape(-1, BYTES))
 
     def write(self, folder: Path) -> None:
         """As `folder`/looks.parquet; the same looks give the same bytes."""
-        columns = {"id": pa.array(self.id.tolist(), pa.string()), "look": [row.tobytes() for row in self.look]}
+        columns = [pa.array(self.id).cast(pa.string()), to_arrow(self.look, BYTES)]
         pq.write_table(pa.table(columns, schema=LOOKS), folder / "looks.parquet", compression="zstd")
 
     def select(self, rows: NDArray[np.bool_]) -> Looks:
@@ -45,6 +50,8 @@ class Looks:
 
     def merged(self, other: Looks) -> Looks:
         """Both, sorted."""
+        if not len(self.id):
+            return other
         ids = np.concatenate([self.id, other.id])
         order = np.argsort(ids)
         return Looks(ids[order], np.concatenate([self.look, other.look])[order])

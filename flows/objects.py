@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,16 +41,27 @@ class Seen:
 
     def md5(self, path: Path, *, once: bool = False) -> str:
         """The md5 of the bytes of `path`; with `once`, from memory if the file has not changed since."""
-        at = path.stat()
-        key = f"{at.st_dev}:{at.st_ino}:{at.st_size}:{at.st_mtime_ns}"
-        if once and key in self.known:
-            return self.known[key]
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, _md5).hexdigest()
-        if once:
-            self.known[key] = found
-            overwrite(self.path, json.dumps(self.known).encode())
-        return found
+        if not once:
+            return _md5_of(path)
+        key = _key(path)
+        if key not in self.known:
+            self._note({key: _md5_of(path)})
+        return self.known[key]
+
+    def read_ahead(self, paths: Iterable[Path]) -> None:
+        """Hash those of the files that are there and not remembered, on all cores."""
+        unknown = {key: path for path in paths if path.is_file() and (key := _key(path)) not in self.known}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for key, found in zip(unknown, pool.map(_md5_of, unknown.values()), strict=True):
+                self._note({key: found})
+
+    def believe(self, md5s: Mapping[Path, str]) -> None:
+        """Remember what was hashed while it was written."""
+        self._note({_key(path): md5 for path, md5 in md5s.items()})
+
+    def _note(self, found: Mapping[str, str]) -> None:
+        self.known.update(found)
+        overwrite(self.path, json.dumps(self.known).encode())
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,7 @@ class Listing:
     def of(cls, folder: Path, *, seen: Seen) -> Listing:
         """The listing of what lies in `folder` now."""
         names = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+        seen.read_ahead(path for name, path in names.items() if is_shard(name))
         return cls({name: seen.md5(path, once=is_shard(name)) for name, path in names.items()})
 
 
@@ -263,6 +276,8 @@ class Objects:
         Every object must exist; where the remote is a folder, each is hashed as well.
         """
         wanted = {md5: name for name, md5 in listing.files.items()} | {f"{listing.id}.dir": "its listing"}
+        if self.remote.is_local:
+            self.seen.read_ahead(Path(self.remote.path(md5)) for md5, name in wanted.items() if is_shard(name))
         return {md5: name for md5, name in wanted.items() if not self._is_stored(md5, name=name)}
 
     def _is_stored(self, md5: str, *, name: str) -> bool:
@@ -302,6 +317,17 @@ class Objects:
             sync(path)
             if self.remote.is_local:
                 sync(Path(self.remote.path(path.parent.name + path.name)))
+
+
+def _key(path: Path) -> str:
+    """What changes when the file does."""
+    at = path.stat()
+    return f"{at.st_dev}:{at.st_ino}:{at.st_size}:{at.st_mtime_ns}"
+
+
+def _md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _md5).hexdigest()
 
 
 def _md5(content: bytes = b"") -> Any:

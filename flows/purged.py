@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows.columns import to_numpy
 from flows.errors import UnknownPhoto
 from flows.files import link
 from flows.ledger import Ledger
@@ -167,7 +168,7 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
     looks = Looks.read(folder)
     if len(looks.id):
         (folder / "looks.parquet").unlink()
-        looks.select(~np.isin(looks.id, gone.to_pylist())).write(folder)
+        looks.select(~np.isin(looks.id, to_numpy(pa.chunked_array([gone]), SHORTEST))).write(folder)
     (folder / "VERSION.json").unlink()
     write_version(folder, parent=version, step="purge")
 

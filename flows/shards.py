@@ -10,15 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from array import array
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from models.data.manifest import read_photo
 from serving.durable import sync
 
-__all__ = ["MAX_BYTES", "Placed", "pack", "read_photo"]
+__all__ = ["MAX_BYTES", "Packed", "Placed", "pack", "read_photo"]
 
 MAX_BYTES = 512 * 1024 * 1024
 END = bytes(2 * tarfile.BLOCKSIZE)  # two empty blocks close a tar
@@ -42,40 +47,61 @@ class Placed:
     size: int
 
 
-def pack(photos: Iterable[tuple[str, bytes]], *, folder: Path, max_bytes: int = MAX_BYTES) -> dict[str, Placed]:
-    """Write `photos` (id, bytes), in this order, into shards in `folder`, each fsynced; where every id lies.
+@dataclass(frozen=True)
+class Packed:
+    """Shards (sha256 to md5) and where N photos lie in them, in the order in which the photos came.
+
+    shard (N,): position in `shards`; offset (N,), size (N,): bytes.
+    """
+
+    shards: dict[str, str]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+
+
+def pack(photos: Iterable[tuple[str, bytes]], *, folder: Path, max_bytes: int = MAX_BYTES) -> Packed:
+    """Write `photos` (id, bytes), in this order, into shards in `folder`, each fsynced while the next is written.
 
     One photo is in memory at a time. A shard holds at most `max_bytes`, but always at least one photo.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    places: dict[str, Placed] = {}
-    shard: _Shard | None = None
-    for photo_id, photo in photos:
-        if shard is not None and not shard.has_room(photo, max_bytes=max_bytes):
-            places |= shard.close()
-            shard = None
-        if shard is None:
-            shard = _Shard.open(folder)
-        shard.add(photo_id, photo)
-    if shard is not None:
-        places |= shard.close()
-        sync(folder)
-    return places
+    shard, offset, size = array("i"), array("q"), array("i")
+    closing: list[Future[tuple[str, str]]] = []
+    with ThreadPoolExecutor(1) as disk:
+        tar: _Shard | None = None
+        for photo_id, photo in photos:
+            if tar is not None and not tar.has_room(photo, max_bytes=max_bytes):
+                closing.append(disk.submit(tar.close))
+                tar = None
+            if tar is None:
+                tar = _Shard.open(folder / f".open-{len(closing)}.tar")
+            shard.append(len(closing))
+            offset.append(tar.add(photo_id, photo))
+            size.append(len(photo))
+        if tar is not None:
+            closing.append(disk.submit(tar.close))
+    shards = dict(each.result() for each in closing)
+    sync(folder)
+    return Packed(shards, np.array(shard, np.int32), np.array(offset, np.int64), np.array(size, np.int32))
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
 
 
 @dataclass
 class _Shard:
-    """A tar under construction; its hash is known, and its name given, when it is closed."""
+    """A tar under construction; its hashes are known, and its name given, when it is closed."""
 
     path: Path
     file: BinaryIO
-    offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    sha256: Any = field(default_factory=hashlib.sha256)
+    md5: Any = field(default_factory=_md5)
     size: int = 0
 
     @classmethod
-    def open(cls, folder: Path) -> _Shard:
-        path = folder / ".open.tar"
+    def open(cls, path: Path) -> _Shard:
         return cls(path=path, file=path.open("wb"))
 
     def has_room(self, photo: bytes, *, max_bytes: int) -> bool:
@@ -83,26 +109,30 @@ class _Shard:
         padded = len(photo) + -len(photo) % tarfile.BLOCKSIZE
         return self.size + tarfile.BLOCKSIZE + padded + len(END) <= max_bytes
 
-    def add(self, photo_id: str, photo: bytes) -> None:
+    def add(self, photo_id: str, photo: bytes) -> int:
+        """Append the photo; its offset."""
         # TarInfo's defaults are what we want written: time 0, user 0, group 0, mode 0644.
         info = tarfile.TarInfo(f"{photo_id}.{_extension(photo)}")
         info.size = len(photo)
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
-        self.offsets[photo_id] = (self.size, len(photo))
-        self._write(photo + bytes(-len(photo) % tarfile.BLOCKSIZE))
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        offset = self.size + len(header)
+        self._write(b"".join((header, photo, bytes(-len(photo) % tarfile.BLOCKSIZE))))
+        return offset
 
-    def close(self) -> dict[str, Placed]:
+    def close(self) -> tuple[str, str]:
+        """Its sha256 and its md5, once it is on the disk under its name."""
         self._write(END)
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        name = self.digest.hexdigest()
+        name = self.sha256.hexdigest()
         os.replace(self.path, self.path.with_name(f"{name}.tar"))
-        return {photo_id: Placed(name, offset, size) for photo_id, (offset, size) in self.offsets.items()}
+        return name, self.md5.hexdigest()
 
     def _write(self, content: bytes) -> None:
         self.file.write(content)
-        self.digest.update(content)
+        self.sha256.update(content)
+        self.md5.update(content)
         self.size += len(content)
 
 

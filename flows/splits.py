@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 SURE = 5  # a class with at least so many photos gives at least one
 
 
-def hold_out(labels: Mapping[str, str], *, share: float, seed: int, split: str) -> set[str]:
-    """The ids that go to `split`: `share` of each class (id to label), never the last photo of one.
+def hold_out(ids: Sequence[str], labels: ArrayLike, *, share: float, seed: int, split: str) -> NDArray[np.bool_]:
+    """(N,) which of the photos go to `split`: `share` of each class (labels (N,)), never the last photo of one.
 
     Chosen by a hash of the id, so that neither the order of delivery nor other photos change who is chosen.
     """
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for photo_id in sorted(labels, key=lambda photo_id: _rank(photo_id, seed=seed, split=split)):
-        by_class[labels[photo_id]].append(photo_id)
-    return {photo_id for ids in by_class.values() for photo_id in ids[: _quota(len(ids), share=share)]}
+    ranks = np.fromiter((_rank(photo_id, seed=seed, split=split) for photo_id in ids), np.uint64, count=len(ids))
+    _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((ranks, label))
+    quotas = np.array([_quota(int(count), share=share) for count in counts], np.int64)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each photo within its class
+    chosen = np.zeros(len(order), np.bool_)
+    chosen[order] = place < np.repeat(quotas, counts)
+    return chosen
 
 
 def _quota(num_photos: int, *, share: float) -> int:
@@ -27,5 +33,5 @@ def _quota(num_photos: int, *, share: float) -> int:
     return min(wanted, num_photos - 1)
 
 
-def _rank(photo_id: str, *, seed: int, split: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{split}:{photo_id}".encode()).digest()
+def _rank(photo_id: str, *, seed: int, split: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{split}:{photo_id}".encode()).digest()[:8])

@@ -7,6 +7,7 @@ lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,8 +124,8 @@ def read_manifest(data: Path) -> Manifest:
     """
     labels = read_table(data, name="labels")
     index = read_table(data, name="index")
-    ids = _strings(labels, "id")
-    if not np.array_equal(ids, _strings(index, "id")):
+    ids = labels["id"].to_numpy()
+    if not labels["id"].equals(index["id"]):
         raise ManifestError(
             f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again"
         )
@@ -219,19 +220,27 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
 
 def count(data: Path) -> dict[str, int]:
     """How many photos of each kind the tables in `data` hold; splits and classes count kept photos only."""
-    manifest = read_manifest(data)
-    decided = {name: int(np.sum(manifest.decision == name)) for name in DECISIONS}
+    labels = read_table(data, name="labels")
+    decided, split = tally(labels["decision"]), tally(labels["split"].filter(labels["kept"]))
+    train = pc.equal(labels["split"], "train")
+    classes = {label for name in ("given_label", "label") for label in tally(labels[name].filter(train))}
     return {
-        "photos": len(manifest),
-        "kept": int(manifest.kept.sum()),
+        "photos": len(labels),
+        "kept": split.total(),
         "dropped": decided["dropped"],
         "doubted": decided["doubted"],
         "relabelled": decided["relabelled"],
         "conflicts": decided["conflict"],
         "quarantined": read_table(data, name="quarantine").num_rows,
-        "classes": len(manifest.classes),
-        **{name: int(np.sum(manifest.kept & (manifest.split == name))) for name in SPLITS},
+        "classes": len(classes),
+        **{name: split[name] for name in SPLITS},
     }
+
+
+def tally(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each text occurs in a column."""
+    found = pc.value_counts(column)
+    return Counter(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)))
 
 
 def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:

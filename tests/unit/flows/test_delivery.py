@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.delivery import read_delivery
+from flows.delivery import Delivery, read_delivery
 from flows.errors import BadDelivery
 from tests.deliveries import deliver
 
@@ -23,23 +23,28 @@ def manifest(folder: Path, text: str, *, photos: tuple[str, ...] = ("a.png", "b.
     return folder
 
 
+def columns(delivery: Delivery, *names: str) -> list[tuple[str, ...]]:
+    return list(zip(*(delivery.rows[name].to_pylist() for name in names), strict=True))
+
+
 def test_a_folder_per_class(tmp_path: Path) -> None:
     deliver(tmp_path, {'Kid\'s "best"  cup ': 2, "Müsli": 1})
     (tmp_path / "Müsli" / ".DS_Store").write_text("")
     delivery = read_delivery(tmp_path)
-    assert [(row.label, row.split, row.source) for row in delivery.rows] == [
+    assert columns(delivery, "label", "split", "source") == [
         ('Kid\'s "best" cup', "", tmp_path.name),
         ('Kid\'s "best" cup', "", tmp_path.name),
         ("Müsli", "", tmp_path.name),
     ]
-    assert all(row.file == tmp_path / row.path and row.file.is_file() for row in delivery.rows)
+    assert delivery.folder == tmp_path
+    assert all((tmp_path / path).is_file() for (path,) in columns(delivery, "path"))
     assert delivery.refused == []
 
 
 def test_split_folders(tmp_path: Path) -> None:
     for split in ("train", "test"):
         deliver(tmp_path / split, {"a": 1, "b": 1})
-    assert [(row.split, row.label) for row in read_delivery(tmp_path).rows] == [
+    assert columns(read_delivery(tmp_path), "split", "label") == [
         ("test", "a"), ("test", "b"), ("train", "a"), ("train", "b")
     ]  # fmt: skip
     deliver(tmp_path, {"c": 1})
@@ -64,7 +69,7 @@ def test_links_out_of_the_folder_and_loose_photos_are_refused(tmp_path: Path) ->
 def test_a_manifest_with_all_columns(tmp_path: Path) -> None:
     source = manifest(tmp_path / "s", '\ufeffpath,label,split,source\n"a.png"," Red\t mug ",train,web\nb.png,Blue,,\n')
     rows = read_delivery(source).rows
-    assert [(row.path, row.label, row.split, row.source) for row in rows] == [
+    assert columns(read_delivery(source), "path", "label", "split", "source") == [
         ("a.png", "Red mug", "train", "web"),
         ("b.png", "Blue", "", "s"),
     ]

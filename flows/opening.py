@@ -1,0 +1,116 @@
+"""The photos of a delivery, opened one after the other; what stays of each is a row of columns."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flows.columns import to_arrow
+from flows.delivery import Delivery, Refused
+from flows.draft import CLAIMS, PLACES, Draft
+from flows.photos import PHOTO, Opened, open_photos
+from flows.shards import Packed
+from pixels.look import BYTES
+
+BATCH = 8  # photos that a thread takes at a time
+PART = 65_536  # claims that are put in order at a time
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The N usable rows of a delivery (columns of ROWS), in the order of their paths, while their photos are opened.
+
+    photo: (N,) of PHOTO; is_new: (N,) whether the photo is neither in the base nor an earlier row's; faults: why it is
+    refused, by row.
+    """
+
+    folder: Path
+    rows: pa.Table
+    photo: NDArray[np.void]
+    is_new: NDArray[np.bool_]
+    faults: dict[int, str]
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Opening:
+        rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])  # for any order of a manifest
+        return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
+
+    def new(self, draft: Draft, purged: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
+        seen: set[bytes] = set()
+        start = 0
+        for opened in self._opened():
+            self.photo[start : start + len(opened.photo)] = opened.photo
+            hashes = [sha256.tobytes() for sha256 in opened.photo["sha256"]]
+            is_known = draft.rows_of(np.array([sha256[:8].hex() for sha256 in hashes], "S16")) >= 0
+            for row, sha256, known, content, fault in zip(
+                range(start, len(self.rows)), hashes, is_known, opened.content, opened.reason, strict=False
+            ):
+                if fault or sha256.hex() in purged:
+                    self.faults[row] = fault or "was deleted for good by `data purge`"
+                elif not known and sha256[:8] not in seen:
+                    seen.add(sha256[:8])
+                    self.is_new[row] = True
+                    yield sha256[:8].hex(), content
+            start += len(opened.photo)
+
+    def _opened(self) -> Iterator[Opened]:
+        workers = os.cpu_count() or 1
+        waiting: deque[Future[Opened]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(self.rows), BATCH):
+                paths = self.rows["path"].slice(start, BATCH).to_pylist()
+                waiting.append(pool.submit(open_photos, [os.path.join(self.folder, path) for path in paths]))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def refused(self) -> list[Refused]:
+        """The rows whose photos cannot be used."""
+        rows = self.rows.take(pa.array(self.faults, pa.int64())).to_pylist()
+        return [
+            Refused(row["path"], row["label"], row["source"], "photo", fault)
+            for row, fault in zip(rows, self.faults.values(), strict=True)
+        ]
+
+    def claims(self) -> pa.Table:
+        """What is said of the photos that can be used: columns of CLAIMS, in the order of CLAIMS."""
+        source = pc.rank(self.rows["source"], tiebreaker="dense").to_numpy()
+        order = np.lexsort((source, self._sha256()))  # stable: then by path and label
+        is_used = np.ones(len(self.rows), np.bool_)
+        is_used[list(self.faults)] = False
+        order = order[is_used[order]]
+        parts = [self._claims(order[start : start + PART]) for start in range(0, len(order), PART)]
+        return pa.Table.from_batches(parts, CLAIMS)
+
+    def _claims(self, chosen: NDArray[np.int64]) -> pa.RecordBatch:
+        photo, rows = self.photo[chosen], self.rows.take(pa.array(chosen)).combine_chunks()
+        sha256 = to_arrow(photo["sha256"].tobytes().hex().encode(), 64).cast(pa.binary()).cast(pa.string())
+        columns = {
+            "id": pc.utf8_slice_codeunits(sha256, 0, 16),
+            "sha256": sha256,
+            "look": to_arrow(photo["look"].tobytes(), BYTES),
+            **{name: photo[name] for name in ("width", "height")},
+            **{name: rows[name].chunk(0) for name in rows.column_names},
+        }
+        return pa.record_batch([columns[name] for name in CLAIMS.names], schema=CLAIMS)
+
+    def places(self, packed: Packed) -> pa.Table:
+        """Where the new photos lie, sorted by id: columns of PLACES."""
+        order = np.argsort(self._sha256()[self.is_new])
+        names = pa.array(list(packed.shards), pa.string())
+        columns = [names.take(pa.array(packed.shard[order])), packed.offset[order], packed.size[order]]
+        return pa.table(columns, schema=PLACES)
+
+    def _sha256(self) -> NDArray[np.bytes_]:
+        return np.frombuffer(self.photo["sha256"].tobytes(), "S32")
