@@ -30,7 +30,7 @@ ENVIRONMENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGI
 
 
 @contextmanager
-def on_dask(workspace: Workspace, where: str, *, places: int) -> Iterator[DaskTaskRunner]:
+def on_dask(workspace: Workspace, where: str, *, places: int, reads: Path) -> Iterator[DaskTaskRunner]:
     """The task runner on the scheduler at the address `where`, or on so many processes of this machine that end with the block.
 
     What the workers log comes here. Prefect's API has to be set, as the workers report to it.
@@ -45,7 +45,7 @@ def on_dask(workspace: Workspace, where: str, *, places: int) -> Iterator[DaskTa
             cluster = stack.enter_context(_local(workspace, places))
             where, security = cluster.scheduler_address, cluster.security
         client = stack.enter_context(_connected(where, security))
-        _check(client, workspace, where)
+        _check(client, where, [workspace.root / ".dvc" / "config", reads])
         client.forward_logging("cleanshelf", level=logging.INFO)
         try:
             yield DaskTaskRunner(address=where, client_kwargs={"security": security})
@@ -81,8 +81,10 @@ def _connected(where: str, security: Security | None) -> Iterator[Client]:
         yield client
 
 
-def _check(client: Client, workspace: Workspace, where: str) -> None:
-    lacks = client.run(missing, workspace.root, code_hash(), PREFECT_API_URL.value(), on_error="return")
+def _check(client: Client, where: str, seen: list[Path]) -> None:
+    lacks = client.run(
+        missing, [path.absolute() for path in seen], code_hash(), PREFECT_API_URL.value(), on_error="return"
+    )
     if not lacks:
         raise InputError(
             f"CLEANSHELF_DASK: the scheduler at {where} has no workers; start some with `dask worker {where}`"
@@ -92,13 +94,13 @@ def _check(client: Client, workspace: Workspace, where: str) -> None:
             raise InputError(f"CLEANSHELF_DASK: worker {worker} cannot be used: {lack}")
 
 
-def missing(root: Path, code: str, api: str) -> str:
-    """What the worker that runs this lacks to work for the workspace in `root`; "" is nothing."""
+def missing(seen: list[Path], code: str, api: str) -> str:
+    """What the worker that runs this lacks: the source of that hash, the files that must be seen, the API; "" is nothing."""
     logging.getLogger("cleanshelf").setLevel(logging.INFO)
     if code_hash() != code:
         return "its source of models is another one; give it the same and restart it"
-    if not (root / ".dvc" / "config").is_file():
-        return f"it sees no workspace at {root}; mount it there"
+    if unseen := [str(path) for path in seen if not path.exists()]:
+        return f"it does not see {unseen[0]}; mount it there"
     try:
         urlopen(f"{api}/health", timeout=CONNECT_TIMEOUT_S).close()
     except OSError:

@@ -34,8 +34,10 @@ def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 @contextmanager
-def side_by_side(workspace: Workspace, *, places: int) -> Iterator[TaskRunner[Any]]:
+def side_by_side(workspace: Workspace, *, places: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
     """Runs stages that do not wait for each other: so many at a time, or as many as the cluster of CLEANSHELF_DASK has workers.
+
+    They read the workspace, and `reads` besides.
 
     Raises:
         InputError: Dask is not installed, or the cluster cannot be used (flows.cluster).
@@ -49,7 +51,7 @@ def side_by_side(workspace: Workspace, *, places: int) -> Iterator[TaskRunner[An
         from flows.cluster import on_dask
     except ModuleNotFoundError as error:
         raise InputError(f"CLEANSHELF_DASK is set and {error.name} is not installed; {INSTALL_DASK}") from None
-    with on_dask(workspace, where, places=places) as runner:
+    with on_dask(workspace, where, places=places, reads=reads or workspace.root) as runner:
         yield runner
 
 
