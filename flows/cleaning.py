@@ -10,7 +10,7 @@ from prefect import flow
 from flows.clean import rounds
 from flows.errors import InputError
 from flows.run import Run
-from flows.start import select_data, side_by_side, started
+from flows.start import select_data, started
 from flows.workspace import Workspace
 from models.config import Recipe
 from models.data.manifest import count
@@ -33,8 +33,8 @@ def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
     """
     if not recipe.clean.rounds:
         raise InputError("clean.rounds: 0, so there is nothing to do; set 1 or more")
-    with started(workspace, recipe, verb="clean") as run:
-        before, after = cleaning.with_options(task_runner=side_by_side(recipe))(run)
+    with started(workspace, recipe, verb="clean") as (run, runner):
+        before, after = cleaning.with_options(task_runner=runner)(run)
     return Cleaned(before.name, after.name, count(after))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flows.data_version import DataVersions
 from flows.endpoint import access, repository
-from flows.settings import Settings
+from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
 from serving.control import Endpoint
 from serving.environment import inspect
@@ -50,11 +50,12 @@ def _machine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in PARTS:
+    wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if Settings().dask else {})
+    for name, way_out in wanted.items():
         try:
             yield Finding(name, True, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, False, "not installed; run `make setup`")
+            yield Finding(name, False, f"not installed; {way_out}")
 
 
 def _triton() -> Finding:

@@ -1,7 +1,7 @@
 """From a delivery to the files of a new data version.
 
-One pass over the photos: a pool of threads decodes and hashes them, and those that are new go into shards in the order
-of their paths. Few photos are in memory at a time; what stays of each is a row of columns.
+One pass over the photos: threads, or the workers of a Dask cluster, decode and hash them, and those that are new go into
+shards in the order of their paths. Few photos are in memory at a time; what stays of each is a row of columns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flows.delivery import Refused, read_delivery
 from flows.draft import Draft
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
-from flows.opening import Opening
+from flows.opening import Openers, Opening
 from flows.shards import MAX_BYTES, pack
 from models.data.manifest import TABLES, read_table, tally, write_version
 
@@ -66,6 +66,7 @@ def ingest(
     code: str = "",
     purged: Collection[str] = (),
     max_shard_bytes: int = MAX_BYTES,
+    openers: Openers | None = None,
 ) -> IntakeReport:
     """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to `out`.
 
@@ -76,6 +77,7 @@ def ingest(
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
             brings a split of that name; test only without a base. `seed` chooses which.
         purged: sha256 of photos that were deleted for good, and are refused.
+        openers: who opens the photos; None is threads. It makes no difference to what is written.
 
     Raises:
         BadDelivery, DiskFull: `out` is gone then.
@@ -83,7 +85,7 @@ def ingest(
     with or_disk_full(f"ingesting {source}", leaving=out):
         draft = Draft.read(base)
         _link_shards(base, out)
-        taken = _take_in(source, draft, purged, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+        taken = _take_in(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
         for row in taken.refused[:NAMED]:
             log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
         conflicts = draft.take(taken.claims)
@@ -118,11 +120,13 @@ class _Taken(NamedTuple):
     places: pa.Table
 
 
-def _take_in(source: Path, draft: Draft, purged: Collection[str], *, folder: Path, max_shard_bytes: int) -> _Taken:
+def _take_in(
+    source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
+) -> _Taken:
     """The delivery, its new photos packed into shards in `folder`."""
     delivery = read_delivery(source, known=draft.known_labels())
     opening = Opening.of(delivery)
-    packed = pack(opening.new(draft, purged), folder=folder, max_bytes=max_shard_bytes)
+    packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,29 @@ from pixels.look import BYTES
 
 BATCH = 8  # photos that a thread takes at a time
 PART = 65_536  # claims that are put in order at a time
+
+
+class Waiting(Protocol):
+    """A batch that somebody opens."""
+
+    def result(self) -> Opened:
+        """The batch, once it is open."""
+
+
+class Openers(NamedTuple):
+    """Who opens photos: `submit` takes up to `batch` paths; more than `at_once` batches are never on their way."""
+
+    submit: Callable[[list[str]], Waiting]
+    batch: int
+    at_once: int
+
+
+@contextmanager
+def threads() -> Iterator[Openers]:
+    """As many as there are cores."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        yield Openers(lambda files: pool.submit(open_photos, files), BATCH, 2 * workers)
 
 
 @dataclass(frozen=True)
@@ -44,11 +69,11 @@ class Opening:
         rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])  # for any order of a manifest
         return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
 
-    def new(self, draft: Draft, purged: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    def new(self, draft: Draft, purged: Collection[str], openers: Openers | None = None) -> Iterator[tuple[str, bytes]]:
         """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
         seen: set[bytes] = set()
         start = 0
-        for opened in self._opened():
+        for opened in self._opened(openers):
             self.photo[start : start + len(opened.photo)] = opened.photo
             hashes = [sha256.tobytes() for sha256 in opened.photo["sha256"]]
             is_known = draft.rows_of(np.array([sha256[:8].hex() for sha256 in hashes], "S16")) >= 0
@@ -63,14 +88,13 @@ class Opening:
                     yield sha256[:8].hex(), content
             start += len(opened.photo)
 
-    def _opened(self) -> Iterator[Opened]:
-        workers = os.cpu_count() or 1
-        waiting: deque[Future[Opened]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(self.rows), BATCH):
-                paths = self.rows["path"].slice(start, BATCH).to_pylist()
-                waiting.append(pool.submit(open_photos, [os.path.join(self.folder, path) for path in paths]))
-                if len(waiting) > 2 * workers:
+    def _opened(self, openers: Openers | None) -> Iterator[Opened]:
+        waiting: deque[Waiting] = deque()
+        with nullcontext(openers) if openers else threads() as by:
+            for start in range(0, len(self.rows), by.batch):
+                paths = self.rows["path"].slice(start, by.batch).to_pylist()
+                waiting.append(by.submit([os.path.join(self.folder, path) for path in paths]))
+                if len(waiting) > by.at_once:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -22,7 +22,7 @@ from flows.publish import Seen, export, gate, levels, publish, recognise_samples
 from flows.report import Row, effects
 from flows.run import Run
 from flows.stage import stage, together
-from flows.start import select_data, side_by_side, started
+from flows.start import select_data, started
 from flows.story import markdown, tell
 from flows.verdict import Verdict
 from flows.workspace import Workspace
@@ -62,8 +62,8 @@ def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Re
         InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
         GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
     """
-    with started(workspace, recipe, verb="retrain") as run:
-        return retraining.with_options(task_runner=side_by_side(recipe))(run, promote=promote)
+    with started(workspace, recipe, verb="retrain") as (run, runner):
+        return retraining.with_options(task_runner=runner)(run, promote=promote)
 
 
 @flow(name="retrain", validate_parameters=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +44,7 @@ class Fired:
     outcome: str
     why: str
     flow_run: str
-    process: str  # pid and birth
+    process: str  # pid, birth and machine
 
 
 @flow(name="scheduled")
@@ -104,13 +105,15 @@ def history(workspace: Workspace) -> list[Fired]:
 
 
 def _judged(fired: Fired) -> Fired:
-    if fired.outcome != RUNNING or fired.process == _process(int(fired.process.split("@")[0])):
+    """Crashed where its process is gone; of another machine's nobody can tell from here."""
+    pid, _, machine = fired.process.split("@")
+    if fired.outcome != RUNNING or machine != platform.node() or fired.process == _process(int(pid)):
         return fired
     return replace(fired, outcome=CRASHED, why="its process ended without a word")
 
 
 def _process(pid: int) -> str:
-    return f"{pid}@{birth(pid)}"
+    return f"{pid}@{birth(pid)}@{platform.node()}"
 
 
 def _file(workspace: Workspace) -> Path:

@@ -16,6 +16,7 @@ from serving.access import Access
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
 
+INSTALL_DASK = "run `.venv/bin/pip install -c constraints.txt -e '.[dask]'`"
 PREFECT_BYTES = 8_000_000  # a fresh database and its log take 5.5 MB
 
 
@@ -36,6 +37,7 @@ class Settings(BaseSettings):
     triton_engines: Path = Path("/var/cache/cleanshelf")  # where TensorRT keeps engines on the server
     triton_instances: int = 0  # copies of the graph on the server's CPU; 0: one for each core of this machine
     parallel: int = 0  # training processes side by side; 0: one per GPU, else one per CPU core
+    dask: str = ""  # where they run: a Dask scheduler's address, or "local" for processes of this machine; "": threads
 
     def remote(self) -> Access | None:
         """The way to the server that somebody else runs, if one is named.

@@ -5,15 +5,20 @@ Prefect remembers that a task returned; we need to know that its files are still
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.errors import InputError
 from flows.launch import end_children
+from flows.settings import INSTALL_DASK, Settings
+from flows.workspace import Workspace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +31,28 @@ def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         return Task(work, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
 
     return make
+
+
+@contextmanager
+def side_by_side(workspace: Workspace, *, places: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
+    """Runs stages that do not wait for each other: so many at a time, or as many as the cluster of CLEANSHELF_DASK has workers.
+
+    They read the workspace, and `reads` besides.
+
+    Raises:
+        InputError: Dask is not installed, or the cluster cannot be used (flows.cluster).
+        WorldError: the cluster ended.
+    """
+    where = Settings().dask
+    if not where:
+        yield ThreadPoolTaskRunner(max_workers=places)
+        return
+    try:
+        from flows.cluster import on_dask
+    except ModuleNotFoundError as error:
+        raise InputError(f"CLEANSHELF_DASK is set and {error.name} is not installed; {INSTALL_DASK}") from None
+    with on_dask(workspace, where, places=places, reads=reads or workspace.root) as runner:
+        yield runner
 
 
 def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:

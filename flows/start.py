@@ -8,22 +8,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner
 
 from flows.data_version import DataVersions
 from flows.learn import check
 from flows.orchestrator import orchestrated
 from flows.run import Run
 from flows.settings import Settings, num_workers
-from flows.stage import stage
+from flows.stage import side_by_side, stage
 from flows.unchanged import inputs, version_to_train_on
 from flows.workspace import Workspace
 from models.config import Recipe, digest
 
 
 @contextmanager
-def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[Run]:
-    """A new run on the selected data version; the workspace is locked meanwhile, and a Prefect server is there.
+def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
+    """A new run on the selected data version, and what runs its trainings side by side.
+
+    The workspace is locked meanwhile, and a Prefect server is there.
 
     Raises:
         InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
@@ -33,14 +35,14 @@ def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[Run]
         DataVersions(workspace).repair()
         preview(workspace, recipe)
         run.open(inputs(workspace, recipe))
-        with orchestrated(workspace):
-            yield run
+        with orchestrated(workspace), side_by_side(workspace, places=num_trainings(recipe)) as runner:
+            yield run, runner
 
 
-def side_by_side(recipe: Recipe) -> TaskRunner[Any]:
-    """As many trainings at once as this machine has room for."""
+def num_trainings(recipe: Recipe) -> int:
+    """For how many at once this machine has room."""
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    return ThreadPoolTaskRunner(max_workers=Settings().num_parallel(workers=workers))
+    return Settings().num_parallel(workers=workers)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:

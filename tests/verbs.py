@@ -19,8 +19,8 @@ from flows.clean import clean as clean_stage
 from flows.cli import main as cleanshelf
 from flows.data_version import DataVersions
 from flows.ingest import commit_version, read_delivery
-from flows.retrain import data_to_train_on
 from flows.run import Run
+from flows.start import data_to_train_on
 from flows.workspace import Workspace
 from models.config import load_recipe
 

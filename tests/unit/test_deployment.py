@@ -121,16 +121,17 @@ def test_deployments_name_a_flow_and_its_parameters() -> None:
         assert set(deployment["parameters"]) <= {argument.arg for argument in [*flow.args.args, *flow.args.kwonlyargs]}
 
 
-def test_the_worker_polls_the_pool_of_the_deployments_with_its_places_set() -> None:
-    worker = load("compose.yaml")["services"]["worker"]
-    for deployment in load("prefect.yaml")["deployments"]:
-        pool = deployment["work_pool"]["name"]
-        places = re.findall(r"\{\{ \$(\w+) \}\}", str(deployment["parameters"]))
+def test_the_worker_polls_the_pool_of_its_deployment_with_its_places_set() -> None:
+    line = load("compose.yaml")["services"]["worker"]["command"][-1]
+    deployment = load("prefect.yaml")["deployments"][0]
+    pool = deployment["work_pool"]["name"]
+    places = re.findall(r"\{\{ \$(\w+) \}\}", str(deployment["parameters"]))
 
-        assert f"worker start --pool {pool} " in worker["command"][-1]
-        assert f'"--pool", "{pool}"' in stages()["flows"]
-        assert places == ["CLEANSHELF_WORKSPACE"]
-        assert "CLEANSHELF_WORKSPACE=/" in stages()["flows"]
+    assert f"deploy --name {deployment['name']} " in line
+    assert f"worker start --pool {pool} " in line
+    assert f'"--pool", "{pool}"' in stages()["flows"]
+    assert places == ["CLEANSHELF_WORKSPACE"]
+    assert "CLEANSHELF_WORKSPACE=/" in stages()["flows"]
 
 
 def test_compose_builds_a_target_of_the_dockerfile() -> None:

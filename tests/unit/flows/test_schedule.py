@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,16 @@ def test_a_run_that_was_killed_before_it_published_does_not_count(shop: Workspac
     assert ended_before(shop, NOW) == ""
 
 
+def test_a_run_on_another_machine_is_not_taken_for_crashed(shop: Workspace) -> None:
+    note(shop, Fired("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7@elsewhere"))
+    assert [fired.outcome for fired in history(shop)] == ["running"]
+
+
 def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> None:
     assert history(shop) == []
-    first = Fired("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7")
+    first = Fired("2026-01-01T03:00:00Z", "running", "", "a", f"1@another boot:7@{platform.node()}")
     note(shop, first)
-    note(shop, Fired("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x"))
+    note(shop, Fired("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x@y"))
     with (shop.state / "scheduled.jsonl").open("a") as file:
         file.write('{"at": "2026-01-15T03')  # killed in the middle of a line
     assert [(fired.flow_run, fired.outcome) for fired in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
