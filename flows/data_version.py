@@ -317,6 +317,7 @@ class DataVersions:
         Call it first in every command that changes something, under the lock.
         """
         self.settle()
+        self._switch.forget()
         shutil.rmtree(self._staging, ignore_errors=True)
         sweep(self.workspace.state)
         if not Purged.read(self.ledger).complete:

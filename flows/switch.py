@@ -43,7 +43,7 @@ class Switch:
 
     def begin(self, *, tip: str | None, new_objects: Iterable[Path]) -> None:
         """Write the journal: where the ledger stands, and which cache objects the change will bring in."""
-        self._forget()
+        self.forget()
         pointer = self.workspace.pointer
         if pointer.exists():
             overwrite(self.old_pointer, pointer.read_bytes())
@@ -109,10 +109,11 @@ class Switch:
 
     def end(self) -> None:
         """The change is complete: forget what was before."""
-        self._forget()
+        self.forget()
         self._close()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what was before a change that is over, or that was killed before its journal."""
         shutil.rmtree(self.old_data, ignore_errors=True)
         self.old_pointer.unlink(missing_ok=True)
 

@@ -34,6 +34,7 @@ pytestmark = [
 FOLDS = ("fold-0", "fold-1")
 FEEDBACK = "path,label\na/photo 0.png,b b\nb b/photo 12.png,\n"
 TURNS = {
+    "old pointer": ("replace", "/state/previous.dvc"),
     "journal": ("replace", "/state/journal.json"),
     "set aside": ("rename", "/state/previous"),
     "swapped": ("rename", "/data"),
