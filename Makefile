@@ -35,6 +35,9 @@ check: setup  ## Formatting, lint, types, import contracts, constraints
 	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels tests benchmarks docs *.md
 	@$(BIN)/python -m pip check
 
+soak: setup  ## Kill and break everything, 20 times each, and write the tables of docs/reliability.md
+	@$(BIN)/python -m tests.soak
+
 bench: setup  ## Run benchmarks/ and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
@@ -47,4 +50,4 @@ down:  ## Stop the demo's endpoint
 clean:  ## Remove what was built, not what was installed
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo test test-all check bench lock down clean
+.PHONY: help setup demo test test-all check soak bench lock down clean

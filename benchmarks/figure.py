@@ -19,8 +19,21 @@ PARTS = ("cleanshelf", "numpy", "torch", "timm", "onnx", "onnxruntime-gpu", "tri
 def header(claim: str) -> None:
     """Print what the benchmark claims, and on which hardware and versions it was measured."""
     print(f"claim: {claim}")
-    print(f"hardware: {_cpu()}, {len(os.sched_getaffinity(0))} cores, GPU {_gpu()}, load {os.getloadavg()[0]:.1f}")
-    print(f"versions: python {platform.python_version()}, {', '.join(_versions())}", flush=True)
+    print(f"hardware: {hardware()}, load {os.getloadavg()[0]:.1f}")
+    print(f"versions: {versions()}", flush=True)
+
+
+def hardware() -> str:
+    """Processor, cores that this process may use, GPU."""
+    return f"{_cpu()}, {len(os.sched_getaffinity(0))} cores, GPU {_gpu()}"
+
+
+def versions() -> str:
+    """Python and the installed parts; a benchmark of one package needs no others."""
+    installed = {part.metadata["Name"].lower(): part.version for part in importlib.metadata.distributions()}
+    return ", ".join(
+        [f"python {platform.python_version()}", *(f"{name} {installed[name]}" for name in PARTS if name in installed)]
+    )
 
 
 def figure(name: str, value: float, *, target: float | str, met: bool, baseline: float | str | None) -> None:
@@ -52,9 +65,3 @@ def _gpu() -> str:
     asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
     names = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")
     return " + ".join(name.strip() for name in names if name.strip()) or "none"
-
-
-def _versions() -> list[str]:
-    """Of the parts that are installed here; a benchmark of one package needs no others."""
-    installed = {part.metadata["Name"].lower(): part.version for part in importlib.metadata.distributions()}
-    return [f"{name} {installed[name]}" for name in PARTS if name in installed]

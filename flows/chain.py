@@ -57,7 +57,7 @@ class Chain:
         """Put right what an intact copy allows; `check` says what is left."""
         if self._entry is not None:
             complete_tag(self.ledger, self.version)
-        if self._is_newest and self._is_astray:
+        if self._is_newest and (self._is_astray or self._is_altered):
             overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         if self._listing is None:
             return
@@ -88,6 +88,8 @@ class Chain:
             way_out = self._heal if self._is_astray else f"run `cleanshelf data rollback {self.version[:12]}`"
             problem = f"names {self._pointed or 'no version'}, not the newest entry's"
             yield self._broken("pointer", str(self.workspace.pointer), problem, way_out)
+        if self._is_newest and self._is_altered:
+            yield self._broken("pointer", str(self.workspace.pointer), "differs from the newest entry's", self._heal)
 
     @cached_property
     def _entry(self) -> Commit | None:
@@ -114,6 +116,13 @@ class Chain:
         if self._pointed == self.version:
             return False
         return Listing.of(self.workspace.data, seen=self.objects.seen).id != self._pointed
+
+    @property
+    def _is_altered(self) -> bool:
+        """Whether data.dvc names this version in other bytes than were recorded."""
+        if self._pointed != self.version:
+            return False
+        return self.ledger.read_many([(REF, "data.dvc")])[0] != self.workspace.pointer.read_bytes()
 
     # --- bytes -------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ The entry is the moment of truth: before it `repair` restores the old state, aft
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from flows.purged import Purged
 from flows.store import Store, folder_remote
 from flows.switch import Switch
 from flows.workspace import Workspace
-from serving.durable import overwrite
+from serving.durable import overwrite, sync
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,11 @@ class Entry:
     selected: bool
 
 
-def _go_on(_: str) -> None:
-    """What happens after each step of a commit, unless a test wants something else."""
-
-
 @dataclass(frozen=True)
 class DataVersions:
-    """The data versions of one workspace. Callers hold `workspace.lock` around everything that changes them.
-
-    `after` is called with the name of each step of a commit once it is done; tests kill the process there.
-    """
+    """The data versions of one workspace. Callers hold `workspace.lock` around everything that changes them."""
 
     workspace: Workspace
-    after: Callable[[str], None] = field(default=_go_on)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -233,8 +225,8 @@ class DataVersions:
         Raises:
             UnknownVersion, MissingFromRemote, CorruptObject
         """
-        is_fresh = self.selected() is None and self.ledger.tip(REF) is not None
-        if is_fresh:
+        is_bare = not self.workspace.data.exists() and self.ledger.tip(REF) is not None
+        if is_bare and self.selected() is None:
             overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         for version in [self.resolve(name) for name in names] or self.known():
             with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
@@ -242,8 +234,10 @@ class DataVersions:
                 for name, md5 in objects.listing(version).files.items():
                     if not purged.is_gone(name):
                         objects.get(md5, name=name)
-                if is_fresh:
-                    self._chain(version, objects).heal()
+        if is_bare:
+            folder, _ = self._laid_out(self.resolve("selected"))
+            os.rename(folder, self.workspace.data)
+            sync(self.workspace.root)
 
     # --- changing ----------------------------------------------------------------------------------------------
 
@@ -327,12 +321,17 @@ class DataVersions:
             )
 
     def _select(self, version: str, *, step: str, message: str) -> None:
-        folder = self.stage()
+        folder, listing = self._laid_out(version)
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
-            with self.store.objects() as objects:
-                listing = self._whole(version, objects)
-                objects.fill(folder, listing)
             self._change(folder, listing, step=step, message=message)
+
+    def _laid_out(self, version: str) -> tuple[Path, Listing]:
+        """A staged folder with the files of the version."""
+        folder = self.stage()
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder), self.store.objects() as objects:
+            listing = self._whole(version, objects)
+            objects.fill(folder, listing)
+        return folder, listing
 
     def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
         """Everything from the journal to the tag; on an error the old state is restored at once."""
@@ -341,15 +340,11 @@ class DataVersions:
             new_objects = [path for path in objects.paths(listing) if not path.exists()]
         self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
-            self.after("journal")
             self._switch.set_aside()
-            self.after("moved")
             self._switch.put(folder)
-            self.after("swapped")
             self._add(listing)
             self._push(listing)
             self._record(step=step, message=message)
-            self.after("recorded")
         finally:
             self.settle()
 
@@ -358,7 +353,6 @@ class DataVersions:
         with self.store.objects() as objects:
             objects.bring_in(self.workspace.data, listing)
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
-        self.after("added")
 
     def _push(self, listing: Listing) -> None:
         with self.store.objects() as objects:
@@ -366,10 +360,8 @@ class DataVersions:
         if not is_there:
             with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
                 self.store.push()
-        self.after("pushed")
         with self.store.objects() as objects:
             objects.store(listing)
-        self.after("verified")
 
     def _record(self, *, step: str, message: str) -> None:
         files = {"data.dvc": self.workspace.pointer.read_bytes()}
@@ -385,7 +377,6 @@ class DataVersions:
             self._switch.undo()
         else:
             complete_tag(self.ledger, self.log()[0].id)
-            self.after("tagged")
             self._switch.end()
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,10 @@ LEAKING = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
+# Git leaves loose objects unsynced by default, and a tag must not outlive its commit. A git that lives holds the lock of a
+# ref for milliseconds; after a second it is nobody's.
+SETTINGS = ("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=1000")
+LOCKED = re.compile(rb"Unable to create '(.+/refs/.+\.lock)': File exists")
 SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
 IDENTITY = {
     "GIT_AUTHOR_NAME": "CleanShelf",
@@ -148,17 +153,23 @@ class Ledger:
             said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
             if os.strerror(errno.ENOSPC) in said:  # git is the one writer whose full disk shows as text
                 raise OSError(errno.ENOSPC, said)
-            raise WorldError(f"git {done.args[5]} failed in {self.root}: {said}; see that git works there, then retry")
+            raise WorldError(
+                f"git {done.args[3 + len(SETTINGS)]} failed in {self.root}: {said}; see that git works there, then retry"
+            )
         return done
 
     def _run(
         self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        # core.fsync: git leaves loose objects unsynced by default, and a tag must not outlive its commit.
-        command = ["git", "-C", str(self.root), "-c", "core.fsync=all", *args]
-        return subprocess.run(
-            command, input=given, env=self._environment() | dict(env or {}), capture_output=True, check=False
-        )
+        command = ["git", "-C", str(self.root), *SETTINGS, *args]
+        variables = self._environment() | dict(env or {})
+        done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
+        if done.returncode and (
+            held := LOCKED.search(done.stderr)
+        ):  # a killed git left it; the ref would be stuck for ever
+            (self.root / os.fsdecode(held[1])).unlink(missing_ok=True)
+            done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
+        return done
 
     def _environment(self) -> dict[str, str]:
         """Ours without what leaks from hooks, with an identity where the user has none."""

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flows.errors import CorruptObject, MissingFromRemote
-from flows.files import files_below, link
+from flows.files import files_below, link, sync_tree
 from serving.durable import overwrite, sync
 
 
@@ -132,7 +132,9 @@ class Remote:
         try:
             self.fs.makedirs(self.fs.parent(path), exist_ok=True)
             self.fs.put_file(str(source), path + ".part")
+            self._sync(path + ".part")
             self.fs.move(path + ".part", path)
+            self._sync(self.fs.parent(path))
         except OSError as error:  # the cause tells a full disk from a remote that is away
             raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
 
@@ -146,8 +148,13 @@ class Remote:
         try:
             if self.fs.exists(path):
                 self.fs.remove(path)
+                self._sync(self.fs.parent(path))
         except OSError as error:
             raise MissingFromRemote(f"cannot delete {path} ({error}); check the remote, then run it again") from error
+
+    def _sync(self, path: str) -> None:
+        if self.is_local:
+            sync(Path(path))
 
     def sweep(self, objects: Iterable[str]) -> None:
         """Removes what failed writes of these objects left half-written; DVC's own leaves its temporary files, too."""
@@ -242,14 +249,14 @@ class Objects:
             part.unlink(missing_ok=True)
 
     def fill(self, folder: Path, listing: Listing) -> None:
-        """Make `folder` hold exactly the files of `listing`, read-only hard links to verified cache objects."""
+        """Make `folder` hold exactly the files of `listing`, read-only hard links to verified cache objects, names on disk."""
         for attempt in (1, 2):
             found = Listing.of(folder, seen=self.seen)
             for extra in found.files.keys() - listing.files.keys():
                 (folder / extra).unlink()
             wrong = sorted(name for name, md5 in listing.files.items() if found.files.get(name) != md5)
             if not wrong:
-                return
+                return sync_tree(folder)
             if attempt == 2:
                 raise CorruptObject(f"{folder / wrong[0]} changes while it is read; check the disk, then run it again")
             for name in wrong:
@@ -298,10 +305,12 @@ class Objects:
             md5, name = next(iter(still.items()))
             where = f"did not arrive at {self.remote.path(md5)}"
             raise MissingFromRemote(f"{name} ({md5}) {where}; check the remote, then run it again")
-        for path in self.paths(listing):
+        paths = self.paths(listing)
+        if self.remote.is_local:
+            paths += [Path(self.remote.path(path.parent.name + path.name)) for path in paths]
+        folders = {folder for path in paths for folder in (path.parent, path.parent.parent)}
+        for path in (*paths, *folders):
             sync(path)
-            if self.remote.is_local:
-                sync(Path(self.remote.path(path.parent.name + path.name)))
 
 
 def _md5(content: bytes = b"") -> Any:

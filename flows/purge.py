@@ -60,9 +60,7 @@ def purge(versions: DataVersions, photos: Sequence[str]) -> None:
         listings = _listings(versions, objects).values()
         found = find_photos(objects, listings, photos)
         record = rewrite(objects, listings, found, earlier=Purged.read(versions.ledger), staging=staging)
-    versions.after("rewritten")
     record.write(versions.ledger)
-    versions.after("on record")
     complete(versions)
 
 
@@ -76,14 +74,11 @@ def complete(versions: DataVersions) -> None:
         for new in purged.shards.values():
             if new.shard not in purged.shards:
                 objects.keep(new.md5, name=f"shards/{new.shard}.tar")
-    versions.after("stored")
     selected = versions.selected()
     if selected and _is_concerned(versions, selected, purged):
         _commit_variant(versions, selected, purged)
-    versions.after("replaced")
     with versions.store.objects() as objects:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
-    versions.after("removed")
     replace(purged, complete=True).write(versions.ledger)
 
 

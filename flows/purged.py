@@ -184,8 +184,12 @@ def remove(objects: Objects, versions: Path, listings: Mapping[str, Listing], pu
         if purged.concerns(listing):
             shutil.rmtree(versions / version, ignore_errors=True)
     for _, _, old in purged.shards.values():
-        objects.path(old).unlink(missing_ok=True)
+        kept = objects.path(old)
+        kept.unlink(missing_ok=True)
+        if kept.parent.exists():
+            sync(kept.parent)
         objects.remote.remove(old)
+    sync(versions)
 
 
 def _path(shard: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flows.errors import CorruptObject
 from flows.workspace import Workspace
 from serving.durable import overwrite, sync
 
@@ -50,7 +53,8 @@ class Switch:
             "had_pointer": pointer.exists(),
             "new_objects": [str(path) for path in new_objects],
         }
-        overwrite(self.journal, json.dumps(facts).encode())
+        content = json.dumps(facts).encode()
+        overwrite(self.journal, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
     def is_under_way(self) -> bool:
         """Whether a change was begun and neither ended nor undone."""
@@ -58,7 +62,7 @@ class Switch:
 
     def tip(self) -> str | None:
         """Where the ledger stood when the change began."""
-        found = json.loads(self.journal.read_bytes())["tip"]
+        found = self._facts()["tip"]
         return None if found is None else str(found)
 
     def set_aside(self) -> None:
@@ -74,7 +78,7 @@ class Switch:
 
     def undo(self) -> None:
         """Put the old data and pointer back, and drop the cache objects that nothing refers to now."""
-        facts = json.loads(self.journal.read_bytes())
+        facts = self._facts()
         data, pointer = self.workspace.data, self.workspace.pointer
         if self.old_data.exists() or not facts["had_data"]:
             shutil.rmtree(data, ignore_errors=True)
@@ -88,6 +92,20 @@ class Switch:
             Path(path).unlink(missing_ok=True)
         sync(self.workspace.root)
         self._close()
+
+    def _facts(self) -> dict[str, Any]:
+        """What `begin` wrote.
+
+        Raises:
+            CorruptObject: other bytes than it wrote; what was under way can be neither undone nor completed by them.
+        """
+        digest, _, content = self.journal.read_bytes().partition(b"\n")
+        if digest.decode(errors="replace") != hashlib.sha256(content).hexdigest():
+            way_out = (
+                "remove it, then `cleanshelf data verify --all --heal` puts right what it can and says what is left"
+            )
+            raise CorruptObject(f"{self.journal} no longer has its hash; {way_out}")
+        return dict(json.loads(content))
 
     def end(self) -> None:
         """The change is complete: forget what was before."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +38,15 @@ def find_unused(versions: DataVersions) -> list[Unused]:
     return [Unused(path, why, size) for (path, why), size in zip(found, freed, strict=True)]
 
 
-def free(unused: Iterable[Unused], *, after: Callable[[str], None] = lambda _: None) -> None:
-    """Remove them. A kill in between leaves the rest for the next time, and no folder that looks whole and is not.
-
-    `after` is called with the name of each path once it is gone; tests kill the process there.
-    """
+def free(unused: Iterable[Unused]) -> None:
+    """Remove them. A kill in between leaves the rest for the next time, and no folder that looks whole and is not."""
     for each in unused:
         if each.path.is_dir():
             (each.path / READY).unlink(missing_ok=True)
             sync(each.path)
-            after("unmarked")
             shutil.rmtree(each.path)
         else:
             each.path.unlink(missing_ok=True)
-        after("removed")
 
 
 def _copies(versions: DataVersions) -> list[tuple[Path, str]]:

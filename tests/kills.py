@@ -1,8 +1,8 @@
 """Kills: a real process that dies at a fault point or at a random moment, and a record of what was lost.
 
 `python -m tests.kills TRACE FATAL MODULE ARGUMENT...` runs a module as `python -m` would. It notes in the file TRACE each
-fault point that it passes once the module's imports are done: an fsync, rename or replace of its own, and a git that wrote
-and ended. Right after the FATAL-th it kills its process group; 0 stands for never.
+fault point that it passes once the module's imports are done: each fsync, each file that got a name, another or none, and each
+git that wrote and ended. Right after the FATAL-th it kills its process group; 0 stands for never.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def watch(trace: Path, *, fatal: int) -> None:
     noted = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     numbers = itertools.count(1)
 
-    def watched(call: Callable[..., Any], name: Callable[..., list[Any]]) -> Callable[..., Any]:
+    def watched(call: Callable[..., Any], name: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
         def passing(*args: Any, **options: Any) -> Any:
             names = name(*args)
             done = call(*args, **options)
@@ -202,8 +202,8 @@ def watch(trace: Path, *, fatal: int) -> None:
         return passing
 
     os.fsync = watched(os.fsync, lambda file: [os.readlink(f"/proc/self/fd/{file}")])
-    os.rename = watched(os.rename, lambda source, target: [source, target])
-    os.replace = watched(os.replace, lambda source, target: [source, target])
+    for name in ("rename", "replace", "link", "unlink", "remove"):
+        setattr(os, name, watched(getattr(os, name), lambda *paths: paths))
     subprocess.run = watched(subprocess.run, lambda command: command if WRITING & {*command} else [])
 
 

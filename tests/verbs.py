@@ -1,7 +1,8 @@
 """Commands that the tests kill: `python -m tests.verbs VERB ...`, with all imports done before anything happens.
 
 The verbs of `cleanshelf`, and the stages of two flows without a Prefect server, which would take most of the time:
-`ingest WORKSPACE SOURCE`; `clean WORKSPACE VERSION FOLD...`, a round of cleaning by the scores in these folders.
+`ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning by the scores in these folders. And
+`take WORKSPACE VERSION`, which every run does with the version that it reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flows.clean import clean as clean_stage
 from flows.cli import main as cleanshelf
 from flows.data_version import DataVersions
 from flows.ingest import commit_version, read_delivery
+from flows.retrain import data_to_train_on
 from flows.run import Run
 from flows.workspace import Workspace
 from models.config import load_recipe
@@ -30,18 +32,22 @@ def ingest(workspace: Workspace, source: str | Path) -> None:
         commit_version.fn(workspace, *read_delivery.fn(workspace, Path(source), 0.1, 0.2))
 
 
-def clean(workspace: Workspace, version: str, *folds: str) -> None:
+def clean(workspace: Workspace, *folds: str | Path) -> Path:
     """What `cleanshelf retrain` does in its first round of cleaning, once the folds have been scored."""
     run = Run(workspace, load_recipe("smoke"), id="killed")
     with workspace.lock("retrain"):
-        versions = DataVersions(workspace)
-        versions.repair()
-        clean_stage.fn(run, versions.materialise(version), [Path(fold) for fold in folds], 1)
+        DataVersions(workspace).repair()
+        return clean_stage.fn(run, data_to_train_on(workspace, run.recipe), [Path(fold) for fold in folds], 1)
+
+
+def take(workspace: Workspace, version: str) -> None:
+    """The version as files."""
+    DataVersions(workspace).materialise(version)
 
 
 def main() -> None:
     """Runs one."""
-    stages = {"ingest": ingest, "clean": clean}
+    stages = {"ingest": ingest, "clean": clean, "take": take}
     verb, *rest = sys.argv[1:]
     if verb in stages:
         stages[verb](Workspace.find(Path(rest[0])), *rest[1:])

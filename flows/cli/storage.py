@@ -70,6 +70,7 @@ def data_push(version: Version = "selected", workspace: At = Path("."), every: E
     found = find(workspace)
     with found.lock("data push"):
         versions = DataVersions(found)
+        versions.repair()
         versions.push(*() if every else (version,))
         if refs:
             versions.ledger.push(refs)
@@ -84,6 +85,7 @@ def data_pull(version: Version = "selected", workspace: At = Path("."), every: E
     found = find(workspace)
     with found.lock("data pull"):
         versions = DataVersions(found)
+        versions.repair()
         if refs:
             versions.ledger.fetch(refs)
         versions.pull(*() if every else (version,))

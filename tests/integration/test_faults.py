@@ -1,9 +1,8 @@
-"""Kills, full disks and two at once: whatever happens, the data are the old version or the new one, whole."""
+"""Full disks, errors and two at once: whatever happens, the data are the old version or the new one, whole."""
 
 from __future__ import annotations
 
 import os
-import random
 import resource
 import shutil
 import signal
@@ -16,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from flows.data_version import DataVersions
-from flows.errors import WorkspaceBusy
+from flows.errors import MissingFromRemote, WorkspaceBusy
 from flows.ledger import Ledger
 from flows.workspace import Workspace
+from tests import verbs
 from tests.deliveries import deliver
 from tests.versions import check_whole, contents
 
@@ -27,48 +27,7 @@ pytestmark = [
     pytest.mark.faults,
 ]
 
-STEPS = ["journal", "moved", "swapped", "added", "pushed", "verified", "recorded", "tagged"]
 REPOSITORY = Path(__file__).parents[2]
-
-# What the killed process does: `argv` is the workspace, the delivery, the verb, and the step after which it dies.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from flows.data_version import DataVersions
-from flows.intake import ingest
-from flows.workspace import Workspace
-
-root, source, verb, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-
-def kill_after(name):
-    if name == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-workspace = Workspace.find(root)
-versions = DataVersions(workspace, after=kill_after)
-with workspace.lock(verb):
-    versions.repair()
-    print("started", flush=True)
-    if verb == "rollback":
-        versions.rollback(versions.log()[-1].id)
-    else:
-        base = versions.materialise("selected") if versions.selected() else None
-        folder = versions.stage()
-        ingest(source, base=base, out=folder, parent=base.name if base else None)
-        print(versions.commit(folder, step="ingest", message="delivery"))
-"""
-
-
-def start(*args: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD, *map(str, args)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run(*args: object) -> int:
-    process = start(*args)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGKILL), said
-    return process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -80,77 +39,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
     Workspace.init(place / "shop")
     for source in ("first", "second"):
-        assert run(place / "shop", place / source, "ingest", "none") == 0
+        verbs.ingest(Workspace.find(place / "shop"), place / source)
     return place
 
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "place", symlinks=True))
-
-
-@pytest.mark.parametrize("verb", ["ingest", "rollback"])
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_after_each_step(place: Path, verb: str, step: str) -> None:
-    versions = DataVersions(Workspace.find(place / "shop"))
-    old = versions.log()
-    assert run(place / "shop", place / "more", verb, step) == -signal.SIGKILL
-    with versions.workspace.lock("repair"):  # the kernel freed it
-        versions.repair()
-    check_whole(versions)
-    is_done = len(versions.log()) > len(old)
-    assert is_done == (step in ("recorded", "tagged"))
-    assert versions.log()[-2:] == [*old] if not is_done else True
-    if not is_done:
-        run(place / "shop", place / "more", verb, "none")
-        check_whole(versions)
-    entries = versions.log()
-    assert len(entries) == 3
-    assert (entries[0].id == entries[2].id) == (verb == "rollback")
-    if verb == "ingest" and step in ("added", "tagged"):  # again: the same id, no second entry, no second tag
-        run(place / "shop", place / "more", verb, "none")
-        assert versions.log() == entries
-    assert len(versions.ledger.tags("data/*")) == len({entry.id for entry in entries})
-
-
-@pytest.mark.parametrize("step", ["journal", "swapped", "added", "recorded"])
-def test_the_very_first_commit_killed(tmp_path: Path, step: str) -> None:
-    source = deliver(tmp_path / "source", {"a": 3, "b": 3})
-    versions = DataVersions(Workspace.init(tmp_path / "shop"))
-    assert run(tmp_path / "shop", source, "ingest", step) == -signal.SIGKILL
-    versions.repair()
-    if step != "recorded":
-        assert (versions.selected(), versions.workspace.data.exists(), versions.log()) == (None, False, [])
-    run(tmp_path / "shop", source, "ingest", "none")
-    check_whole(versions)
-    assert len(versions.log()) == 1
-
-
-def test_killed_at_random(place: Path) -> None:
-    """Eight kills on one workspace, each repaired by the next command and not by a call of its own."""
-    moment = random.Random(5)
-    versions = DataVersions(Workspace.find(place / "shop"))
-    undisturbed = start(place / "shop", place / "more", "ingest", "none")
-    assert undisturbed.stdout is not None
-    undisturbed.stdout.readline()
-    began = time.monotonic()
-    undisturbed.communicate()
-    span = time.monotonic() - began
-    killed = 0
-    for attempt in range(8):
-        deliver(place / "more", {"b b": 1}, first_seed=1000 + attempt)
-        process = start(place / "shop", place / "more", "rollback" if attempt % 3 == 2 else "ingest", "none")
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moment.uniform(0, span))
-        process.kill()
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    versions.repair()
-    check_whole(versions)
-    assert killed >= 3, "the machine is too quick for these moments"  # of eight, spread over a whole run's time
-    run(place / "shop", place / "more", "ingest", "none")
-    check_whole(versions)
 
 
 def test_killed_while_taking_a_version(place: Path) -> None:
@@ -208,9 +103,10 @@ def test_a_foreign_dvc_is_waited_for(place: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     holder.stdout.readline()
-    assert run(place / "shop", place / "more", "ingest", "none") == 0
+    workspace = Workspace.find(place / "shop")
+    verbs.ingest(workspace, place / "more")
     holder.communicate()
-    check_whole(DataVersions(Workspace.find(place / "shop")))
+    check_whole(DataVersions(workspace))
 
 
 LIMITED = """
@@ -306,10 +202,8 @@ def test_an_error_in_the_middle_restores_the_old_state(place: Path) -> None:
     old = versions.log()
     workspace.remote.rename(place / "remote elsewhere")
     workspace.remote.write_text("not a folder")
-    process = start(place / "shop", place / "more", "ingest", "none")
-    _, said = process.communicate()
-    assert process.returncode == 1
-    assert "MissingFromRemote" in said
+    with pytest.raises(MissingFromRemote, match="cannot write"):
+        verbs.ingest(workspace, place / "more")
     workspace.remote.unlink()
     (place / "remote elsewhere").rename(workspace.remote)
     assert versions.log() == old

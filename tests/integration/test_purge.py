@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +21,12 @@ from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from tests.command_line import cleanshelf
 from tests.deliveries import deliver, photo
+from tests.kills import Kills
 from tests.versions import commit_drop, commit_first, contents
 
 pytestmark = [
     pytest.mark.dvc,
 ]
-
-REPOSITORY = Path(__file__).parents[2]
-STEPS = ("rewritten", "on record", "stored", "journal", "swapped", "recorded", "replaced", "removed")
-PURGE = """
-import os, signal, sys
-from pathlib import Path
-from flows.data_version import DataVersions
-from flows.purge import purge
-from flows.workspace import Workspace
-
-def kill_after(name):
-    if name == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-purge(DataVersions(Workspace.find(Path(sys.argv[1])), after=kill_after), sys.argv[3:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -149,22 +132,26 @@ def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersion
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_after_each_step(versions: DataVersions, step: str) -> None:
+def test_killed_while_purging(kills: Kills, versions: DataVersions) -> None:
     sha256, content = a_photo(versions)
-    command = [sys.executable, "-c", PURGE, str(versions.workspace.root), step, sha256]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    if step == "rewritten":
-        versions.repair()
-        assert Purged.read(versions.ledger) == Purged()
-        assert versions.verify() == []
-        purge(versions, [sha256])
-    else:
-        with pytest.raises(Unconfirmed, match="interrupted"):
-            versions.repair()
-        complete(versions)
-    check_gone(versions, sha256, content)
+
+    def prepare(place: Path) -> Sequence[object]:
+        shop = shutil.copytree(versions.workspace.root, place / "shop", symlinks=True)
+        return ["tests.verbs", "data", "purge", sha256, "--yes", "--workspace", shop]
+
+    def check(place: Path) -> None:
+        left = DataVersions(Workspace.find(place / "shop"))
+        if not Purged.read(left.ledger).complete:
+            with pytest.raises(Unconfirmed, match="interrupted"):
+                left.repair()
+        complete(left)
+        if Purged.read(left.ledger) == Purged():  # killed before it was on record: nothing happened
+            assert left.verify() == []
+            assert content in b"".join(contents(left.workspace.data).values())
+            purge(left, [sha256])
+        check_gone(left, sha256, content)
+
+    kills.strike("data purge", promises="I1 to I4; no byte of the photo is left", prepare=prepare, check=check)
 
 
 def test_purge_on_the_command_line(versions: DataVersions) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,12 @@ from flows.errors import CorruptObject, MissingFromRemote, WorldError
 from flows.unused import find_unused, free
 from flows.workspace import Workspace
 from tests.command_line import cleanshelf
+from tests.kills import Kills
 from tests.versions import commit_drop, commit_first, contents, damage
 
 pytestmark = [
     pytest.mark.dvc,
 ]
-
-REPOSITORY = Path(__file__).parents[2]
-FREE = """
-import os, signal, sys
-from pathlib import Path
-from flows.data_version import DataVersions
-from flows.unused import find_unused, free
-from flows.workspace import Workspace
-
-left = int(sys.argv[3])
-
-def kill_after(name):
-    global left
-    left -= name == sys.argv[2]
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-free(find_unused(DataVersions(Workspace.find(Path(sys.argv[1])))), after=kill_after)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +73,46 @@ def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("step", "number"), [("unmarked", 1), ("unmarked", 2), ("removed", 1), ("removed", 3)])
-def test_killed_while_freeing(versions: DataVersions, step: str, number: int) -> None:
-    command = [sys.executable, "-c", FREE, str(versions.workspace.root), step, str(number)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert versions.verify() == []
-    free(find_unused(versions))
-    check_swept(versions)
+def test_killed_while_freeing(kills: Kills, prepared: Path) -> None:
+    def check(place: Path) -> None:
+        versions = DataVersions(Workspace.find(place / "shop"))
+        assert versions.verify() == []
+        free(find_unused(versions))
+        check_swept(versions)
+
+    def prepare(place: Path) -> Sequence[object]:
+        return ["tests.verbs", "data", "gc", "--workspace", shutil.copytree(prepared, place / "shop", symlinks=True)]
+
+    kills.strike("data gc", promises="I1 to I3", prepare=prepare, check=check)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_killed_on_the_way_to_or_from_a_remote(kills: Kills, prepared: Path, verb: str) -> None:
+    def prepare(place: Path) -> Sequence[object]:
+        shop = shutil.copytree(prepared, place / "shop", symlinks=True)
+        versions = DataVersions(Workspace.find(shop))
+        other = second(versions, place)
+        if verb == "push":
+            shutil.rmtree(versions.workspace.remote)
+        else:
+            versions.ledger.push("hub")
+        killed = versions if verb == "push" else other
+        return ["tests.verbs", "data", verb, "--all", "--refs", "hub", "--workspace", killed.workspace.root]
+
+    def check(place: Path) -> None:
+        versions, other = (DataVersions(Workspace.find(place / name)) for name in ("shop", "second"))
+        assert [each for each in versions.verify() if each.link != "remote"] == []
+        versions.push()
+        versions.ledger.push("hub")
+        other.repair()
+        other.ledger.fetch("hub")
+        other.pull()
+        assert other.log() == versions.log()
+        assert contents(other.workspace.data) == contents(versions.workspace.data)
+        assert versions.verify(anew=True) == other.verify(anew=True) == []
+
+    kills.strike(f"data {verb}", promises="I3; the same versions in a second workspace", prepare=prepare, check=check)
 
 
 def test_nothing_goes_where_nobody_knows_what_a_version_needs(versions: DataVersions) -> None:

@@ -159,13 +159,14 @@ def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
     }
 
 
-def test_faults_page_names_tests_that_there_are() -> None:
-    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["faults.md", "reliability.md"])
+def test_a_page_names_tests_that_there_are(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
     there = {
-        (path.name, name)
-        for path in (ROOT / "tests" / "integration").glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        (path.name, test)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for test in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }
 
     assert len(named) > 20

@@ -125,3 +125,13 @@ print(json.dumps([serving, [event["ref"] for event in events if event["event"] =
     serving, assigned = json.loads(done.stdout)
     assert serving == {"v1.0.0": ["products#prod#3"], "v2.0.0": []}
     assert assigned == ["products#prod#1", "products#prod#2", "products#prod#3"]
+
+
+def test_a_lock_that_a_killed_git_left_is_removed(root: Path) -> None:
+    ledger = Ledger(root)
+    ledger.commit("refs/data/main", {"x": b"1"}, message="one")
+    lock = ledger.root / ".git" / "refs" / "data" / "main.lock"
+    lock.touch()
+    ledger.commit("refs/data/main", {"x": b"2"}, message="two")
+    assert [commit.message for commit in ledger.log("refs/data/main")] == ["two", "one"]
+    assert not lock.exists()
