@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 NUM_KILLS = 20
 PARTS = {
+    "models": ("kills_models", "kills_serving", "kills_flow", "power_loss_models"),
     "data": ("kills_data", "purge", "storage", "broken_data", "chain", "data_versions", "faults"),
 }
 COLUMNS = {
