@@ -180,10 +180,10 @@ def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refuse
 def staged(workspace: Workspace, **told: object) -> int:
     """A further version of the same bytes, whose record says otherwise."""
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    record = models.record(1) | told
-    number = models.register(record)
+    record, number = models.record(1) | told, max(versions.versions()) + 1
     versions.stage(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), record=record,
                    golden=versions.golden(1).image)  # fmt: skip
+    models.register(versions.record(number))
     return number
 
 
