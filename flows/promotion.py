@@ -10,9 +10,11 @@ from flows.errors import CorruptObject, GateRefused
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.orchestrator import orchestrated
+from flows.prefect_server import happened
 from flows.publish import named
 from flows.release import serve
 from flows.stage import stage
+from flows.story import emit
 from flows.workspace import Workspace
 
 
@@ -33,9 +35,11 @@ def promote_version(workspace: Workspace, version: int) -> int:
 @flow(name="promote", validate_parameters=False)
 def promotion(workspace: Workspace, version: int) -> int:
     """Verify, switch."""
+    before = ModelVersions(Ledger(workspace.root)).serving()
     with workspace.lock("promote", name="serving"):
         if check_verdict(workspace, version):
             switch(workspace, version)
+            emit(happened("model.promoted", to="model", name=str(version), model_version=version, instead_of=before))
     return version
 
 
@@ -51,13 +55,10 @@ def check_verdict(workspace: Workspace, version: int) -> bool:
     if versions.record(version)["files"]["model.onnx"] != record["graph_sha256"]:
         raise CorruptObject(f"model version {version}: its graph is not the one that was judged; publish its run again")
     if serving not in (version, record["parent"]):
-        way_out = (
-            "enrol or withdraw again" if "step" in record else f"`cleanshelf publish {record['run']}` judges it anew"
-        )
-        judged = (
-            f"model version {version} was judged against {named(record['parent'])}, but {named(serving)} serves now"
-        )
-        raise GateRefused([f"{judged}; {way_out}"])
+        anew = f"`cleanshelf publish {record['run']}` judges it anew"
+        way_out = "enrol or withdraw again" if "step" in record else anew
+        judged = f"model version {version} was judged against {named(record['parent'])}"
+        raise GateRefused([f"{judged}, but {named(serving)} serves now; {way_out}"])
     return serving != version
 
 

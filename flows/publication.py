@@ -45,7 +45,7 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
     """The run of that name, and what it did up to the gate.
 
     Raises:
-        InputError: there is none, or several, or it was not judged.
+        InputError: there is none, or several, or it was not judged, or its files are damaged.
     """
     found = [folder for folder in sorted(workspace.runs.glob("*-*")) if name and folder.name.startswith(name)]
     if len(found) != 1:
@@ -54,10 +54,11 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
         raise InputError(f"{name!r} {what}; there are: {there or 'none yet; run `cleanshelf retrain` first'}")
     try:
         report = Report.of(json.loads((found[0] / "run.json").read_bytes()))
-    except (FileNotFoundError, ValueError):
+        recipe = from_dict(json.loads((found[0] / "recipe.json").read_bytes()))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        what = "ended before its graph was judged, or its run.json or recipe.json is damaged"
         way_out = "run `cleanshelf retrain` with its recipe, which goes on where it ended"
-        raise InputError(f"run {found[0].name} ended before its graph was judged; {way_out}") from None
-    recipe = from_dict(json.loads((found[0] / "recipe.json").read_bytes()))
+        raise InputError(f"run {found[0].name} {what}; {way_out}") from None
     return report, Run(workspace, recipe, id=found[0].name)
 
 

@@ -26,6 +26,7 @@ from flows.run import Run, code_hash
 from flows.settings import REPOSITORY
 from flows.stage import stage
 from flows.verdict import Verdict
+from flows.workspace import Workspace
 from models.config import digest
 from models.data.manifest import DISBELIEVED, OUTSIDE, Manifest, read_manifest
 from serving import Recognizer
@@ -106,7 +107,7 @@ def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
     """
     ledger, file, settings = Ledger(run.workspace.root), graph / "model.onnx", run.recipe.gate
     serving = ModelVersions(ledger).serving()
-    now = None if serving is None else repository(run.workspace).path(serving) / "model.onnx"
+    now = None if serving is None else intact_graph(run.workspace, serving)
     manifest = read_manifest(data)
     evidence = Evidence(
         parity=read_json(graph / "parity.json"),
@@ -123,6 +124,17 @@ def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
     if verdict.override:
         log.warning("gate: overridden by %s: %s", verdict.override.by, verdict.override.reason)
     return verdict
+
+
+def intact_graph(workspace: Workspace, version: int) -> Path:
+    """The graph of a version; a damaged one would be easy to beat.
+
+    Raises:
+        CorruptVersion: a file of the version is not what was staged.
+    """
+    versions = repository(workspace)
+    versions.verify(version)
+    return versions.path(version) / "model.onnx"
 
 
 def decided(manifest: Manifest) -> Decided:

@@ -53,8 +53,9 @@ def shop(tmp_path: Path) -> Workspace:
         versions.commit(folder, step="ingest", message=source.name)
     models = ModelVersions(Ledger(shop.root))
     stage(repository(shop), tmp_path, 1, 2)
-    for _ in (1, 2):
-        models.assign(models.register({"data_version": versions.selected()}))
+    for number in (1, 2):
+        models.register({"version": number, "data_version": versions.selected()})
+        models.assign(number)
     return shop
 
 

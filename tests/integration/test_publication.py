@@ -154,7 +154,7 @@ def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str)
     assert told.endswith("which published model version 1"), "a schedule does not try again"
 
 
-def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, tmp_path: Path) -> None:
+def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refused: str, tmp_path: Path) -> None:
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
     assert (models.serving(), versions.versions(), versions.configured()) == (None, (1,), ())
@@ -165,6 +165,9 @@ def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, tmp_p
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
     assert snapshot(shop.root) == before, "it serves already"
+    (versions.path(1) / "golden.npz").write_bytes(b"")
+    with pytest.raises(CorruptVersion, match=r"golden\.npz"):  # a damaged model would be easy to beat
+        publish_run(shop, refused, despite=REASON)
 
 
 def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refused: str, tmp_path: Path) -> None:

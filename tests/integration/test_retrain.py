@@ -385,8 +385,7 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     late = stages(workspace)
     assert {name: time for name, time in late.items() if name in early} == early
     assert set(late) == set(stages(undisturbed))
-    assert ModelVersions(Ledger(workspace.root)).serving() is None
-    assert repository(workspace).configured() == ()
+    assert (ModelVersions(Ledger(workspace.root)).serving(), repository(workspace).configured()) == (None, ())
 
     assert start_retraining(workspace, tmp_path / "3.log").wait() == 0, (tmp_path / "3.log").read_text()
     assert stages(workspace) == late
@@ -398,5 +397,4 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     published.verify(1)
     graphs = [repository(each).path(1) / "model.onnx" for each in (workspace, undisturbed)]
     assert sha256(graphs[0]) == sha256(graphs[1])
-    assert not [path for path in (*model.glob(".*"), *workspace.runs.glob("stages/*/.*"))]
-    assert not list((workspace.state / "staging").iterdir())
+    assert not [*model.glob(".*"), *workspace.runs.glob("stages/*/.*"), *(workspace.state / "staging").iterdir()]
