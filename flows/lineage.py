@@ -166,7 +166,7 @@ class ModelChain:
 
     @cached_property
     def _configured(self) -> tuple[int, ...]:
-        with suppress(ValueError):
+        with suppress(CorruptVersion):
             return self.versions.configured()
         return ()
 

@@ -84,7 +84,8 @@ def remote(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -
     stage(versions, folder, 1, 2)
     for version in (1, 2):
         models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
-    models.assign(1)
+    for version in (2, 1):
+        models.assign(version)
     versions.configure([1])
     cert, key = certificate(folder / "tls")
     server = replace(

@@ -124,6 +124,7 @@ def test_a_server_that_answers_wrongly_is_not_left_running(own: LocalServer, tmp
     repository = ModelRepository(own.repository)
     stage(repository, tmp_path, 2)
     shutil.copyfile(repository.path(2) / "golden.npz", repository.path(1) / "golden.npz")
+    sign(repository.path(1))
     with pytest.raises(GoldenMismatch):
         own.start()
     assert running(own.state) is None

@@ -39,7 +39,8 @@ def shop(tmp_path: Path, triton_environment: Environment, monkeypatch: pytest.Mo
     stage(repository(workspace), tmp_path, 1, 2)
     for version in (1, 2):
         models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
-    models.assign(1)
+    for version in (2, 1):
+        models.assign(version)
     yield workspace
     server = running(workspace.state)
     stop_endpoint(workspace)
