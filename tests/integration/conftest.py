@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,9 @@ from tests.clients import Upstream
 from tests.graphs import stage
 
 ROOT = Path(__file__).parents[2]
+PORTS = ("http_port", "grpc_port", "metrics_port")
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+NEXT_PORT = itertools.count(10_000 + 5_000 * (WORKER % 4) + random.randrange(2_000))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,7 +58,7 @@ def local_server(triton_environment: Environment) -> Callable[..., LocalServer]:
     """A LocalServer of a repository and a state directory, on free ports unless told others; not started."""
 
     def make(repository: Path, state: Path, **ports: int) -> LocalServer:
-        return LocalServer(repository, state, triton_environment.path, **{**_free_ports(), **ports})
+        return LocalServer(repository, state, triton_environment.path, **{**free_ports(), **ports})
 
     return make
 
@@ -71,13 +77,11 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..
         server.stop()
 
 
-def _free_ports() -> dict[str, int]:
-    probes = [socket.socket() for _ in range(3)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        numbers = [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-    return dict(zip(("http_port", "grpc_port", "metrics_port"), numbers, strict=True))
+def free_ports() -> dict[str, int]:
+    """Ports below those that the kernel gives to connections, from a range of this test process: nobody takes one meanwhile."""
+    found: list[int] = []
+    while len(found) < len(PORTS):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := next(NEXT_PORT)))
+            found.append(port)
+    return dict(zip(PORTS, found, strict=True))

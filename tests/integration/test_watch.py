@@ -24,7 +24,7 @@ from serving.errors import ServingError
 from serving.server import running
 from serving.watcher import watcher
 from tests.graphs import stage
-from tests.integration.conftest import _free_ports
+from tests.integration.conftest import free_ports
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def shop(tmp_path: Path, triton_environment: Environment, monkeypatch: pytest.Mo
 
 
 def serve(workspace: Workspace, *options: str) -> subprocess.Popen[str]:
-    ports = [word for name, port in _free_ports().items() for word in (f"--{name.replace('_', '-')}", str(port))]
+    ports = [word for name, port in free_ports().items() for word in (f"--{name.replace('_', '-')}", str(port))]
     command = [
         sys.executable,
         "-m",
@@ -96,14 +96,13 @@ def test_in_the_foreground_a_dead_model_is_healed_and_a_signal_stops_everything(
         assert child.stdout is not None
         assert child.stdout.readline().startswith("Triton answers")
         kill_model(shop)
-        assert eventually(lambda: serving(shop) == 1)
+        assert eventually(lambda: "unloaded and loaded products again" in child.stdout.readline())
+        assert serving(shop) == 1
         server = running(shop.state)
         assert server
         child.send_signal(signal.SIGTERM)
         process.kill([server.pid])  # it would wait half a minute for the process it lost
         assert child.wait(timeout=60) == 0
-        said = child.stdout.read()
-    assert "unloaded and loaded products again" in said, said
     assert running(shop.state) is None
 
 
