@@ -99,14 +99,14 @@ def history(workspace: Workspace) -> list[Fired]:
     found = {}
     for line in lines:
         with suppress(ValueError, TypeError):  # half-written, or not what it was
-            fired = Fired(**json.loads(line))
+            fired = _judged(Fired(**json.loads(line)))
             found[fired.flow_run] = fired
-    return [_judged(fired) for fired in reversed(found.values())]
+    return [*reversed(found.values())]
 
 
 def _judged(fired: Fired) -> Fired:
     """Crashed where its process is gone; of another machine's nobody can tell from here."""
-    pid, _, machine = fired.process.split("@")
+    pid, _, machine = (*fired.process.split("@"), platform.node())[:3]  # earlier releases named no machine
     if fired.outcome != RUNNING or machine != platform.node() or fired.process == _process(int(pid)):
         return fired
     return replace(fired, outcome=CRASHED, why="its process ended without a word")
