@@ -15,6 +15,7 @@ from flows.workspace import Workspace
 from serving.access import Access
 from serving.command import Listening
 from serving.control import Endpoint
+from serving.guardian import guarded
 from serving.repository import ModelRepository
 from serving.server import LOCAL, LocalServer, RunningServer, running
 from serving.watcher import end_watcher
@@ -47,19 +48,15 @@ def access(workspace: Workspace) -> Access | None:
 
 @contextmanager
 def endpoint(workspace: Workspace) -> Iterator[Access]:
-    """The way to the server; where none runs, to one on free ports that ends afterwards."""
+    """The way to the server; where none runs, to one on free ports that ends afterwards, also when we are killed."""
     found = access(workspace)
     if found is not None:
         yield found
         return
     http, grpc, metrics = free_ports(3)
-    local = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)
     choose_registered(workspace)
-    started = local.start()
-    try:
+    with guarded(local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)) as started:
         yield started.access
-    finally:
-        local.stop()
 
 
 def choose_registered(workspace: Workspace) -> None:

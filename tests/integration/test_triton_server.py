@@ -56,14 +56,21 @@ server = LocalServer(Path(repository), Path(state), Path(environment), *map(int,
 server.start()
 print("started", flush=True)
 """
+GUARD = """
+from serving.guardian import guarded
+with guarded(server):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
 
 
-def start_in_child(server: LocalServer) -> subprocess.Popen[str]:
+def start_in_child(server: LocalServer, script: str = START) -> subprocess.Popen[str]:
     paths = [str(path) for path in (server.repository, server.state, server.environment)]
     ports = [str(port) for port in (server.http_port, server.grpc_port, server.metrics_port)]
     return subprocess.Popen(
-        [sys.executable, "-c", START, *paths, *ports],
+        [sys.executable, "-c", script, *paths, *ports],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,6 +88,21 @@ def test_the_server_outlives_who_started_it(own: LocalServer) -> None:
     own.stop()
     assert traces(own) == []
     assert running(own.state) is None
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_guarded_server_ends_with_who_started_it(own: LocalServer, is_killed: bool) -> None:
+    with start_in_child(own, START[: START.index("server.start()")] + GUARD) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "started\n"
+        assert running(own.state)
+        if is_killed:
+            child.kill()
+        else:
+            child.communicate(timeout=60)
+            assert traces(own) == [], "it waits for both"
+    assert process.until(lambda: not traces(own), timeout_s=60)
 
 
 @pytest.mark.faults
