@@ -10,7 +10,7 @@ from tests.kills import Kills
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="kills that have to hit, of each operation (make soak: 20)")
+    parser.addoption("--kills", type=int, default=2, help="kills that have to hit, of each operation (make soak: 20)")
     parser.addoption("--kills-record", type=Path, help="file that their counts are appended to, as JSON lines")
 
 
