@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,9 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def page(folder: Path) -> str:
-    return (folder.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    """What the runner wrote, but for the load of the machine, which moves between two runs."""
+    text = (folder.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    return re.sub(r"load [\d.]+", "load 1.0", text)
 
 
 def test_a_benchmark_runs_alone_and_says_what_it_measured_on(folder: Path) -> None:
