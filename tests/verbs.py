@@ -7,14 +7,10 @@ The verbs of `cleanshelf`, and the stages of two flows without a Prefect server,
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
-import flows.cli.data
-import flows.cli.storage
-import flows.purge
-import flows.rollback
-import flows.unused  # noqa: F401
 from flows.clean import clean as clean_stage
 from flows.cli import main as cleanshelf
 from flows.data_version import DataVersions
@@ -23,6 +19,9 @@ from flows.run import Run
 from flows.start import data_to_train_on
 from flows.workspace import Workspace
 from models.config import load_recipe
+
+for needed in ("purge", "rollback", "unused"):  # which the verbs import when they run
+    importlib.import_module(f"flows.{needed}")
 
 
 def ingest(workspace: Workspace, source: str | Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from flows.data_version import DataVersions
 from flows.files import link
 from flows.intake import ingest
+from flows.workspace import Workspace
 from models.data.manifest import read_table, write_table, write_version
+from tests import verbs
 from tests.deliveries import deliver
 
 
@@ -32,6 +34,17 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
     write_table(folder, labels, name="labels")
     write_version(folder, parent=parent, step="clean-1")
     return versions.commit(folder, step="clean-1", message=f"{num} dropped")
+
+
+def two_versions(place: Path, *, photos: int) -> Workspace:
+    """The workspace `shop` with two versions, the second selected; the first has so many photos a class. And a delivery `more`."""
+    deliver(place / "first", {"a": photos, "b b": photos})
+    deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
+    deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
+    shop = Workspace.init(place / "shop")
+    for source in ("first", "second"):
+        verbs.ingest(shop, place / source)
+    return shop
 
 
 def contents(folder: Path) -> dict[str, bytes]:

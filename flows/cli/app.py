@@ -19,16 +19,17 @@ app.add_typer(model_verbs, name="model")
 At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
-Set = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        default_factory=list,
-        show_default=False,
-        help="Override a recipe key, e.g. train.epochs=3.",
-    ),
-]
+Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")]
+
+
+def setting(what: str) -> Any:
+    """The option --set, which may be given several times."""
+    return typer.Option(
+        "--set", metavar="KEY=VALUE", default_factory=list, show_default=False, help=f"Override {what}."
+    )
+
+
+Set = Annotated[list[str], setting("a recipe key, e.g. train.epochs=3")]
 NoPromote = Annotated[
     bool, typer.Option("--no-promote", help="Register and stage the model only; `cleanshelf promote` lets it answer.")
 ]

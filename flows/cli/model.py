@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, NoPromote, Set, app, find, model_verbs, prepare
+from flows.cli.app import AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
 from flows.cli.show import pairs, show, table
 
 
 @app.command()
 def retrain(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
+    recipe: Recipe = "robust",
     workspace: At = Path("."),
     *,
     overrides: Set,

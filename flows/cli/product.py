@@ -8,19 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, app, find
+from flows.cli.app import AsJson, At, DryRun, app, find, setting
 from flows.cli.show import show
 
-GateSet = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        default_factory=list,
-        show_default=False,
-        help="Override a key of [gate], e.g. gate.enrol=0.02.",
-    ),
-]
+GateSet = Annotated[list[str], setting("a key of [gate], e.g. gate.enrol=0.02")]
 Label = Annotated[str, typer.Argument(help="The product's name.")]
 
 

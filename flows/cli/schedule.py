@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, Set, app, prepare
+from flows.cli.app import AsJson, At, Recipe, Set, app, prepare
 from flows.cli.show import show, table
 
 SHOWN = 10  # runs; --json has all
@@ -16,7 +16,7 @@ SHOWN = 10  # runs; --json has all
 
 @app.command()
 def schedule(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
+    recipe: Recipe = "robust",
     workspace: At = Path("."),
     *,
     overrides: Set,

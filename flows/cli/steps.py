@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, At, NoPromote, Set, app, prepare
+from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, app, prepare
 from flows.cli.show import pairs, show
 
 
 @app.command()
 def clean(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")] = "robust",
+    recipe: Recipe = "robust",
     workspace: At = Path("."),
     *,
     overrides: Set,

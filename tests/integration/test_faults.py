@@ -20,7 +20,7 @@ from flows.ledger import Ledger
 from flows.workspace import Workspace
 from tests import verbs
 from tests.deliveries import deliver
-from tests.versions import check_whole, contents
+from tests.versions import check_whole, contents, two_versions
 
 pytestmark = [
     pytest.mark.dvc,
@@ -34,12 +34,7 @@ REPOSITORY = Path(__file__).parents[2]
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the delivery `more` and the workspace `shop`, which holds two versions, the second selected."""
     place = tmp_path_factory.mktemp("prepared")
-    deliver(place / "first", {"a": 3, "b b": 3})
-    deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
-    deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
-    Workspace.init(place / "shop")
-    for source in ("first", "second"):
-        verbs.ingest(Workspace.find(place / "shop"), place / source)
+    two_versions(place, photos=3)
     return place
 
 

@@ -24,7 +24,7 @@ from models.scores import Scores, write_scores
 from tests import verbs
 from tests.deliveries import deliver
 from tests.kills import Kills, Outcome, run
-from tests.versions import check_whole, contents
+from tests.versions import check_whole, contents, two_versions
 
 pytestmark = [
     pytest.mark.dvc,
@@ -48,12 +48,7 @@ TURNS = {
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workspace `shop` with two versions, the second selected; a delivery `more`; what people and folds say."""
     place = tmp_path_factory.mktemp("prepared")
-    deliver(place / "first", {"a": 12, "b b": 12})
-    deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
-    deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
-    Workspace.init(place / "shop")
-    for source in ("first", "second"):
-        verbs.ingest(versions_in(place).workspace, place / source)
+    two_versions(place, photos=12)
     (place / "shop" / "mine.txt").write_text("mine")
     (place / "words.csv").write_text(FEEDBACK)
     manifest = read_manifest(versions_in(place).materialise("selected"))

@@ -169,7 +169,7 @@ def break_config(shop: Workspace) -> None:
 
 
 def lose_data_tag(shop: Workspace) -> None:
-    git(shop, "tag", "-d", git(shop, "tag", "--list", f"data/{DataVersions(shop).selected()[:12]}"))  # type: ignore[index]  # there is one
+    git(shop, "tag", "-d", f"data/{str(DataVersions(shop).selected())[:12]}")
 
 
 def break_data(shop: Workspace) -> None:
