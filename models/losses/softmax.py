@@ -79,16 +79,19 @@ class SumFocal:
     detach_factor: bool = False
 
     def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = u - lse[:, None]
-        miss = torch.expm1(log_p).neg_()
+        log_p, miss = self.log_p_and_miss(u, lse)
         factor = self.factor(miss)
         total = torch.linalg.vecdot(factor, log_p)
         return total, self.rising(factor, miss, log_p, p).sum(1)
 
     def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
-        log_p = u - lse[:, None]
-        miss = torch.expm1(log_p).neg_()
+        log_p, miss = self.log_p_and_miss(u, lse)
         return self.rising(self.factor(miss), miss, log_p, p).mul_(weight)
+
+    def log_p_and_miss(self, u: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """log p and 1 - p, (n, C); lse is that of the label's own p, so rounding may put log p of another class above 0."""
+        log_p = (u - lse[:, None]).clamp_(max=0)
+        return log_p, torch.expm1(log_p).neg_()
 
     def factor(self, miss: Tensor) -> Tensor:
         return miss.sqrt() if self.gamma == 0.5 else miss.pow(self.gamma)
