@@ -78,9 +78,9 @@ def own(shop: Workspace, tmp_path: Path) -> Workspace:
 
 
 def git(workspace: Workspace, *args: str) -> str:
-    return subprocess.run(
-        ["git", "-C", workspace.root, *args], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """As somebody would type it; who that is need not be known to the machine."""
+    command = ["git", "-C", str(workspace.root), "-c", "user.name=a", "-c", "user.email=a@b", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def links(workspace: Workspace, version: int | None = None) -> list[str]:
