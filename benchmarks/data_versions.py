@@ -11,6 +11,8 @@ import argparse
 import hashlib
 import io
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -40,6 +42,7 @@ CLAIM = "at a million photos labels change, switch, compare and are checked in s
 CLASSES = 10_000
 CHANGED = 0.01  # share of labels that a new version drops
 SIDE = 348  # of the JPEGs, px; that of the Grocery Store photos
+ROUNDS = 5  # of bare loop and ingestion
 BYTES_PER_PHOTO = 1000  # memory that ingestion may take for each further photo
 TAKE_IN = """
 import re, sys
@@ -130,17 +133,29 @@ def make_photos(folder: Path, *, number: int, side: int = SIDE) -> Path:
 
 
 def rate(folder: Path, photos: Path) -> None:
-    """Ingestion, with the version that it commits, against a bare loop over the same files; both read warm files."""
+    """Ingestion, with the version that it commits, against a bare loop over the same files; the median of some rounds.
+
+    The first round, which warms the files and the imports, is not counted.
+    """
     files = sorted(photos.rglob("*.jpg"))
+    rounds = [one_round(folder / f"rate {number}", photos, files) for number in range(1 + ROUNDS)][1:]
+    for name, took in (("ingestion", 1), ("ingestion with its commit and push", 2)):
+        value = statistics.median(each[0] / each[took] for each in rounds)
+        bare = statistics.median(len(files) / each[0] for each in rounds)
+        figure(f"{name}: share of the rate of decoding and hashing alone", round(value, 3), target=">= 0.7",
+               met=value >= 0.7, baseline=f"{bare:.0f} photos/s")  # fmt: skip
+
+
+def one_round(folder: Path, photos: Path, files: list[Path]) -> tuple[float, float, float]:
+    """Seconds for the bare loop, for an ingestion, and for that with its commit; what earlier work wrote is on the disk."""
+    os.sync()
     bare, _ = timed(lambda: decode_and_hash(files))
-    versions = DataVersions(Workspace.init(folder / "rate"))
+    versions = DataVersions(Workspace.init(folder))
     staged = versions.stage()
     reading, report = timed(lambda: ingest(photos, base=None, out=staged))
     storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos", shards=report.shards))
-    for name, took in (("ingestion", reading), ("ingestion with its commit and push", reading + storing)):
-        value = bare / took
-        figure(f"{name}: share of the rate of decoding and hashing alone", round(value, 3), target=">= 0.7",
-               met=value >= 0.7, baseline=f"{len(files) / bare:.0f} photos/s")  # fmt: skip
+    shutil.rmtree(folder)
+    return bare, reading, reading + storing
 
 
 def decode_and_hash(files: list[Path]) -> None:

@@ -130,7 +130,7 @@ class Draft:
         near_test[~is_test] = nearly_in(new.look[~is_test], test)
         for decision, found in (("near-train", near_train), ("near-test", near_test)):
             self.decision[found & (self.decision == "")] = decision
-        self.looks = self.looks.merged(new)
+        self.looks, self.new = self.looks.merged(new), self.new.drop_columns("look")
         return int((near_train | near_test).sum())
 
     def quarantine(self, refused: list[Refused]) -> None:
@@ -179,7 +179,7 @@ class Draft:
 
 
 def _write(out: Path, base: pa.Table, new: pa.Table, order: pa.Array, *, name: str) -> None:
-    table = pa.concat_tables([base, new]).take(order)
+    table = pa.concat_tables([base, new]).take(order) if len(base) else new  # which is sorted already
     write_table(out, dict(zip(table.column_names, table.columns, strict=True)), name=name)
 
 

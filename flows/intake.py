@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +23,7 @@ from flows.draft import Draft
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
 from flows.opening import Openers, Opening
-from flows.shards import MAX_BYTES, pack
+from flows.shards import MAX_BYTES, Packed, pack
 from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
@@ -85,52 +84,49 @@ def ingest(
     with or_disk_full(f"ingesting {source}", leaving=out):
         draft = Draft.read(base)
         _link_shards(base, out)
-        taken = _take_in(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
-        for row in taken.refused[:NAMED]:
+        claims, refused, packed, places = _opened(
+            source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes
+        )
+        for row in refused[:NAMED]:
             log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-        conflicts = draft.take(taken.claims)
+        usable, conflicts = len(claims), draft.take(claims)
+        del claims  # each large table goes as soon as the next one is made of it
         draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
         near = draft.keep_apart()
-        draft.quarantine(taken.refused)
-        draft.write(out, places=taken.places)
+        draft.quarantine(refused)
+        draft.write(out, places=places)
+        added = len(draft.new)
+        del draft, places
         config = _hash(val_share=val_share, test_share=test_share, seed=seed)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
-    num_photos = len(taken.claims)
     return IntakeReport(
-        delivered=num_photos + len(taken.refused),
-        added=len(draft.new),
-        duplicates=num_photos - len(draft.new),
+        delivered=usable + len(refused),
+        added=added,
+        duplicates=usable - added,
         conflicts=conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in taken.refused)),
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
         counts=counts,
         warnings=_warnings(out),
-        shards=taken.shards,
+        shards=packed.shards,
         is_new=is_new,
     )
 
 
-class _Taken(NamedTuple):
-    """What a delivery brings: claims (CLAIMS), refused rows, new shards (sha256 to md5), where new photos lie (PLACES)."""
-
-    claims: pa.Table
-    refused: list[Refused]
-    shards: dict[str, str]
-    places: pa.Table
-
-
-def _take_in(
+def _opened(
     source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
-) -> _Taken:
-    """The delivery, its new photos packed into shards in `folder`."""
+) -> tuple[pa.Table, list[Refused], Packed, pa.Table]:
+    """What is claimed of the usable photos of a delivery (CLAIMS), and the rest of its rows; shards in `folder` with the photos
+    that the draft does not know, and where these lie (PLACES).
+    """
     delivery = read_delivery(source, known=draft.known_labels())
     opening = Opening.of(delivery)
     packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    return _Taken(claims, [*delivery.refused, *broken], packed.shards, opening.places(packed))
+    return claims, [*delivery.refused, *broken], packed, opening.places(packed)
 
 
 def _link_shards(base: Path | None, out: Path) -> None:

@@ -58,12 +58,22 @@ class Looks:
 
 
 def nearly_in(looks: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(N,) whether each of `looks` (N, BYTES) is within NEAR of any of `others` (M, BYTES)."""
+    """(N,) whether each of `looks` (N, BYTES) is within NEAR of any of `others` (M, BYTES).
+
+    Compared are only those whose brightness is within NEAR as well: the difference of two means is never larger than the
+    root mean square difference.
+    """
     found = np.zeros(len(looks), np.bool_)
+    brightness, other_brightness = looks.sum(1, dtype=np.int64), others.sum(1, dtype=np.int64)  # integers: exact
+    order, other_order = np.argsort(brightness), np.argsort(other_brightness)
     for start in range(0, len(looks), BLOCK):
-        ours = looks[start : start + BLOCK].astype(np.float32)
-        for at in range(0, len(others), BLOCK):
-            theirs = others[at : at + BLOCK].astype(np.float32)
+        rows = order[start : start + BLOCK]
+        darkest, brightest = brightness[rows[0]] - BYTES * NEAR, brightness[rows[-1]] + BYTES * NEAR
+        first = np.searchsorted(other_brightness, darkest, "left", other_order)
+        last = np.searchsorted(other_brightness, brightest, "right", other_order)
+        ours = looks[rows].astype(np.float32)
+        for at in range(first, last, BLOCK):
+            theirs = others[other_order[at : min(at + BLOCK, last)]].astype(np.float32)
             squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
-            found[start : start + BLOCK] |= (squares <= BYTES * NEAR**2).any(axis=1)
+            found[rows] |= (squares <= BYTES * NEAR**2).any(axis=1)
     return found

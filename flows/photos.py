@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixels import BadPhoto, decode
-from pixels.look import BYTES, look
+from pixels import BadPhoto
+from pixels.look import BYTES, look_at
 
 # What is known of a photo once it is decoded; all zeros where it could not be. `look` is of pixels.look.
 PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("look", f"V{BYTES}")])
@@ -39,9 +39,9 @@ def _open(file: str) -> tuple[tuple[bytes, int, int, bytes], bytes, str]:
     try:
         with open(file, "rb") as stream:
             content = stream.read()
-        image = decode(content)
+        look, (width, height) = look_at(content)
     except BadPhoto as error:
         return (b"", 0, 0, b""), b"", str(error)
     except OSError as error:
         return (b"", 0, 0, b""), b"", f"cannot be read ({error.strerror})"
-    return (hashlib.sha256(content).digest(), image.width, image.height, look(image).tobytes()), content, ""
+    return (hashlib.sha256(content).digest(), width, height, look.tobytes()), content, ""

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixels import decode_shrunk, shrunk
+
 SIDE = 6
 BYTES = 3 * SIDE * SIDE
 
@@ -15,5 +17,14 @@ def look(image: Image.Image) -> NDArray[np.uint8]:
 
     Colours, and not only where it gets brighter, as in a difference hash: packshots on white differ in little else.
     """
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=12)  # large photos by whole pixels first
-    return np.asarray(small, dtype=np.uint8).reshape(-1)
+    return np.asarray(shrunk(image, SIDE), dtype=np.uint8).reshape(-1)
+
+
+def look_at(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The look of an encoded photo, and its width and height in px.
+
+    Raises:
+        BadPhoto: `pixels.decode` refuses it.
+    """
+    image, size = decode_shrunk(data, SIDE)
+    return look(image), size

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pixels import MAX_PIXELS, BadPhoto, decode, to_square
+from pixels import MAX_PIXELS, BadPhoto, decode, decode_shrunk, shrunk, to_square
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 ORIENTATION = 0x0112
@@ -192,3 +193,80 @@ def test_to_square_squeezes_and_averages() -> None:
 def test_to_square_leaves_a_square_of_that_size_alone() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.testing.assert_array_equal(to_square(Image.fromarray(pixels), 16), pixels)
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Patches of colour with fine grain, as a shelf has."""
+    random = np.random.default_rng(3)
+    patches = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((width, height))
+    grain = random.integers(-30, 31, (height, width, 3))
+    return Image.fromarray((np.asarray(patches).astype(int) + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
+@pytest.mark.parametrize("size", [(5, 3), (72, 72), (143, 145), (348, 348), (301, 517), (1200, 90), (1601, 1203)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_shrinks_to_the_same_without_all_of_its_pixels(
+    size: tuple[int, int], orientation: int, options: dict[str, object]
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(scene(*size), "JPEG", exif=exif, **options)
+    image, told = decode_shrunk(data, 6)
+    whole = decode(data)
+    assert told == whole.size
+    assert (image.mode, image.size) == ("RGB", (6, 6))
+    apart = np.asarray(image).astype(int) - np.asarray(shrunk(whole, 6))
+    assert np.sqrt((apart**2).mean()) < 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_other_formats_shrink_to_the_same(kind: str) -> None:
+    data = encoded(scene(200, 150), kind)
+    image, told = decode_shrunk(data, 6)
+    assert told == (200, 150)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(shrunk(decode(data), 6)))
+
+
+def test_a_grey_and_a_cmyk_jpeg_shrink_to_the_same() -> None:
+    for mode in ("L", "CMYK"):
+        data = encoded(scene(200, 150).convert(mode), "JPEG")
+        apart = np.asarray(decode_shrunk(data, 6)[0]).astype(int) - np.asarray(shrunk(decode(data), 6))
+        assert np.sqrt((apart**2).mean()) < 2
+
+
+@pytest.mark.parametrize("size", [(348, 348), (301, 517), (1000, 1000)])
+def test_a_photo_shrinks_to_the_same_at_half_its_size(size: tuple[int, int]) -> None:
+    whole = scene(*size)
+    half = whole.resize((size[0] // 2, size[1] // 2))
+    apart = np.asarray(shrunk(half, 6)).astype(int) - np.asarray(shrunk(whole, 6))
+    assert np.sqrt((apart**2).mean()) < 1
+
+
+def accepts(decoder: Callable[[bytes], object], data: bytes) -> bool:
+    try:
+        decoder(data)
+    except BadPhoto:
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on what broken bytes seem to say
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_same_broken_photos_are_refused_when_shrunk(progressive: bool) -> None:
+    whole = encoded(scene(160, 160), "JPEG", progressive=progressive)
+    random = np.random.default_rng(4)
+    refused = 0
+    for number in range(150):
+        broken = bytearray(whole)
+        if number % 3 == 0:
+            del broken[random.integers(len(whole)) :]
+        elif number % 3 == 1:
+            del broken[-random.integers(1, 40) :]
+        else:
+            for at in random.integers(0, len(whole), 3):
+                broken[at] ^= 1 << random.integers(8)
+        is_good = accepts(decode, bytes(broken))
+        assert accepts(lambda data: decode_shrunk(data, 6), bytes(broken)) == is_good
+        refused += not is_good
+    assert 30 < refused < 150
