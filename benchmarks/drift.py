@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from flows.data_version import DataVersions
 from flows.drift import Answers, compare, recognise
 from flows.endpoint import repository
-from flows.rollback import model_record
+from flows.rollback import model_lineage
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 
@@ -77,10 +77,12 @@ def pick(asked: Answers, rows: NDArray[np.int64]) -> Answers:
 
 def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
     """The serving model's file, and test photos of the data version that it was judged by, in random order."""
-    record = model_record(workspace)
-    manifest = read_manifest(DataVersions(workspace).materialise(record["data_version"]))
+    lineage = model_lineage(workspace)
+    manifest = read_manifest(DataVersions(workspace).materialise(lineage["data_version"]))
     rows = np.random.default_rng(0).permutation(np.flatnonzero((manifest.split == "test") & manifest.kept))[:MOST]
-    return repository(workspace).path(record["version"]) / "model.onnx", [manifest.read_photo(int(row)) for row in rows]
+    return repository(workspace).path(lineage["version"]) / "model.onnx", [
+        manifest.read_photo(int(row)) for row in rows
+    ]
 
 
 def changed(photo: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes:

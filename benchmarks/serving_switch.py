@@ -112,11 +112,11 @@ class asking:  # reads as a phrase
 
 
 def break_a_version(ours: Served, photos: np.ndarray) -> int:
-    """A version whose graph is damaged while its record holds, so that only the server can find out."""
+    """A version whose graph is damaged while its lineage holds, so that only the server can find out."""
     version = 3
     source = ours.repository.path(1)
     ours.repository.stage(
-        source / "model.onnx", version=version, labels=ours.repository.labels(1), record={}, golden=photos[:2]
+        source / "model.onnx", version=version, labels=ours.repository.labels(1), lineage={}, golden=photos[:2]
     )
     folder = ours.repository.path(version)
     whole = (folder / "model.onnx").read_bytes()
@@ -124,9 +124,9 @@ def break_a_version(ours: Served, photos: np.ndarray) -> int:
     (folder / "model.onnx").write_bytes(
         whole[:at] + CONV[:-1] + b"e" + whole[at + len(CONV) :]
     )  # reads well, is unknown
-    record = json.loads((folder / "lineage.json").read_bytes())
-    record["files"] = {name: sha256(folder / name) for name in record["files"]}
-    (folder / "lineage.json").write_text(json.dumps(record))
+    lineage = json.loads((folder / "lineage.json").read_bytes())
+    lineage["files"] = {name: sha256(folder / name) for name in lineage["files"]}
+    (folder / "lineage.json").write_text(json.dumps(lineage))
     return version
 
 

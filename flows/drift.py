@@ -19,7 +19,7 @@ from flows.data_version import DataVersions
 from flows.endpoint import repository
 from flows.errors import InputError
 from flows.recognise import ask_file_of_folder
-from flows.rollback import model_record
+from flows.rollback import model_lineage
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import LocalRecognizer
@@ -86,16 +86,16 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
         UnknownVersion: no model serves.
         InputError: no table of answers, of another model, or fewer than `LEAST` answers in it.
     """
-    record = model_record(workspace)
-    graph = repository(workspace).path(record["version"]) / "model.onnx"
+    lineage = model_lineage(workspace)
+    graph = repository(workspace).path(lineage["version"]) / "model.onnx"
     if traffic.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "answers.parquet"
             ask_file_of_folder(graph, traffic, table, progress=lambda _: None)
-            recent = read_answers(table, version=record["version"], name=str(traffic))
+            recent = read_answers(table, version=lineage["version"], name=str(traffic))
     else:
-        recent = read_answers(traffic, version=record["version"], name=str(traffic))
-    return compare(reference(workspace, graph, record["data_version"], photos=photos), recent)
+        recent = read_answers(traffic, version=lineage["version"], name=str(traffic))
+    return compare(reference(workspace, graph, lineage["data_version"], photos=photos), recent)
 
 
 def read_answers(table: Path, *, version: int, name: str) -> Answers:

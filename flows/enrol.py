@@ -24,7 +24,7 @@ from flows.gates import Evidence, judge
 from flows.ledger import Ledger
 from flows.model_version import ModelVersions
 from flows.release import measure_graph, read_answers, release
-from flows.rollback import model_record
+from flows.rollback import model_lineage
 from flows.run import Run
 from flows.verdict import Verdict
 from flows.workspace import Workspace
@@ -65,18 +65,18 @@ class Photo:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patched graph before it is judged, and the one that it was made from with the record of its version."""
+    """A patched graph before it is judged, and the one that it was made from with the lineage of its version."""
 
     step: str
     label: str
-    record: dict[str, Any]
+    lineage: dict[str, Any]
     former: Path
     graph: Path
     photos: list[Photo]
 
     @property
     def parent(self) -> int:
-        return int(self.record["version"])
+        return int(self.lineage["version"])
 
     @property
     def title(self) -> str:
@@ -111,9 +111,9 @@ def enrol_product(
         BadPhoto: names every file that is no photo.
         GateRefused: the patched graph misses the photos, or is worse for the other products; it is not served.
     """
-    with _serving(workspace) as (record, former, folder):
+    with _serving(workspace) as (lineage, former, folder):
         photos = read_photos(images, side=Signature.read(former).size)
-        patch = Patch("enrol", label, record, former, folder / "model.onnx", photos)
+        patch = Patch("enrol", label, lineage, former, folder / "model.onnx", photos)
         enrol(former, _stacked(photos), label=label, sha256=patch.hashes, out=patch.graph)
         if missed := _missed(patch):
             raise GateRefused([missed])
@@ -124,8 +124,8 @@ def withdraw_product(
     workspace: Workspace, label: str, *, overrides: Sequence[str] = (), rehearse: bool = False
 ) -> Change:
     """Takes a product out of the model that serves, whether it was enrolled or trained; else as enrol_product."""
-    with _serving(workspace) as (record, former, folder):
-        patch = Patch("withdraw", label, record, former, folder / "model.onnx", [])
+    with _serving(workspace) as (lineage, former, folder):
+        patch = Patch("withdraw", label, lineage, former, folder / "model.onnx", [])
         withdraw(former, label=label, out=patch.graph)
         return _rehearsed(patch) if rehearse else _judge_and_release(workspace, patch, overrides)
 
@@ -151,12 +151,12 @@ def read_photos(images: Sequence[Path], *, side: int) -> list[Photo]:
 
 @contextmanager
 def _serving(workspace: Workspace) -> Iterator[tuple[dict[str, Any], Path, Path]]:
-    """The record of the version that serves, its graph, verified, and a folder to work in."""
-    record = model_record(workspace)
+    """The lineage of the version that serves, its graph, verified, and a folder to work in."""
+    lineage = model_lineage(workspace)
     versions = repository(workspace)
-    versions.verify(record["version"])
+    versions.verify(lineage["version"])
     with tempfile.TemporaryDirectory(prefix="cleanshelf-") as folder:
-        yield record, versions.path(record["version"]) / "model.onnx", Path(folder)
+        yield lineage, versions.path(lineage["version"]) / "model.onnx", Path(folder)
 
 
 def _stacked(photos: Sequence[Photo]) -> NDArray[np.uint8]:
@@ -178,17 +178,17 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
     golden = np.concatenate(
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
-    run = Run(workspace, recipe_of(workspace, patch.record["run"], overrides), id=patch.step)
+    run = Run(workspace, recipe_of(workspace, patch.lineage["run"], overrides), id=patch.step)
     verdict = _judge(run, patch, golden)
     if not verdict.passed:
         raise GateRefused(
             [*verdict.reasons, "other photos may help, --set gate.enrol=0.02 allows more, and so does retraining"]
         )
-    record = describe(patch, verdict)
+    lineage = describe(patch, verdict)
     with workspace.lock(patch.step, name="serving"):
         if ModelVersions(Ledger(workspace.root)).serving() != patch.parent:
             raise WorkspaceBusy(f"version {patch.parent} does not serve any more; run the command again")
-        number = release(workspace, patch.graph, record=record, labels=patch.labels,
+        number = release(workspace, patch.graph, lineage=lineage, labels=patch.labels,
                          golden=decisive(patch.graph, golden)[:GOLDEN_PHOTOS])  # fmt: skip
     return replace(_rehearsed(patch), reasons=verdict.reasons, model_version=number)
 
@@ -229,7 +229,7 @@ def describe(patch: Patch, verdict: Verdict) -> dict[str, Any]:
     """The lineage of the patched version: all that its file says of itself, from which photos, and why it may be served."""
     return {
         **facts(patch.graph),
-        "run": patch.record["run"],
+        "run": patch.lineage["run"],
         "parent": patch.parent,
         "photos": patch.hashes,
         "graph_sha256": verdict.graph_sha256,

@@ -82,7 +82,7 @@ class ModelChain:
     def _names(self) -> Iterator[Broken]:
         name, tag, entries = tag_of(self.version), self._tagged, self._entries
         if tag is None and not entries and self.version not in self.versions.versions():
-            self.models.record(self.version)  # raises, and tells which versions there are
+            self.models.lineage(self.version)  # raises, and tells which versions there are
         if not entries:
             yield self._broken("entry", REF, "has no entry of it", _FETCH)
         if tag is None or (entries and tag not in entries):
@@ -125,7 +125,7 @@ class ModelChain:
     def _here(self) -> dict[str, Any]:
         """The lineage beside the model; empty where it cannot be read."""
         with suppress(CorruptVersion):
-            return self.versions.record(self.version) if self.version in self.versions.versions() else {}
+            return self.versions.lineage(self.version) if self.version in self.versions.versions() else {}
         return {}
 
     @cached_property

@@ -25,14 +25,14 @@ ASSIGNED = re.compile(rf"{MODEL}#prod#(\d+)")
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One line of the registry; `record` is the lineage."""
+    """One line of the registry."""
 
     version: int
     serving: bool
     run: str | None
     data_version: str | None
     metrics: Mapping[str, Any]
-    record: Mapping[str, Any]
+    lineage: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ModelVersions:
                 return version
         raise UnknownVersion(f"no model version served before {self.serving() or 'this'}; {self._there()}")
 
-    def record(self, version: int) -> dict[str, Any]:
+    def lineage(self, version: int) -> dict[str, Any]:
         """The lineage of `version`.
 
         Raises:
@@ -111,14 +111,14 @@ class ModelVersions:
         return [(int(match[1]), sha) for match, sha in found if match]
 
     def _entry(self, version: int, *, serving: int | None) -> ModelEntry:
-        record = self.record(version)
+        lineage = self.lineage(version)
         return ModelEntry(
             version=version,
             serving=version == serving,
-            run=record.get("run"),
-            data_version=record.get("data_version"),
-            metrics=record.get("metrics", {}),
-            record=record,
+            run=lineage.get("run"),
+            data_version=lineage.get("data_version"),
+            metrics=lineage.get("metrics", {}),
+            lineage=lineage,
         )
 
     def _history(self) -> Iterator[int]:

@@ -27,7 +27,7 @@ def promote_version(workspace: Workspace, version: int) -> int:
     """
     with workspace.lock("promote"):
         DataVersions(workspace).repair()
-        ModelVersions(Ledger(workspace.root)).record(version)
+        ModelVersions(Ledger(workspace.root)).lineage(version)
         with orchestrated(workspace):
             return promotion(workspace, version)
 
@@ -50,14 +50,14 @@ def check_verdict(workspace: Workspace, version: int) -> bool:
     Whatever is registered was let pass by the gates, or by somebody who overrode them.
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    record, serving = models.record(version), models.serving()
+    lineage, serving = models.lineage(version), models.serving()
     versions.verify(version)
-    if versions.record(version)["files"]["model.onnx"] != record["graph_sha256"]:
+    if versions.lineage(version)["files"]["model.onnx"] != lineage["graph_sha256"]:
         raise CorruptObject(f"model version {version}: its graph is not the one that was judged; publish its run again")
-    if serving not in (version, record["parent"]):
-        anew = f"`cleanshelf publish {record['run']}` judges it anew"
-        way_out = "enrol or withdraw again" if "step" in record else anew
-        judged = f"model version {version} was judged against {named(record['parent'])}"
+    if serving not in (version, lineage["parent"]):
+        anew = f"`cleanshelf publish {lineage['run']}` judges it anew"
+        way_out = "enrol or withdraw again" if "step" in lineage else anew
+        judged = f"model version {version} was judged against {named(lineage['parent'])}"
         raise GateRefused([f"{judged}, but {named(serving)} serves now; {way_out}"])
     return serving != version
 

@@ -171,15 +171,15 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
     models = ModelVersions(Ledger(run.workspace.root))
     with run.workspace.lock("publish", name="serving"):
         serving = models.serving()
-        if serving is not None and models.record(serving)["graph_sha256"] == verdict.graph_sha256:
+        if serving is not None and models.lineage(serving)["graph_sha256"] == verdict.graph_sha256:
             log.info("publish: model version %d has exactly these bytes and serves already", serving)
             return serving
         if serving != verdict.against:
             raise GateRefused([f"judged against {named(verdict.against)}, but {named(serving)} serves now; "
                                f"`cleanshelf publish {run.id}` judges it anew"])  # fmt: skip
-        record = describe(run, graph, verdict, parent=serving)
+        lineage = describe(run, graph, verdict, parent=serving)
         step = release if promote else put
-        return step(run.workspace, file, record=record, labels=read_manifest(data).classes,
+        return step(run.workspace, file, lineage=lineage, labels=read_manifest(data).classes,
                     golden=np.load(graph / "golden.npy"))  # fmt: skip
 
 

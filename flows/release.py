@@ -67,33 +67,33 @@ def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Answers
 
 
 def release(
-    workspace: Workspace, graph: Path, *, record: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
+    workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
     """Lets a judged graph answer; its number. Arguments and locks as for `put` and `serve`."""
     with endpoint(workspace):  # before anything is registered: a server that does not start leaves no trace
-        number = put(workspace, graph, record=record, labels=labels, golden=golden)
+        number = put(workspace, graph, lineage=lineage, labels=labels, golden=golden)
         serve(workspace, number)
     return number
 
 
 def put(
-    workspace: Workspace, graph: Path, *, record: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
+    workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
     """Registers the graph and stages it in the repository, whole and not yet served; its number.
 
     The caller holds the lock "serving". Bytes that have a number keep it: a killed publication goes on.
 
     Args:
-        record: the lineage but for `version` and `files`; `graph_sha256` is that of the graph.
+        lineage: all but `version` and `files`; `graph_sha256` is that of the graph.
         golden: (G, S, S, 3).
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     versions.sweep()
     versions.check_contract(graph)
-    number = number_for(record, models=models, versions=versions)
+    number = number_for(lineage, models=models, versions=versions)
     if number not in versions.versions():
-        versions.stage(graph, version=number, labels=labels, record=record, golden=golden)
-    models.register(versions.record(number))
+        versions.stage(graph, version=number, labels=labels, lineage=lineage, golden=golden)
+    models.register(versions.lineage(number))
     return number
 
 
@@ -108,15 +108,15 @@ def serve(workspace: Workspace, number: int) -> None:
     log.info("model version %d answers", number)
 
 
-def number_for(record: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
+def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
     """The version that holds exactly these bytes, else a number that no version ever had.
 
     What somebody overrode the gates for is a version of its own. Files come before the registration, so a killed publication
     may have left a version that is in the repository alone.
     """
-    registered = {entry.version: entry.record for entry in models.log()}
-    here = {version: registered.get(version) or versions.record(version) for version in versions.versions()}
-    found = [version for version, lineage in here.items() if _same(lineage, record)]
+    registered = {entry.version: entry.lineage for entry in models.log()}
+    here = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}
+    found = [version for version, known in here.items() if _same(known, lineage)]
     return max(found, default=1 + max(here.keys() | registered, default=0))
 
 

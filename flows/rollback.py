@@ -75,14 +75,14 @@ def rollback_target(workspace: Workspace, version: int | None) -> int:
     """
     models = ModelVersions(Ledger(workspace.root))
     target = models.previous() if version is None else version
-    models.record(target)
+    models.lineage(target)
     if target not in models.served():
         raise UnknownVersion(f"model version {target} never served; `cleanshelf promote {target}` lets it")
     return target
 
 
-def model_record(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
-    """The record of a model version, by default of the one that serves.
+def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
+    """The lineage of a model version, by default of the one that serves.
 
     Raises:
         UnknownVersion: no such version, or none serves.
@@ -91,12 +91,12 @@ def model_record(workspace: Workspace, version: int | None = None) -> dict[str, 
     wanted = models.serving() if version is None else version
     if wanted is None:
         raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
-    record = models.record(wanted)
+    lineage = models.lineage(wanted)
     return {
         "version": wanted,
         "serving": wanted == models.serving(),
-        "data_withdrawn": record["data_version"] in withdrawn_data(workspace),
-        **record,
+        "data_withdrawn": lineage["data_version"] in withdrawn_data(workspace),
+        **lineage,
     }
 
 
@@ -107,11 +107,11 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
         {
             "version": entry.version,
             "serving": entry.serving,
-            "parent": entry.record.get("parent"),
+            "parent": entry.lineage.get("parent"),
             "data_version": entry.data_version,
             "data_withdrawn": entry.data_version in withdrawn,
             "metrics": dict(entry.metrics),
-            "recipe": entry.record.get("recipe"),
+            "recipe": entry.lineage.get("recipe"),
             "run": entry.run,
         }
         for entry in models.log()

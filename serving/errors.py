@@ -79,7 +79,7 @@ class DiskFull(RepositoryError, ValueError):
 
 
 class CorruptVersion(RepositoryError, RuntimeError):
-    """Bytes do not match the version's record."""
+    """Bytes do not match the version's lineage."""
 
 
 class ServerUnavailable(ServingError, RuntimeError):

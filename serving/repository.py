@@ -63,7 +63,7 @@ class ModelRepository:
         *,
         version: int,
         labels: Sequence[str],
-        record: Mapping[str, Any],
+        lineage: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
         """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
@@ -72,7 +72,7 @@ class ModelRepository:
             graph: ONNX file; external data beside it comes along.
             version: a number >= 1 never used before.
             labels: line i names class i.
-            record: the lineage, to which `version` and `files` are added; `run` is text.
+            lineage: all but `version` and `files`, which are added; `run` is text.
             golden: (G, S, S, 3) uint8, G >= 1; answered here by local ONNX Runtime and later by the server.
 
         Raises:
@@ -86,7 +86,7 @@ class ModelRepository:
         self.model.mkdir(parents=True, exist_ok=True)
         lay(self.root, self.name)
         with self._staging(version) as staging:
-            write_version(staging, graph, labels=labels, record={**record, "version": version}, golden=golden)
+            write_version(staging, graph, labels=labels, lineage={**lineage, "version": version}, golden=golden)
             self._publish(staging, target)
         return target
 
@@ -114,7 +114,7 @@ class ModelRepository:
         """
         return read_labels(self._intact(version, "labels.txt"))
 
-    def record(self, version: int) -> dict[str, Any]:
+    def lineage(self, version: int) -> dict[str, Any]:
         """The lineage of the version, with `files`: name -> sha256.
 
         Raises:
@@ -122,8 +122,8 @@ class ModelRepository:
         """
         path = lineage_file(self.path(version))
         try:
-            record = json.loads(path.read_bytes())
-            return {**record, "files": dict(record["files"])}
+            lineage = json.loads(path.read_bytes())
+            return {**lineage, "files": dict(lineage["files"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptVersion(f"{path} cannot be read ({error}); stage the graph again as a new version") from None
 
@@ -138,7 +138,7 @@ class ModelRepository:
 
     def _intact(self, version: int, name: str) -> Path:
         """A file of the version, its hash seen to be the recorded one."""
-        path, wanted = self.path(version) / name, self.record(version)["files"].get(name)
+        path, wanted = self.path(version) / name, self.lineage(version)["files"].get(name)
         if not path.is_file() or sha256(path) != wanted:
             raise CorruptVersion(f"{path} is not what was staged; serve another version and stage this graph again")
         return path
@@ -158,7 +158,7 @@ class ModelRepository:
         Raises:
             CorruptVersion: the lineage cannot be read.
         """
-        folder, files = self.path(version), self.record(version)["files"]
+        folder, files = self.path(version), self.lineage(version)["files"]
         lineage = lineage_file(folder).name
         names = {path.name for path in folder.iterdir()} - {lineage}
         for name in sorted(names | set(files)):
@@ -203,13 +203,13 @@ class ModelRepository:
 
     def _told(self, version: int, signature: Signature) -> dict[str, str]:
         """What clients read of a version in the configuration: they see the server alone, not this disk."""
-        record = self.record(version)
+        lineage = self.lineage(version)
         facts = {
             "data_version": signature.metadata.get("data_version", ""),
-            "graph_sha256": record["files"].get("model.onnx", ""),
+            "graph_sha256": lineage["files"].get("model.onnx", ""),
             "labels": json.dumps(self.labels(version), ensure_ascii=False),
             "lineage_sha256": sha256(lineage_file(self.path(version))),
-            "run": record.get("run", ""),
+            "run": lineage.get("run", ""),
         }
         return {f"{name}.{version}": value for name, value in facts.items()}
 
@@ -285,7 +285,7 @@ class ModelRepository:
         """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""
         if not self.accelerator.is_tensorrt:
             return self.accelerator
-        graph = self.record(version)["files"]["model.onnx"][:12]
+        graph = self.lineage(version)["files"]["model.onnx"][:12]
         return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}-{graph}")
 
     @staticmethod

@@ -48,7 +48,7 @@ class Golden:
 
 
 def write_version(
-    folder: Path, graph: Path, *, labels: Sequence[str], record: Mapping[str, Any], golden: NDArray[np.uint8]
+    folder: Path, graph: Path, *, labels: Sequence[str], lineage: Mapping[str, Any], golden: NDArray[np.uint8]
 ) -> None:
     """Fill `folder` with a whole version, on the disk when this returns.
 
@@ -61,7 +61,7 @@ def write_version(
     write(folder / "labels.txt", _labels_text(labels))
     _write_golden(folder, _answers(folder / "model.onnx", golden, signature), len(labels))
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write(folder / LINEAGE, canonical({**record, "files": files}))
+    write(folder / LINEAGE, canonical({**lineage, "files": files}))
     sync(folder)
 
 

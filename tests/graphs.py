@@ -102,14 +102,14 @@ def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: An
         path = write_graph(
             folder / f"{version}.onnx", seed=version, metadata={"data_version": f"data{version}"}, **graph
         )
-        repository.stage(path, version=version, labels=LABELS, record={}, golden=golden_images())
+        repository.stage(path, version=version, labels=LABELS, lineage={}, golden=golden_images())
 
 
 def sign(folder: Path) -> None:
-    """Make the record true again, so that hashes alone cannot find the damage."""
-    record = json.loads((folder / "lineage.json").read_text())
-    record["files"] = {name: sha256(folder / name) for name in record["files"]}
-    (folder / "lineage.json").write_text(json.dumps(record))
+    """Make the lineage true again, so that hashes alone cannot find the damage."""
+    lineage = json.loads((folder / "lineage.json").read_text())
+    lineage["files"] = {name: sha256(folder / name) for name in lineage["files"]}
+    (folder / "lineage.json").write_text(json.dumps(lineage))
 
 
 def make_endless(path: Path) -> None:

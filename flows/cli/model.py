@@ -63,19 +63,19 @@ def model_show(
     workspace: At = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """One model: the record of a version, and its card; of an ONNX file the card, which needs no workspace."""
+    """One model: the lineage of a version, and its card; of an ONNX file the card, which needs no workspace."""
     from flows.card import read_card
 
     if model is not None and not model.isdecimal():
         card = read_card(Path(model))
         return show(card, as_json=as_json, say=lambda: _say_card(card))
     from flows.endpoint import repository
-    from flows.rollback import model_record
+    from flows.rollback import model_lineage
 
     found = find(workspace)
-    record = model_record(found, None if model is None else int(model))
-    card = read_card(repository(found).path(record["version"]) / "model.onnx")
-    show(record | {"card": card}, as_json=as_json, say=lambda: _say_version(record, card))
+    lineage = model_lineage(found, None if model is None else int(model))
+    card = read_card(repository(found).path(lineage["version"]) / "model.onnx")
+    show(lineage | {"card": card}, as_json=as_json, say=lambda: _say_version(lineage, card))
 
 
 @model_verbs.command("rollback")
@@ -96,8 +96,8 @@ def model_rollback(
     show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
 
 
-def _say_version(record: dict[str, Any], card: dict[str, Any]) -> None:
-    pairs(record)
+def _say_version(lineage: dict[str, Any], card: dict[str, Any]) -> None:
+    pairs(lineage)
     print()
     _say_card(card)
 

@@ -85,11 +85,11 @@ def shown(*arguments: object, shop: Path, **environment: str) -> str:
 def publish_again(shop: Path) -> None:
     """Model version 2: the same graph, trained on the first data version so its lineage says."""
     models, repository = ModelVersions(Ledger(shop)), ModelRepository(shop / "repository")
-    record = models.record(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
+    lineage = models.lineage(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
     golden = np.load(shop / "repository" / "products" / "1" / "golden.npz")["image"]
     graph = shop / "repository" / "products" / "1" / "model.onnx"
-    repository.stage(graph, version=2, labels=repository.labels(1), record=record, golden=golden)
-    models.register(repository.record(2))
+    repository.stage(graph, version=2, labels=repository.labels(1), lineage=lineage, golden=golden)
+    models.register(repository.lineage(2))
     models.assign(2)
     repository.configure([2])
 
@@ -136,15 +136,15 @@ def test_model_log_and_show(trained: Path) -> None:
     assert (entry["version"], entry["serving"], entry["parent"], entry["data_withdrawn"]) == (1, True, None, False)
     assert entry["data_version"] == DataVersions(Workspace(trained)).resolve("selected")
     assert entry["metrics"].keys() == {"top1", "top5", "mean_class", "head", "middle", "tail"}
-    record = asked("model", "show", shop=trained)
-    assert record == asked("model", "show", 1, shop=trained)
-    assert {key: record[key] for key in entry} == entry
-    assert record["parity"]["different_ids"] == 0
+    lineage = asked("model", "show", shop=trained)
+    assert lineage == asked("model", "show", 1, shop=trained)
+    assert {key: lineage[key] for key in entry} == entry
+    assert lineage["parity"]["different_ids"] == 0
     assert "smoke" in shown("model", "log", shop=trained)
-    card = record["card"]
+    card = lineage["card"]
     assert card == asked("model", "show", trained / "repository" / "products" / "1" / "model.onnx", shop=trained)
     assert {key: card[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")} == {
-        key: record[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")
+        key: lineage[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")
     }
     assert card["labels"] == sorted(PRODUCTS)
     assert all({"tau", "temperature", "weight", "licence"} <= member.keys() for member in card["members"])

@@ -70,12 +70,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
     ingest(place / "delivery", base=None, out=folder, test_share=0.3)
     data = versions.materialise(versions.commit(folder, step="ingest", message="first"))
     graph = write_graph(data, place / "model.onnx")
-    record = {"run": "none", "parent": None, "recipe": "by hand", "config_hash": "", "commit": "", "data_version": data.name,
+    lineage = {"run": "none", "parent": None, "recipe": "by hand", "config_hash": "", "commit": "", "data_version": data.name,
               "graph_sha256": sha256(graph), "metrics": {}, "parity": {}, "verdict": []}  # fmt: skip
     manifest = read_manifest(data)
     golden = np.stack([to_square(decode(manifest.read_photo(row)), SIZE) for row in range(3)])
     with workspace.lock("test", name="serving"):
-        assert release(workspace, graph, record=record, labels=manifest.classes, golden=golden) == 1
+        assert release(workspace, graph, lineage=lineage, labels=manifest.classes, golden=golden) == 1
     return workspace
 
 
@@ -145,25 +145,25 @@ def test_a_product_comes_and_goes_while_requests_are_answered(own: Workspace, fe
 
 def test_the_version_says_what_was_done_to_which(own: Workspace, few: list[Path]) -> None:
     done = enrol_product(own, NEW.label, few, overrides=ANY)
-    record, versions = models(own).record(2), repository(own)
+    lineage, versions = models(own).lineage(2), repository(own)
     hashes = [sha256(path) for path in few]
-    assert sorted(record["photos"]) == sorted(done.photos) == sorted(hashes)
-    assert (record["parent"], record["step"], record["data_version"]) == (
+    assert sorted(lineage["photos"]) == sorted(done.photos) == sorted(hashes)
+    assert (lineage["parent"], lineage["step"], lineage["data_version"]) == (
         1,
         f"enrol {NEW.label}",
-        models(own).record(1)["data_version"],
+        models(own).lineage(1)["data_version"],
     )
-    assert record["enrolled"] == [{"label": NEW.label, "photos": 5, "sha256": record["photos"]}]
-    assert record["verdict"] == list(done.reasons)
-    assert record["parity"]["different_ids"] == 0
-    assert record["parity"]["probability"] < 1e-6
+    assert lineage["enrolled"] == [{"label": NEW.label, "photos": 5, "sha256": lineage["photos"]}]
+    assert lineage["verdict"] == list(done.reasons)
+    assert lineage["parity"]["different_ids"] == 0
+    assert lineage["parity"]["probability"] < 1e-6
     versions.verify(2)
     card = read_metadata(versions.path(2) / "model.onnx")
     assert json.loads(card["labels"]) == list(versions.labels(2)) == [*sorted(sku.label for sku in KNOWN), NEW.label]
-    assert json.loads(card["metrics"]) == record["metrics"]
-    assert json.loads(card["enrolled"]) == record["enrolled"]
-    assert record["graph_sha256"] == sha256(versions.path(2) / "model.onnx")
-    assert record["made_from"] == sha256(versions.path(1) / "model.onnx")
+    assert json.loads(card["metrics"]) == lineage["metrics"]
+    assert json.loads(card["enrolled"]) == lineage["enrolled"]
+    assert lineage["graph_sha256"] == sha256(versions.path(2) / "model.onnx")
+    assert lineage["made_from"] == sha256(versions.path(1) / "model.onnx")
     assert verify(own).broken == []
 
 

@@ -41,7 +41,7 @@ def test_publication(kills: Kills, tmp_path: Path) -> None:
         if 2 not in whole:
             stage_graph(repository, graph, 2)
         assert repository.versions() == (1, 2)
-        assert {"model.onnx", "model.onnx.data"} <= repository.record(2)["files"].keys()
+        assert {"model.onnx", "model.onnx.data"} <= repository.lineage(2)["files"].keys()
         repository.verify(2)
 
     kills.strike("publication", promises="I13 to I16", prepare=prepare, check=check)
@@ -62,7 +62,7 @@ def shop(tmp_path: Path, local_server: Callable[..., LocalServer]) -> Iterator[S
     repository, models = ModelRepository(workspace.repository), ModelVersions(Ledger(workspace.root))
     stage(repository, tmp_path, 1, 2)
     for version in (1, 2):
-        models.register(repository.record(version))
+        models.register(repository.lineage(version))
     for version in (2, 1):
         models.assign(version)
     repository.configure([1])

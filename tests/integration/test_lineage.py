@@ -54,8 +54,8 @@ def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) ->
     verdict = Verdict(True, ("good",), sha256(graph))
     lineage = describe(run, place, verdict, parent=version - 1 or None) | facts
     versions, models = repository(workspace), ModelVersions(Ledger(workspace.root))
-    versions.stage(graph, version=version, labels=LABELS, record=lineage, golden=golden_images())
-    models.register(versions.record(version))
+    versions.stage(graph, version=version, labels=LABELS, lineage=lineage, golden=golden_images())
+    models.register(versions.lineage(version))
     activate(versions, version)
     models.assign(version)
 
@@ -116,9 +116,9 @@ def test_a_version_that_a_killed_publication_left_is_taken_up(own: Workspace, tm
     graph = write_graph(tmp_path / "model.onnx", seed=3)
     left = {"graph_sha256": sha256(graph)}
     assert number_for(left, models=models, versions=versions) == 3
-    versions.stage(graph, version=3, labels=LABELS, record=left, golden=golden_images())
+    versions.stage(graph, version=3, labels=LABELS, lineage=left, golden=golden_images())
     assert number_for(left, models=models, versions=versions) == 3
-    assert number_for(models.record(1), models=models, versions=versions) == 1
+    assert number_for(models.lineage(1), models=models, versions=versions) == 1
     assert number_for({"graph_sha256": "another"}, models=models, versions=versions) == 4
     models.register({"version": 7, "graph_sha256": "never staged"})  # as a kill of an earlier release left it
     assert number_for({"graph_sha256": "never staged"}, models=models, versions=versions) == 8
@@ -260,10 +260,10 @@ def test_a_stage_that_was_made_again_is_told_and_no_error(own: Workspace) -> Non
 def test_a_version_of_an_earlier_release(own: Workspace) -> None:
     """It has its own form of the file, and registered less."""
     folder, models = repository(own).path(1), ModelVersions(Ledger(own.root))
-    record = repository(own).record(1)
+    lineage = repository(own).lineage(1)
     (folder / "lineage.json").unlink()
-    (folder / "record.json").write_text(json.dumps(record, sort_keys=True, indent=1))
-    less = {key: record[key] for key in ("run", "parent", "config_hash", "data_version", "graph_sha256", "metrics")}
+    (folder / "record.json").write_text(json.dumps(lineage, sort_keys=True, indent=1))
+    less = {key: lineage[key] for key in ("run", "parent", "config_hash", "data_version", "graph_sha256", "metrics")}
     ledger = models.ledger
     git(own, "update-ref", "-d", "refs/models/main")
     git(own, "tag", "-d", *git(own, "tag", "--list", "products*").split())
@@ -272,7 +272,7 @@ def test_a_version_of_an_earlier_release(own: Workspace) -> None:
     models.assign(1)
     activate(repository(own), 1)
     assert verify(own).broken == []
-    (folder / "record.json").write_text(json.dumps(record | {"metrics": {}}))
+    (folder / "record.json").write_text(json.dumps(lineage | {"metrics": {}}))
     assert links(own) == ["lineage"]
 
 

@@ -138,18 +138,18 @@ def test_a_run_that_ended_between_gate_and_publication_goes_on(shop: Workspace, 
     assert (time.gate, time.allowed, time.before) == ("latency_ms", 1000, None)
     assert time.after is not None
     assert 0 < time.after < 1000
-    assert ModelVersions(Ledger(workspace.root)).record(1)["override"] is None
+    assert ModelVersions(Ledger(workspace.root)).lineage(1)["override"] is None
     written = json.loads((workspace.runs / refused / "run.json").read_text())
     assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
 
 
 def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str) -> None:
-    record = repository(overridden).record(1)
+    lineage = repository(overridden).lineage(1)
     override = {"by": "Ada <ada@shop>", "reason": REASON, "gates": ["decided_away"]}
-    assert record["override"] == ModelVersions(Ledger(overridden.root)).record(1)["override"] == override
+    assert lineage["override"] == ModelVersions(Ledger(overridden.root)).lineage(1)["override"] == override
     verdict = json.loads((overridden.runs / refused / "verdict.json").read_text())
     assert (verdict["passed"], verdict["override"], verdict["against"]) == (False, override, None)
-    assert verdict["graph_sha256"] == record["graph_sha256"] == record["files"]["model.onnx"]
+    assert verdict["graph_sha256"] == lineage["graph_sha256"] == lineage["files"]["model.onnx"]
     told = ended_before(overridden, inputs(overridden, recipe(decided_away=0)))
     assert told.endswith("which published model version 1"), "a schedule does not try again"
 
@@ -181,12 +181,12 @@ def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refuse
 
 
 def staged(workspace: Workspace, **told: object) -> int:
-    """A further version of the same bytes, whose record says otherwise."""
+    """A further version of the same bytes, whose lineage says otherwise."""
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    record, number = models.record(1) | told, max(versions.versions()) + 1
-    versions.stage(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), record=record,
+    lineage, number = models.lineage(1) | told, max(versions.versions()) + 1
+    versions.stage(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), lineage=lineage,
                    golden=versions.golden(1).image)  # fmt: skip
-    models.register(versions.record(number))
+    models.register(versions.lineage(number))
     return number
 
 

@@ -181,29 +181,29 @@ def test_prefect_is_told_of_the_data_and_of_the_model(first: tuple[Workspace, Re
 def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Report]) -> None:
     workspace, report = first
     repository(workspace).verify(1)
-    record = repository(workspace).record(1)
-    assert set(record["files"]) == {"model.onnx", "labels.txt", "golden.npz"}
+    lineage = repository(workspace).lineage(1)
+    assert set(lineage["files"]) == {"model.onnx", "labels.txt", "golden.npz"}
     model = repository(workspace).path(1) / "model.onnx"
-    assert record["graph_sha256"] == report.verdict.graph_sha256 == sha256(model) == record["files"]["model.onnx"]
-    assert (record["run"], record["data_version"], record["version"]) == (report.run, report.data_after, 1)
+    assert lineage["graph_sha256"] == report.verdict.graph_sha256 == sha256(model) == lineage["files"]["model.onnx"]
+    assert (lineage["run"], lineage["data_version"], lineage["version"]) == (report.run, report.data_after, 1)
 
     metadata = read_metadata(model)
     labels = sorted(sku.label for sku in SKUS)
     assert metadata["data_version"] == report.data_after
-    assert metadata["commit"] == record["commit"]
-    assert metadata["config_hash"] == record["config_hash"] == digest(load_recipe("smoke", overrides=QUICK))
+    assert metadata["commit"] == lineage["commit"]
+    assert metadata["config_hash"] == lineage["config_hash"] == digest(load_recipe("smoke", overrides=QUICK))
     assert json.loads(metadata["labels"]) == labels == list(repository(workspace).labels(1))
     assert [member["backbone"] for member in json.loads(metadata["members"])] == ["test_resnet", "test_byobnet"]
     assert all(0 <= member["tau"] <= 1.2 for member in json.loads(metadata["members"]))
-    assert json.loads(metadata["metrics"]) == record["metrics"]
-    assert record["metrics"]["mean_class"] == pytest.approx(report.steps[-1].mean_class, abs=1e-6)
+    assert json.loads(metadata["metrics"]) == lineage["metrics"]
+    assert lineage["metrics"]["mean_class"] == pytest.approx(report.steps[-1].mean_class, abs=1e-6)
 
     models = ModelVersions(Ledger(workspace.root))
     assert (models.serving(), [entry.version for entry in models.log()]) == (1, [1])
-    assert models.record(1) == record
-    networks = {name for name, files in record["stages"].items() if "network.pt" in files}
+    assert models.lineage(1) == lineage
+    networks = {name for name, files in lineage["stages"].items() if "network.pt" in files}
     assert {name.rpartition("-")[0] for name in networks} == {"balance-1-test_resnet", "balance-2-test_byobnet"}
-    assert record["data_parents"] == [report.data_before]
+    assert lineage["data_parents"] == [report.data_before]
     assert (verify(workspace).broken, verify(workspace).gone) == ([], [])
 
 
@@ -244,7 +244,7 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert report.model_version == 2
     assert {seen.model_version for seen in report.seen} == {2}
     assert ModelVersions(Ledger(workspace.root)).serving() == 2
-    assert ModelVersions(Ledger(workspace.root)).record(2)["parent"] == 1
+    assert ModelVersions(Ledger(workspace.root)).lineage(2)["parent"] == 1
     assert repository(workspace).configured() == (2,)
 
 

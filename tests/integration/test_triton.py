@@ -303,7 +303,7 @@ def test_what_a_killed_switch_left_is_swept(served: Served) -> None:
 def test_another_contract_never_reaches_the_server(served: Served, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "k.onnx", k=3)
     version = max(served.repository.versions()) + 1
-    served.repository.stage(graph, version=version, labels=LABELS, record={}, golden=golden_images())
+    served.repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
     with pytest.raises(ContractChanged):
         served.endpoint.switch(served.repository, version)
     assert served.repository.configured() == served.endpoint.active() == (1,)

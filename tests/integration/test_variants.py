@@ -38,11 +38,11 @@ def test_variants_are_measured_and_the_one_that_is_offered_is_served(
     assert all(told[f"crops{crops}"]["ms"] > 0 for crops in (1, 2, 5, 10))
     served = repository(workspace).path(1) / "model.onnx"
     assert served.read_bytes() == (folder / "model.onnx").read_bytes()
-    card, record = read_metadata(served), repository(workspace).record(1)
-    assert json.loads(card["metrics"]) == record["metrics"]
+    card, lineage = read_metadata(served), repository(workspace).lineage(1)
+    assert json.loads(card["metrics"]) == lineage["metrics"]
     if told["int8"]["offered"]:  # a network as small as this may gain nothing by it
         assert json.loads(card["variant"]) == told["int8"]
-        assert any(reason.startswith("int8 instead of that") for reason in record["verdict"])
+        assert any(reason.startswith("int8 instead of that") for reason in lineage["verdict"])
     else:
         assert "ms for a photo" in told["int8"]["refused"]
         assert "variant" not in card

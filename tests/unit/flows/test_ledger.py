@@ -98,12 +98,12 @@ def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
         (2, False, "r1"),
         (1, True, "r0"),
     ]
-    assert models.record(2) == {"version": 2, "run": "r1", "data_version": "d" * 32, "metrics": {"accuracy": 0.1}}
+    assert models.lineage(2) == {"version": 2, "run": "r1", "data_version": "d" * 32, "metrics": {"accuracy": 0.1}}
     before = git(root, "rev-parse", REF)
     models.register({"version": 2, "run": "another"})
-    assert (git(root, "rev-parse", REF), models.record(2)["run"]) == (before, "r1"), "a number is given once"
+    assert (git(root, "rev-parse", REF), models.lineage(2)["run"]) == (before, "r1"), "a number is given once"
     with pytest.raises(UnknownVersion, match="there are: 3, 2, 1"):
-        models.record(9)
+        models.lineage(9)
 
 
 def test_a_version_of_an_earlier_release_is_read_and_left_behind(root: Path) -> None:

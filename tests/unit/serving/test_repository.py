@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from serving.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
-ModelRepository(Path(sys.argv[1])).stage(Path(sys.argv[2]), version=1, labels=LABELS, record={}, golden=golden_images())
+ModelRepository(Path(sys.argv[1])).stage(Path(sys.argv[2]), version=1, labels=LABELS, lineage={}, golden=golden_images())
 """
 
 
@@ -41,9 +41,9 @@ def test_a_staged_version_holds_everything(staged: ModelRepository, graph: Path)
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "labels.txt", "golden.npz", "lineage.json"}
     assert (folder / "model.onnx").read_bytes() == graph.read_bytes()
     assert staged.labels(1) == LABELS
-    record = staged.record(1)
-    assert (record["run"], record["version"]) == ("r1", 1)
-    assert set(record["files"]) == {"model.onnx", "labels.txt", "golden.npz"}
+    lineage = staged.lineage(1)
+    assert (lineage["run"], lineage["version"]) == ("r1", 1)
+    assert set(lineage["files"]) == {"model.onnx", "labels.txt", "golden.npz"}
     staged.verify(1)
     assert leftovers(staged) == []
 
@@ -60,14 +60,14 @@ def test_golden_answers_are_onnx_runtimes(staged: ModelRepository, graph: Path) 
 
 def test_labels_keep_their_characters(repository: ModelRepository, graph: Path) -> None:
     odd = ("Gruyère", "a\u2028b", "c\r", " d ", "e\x0b", "日本", "g", "h")
-    repository.stage(graph, version=4, labels=odd, record={}, golden=golden_images())
+    repository.stage(graph, version=4, labels=odd, lineage={}, golden=golden_images())
     assert repository.labels(4) == odd
 
 
 def test_external_data_comes_along(repository: ModelRepository, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", external=True)
-    folder = repository.stage(graph, version=1, labels=LABELS, record={}, golden=golden_images())
-    assert set(repository.record(1)["files"]) >= {"model.onnx", "model.onnx.data"}
+    folder = repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+    assert set(repository.lineage(1)["files"]) >= {"model.onnx", "model.onnx.data"}
     assert (folder / "model.onnx.data").stat().st_size > 512 * 8 * 4
     (folder / "model.onnx.data").write_bytes(b"")
     with pytest.raises(CorruptVersion, match=r"model\.onnx\.data"):
@@ -75,10 +75,10 @@ def test_external_data_comes_along(repository: ModelRepository, tmp_path: Path) 
 
 
 def test_versions_never_change(staged: ModelRepository, graph: Path) -> None:
-    before = staged.record(1)
+    before = staged.lineage(1)
     with pytest.raises(VersionInUse, match="next free number"):
-        staged.stage(graph, version=1, labels=LABELS, record={}, golden=golden_images())
-    assert staged.record(1) == before
+        staged.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+    assert staged.lineage(1) == before
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_versions_never_change(staged: ModelRepository, graph: Path) -> None:
     ],
 )
 def test_a_refused_stage_leaves_nothing(repository: ModelRepository, graph: Path, change: dict, message: str) -> None:
-    given = {"version": 1, "labels": LABELS, "record": {}, "golden": golden_images(), **change}
+    given = {"version": 1, "labels": LABELS, "lineage": {}, "golden": golden_images(), **change}
     with pytest.raises(BadGraph, match=message):
         repository.stage(graph, **given)
     assert repository.versions() == ()
@@ -104,8 +104,8 @@ def test_a_refused_stage_leaves_nothing(repository: ModelRepository, graph: Path
 def test_labels_of_another_graph_are_refused(repository: ModelRepository, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "g.onnx", metadata={"labels_sha256": labels_sha256(LABELS)})
     with pytest.raises(BadGraph, match="labels_sha256"):
-        repository.stage(graph, version=1, labels=LABELS[::-1], record={}, golden=golden_images())
-    repository.stage(graph, version=1, labels=LABELS, record={}, golden=golden_images())
+        repository.stage(graph, version=1, labels=LABELS[::-1], lineage={}, golden=golden_images())
+    repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
 
 
 @pytest.mark.faults
@@ -163,7 +163,7 @@ def test_verify_names_a_file_nobody_recorded(staged: ModelRepository) -> None:
 
 def test_configure_chooses_versions(staged: ModelRepository, graph: Path) -> None:
     assert staged.configured() == ()
-    staged.stage(graph, version=10, labels=LABELS, record={}, golden=golden_images())
+    staged.stage(graph, version=10, labels=LABELS, lineage={}, golden=golden_images())
     staged.configure([10, 1, 10])
     assert staged.configured() == (1, 10)
     assert "0123456789ab" in (staged.model / "config.pbtxt").read_text()
@@ -184,7 +184,7 @@ def test_another_contract_is_refused(staged: ModelRepository, tmp_path: Path, ch
     staged.check_contract(other)  # nothing is served yet
     staged.configure([1])
     images = golden_images(size=change.get("size", SIZE))
-    staged.stage(other, version=2, labels=LABELS, record={}, golden=images)
+    staged.stage(other, version=2, labels=LABELS, lineage={}, golden=images)
     for refuse in (lambda: staged.check_contract(other), lambda: activate(staged, 2), lambda: staged.configure([1, 2])):
         with pytest.raises(ContractChanged, match="clients would break"):
             refuse()
@@ -220,7 +220,7 @@ def test_kill_while_staging(repository: ModelRepository, tmp_path: Path, moment:
         assert [path.name.startswith(".stage-1-") for path in repository.sweep()] == [True]
     repository.sweep()
     assert leftovers(repository) == []
-    repository.stage(graph, version=2, labels=LABELS, record={}, golden=golden_images(1))
+    repository.stage(graph, version=2, labels=LABELS, lineage={}, golden=golden_images(1))
 
 
 FULL = """
@@ -233,7 +233,7 @@ root, graph, kept = Path(sys.argv[1]), Path(sys.argv[2]), 0
 repository = ModelRepository(root)
 try:
     for version in range(1, 100):
-        repository.stage(graph, version=version, labels=LABELS, record={}, golden=golden_images())
+        repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
         kept = version
 except DiskFull as error:
     assert "no space left" in str(error)
@@ -282,14 +282,14 @@ def test_other_system_errors_pass(repository: ModelRepository, graph: Path) -> N
     repository.root.mkdir()
     repository.model.write_text("a file where the model's directory should be")
     with pytest.raises(OSError, match="products") as caught:
-        repository.stage(graph, version=1, labels=LABELS, record={}, golden=golden_images())
+        repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
     assert not isinstance(caught.value, RepositoryError)
 
 
 def test_the_lineage_is_canonical(staged: ModelRepository, graph: Path) -> None:
     text = (staged.path(1) / "lineage.json").read_bytes()
     assert text == canonical(json.loads(text))
-    staged.stage(graph, version=2, labels=LABELS, record={"run": "r1"}, golden=golden_images())
+    staged.stage(graph, version=2, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
     assert (staged.path(2) / "lineage.json").read_bytes() == text.replace(b'"version":1', b'"version":2'), "no clock"
 
 
@@ -300,11 +300,11 @@ def test_one_text_for_the_same_facts() -> None:
 
 
 def test_a_version_of_an_earlier_release_is_read(staged: ModelRepository) -> None:
-    record = staged.record(1)
+    lineage = staged.lineage(1)
     (staged.path(1) / "lineage.json").unlink()
-    (staged.path(1) / "record.json").write_text(json.dumps(record, indent=1))
+    (staged.path(1) / "record.json").write_text(json.dumps(lineage, indent=1))
     staged.verify(1)
-    assert staged.record(1) == record
+    assert staged.lineage(1) == lineage
     activate(staged, 1)
     assert staged.astray() == []
 
