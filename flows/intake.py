@@ -11,9 +11,10 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ from flows.draft import Draft
 from flows.errors import BadDelivery
 from flows.files import link, or_disk_full
 from flows.opening import Openers, Opening
-from flows.shards import MAX_BYTES, Packed, pack
+from flows.shards import MAX_BYTES, pack
 from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
@@ -81,52 +82,85 @@ def ingest(
     Raises:
         BadDelivery, DiskFull: `out` is gone then.
     """
+    shares = {"test": test_share if base is None else 0.0, "val": val_share}
+    config = _hash(val_share=val_share, test_share=test_share, seed=seed)
     with or_disk_full(f"ingesting {source}", leaving=out):
-        draft = Draft.read(base)
         _link_shards(base, out)
-        claims, refused, packed, places = _opened(
-            source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes
-        )
-        for row in refused[:NAMED]:
-            log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-        usable, conflicts = len(claims), draft.take(claims)
-        del claims  # each large table goes as soon as the next one is made of it
-        draft.hold_out(shares={"test": test_share if base is None else 0.0, "val": val_share}, seed=seed)
-        near = draft.keep_apart()
-        draft.quarantine(refused)
-        draft.write(out, places=places)
-        added = len(draft.new)
-        del draft, places
-        config = _hash(val_share=val_share, test_share=test_share, seed=seed)
+        merged = _merge(source, base, out, purged, openers, shares=shares, seed=seed, max_shard_bytes=max_shard_bytes)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
-    return IntakeReport(
-        delivered=usable + len(refused),
-        added=added,
-        duplicates=usable - added,
-        conflicts=conflicts,
+    return IntakeReport(**merged._asdict(), counts=counts, warnings=_warnings(out), is_new=is_new)
+
+
+class _Merged(NamedTuple):
+    """What IntakeReport says of the delivery's rows, and the new shards."""
+
+    delivered: int
+    added: int
+    duplicates: int
+    conflicts: int
+    near: int
+    quarantined: dict[str, int]
+    shards: dict[str, str]
+
+
+def _merge(
+    source: Path,
+    base: Path | None,
+    out: Path,
+    purged: Collection[str],
+    openers: Openers | None,
+    *,
+    shares: Mapping[str, float],
+    seed: int,
+    max_shard_bytes: int,
+) -> _Merged:
+    """Write the tables and the new shards to `out`; the tables in memory go at its end."""
+    draft = Draft.read(base)
+    taken = _take_in(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+    for row in taken.refused[:NAMED]:
+        log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
+    draft.hold_out(shares=shares, seed=seed)
+    near = draft.keep_apart()
+    draft.quarantine(taken.refused)
+    draft.write(out, places=taken.places)
+    return _Merged(
+        delivered=taken.usable + len(taken.refused),
+        added=len(draft.new),
+        duplicates=taken.usable - len(draft.new),
+        conflicts=taken.conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in refused)),
-        counts=counts,
-        warnings=_warnings(out),
-        shards=packed.shards,
-        is_new=is_new,
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in taken.refused)),
+        shards=taken.shards,
     )
 
 
-def _opened(
-    source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
-) -> tuple[pa.Table, list[Refused], Packed, pa.Table]:
-    """What is claimed of the usable photos of a delivery (CLAIMS), and the rest of its rows; shards in `folder` with the photos
-    that the draft does not know, and where these lie (PLACES).
+class _Taken(NamedTuple):
+    """What a delivery brought to a draft.
+
+    usable, conflicts: numbers of rows and of photos; shards: the new ones, sha256 to md5; places: where the new photos lie
+    (columns of PLACES).
     """
+
+    usable: int
+    conflicts: int
+    refused: list[Refused]
+    shards: dict[str, str]
+    places: pa.Table
+
+
+def _take_in(
+    source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
+) -> _Taken:
+    """Add the delivery to the draft, its new photos packed into shards in `folder`."""
     delivery = read_delivery(source, known=draft.known_labels())
     opening = Opening.of(delivery)
     packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    return claims, [*delivery.refused, *broken], packed, opening.places(packed)
+    refused = [*delivery.refused, *broken]
+    return _Taken(len(claims), draft.take(claims), refused, packed.shards, opening.places(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
