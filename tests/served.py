@@ -99,10 +99,14 @@ class Load:
                 except ServingError as error:
                     self.faults.append(str(error))
 
-    def meet(self, version: int, *, more: int = 20) -> bool:
-        """Waits until so many more requests were answered by a version, however busy the machine is."""
-        wanted = self.answered.get(version, 0) + more
-        return process.until(lambda: self.answered.get(version, 0) >= wanted, timeout_s=60)
+    def meet(self, *versions: int, more: int = 20) -> bool:
+        """Waits until so many more requests were answered by these versions together, however busy the machine is."""
+
+        def answers() -> int:
+            return sum(self.answered.get(version, 0) for version in versions)
+
+        wanted = answers() + more
+        return process.until(lambda: answers() >= wanted, timeout_s=60)
 
 
 @contextmanager

@@ -83,7 +83,8 @@ def test_switch(kills: Kills, shop: Shop) -> None:
 
     def check(_: Path) -> None:
         assert set(served.endpoint.active()) <= {1, 2}
-        assert load.meet(served.endpoint.active()[-1], more=5), "somebody answers before anything is put right"
+        # Triton completes what it was told, so the version that answers may change meanwhile.
+        assert load.meet(1, 2, more=5), "somebody answers before anything is put right"
         with workspace.lock("reconcile", name="serving"):  # the kernel freed it
             serve_registered(workspace, served.endpoint)
             served.endpoint.sweep(served.repository)
