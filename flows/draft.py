@@ -79,7 +79,10 @@ class Draft:
         in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
         self._contest(claims.filter(pa.array(in_conflict[photo])), rows[in_conflict & (rows >= 0)])
         is_new = rows < 0
-        self.new = claims.take(pa.array(first[is_new]))
+        chosen = first[is_new]
+        self.new = (
+            claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
+        )  # no copy of a first delivery
         self.split = _furthest_from_training(claims["split"], first)[is_new]
         self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
         return int(in_conflict.sum())

@@ -116,51 +116,48 @@ def _merge(
     max_shard_bytes: int,
 ) -> _Merged:
     """Write the tables and the new shards to `out`; the tables in memory go at its end."""
-    draft = Draft.read(base)
-    taken = _take_in(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
-    for row in taken.refused[:NAMED]:
+    draft, release_unused = Draft.read(base), pa.default_memory_pool().release_unused
+    claims, brought = _opened(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+    for row in brought.refused[:NAMED]:
         log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
+    usable, conflicts = len(claims), draft.take(claims)
+    del claims  # a large table goes as soon as the next one is made of it, and the allocator gives it back
+    release_unused()
     draft.hold_out(shares=shares, seed=seed)
     near = draft.keep_apart()
-    draft.quarantine(taken.refused)
-    draft.write(out, places=taken.places)
+    draft.quarantine(brought.refused)
+    release_unused()
+    draft.write(out, places=brought.places)
     return _Merged(
-        delivered=taken.usable + len(taken.refused),
+        delivered=usable + len(brought.refused),
         added=len(draft.new),
-        duplicates=taken.usable - len(draft.new),
-        conflicts=taken.conflicts,
+        duplicates=usable - len(draft.new),
+        conflicts=conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in taken.refused)),
-        shards=taken.shards,
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in brought.refused)),
+        shards=brought.shards,
     )
 
 
-class _Taken(NamedTuple):
-    """What a delivery brought to a draft.
+class _Brought(NamedTuple):
+    """Of a delivery: the rows that cannot be used; new shards, sha256 to md5; where the new photos lie (columns of PLACES)."""
 
-    usable, conflicts: numbers of rows and of photos; shards: the new ones, sha256 to md5; places: where the new photos lie
-    (columns of PLACES).
-    """
-
-    usable: int
-    conflicts: int
     refused: list[Refused]
     shards: dict[str, str]
     places: pa.Table
 
 
-def _take_in(
+def _opened(
     source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
-) -> _Taken:
-    """Add the delivery to the draft, its new photos packed into shards in `folder`."""
+) -> tuple[pa.Table, _Brought]:
+    """What is claimed of the usable photos (columns of CLAIMS), and the rest; in `folder`, the photos that the draft lacks."""
     delivery = read_delivery(source, known=draft.known_labels())
     opening = Opening.of(delivery)
     packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    refused = [*delivery.refused, *broken]
-    return _Taken(len(claims), draft.take(claims), refused, packed.shards, opening.places(packed))
+    return claims, _Brought([*delivery.refused, *broken], packed.shards, opening.places(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
