@@ -79,10 +79,8 @@ class Draft:
         in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
         self._contest(claims.filter(pa.array(in_conflict[photo])), rows[in_conflict & (rows >= 0)])
         is_new = rows < 0
-        chosen = first[is_new]
-        self.new = (
-            claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
-        )  # no copy of a first delivery
+        chosen = first[is_new]  # of a first delivery mostly all, and then no copy is made
+        self.new = claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
         self.split = _furthest_from_training(claims["split"], first)[is_new]
         self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
         return int(in_conflict.sum())

@@ -33,13 +33,11 @@ NAMED = 20  # refused rows that are told one by one; quarantine.parquet has them
 
 
 @dataclass(frozen=True)
-class IntakeReport:
-    """What became of a delivery: numbers of rows, except `counts`, which are those of the whole new version.
+class Merged:
+    """What became of a delivery, in numbers of rows, and the new shards, sha256 to md5.
 
     delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels, `near` of the new ones are
-    kept out because they are nearly photos on the other side of the test split.
-    `quarantined` counts per reason. `is_new` is False when the base version already held everything. `shards` are the new
-    ones, sha256 to md5.
+    kept out because they are nearly photos on the other side of the test split. `quarantined` counts per reason.
     """
 
     delivered: int
@@ -48,9 +46,15 @@ class IntakeReport:
     conflicts: int
     near: int
     quarantined: dict[str, int]
+    shards: dict[str, str]
+
+
+@dataclass(frozen=True)
+class IntakeReport(Merged):
+    """The same with the whole new version: its counts, and warnings; `is_new` is False when the base held everything already."""
+
     counts: dict[str, int]
     warnings: list[str]
-    shards: dict[str, str]
     is_new: bool
 
 
@@ -89,19 +93,7 @@ def ingest(
         merged = _merge(source, base, out, purged, openers, shares=shares, seed=seed, max_shard_bytes=max_shard_bytes)
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
-    return IntakeReport(**merged._asdict(), counts=counts, warnings=_warnings(out), is_new=is_new)
-
-
-class _Merged(NamedTuple):
-    """What IntakeReport says of the delivery's rows, and the new shards."""
-
-    delivered: int
-    added: int
-    duplicates: int
-    conflicts: int
-    near: int
-    quarantined: dict[str, int]
-    shards: dict[str, str]
+    return IntakeReport(**vars(merged), counts=counts, warnings=_warnings(out), is_new=is_new)
 
 
 def _merge(
@@ -114,7 +106,7 @@ def _merge(
     shares: Mapping[str, float],
     seed: int,
     max_shard_bytes: int,
-) -> _Merged:
+) -> Merged:
     """Write the tables and the new shards to `out`; the tables in memory go at its end."""
     draft, release_unused = Draft.read(base), pa.default_memory_pool().release_unused
     claims, brought = _opened(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
@@ -128,7 +120,7 @@ def _merge(
     draft.quarantine(brought.refused)
     release_unused()
     draft.write(out, places=brought.places)
-    return _Merged(
+    return Merged(
         delivered=usable + len(brought.refused),
         added=len(draft.new),
         duplicates=usable - len(draft.new),

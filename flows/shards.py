@@ -1,6 +1,6 @@
 """Photos packed into immutable tar files.
 
-One tar of 128 MB instead of tens of thousands of files makes adding, checking out and pulling a version 7 to
+One tar of 128 MB instead of thousands of files makes adding, checking out and pulling a version 7 to
 50 times quicker. Uncompressed, so that a photo is one seek away and any tar reads it. Named by sha256: the same photos
 give the same shard.
 """
