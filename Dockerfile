@@ -13,18 +13,22 @@ ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf
 
 FROM base AS train
 RUN pip install --no-cache-dir -c constraints.txt ".[train]"
+COPY contract contract
+COPY durable durable
 COPY pixels pixels
 COPY models models
 USER shelf
 ENTRYPOINT ["python", "-m"]
-CMD ["models.train", "--help"]
+CMD ["models.training.train", "--help"]
 
 FROM base AS flows
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir -c constraints.txt ".[flows]"
+COPY contract contract
+COPY durable durable
 COPY pixels pixels
 COPY serving serving
-RUN python -c "from pathlib import Path; from serving.environment import ensure_environment as e; e(Path('/opt/triton'))"
+RUN python -c "from pathlib import Path; from serving.server.environment import ensure_environment as e; e(Path('/opt/triton'))"
 COPY models models
 COPY flows flows
 COPY prefect.yaml ./

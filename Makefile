@@ -14,7 +14,7 @@ help:  ## List the commands
 	@touch $@
 
 .venv-triton/requirements.sha256: serving/triton-requirements.txt | .venv/ready
-	@$(BIN)/python -m serving.environment .venv-triton
+	@$(BIN)/python -m serving.server.environment .venv-triton
 
 setup: .venv/ready .venv-triton/requirements.sha256  ## Install everything: .venv, and .venv-triton for the server (about 7 GB)
 
@@ -32,7 +32,7 @@ check: setup  ## Formatting, lint, types, import contracts, constraints
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels tests benchmarks docs *.md
+	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels durable contract tests benchmarks docs *.md
 	@$(BIN)/python -m pip check
 
 soak: setup  ## Kill and break everything, 20 times each, and write the tables of docs/reliability.md

@@ -26,8 +26,8 @@ from ladder.climb import GIVEN, RECIPE, Rung, climb, given, recipe
 from ladder.shelf import SIZES, Shelf, drawn_shelf, read_shelves
 
 from models.errors import ManifestError, WeightsMismatch
-from models.evaluate import Accuracy, accuracy
-from models.evidence import differences
+from models.evaluation.accuracy import Accuracy, accuracy
+from models.evaluation.bootstrap import differences
 
 TARGETS = {
     "sym40": 54.0,

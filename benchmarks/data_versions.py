@@ -28,11 +28,11 @@ from dvc.repo import Repo
 from figure import figure, header
 from PIL import Image
 
-from flows.data_version import DataVersions
-from flows.files import link
-from flows.intake import ingest
-from flows.shards import pack
+from flows.data.shards import pack
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
 from flows.workspace import Workspace
+from flows.workspace.files import link
 from models.data.manifest import read_manifest, write_labels, write_table, write_version
 from pixels import decode
 
@@ -47,7 +47,7 @@ BYTES_PER_PHOTO = 1000  # memory that ingestion may take for each further photo
 TAKE_IN = """
 import re, sys
 from pathlib import Path
-from flows.intake import ingest
+from flows.delivery.build import ingest
 ingest(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])  # getrusage tells the peak of who started us
 """

@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 
 from figure import figure, header
 
-from flows.endpoint import repository, stop_endpoint
+from flows.endpoint.server import stop_endpoint
+from flows.registry.repository import repository
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import LocalRecognizer, Recognizer
-from serving.server import running
+from serving.server.server import running
 
 REQUESTS = 100
 CLAIM = "the demo ends within 4 minutes on 2 cores, finds most planted errors, each step gains, a photo is answered in 100 ms"

@@ -19,10 +19,10 @@ from figure import figure, header
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.drift import Answers, compare, recognise
-from flows.endpoint import repository
-from flows.rollback import model_lineage
+from flows.registry.history import model_lineage
+from flows.registry.repository import repository
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 

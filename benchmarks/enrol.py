@@ -31,15 +31,15 @@ from numpy.typing import NDArray
 from tail.sets import FeatureSet, drawn_set, read_set
 from torch import Tensor
 
-from models.classifiers import blend, class_means, tau_normalise
-from models.config import Export, Gate, Member
 from models.errors import ManifestError, WeightsMismatch
 from models.export.enrol import enrol, new_row
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes
-from models.network import Head, build_network
-from models.train import Trained
+from models.networks.network import Head, build_network
+from models.recipe.config import Export, Gate, Member
+from models.training.classifiers import blend, class_means, tau_normalise
+from models.training.train import Trained
 
 COUNTS = (1, 5, 10)  # photos of a product
 SEEDS = (0, 1, 2)

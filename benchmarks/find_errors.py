@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from models.cleaning import DEFAULT, RULES, find_label_errors, label_quality
 from models.data.samplers import folds
-from models.evidence import auroc
-from models.network import Head, best_device
+from models.evaluation.bootstrap import auroc
+from models.networks.network import Head, best_device
 from pixels import decode, to_square
 
 CACHE = Path(__file__).resolve().parents[1] / "build"

@@ -16,8 +16,8 @@ import numpy as np
 from figure import figure, header
 from numpy.typing import NDArray
 
-from flows.gates import falls_no_further
-from models.config import Gate
+from flows.gate.gates import falls_no_further
+from models.recipe.config import Gate
 
 CLAIM = "a tail that did not change is seldom refused, one that fell by ten points nearly always"
 TAILS = ((9, 8), (27, 8), (27, 20), (100, 10))  # classes, photos of each

@@ -22,7 +22,7 @@ from noisy.features import cached_features
 from noisy.photos import read_photo_set
 
 from models.cleaning import DEFAULT
-from models.network import best_device
+from models.networks.network import best_device
 
 PHOTO_PX = 160
 GAIN = 3  # points of F1 over cleanlab's default

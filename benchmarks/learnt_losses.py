@@ -1,8 +1,8 @@
 """Claim: a loss whose own numbers are learnt from trusted photos needs no choice of them.
 
 Ten clusters in 20 dimensions, 1,000 samples of which 40 % have another label at random, 100 trusted samples, 2,000 to test; a
-head as in models.network, AdamW at 2e-3, 30 epochs, batches of 32, cosine to 0. Each loss with constant numbers, with numbers
-learnt by models.meta (every 5 steps), and with the published gradient of them (`meta.ignore_length=false`).
+head of models.networks, AdamW at 2e-3, 30 epochs, batches of 32, cosine to 0. Each loss with constant numbers, with numbers
+learnt by models.training.meta (every 5 steps), and with the published gradient of them (`meta.ignore_length=false`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from figure import figure, header
 from torch import Tensor, nn
 
-from models.config import Meta
 from models.data.noise import symmetric
-from models.inputs import Features
 from models.losses import build_loss
-from models.meta import Adjuster, Constant
-from models.network import Network, Normalisation
+from models.networks.inputs import Features
+from models.networks.network import Network, Normalisation
+from models.recipe.config import Meta
+from models.training.meta import Adjuster, Constant
 
 CLASSES, WIDTH, NOISE, EPOCHS, BATCH = 10, 20, 0.4, 30, 32
 CASES: tuple[tuple[str, dict[str, float]], ...] = (

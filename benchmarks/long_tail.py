@@ -29,12 +29,12 @@ from tail.training import embedded, out_of_sample, trained_head
 from torch import Tensor
 from torch.nn import functional
 
-from models.classifiers import prior_bias, tau_normalise
-from models.config import Balance, Proof, Train
-from models.decoupling import Known, best_scored, choose_classifier
 from models.errors import ModelError
-from models.evaluate import Accuracy, accuracy
-from models.network import Head
+from models.evaluation.accuracy import Accuracy, accuracy
+from models.networks.network import Head
+from models.recipe.config import Balance, Proof, Train
+from models.training.classifiers import prior_bias, tau_normalise
+from models.training.decoupling import Known, best_scored, choose_classifier
 
 CLAIM = "a long tail is recognised better by a classifier that is balanced after training"
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)

@@ -1,7 +1,7 @@
 """Claim: with many classes a bounded loss hardly starts to learn; a warm-up, a logit bias or a matched start cures that.
 
 Synthetic clusters: C centres in 64 dimensions, few photos each, 40 % of the labels moved to another class at random. A head as
-in models.network (linear, batch norm, bias-free classifier) is trained with each loss and each option, with SGD at a rate that
+in models.networks (linear, batch norm, bias-free classifier) is trained with each loss and each option, with SGD at a rate that
 suits cross-entropy and with AdamW, and asked about clean test points in the last epoch.
 
 `--classes 100 1000` takes the whole grid, about half an hour on one core; without arguments C = 1,000 and fewer losses.

@@ -20,11 +20,11 @@ from figure import figure, header
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.near import NEAR, nearly_in
+from flows.data.fingerprints import NEAR, nearly_in
 from flows.sample.draw import draw
 from flows.sample.families import assortment
 from pixels import decode
-from pixels.look import BYTES, look
+from pixels.fingerprint import BYTES, look
 
 CLAIM = "no different photos are taken for one, and no re-encoded or resized photo passes for another"
 EVERY = 5  # test photos of which views are made

@@ -38,7 +38,7 @@ from noisy.workshop import Material, perform
 
 from models.errors import ConfigError, ModelError
 from models.losses import build_loss
-from models.network import best_device
+from models.networks.network import best_device
 
 CLAIM = "trained on wrong labels, the robust losses answer right more often than cross-entropy"
 OUT = Path(__file__).resolve().parents[1] / "build" / "noisy_labels.jsonl"

@@ -32,15 +32,15 @@ from torch import Tensor
 from torch.nn import functional
 
 import pixels
-from models.config import Export, Member
 from models.errors import ManifestError, WeightsMismatch
 from models.export.graph import DeployGraph
 from models.export.int8 import has_vnni, write_int8
 from models.export.onnx_file import write_onnx
 from models.export.timing import time_each
 from models.export.variants import CALIBRATION_PHOTOS
-from models.network import Network, build_network
-from models.train import Trained
+from models.networks.network import Network, build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 
 SIZE, EPOCHS, BATCH = 160, 25, 256
 SPEEDUP, FALL = 1.8, 0.5  # times, points

@@ -20,9 +20,9 @@ from load import networks
 from load.endpoint import Served, served
 from load.generator import Outcome, closed_loop, message, open_loop
 
-from serving.control import Endpoint
-from serving.durable import sha256
+from durable import sha256
 from serving.errors import ServingError
+from serving.server.control import Endpoint
 
 CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that sends more than can be answered"
 CLIENTS = 8

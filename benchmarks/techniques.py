@@ -23,10 +23,10 @@ from figure import figure, header
 from tail.sets import FeatureSet, drawn_set, read_set
 from tail.training import embedded, trained_head
 
-from models.config import Recipe, from_dict
 from models.errors import ManifestError, WeightsMismatch
-from models.evaluate import accuracy
-from models.tables import set_key
+from models.evaluation.accuracy import accuracy
+from models.recipe.config import Recipe, from_dict
+from models.recipe.tables import set_key
 
 CLAIM = "a technique of training with its setting chosen on validation photos costs no accuracy under wrong labels"
 TRAIN = {"epochs": 25, "batch_size": 256, "lr": 1e-3, "weight_decay": 1e-2, "warmup_epochs": 0, "backbone_lr_scale": 0}

@@ -30,13 +30,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import pixels
-from models.config import Balance
 from models.errors import ManifestError, WeightsMismatch
-from models.evidence import auroc
+from models.evaluation.bootstrap import auroc
 from models.export.calibrate import Chosen, accept, in_tiles, without
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities, surprise
 from models.export.unknown import PROBABILITY, SCORES, Calibration, Look, score_of
-from models.network import Head
+from models.networks.network import Head
+from models.recipe.config import Balance
 
 HELD_OUT = 0.2  # share of the classes
 SHARE = 0.95  # of validation photos that are accepted

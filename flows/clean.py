@@ -1,132 +1,45 @@
-"""Rounds of cleaning as a stage: what networks say of photos they never saw becomes decisions, and those a data version."""
+"""The flow that cleans and trains no model: the data version that a retraining by the same recipe would make."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import shutil
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from prefect import flow
 
-from flows.data_version import DataVersions, Entry
-from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
-from flows.files import link
-from flows.history import descent
-from flows.learn import score_fold
-from flows.prefect_server import selected
-from flows.run import Run, code_hash
-from flows.stage import stage, together
-from flows.story import emit
-from models.cleaning import Noise
-from models.config import digest
-from models.data.confusion import NAME as CONFUSION
-from models.data.confusion import write_confusion
-from models.data.manifest import CHECKED, Manifest, read_manifest, write_labels, write_version
-from models.data.trusted import judged_by
-from models.scores import Scores, read_scores
-
-log = logging.getLogger("cleanshelf")
-OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
+from flows.errors import InputError
+from flows.run.run import Run
+from flows.steps.clean import rounds
+from flows.steps.start import select_data, started
+from flows.workspace import Workspace
+from models.data.manifest import count
+from models.recipe.config import Recipe
 
 
-def made_by_cleaning(version: str, history: Iterable[Entry]) -> list[str]:
-    """The version, the one that cleaning made it of, and so on back to what no cleaning made."""
-    return descent(version, (entry for entry in history if entry.step.startswith("clean-")))
+@dataclass(frozen=True)
+class Cleaned:
+    """The data version before and after, and what the latter holds."""
+
+    data_before: str
+    data_after: str
+    counts: dict[str, int]
 
 
-def uncleaned(version: str, history: Iterable[Entry]) -> str:
-    """The version that cleaning started from, where `version` is what cleaning made of it; else `version` itself.
+def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
+    """Judges the labels of the selected data version by the recipe's `[clean]`, and selects the result.
 
-    Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
-    instead of taking further ones from its own result.
+    Raises:
+        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
     """
-    return made_by_cleaning(version, history)[-1]
+    if not recipe.clean.rounds:
+        raise InputError("clean.rounds: 0, so there is nothing to do; set 1 or more")
+    with started(workspace, recipe, verb="clean") as (run, runner):
+        before, after = cleaning.with_options(task_runner=runner)(run)
+    return Cleaned(before.name, after.name, count(after))
 
 
-def rounds(run: Run, data: Path) -> Path:
-    """The data version after all rounds of the recipe, or once one hardly changed anything; `data` where there are none."""
-    for round in range(1, run.recipe.clean.rounds + 1):
-        folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
-        before, data = data, clean(run, data, folds, round)
-        if settled(before, data, stop_share=run.recipe.clean.stop_share):
-            break
-    return data
-
-
-@stage("clean, round {round}")
-def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
-    """The data version in which all labels are judged by these folds, with every decision taken anew."""
-    before = read_manifest(data)
-    after, noise = judged(run, before, folds, round)
-    done = moves(before, after)
-    message = f"{done.disbelieved} labels disbelieved, {done.restored} believed again"
-    log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
-    versions = DataVersions(run.workspace)
-    folder = versions.stage()
-    for path in sorted(data.rglob("*")):
-        if path.is_file() and path.name not in (*OWN, "READY"):
-            link(path, folder / path.relative_to(data))
-    write_labels(folder, after)
-    if noise:
-        write_confusion(noise, folder, classes=before.classes)
-    config = digest(run.recipe.clean, [fold.name for fold in folds], round)
-    write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    if known := made_before(versions, folder):
-        return known
-    version = versions.commit(folder, step=f"clean-{round}", message=message)
-    emit(selected("cleaned", versions.log()[0]))
-    return versions.materialise(version)
-
-
-def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
-    """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
-
-    Photos whose labels somebody checked (`proof.photos`, `cleanshelf feedback`) stay as they are.
-    """
-    parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
-    seen = judged_by(manifest, run.recipe.proof.photos)
-    scores = out_of_sample(parts, seen)
-    checked = seen.decision == CHECKED
-    if run.recipe.proof.photos:
-        checked |= seen.split == "val"
-    scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
-    views = compared(folds, parts, scores) if settings.asks_embeddings else None
-    judge = judges([folder.name for folder in folds], parts, scores)
-    after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)
-    kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
-    noise = confusion(seen, scores, looks=views) if settings.correct and views else None
-    return dataclasses.replace(after, split=manifest.split, kept=kept), noise
-
-
-def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> Looks:
-    """What photos are compared by: features of a backbone that all folds share, else embeddings of each fold's own network."""
-    shared = all((folder / "features.npy").exists() for folder in folds)
-    name = "features.npy" if shared else "embeddings.npy"
-    return looks([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
-
-
-def made_before(versions: DataVersions, folder: Path) -> Path | None:
-    """The version of the same decisions that the selected one is, or was cleaned from; `folder` is gone then.
-
-    So a retraining that is repeated adds nothing to the history, however many rounds it has.
-    """
-    for version in made_by_cleaning(versions.resolve("selected"), versions.log()):
-        known = versions.workspace.versions / version
-        if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
-            shutil.rmtree(folder)
-            return versions.materialise(version)
-    return None
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
-
-
-def settled(before: Path, after: Path, *, stop_share: float) -> bool:
-    """Whether a round changed so little that no further one is worth its folds."""
-    share = moves(read_manifest(before), read_manifest(after)).share
-    if found := share < stop_share or share == 0:
-        log.info("clean: %.2f%% of the labels moved, so there is no further round", 100 * share)
-    return found
+@flow(name="clean", validate_parameters=False)
+def cleaning(run: Run) -> tuple[Path, Path]:
+    """The folders of the data version before and after."""
+    delivered = select_data(run)
+    return delivered, rounds(run, delivered)

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.data_version import DataVersions
-from flows.endpoint import free_ports, local_server, stop_endpoint
+from flows.data.versions import DataVersions
+from flows.endpoint.server import free_ports, local_server, stop_endpoint
 from flows.ingest import Ingested, ingest
-from flows.orchestrator import orchestrated
-from flows.progress import print_seen, print_steps
-from flows.retrain import Report, retrain
+from flows.orchestrator.server import orchestrated
+from flows.report.run_report import Report
+from flows.report.terminal import print_seen, print_steps
+from flows.retrain import retrain
+from flows.sample.build import SEED, TRUTH, VAL_SHARE
 from flows.sample.deliver import Truth, deliver, read_truth
-from flows.sample.pack import SEED, TRUTH, VAL_SHARE
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
-from models.config import load_recipe
 from models.data.manifest import DISBELIEVED, read_manifest
+from models.recipe.config import load_recipe
 from serving.errors import PortInUse
-from serving.server import RunningServer
+from serving.server.server import RunningServer
 
 log = logging.getLogger("cleanshelf")
 

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from flows.data_version import DataVersions
-from flows.endpoint import access, repository
+from flows.data.versions import DataVersions
+from flows.endpoint.server import access
+from flows.registry.repository import repository
 from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
-from serving.control import Endpoint
-from serving.environment import inspect
-from serving.watcher import watcher
+from serving.server.control import Endpoint
+from serving.server.environment import inspect
+from serving.server.watch_lock import watcher
 
 PARTS = ("torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect", "fastapi")
 ANSWER_TIMEOUT_S = 10.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 
-from flows.data_version import DataVersions
-from flows.endpoint import repository
+from contract import ACCEPTED
+from flows.data.versions import DataVersions
 from flows.errors import InputError
+from flows.orchestrator.events import answers, happened, standing_server
+from flows.orchestrator.server import emit, told
 from flows.recognise import ask_file_of_folder
-from flows.rollback import model_lineage
+from flows.registry.history import model_lineage
+from flows.registry.repository import repository
+from flows.report.markdown import table
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import LocalRecognizer
-from serving.recognition import ACCEPTED
+
+log = logging.getLogger("cleanshelf")
 
 BINS = 10
 WATCH, DRIFTED = 0.1, 0.25  # of the index, by convention (Siddiqi, Credit Risk Scorecards, 2006)
@@ -180,3 +188,39 @@ def chi_squared(freedom: int) -> float:
     """Its quantile .999, by Wilson and Hilferty's approximation (PNAS 17, 1931)."""
     spread = 2 / (9 * freedom)
     return float(freedom * (1 - spread + Z_999 * spread**0.5) ** 3)
+
+
+def look(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
+    """What `drift` finds: by a flow where a Prefect server stays up, else without, for nobody would look at it there.
+
+    Raises:
+        UnknownVersion, InputError: as `drift`.
+    """
+    url = standing_server(workspace)
+    if url and answers(url):
+        with told(url):
+            return drifting(str(workspace.root), str(traffic), photos)
+    if url:
+        log.warning("drift: %s does not answer, so Prefect is not told", url)
+    return drift(workspace, traffic, photos=photos)
+
+
+@flow(name="drift")
+def drifting(workspace: str, traffic: str, photos: int = 1000) -> Drift:
+    """The same with plain parameters, as a deployment gives them."""
+    found = drift(Workspace.find(Path(workspace)), Path(traffic), photos=photos)
+    create_markdown_artifact(markdown(found), key="drift", description=f"{traffic}: {found.verdict}")
+    if found.verdict == "drifted":
+        emit(happened("drift.found", to="traffic", name=traffic, **asdict(found)))
+    return found
+
+
+def markdown(found: Drift) -> str:
+    """The verdict, its measures, and the products whose share changed most."""
+    return "\n\n".join([
+        f"# {found.verdict}",
+        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, against {found.reference_photos} test photos, "
+        f"{found.reference_unknown:.1%} of them unknown.",
+        table([asdict(shift) for shift in found.shifts]),
+        table(found.shares()),
+    ]) + "\n"  # fmt: skip

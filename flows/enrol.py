@@ -16,27 +16,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.card import facts
-from flows.data_version import DataVersions
-from flows.endpoint import repository
+from durable import sha256
+from flows.data.versions import DataVersions
+from flows.endpoint.release import release
 from flows.errors import GateRefused, InputError, WorkspaceBusy
-from flows.gates import Evidence, judge
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
-from flows.release import measure_graph, read_answers, release
-from flows.rollback import model_lineage
-from flows.run import Run
-from flows.verdict import Verdict
+from flows.gate.gates import Evidence, judge
+from flows.gate.verdict import Verdict
+from flows.registry.card import facts
+from flows.registry.history import model_lineage
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
+from flows.run.measure import measure_graph, read_answers
+from flows.run.run import Run
 from flows.workspace import Workspace
-from models.config import Recipe, from_dict
+from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from models.export.enrol import agreement, enrol, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
-from models.tables import set_key
+from models.recipe.config import Recipe, from_dict
+from models.recipe.tables import set_key
 from pixels import BadPhoto, decode, to_square
-from serving.durable import sha256
-from serving.model_config import Signature
+from serving.signature import Signature
 
 GOLDEN_PHOTOS = 4
 

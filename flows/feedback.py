@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.data_version import DataVersions
-from flows.delivery import read_records
+from flows.data.versions import DataVersions
+from flows.delivery.rows import read_records
 from flows.errors import BadDelivery
-from flows.files import link
-from flows.prefect_server import post, selected
-from flows.run import code_hash
+from flows.orchestrator.events import post, selected
+from flows.run.run import code_hash
 from flows.workspace import Workspace
-from models.config import digest
+from flows.workspace.files import link
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
+from models.recipe.config import digest
 
 COLUMNS = ("id", "path", "label", "reason")
 OWN = ("labels.parquet", "VERSION.json")  # the files that change; the others are linked

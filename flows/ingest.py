@@ -10,18 +10,16 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.data_version import DataVersions
-from flows.intake import IntakeReport
-from flows.intake import ingest as take_in
-from flows.opening import Openers
-from flows.orchestrator import orchestrated
-from flows.photos import Opened, open_photos
-from flows.prefect_server import selected
-from flows.purged import Purged
-from flows.run import code_hash
+from flows.data.purge_record import Purged
+from flows.data.versions import DataVersions
+from flows.delivery.build import IntakeReport
+from flows.delivery.build import ingest as take_in
+from flows.delivery.decode import Opened, Openers, open_photos
+from flows.orchestrator.events import selected
+from flows.orchestrator.server import emit, orchestrated
+from flows.run.run import code_hash
+from flows.run.stage import side_by_side, stage
 from flows.settings import Settings
-from flows.stage import side_by_side, stage
-from flows.story import emit
 from flows.workspace import Workspace
 
 log = logging.getLogger("cleanshelf")

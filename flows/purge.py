@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flows.data_version import DataVersions, Entry
-from flows.files import or_disk_full
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
-from flows.objects import Listing, Objects
-from flows.purged import Purged, find_photos, remove, rewrite, write_variant
+from flows.data.history import Entry
+from flows.data.objects import Listing, Objects
+from flows.data.purge_record import Purged, find_photos, remove, rewrite, write_variant
+from flows.data.versions import DataVersions
+from flows.registry.versions import ModelVersions
+from flows.workspace.files import or_disk_full
+from flows.workspace.ledger import Ledger
 
 
 @dataclass(frozen=True)

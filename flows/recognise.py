@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.endpoint import access
+from durable import sha256
+from flows.endpoint.folder import Summary, recognise_folder
+from flows.endpoint.server import access
 from flows.errors import EndpointMissing
-from flows.recognise_folder import Summary, recognise_folder
 from flows.workspace import Workspace
 from serving import Access, LocalRecognizer, Recognition, Recognizer
-from serving.durable import sha256
 
 TIMEOUT_S = 120.0  # of a batch of a long run: better late than never
 PATIENCE_S = 60.0  # a server that is started anew is waited for

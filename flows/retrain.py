@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
-from flows.clean import rounds
-from flows.endpoint import endpoint
-from flows.errors import GateRefused
-from flows.evidence import evidence, prove
-from flows.figures import Figure, figures
-from flows.learn import balance, calibrate, ensemble, finetune, train, views
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
-from flows.progress import to_json
-from flows.publish import Seen, export, gate, levels, publish, recognise_samples, variants
-from flows.report import Row, effects
-from flows.run import Run
-from flows.stage import stage, together
-from flows.start import select_data, started
-from flows.story import markdown, tell
-from flows.verdict import Verdict
+from flows.report.figures import figures
+from flows.report.run_report import Report
+from flows.report.steps import effects
+from flows.run.run import Run
+from flows.run.stage import together
+from flows.steps.clean import rounds
+from flows.steps.export import export, levels, variants
+from flows.steps.gate import gate
+from flows.steps.learn import balance, calibrate, ensemble, finetune, train, views
+from flows.steps.prove import evidence, prove
+from flows.steps.publish import record, released
+from flows.steps.start import select_data, started
 from flows.workspace import Workspace
-from models.config import Recipe
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a retraining did; model_version is None where the gate refused."""
-
-    run: str
-    data_before: str
-    data_after: str
-    steps: list[Row]
-    evidence: list[dict[str, Any]]  # why each step stayed or went
-    verdict: Verdict
-    figures: list[Figure]
-    model_version: int | None = None
-    promoted: bool = True  # False: it was only registered and staged
-    seen: list[Seen] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Report:
-        """From a run.json."""
-        steps, seen = [Row(**row) for row in content["steps"]], [Seen(**each) for each in content["seen"]]
-        shown = [Figure(**figure) for figure in content.get("figures", ())]
-        read = {"steps": steps, "verdict": Verdict.of(content["verdict"]), "figures": shown, "seen": seen}
-        return cls(**{**content, **read})
+from models.recipe.config import Recipe
 
 
 def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Report:
@@ -100,30 +69,3 @@ def retraining(run: Run, *, promote: bool) -> Report:
     report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))
 
     return released(run, data, graph, report, promote=promote)
-
-
-def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool) -> Report:
-    """What becomes of a judged graph: published and asked, or refused.
-
-    Raises:
-        GateRefused: what serves goes on.
-    """
-    if not report.verdict.may_serve:
-        raise GateRefused(list(report.verdict.reasons))
-    if not promote:
-        version = publish(run, data, graph, report.verdict, promote=False)
-        serves = ModelVersions(Ledger(run.workspace.root)).serving() == version  # it did before
-        return record(run, replace(report, model_version=version, promoted=serves))
-    with endpoint(run.workspace):
-        version = publish(run, data, graph, report.verdict)
-        seen = recognise_samples(run, data)
-    return record(run, replace(report, model_version=version, promoted=True, seen=seen))
-
-
-@stage("record")
-def record(run: Run, report: Report) -> Report:
-    """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
-    (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
-    (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    tell(report)
-    return report

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flows.errors import DiskFull, InputError
-from serving.accelerator import Accelerator
 from serving.access import Access
+from serving.repository.accelerator import Accelerator
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
 
@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     triton_token: str = ""  # its token for inference
     triton_control_token: str = ""  # and the one for loading models
     triton_ca: Path | None = None  # PEM file of the authority of its certificate; none: those of the system
-    triton_accelerator: str = "cpu"  # what computes there: cpu, cuda, tensorrt-fp16, ... (serving/accelerator.py)
+    triton_accelerator: str = (
+        "cpu"  # what computes there: cpu, cuda, tensorrt-fp16, ... (serving/repository/accelerator.py)
+    )
     triton_gpu: str = ""  # its GPU and driver, which TensorRT's engines hold for; "": what nvidia-smi says here
     triton_gpu_memory_mb: int = 0  # for ONNX Runtime on the GPU; 0: as much as it needs
     triton_engines: Path = Path("/var/cache/cleanshelf")  # where TensorRT keeps engines on the server

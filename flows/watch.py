@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flows.endpoint import access, choose_registered, repository, serve_registered
+from flows.endpoint.server import access, choose_registered, serve_registered
 from flows.errors import EndpointMissing, FlowError, WorkspaceBusy, WorldError
+from flows.registry.repository import repository
 from flows.settings import Settings
 from flows.workspace import Workspace
-from serving import process
 from serving.access import Access
-from serving.control import Endpoint
 from serving.errors import ServingError
-from serving.server import LocalServer, running
-from serving.watchdog import Pulse, Watchdog
-from serving.watcher import watcher, watching
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.probe import Pulse, Watchdog
+from serving.server.server import LocalServer, running
+from serving.server.watch_lock import watcher, watching
 
 ANSWER_TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 60.0  # between attempts that keep failing

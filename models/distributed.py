@@ -1,4 +1,4 @@
-"""One training by several workers: `torchrun --nproc_per_node N -m models.train ...`; without torchrun, one worker alone.
+"""One training by several workers: `torchrun --nproc_per_node N -m models.training.train ...`; without torchrun, one worker alone.
 
 Each worker takes its part of every batch. What they learn is summed, what they see is gathered in the order of the samples,
 so that neither depends on how many they are. Every worker must call the functions that exchange something, in one order.

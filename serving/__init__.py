@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pixels import BadPhoto
     from serving.access import Access
-    from serving.client import AsyncRecognizer, Recognizer
+    from serving.client.client import AsyncRecognizer, Recognizer
+    from serving.client.local import LocalRecognizer
+    from serving.client.recognition import Recognition
     from serving.errors import (
         BadGraph,
         BadRequest,
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
         Untrusted,
         VersionNotFound,
     )
-    from serving.local import LocalRecognizer
-    from serving.recognition import Recognition
 
 __all__ = [
     "Access",
@@ -49,11 +49,11 @@ __all__ = [
 
 HOMES = {
     "Access": "serving.access",
-    "AsyncRecognizer": "serving.client",
+    "AsyncRecognizer": "serving.client.client",
     "BadPhoto": "pixels",
-    "LocalRecognizer": "serving.local",
-    "Recognition": "serving.recognition",
-    "Recognizer": "serving.client",
+    "LocalRecognizer": "serving.client.local",
+    "Recognition": "serving.client.recognition",
+    "Recognizer": "serving.client.client",
 }
 
 

@@ -15,8 +15,8 @@ from tritonclient import grpc
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
+from contract import encoded_name
 from serving.access import Access, Tokens
-from serving.encoded.contract import encoded_name
 from serving.errors import (
     BadRequest,
     Forbidden,

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.endpoint import endpoint, repository, stop_endpoint
+from flows.endpoint.server import endpoint, stop_endpoint
+from flows.registry.repository import repository
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import Recognizer

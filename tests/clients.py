@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving import Access, Recognizer
-from serving.repository import ModelRepository
-from serving.server import LocalServer, RunningServer
-from serving.steps import Pause
+from serving.client.conversation import Pause
+from serving.repository.repository import ModelRepository
+from serving.server.server import LocalServer, RunningServer
 
 
 @dataclass

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.process import commands
+from serving.server.process import commands
 
 ROOT = Path(__file__).parents[1]
 PASSING = ("state", "versions", ".dvc/tmp")  # locks, logs and verified copies: what no command promises to keep

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models.train
+import models.training.train
 from models import losses
-from models.config import Augment, Loss, Member, Recipe, Train, from_dict
 from models.distributed import gather, rank, workers, world
-from models.job import Job
 from models.losses import Samples
 from models.losses.base import Row
-from models.network import Network, Normalisation
+from models.networks.network import Network, Normalisation
+from models.recipe.config import Augment, Loss, Member, Recipe, Train, from_dict
+from models.training.job import Job
 
 RECIPE = from_dict(
     {
@@ -119,12 +119,12 @@ def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any
 def train(job: Job, *, halt_after: int = -1) -> None:
     """Trains a plain network with the recipe's loss, or with Counting for "ce", which may halt it after so many steps."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(models.train, "build_network", plain_network)
+        patch.setattr(models.training.train, "build_network", plain_network)
         if job.recipe.loss.name == "ce":
             patch.setattr(
-                models.train, "build_loss", lambda _, num_classes: Counting(num_classes, halt_after=halt_after)
+                models.training.train, "build_loss", lambda _, num_classes: Counting(num_classes, halt_after=halt_after)
             )
-        models.train.train(job)
+        models.training.train.train(job)
 
 
 def main() -> None:

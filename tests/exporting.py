@@ -10,11 +10,11 @@ from pathlib import Path
 
 import onnx
 
-from flows.run import Run
+from flows.run.run import Run
 from flows.workspace import Workspace
-from models.config import Recipe
 from models.export import __main__ as command
 from models.export import onnx_file
+from models.recipe.config import Recipe
 
 SMALL = 1 << 10  # bytes
 

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.durable import sha256
-from serving.repository import ModelRepository
+from durable import sha256
+from serving.repository.repository import ModelRepository
 
 SIZE = 16
 K = 5

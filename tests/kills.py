@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.process import until
+from serving.server.process import until
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900.0

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.scheduled import history
+from flows.scheduler.job import history
 from flows.workspace import Workspace
-from serving.process import until
+from serving.server.process import until
 from tests.command_line import ROOT
 
 PATIENCE_S = 120.0  # several processes have to import Prefect, perhaps on a busy machine

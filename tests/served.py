@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import process
 from serving.access import Access
-from serving.control import Endpoint
 from serving.errors import ServingError
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer
 from serving.wire import Answer, connect, infer
 from tests.graphs import stage
 

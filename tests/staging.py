@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 
 

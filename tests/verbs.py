@@ -11,14 +11,14 @@ import importlib
 import sys
 from pathlib import Path
 
-from flows.clean import clean as clean_stage
 from flows.cli import main as cleanshelf
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.ingest import commit_version, read_delivery
-from flows.run import Run
-from flows.start import data_to_train_on
+from flows.run.run import Run
+from flows.steps.clean import clean as clean_stage
+from flows.steps.start import data_to_train_on
 from flows.workspace import Workspace
-from models.config import load_recipe
+from models.recipe.config import load_recipe
 
 for needed in ("purge", "rollback", "unused"):  # which the verbs import when they run
     importlib.import_module(f"flows.{needed}")

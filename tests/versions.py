@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.data_version import DataVersions
-from flows.files import link
-from flows.intake import ingest
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
 from flows.workspace import Workspace
+from flows.workspace.files import link
 from models.data.manifest import read_table, write_table, write_version
 from tests import verbs
 from tests.deliveries import deliver

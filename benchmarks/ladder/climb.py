@@ -12,9 +12,9 @@ from tail.sets import FeatureSet
 
 from ladder.shelf import CROPS, SIZES, Shelf
 from ladder.steps import DEFAULT_TRUST, Belief, Lesson, asked, balance, judge, learn
-from models.config import Balance
-from models.network import Head
-from models.scores import Scores, mean
+from models.evaluation.scores import Scores, mean
+from models.networks.network import Head
+from models.recipe.config import Balance
 
 BLEND = Balance(method="blend")
 GIVEN = "cross-entropy on the given labels"

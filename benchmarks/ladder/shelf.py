@@ -17,10 +17,10 @@ from tail.sets import FeatureSet, drawn_set
 from torch import Tensor
 
 import pixels
-from models.config import Member
 from models.errors import ManifestError
 from models.export.graph import crop_boxes
-from models.network import Network, build_network
+from models.networks.network import Network, build_network
+from models.recipe.config import Member
 
 SIZES = (128, 160, 192)  # pixels; the first is the yardstick's
 ENLARGE, CROPS = 1.25, 10

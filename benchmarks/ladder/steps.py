@@ -13,13 +13,13 @@ from tail.sets import FeatureSet
 from tail.training import embedded, trained_head
 from torch import Tensor
 
-from models.classifiers import set_classifier
 from models.cleaning import Noise, estimate_noise, find_label_errors, label_quality, label_weights
-from models.config import Balance, Train
 from models.data.samplers import folds
-from models.decoupling import Known, choose_classifier
-from models.network import Head
-from models.scores import KEEP, Scores
+from models.evaluation.scores import KEEP, Scores
+from models.networks.network import Head
+from models.recipe.config import Balance, Train
+from models.training.classifiers import set_classifier
+from models.training.decoupling import Known, choose_classifier
 
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
 FOLDS, LIGHT_EPOCHS = 5, 8  # of the heads that judge labels

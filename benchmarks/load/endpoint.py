@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.endpoint import free_ports
+from flows.endpoint.server import free_ports
 from flows.settings import Settings
 from serving.access import Access
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.server import LocalServer
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

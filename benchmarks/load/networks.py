@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.config import Export, Member
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 
 SIDE = 160
 SIZE = 96

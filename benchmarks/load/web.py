@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastapi import FastAPI, Request
 
-from flows.endpoint import free_ports
+from flows.endpoint.server import free_ports
 from load.generator import Outcome, without_pause
 from load.networks import SIDE
 from load.sessions import open_sessions

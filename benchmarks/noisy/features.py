@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.config import Member
-from models.network import Network, build_network
+from models.networks.network import Network, build_network
+from models.recipe.config import Member
 
 BATCH = 100
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.network import Head, Output
+from models.networks.network import Head, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def build_net(kind: str, *, num_features: int, num_classes: int) -> nn.Module:
 
     cnn8: the sources' 8 layers: 64, 64 / 128, 128 / 196, 196 convolutions, 256 hidden, classifier.
     cnn5: 5 layers for one CPU thread: 32 (stride 2), 64 / 128 convolutions, 128 hidden, classifier.
-    head: embedding, neck and classifier of models.network, on features of a frozen backbone.
+    head: embedding, neck and classifier of models.networks.network, on features of a frozen backbone.
     """
     if kind == "head":
         return Head(num_features, num_classes=num_classes)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from models.config import digest
 from models.errors import ManifestError
+from models.recipe.config import digest
 from noisy.protocol import Protocol
 from noisy.published import SOURCES, Figure, published
 from noisy.spec import Method, Noise

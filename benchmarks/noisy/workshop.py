@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.network import best_device
+from models.networks.network import best_device
 from noisy.photos import PhotoSet
 from noisy.results import Result, Run
 from noisy.training import Task, Trainer, on_device

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pixels
-from models.config import Member
 from models.errors import ManifestError
-from models.network import Network, build_network
+from models.networks.network import Network, build_network
+from models.recipe.config import Member
 
 SIDE = 128  # pixels
 BATCH = 64

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cleaning import Noise
-from models.config import Augment, Member, Train
 from models.data.samplers import Sampler, folds
-from models.emphasis import Emphasis, class_weights, har_weights
-from models.epochs import fit
-from models.inputs import MIRRORED, Features
 from models.losses import Samples, build_loss
 from models.losses.correction import Correction
-from models.margins import margin_of
-from models.meta import Constant
-from models.network import LINEAR, Head, Network, Normalisation
+from models.networks.inputs import MIRRORED, Features
+from models.networks.margins import margin_of
+from models.networks.network import LINEAR, Head, Network, Normalisation
+from models.recipe.config import Augment, Member, Train
+from models.training.emphasis import Emphasis, class_weights, har_weights
+from models.training.epochs import fit
+from models.training.meta import Constant
 from tail.sets import FeatureSet
 
 FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels

@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import sys
 
-# isort: off  # each registers its verbs, in the order of the help
 from flows.cli.app import GATE, INPUT, WORLD, app
 
 # Each module registers its verbs when it is imported, and the help shows them in this order.
 # isort: off
-from flows.cli import data, storage, model, steps, lineage, schedule, product, endpoint, about  # noqa: F401  # imported for their verbs
+from flows.cli import data, storage, model, steps, schedule, product, endpoint, about  # noqa: F401
 
 
 def main() -> None:

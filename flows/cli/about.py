@@ -45,7 +45,7 @@ def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
 @app.command()
 def demo(workspace: At = Path("build/demo")) -> None:
     """The whole story on drawn sample products, in a workspace of its own."""
-    from flows.sample.place import fresh_workspace
+    from flows.sample.workspace import fresh_workspace
 
     found = fresh_workspace(workspace.absolute())
     set_up_logging(found.state)

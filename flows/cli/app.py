@@ -54,14 +54,14 @@ def prepare(workspace: Path) -> Any:
 
 def log_to_stderr() -> None:
     """Progress to the terminal, without Prefect."""
-    from flows.progress import show_progress
+    from flows.report.terminal import show_progress
 
     show_progress()
 
 
 def set_up_logging(state: Path) -> None:
     """Progress to the terminal, and Prefect's home into the workspace."""
-    from flows.progress import show_progress
+    from flows.report.terminal import show_progress
     from flows.settings import prepare_prefect
 
     prepare_prefect(state)

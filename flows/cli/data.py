@@ -62,7 +62,7 @@ def feedback(
 @data_verbs.command("log")
 def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """The history of the data, newest first."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     entries = [_entry(entry) for entry in DataVersions(find(workspace)).log()]
     columns = ("entry", "id", "parent", "step", "selected", "kept", "dropped", "classes", "message")
@@ -73,7 +73,7 @@ def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 @data_verbs.command("show")
 def datashow(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
     """One data version: where it comes from, what it holds, whether every hash holds."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     versions = DataVersions(find(workspace))
     wanted = versions.resolve(version)
@@ -86,7 +86,7 @@ def datashow(version: Version = "selected", workspace: At = Path("."), as_json: 
 @data_verbs.command("diff")
 def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
     """What changed from version A to version B: added, dropped, restored, relabelled, by class."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     diff = DataVersions(find(workspace)).diff(a, b)
     changes = ("added", "dropped", "restored", "relabelled")
@@ -100,8 +100,9 @@ def data_rollback(
     version: Version, workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False
 ) -> None:
     """Select an earlier data version again, as a new entry. The endpoint is not touched."""
-    from flows.data_version import DataVersions
-    from flows.rollback import advice, model_history, newest_standing, rollback_data
+    from flows.data.versions import DataVersions
+    from flows.registry.history import advice, model_history, newest_standing
+    from flows.rollback import rollback_data
 
     found = find(workspace)
     if dry_run:
@@ -133,6 +134,6 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 
 def _say_intake(report: Any, outcome: str) -> None:
-    from flows.progress import print_intake
+    from flows.report.terminal import print_intake
 
     print_intake(report, outcome)

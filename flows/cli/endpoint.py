@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, app, find, log_to_stderr
+from flows.cli.app import AsJson, At, app, find, log_to_stderr, prepare
 from flows.cli.show import pairs, show, table
 
 Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two looks at whether it answers.")]
@@ -30,9 +30,9 @@ def serve(
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running one.")] = False,
 ) -> None:
     """Run Triton on the model that the registry names, until Ctrl-C, and bring it back when it dies."""
-    from flows.endpoint import start_endpoint, stop_endpoint
+    from flows.endpoint.server import start_endpoint, stop_endpoint
     from flows.watch import watch, watch_detached
-    from serving.command import Listening
+    from serving.server.command import Listening
 
     found = find(workspace)
     if stop:
@@ -85,10 +85,10 @@ def recognise(
 
 
 def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, out: Path, *, as_json: bool) -> None:
+    from flows.endpoint.folder import photos_below
     from flows.errors import InputError
-    from flows.progress import photo_bar
     from flows.recognise import ask_endpoint_of_folder, ask_file_of_folder
-    from flows.recognise_folder import photos_below
+    from flows.report.terminal import photo_bar
 
     if len(folders) != 1:
         raise InputError(f"--out is for one folder, and there are {len(folders)} paths; name one")
@@ -107,3 +107,25 @@ def _best(products: list[dict[str, Any]]) -> dict[str, str]:
     first, *rest = products
     then = ", ".join(f"{p['label']} {p['probability']:.2f}" for p in rest[:2])
     return {"product": first["label"], "probability": f"{first['probability']:.2f}", "then": then}
+
+
+@app.command()
+def drift(
+    traffic: Annotated[Path, typer.Argument(help="A folder of recent photos, or the table of `recognise DIR --out`.")],
+    workspace: At = Path("."),
+    photos: Annotated[int, typer.Option(min=100, help="At most so many test photos are compared with.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether recent photos still look like those that the serving model was judged by."""
+    found = prepare(workspace)
+    from flows.drift import look
+
+    seen = look(found, traffic, photos=photos)
+    show(dataclasses.asdict(seen), as_json=as_json, say=lambda: _say_drift(seen))
+
+
+def _say_drift(seen: Any) -> None:
+    table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in seen.shifts])
+    table(("product", "before", "now"), seen.shares())
+    print(f"unknown: {seen.reference_unknown:.1%} of {seen.reference_photos} test photos, {seen.unknown:.1%} of "
+          f"{seen.photos} recent ones\n{seen.verdict}")  # fmt: skip

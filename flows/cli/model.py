@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
+from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
 from flows.cli.show import pairs, show, table
 
 
@@ -24,11 +24,11 @@ def retrain(
 ) -> None:
     """Train, clean, retrain, re-balance, export one graph, judge it, publish it."""
     found = prepare(workspace)
-    from models.config import load_recipe, to_dict
+    from models.recipe.config import load_recipe, to_dict
 
     resolved = load_recipe(recipe, overrides=overrides)
     from flows.retrain import retrain as flow
-    from flows.start import preview
+    from flows.steps.start import preview
 
     if dry_run:
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
@@ -40,7 +40,7 @@ def retrain(
 @model_verbs.command("log")
 def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """The published models, newest first."""
-    from flows.rollback import advice, model_history
+    from flows.registry.history import advice, model_history
 
     entries = model_history(find(workspace))
     measured = ("top1", "mean_class", "head", "middle", "tail")
@@ -64,13 +64,13 @@ def model_show(
     as_json: AsJson = False,
 ) -> None:
     """One model: the lineage of a version, and its card; of an ONNX file the card, which needs no workspace."""
-    from flows.card import read_card
+    from flows.registry.card import read_card
 
     if model is not None and not model.isdecimal():
         card = read_card(Path(model))
         return show(card, as_json=as_json, say=lambda: _say_card(card))
-    from flows.endpoint import repository
-    from flows.rollback import model_lineage
+    from flows.registry.history import model_lineage
+    from flows.registry.repository import repository
 
     found = find(workspace)
     lineage = model_lineage(found, None if model is None else int(model))
@@ -103,7 +103,7 @@ def _say_version(lineage: dict[str, Any], card: dict[str, Any]) -> None:
 
 
 def _say_card(card: dict[str, Any]) -> None:
-    from flows.card import ACCURACY, MEMBER, summary
+    from flows.registry.card import ACCURACY, MEMBER, summary
 
     pairs(summary(card))
     print()
@@ -113,6 +113,26 @@ def _say_card(card: dict[str, Any]) -> None:
 
 
 def _say_report(report: Any) -> None:
-    from flows.progress import print_report
+    from flows.report.terminal import print_report
 
     print_report(report)
+
+
+@app.command()
+def verify(
+    version: Annotated[
+        int | None, typer.Argument(metavar="MODEL_VERSION", help="By default the one that serves.")
+    ] = None,
+    workspace: At = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Check every link from a model's number to its bytes, to what is served, and to what it was made of."""
+    from flows.verify import verify as follow
+
+    found = follow(find(workspace), version)
+    lines = [*map(str, found.broken), *(f"not here any more: {path}" for path in found.gone)]
+    if not found.broken:
+        lines.append(f"every link of model version {found.version} holds")
+    show(dataclasses.asdict(found), as_json=as_json, say=lambda: print("\n".join(lines)))
+    if found.broken:
+        raise typer.Exit(WORLD)

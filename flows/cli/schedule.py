@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,38 +29,16 @@ def schedule(
     """Retrain by itself until Ctrl-C: by the clock, on new data, or both. What has not changed is skipped."""
     found = prepare(workspace)
     if status:
-        from flows.schedule import status as look
+        from flows.scheduler.schedule import status as look
 
         seen = look(found)
         return show(seen, as_json=as_json, say=lambda: _say_status(seen))
-    from flows.schedule import make_plan
-    from flows.schedule import schedule as run
+    from flows.scheduler.schedule import make_plan
+    from flows.scheduler.schedule import schedule as run
 
     run(
         found, make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data), port=port
     )
-
-
-@app.command()
-def drift(
-    traffic: Annotated[Path, typer.Argument(help="A folder of recent photos, or the table of `recognise DIR --out`.")],
-    workspace: At = Path("."),
-    photos: Annotated[int, typer.Option(min=100, help="At most so many test photos are compared with.")] = 1000,
-    as_json: AsJson = False,
-) -> None:
-    """Say whether recent photos still look like those that the serving model was judged by."""
-    found = prepare(workspace)
-    from flows.drifting import look
-
-    seen = look(found, traffic, photos=photos)
-    show(dataclasses.asdict(seen), as_json=as_json, say=lambda: _say_drift(seen))
-
-
-def _say_drift(seen: Any) -> None:
-    table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in seen.shifts])
-    table(("product", "before", "now"), seen.shares())
-    print(f"unknown: {seen.reference_unknown:.1%} of {seen.reference_photos} test photos, {seen.unknown:.1%} of "
-          f"{seen.photos} recent ones\n{seen.verdict}")  # fmt: skip
 
 
 def _say_status(seen: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 def show(content: Any, *, as_json: bool, say: Callable[[], None]) -> None:
     """JSON of `content`, or whatever `say` prints for people."""
     if as_json:
-        from flows.progress import to_json
+        from flows.report.run_report import to_json
 
         print(to_json(content))
     else:
@@ -19,7 +19,7 @@ def show(content: Any, *, as_json: bool, say: Callable[[], None]) -> None:
 
 def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """A row for each dictionary; columns that it lacks stay empty."""
-    from flows.progress import print_table
+    from flows.report.terminal import print_table
 
     print_table(columns, rows)
 

@@ -22,10 +22,10 @@ def clean(
 ) -> None:
     """Judge the labels, as a retraining by this recipe would; the result is a data version, no model is made."""
     found = prepare(workspace)
-    from models.config import load_recipe
+    from models.recipe.config import load_recipe
 
     resolved = load_recipe(recipe, overrides=overrides)
-    from flows.cleaning import clean_data
+    from flows.clean import clean_data
 
     content = dataclasses.asdict(clean_data(found, resolved))
     show(content, as_json=as_json, say=lambda: pairs(content))
@@ -44,8 +44,8 @@ def publish(
 ) -> None:
     """Publish the graph of an earlier run: it is judged anew, against the model that serves now."""
     found = prepare(workspace)
-    from flows.progress import outcome
-    from flows.publication import publish_run
+    from flows.publish import publish_run
+    from flows.report.terminal import outcome
 
     report = publish_run(found, run, despite=despite, promote=not no_promote)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: print(outcome(report)))
@@ -59,7 +59,7 @@ def promote(
 ) -> None:
     """Let a staged model version answer, if its verdict still holds, without a request lost."""
     found = prepare(workspace)
-    from flows.promotion import promote_version
+    from flows.promote import promote_version
 
     done = promote_version(found, version)
     show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))

@@ -25,7 +25,7 @@ def data_verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every link from a version's name to its bytes: tag, entry, pointer, listing, cache, remote, copies."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     found = find(workspace)
     versions, names = DataVersions(found), () if every else (version,)
@@ -43,8 +43,8 @@ def data_verify(
 @data_verbs.command("gc")
 def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
     """Free what no version needs: cache objects, unfinished folders, copies that no run reads. The remote is left alone."""
-    from flows.data_version import DataVersions
-    from flows.unused import find_unused, free
+    from flows.data.garbage import find_unused, free
+    from flows.data.versions import DataVersions
 
     found = find(workspace)
     with found.lock("data gc"):
@@ -65,7 +65,7 @@ def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun 
 @data_verbs.command("push")
 def data_push(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
     """See that DVC's remote holds every byte of a version."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     found = find(workspace)
     with found.lock("data push"):
@@ -80,7 +80,7 @@ def data_push(version: Version = "selected", workspace: At = Path("."), every: E
 @data_verbs.command("pull")
 def data_pull(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
     """Fetch a version from DVC's remote into the cache, every byte verified, and data/ where it is gone."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
 
     found = find(workspace)
     with found.lock("data pull"):
@@ -105,7 +105,7 @@ def data_purge(
     as_json: AsJson = False,
 ) -> None:
     """Delete photos for good: from every version, the cache and the remote. Without --yes, say what that would concern."""
-    from flows.data_version import DataVersions
+    from flows.data.versions import DataVersions
     from flows.errors import Unconfirmed
     from flows.purge import affected, complete, purge
 

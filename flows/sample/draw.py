@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from flows.sample.artwork import Colour, front, mix
 from flows.sample.families import Sku, assortment
-from flows.sample.packs import Colour, front, mix
 
 Corners = NDArray[np.float64]  # (4, 2): top left, top right, bottom right, bottom left, in px
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import CleaningError
-from models.evaluate import thirds
+from models.evaluation.accuracy import thirds
 
 log = logging.getLogger(__name__)
 MOST = 0.6  # of the labels; beyond, there is little to judge by

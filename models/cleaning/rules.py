@@ -15,7 +15,7 @@ from models.cleaning.noise import Noise, posterior
 from models.cleaning.score import TINY, log_margin
 from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
 from models.errors import CleaningError
-from models.registry import Range, Registry
+from models.recipe.registry import Range, Registry
 
 RULES = Registry("rule", table="clean")
 DEFAULT = "posterior"

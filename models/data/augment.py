@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.config import Augment
+from models.recipe.config import Augment
 
 LARGEST_BLUR = 0.01  # standard deviation, as a share of the side: SimCLR's 2 px of 224 (Chen et al., ICML 2020)
 HOLE = (0.1, 0.4)  # sides of a blank rectangle that is alone, as shares of the view's

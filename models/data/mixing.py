@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import distributed
-from models.config import Augment
-from models.errors import ConfigError
-from models.losses import Loss
+from models.recipe.config import Augment
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,6 @@ class Mix:
         mixed, (rows, columns) = photos[:-1].clone(), self.box
         mixed[:, :, rows, columns] = photos[1:, :, rows, columns]
         return mixed
-
-
-def require_mixable(augment: Augment, loss: Loss) -> None:
-    """ConfigError where photos are to be mixed and the loss keeps state per photo: a mixed one says nothing of either."""
-    if augment.mixes and loss.needs_index:
-        raise ConfigError(
-            f"augment.{'mixup' if augment.mixup else 'cutmix'}: {type(loss).__name__} judges each photo by the network's answer "
-            "to it, and a mixed photo is two; set it to 0, or take a loss without state per photo"
-        )
 
 
 def places(length: int, augment: Augment) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Train
+from models.recipe.config import Train
 
 
 @dataclass(frozen=True, kw_only=True)

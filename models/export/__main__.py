@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.command import log_progress, read_recipe, run, taking
-from models.config import Export, Recipe
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.calibrate import read_calibration
@@ -31,7 +29,9 @@ from models.export.patch import name_classes, stamp
 from models.export.session import decisive
 from models.export.unknown import UNCALIBRATED, Calibration
 from models.export.views import looking
-from models.train import Trained, load_network
+from models.recipe.config import Export, Recipe
+from models.training.command import log_progress, read_recipe, run, taking
+from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
 

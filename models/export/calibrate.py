@@ -22,8 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.command import log_progress, read_recipe, run, taking
-from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
@@ -32,8 +30,10 @@ from models.export.measure import BATCH
 from models.export.temperature import fit_temperatures, label_probabilities
 from models.export.unknown import SCORES, UNCALIBRATED, Calibration, Look, Told, draw_line, score_of, tell_apart
 from models.export.views import looking
-from models.network import best_device
-from models.train import Trained, load_network
+from models.networks.network import best_device
+from models.recipe.config import Export
+from models.training.command import log_progress, read_recipe, run, taking
+from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.classifiers import tau_normalise
-from models.config import Export
+from contract import ACCEPTED, PADDING
 from models.errors import WeightsMismatch
-from models.export.session import ACCEPTED
 from models.export.unknown import UNCALIBRATED, Calibration, Known, Look
-from models.network import Head
-from models.train import Trained
+from models.networks.network import Head
+from models.recipe.config import Export
+from models.training.classifiers import tau_normalise
+from models.training.train import Trained
 
 
 def in_use(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path], list[float]]:
@@ -158,7 +158,7 @@ class DeployGraph(nn.Module):
         known = self.known(looks, mean, self.weights)
         probs, ids = functional.pad(mean, (0, self.top_k), value=-1.0).topk(self.top_k)
         ids = ids.where(probs >= 0, -1)
-        ids = ids.where(known >= ACCEPTED, -1) if self.reject else ids
+        ids = ids.where(known >= ACCEPTED, PADDING) if self.reject else ids
         return Answers(ids, probs.clamp_min(0), known, functional.normalize(looks[0].embedding.mean(0)))
 
     def look(self, image: Tensor) -> list[Look]:

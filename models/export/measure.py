@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress, run, taking
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.evaluate import accuracy
+from models.evaluation.accuracy import accuracy
 from models.export.patch import read_metadata
 from models.export.session import open_session
+from models.training.command import log_progress, run, taking
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -10,13 +10,13 @@ from pathlib import Path
 import onnx
 import torch
 
-from models.durable import sync
+from contract import INPUT, OUTPUTS
+from durable import sync
 from models.errors import ExportError
-from models.export.graph import Answers, DeployGraph
+from models.export.graph import DeployGraph
 from models.export.patch import stamp_weights
 
 OPSET = 20
-OUTPUTS = Answers._fields
 LARGEST = 1 << 30  # bytes of weights in the graph's own file; protobuf ends at 2 GB
 
 
@@ -33,7 +33,7 @@ def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Map
     try:
         program = torch.onnx.export(
             graph.eval(), (example,), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["image"], output_names=list(OUTPUTS), dynamic_shapes={"image": {0: batch}},
+            input_names=[INPUT], output_names=list(OUTPUTS), dynamic_shapes={INPUT: {0: batch}},
         )  # fmt: skip
         assert program is not None
     except Exception as error:  # the exporter raises a dozen kinds

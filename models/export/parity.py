@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contract import OUTPUTS
 from models.errors import ParityError
 from models.export.graph import DeployGraph
-from models.export.onnx_file import OUTPUTS
 from models.export.session import open_session
 
 TOLERANCE = 1e-6  # of a probability, float32

@@ -5,7 +5,6 @@ Nothing else of a graph depends on the number of classes but the reshape of logi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from models.durable import replacing, sync
+from contract import labels_sha256
+from durable import replacing, sha256, sync
 from models.errors import EnrolmentError
 
 BETWEEN = ("Reshape", "Cast")  # a classifier and its softmax
@@ -82,18 +82,12 @@ def external_files(path: Path) -> list[str]:
 def stamp_weights(path: Path) -> None:
     """Names the digests of the files that hold its weights in a graph that has some, so that its own stands for all."""
     if files := external_files(path):
-        stamp(path, {"weights_sha256": " ".join(map(_sha256, (path.parent / name for name in files)))})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        stamp(path, {"weights_sha256": " ".join(map(sha256, (path.parent / name for name in files)))})
 
 
 def name_classes(labels: Sequence[str]) -> dict[str, str]:
     """Labels as they stand in the metadata: themselves, and what they hash to."""
-    digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()
-    return {"labels": json.dumps(list(labels), ensure_ascii=False), "labels_sha256": digest}
+    return {"labels": json.dumps(list(labels), ensure_ascii=False), "labels_sha256": labels_sha256(labels)}
 
 
 def put(graph: Graph, classifier: Classifier, *, rows: NDArray[np.floating], bias: NDArray[np.floating]) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from contract import ACCEPTED, INPUT
+
 if TYPE_CHECKING:
     import onnxruntime
-
-ACCEPTED = 0.5  # of `known`; part of the contract with clients
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -23,7 +23,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The photos, the clearest ranking and acceptance first: near ties would fail a check over the wire for nothing."""
-    probs, known = open_session(path).run(["probs", "known"], {"image": photos})
+    probs, known = open_session(path).run(["probs", "known"], {INPUT: photos})
     clearance = abs(known[:, 0] - ACCEPTED)
     if probs.shape[1] > 1:
         clearance = np.minimum(clearance, (probs[:, :-1] - probs[:, 1:]).min(axis=1))

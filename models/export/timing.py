@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.command import run, taking
 from models.errors import ExportError
 from models.export.session import open_session
+from models.training.command import run, taking
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP = 3

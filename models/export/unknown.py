@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.evidence import auroc
+from models.evaluation.bootstrap import auroc
 
 
 class Look(NamedTuple):

@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.command import log_progress, read_recipe, run, taking
-from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
-from models.evaluate import accuracy
+from models.evaluation.accuracy import accuracy
 from models.export.int8 import write_int8
 from models.export.measure import measure, write_answers
 from models.export.patch import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
 from models.export.session import open_session
 from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_each
+from models.recipe.config import Export
+from models.training.command import log_progress, read_recipe, run, taking
 
 log = logging.getLogger(__name__)
 

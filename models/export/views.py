@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.command import log_progress, read_recipe, run, taking
-from models.config import Export
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import judged_by, judges
-from models.evidence import Gain, class_share, gain, standard_error
+from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import BATCH
-from models.network import best_device
-from models.train import Trained, load_network
+from models.networks.network import best_device
+from models.recipe.config import Export
+from models.training.command import log_progress, read_recipe, run, taking
+from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from models.losses import (  # noqa: F401  # a family registers its losses
     truncated,
 )
 from models.losses.asymmetric import asymmetry_ratio, max_noise
-from models.losses.base import LOSSES, Loss, Samples, build_loss, log_odds
+from models.losses.base import LOSSES, Loss, build_loss, log_odds
+from models.losses.samples import Samples
 
 __all__ = ["LOSSES", "Loss", "Samples", "asymmetry_ratio", "build_loss", "log_odds", "max_noise"]

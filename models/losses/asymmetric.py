@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.losses.base import LOSSES, Loss, Row
 from models.losses.softmax import SumPower
-from models.registry import Range
+from models.recipe.registry import Range
 
 PAPER = "Zhou et al., ICML 2021 (arXiv 2106.03110), section 4"
 Positive = Annotated[float, Range(0, open_low=True)]

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from models.errors import ConfigError
-from models.losses.base import LOSSES, Row, Samples
+from models.losses.base import LOSSES, Row
 from models.losses.memory import Column
+from models.losses.samples import Samples
 from models.losses.softmax import LogSumExp, Shift
 from models.losses.stateful import AtLeastOne, Guard, Share, Stateful, Unit, build_base, pick
-from models.registry import Range
+from models.recipe.registry import Range
 
 
 @LOSSES.register("aum", paper="Pleiss et al., NeurIPS 2020 (arXiv 2001.10528), section 4")

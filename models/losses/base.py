@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
 from models.losses.correction import Correction
+from models.losses.samples import Samples
 from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
-from models.registry import Parameter, Range, Registry, parameters_of
+from models.recipe.registry import Parameter, Range, Registry, parameters_of
 
 if TYPE_CHECKING:
     from models.losses.memory import Memory
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 LOSSES = Registry("loss")
 COUNT_FLOOR = 1.0  # photos that a class counts for at least, where its prior is taken
 LARGEST_SCALE = 1e6  # of init_match
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a loss may know of the training set before the first step.
-
-    id: (N,) stable sample ids. target: (N,) int64 positions in `classes`. Position i is what `index` calls i.
-    """
-
-    id: NDArray[np.object_]
-    target: NDArray[np.int64]
-    classes: list[str]
 
 
 class Row:
@@ -150,7 +138,7 @@ class Loss(nn.Module):
         raise NotImplementedError  # every loss writes its own
 
     def learnable(self) -> dict[str, Range]:
-        """Attributes that `models.meta` may change in training, and between what; `value` takes them as tensors too."""
+        """Attributes that `models.training.meta` may change in training, and between what; `value` takes them as tensors too."""
         return {}
 
     def asymmetry_ratio(self) -> float:

@@ -17,7 +17,7 @@ from models.losses.cross_entropy import Weight
 from models.losses.memory import Column, Notes
 from models.losses.softmax import Shift, one_minus_exp, pieces, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Stateful, Unit, pick
-from models.registry import Range
+from models.recipe.registry import Range
 
 KEPT = 8  # classes of a soft label
 FLOOR = 1e-4  # of a soft label inside a logarithm of the auxiliary term, as published; RCE's too

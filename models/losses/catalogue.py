@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.losses.base import LOSSES, Loss, Options, build_loss, common_parameters
-from models.registry import Parameter, written
+from models.recipe.registry import Parameter, written
 
 FEW = 10  # classes of the instance that is asked what it needs
 

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.losses.base import Loss
-from models.margins import nearest
+from models.networks.margins import nearest
 
 
 def chunked_loss(

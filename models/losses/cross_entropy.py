@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.losses.base import LOSSES, Loss, Row
 from models.losses.softmax import SumLog
-from models.registry import Range
+from models.recipe.registry import Range
 
 Positive = Annotated[float, Range(0, open_low=True)]
 Weight = Annotated[float, Range(0)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.losses.base import LOSSES, Loss, Row
 from models.losses.softmax import one_minus_exp
-from models.registry import Range
+from models.recipe.registry import Range
 
 Power = Annotated[float, Range(0, 1, open_low=True)]
 

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.losses.base import LOSSES, Row, Samples
+from models.losses.base import LOSSES, Row
 from models.losses.memory import Column
+from models.losses.samples import Samples
 from models.losses.softmax import Shift, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, build_base, class_quantile
-from models.registry import Component, Parameter, Range, parameters_of
+from models.recipe.registry import Component, Parameter, Range, parameters_of
 
 PAPER = "Lin and Bradic 2021 (arXiv 2102.00751), abstract; all settings are ours"
 NEVER = -1  # abandoned in no epoch

@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from durable import replacing
 from models import distributed
-from models.durable import replacing
 from models.errors import BatchError, CheckpointMismatch
-from models.losses.base import Samples
+from models.losses.samples import Samples
 
 FORMAT = 1
 ABOUT = b"cleanshelf.samples"  # key of the file's metadata

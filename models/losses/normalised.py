@@ -19,7 +19,7 @@ from models.losses.base import LOSSES, Loss, Row
 from models.losses.cross_entropy import MAE, RCE, Weight, focal
 from models.losses.lq import Power
 from models.losses.softmax import SumFloored, SumFocal, SumLog, SumPower, one_minus_exp
-from models.registry import Component, Parameter, Range, parameters_of
+from models.recipe.registry import Component, Parameter, Range, parameters_of
 
 PAPER = "Ma et al., ICML 2020 (arXiv 2006.13554), equation 3"
 

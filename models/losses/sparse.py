@@ -12,7 +12,7 @@ from models.losses.base import LOSSES, Loss, Row
 from models.losses.cross_entropy import CrossEntropy, Focal, Positive, Weight
 from models.losses.lq import GCE, Power
 from models.losses.softmax import Shift, SumPower
-from models.registry import Component, Range, parameters_of
+from models.recipe.registry import Component, Range, parameters_of
 
 PAPER = "Zhou et al., ICCV 2021 (arXiv 2108.00192), equation 8"
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
-from models.losses.base import Loss, Row, Samples, build_loss, common_parameters
+from models.losses.base import Loss, Row, build_loss, common_parameters
 from models.losses.memory import Column, Memory
+from models.losses.samples import Samples
 from models.losses.softmax import Shift
-from models.registry import Range
+from models.recipe.registry import Range
 
 Share = Annotated[float, Range(0, 1, open_high=True)]
 AtLeastOne = Annotated[int, Range(1)]

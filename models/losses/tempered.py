@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from models.losses.base import LOSSES, Loss, Row
 from models.losses.softmax import Shift, pieces
-from models.registry import Range
+from models.recipe.registry import Range
 
 MOST_STEPS = 50  # of Newton's method; logits of float32 need 3 to 8
 

@@ -15,7 +15,7 @@ from models.losses.lq import Power
 from models.losses.memory import Column
 from models.losses.softmax import one_minus_exp
 from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, class_quantile
-from models.registry import Range
+from models.recipe.registry import Range
 
 
 @LOSSES.register("truncated_gce", paper="Zhang and Sabuncu, NeurIPS 2018, section 3.3")

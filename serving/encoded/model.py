@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from contract import INPUT, OUTPUTS, PADDING
 from pixels import BadPhoto, decode, to_square
-
-PADDING = -1  # the id of no class
-ANSWERS = ("ids", "probs", "known", "embedding")  # what the other model computes
 
 
 class TritonPythonModel:
@@ -99,12 +97,12 @@ class TritonPythonModel:
         yield from sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def _ask_version(self, version: int, image: np.ndarray, request: Any) -> Any:
-        wanted = [name for name in ANSWERS if name in request.requested_output_names()]
+        wanted = [name for name in OUTPUTS if name in request.requested_output_names()]
         question = pb_utils.InferenceRequest(
             model_name=self.model,
             model_version=version,
             requested_output_names=wanted or ["known"],
-            inputs=[pb_utils.Tensor("image", image)],
+            inputs=[pb_utils.Tensor(INPUT, image)],
             timeout=request.timeout(),
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),  # of a graph on the GPU too
         )

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from flows.settings import prepare_prefect
-from serving.environment import Environment, inspect
 from serving.errors import BadEnvironment
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.environment import Environment, inspect
+from serving.server.server import LocalServer
 from tests.clients import Upstream
 from tests.graphs import stage
 

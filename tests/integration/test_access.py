@@ -14,23 +14,24 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from flows.doctor import examine
-from flows.endpoint import endpoint, repository, start_endpoint
+from flows.endpoint.server import endpoint, start_endpoint
 from flows.errors import InputError
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
 from flows.recognise import ask_endpoint
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
 from flows.settings import Settings
 from flows.watch import Keeper
 from flows.workspace import Workspace
-from serving import process
-from serving.accelerator import Accelerator
+from flows.workspace.ledger import Ledger
 from serving.access import CONTROL_HEADER, TOKEN_HEADER, Access
-from serving.command import Listening
-from serving.control import Endpoint
 from serving.errors import Forbidden, ModelNotReady, ServerUnavailable, Untrusted
-from serving.repository import ModelRepository
-from serving.server import LocalServer, RunningServer
+from serving.repository.accelerator import Accelerator
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.command import Listening
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer, RunningServer
 from serving.wire import connect, infer, translate
 from tests.graphs import golden_images, stage
 

@@ -11,9 +11,9 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.accelerator import Accelerator
-from serving.environment import Environment
-from serving.model_config import TritonConfig
+from serving.repository.accelerator import Accelerator
+from serving.repository.model_config import TritonConfig
+from serving.server.environment import Environment
 from tests.graphs import write_graph
 
 pytestmark = pytest.mark.triton

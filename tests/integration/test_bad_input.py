@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.data_version import DataVersions
-from flows.intake import ingest
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from models.data.photos import Photos
-from serving.environment import Environment
+from serving.server.environment import Environment
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.deliveries import deliver, photo
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.errors import BadDelivery, CorruptObject
 from flows.workspace import Workspace
 from tests import verbs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.workspace import Workspace
 from tests.command_line import cleanshelf
 from tests.versions import commit_drop, commit_first, contents, damage, objects_of

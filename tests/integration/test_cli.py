@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.data_version import DataVersions
-from flows.intake import ingest
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
+from flows.registry.versions import ModelVersions
 from flows.sample.draw import draw
 from flows.sample.families import assortment
 from flows.workspace import Workspace
-from serving.environment import Environment
-from serving.repository import ModelRepository
+from flows.workspace.ledger import Ledger
+from serving.repository.repository import ModelRepository
+from serving.server.environment import Environment
 from tests.command_line import Done, cleanshelf, snapshot
 from tests.scheduling import come_to, said, scheduler
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pixels import BadPhoto
 from serving import Access, AsyncRecognizer, LocalRecognizer, Recognition, Recognizer
-from serving.control import Endpoint
-from serving.process import until
-from serving.repository import ModelRepository
-from serving.server import LocalServer
-from serving.session import Wire
+from serving.client.session import Wire
+from serving.repository.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.server.process import until
+from serving.server.server import LocalServer
 from tests.clients import Counting, Upstream, jpeg, png
 from tests.graphs import LABELS, golden_images, write_graph
 

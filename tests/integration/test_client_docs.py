@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.server import LocalServer
 from tests.graphs import LABELS, golden_images, stage
 
 ROOT = Path(__file__).parents[2]

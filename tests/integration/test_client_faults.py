@@ -23,12 +23,12 @@ from serving import (
     RequestRejected,
     RequestTimeout,
 )
-from serving.control import Endpoint
-from serving.model_config import TritonConfig
-from serving.process import until
-from serving.region import Region
-from serving.repository import ModelRepository
-from serving.session import Wire
+from serving.client.session import Wire
+from serving.client.shared_memory import Region
+from serving.repository.model_config import TritonConfig
+from serving.repository.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.server.process import until
 from serving.wire import connect
 from tests.clients import Counting, Upstream
 from tests.graphs import LABELS, golden_images, stage

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving import process
 from serving.access import Access
-from serving.control import Endpoint
-from serving.environment import Environment
 from serving.errors import Forbidden
-from serving.repository import ModelRepository
-from serving.server import LocalServer, _backend_option
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.environment import Environment
+from serving.server.server import LocalServer, _backend_option
 from serving.wire import connect, infer
 from tests.graphs import golden_images, stage
 

@@ -18,17 +18,17 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
 import flows.ingest
-from flows.data_version import DataVersions
+from durable import sha256
+from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.ingest import ingest
-from flows.learn import score_fold, train
-from flows.run import Run
-from flows.stage import side_by_side, together
-from flows.start import data_to_train_on
+from flows.run.run import Run
+from flows.run.stage import side_by_side, together
+from flows.steps.learn import score_fold, train
+from flows.steps.start import data_to_train_on
 from flows.workspace import Workspace
-from models.config import load_recipe
-from serving.durable import sha256
-from serving.process import commands, until
+from models.recipe.config import load_recipe
+from serving.server.process import commands, until
 from tests.command_line import ROOT
 from tests.deliveries import deliver
 
@@ -108,7 +108,11 @@ def test_a_delivery_becomes_the_same_version_on_dask_as_in_threads(
 
 def trainings(shop: Workspace) -> list[int]:
     """Processes that train in the workspace."""
-    return [pid for pid, argv in commands() if "models.train" in argv and any(str(shop.root) in word for word in argv)]
+    return [
+        pid
+        for pid, argv in commands()
+        if "models.training.train" in argv and any(str(shop.root) in word for word in argv)
+    ]
 
 
 @pytest.mark.faults
@@ -166,7 +170,7 @@ def test_a_cluster_that_cannot_be_used_is_refused(
 
 
 def test_without_the_package_it_says_what_to_install(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flows.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "flows.run.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     told = refused(shop, monkeypatch, "local")
     assert "prefect_dask is not installed; run `.venv/bin/pip install" in told

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.errors import CorruptObject, LocalEdits, MissingFromRemote, UnknownVersion, WorkspaceMissing
-from flows.ledger import Ledger
 from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest, read_table
 from tests.versions import commit_drop, commit_first, contents, damage, objects_of
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.demo import tell
-from flows.endpoint import repository, stop_endpoint
-from flows.rollback import model_history
-from flows.sample.place import fresh_workspace
+from flows.endpoint.server import stop_endpoint
+from flows.registry.history import model_history
+from flows.registry.repository import repository
+from flows.sample.workspace import fresh_workspace
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import Recognizer
-from serving.environment import Environment
-from serving.server import running
+from serving.server.environment import Environment
+from serving.server.server import running
 
 pytestmark = [
     pytest.mark.dvc,

@@ -14,13 +14,13 @@ from PIL import Image
 from tritonclient import grpc
 
 from pixels import MAX_PIXELS, decode, to_square
-from serving import process
-from serving.control import Endpoint
-from serving.encoded.contract import MAX_PHOTO_BYTES, OUTPUTS
-from serving.encoded.endpoint import EncodedEndpoint
 from serving.errors import BadRequest, GoldenMismatch, ModelNotReady, RequestTimeout
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.encoded import MAX_PHOTO_BYTES, OUTPUTS
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.encoded_endpoint import EncodedEndpoint
+from serving.server.server import LocalServer
 from serving.wire import Answer, connect, infer_encoded
 from tests.graphs import SIZE, K, golden_images, stage
 from tests.served import Served, serve

@@ -10,32 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from flows.data_version import DataVersions
-from flows.endpoint import repository
+from durable import sha256
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
+from flows.endpoint.release import release
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
-from flows.intake import ingest
-from flows.ledger import Ledger
-from flows.lineage import verify
-from flows.model_version import ModelVersions
-from flows.release import release
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
 from flows.sample.draw import draw
 from flows.sample.families import Sku, assortment
+from flows.verify import verify
 from flows.workspace import Workspace
-from models.classifiers import class_means, set_classifier
-from models.config import Export, Member
+from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from models.errors import EnrolmentError
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes, read_metadata
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member
+from models.training.classifiers import class_means, set_classifier
+from models.training.train import Trained
 from pixels import BadPhoto, decode, to_square
 from serving import Recognizer
-from serving.durable import sha256
-from serving.environment import Environment
+from serving.server.environment import Environment
 from tests.asking import Asking, served
 from tests.command_line import cleanshelf, refusal, snapshot
 

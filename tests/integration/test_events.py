@@ -19,15 +19,15 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.data_version import DataVersions
-from flows.endpoint import repository
-from flows.intake import ingest
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
-from flows.prefect_server import happened, post, scheduler_server
-from flows.recognise_folder import SCHEMA
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
+from flows.endpoint.folder import SCHEMA
+from flows.orchestrator.events import happened, post, scheduler_server
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
-from serving.process import until
+from flows.workspace.ledger import Ledger
+from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf
 from tests.deliveries import deliver
 from tests.graphs import LABELS, stage

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.errors import MissingFromRemote, WorkspaceBusy
-from flows.ledger import Ledger
 from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
 from tests import verbs
 from tests.deliveries import deliver
 from tests.versions import check_whole, contents, two_versions
@@ -50,7 +50,7 @@ def test_killed_while_taking_a_version(place: Path) -> None:
     shutil.rmtree(versions.workspace.versions)
     code = f"""
 from pathlib import Path
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.workspace import Workspace
 print(DataVersions(Workspace.find(Path({str(place / "shop")!r}))).materialise({version!r}))
 """
@@ -107,9 +107,9 @@ def test_a_foreign_dvc_is_waited_for(place: Path) -> None:
 LIMITED = """
 import sys
 from pathlib import Path
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
 from flows.errors import DiskFull
-from flows.intake import ingest
+from flows.delivery.build import ingest
 from flows.workspace import Workspace
 
 workspace = Workspace.find(Path(sys.argv[1]))

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.data_version import DataVersions, Entry
+from flows.data.history import Entry
+from flows.data.objects import Listing, Seen
+from flows.data.versions import DataVersions
 from flows.errors import WorldError
 from flows.feedback import feedback
-from flows.objects import Listing, Seen
 from flows.rollback import rollback_data
 from flows.workspace import Workspace
 from models.data.manifest import Manifest, read_manifest
-from models.scores import Scores, write_scores
+from models.evaluation.scores import Scores, write_scores
 from tests import verbs
 from tests.deliveries import deliver
 from tests.kills import Kills, Outcome, run

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
-from flows.endpoint import repository
-from flows.intake import ingest
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
+from durable import sha256
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
-from serving.durable import sha256
-from serving.environment import Environment
-from serving.process import until
+from flows.workspace.ledger import Ledger
+from serving.server.environment import Environment
+from serving.server.process import until
 from tests.command_line import processes
 from tests.integration.test_retrain import QUICK, stages, write_delivery
 from tests.kills import Kills, run

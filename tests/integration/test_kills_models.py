@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.intake import ingest
-from flows.run import is_finished
-from models import checkpoint
-from models.config import Recipe, from_dict, to_dict
+from durable import sha256
+from flows.delivery.build import ingest
+from flows.run.run import is_finished
 from models.errors import CheckpointMismatch
+from models.evaluation.scores import read_scores
 from models.export.calibrate import Chosen
 from models.export.patch import external_files, read_metadata
 from models.export.session import open_session
 from models.export.unknown import UNCALIBRATED
-from models.job import Job
-from models.scores import read_scores
-from models.train import train
-from serving.durable import sha256
+from models.recipe.config import Recipe, from_dict, to_dict
+from models.training import checkpoint
+from models.training.job import Job
+from models.training.train import train
 from tests import exporting
 from tests.deliveries import deliver
 from tests.graphs import golden_images, write_graph
@@ -71,7 +71,7 @@ def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
     whole = learnt(tmp_path / "whole")
 
     def prepare(place: Path) -> Sequence[object]:
-        return ["models.train", "--data", data, "--recipe", tmp_path / "recipe.json", "--out", place]
+        return ["models.training.train", "--data", data, "--recipe", tmp_path / "recipe.json", "--out", place]
 
     def check(place: Path) -> None:
         ours, other = (Job(data=data, recipe=each, member=0, out=place) for each in (recipe(), recipe(lr=0.5)))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.endpoint import serve_registered
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
+from flows.endpoint.server import serve_registered
+from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
-from serving import process
-from serving.repository import ModelRepository
-from serving.server import LocalServer, running
+from flows.workspace.ledger import Ledger
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.server import LocalServer, running
 from tests.graphs import stage, write_graph
 from tests.kills import Kills
 from tests.served import Load, Served, closed_loop, serving

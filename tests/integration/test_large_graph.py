@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Export, Member
+from durable import sha256
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.patch import external_files, read_metadata, stamp
-from models.network import EMBEDDING, build_network
-from models.train import Trained
-from serving.control import Endpoint
-from serving.durable import sha256
+from models.networks.network import EMBEDDING, build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 from serving.errors import CorruptVersion
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer
 from serving.wire import connect, infer
 from tests.graphs import golden_images
 

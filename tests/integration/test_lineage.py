@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
-from flows.chain import Broken
-from flows.data_version import DataVersions
-from flows.endpoint import repository
+from contract import labels_sha256
+from durable import sha256
+from flows.data.verify import Broken
+from flows.data.versions import DataVersions
+from flows.endpoint.release import number_for
 from flows.errors import UnknownVersion
-from flows.gates import Verdict
-from flows.ledger import Ledger
-from flows.lineage import verify
-from flows.model_version import ModelVersions
-from flows.publish import describe
-from flows.release import number_for
-from flows.run import Run
+from flows.gate.gates import Verdict
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
+from flows.run.run import Run
+from flows.steps.publish import describe
+from flows.verify import verify
 from flows.workspace import Workspace
-from models.config import digest, load_recipe
-from serving.control import activate
-from serving.durable import sha256
-from serving.version import labels_sha256
+from flows.workspace.ledger import Ledger
+from models.recipe.config import digest, load_recipe
+from serving.server.control import activate
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.graphs import LABELS, golden_images, write_graph
 from tests.versions import commit_drop, commit_first, damage

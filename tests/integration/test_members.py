@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.endpoint import repository
 from flows.ingest import ingest
+from flows.registry.repository import repository
 from flows.retrain import retrain
 from flows.workspace import Workspace
-from models.config import load_recipe
 from models.export.patch import read_metadata
-from serving.environment import Environment
+from models.recipe.config import load_recipe
+from serving.server.environment import Environment
 from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 
 __all__ = ["pytestmark"]  # the same parts are needed

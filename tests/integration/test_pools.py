@@ -18,8 +18,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from flows.orchestrator import end
-from flows.scheduled import history
+from flows.orchestrator.server import end
+from flows.scheduler.job import history
 from flows.workspace import Workspace
 from tests.command_line import ROOT
 from tests.scheduling import come_to
@@ -74,7 +74,7 @@ def deployed(environment: dict[str, str]) -> dict[str, Any]:
 
 def test_every_deployment_is_registered_with_the_pool_it_names(deployed: dict[str, Any], shop: Workspace) -> None:
     assert {each.work_pool_name for each in deployed.values()} == set(POOLS)
-    assert {each.entrypoint for each in deployed.values()} == {"flows/scheduled.py:scheduled"}
+    assert {each.entrypoint for each in deployed.values()} == {"flows/scheduler/job.py:scheduled"}
     places = {name: each.parameters["workspace"] for name, each in deployed.items()}
     assert places == {"weekly": str(shop.root), "weekly-docker": "/workspace", "weekly-kubernetes": "/workspace"}
     assert deployed["weekly-docker"].job_variables["volumes"] == [f"{shop.root}:/workspace"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flows.intake import ingest
-from models.config import from_dict, to_dict
+from flows.delivery.build import ingest
 from models.export.calibrate import Chosen
 from models.export.unknown import UNCALIBRATED
-from serving.repository import ModelRepository
+from models.recipe.config import from_dict, to_dict
+from serving.repository.repository import ModelRepository
 from tests.deliveries import deliver
 from tests.graphs import write_graph
 from tests.kills import run
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]
     for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():
         (place / f"{name}.json").write_text(json.dumps(content))
     words: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]
-    return place, in_order(run("models.train", *words, log=place / "log").passed)
+    return place, in_order(run("models.training.train", *words, log=place / "log").passed)
 
 
 def test_training(trained: tuple[Path, list[Path]]) -> None:

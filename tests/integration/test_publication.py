@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.cleaning import Cleaned, clean_data
-from flows.data_version import DataVersions
-from flows.endpoint import repository
+from flows.clean import Cleaned, clean_data
+from flows.data.versions import DataVersions
 from flows.errors import CorruptObject, GateRefused, InputError, UnknownVersion
 from flows.ingest import ingest
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
-from flows.promotion import promote_version
-from flows.publication import publish_run
+from flows.promote import promote_version
+from flows.publish import publish_run
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.retrain import retrain
 from flows.rollback import rollback_model
+from flows.run.inputs import ended_before, inputs
 from flows.sample.draw import draw
 from flows.sample.families import assortment
-from flows.unchanged import ended_before, inputs
 from flows.workspace import Workspace
-from models.config import Clean, Recipe, from_dict
+from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
-from serving.environment import Environment
+from models.recipe.config import Clean, Recipe, from_dict
 from serving.errors import CorruptVersion
+from serving.server.environment import Environment
 from tests.command_line import cleanshelf, snapshot
 
 pytestmark = [

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.garbage import find_unused, free
+from flows.data.purge_record import Purged
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
-from flows.intake import ingest
-from flows.model_version import ModelVersions
 from flows.purge import affected, complete, purge, select
-from flows.purged import Purged
-from flows.unused import find_unused, free
+from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from tests.command_line import cleanshelf

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from flows.endpoint.folder import SCHEMA, photos_below, recognise_folder
+from flows.endpoint.parts import Parts
 from flows.errors import InputError, WorkspaceBusy
-from flows.parts import Parts
-from flows.recognise_folder import SCHEMA, photos_below, recognise_folder
 from flows.workspace import Workspace
 from serving import LocalRecognizer, Recognizer
-from serving.control import Endpoint
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer
 from tests.command_line import cleanshelf, refusal
 from tests.graphs import golden_images, stage, write_graph
 
@@ -92,8 +92,8 @@ def test_the_order_is_that_of_names_and_never_another(folder: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-import flows.parts
-from flows.recognise_folder import recognise_folder
+import flows.endpoint.parts
+from flows.endpoint.folder import recognise_folder
 from flows.workspace import Workspace
 from serving import LocalRecognizer
 folder, out, graph, log, what, at = sys.argv[1:]
@@ -113,7 +113,7 @@ def killing(function):
     return call
 
 if what == "sync":
-    flows.parts.sync = killing(flows.parts.sync)
+    flows.endpoint.parts.sync = killing(flows.endpoint.parts.sync)
 progress = killing(lambda done: None) if what == "photo" else lambda done: None
 recognise_folder(Path(folder), Path(out), recognizer=Noting(Path(graph)), asked={"model": "m"}, rows=5, progress=progress)
 """

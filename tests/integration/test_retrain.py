@@ -18,36 +18,35 @@ import pytest
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL
 
-from flows.data_version import DataVersions
-from flows.endpoint import repository, stop_endpoint
+from durable import sha256
+from flows.data.objects import Listing, Seen
+from flows.data.versions import DataVersions
+from flows.endpoint.server import stop_endpoint
 from flows.errors import GateRefused
 from flows.ingest import ingest
-from flows.ledger import Ledger
-from flows.lineage import verify
-from flows.model_version import ModelVersions
-from flows.objects import Listing, Seen
-from flows.retrain import Report, retrain
-from flows.rollback import model_history, rollback_data, rollback_model
+from flows.registry.history import model_history
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
+from flows.report.run_report import Report
+from flows.retrain import retrain
+from flows.rollback import rollback_data, rollback_model
 from flows.sample.draw import draw
 from flows.sample.families import assortment
+from flows.verify import verify
 from flows.workspace import Workspace
-from models.config import digest, load_recipe
+from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from models.export.patch import read_metadata
+from models.recipe.config import digest, load_recipe
 from serving import LocalRecognizer, Recognizer
-from serving.durable import sha256
-from serving.environment import Environment
-from serving.process import until
-from serving.server import running
+from serving.server.environment import Environment
+from serving.server.process import until
+from serving.server.server import running
 from tests.asking import Asking, served
 from tests.command_line import processes
 from tests.prefect_api import events
 
-pytestmark = [
-    pytest.mark.dvc,
-    pytest.mark.prefect,
-    pytest.mark.triton,
-]
+pytestmark = [pytest.mark.dvc, pytest.mark.prefect, pytest.mark.triton]
 
 REPOSITORY = Path(__file__).parents[2]
 SKUS = [assortment()[number] for number in (0, 1, 2, 4, 5, 6)]  # three packs of milk, three bottles of juice

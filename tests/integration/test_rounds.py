@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.data_version import DataVersions
-from flows.endpoint import stop_endpoint
-from flows.retrain import Report, retrain
+from flows.data.versions import DataVersions
+from flows.endpoint.server import stop_endpoint
+from flows.report.run_report import Report
+from flows.retrain import retrain
 from flows.workspace import Workspace
-from models.config import load_recipe
 from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
-from serving.process import kill
+from models.recipe.config import load_recipe
+from serving.server.process import kill
 from tests.integration.test_retrain import (
     ANY,
     QUICK,

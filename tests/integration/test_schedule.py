@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
-from flows.intake import ingest
-from flows.schedule import status
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
+from flows.scheduler.schedule import status
 from flows.workspace import Workspace
-from serving.process import until
+from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf, processes, refusal
 from tests.deliveries import deliver
 from tests.scheduling import come_to, said, scheduler

@@ -14,7 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.access import TOKEN_HEADER
-from serving.server import LocalServer
+from serving.server.server import LocalServer
 from tests.graphs import SIZE, golden_images
 from tests.served import Load, Served, closed_loop, serve
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from serving import process
-from serving.control import Endpoint
 from serving.errors import DiskFull, ModelNotReady, RequestTimeout, ServerUnavailable, ServingError
-from serving.repository import ModelRepository
-from serving.server import LocalServer, running
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer, running
 from serving.wire import connect, infer, infer_encoded
 from tests.graphs import golden_images, stage
 from tests.integration.test_triton_server import traces
@@ -129,8 +129,8 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from serving.access import Access
-from serving.control import Endpoint
-from serving.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 repository, graph, version = ModelRepository(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
@@ -180,7 +180,7 @@ FILL = """
 import sys
 from pathlib import Path
 from serving.errors import DiskFull
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 repository, graph = ModelRepository(Path(sys.argv[1])), Path(sys.argv[2])
 try:

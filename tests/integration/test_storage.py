@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.data_version import DataVersions
+from flows.data.garbage import find_unused, free
+from flows.data.versions import DataVersions
 from flows.errors import CorruptObject, MissingFromRemote, WorldError
-from flows.unused import find_unused, free
 from flows.workspace import Workspace
 from tests.command_line import cleanshelf
 from tests.kills import Kills

@@ -19,9 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving import LocalRecognizer, Recognizer, process
-from serving.candidate import laid_out
-from serving.control import Endpoint
+from serving import LocalRecognizer, Recognizer
 from serving.errors import (
     AlreadyRunning,
     BadRequest,
@@ -34,9 +32,12 @@ from serving.errors import (
     RequestTimeout,
     ServingError,
 )
-from serving.model_config import TritonConfig
-from serving.repository import ModelRepository
-from serving.server import LocalServer, running
+from serving.repository.candidate import laid_out
+from serving.repository.model_config import TritonConfig
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer, running
 from serving.wire import Answer, connect
 from tests.graphs import LABELS, SIZE, golden_images, make_endless, sign, stage, write_graph
 from tests.served import Served, closed_loop, serve

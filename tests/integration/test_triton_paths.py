@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.control import Endpoint
-from serving.repository import ModelRepository
-from serving.server import LocalServer
+from serving.repository.repository import ModelRepository
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer
 from tests.graphs import stage
 
 pytestmark = pytest.mark.triton

@@ -13,16 +13,16 @@ from pathlib import Path
 import onnx
 import pytest
 
-from serving import process
-from serving.control import Endpoint
 from serving.errors import (
     GoldenMismatch,
     ModelNotReady,
     RequestTimeout,
     ServerUnavailable,
 )
-from serving.repository import ModelRepository
-from serving.server import LocalServer, _shared_memory_prefix, running
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.server import LocalServer, _shared_memory_prefix, running
 from tests.graphs import sign, stage
 
 pytestmark = pytest.mark.triton
@@ -50,14 +50,14 @@ def traces(server: LocalServer) -> list[str]:
 START = """
 import sys
 from pathlib import Path
-from serving.server import LocalServer
+from serving.server.server import LocalServer
 repository, state, environment, *ports = sys.argv[1:]
 server = LocalServer(Path(repository), Path(state), Path(environment), *map(int, ports))
 server.start()
 print("started", flush=True)
 """
 GUARD = """
-from serving.guardian import guarded
+from serving.server.supervisor import guarded
 with guarded(server):
     print("started", flush=True)
     sys.stdin.read()

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from flows.endpoint import access, repository, stop_endpoint
-from flows.ledger import Ledger
-from flows.model_version import ModelVersions
+from flows.endpoint.server import access, stop_endpoint
+from flows.registry.repository import repository
+from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
 from flows.workspace import Workspace
-from serving import process
-from serving.control import Endpoint
-from serving.environment import Environment
+from flows.workspace.ledger import Ledger
 from serving.errors import ServingError
-from serving.server import running
-from serving.watcher import watcher
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.environment import Environment
+from serving.server.server import running
+from serving.server.watch_lock import watcher
 from tests.graphs import stage
 from tests.integration.conftest import free_ports
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from serving import process
 from serving.access import Access
-from serving.control import Endpoint
 from serving.errors import CorruptVersion, RequestTimeout, ServingError
-from serving.model_config import TritonConfig
-from serving.repository import ModelRepository
-from serving.server import LocalServer
-from serving.watchdog import Pulse, Watchdog
+from serving.repository.model_config import TritonConfig
+from serving.repository.repository import ModelRepository
+from serving.server import process
+from serving.server.control import Endpoint
+from serving.server.probe import Pulse, Watchdog
+from serving.server.server import LocalServer
 from serving.wire import connect, infer
 from tests.graphs import golden_images, make_endless, sign, stage
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.delivery.build import ingest
 from flows.errors import ChildFailed
-from flows.intake import ingest
-from flows.launch import end_children, run_child
-from models import checkpoint
-from models.config import to_dict
+from flows.run.launch import end_children, run_child
 from models.data.manifest import read_manifest
-from models.scores import read_scores
-from serving.process import until
+from models.evaluation.scores import read_scores
+from models.recipe.config import to_dict
+from models.training import checkpoint
+from serving.server.process import until
 from tests.counting import ALL, MARVEL, RECIPE, counting_job, train
 from tests.deliveries import deliver
 
@@ -151,10 +151,10 @@ def test_what_is_gathered_and_summed_is_the_same_for_any_number_of_workers(tmp_p
 LEARNING = """
 import dataclasses, sys, pytest, torch
 from pathlib import Path
-import models.train
-from models.config import Loss, Meta
+import models.training.train
+from models.recipe.config import Loss, Meta
 from models.distributed import part, rank, workers, world
-from models.hypergradient import hyper_gradient
+from models.training.hypergradient import hyper_gradient
 from models.losses import build_loss
 from tests.counting import RECIPE, counting_job, plain_network
 
@@ -167,8 +167,9 @@ with workers(), pytest.MonkeyPatch.context() as patch:
     batch, clean = ((x[i, part(9)], y[i, part(9)]) for i in range(2))
     found = hyper_gradient(build_loss("sce", 5), ["alpha", "beta"], parameters=list(answer.parameters()), rates=[.1, .2],
                            answer=answer, batch=batch, trusted=clean, ignore_length=True)
-    patch.setattr(models.train, "build_network", plain_network)
-    models.train.train(counting_job(data, out / str(world()), dataclasses.replace(RECIPE, loss=Loss(name="sce"), meta=meta)))
+    patch.setattr(models.training.train, "build_network", plain_network)
+    recipe = dataclasses.replace(RECIPE, loss=Loss(name="sce"), meta=meta)
+    models.training.train.train(counting_job(data, out / str(world()), recipe))
     torch.save(found, out / f"{world()}-{rank()}.pt")
 """
 
@@ -199,13 +200,13 @@ def test_a_flow_stops_its_workers_and_goes_on_where_they_were(data: Path, tmp_pa
     arguments = ["--data", data, "--recipe", tmp_path / "recipe.json", "--out", tmp_path / "out"]
     said: list[str] = []
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(run_child, "models.train", arguments, say=said.append, workers=2)
+        running = pool.submit(run_child, "models.training.train", arguments, say=said.append, workers=2)
         assert until(lambda: (tmp_path / "out" / "checkpoint.pt").exists() or running.done(), timeout_s=60)
         end_children()
         assert isinstance(running.exception(timeout=20), ChildFailed)
     done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     before = (done["epoch"], done["step"])
-    run_child("models.train", arguments, say=said.append, workers=2)
+    run_child("models.training.train", arguments, say=said.append, workers=2)
     assert f"continuing after epoch {before[0]} and {before[1]} steps of the next" in said
     assert [line["epoch"] for line in metrics(tmp_path / "out")] == list(range(1, 9))
     assert len([line for line in said if line.startswith("loss ce:")]) == 2, (

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from tail.sets import drawn_set
 
-from models.config import Export, Member
 from models.data.augment import whole_view
 from models.export.graph import Branch
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 
 
 @pytest.fixture

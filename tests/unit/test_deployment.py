@@ -13,9 +13,9 @@ import yaml
 from packaging.requirements import Requirement
 
 from flows.settings import Settings
-from models.config import recipe_names
+from models.recipe.config import recipe_names
 from serving.access import Access
-from serving.command import Listening, arguments
+from serving.server.command import Listening, arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")

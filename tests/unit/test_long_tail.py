@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from tail.sets import drawn_set, read_set
 
-from models.config import Member
 from models.errors import ManifestError
-from models.network import build_network
+from models.networks.network import build_network
+from models.recipe.config import Member
 
 
 def test_drawn_clusters_are_a_long_tail_with_wrong_labels_and_the_same_every_time() -> None:

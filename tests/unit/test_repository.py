@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from models.config import Recipe, recipe_names
-from models.registry import Range
+from models.recipe.config import Recipe, recipe_names
+from models.recipe.registry import Range
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400

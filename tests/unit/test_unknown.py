@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from tail.sets import drawn_set
 
-from models.config import Member
-from models.evidence import auroc
+from models.evaluation.bootstrap import auroc
 from models.export.calibrate import in_tiles
 from models.export.unknown import SCORES
-from models.network import build_network
+from models.networks.network import build_network
+from models.recipe.config import Member
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.card import read_card, summary
+from flows.registry.card import read_card, summary
 from serving.errors import BadGraph
 from tests.command_line import ROOT, cleanshelf, refusal
 from tests.graphs import LABELS, write_graph

@@ -12,8 +12,8 @@ from queue import Queue
 import pytest
 
 from flows.errors import ChildFailed, InputError
-from flows.launch import end_children, run_child
-from serving.process import birth, until
+from flows.run.launch import end_children, run_child
+from serving.server.process import birth, until
 
 pytestmark = pytest.mark.faults
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 SLEEPER = ("timeit", ["-n", "1", "-r", "1", "import os, time; print(os.getpid(), flush=True); time.sleep(100)"])
 # one write to the pipe that both workers share: print makes several, and their lines would mix
 SHARED = "import os, time; os.write(1, (os.environ['RANK'] + f' {os.getpid()}' + chr(10)).encode()); time.sleep(100)"
-FLOW = f"from flows.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
+FLOW = f"from flows.run.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
 
 
 def test_a_killed_flow_takes_its_children_along() -> None:
@@ -71,7 +71,7 @@ def test_an_interrupted_flow_ends_all_workers_of_a_child() -> None:
 def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
     arguments = ("timeit", ["-n", "1", "-r", "1", SHARED])
     said = "say=lambda line: print(line, flush=True)"
-    flow_of_two = f"from flows.launch import run_child; run_child(*{arguments}, {said}, workers=2)"
+    flow_of_two = f"from flows.run.launch import run_child; run_child(*{arguments}, {said}, workers=2)"
     command = [sys.executable, "-c", flow_of_two]
     with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as flow:
         assert flow.stdout is not None

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.clean import compared, made_by_cleaning, settled, uncleaned
-from flows.data_version import Entry
-from flows.intake import ingest
+from flows.data.history import Entry, made_by_cleaning, uncleaned
+from flows.delivery.build import ingest
+from flows.steps.clean import compared, settled
 from models.data.manifest import read_manifest, write_labels
-from models.scores import Scores, concatenate
+from models.evaluation.scores import Scores, concatenate
 from tests.deliveries import deliver
 
 

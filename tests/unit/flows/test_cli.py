@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.errors import ChildFailed, InputError
-from flows.launch import run_child
-from flows.progress import print_table, to_json
+from flows.report.run_report import to_json
+from flows.report.terminal import print_table
+from flows.run.launch import run_child
 from tests.command_line import ROOT, cleanshelf, refusal
 
 HEAVY = {"torch", "timm", "prefect", "dvc", "onnx", "onnxruntime", "pyarrow", "tritonclient"}
@@ -94,7 +95,7 @@ def test_a_child_that_refuses_its_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({"name": "x", "members": []}))
     said: list[str] = []
     with pytest.raises(InputError) as caught:
-        run_child("models.check", ["--data", tmp_path, "--recipe", tmp_path / "recipe.json"], say=said.append)
+        run_child("models.training.check", ["--data", tmp_path, "--recipe", tmp_path / "recipe.json"], say=said.append)
     assert str(caught.value) == "members: a recipe needs at least one; add a [[members]] table"
     assert said == [str(caught.value)], "no traceback on the way"
 

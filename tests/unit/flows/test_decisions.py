@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
-from models.config import Clean
 from models.data.manifest import Manifest
-from models.scores import Scores
+from models.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
+from models.evaluation.scores import Scores
+from models.recipe.config import Clean
 
 
 def manifest(labels: list[str], split: list[str]) -> Manifest:

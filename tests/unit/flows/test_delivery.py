@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.delivery import Delivery, read_delivery
+from flows.delivery.rows import Delivery, read_delivery
 from flows.errors import BadDelivery
 from tests.deliveries import deliver
 

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.drift import Answers, chi_squared, compare, read_answers, shift
-from flows.drifting import markdown
+from flows.drift import Answers, chi_squared, compare, markdown, read_answers, shift
+from flows.endpoint.folder import SCHEMA
 from flows.errors import InputError
-from flows.recognise_folder import SCHEMA
 
 
 def draw(seed: int, count: int, *, a: float = 5.0, b: float = 2.0) -> np.ndarray[Any, np.dtype[np.float32]]:

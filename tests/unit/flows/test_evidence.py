@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.evidence import evidence, in_words, prove
-from flows.progress import print_evidence
-from flows.run import Run
+from flows.report.terminal import print_evidence
+from flows.run.run import Run
+from flows.steps.prove import evidence, in_words, prove
 from flows.workspace import Workspace
-from models.config import Recipe, from_dict
 from models.data.manifest import INDEX, write_table
-from models.scores import Scores, write_scores
+from models.evaluation.scores import Scores, write_scores
+from models.recipe.config import Recipe, from_dict
 
 NUM, CLASSES = 120, ["a", "b", "c"]
 IDS = [f"p{i:03}" for i in range(NUM)]

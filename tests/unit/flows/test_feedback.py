@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.clean import judged
-from flows.data_version import DataVersions
+from flows.data.versions import DataVersions
+from flows.delivery.build import ingest
 from flows.errors import BadDelivery
 from flows.feedback import feedback, preview
-from flows.intake import ingest
-from flows.run import Run
+from flows.run.run import Run
+from flows.steps.clean import judged
 from flows.workspace import Workspace
-from models.config import load_recipe
 from models.data.manifest import Manifest, read_manifest, read_table
-from models.scores import Scores, write_scores
+from models.evaluation.scores import Scores, write_scores
+from models.recipe.config import load_recipe
 from tests.deliveries import deliver
 
 pytestmark = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.figures import classifiers, confidences, confusions, tail
+from flows.report.figures import classifiers, confidences, confusions, tail
 
 
 def test_scores_are_counted_by_tenths_and_by_what_was_decided() -> None:

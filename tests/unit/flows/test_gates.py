@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flows.gates import Answers, Decided, Evidence, judge, wilson
-from flows.verdict import Finding, Verdict
-from models.config import Gate
+from flows.gate.gates import Answers, Decided, Evidence, judge, wilson
+from flows.gate.verdict import Finding, Verdict
+from models.recipe.config import Gate
 
 EXACT = {"different_ids": 0, "probability": 3e-8}
 LABELS = np.array(["ale", "beer", "cider", "milk", "tea", "wine"], object)  # two of each third

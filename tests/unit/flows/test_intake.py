@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from flows.data.fingerprints import Looks
+from flows.data.shards import pack
+from flows.delivery.build import IntakeReport, ingest
+from flows.delivery.splits import hold_out
 from flows.errors import BadDelivery
-from flows.intake import IntakeReport, ingest
-from flows.near import Looks
-from flows.shards import pack
-from flows.splits import hold_out
 from models.data.manifest import read_manifest, read_photo, read_table
 from tests.deliveries import deliver, photo
 

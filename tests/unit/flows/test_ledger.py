@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flows.errors import CorruptObject, UnknownVersion, WorldError
-from flows.ledger import Ledger
-from flows.model_version import REF, ModelVersions
+from flows.registry.versions import REF, ModelVersions
+from flows.workspace.ledger import Ledger
 
 
 def git(root: Path, *args: str) -> str:

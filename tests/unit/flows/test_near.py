@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flows import near
-from flows.near import NEAR, nearly_in
-from pixels.look import BYTES
+from flows.data import fingerprints as near
+from flows.data.fingerprints import NEAR, nearly_in
+from pixels.fingerprint import BYTES
 
 
 def looks(number: int, *, seed: int) -> np.ndarray:

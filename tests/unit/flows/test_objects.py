@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.data.objects import Listing, Seen
 from flows.errors import CorruptObject
-from flows.files import sweep
-from flows.objects import Listing, Seen
+from flows.workspace.files import sweep
 
 
 def test_a_shard_is_read_once_per_host_and_again_when_it_changes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.prefect_server import (
+from flows.orchestrator.events import (
     LIMIT_S,
     PrefectServer,
     announce,
@@ -22,7 +22,7 @@ from flows.prefect_server import (
     standing_server,
 )
 from flows.workspace import Workspace
-from serving.process import birth
+from serving.server.process import birth
 from tests.command_line import ROOT
 
 EVENT = happened("model.rolled-back", to="model", name="1", model_version=1, instead_of=2)

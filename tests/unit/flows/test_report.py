@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report import Row, effects
+from flows.report.steps import Row, effects
 from models.data.manifest import INDEX, write_table
-from models.scores import Scores, write_scores
+from models.evaluation.scores import Scores, write_scores
 
 CLASSES = ["a", "b", "c"]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows.data_version import Entry
-from flows.history import descent, withdrawn
-from flows.rollback import advice, newest_standing
+from flows.data.history import Entry, descent, withdrawn
+from flows.registry.history import advice, newest_standing
 
 STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import run as module
 from flows.errors import CorruptObject
-from flows.run import Run, code_hash, is_finished
+from flows.run import run as module
+from flows.run.run import Run, code_hash, is_finished
 from flows.workspace import Workspace
-from models.config import Loss, Recipe, Train, from_dict
+from models.recipe.config import Loss, Recipe, Train, from_dict
 from tests.breaking import ways
 
 REPOSITORY = Path(__file__).parents[3]
@@ -120,9 +120,9 @@ def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from flows import run
+from flows.run import run
 from flows.workspace import Workspace
-from models.config import Recipe
+from models.recipe.config import Recipe
 
 def work(folder):
     (folder / "network.pt").write_bytes(b"half")

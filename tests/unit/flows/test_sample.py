@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from flows.errors import InputError
+from flows.sample.artwork import front
 from flows.sample.deliver import TRUTH_SCHEMA, Part, Truth, deliver, read_truth, write_truth
 from flows.sample.draw import Difficulty, draw, draw_non_product
 from flows.sample.families import assortment
-from flows.sample.packs import front
 from pixels import BadPhoto, decode
 
 FAMILY_OF = {sku.label: sku.family.brand for sku in assortment()}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flows.errors import InputError
-from flows.schedule import WEEKLY, make_plan
-from flows.scheduled import Fired, history, note
-from flows.unchanged import ended_before
+from flows.run.inputs import ended_before
+from flows.scheduler.job import Fired, history, note
+from flows.scheduler.schedule import WEEKLY, make_plan
 from flows.workspace import Workspace
 from models.errors import ConfigError
 from tests.breaking import ways

@@ -10,8 +10,8 @@ import pytest
 from flows import settings
 from flows.errors import InputError
 from flows.settings import Settings, prepare_prefect
-from serving.accelerator import CPU, Accelerator
 from serving.access import Access
+from serving.repository.accelerator import CPU, Accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flows.figures import Figure
-from flows.gates import Verdict
-from flows.publish import Seen
-from flows.report import Row
-from flows.retrain import Report
-from flows.story import drawn, markdown, outcome_of, table
+from flows.gate.gates import Verdict
+from flows.report.figures import Figure
+from flows.report.markdown import drawn, markdown, outcome_of, table
+from flows.report.run_report import Report, Seen
+from flows.report.steps import Row
 
 REPORT = Report(
     run="20260101-030000-abcdef",

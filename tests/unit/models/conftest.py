@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from flows.intake import ingest
-from models.config import Recipe, from_dict
+from flows.delivery.build import ingest
 from models.data.manifest import Manifest, read_manifest, write_labels
+from models.recipe.config import Recipe, from_dict
 from tests.deliveries import deliver
 
 SIDE = 40

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import Augment
 from models.data.augment import Draw, draw_views, random_view, whole_view
+from models.recipe.config import Augment
 
 NOTHING = Augment(zoom=0, rotate_deg=0, colour=0, flip=False, erase=0)
 CLOSE = {"rtol": 0, "atol": 3e-4}  # rounding of the grid

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models.epochs
-import models.train
-from models.averages import Average, measuring
-from models.config import Recipe, Train
-from models.course import seed_step
+import models.training.epochs
+import models.training.train
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
-from models.epochs import take_step
-from models.inputs import Features, extract
-from models.job import Job, split_rows
-from models.network import build_network
-from models.train import load_network, train
+from models.networks.inputs import Features, extract
+from models.networks.network import build_network
+from models.recipe.config import Recipe, Train
+from models.training.averages import Average, measuring
+from models.training.course import seed_step
+from models.training.epochs import take_step
+from models.training.job import Job, split_rows
+from models.training.train import load_network, train
 
 WEIGHT = "head.classifier.weight"
 
@@ -103,7 +103,7 @@ def test_what_is_saved_is_the_average(
         take_step(course, *args, **named)
         seen.append({key: value.detach().clone() for key, value in course.network.named_parameters()})
 
-    monkeypatch.setattr(models.epochs, "take_step", step_and_look)
+    monkeypatch.setattr(models.training.epochs, "take_step", step_and_look)
     run(data, recipe, tmp_path / "ema", backbone_lr_scale=scale, ema=0.8)
     expected = dict(seen[0])
     for t, now in enumerate(seen[1:]):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from models import checkpoint
-from models.config import Recipe
 from models.errors import CheckpointMismatch
-from models.job import Job
-from models.train import load_network, train
+from models.recipe.config import Recipe
+from models.training import checkpoint
+from models.training.job import Job
+from models.training.train import load_network, train
 from tests.breaking import ways
 from tests.unit.models.test_memory import OLD, OLD_CLASSES, filled, memory
 

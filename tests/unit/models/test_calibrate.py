@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Export, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.errors import ParityError
-from models.evidence import auroc
+from models.evaluation.bootstrap import auroc
 from models.export import calibrate, measure, parity
 from models.export.calibrate import Chosen, in_tiles, read_calibration, without
 from models.export.graph import Branch, DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.temperature import ONE, TEMPERATURES, fit_temperatures, label_probabilities, surprise
 from models.export.unknown import SCORES, UNCALIBRATED, Calibration, Look, draw_line, score_of
-from models.train import Trained, save_network
+from models.recipe.config import Export, Recipe, to_dict
+from models.training.train import Trained, save_network
 from tests.unit.models.test_export import trained
 
 SETTINGS = Export(input_size=40, crops=2, enlarge=(1.25,))

@@ -13,7 +13,7 @@ from flows.cli import app
 from models.losses import LOSSES, build_loss
 from models.losses.base import common_parameters
 from models.losses.catalogue import Entry, catalogue, markdown, options
-from models.registry import written
+from models.recipe.registry import written
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = (DOCS / "losses.md").read_text(encoding="utf-8")

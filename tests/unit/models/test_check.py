@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.intake import ingest
-from models.check import check
-from models.config import load_recipe
+from flows.delivery.build import ingest
 from models.errors import ConfigError, ManifestError, ModelError, WeightsMismatch
+from models.recipe.config import load_recipe
+from models.training.check import check
 from tests.deliveries import deliver
 
 
@@ -49,7 +49,11 @@ def test_what_can_be_trained_passes(data: Path) -> None:
         ("loss.params.p=1", ConfigError, r"loss\.params\.p: 'gce' has no such parameter.*; it takes q, .*$"),
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
-        ("members.0.weights=models/train.py", WeightsMismatch, r"models/train\.py cannot be read \(UnpicklingError\)"),
+        (
+            "members.0.weights=models/training/train.py",
+            WeightsMismatch,
+            r"models/training/train\.py cannot be read \(UnpicklingError\)",
+        ),
         ("members.1.loss.name=gcee", ConfigError, r"^members\.1\.loss\.name: no loss 'gcee'"),
         ("members.1.loss.params.q=3", ConfigError, r"^members\.1\.loss\.params\.q: 3\.0 is outside \(0, 1\]"),
         ("members.1.train.photo_weights=none.csv", ConfigError, r"^members\.1\.train\.photo_weights: none\.csv"),

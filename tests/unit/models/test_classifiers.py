@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.classifiers import (
+from models.evaluation.accuracy import accuracy
+from models.export.graph import DeployGraph, fold_head
+from models.export.onnx_file import write_onnx
+from models.export.session import open_session
+from models.networks.network import Network, build_network
+from models.recipe.config import Export, Member
+from models.training.classifiers import (
     NEVER,
     blend,
     class_means,
@@ -22,13 +28,7 @@ from models.classifiers import (
     set_classifier,
     tau_normalise,
 )
-from models.config import Export, Member
-from models.evaluate import accuracy
-from models.export.graph import DeployGraph, fold_head
-from models.export.onnx_file import write_onnx
-from models.export.session import open_session
-from models.network import Network, build_network
-from models.train import Trained, load_network, save_network
+from models.training.train import Trained, load_network, save_network
 
 COUNTS = [round(200 * 100 ** (-i / 9)) for i in range(10)]  # 200 to 2
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from models.config import Loss, Member, Train, digest, from_dict, load_recipe, recipe_names, to_dict
 from models.errors import ConfigError
 from models.losses import build_loss
+from models.recipe.config import Loss, Member, Train, digest, from_dict, load_recipe, recipe_names, to_dict
 
 TEXT = """
 [[members]]

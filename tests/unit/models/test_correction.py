@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from models.cleaning import Noise, estimate_noise
-from models.config import Recipe
 from models.data.confusion import NAME, read_confusion, write_confusion
 from models.data.manifest import read_manifest
 from models.errors import ManifestError
-from models.job import Job
 from models.losses import LOSSES, build_loss
 from models.losses.correction import Correction
-from models.train import train
+from models.recipe.config import Recipe
+from models.training.job import Job
+from models.training.train import train
 from tests.unit.models.clusters import clusters
 
 

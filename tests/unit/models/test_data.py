@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import models.data.photos
-from models.config import Augment
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
+from models.recipe.config import Augment
 from pixels import decode, to_square
 
 NOTHING = Augment(zoom=0, rotate_deg=0, colour=0, flip=False, erase=0)

@@ -16,14 +16,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.classifiers import retrain_rows, tau_normalise
-from models.config import Balance, Recipe, from_dict, to_dict
 from models.data.manifest import Manifest, read_manifest
-from models.decoupling import METHODS, Choice, Known, best_scored, choose, choose_classifier, grid, options, rebalance
 from models.errors import ConfigError
-from models.job import Job
-from models.scores import read_scores
-from models.train import load_network, train
+from models.evaluation.scores import read_scores
+from models.recipe.config import Balance, Recipe, from_dict, to_dict
+from models.training.classifiers import retrain_rows, tau_normalise
+from models.training.decoupling import (
+    METHODS,
+    Choice,
+    Known,
+    best_scored,
+    choose,
+    choose_classifier,
+    grid,
+    options,
+    rebalance,
+)
+from models.training.job import Job
+from models.training.train import load_network, train
 from tests.unit.models.test_classifiers import clusters, long_tail, mean_class
 
 COUNTS = np.array([40, 40, 40, 40])

@@ -15,13 +15,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.check import check
-from models.config import Clean, Recipe, Train, from_dict
 from models.data.manifest import Manifest, read_manifest, write_labels
-from models.emphasis import class_weights, error_rates, har_weights, jacobian_norm, make_emphasis, photo_weights
 from models.errors import ConfigError
-from models.job import Job
-from models.train import train
+from models.recipe.config import Clean, Recipe, Train, from_dict
+from models.training.check import check
+from models.training.emphasis import (
+    class_weights,
+    error_rates,
+    har_weights,
+    jacobian_norm,
+    make_emphasis,
+    photo_weights,
+)
+from models.training.job import Job
+from models.training.train import train
 
 
 def test_class_weights_are_one_over_the_effective_number() -> None:

@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from models.config import Export, Member
 from models.data.manifest import read_manifest
 from models.errors import EnrolmentError
 from models.export.enrol import agreement, embeddings, enrol, enrolled, first_labels, new_row, withdraw
@@ -25,8 +24,9 @@ from models.export.measure import known_to
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes, read_graph, read_metadata
 from models.export.session import open_session
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 
 SIZE = 40
 CLASSES = ["apple", "bean", "corn", "dill"]

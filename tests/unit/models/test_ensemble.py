@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from models.ensemble import PICKS, Answers, choose, gather, greedy, search
-from models.scores import KEEP, Scores, mean
+from models.evaluation.scores import KEEP, Scores, mean
+from models.training.ensemble import PICKS, Answers, choose, gather, greedy, search
 
 CLASSES = 12
 

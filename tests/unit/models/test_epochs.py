@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-import models.epochs
-import models.train
-from models.config import Augment, Loss, Member, Train
-from models.course import Interval, seed_step
-from models.epochs import num_steps, take_step
+import models.training.epochs
+import models.training.train
 from models.errors import ConfigError
-from models.scores import read_scores
+from models.evaluation.scores import read_scores
+from models.recipe.config import Augment, Loss, Member, Train
+from models.training.course import Interval, seed_step
+from models.training.epochs import num_steps, take_step
 from tests.counting import RECIPE, counting_job, train
 
 
@@ -65,7 +65,7 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
 ) -> None:
     recipe = dataclasses.replace(RECIPE, loss=loss)
     whole, halted = (counting_job(data, tmp_path / name, recipe) for name in ("whole", "halted"))
-    models.train.train(whole)
+    models.training.train.train(whole)
     steps_left = iter(range(5))
 
     def step_or_halt(*args: Any, **named: Any) -> None:
@@ -73,11 +73,11 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
             raise KeyboardInterrupt
         take_step(*args, **named)
 
-    monkeypatch.setattr(models.epochs, "take_step", step_or_halt)
+    monkeypatch.setattr(models.training.epochs, "take_step", step_or_halt)
     with pytest.raises(KeyboardInterrupt):
-        models.train.train(halted)
+        models.training.train.train(halted)
     monkeypatch.undo()
-    models.train.train(halted)
+    models.training.train.train(halted)
     assert metrics(halted.out) == metrics(whole.out)
     ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -108,21 +108,21 @@ def test_every_technique_goes_on_in_mid_epoch(
         pytest.skip("nothing is averaged")
     recipe = dataclasses.replace(RECIPE, loss=Loss(name="gce"), train=settings, **keys)
     whole, halted, plain = (counting_job(data, tmp_path / each, recipe) for each in ("whole", "halted", "plain"))
-    models.train.train(whole)
+    models.training.train.train(whole)
     steps_left = iter(range(5 if halt_in == "take_step" else 0))
-    go_on = getattr(models.epochs, halt_in)
+    go_on = getattr(models.training.epochs, halt_in)
 
     def go_on_or_halt(*args: Any, **named: Any) -> None:
         if next(steps_left, None) is None:
             raise KeyboardInterrupt
         go_on(*args, **named)
 
-    monkeypatch.setattr(models.epochs, halt_in, go_on_or_halt)
+    monkeypatch.setattr(models.training.epochs, halt_in, go_on_or_halt)
     with pytest.raises(KeyboardInterrupt):
-        models.train.train(halted)
+        models.training.train.train(halted)
     monkeypatch.undo()
-    models.train.train(halted)
-    models.train.train(dataclasses.replace(plain, recipe=dataclasses.replace(RECIPE, loss=Loss(name="gce"))))
+    models.training.train.train(halted)
+    models.training.train.train(dataclasses.replace(plain, recipe=dataclasses.replace(RECIPE, loss=Loss(name="gce"))))
     assert metrics(halted.out) == metrics(whole.out)
     ours, theirs, others = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole, plain))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.evidence import Gain, auroc, class_share, differences, gain, standard_error
+from models.evaluation.bootstrap import Gain, auroc, class_share, differences, gain, standard_error
 
 
 def test_all_classes_weigh_the_same() -> None:

@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import TenCrop
 
-from models.config import Export, Member, Recipe, to_dict
 from models.data.manifest import Manifest, read_manifest
 from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
@@ -27,8 +26,9 @@ from models.export.onnx_file import write_onnx
 from models.export.patch import read_metadata, stamp
 from models.export.session import open_session
 from models.export.unknown import UNCALIBRATED, Calibration
-from models.network import build_network
-from models.train import Trained, load_network, save_network
+from models.networks.network import build_network
+from models.recipe.config import Export, Member, Recipe, to_dict
+from models.training.train import Trained, load_network, save_network
 
 SETTINGS = Export(input_size=40, crops=2, enlarge=(1.25,))
 CLASSES = ["apple", "bean", "corn", "dill"]

@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 
-from models.config import Export, Member, load_recipe
+from contract import OUTPUTS
 from models.export.graph import DeployGraph
-from models.export.onnx_file import OUTPUTS, write_onnx
+from models.export.onnx_file import write_onnx
 from models.export.parity import measure_parity, require_parity
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member, load_recipe
+from models.training.train import Trained
 
 SIDE = 64  # of the members; a multiple of the patches of DeiT and of what the others halve
 CLASSES = [f"product {number}" for number in range(200)]

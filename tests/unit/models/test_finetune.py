@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-import models.epochs
-from models.config import Export, Finetune, Loss, Member, Recipe, Train, to_dict
+import models.training.epochs
 from models.data.manifest import read_manifest
-from models.epochs import size_share, train_epoch
+from models.evaluation.scores import read_scores
 from models.export import parity
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
-from models.finetune import finetune
-from models.inputs import view_size
-from models.job import Job
 from models.losses import Loss as AnyLoss
-from models.scores import read_scores
-from models.train import load_network, train
+from models.networks.inputs import view_size
+from models.recipe.config import Export, Finetune, Loss, Member, Recipe, Train, to_dict
+from models.training.epochs import size_share, train_epoch
+from models.training.finetune import finetune
+from models.training.job import Job
+from models.training.train import load_network, train
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,9 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bits(
     whole, halved = (job(data, quick, trained, tmp_path / name, epochs=40) for name in ("whole", "halved"))
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(halved.recipe)))
     arguments = ["--data", data, "--recipe", tmp_path / "recipe.json", "--network", halved.start, "--out", halved.out]
-    child = subprocess.Popen([sys.executable, "-m", "models.finetune", *map(str, arguments)], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "models.training.finetune", *map(str, arguments)], stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while not (halved.out / "checkpoint.pt").exists():
@@ -197,7 +199,7 @@ def test_views_grow_over_the_epochs(
         inputs.forward = forward
         seen.append(sizes)
 
-    monkeypatch.setattr(models.epochs, "train_epoch", note)
+    monkeypatch.setattr(models.training.epochs, "train_epoch", note)
     growing = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, start_size=0.5))
     train(Job(data=data, recipe=growing, member=0, out=tmp_path))
     assert seen == [{16}, {24}, {32}]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Augment, Loss, Meta, Recipe, to_dict
-from models.decoupling import rebalance
-from models.job import Job
-from models.scores import read_scores
-from models.train import train
+from models.evaluation.scores import read_scores
+from models.recipe.config import Augment, Loss, Meta, Recipe, to_dict
+from models.training.decoupling import rebalance
+from models.training.job import Job
+from models.training.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hypergradient import hyper_gradient
 from models.losses import build_loss
+from models.training.hypergradient import hyper_gradient
 
 
 def slow(name: str, logits: Tensor, target: Tensor, n: dict[str, Tensor]) -> Tensor:
@@ -49,7 +49,7 @@ def test_the_difference_is_the_double_backward(
     name: str, ignore_length: bool, step: float, error: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step is chosen for float32; in float64 the error falls with its square."""
-    monkeypatch.setattr("models.hypergradient.STEP", step)
+    monkeypatch.setattr("models.training.hypergradient.STEP", step)
     torch.manual_seed(3)
     network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).double()
     x, trusted = torch.randn(2, 20, 6, dtype=torch.float64)

@@ -13,21 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import Export, Member, Recipe, from_dict, to_dict
 from models.data.augment import whole_view
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
-from models.decoupling import rebalance
+from models.evaluation.scores import read_scores
 from models.export.__main__ import export
 from models.export.graph import DeployGraph
-from models.inputs import Features
-from models.job import Job
 from models.losses import Samples, build_loss
 from models.losses.chunked import chunked_loss
-from models.margins import Angular, add_margin, linear_rows
-from models.network import EMBEDDING, Head, Network, Normalisation
-from models.scores import read_scores
-from models.train import load_network, train
+from models.networks.inputs import Features
+from models.networks.margins import Angular, add_margin
+from models.networks.network import EMBEDDING, Head, Network, Normalisation
+from models.recipe.config import Export, Member, Recipe, from_dict, to_dict
+from models.training.classifiers import linear_rows
+from models.training.decoupling import rebalance
+from models.training.job import Job
+from models.training.train import load_network, train
 
 ARC = Member(backbone="test_resnet", size=32, seed=3, head="arcface", scale=16.0, margin_rad=0.3, centres=2)
 

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.checkpoint import load, save
 from models.distributed import part
 from models.errors import BatchError, CheckpointMismatch
 from models.losses import Loss, Samples, build_loss
 from models.losses.memory import Column, Counts, Memory
 from models.losses.stateful import Guard, Stateful, class_quantile
+from models.training.checkpoint import load, save
 
 COLUMNS = {
     "run": Column(dtype="int8"),

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import models.epochs
-from models.check import check
-from models.config import Loss, Member, Meta, Recipe, Train
+import models.training.epochs
 from models.data.manifest import Manifest, read_manifest
 from models.data.mixing import Mixed
-from models.epochs import report
 from models.errors import ConfigError
-from models.job import Job
 from models.losses import LOSSES, build_loss
-from models.meta import Adjuster, Constant, bounded, start_of
-from models.network import Network, Normalisation, Output
-from models.train import train
+from models.networks.network import Network, Normalisation, Output
+from models.recipe.config import Loss, Member, Meta, Recipe, Train
+from models.training.check import check
+from models.training.epochs import report
+from models.training.job import Job
+from models.training.meta import Adjuster, Constant, bounded, start_of
+from models.training.train import train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 LEARNT = ("gce", "sce", "polysoft", "bi_tempered")
@@ -145,7 +145,7 @@ def test_a_killed_training_goes_on_to_the_same_trajectory(
             if epoch == last:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(models.epochs, "report", report_and_die)
+        monkeypatch.setattr(models.training.epochs, "report", report_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(halved)
         monkeypatch.undo()

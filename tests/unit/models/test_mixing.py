@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import distributed
-from models.check import check
-from models.config import Augment, Loss, Member, Recipe, Train
 from models.data.mixing import Label, Mix, draw_mix, labels_of
-from models.emphasis import Emphasis
-from models.epochs import loss_of
 from models.errors import ConfigError
-from models.inputs import Features
-from models.job import Job
 from models.losses import LOSSES, Samples, build_loss
-from models.network import Head
-from models.train import train
+from models.networks.inputs import Features
+from models.networks.network import Head
+from models.recipe.config import Augment, Loss, Member, Recipe, Train
+from models.training.check import check
+from models.training.emphasis import Emphasis
+from models.training.epochs import loss_of
+from models.training.job import Job
+from models.training.train import train
 
 CPU = torch.device("cpu")
 STATELESS = sorted(name for name in LOSSES.components if not build_loss(name, num_classes=5).needs_index)

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from models.config import Member
 from models.errors import ConfigError, WeightsMismatch
-from models.network import EMBEDDING, build_network, count_parameters, set_size
+from models.networks.network import EMBEDDING, build_network, count_parameters, set_size
+from models.recipe.config import Member
 
 TINY = Member(backbone="test_resnet", size=32)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import Member, Recipe, Train
-from models.job import Job
-from models.network import build_network
-from models.optimise import learning_rate, make_optimizer
+from models.networks.network import build_network
+from models.recipe.config import Member, Recipe, Train
+from models.training.job import Job
+from models.training.optimise import learning_rate, make_optimizer
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import distributed
-from models.config import Train
 from models.data.samplers import Sampler, best_of_class, class_shares, draw_epoch, folds
+from models.recipe.config import Train
 
 LABELS = np.repeat(np.arange(3), [6400, 1600, 400])
 ORDER = np.random.default_rng(0).permutation(len(LABELS))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.evaluate import accuracy, thirds
-from models.scores import KEEP, Scores, concatenate, mean, read_scores, write_scores
+from models.evaluation.accuracy import accuracy, thirds
+from models.evaluation.scores import KEEP, Scores, concatenate, mean, read_scores, write_scores
 
 
 def dense(n: int, classes: int, seed: int) -> np.ndarray:

@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import models.epochs
-from models import checkpoint
-from models.config import Clean, Loss, Recipe, Train, to_dict
+import models.training.epochs
 from models.data.manifest import Manifest, read_manifest
-from models.epochs import report
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
-from models.job import Job, split_rows
-from models.network import EMBEDDING
-from models.scores import read_scores
-from models.train import load_network, train
+from models.evaluation.scores import read_scores
+from models.networks.network import EMBEDDING
+from models.recipe.config import Clean, Loss, Recipe, Train, to_dict
+from models.training import checkpoint
+from models.training.epochs import report
+from models.training.job import Job, split_rows
+from models.training.train import load_network, train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
@@ -54,7 +54,7 @@ def killed_after_an_epoch(job: Job, tmp_path: Path) -> int:
     command: list[str | Path] = [
         sys.executable,
         "-m",
-        "models.train",
+        "models.training.train",
         "--data",
         job.data,
         "--recipe",
@@ -107,7 +107,7 @@ def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.epochs, "report", report_and_die)
+    monkeypatch.setattr(models.training.epochs, "report", report_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(halved)
     monkeypatch.undo()

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 
-from models.config import Loss, Recipe
-from models.job import Job
 from models.losses import LOSSES
-from models.train import load_network, train
+from models.recipe.config import Loss, Recipe
+from models.training.job import Job
+from models.training.train import load_network, train
 
 EARLY: dict[str, dict[str, Any]] = {  # so that two epochs reach the part of a method that comes late
     "truncated_gce": {"start_epoch": 1, "every": 1, "k": 0.2},

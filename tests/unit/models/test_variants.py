@@ -15,18 +15,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from models.config import Export, Recipe, to_dict
+from contract import OUTPUTS
+from durable import sha256
 from models.data.manifest import read_manifest
 from models.errors import ExportError
 from models.export.__main__ import export
 from models.export.int8 import write_int8
-from models.export.onnx_file import OUTPUTS
 from models.export.patch import external_files, read_metadata
 from models.export.precision import HALVES, in_backbone, write_half, write_rounded
 from models.export.variants import Variant, main, place, publish, undominated, why_refused
-from models.train import save_network
-from serving.durable import sha256
-from serving.model_config import Signature
+from models.recipe.config import Export, Recipe, to_dict
+from models.training.train import save_network
+from serving.signature import Signature
 from tests.graphs import golden_images, write_graph
 from tests.unit.models.test_export import trained
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import Export, Member
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export import views
 from models.export.graph import DeployGraph
 from models.export.views import Choice, ask, choose, weigh
-from models.network import build_network
-from models.train import Trained
+from models.networks.network import build_network
+from models.recipe.config import Export, Member
+from models.training.train import Trained
 
 SETTINGS = Export(input_size=40, crops=10, enlarge=(1.5, 1.0, 1.25))
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]

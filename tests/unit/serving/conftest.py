@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images, write_graph
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from serving.access import Access, keep_token
-from serving.command import Listening, arguments
 from serving.errors import BadRequest
+from serving.server.command import Listening, arguments
 from tests.breaking import ways
 
 

@@ -24,7 +24,7 @@ from serving.errors import (
     ServingError,
     Untrusted,
 )
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from serving.wire import translate
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
 
@@ -142,7 +142,7 @@ import sys, pkgutil, importlib, serving
 names = [m.name for m in pkgutil.walk_packages(serving.__path__, "serving.") if not m.name.endswith(".model")]
 for name in names:
     importlib.import_module(name)
-assert "serving.client" in names and "serving.server" in names, names
+assert "serving.client.client" in names and "serving.server.server" in names, names
 print(sorted({"torch", "timm", "pyarrow", "pydantic", "typer", "prefect", "dvc", "flows", "models"} & set(sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -29,9 +29,9 @@ from serving import (
     ServerUnavailable,
     ServingError,
 )
+from serving.client.retry import Retry
 from serving.errors import RequestRejected, RequestTimeout
-from serving.repository import ModelRepository
-from serving.retry import Retry
+from serving.repository.repository import ModelRepository
 from serving.wire import errors_named
 from tests.graphs import golden_images
 

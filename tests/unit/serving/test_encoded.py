@@ -7,9 +7,9 @@ from packaging.requirements import Requirement
 from tritonclient.grpc import model_config_pb2
 
 import pixels
-from serving.encoded.contract import MAX_BATCH, config_text, lay
-from serving.environment import REQUIREMENTS
-from serving.model_config import CONTRACT
+from serving.repository.encoded import MAX_BATCH, config_text, lay
+from serving.server.environment import REQUIREMENTS
+from serving.signature import CONTRACT
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,13 +29,13 @@ def test_it_is_laid_once_and_replaced_by_what_is_newer(tmp_path: Path) -> None:
     lay(tmp_path, "products")
     folder = tmp_path / "products-encoded"
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    assert set(files) == {"config.pbtxt", "1/model.py", "1/pixels.py"}
+    assert set(files) == {"config.pbtxt", "1/model.py", "1/pixels.py", "1/contract.py"}
     assert files["1/pixels.py"].read_bytes() == Path(pixels.__file__).read_bytes()
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
     files["1/model.py"].write_text("older")
     lay(tmp_path, "products")
     assert "older" not in files["1/model.py"].read_text()
-    for name in ("config.pbtxt", "1/pixels.py"):
+    for name in ("config.pbtxt", "1/pixels.py", "1/contract.py"):
         assert files[name].stat().st_mtime_ns == before[name]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.durable import sha256
-from serving.environment import MARKER, ensure_environment, inspect
+from durable import sha256
 from serving.errors import BadEnvironment
+from serving.server.environment import MARKER, ensure_environment, inspect
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 FIT = {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.31.1", "numpy": "1.26.4", "pillow": "13.0.0"}

@@ -9,9 +9,10 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
-from serving.accelerator import NAMES, Accelerator
 from serving.errors import BadGraph, BadRequest
-from serving.model_config import Signature, TensorSpec, TritonConfig
+from serving.repository.accelerator import NAMES, Accelerator
+from serving.repository.model_config import TritonConfig
+from serving.signature import Signature, TensorSpec
 from tests.graphs import write_graph
 
 

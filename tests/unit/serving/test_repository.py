@@ -12,13 +12,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serving.control import activate
-from serving.durable import sha256
+from contract import labels_sha256
+from durable import sha256
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, RepositoryError, VersionInUse, VersionNotFound
-from serving.lineage import canonical
-from serving.model_config import TritonConfig
-from serving.repository import ModelRepository
-from serving.version import labels_sha256
+from serving.repository.lineage import canonical
+from serving.repository.model_config import TritonConfig
+from serving.repository.repository import ModelRepository
+from serving.server.control import activate
 from tests.breaking import ways
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 STAGE = """
 import sys
 from pathlib import Path
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 ModelRepository(Path(sys.argv[1])).stage(Path(sys.argv[2]), version=1, labels=LABELS, lineage={}, golden=golden_images())
 """
@@ -227,7 +227,7 @@ FULL = """
 import sys
 from pathlib import Path
 from serving.errors import DiskFull
-from serving.repository import ModelRepository
+from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 root, graph, kept = Path(sys.argv[1]), Path(sys.argv[2]), 0
 repository = ModelRepository(root)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import process
-from serving.server import RunningServer, running
+from serving.server import process
+from serving.server.server import RunningServer, running
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
 

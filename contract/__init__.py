@@ -1,0 +1,25 @@
+"""The contract between an exported graph and whoever serves it or asks it. Standard library only.
+
+A graph takes `image` UINT8 (B, size, size, 3) and returns the tensors of OUTPUTS. `models` writes such graphs, `serving`
+loads and asks them, and the Triton model for encoded photos carries a copy of this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+INPUT = "image"
+OUTPUTS = ("ids", "probs", "known", "embedding")
+PADDING = -1  # fills `ids` where a graph has fewer classes than k, or refuses the photo
+ACCEPTED = 0.5  # threshold on `known`: at or above it the photo shows one of the products
+
+
+def encoded_name(model: str) -> str:
+    """Name of the Triton model that takes encoded photos (JPEG, PNG, ...) for `model`."""
+    return f"{model}-encoded"
+
+
+def labels_sha256(labels: Sequence[str]) -> str:
+    """Hex SHA-256 of the labels in UTF-8, joined by line feeds; a graph's metadata carries it."""
+    return hashlib.sha256("\n".join(labels).encode()).hexdigest()

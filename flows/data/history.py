@@ -1,0 +1,93 @@
+"""What the history of the data says of its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flows.data.pointer import REF, read_pointer, tag_of
+from flows.errors import CorruptObject
+from flows.workspace.ledger import Commit, Ledger
+
+
+def descent(version: str, entries: Iterable[Entry]) -> list[str]:
+    """The version, the one that it was made of, and so on back to the first that these entries know."""
+    parents = {entry.id: entry.parent for entry in entries}
+    found = [version]
+    while parent := parents.get(found[-1]):
+        found.append(parent)
+    return found
+
+
+def withdrawn(entries: Iterable[Entry]) -> set[str]:
+    """Of a history, oldest entry first, the versions that a rollback left behind and none brought back.
+
+    A rollback to a version brings back what stood when that was selected last. So does one to a version from which photos
+    were purged: it adds a version without them, whose parent it is.
+    """
+    standing: dict[str, tuple[str, ...]] = {}  # the versions that stood when each was selected last
+    now: tuple[str, ...] = ()
+    for entry in entries:
+        if entry.step == "rollback":
+            now = standing[entry.id]
+        elif entry.step == "purge" and entry.parent in standing:
+            now = (*standing[entry.parent], entry.id)
+        else:
+            now = (*now, entry.id)
+        standing[entry.id] = now
+    return set(standing) - set(now)
+
+
+def made_by_cleaning(version: str, history: Iterable[Entry]) -> list[str]:
+    """The version, the one that cleaning made it of, and so on back to what no cleaning made."""
+    return descent(version, (entry for entry in history if entry.step.startswith("clean-")))
+
+
+def uncleaned(version: str, history: Iterable[Entry]) -> str:
+    """The version that cleaning started from, where `version` is what cleaning made of it; else `version` itself.
+
+    Labels are judged anew from there: a retraining that is repeated, or goes on after a kill, then takes the same decisions
+    instead of taking further ones from its own result.
+    """
+    return made_by_cleaning(version, history)[-1]
+
+
+def entries(ledger: Ledger) -> list[tuple[Commit, str | None]]:
+    """Every entry, newest first, with the version that it selects; None where its pointer cannot be read."""
+    commits = ledger.log(REF)
+    pointers = ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
+    return [(commit, version_of(pointer)) for commit, pointer in zip(commits, pointers, strict=True)]
+
+
+def first_entry(ledger: Ledger, version: str) -> Commit | None:
+    """The entry that made the version; None where there is none."""
+    return next((commit for commit, found in reversed(entries(ledger)) if found == version), None)
+
+
+def complete_tag(ledger: Ledger, version: str) -> None:
+    """The tag comes last of all: whoever sees it finds everything else. Made once per version, on its first entry."""
+    commit = first_entry(ledger, version)
+    assert commit is not None
+    ledger.tag(tag_of(version), commit.sha, commit.message)
+
+
+def version_of(pointer: bytes | None) -> str | None:
+    """The version that a data.dvc names; None where it is not there or names none."""
+    with suppress(CorruptObject):
+        return read_pointer(pointer or b"", name="data.dvc")
+    return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the history: `number` counts from 1; `parent` is the version that the data were made from."""
+
+    number: int
+    id: str
+    parent: str | None
+    step: str
+    message: str
+    time: str
+    counts: dict[str, int]
+    selected: bool

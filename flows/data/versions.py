@@ -1,0 +1,380 @@
+"""Data versions: commit, take, compare, roll back, and put right after a kill.
+
+A version is committed in an order that no kill can make lie:
+
+    journal -> data/ swapped -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
+
+The entry is the moment of truth: before it `repair` restores the old state, after it `repair` completes the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from durable import overwrite, sync
+from flows.data.diff import DataDiff, compare_labels
+from flows.data.dvc_store import Store, folder_remote
+from flows.data.history import Entry, complete_tag, entries, version_of
+from flows.data.journal import Switch
+from flows.data.objects import Listing, Objects
+from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
+from flows.data.purge_record import Purged
+from flows.data.verify import Broken, Chain
+from flows.errors import (
+    LocalEdits,
+    PurgedVersion,
+    Unconfirmed,
+    UnknownVersion,
+    WorkspaceMissing,
+    WorldError,
+)
+from flows.workspace import Workspace
+from flows.workspace.files import or_disk_full, sweep, sync_tree
+from flows.workspace.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class DataVersions:
+    """The data versions of one workspace. Callers hold `workspace.lock` around everything that changes them."""
+
+    workspace: Workspace
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Where the history is written."""
+        return Ledger(self.workspace.root)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where the bytes are kept."""
+        return Store(self.workspace)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def selected(self) -> str | None:
+        """The id in data.dvc (32 hex digits), or None before the first version.
+
+        Raises:
+            CorruptObject: data.dvc is there but names no version.
+        """
+        try:
+            return read_pointer(self.workspace.pointer.read_bytes(), name=str(self.workspace.pointer))
+        except FileNotFoundError:
+            return None
+
+    def log(self) -> list[Entry]:
+        """All entries, newest first."""
+        commits = self.ledger.log(REF)
+        pointers = self.ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
+        versions = self.ledger.read_many([(commit.sha, "VERSION.json") for commit in commits])
+        selected = self.selected()
+        entries = []
+        for number, commit, pointer, version in zip(
+            range(len(commits), 0, -1), commits, pointers, versions, strict=True
+        ):
+            found = read_pointer(pointer or b"", name=f"data.dvc of entry {number}")
+            facts = json.loads(version or b"{}")
+            step, _, message = commit.message.partition(": ")
+            parent, counts = facts.get("parent"), facts.get("counts", {})
+            entries.append(Entry(number, found, parent, step, message, commit.time, counts, found == selected))
+        return entries
+
+    def resolve(self, text: str) -> str:
+        """The full id behind "selected", a tag, or the first digits of an id.
+
+        Raises:
+            UnknownVersion: no version of that name, or more than one.
+        """
+        known = self._selectable()
+        wanted = text.strip().removeprefix("data/").removesuffix(".dir")
+        if wanted == "selected":
+            found = [self.selected()] if self.selected() else []
+        else:
+            found = [version for version in known if wanted and version.startswith(wanted)]
+        if len(found) == 1 and found[0]:
+            return found[0]
+        there = ", ".join(version[:12] for version in known[:8]) or "none yet; run `cleanshelf ingest` first"
+        what = "names more than one data version" if found else "is no data version"
+        raise UnknownVersion(f"{text!r} {what}; there are: {there}")
+
+    def check_clean(self) -> None:
+        """See that data/ holds nothing that the selected version does not. A file that is gone is no edit.
+
+        Raises:
+            LocalEdits: naming the files.
+        """
+        data, version = self.workspace.data, self.selected()
+        if not data.exists():
+            return
+        with self.store.objects() as objects:
+            kept = objects.listing(version).files if version else {}
+            found = Listing.of(data, seen=objects.seen).files
+        edited = sorted(name for name, md5 in found.items() if kept.get(name) != md5)
+        if edited:
+            shown = ", ".join(edited[:5]) + (f" and {len(edited) - 5} more" if len(edited) > 5 else "")
+            raise LocalEdits(
+                f"{data} differs from the selected version {version[:12] if version else '(none)'}: {shown}; "
+                "move your copies away or delete them, then run it again"
+            )
+
+    def diff(self, a: str, b: str) -> DataDiff:
+        """What changed from version `a` to version `b` (names as for `resolve`)."""
+        with self.store.objects() as objects:
+            old, new = (
+                objects.get(objects.listing(self.resolve(text)).files["labels.parquet"], name="labels.parquet")
+                for text in (a, b)
+            )
+            return compare_labels(old, new)
+
+    def materialise(self, version: str) -> Path:
+        """The folder versions/<id>: exactly the files of that version, verified, read-only; READY is written last.
+
+        Several processes may ask at once, and a killed one is completed by the next.
+
+        Raises:
+            UnknownVersion, CorruptObject, MissingFromRemote
+        """
+        version = self.resolve(version)
+        folder = self.workspace.versions / version
+        ready = folder / READY
+        with or_disk_full(f"taking data version {version[:12]}"), self.store.objects() as objects:
+            if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
+                return folder
+            listing = self._whole(version, objects)
+            folder.mkdir(parents=True, exist_ok=True)
+            ready.unlink(missing_ok=True)
+            objects.fill(folder, listing)
+            overwrite(ready, f"{version}\n".encode())
+        return folder
+
+    def verify(self, *names: str, anew: bool = False) -> list[Broken]:
+        """Every broken link from the names of versions to their bytes; empty when all hold. Changes nothing.
+
+        Args:
+            names: as for `resolve`; none stands for all versions.
+            anew: read every byte again, also of shards that have not changed since they were read last.
+        """
+        wanted = [self.resolve(name) for name in names] or self.known()
+        with self.store.objects(anew=anew) as objects:
+            return [broken for each in wanted for broken in self._chain(each, objects).check()]
+
+    def heal(self, *names: str) -> None:
+        """Put right what intact copies of the versions allow (names as for `verify`)."""
+        wanted = [self.resolve(name) for name in names] or self.known()
+        for version in wanted:
+            with or_disk_full(f"healing data version {version[:12]}"), self.store.objects() as objects:
+                self._chain(version, objects).heal()
+            if (self.workspace.versions / version).exists():
+                with suppress(WorldError):
+                    self.materialise(version)
+
+    def _chain(self, version: str, objects: Objects) -> Chain:
+        return Chain(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
+
+    def _whole(self, version: str, objects: Objects) -> Listing:
+        """The listing of a version from which no photo was purged."""
+        listing = objects.listing(version)
+        if Purged.read(self.ledger).concerns(listing):
+            way_out = f"`cleanshelf data rollback {version[:12]}` selects it without them"
+            raise PurgedVersion(f"data version {version[:12]} held photos that were purged; {way_out}")
+        return listing
+
+    def known(self) -> list[str]:
+        """Every version of the history, newest entry first, and every one that only a tag names."""
+        places = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
+        tagged = [version for pointer in self.ledger.read_many(places) if (version := version_of(pointer))]
+        return list(dict.fromkeys([*self._selectable(), *tagged]))
+
+    def _selectable(self) -> list[str]:
+        return list(dict.fromkeys(version for _, version in entries(self.ledger) if version))
+
+    def push(self, *names: str) -> None:
+        """See that the remote holds every object of these versions, or of all (names as for `verify`).
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        for version in [self.resolve(name) for name in names] or self.known():
+            with self.store.objects() as objects:
+                if not Purged.read(self.ledger).concerns(listing := objects.listing(version)):
+                    objects.store(listing)
+
+    def pull(self, *names: str) -> None:
+        """Bring every object of these versions, or of all, into the cache. A workspace without data/ gets that, too.
+
+        Raises:
+            UnknownVersion, MissingFromRemote, CorruptObject
+        """
+        is_bare = not self.workspace.data.exists() and self.ledger.tip(REF) is not None
+        if is_bare and self.selected() is None:
+            overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
+        for version in [self.resolve(name) for name in names] or self.known():
+            with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
+                purged = Purged.read(self.ledger)
+                for name, md5 in objects.listing(version).files.items():
+                    if not purged.is_gone(name):
+                        objects.get(md5, name=name)
+        if is_bare:
+            folder, _ = self._laid_out(self.resolve("selected"))
+            os.rename(folder, self.workspace.data)
+            sync(self.workspace.root)
+
+    # --- changing ----------------------------------------------------------------------------------------------
+
+    def stage(self) -> Path:
+        """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
+        self._staging.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
+        folder.chmod(0o755)  # it becomes data/, which others may read
+        return folder
+
+    def commit(self, folder: Path, *, step: str, message: str, shards: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Make the contents of `folder` (from `stage`) the selected version; its id.
+
+        The same contents as the selected version are no new version. On any failure the old state is restored
+        and `folder` is gone.
+        `shards` were hashed while they were written (sha256 to md5), and are not read again before the remote's copies are.
+
+        Raises:
+            LocalEdits, DiskFull, MissingFromRemote, CorruptObject
+        """
+        self.settle()
+        with or_disk_full(f"committing a data version ({step})", leaving=folder):
+            self.check_clean()
+            sync_tree(folder)
+            with self.store.objects() as objects:
+                objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
+                listing = Listing.of(folder, seen=objects.seen)
+                present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
+            if present and listing.id == self.selected():
+                complete_tag(self.ledger, listing.id)
+                shutil.rmtree(folder)
+                return listing.id
+            self._change(folder, listing, step=step, message=message)
+        return listing.id
+
+    def rollback(self, text: str) -> Entry:
+        """Select an earlier version again, as a new entry. Nothing is deleted.
+
+        Raises:
+            UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
+        """
+        self.settle()
+        version = self.resolve(text)
+        self.check_clean()
+        number = next(entry.number for entry in self.log() if entry.id == version)
+        self._select(version, step="rollback", message=f"to {version[:12]} (entry {number})")
+        return self.log()[0]
+
+    def adopt(self, repository: Path) -> str:
+        """Take over the version that the data.dvc of another folder names, from that folder's DVC remote; its id.
+
+        That folder is only read, and need not be a git repository.
+
+        Raises:
+            WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
+            MissingFromRemote, CorruptObject
+        """
+        self.settle()
+        self.check_clean()
+        if not (repository / "data.dvc").is_file():
+            raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
+        version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
+        source = folder_remote(read_local_remote(repository) / "files" / "md5")
+        with or_disk_full(f"adopting {version[:12]}"), self.store.objects() as objects:
+            other = Objects(objects.cache, source, objects.seen)
+            for name, md5 in other.listing(version).files.items():
+                other.get(md5, name=name)
+        if self.selected() != version:
+            self._select(version, step="adopt", message=f"{version[:12]} from {repository.absolute().name}")
+        return version
+
+    def repair(self) -> None:
+        """Bring a killed commit or rollback to the old state or the new one, whole, and clear abandoned staging.
+
+        Call it first in every command that changes something, under the lock.
+        """
+        self.settle()
+        self._switch.forget()
+        shutil.rmtree(self._staging, ignore_errors=True)
+        sweep(self.workspace.state)
+        if not Purged.read(self.ledger).complete:
+            raise Unconfirmed(
+                "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"
+            )
+
+    def _select(self, version: str, *, step: str, message: str) -> None:
+        folder, listing = self._laid_out(version)
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
+            self._change(folder, listing, step=step, message=message)
+
+    def _laid_out(self, version: str) -> tuple[Path, Listing]:
+        """A staged folder with the files of the version."""
+        folder = self.stage()
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder), self.store.objects() as objects:
+            listing = self._whole(version, objects)
+            objects.fill(folder, listing)
+        return folder, listing
+
+    def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
+        """Everything from the journal to the tag; on an error the old state is restored at once."""
+        with self.store.objects() as objects:
+            objects.drop_corrupt(listing)
+            new_objects = [path for path in objects.paths(listing) if not path.exists()]
+        self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
+        try:
+            self._switch.set_aside()
+            self._switch.put(folder)
+            self._add(listing)
+            self._push(listing)
+            self._record(step=step, message=message)
+        finally:
+            self.settle()
+
+    def _add(self, listing: Listing) -> None:
+        """What `dvc add` does, to the byte, but without reading every shard again."""
+        with self.store.objects() as objects:
+            objects.bring_in(self.workspace.data, listing)
+        overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
+
+    def _push(self, listing: Listing) -> None:
+        with self.store.objects() as objects:
+            is_there = not objects.missing(listing)
+        if not is_there:
+            with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
+                self.store.push()
+        with self.store.objects() as objects:
+            objects.store(listing)
+
+    def _record(self, *, step: str, message: str) -> None:
+        files = {"data.dvc": self.workspace.pointer.read_bytes()}
+        if (self.workspace.data / "VERSION.json").exists():
+            files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
+        self.ledger.commit(REF, files, message=f"{step}: {message}")
+
+    def settle(self) -> None:
+        """Undo or complete the change that is under way, if any."""
+        if not self._switch.is_under_way():
+            return
+        if self.ledger.tip(REF) == self._switch.tip():
+            self._switch.undo()
+        else:
+            complete_tag(self.ledger, self.log()[0].id)
+            self._switch.end()
+
+    @property
+    def _staging(self) -> Path:
+        return self.workspace.state / "staging"
+
+    @property
+    def _switch(self) -> Switch:
+        return Switch(self.workspace)

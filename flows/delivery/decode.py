@@ -1,0 +1,175 @@
+"""The photos of a delivery, opened one after the other; what stays of each is a row of columns."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flows.data.columns import to_arrow
+from flows.data.shards import Packed
+from flows.delivery.merge import CLAIMS, PLACES, Draft
+from flows.delivery.rows import Delivery, Refused
+from pixels import BadPhoto
+from pixels.fingerprint import BYTES, look_at
+
+# What is known of a photo once it is decoded; all zeros where it could not be. `look` is of pixels.look.
+PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("look", f"V{BYTES}")])
+
+BATCH = 8  # photos that a thread takes at a time
+PART = 65_536  # claims that are put in order at a time
+
+
+class Waiting(Protocol):
+    """A batch that somebody opens."""
+
+    def result(self) -> Opened:
+        """The batch, once it is open."""
+
+
+class Openers(NamedTuple):
+    """Who opens photos: `submit` takes up to `batch` paths; more than `at_once` batches are never on their way."""
+
+    submit: Callable[[list[str]], Waiting]
+    batch: int
+    at_once: int
+
+
+@contextmanager
+def threads() -> Iterator[Openers]:
+    """As many as there are cores."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        yield Openers(lambda files: pool.submit(open_photos, files), BATCH, 2 * workers)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The N usable rows of a delivery (columns of ROWS), in the order of their paths, while their photos are opened.
+
+    photo: (N,) of PHOTO; is_new: (N,) whether the photo is neither in the base nor an earlier row's; faults: why it is
+    refused, by row.
+    """
+
+    folder: Path
+    rows: pa.Table
+    photo: NDArray[np.void]
+    is_new: NDArray[np.bool_]
+    faults: dict[int, str]
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Opening:
+        rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])  # for any order of a manifest
+        return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
+
+    def new(self, draft: Draft, purged: Collection[str], openers: Openers | None = None) -> Iterator[tuple[str, bytes]]:
+        """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
+        seen: set[bytes] = set()
+        start = 0
+        for opened in self._opened(openers):
+            self.photo[start : start + len(opened.photo)] = opened.photo
+            hashes = [sha256.tobytes() for sha256 in opened.photo["sha256"]]
+            is_known = draft.rows_of(np.array([sha256[:8].hex() for sha256 in hashes], "S16")) >= 0
+            for row, sha256, known, content, fault in zip(
+                range(start, len(self.rows)), hashes, is_known, opened.content, opened.reason, strict=False
+            ):
+                if fault or sha256.hex() in purged:
+                    self.faults[row] = fault or "was deleted for good by `data purge`"
+                elif not known and sha256[:8] not in seen:
+                    seen.add(sha256[:8])
+                    self.is_new[row] = True
+                    yield sha256[:8].hex(), content
+            start += len(opened.photo)
+
+    def _opened(self, openers: Openers | None) -> Iterator[Opened]:
+        waiting: deque[Waiting] = deque()
+        with nullcontext(openers) if openers else threads() as by:
+            for start in range(0, len(self.rows), by.batch):
+                paths = self.rows["path"].slice(start, by.batch).to_pylist()
+                waiting.append(by.submit([os.path.join(self.folder, path) for path in paths]))
+                if len(waiting) > by.at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def refused(self) -> list[Refused]:
+        """The rows whose photos cannot be used."""
+        rows = self.rows.take(pa.array(self.faults, pa.int64())).to_pylist()
+        return [
+            Refused(row["path"], row["label"], row["source"], "photo", fault)
+            for row, fault in zip(rows, self.faults.values(), strict=True)
+        ]
+
+    def claims(self) -> pa.Table:
+        """What is said of the photos that can be used: columns of CLAIMS, in the order of CLAIMS."""
+        source = pc.rank(self.rows["source"], tiebreaker="dense").to_numpy()
+        order = np.lexsort((source, self._sha256()))  # stable: then by path and label
+        is_used = np.ones(len(self.rows), np.bool_)
+        is_used[list(self.faults)] = False
+        order = order[is_used[order]]
+        parts = [self._claims(order[start : start + PART]) for start in range(0, len(order), PART)]
+        return pa.Table.from_batches(parts, CLAIMS)
+
+    def _claims(self, chosen: NDArray[np.int64]) -> pa.RecordBatch:
+        photo, rows = self.photo[chosen], self.rows.take(pa.array(chosen)).combine_chunks()
+        sha256 = to_arrow(photo["sha256"].tobytes().hex().encode(), 64).cast(pa.binary()).cast(pa.string())
+        columns = {
+            "id": pc.utf8_slice_codeunits(sha256, 0, 16),
+            "sha256": sha256,
+            "look": to_arrow(photo["look"].tobytes(), BYTES),
+            **{name: photo[name] for name in ("width", "height")},
+            **{name: rows[name].chunk(0) for name in rows.column_names},
+        }
+        return pa.record_batch([columns[name] for name in CLAIMS.names], schema=CLAIMS)
+
+    def places(self, packed: Packed) -> pa.Table:
+        """Where the new photos lie, sorted by id: columns of PLACES."""
+        order = np.argsort(self._sha256()[self.is_new])
+        names = pa.array(list(packed.shards), pa.string())
+        columns = [names.take(pa.array(packed.shard[order])), packed.offset[order], packed.size[order]]
+        return pa.table(columns, schema=PLACES)
+
+    def _sha256(self) -> NDArray[np.bytes_]:
+        return np.frombuffer(self.photo["sha256"].tobytes(), "S32")
+
+
+class Opened(NamedTuple):
+    """A batch of N files, in the order in which they were asked for.
+
+    photo: (N,) of PHOTO; content: N times the bytes of the file, b"" where it is refused; reason: N times why it is
+    refused, "" where it is not.
+    """
+
+    photo: NDArray[np.void]
+    content: list[bytes]
+    reason: list[str]
+
+
+def open_photos(files: Sequence[str]) -> Opened:
+    """Each file read, decoded and hashed. It needs nothing but the paths, so it runs in any thread or process."""
+    opened = [_open(file) for file in files]
+    photos = np.array([photo for photo, _, _ in opened], PHOTO)
+    return Opened(photos, [content for _, content, _ in opened], [reason for _, _, reason in opened])
+
+
+def _open(file: str) -> tuple[tuple[bytes, int, int, bytes], bytes, str]:
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read()
+        look, (width, height) = look_at(content)
+    except BadPhoto as error:
+        return (b"", 0, 0, b""), b"", str(error)
+    except OSError as error:
+        return (b"", 0, 0, b""), b"", f"cannot be read ({error.strerror})"
+    return (hashlib.sha256(content).digest(), width, height, look.tobytes()), content, ""

@@ -1,0 +1,191 @@
+"""The tables of a data version while a delivery is merged into it.
+
+All are columns, in Arrow or numpy: a small delivery to a large version costs little, and a large one no object per photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flows.data.columns import to_numpy
+from flows.data.fingerprints import LOOKS, Looks, nearly_in
+from flows.delivery.rows import ROWS, Refused
+from flows.delivery.splits import hold_out
+from models.data.manifest import INDEX, LABELS, SPLITS, TABLES, read_table, write_table
+
+# What is claimed of photos, a row each: sorted by id, then by source, path and label.
+CLAIMS = pa.schema([*LOOKS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
+PLACES = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")])
+
+
+@dataclass
+class Draft:
+    """The version under construction: the base's tables, the photos that it does not have, and its rows that change.
+
+    new: columns of CLAIMS, a row per photo, sorted by id, as announced first. split, decision: str objects, a photo each;
+    decision: "conflict", "near-test", "near-train"; kept where there is none.
+    """
+
+    base: Mapping[str, pa.Table]
+    looks: Looks
+    new: pa.Table = field(default_factory=CLAIMS.empty_table)
+    split: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    decision: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    contested: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # rows of the base, in conflict now
+    conflicts: set[tuple[str, ...]] = field(default_factory=set)
+    refused: set[tuple[str, ...]] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, base: Path | None) -> Draft:
+        if base is None:
+            return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Looks.read(None))
+        tables = {name: read_table(base, name=name) for name in TABLES}
+        rows = {name: {tuple(row.values()) for row in tables[name].to_pylist()} for name in ("conflicts", "quarantine")}
+        return cls(tables, Looks.read(base), conflicts=rows["conflicts"], refused=rows["quarantine"])
+
+    @cached_property
+    def _ids(self) -> NDArray[np.bytes_]:
+        """Of the base, sorted."""
+        return to_numpy(self.base["index"]["id"], 16)
+
+    def rows_of(self, ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """(N,) where in the base the photos lie; -1 for each that it does not hold."""
+        if not len(self._ids):
+            return np.full(len(ids), -1)
+        rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
+        return np.where(self._ids[rows] == ids, rows, -1)
+
+    def known_labels(self) -> set[str]:
+        return {word for name in ("label", "given_label") for word in pc.unique(self.base["labels"][name]).to_pylist()}
+
+    def take(self, claims: pa.Table) -> int:
+        """Add the photos of `claims` (columns of CLAIMS, at least one row); how many of them are in conflict."""
+        ids = to_numpy(claims["id"], 16)
+        first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+        photo = np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
+        rows = self.rows_of(ids[first])
+        in_conflict = np.zeros(len(first), np.bool_)
+        in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
+        self._contest(claims.filter(pa.array(in_conflict[photo])), rows[in_conflict & (rows >= 0)])
+        is_new = rows < 0
+        chosen = first[is_new]  # of a first delivery mostly all, and then no copy is made
+        self.new = claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
+        self.split = _furthest_from_training(claims["split"], first)[is_new]
+        self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
+        return int(in_conflict.sum())
+
+    def _disagree(
+        self, claims: pa.Table, first: NDArray[np.int64], photo: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which claims name another label than the base, given or decided, or else the first claim on the photo."""
+        said, known, which = claims["label"].take(pa.array(first)), pa.array(rows, mask=rows < 0), pa.array(photo)
+        agreed = [
+            pc.coalesce(self.base["labels"][name].take(known), said).take(which) for name in ("given_label", "label")
+        ]
+        given, decided = (pc.not_equal(claims["label"], labels) for labels in agreed)
+        return pc.and_(given, decided).to_numpy()
+
+    def _contest(self, claims: pa.Table, rows: NDArray[np.int64]) -> None:
+        """Several labels for one photo: it leaves training, and every claim is written down."""
+        self.contested = rows
+        labels = self.base["labels"].select(["id", "given_label"]).take(pa.array(rows))
+        named = self.base["index"].select(["source", "path"]).take(pa.array(rows))
+        ours = (labels["id"], labels["given_label"], named["source"], named["path"])
+        for columns in (claims.select(["id", "label", "source", "path"]).columns, ours):
+            self.conflicts.update(zip(*(column.to_pylist() for column in columns), strict=True))
+
+    def hold_out(self, *, shares: Mapping[str, float], seed: int) -> None:
+        """Give each split its share of the new train photos, unless the delivery brought its own."""
+        given = set(self.split)
+        for split, share in shares.items():
+            if split in given:
+                continue
+            train = np.flatnonzero((self.split == "train") & (self.decision == ""))
+            ids, labels = (self.new[name].take(pa.array(train)).combine_chunks() for name in ("id", "label"))
+            classes = labels.dictionary_encode().indices.to_numpy()
+            chosen = hold_out(ids.to_pylist(), classes, share=share, seed=seed, split=split)
+            self.split[train[chosen]] = split
+
+    def keep_apart(self) -> int:
+        """Take out new photos that are nearly one across the border of the test split; how many.
+
+        A new test photo near a photo of the base that is not test is no test any more; any other new photo near a test photo
+        would teach what is measured.
+        """
+        new, is_test = Looks.of(self.new), self.split == "test"
+        was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.looks.id)] == "test"
+        near_train, near_test = np.zeros(len(is_test), np.bool_), np.zeros(len(is_test), np.bool_)
+        near_train[is_test] = nearly_in(new.look[is_test], self.looks.look[~was_test])
+        test = np.concatenate([self.looks.look[was_test], new.look[is_test & ~near_train]])
+        near_test[~is_test] = nearly_in(new.look[~is_test], test)
+        for decision, found in (("near-train", near_train), ("near-test", near_test)):
+            self.decision[found & (self.decision == "")] = decision
+        self.looks, self.new = self.looks.merged(new), self.new.drop_columns("look")
+        return int((near_train | near_test).sum())
+
+    def quarantine(self, refused: list[Refused]) -> None:
+        self.refused.update((row.path, row.label, row.source, row.field, row.reason) for row in refused)
+
+    def write(self, out: Path, *, places: pa.Table) -> None:
+        """The tables, each sorted; `places` (columns of PLACES) says where the new photos lie, sorted by id."""
+        self.looks.write(out)
+        order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
+        _write(out, self.base["index"], self._new_index(places), order, name="index")
+        _write(out, self._base_labels(), self._new_labels(), order, name="labels")
+        for name, rows in (("conflicts", self.conflicts), ("quarantine", self.refused)):
+            columns = zip(*sorted(rows), strict=True) if rows else ((),) * len(TABLES[name])
+            write_table(out, dict(zip(TABLES[name].names, map(list, columns), strict=True)), name=name)
+
+    def _base_labels(self) -> pa.Table:
+        labels = self.base["labels"]
+        if not len(self.contested):
+            return labels
+        contested = np.zeros(len(labels), np.bool_)
+        contested[self.contested] = True
+        changed = {"kept": False, "decision": "conflict"}
+        for name, value in changed.items():
+            column = pc.if_else(pa.array(contested), value, labels[name])
+            labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
+        return labels
+
+    def _new_index(self, places: pa.Table) -> pa.Table:
+        columns = {name: (places if name in PLACES.names else self.new)[name] for name in INDEX.names}
+        return pa.table(columns, schema=INDEX)
+
+    def _new_labels(self) -> pa.Table:
+        number = len(self.new)
+        columns: dict[str, Any] = {
+            "id": self.new["id"],
+            "given_label": self.new["label"],
+            "label": self.new["label"],
+            "split": self.split,
+            "kept": self.decision == "",
+            "decision": self.decision,
+            "score": pa.nulls(number, pa.float32()),
+            "round": np.zeros(number, np.int8),
+            "judge": np.full(number, "", object),
+        }
+        return pa.table(columns, schema=LABELS)
+
+
+def _write(out: Path, base: pa.Table, new: pa.Table, order: pa.Array, *, name: str) -> None:
+    table = pa.concat_tables([base, new]).take(order) if len(base) else new  # which is sorted already
+    write_table(out, dict(zip(table.column_names, table.columns, strict=True)), name=name)
+
+
+def _furthest_from_training(splits: pa.ChunkedArray, first: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Of several splits announced for one photo, so that test never leaks; `first` is where each photo's claims start."""
+    names = ["", *SPLITS]
+    furthest = np.maximum.reduceat(pc.index_in(splits, value_set=pa.array(names)).to_numpy(), first)
+    return np.array(["train", *SPLITS], object)[furthest]

@@ -1,0 +1,212 @@
+"""A folder of photos, however many, becomes one table of answers; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from flows.endpoint.parts import Parts
+from flows.errors import InputError
+from pixels import BadPhoto
+from serving import LocalRecognizer, Recognition, Recognizer
+
+log = logging.getLogger("cleanshelf")
+ROWS = 2000  # of a part: what a kill may cost, and a row group of the table
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),  # below the folder
+        "label": pa.string(),
+        "probability": pa.float32(),
+        "score": pa.float32(),
+        "known": pa.bool_(),
+        "labels": pa.list_(pa.string()),
+        "probabilities": pa.list_(pa.float32()),
+        "model_version": pa.int64(),  # null: a file
+        "data_version": pa.string(),
+        "error": pa.string(),  # why there is no answer; else null
+    }
+)
+
+
+@dataclass
+class Summary:
+    """What became of the photos; `versions` counts the answers of each model version ("file" of a file)."""
+
+    photos: int = 0
+    known: int = 0
+    bad: int = 0
+    resumed: int = 0  # of `photos`, those that earlier runs had done
+    seconds: float = 0.0
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def add(self, known: bool | None, version: int | None, error: str | None) -> None:
+        """Count one row."""
+        self.photos += 1
+        self.known += bool(known)
+        self.bad += error is not None
+        if error is None:
+            name = str(version or "file")
+            self.versions[name] = self.versions.get(name, 0) + 1
+
+
+def recognise_folder(
+    folder: Path,
+    out: Path,
+    *,
+    recognizer: Recognizer | LocalRecognizer,
+    asked: Mapping[str, Any],
+    progress: Callable[[int], None] = lambda done: None,
+    rows: int = ROWS,
+) -> Summary:
+    """Ask about every file below `folder` and leave the answers in the table `out`; bad photos are rows with a reason.
+
+    Args:
+        asked: who is asked; a later run with the same `out` goes on only if it asks the same.
+        progress: told how many photos are done, those of earlier runs included.
+        rows: photos of a part.
+
+    Raises:
+        InputError: no folder, `out` is there already, or it was begun with another question.
+        WorkspaceBusy, DiskFull, ServingError: what is done stays, and the same call goes on from there.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one, or leave --out away to ask about single photos")
+    started, summary = time.monotonic(), Summary()
+    with Parts.of(out, SCHEMA, plan={**asked, "folder": told(str(folder.absolute()))}) as parts:
+        seen = _seen(parts, summary)
+        progress(summary.photos)
+        if not out.exists():
+            todo = (path for path in photos_below(folder) if _digest(told(path)) not in seen)
+            _ask(todo, folder, recognizer=recognizer, parts=parts, summary=summary, progress=progress, rows=rows)
+        parts.join()
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
+    """Paths of the files below `folder`, relative to it, in an order that the same files always have.
+
+    Hidden ones are left out, links to folders not followed. Memory holds the names of one folder on each level.
+    """
+    try:
+        with os.scandir(folder / inside) as entries:
+            found = sorted((each.name, _kind(each)) for each in entries if not each.name.startswith("."))
+    except OSError:
+        if not inside:
+            raise
+        yield inside  # to be read in vain, which says why
+        return
+    for name, kind in found:
+        path = os.path.join(inside, name)
+        if kind == "folder":
+            yield from photos_below(folder, path)
+        elif kind == "file":
+            yield path
+
+
+def told(path: str) -> str:
+    """A path as the table tells it: what is not Unicode is escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    is_broken_link = entry.is_symlink() and not os.path.exists(entry.path)
+    return "file" if entry.is_file() or is_broken_link else "other"  # a pipe would be read forever
+
+
+def _ask(
+    todo: Iterable[str],
+    folder: Path,
+    *,
+    recognizer: Recognizer | LocalRecognizer,
+    parts: Parts,
+    summary: Summary,
+    progress: Callable[[int], None],
+    rows: int,
+) -> None:
+    """The rows of `todo`, in parts."""
+    pending: deque[str] = deque()
+
+    def paths() -> Iterator[str]:
+        for path in todo:
+            pending.append(path)
+            yield os.path.join(folder, path)
+
+    ready: list[dict[str, Any]] = []
+    for answer in recognizer.stream(paths()):
+        row = _row(told(pending.popleft()), answer)
+        _tell_other_version(summary, row)
+        summary.add(row["known"], row["model_version"], row["error"])
+        ready.append(row)
+        if len(ready) == rows:
+            parts.write(ready)
+            ready = []
+        progress(summary.photos)
+    if ready:
+        parts.write(ready)
+
+
+def _row(path: str, answer: Recognition | BadPhoto) -> dict[str, Any]:
+    empty = dict.fromkeys(SCHEMA.names)
+    if isinstance(answer, BadPhoto):
+        return {**empty, "path": path, "error": told(answer.reason)}
+    label, probability = answer.best or (None, None)
+    return {
+        **empty,
+        "path": path,
+        "label": label,
+        "probability": probability,
+        "score": answer.score,
+        "known": answer.known,
+        "labels": [label for label, _ in answer.ranked],
+        "probabilities": [p for _, p in answer.ranked],
+        "model_version": answer.model_version,
+        "data_version": answer.data_version,
+    }
+
+
+def _tell_other_version(summary: Summary, row: Mapping[str, Any]) -> None:
+    """A switch in mid-run is no reason to stop, and none to be silent."""
+    version = str(row["model_version"] or "file")
+    if row["error"] is None and summary.versions and version not in summary.versions:
+        before = ", ".join(f"{count} by version {former}" for former, count in summary.versions.items())
+        log.warning("model version %s answers from photo %d on; answered before: %s", version, summary.photos, before)
+
+
+def _seen(parts: Parts, summary: Summary) -> _Seen:
+    """Which photos have their rows already; counted in `summary`."""
+    digests: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    for columns in parts.columns(["path", "known", "model_version", "error"]):
+        digests.append(np.fromiter(map(_digest, columns.pop("path")), np.uint64))
+        for row in zip(*columns.values(), strict=True):
+            summary.add(*row)
+    summary.resumed = summary.photos
+    return _Seen(np.sort(np.concatenate(digests)))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Digests of paths, ascending: 8 bytes a photo; that two of a million agree has a chance of 1 in 37 million."""
+
+    digests: NDArray[np.uint64]
+
+    def __contains__(self, digest: int) -> bool:
+        place = int(np.searchsorted(self.digests, np.uint64(digest)))
+        return place < len(self.digests) and int(self.digests[place]) == digest
+
+
+def _digest(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,76 @@
+"""The registered model versions, and which of them rest on withdrawn data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flows.data.history import descent, withdrawn
+from flows.data.versions import DataVersions
+from flows.errors import UnknownVersion
+from flows.registry.versions import ModelVersions
+from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
+
+
+def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
+    """The lineage of a model version, by default of the one that serves.
+
+    Raises:
+        UnknownVersion: no such version, or none serves.
+    """
+    models = ModelVersions(Ledger(workspace.root))
+    wanted = models.serving() if version is None else version
+    if wanted is None:
+        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
+    lineage = models.lineage(wanted)
+    return {
+        "version": wanted,
+        "serving": wanted == models.serving(),
+        "data_withdrawn": lineage["data_version"] in withdrawn_data(workspace),
+        **lineage,
+    }
+
+
+def model_history(workspace: Workspace) -> list[dict[str, Any]]:
+    """All model versions, newest first, each with whether its data, or what those were made of, were withdrawn since."""
+    models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
+    return [
+        {
+            "version": entry.version,
+            "serving": entry.serving,
+            "parent": entry.lineage.get("parent"),
+            "data_version": entry.data_version,
+            "data_withdrawn": entry.data_version in withdrawn,
+            "metrics": dict(entry.metrics),
+            "recipe": entry.lineage.get("recipe"),
+            "run": entry.run,
+        }
+        for entry in models.log()
+    ]
+
+
+def withdrawn_data(workspace: Workspace) -> set[str]:
+    """Data versions that a rollback left behind and none brought back, and what was made of them.
+
+    A model trained on one of them still serves, rightly, but people should see it.
+    """
+    entries = DataVersions(workspace).log()
+    gone = withdrawn(reversed(entries))
+    return {entry.id for entry in entries if not gone.isdisjoint(descent(entry.id, entries))}
+
+
+def newest_standing(history: Sequence[dict[str, Any]]) -> int | None:
+    """The newest of the model versions (as `model_history` gives them) whose data stand, with all that those were made of."""
+    return next((entry["version"] for entry in history if not entry["data_withdrawn"]), None)
+
+
+def advice(history: Sequence[dict[str, Any]]) -> str:
+    """What to do where the data of the serving model were withdrawn; "" where they stand. Nobody does it by himself."""
+    serving = next((entry for entry in history if entry["serving"]), None)
+    if serving is None or not serving["data_withdrawn"]:
+        return ""
+    standing = newest_standing(history)
+    earlier = f"`cleanshelf model rollback {standing}` goes to {standing}, the newest whose data stand, and "
+    return (f"model version {serving['version']} goes on answering, though its data were withdrawn: "
+            f"{earlier if standing else ''}`cleanshelf retrain` makes a new one")  # fmt: skip

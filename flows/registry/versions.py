@@ -1,0 +1,161 @@
+"""The model registry: annotated git tags in GTO's format, the lineage of each version on a side ref.
+
+`products@v3.0.0` registers version 3, `products#prod#7` is the seventh time that a version was put to work. Both only
+ever grow: a rollback is one more assignment. Any tool that knows GTO reads the same registry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flows.errors import CorruptObject, UnknownVersion
+from flows.workspace.ledger import Ledger
+from serving.repository.lineage import EARLIER, LINEAGE, canonical
+
+REF = "refs/models/main"
+MODEL = "products"
+REGISTERED = re.compile(rf"{MODEL}@v(\d+)\.0\.0")
+ENTRY = re.compile(rf"{MODEL} v(\d+)")  # the message of a commit
+ASSIGNED = re.compile(rf"{MODEL}#prod#(\d+)")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One line of the registry."""
+
+    version: int
+    serving: bool
+    run: str | None
+    data_version: str | None
+    metrics: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelVersions:
+    """The models of one workspace, numbered from 1."""
+
+    ledger: Ledger
+
+    def register(self, lineage: Mapping[str, Any]) -> None:
+        """Keep the lineage of a version, as it lies beside the model, under its number; once. The tag comes last of all."""
+        version = lineage["version"]
+        if version not in self.versions():
+            name = f"{MODEL} v{version}"
+            sha = self.ledger.commit(REF, {LINEAGE: canonical(lineage), EARLIER: None}, message=name)
+            self.ledger.tag(tag_of(version), sha, name)
+
+    def assign(self, version: int) -> None:
+        """Say that `version` serves from now on.
+
+        Raises:
+            UnknownVersion: no such version.
+        """
+        sha = self._sha(version)
+        number = max(self._assigned(), default=0) + 1
+        self.ledger.tag(f"{MODEL}#prod#{number}", sha, f"{MODEL} v{version} serves")
+
+    def serving(self) -> int | None:
+        """The version that was assigned last, or None."""
+        return next(self._history(), None)
+
+    def served(self) -> set[int]:
+        """The versions that serve or did."""
+        return set(self._history())
+
+    def previous(self) -> int:
+        """The version that served before the present one.
+
+        Raises:
+            UnknownVersion: none did.
+        """
+        history = list(self._history())
+        for version in history:
+            if version != history[0]:
+                return version
+        raise UnknownVersion(f"no model version served before {self.serving() or 'this'}; {self._there()}")
+
+    def lineage(self, version: int) -> dict[str, Any]:
+        """The lineage of `version`.
+
+        Raises:
+            UnknownVersion: no such version.
+        """
+        return dict(json.loads(self.text(self._sha(version))))
+
+    def text(self, sha: str) -> bytes:
+        """The lineage of a version as it was registered in the commit `sha`.
+
+        Raises:
+            UnknownVersion: there is none.
+        """
+        earlier = self.ledger.read_many([(sha, EARLIER)])[0]
+        return earlier or self.ledger.read(sha, LINEAGE)
+
+    def log(self) -> list[ModelEntry]:
+        """All versions, newest first."""
+        serving = self.serving()
+        return [self._entry(version, serving=serving) for version in sorted(self.versions(), reverse=True)]
+
+    def versions(self) -> list[int]:
+        """Every number that a tag names, in no order."""
+        return self._numbers(REGISTERED, f"{MODEL}@*")
+
+    def entries(self) -> list[tuple[int, str]]:
+        """Every commit of the history, newest first: the version that it holds, and its sha."""
+        found = ((ENTRY.fullmatch(commit.message), commit.sha) for commit in self.ledger.log(REF))
+        return [(int(match[1]), sha) for match, sha in found if match]
+
+    def _entry(self, version: int, *, serving: int | None) -> ModelEntry:
+        lineage = self.lineage(version)
+        return ModelEntry(
+            version=version,
+            serving=version == serving,
+            run=lineage.get("run"),
+            data_version=lineage.get("data_version"),
+            metrics=lineage.get("metrics", {}),
+            lineage=lineage,
+        )
+
+    def _history(self) -> Iterator[int]:
+        """The assigned versions, newest first."""
+        tagged = {self.ledger.tip(f"refs/tags/{tag_of(version)}"): version for version in self.versions()}
+        versions = tagged | {sha: version for version, sha in self.entries()}
+        for number in sorted(self._assigned(), reverse=True):
+            tag = f"refs/tags/{MODEL}#prod#{number}"
+            sha = self.ledger.tip(tag)
+            if sha not in versions:
+                way_out = "`cleanshelf data pull --refs REMOTE` fetches that from a git remote that has it"
+                raise CorruptObject(f"{tag} names no version of {REF}; {way_out}")
+            yield versions[sha]
+
+    def _assigned(self) -> list[int]:
+        return self._numbers(ASSIGNED, f"{MODEL}#prod#*")
+
+    def _numbers(self, pattern: re.Pattern[str], glob: str) -> list[int]:
+        found = (pattern.fullmatch(name) for name in self.ledger.tags(glob))
+        return [int(match[1]) for match in found if match]
+
+    def _sha(self, version: int) -> str:
+        sha = self.ledger.tip(f"refs/tags/{tag_of(version)}")
+        if sha is None:
+            raise UnknownVersion(f"{version} is no model version; {self._there()}")
+        return sha
+
+    def _there(self) -> str:
+        there = ", ".join(map(str, sorted(self.versions(), reverse=True)[:8]))
+        return f"there are: {there}" if there else "there are none yet; run `cleanshelf retrain` first"
+
+
+def tag_of(version: int) -> str:
+    """The name of the version's tag."""
+    return f"{MODEL}@v{version}.0.0"
+
+
+def named(version: int | None) -> str:
+    """For messages."""
+    return "no model" if version is None else f"model version {version}"

@@ -1,0 +1,82 @@
+"""The story of a retraining: report.md in its folder; where Prefect shows it, the same as an artifact, and an event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from prefect.artifacts import create_markdown_artifact
+
+from flows.orchestrator.events import happened
+from flows.orchestrator.server import emit
+
+if TYPE_CHECKING:
+    from flows.report.figures import Figure
+    from flows.report.run_report import Report
+
+EVIDENCE = ("step", "member", "method", "before", "after", "low", "photos", "stays")
+BAR = 20  # characters of the longest
+
+
+def tell(report: Report) -> None:
+    """Artifact `retraining` and event `cleanshelf.model.published`, `.staged` or `.refused`; neither before it is decided."""
+    if (outcome := outcome_of(report)) == "judged":
+        return
+    create_markdown_artifact(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
+    emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version,
+                  data_version=report.data_after, reasons=report.verdict.told))  # fmt: skip
+
+
+def outcome_of(report: Report) -> str:
+    """published, staged, refused, or judged: between the two, or killed there."""
+    if report.model_version is not None:
+        return "published" if report.promoted else "staged"
+    return "judged" if report.verdict.may_serve else "refused"
+
+
+def markdown(report: Report) -> str:
+    """What each step was worth, why it stayed, what the gate said, what the endpoint answered, and the figures."""
+    outcome = outcome_of(report)
+    seen = [{"photo": each.photo, "says": each.label, "probability": each.probability, "truth": each.truth}
+            for each in report.seen]  # fmt: skip
+    model = f"model version {report.model_version}"
+    titles = {"published": f"{model} answers", "staged": f"{model} is staged"}
+    sections = {
+        "Accuracy on test photos after each step": table([asdict(row) for row in report.steps]),
+        "Mean-class accuracy on validation photos, which decides what stays": table(report.evidence, columns=EVIDENCE),
+        "The endpoint, asked about test photos": table(seen),
+        **{figure.title: table(drawn(figure)) for figure in report.figures},
+    }
+    parts = [
+        f"# {report.run}: {titles.get(outcome, outcome)}",
+        "\n".join(f"- {reason}" for reason in report.verdict.told),
+        f"Data: {report.data_before[:12]} -> {report.data_after[:12]}",
+        *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def drawn(figure: Figure) -> list[dict[str, Any]]:
+    """The rows with bars before the numbers; the longest stands for the largest number, at least 1."""
+    full = {name: max(1, *(row[name] for row in figure.rows)) for name in figure.bars if figure.rows}
+    return [row | {name: f"{'█' * round(BAR * row[name] / full[name])} {_cell(row[name])}".lstrip() for name in full}
+            for row in figure.rows]  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()) -> str:
+    """In GitHub's form, aligned for who reads the file itself; by default the columns of the first row."""
+    if not rows:
+        return ""
+    names = columns or tuple(rows[0])
+    lines = [[name.replace("_", " ") for name in names], *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(names))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,75 @@
+"""What each step was worth, on the same test photos."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.manifest import Manifest, read_manifest
+from models.evaluation.accuracy import Accuracy, accuracy
+from models.evaluation.scores import Scores, mean, read_scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """Accuracy after one step; shares in [0, 1], None where there are no test photos of such classes."""
+
+    step: str
+    top1: float | None
+    mean_class: float | None
+    head: float | None
+    middle: float | None
+    tail: float | None
+
+
+def effects(
+    first: list[Path], retrained: list[Path], sharp: list[Path], balanced: list[Path], weights: Path, looks: Path, graph: Path,
+    data: Path,
+) -> list[Row]:  # fmt: skip
+    """One row per step of the recipe.
+
+    "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
+    tail are the thirds of the classes, by number of photos. `sharp` is empty where nothing was fine-tuned.
+    """
+    manifest = read_manifest(data)
+    steps = {
+        "labels as delivered": first,
+        "after cleaning": retrained,
+        "at high resolution": sharp,
+        "re-balanced": balanced,
+    }
+    rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
+            for name, folders in steps.items() if folders]  # fmt: skip
+    counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
+    crops = json.loads((looks / "views.json").read_text(encoding="utf-8"))["crops"]
+    members = [_test_scores(folder, manifest) for folder in balanced]
+    together = mean(members, num_classes=len(manifest.classes), weights=counts)
+    rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
+    answers = np.load(graph / "answers.npz")
+    name = "one graph, with crops" if crops > 1 else "one graph"
+    rows.append(_mean(name, [_accuracy(answers["ranked"], answers["target"], manifest)]))
+    return rows
+
+
+def _test_scores(folder: Path, manifest: Manifest) -> Scores:
+    scores = read_scores(folder / "scores.parquet")
+    return scores.select(np.isin(scores.id, manifest.id[manifest.split == "test"].astype(str)))
+
+
+def _row(step: str, networks: list[Scores], manifest: Manifest) -> Row:
+    return _mean(step, [_accuracy(scores.top, scores.target, manifest) for scores in networks])
+
+
+def _accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Manifest) -> Accuracy:
+    return accuracy(ranked, target, train_counts=manifest.train_counts())
+
+
+def _mean(step: str, figures: list[Accuracy]) -> Row:
+    names = ("top1", "mean_class", "head", "middle", "tail")
+    means = (float(np.mean([getattr(each, name) for each in figures])) for name in names)
+    return Row(step, *(None if math.isnan(value) else value for value in means))

@@ -1,0 +1,138 @@
+"""What people see: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from flows.delivery.build import IntakeReport
+    from flows.report.run_report import Report, Seen
+    from flows.report.steps import Row
+
+
+def show_progress() -> None:
+    """Lets the stages' log lines through to stderr; Prefect records the same lines."""
+    log = logging.getLogger("cleanshelf")
+    log.setLevel(logging.INFO)
+    console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
+    handler = RichHandler(
+        console=console, show_path=False, show_level=False, markup=False, highlighter=None, log_time_format="%H:%M:%S"
+    )
+    log.handlers = [handler]
+    log.propagate = False
+
+
+@contextmanager
+def photo_bar(photos: Iterable[str]) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, with rate and time left, told how many photos are done; they are counted meanwhile."""
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, rate="")
+        if console.is_terminal:
+            count = Thread(target=lambda: bar.update(task, total=sum(1 for _ in photos)), daemon=True)
+            count.start()
+
+        def done(number: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=number, rate=f"{speed:,.0f} photos/s" if speed else "")
+
+        yield done
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as an aligned table, whole also when the output is not a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    width = None if Console().is_terminal else 160
+    # Labels are not markup: [red] and :smile: are names like any other.
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console.print(table) if rows else print("none yet")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
+
+
+def print_intake(report: IntakeReport, outcome: str) -> None:
+    """What became of a delivery's rows."""
+    print(f"{report.delivered} rows: {report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts, "
+          f"{report.near} near the other side of the test split, "
+          f"{sum(report.quarantined.values())} quarantined")  # fmt: skip
+    for reason, count in sorted(report.quarantined.items()):
+        print(f"  quarantined {count}: {reason}")
+    for warning in report.warnings:
+        print(f"  note: {warning}")
+    print(outcome)
+
+
+def print_steps(steps: Sequence[Row]) -> None:
+    """Accuracy after each step, and what the step changed."""
+    before = (None, *steps[:-1])
+    rows = [
+        {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "change": _change(last, row), "head third": row.head,
+         "middle third": row.middle, "tail third": row.tail}
+        for row, last in zip(steps, before, strict=True)
+    ]  # fmt: skip
+    print_table(("step", "top-1", "mean class", "change", "head third", "middle third", "tail third"), rows)
+
+
+def _change(last: Row | None, row: Row) -> str:
+    before, after = last.mean_class if last else None, row.mean_class
+    return "" if before is None or after is None else f"{after - before:+.3f}"
+
+
+def print_evidence(evidence: Sequence[Mapping[str, Any]]) -> None:
+    """Why each step stayed or went."""
+    rows = [{"step": each["step"] + (f": {each['method']}" if "method" in each else ""), "member": each["member"],
+             "before": each["before"], "after": each["after"], "gains at least": each["low"], "photos": each["photos"],
+             "stays": each["stays"]} for each in evidence]  # fmt: skip
+    print_table(("step", "member", "before", "after", "gains at least", "photos", "stays"), rows)
+
+
+def print_seen(seen: Sequence[Seen]) -> None:
+    """What the endpoint said of some test photos."""
+    rows = [{"photo": s.photo[:8], "endpoint says": s.label, "probability": s.probability, "truth": s.truth,
+             "right": "yes" if s.label == s.truth else "NO"} for s in seen]  # fmt: skip
+    print_table(("photo", "endpoint says", "probability", "truth", "right"), rows)
+
+
+def print_report(report: Report) -> None:
+    """The end of a retraining."""
+    print_steps(report.steps)
+    print("\nMean-class accuracy on validation photos, which decides what stays:\n")
+    print_evidence(report.evidence)
+    print()
+    print_seen(report.seen)
+    print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
+    print(outcome(report))
+    print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")
+
+
+def outcome(report: Report) -> str:
+    """What became of the model, and why."""
+    version = report.model_version
+    does = "answers" if report.promoted else f"is staged, `cleanshelf promote {version}` lets it answer"
+    return f"model  version {version} {does}: {'; '.join(report.verdict.told)}"

@@ -1,0 +1,73 @@
+"""What a retraining depends on, and whether one of the very same has ended before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.data.history import uncleaned
+from flows.data.versions import DataVersions
+from flows.registry.versions import ModelVersions
+from flows.run.run import code_hash
+from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
+from models.recipe.config import Recipe, digest
+from models.recipe.learning import content
+
+DECIDING = ("data_version", "config", "code")
+
+
+def version_to_train_on(versions: DataVersions, recipe: Recipe) -> str:
+    """The selected data version, or what it was cleaned from where the recipe cleans.
+
+    Raises:
+        UnknownVersion: there is none yet.
+    """
+    selected = versions.resolve("selected")
+    return uncleaned(selected, versions.log()) if recipe.clean.rounds else selected
+
+
+def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
+    """All that decides how a retraining started now would end.
+
+    data_version: what it starts from; config: of the recipe and the files it names; code: of models and pixels;
+    serving: the model version that the gate would compare with, or None.
+    """
+    named = [content(member.weights) for member in recipe.members]
+    named += [recipe.meta.file, recipe.proof.file, content(recipe.train.state), content(recipe.train.photo_weights)]
+    return {
+        "data_version": version_to_train_on(DataVersions(workspace), recipe),
+        "config": digest(recipe, named),
+        "code": code_hash(),
+        "serving": ModelVersions(Ledger(workspace.root)).serving(),
+    }
+
+
+def ended_before(workspace: Workspace, now: dict[str, Any]) -> str:
+    """Why a retraining with these inputs would change nothing, with the run that shows it; "" where it may.
+
+    What was published is not published again, even where it no longer serves: who rolled a model back wanted it gone. What was
+    refused may pass once another model serves.
+    """
+    for folder in sorted(path.parent for path in workspace.runs.glob("*/run.json")):
+        try:
+            if why := _ended(_read(folder / "run.json"), _read(folder / "inputs.json"), now):
+                return f"data version {now['data_version'][:12]}, recipe and code are those of run {folder.name}, {why}"
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # killed before it wrote them, or not readable any more: it proves nothing
+    return ""
+
+
+def _ended(run: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> str:
+    if any(before[name] != now[name] for name in DECIDING):
+        return ""
+    if run["model_version"]:
+        return f"which published model version {run['model_version']}"
+    if not run["verdict"]["passed"] and before["serving"] == now["serving"]:
+        return f"which the gate refused: {'; '.join(run['verdict']['reasons'])}"
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,110 @@
+"""Heavy stages as child processes: they end when told to, and a crash in one is an exit code, not a dead flow."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from flows.errors import ChildFailed, DiskFull, InputError
+from flows.settings import REPOSITORY
+from models.training.command import REFUSED
+
+TAIL = 12
+LOOK_S = 0.5
+# glibc gives large blocks back to the kernel at once, and every activation of a network is then mapped and zeroed anew:
+# MobileNetV2 at 160 px, 64 photos, one core: 1.1 s a batch of which 0.7 s in the kernel; with these 0.35 s and 0.01 s.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1) -> None:
+    """Runs `python -m module arguments`, by several workers if told so, passing each line it prints to `say`.
+
+    The child leads a process group of its own, which ends with us on any exception, a cancelled flow included; if we are
+    killed, the pipe to its standard input closes and it ends itself (flows.run.child). On a Dask worker it also ends once
+    nobody waits for its stage: the flow was cancelled or killed, perhaps on another machine.
+
+    Raises:
+        InputError: the child refused its input (its last line is the message).
+        DiskFull: no space was left.
+        ChildFailed: it ended in any other way; the message ends with its last lines.
+    """
+    shared = ["flows.run.workers", str(workers)] if workers > 1 else []
+    command = [sys.executable, "-m", "flows.run.child", *shared, module, *map(str, arguments)]
+    ours = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    environment = KEEP_MEMORY | os.environ | ours
+    tail: deque[str] = deque(maxlen=TAIL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True,
+                          errors="replace", env=environment, start_new_session=True) as child:  # fmt: skip
+        assert child.stdout is not None
+        _running.add(child)
+        if is_wanted := _wanted_by_dask():
+            threading.Thread(target=_end_unwanted, args=(child, is_wanted), daemon=True).start()
+        try:
+            for line in child.stdout:
+                tail.append(line.rstrip())
+                say(line.rstrip())
+            child.wait()
+        except BaseException:
+            _end(child)
+            child.stdout.read()  # to its end, which is that of the last worker: none goes on writing after us
+            raise
+        finally:
+            _running.discard(child)
+    if child.returncode:
+        raise _failure(module, child.returncode, tail)
+
+
+def end_children() -> None:
+    """Ends the children of all threads, which then raise ChildFailed."""
+    for child in tuple(_running):
+        _end(child)
+
+
+def _wanted_by_dask() -> Callable[[], bool] | None:
+    """Whether the scheduler still wants the task that this thread works at; None where we are no Dask worker."""
+    if "distributed.worker" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return None
+    key = worker.get_current_task()
+    return lambda: key in worker.state.tasks and worker.state.tasks[key].state == "executing"
+
+
+def _end_unwanted(child: subprocess.Popen[str], is_wanted: Callable[[], bool]) -> None:
+    while child.poll() is None:
+        if not is_wanted():
+            _end(child)
+            return
+        time.sleep(LOOK_S)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Ends its process group, and the workers beyond it, which wait for the end of their standard input."""
+    assert child.stdin is not None
+    child.stdin.close()
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _failure(module: str, code: int, tail: deque[str]) -> Exception:
+    last = tail[-1] if tail else ""
+    if f"[Errno {errno.ENOSPC}]" in last:
+        return DiskFull(f"no space left on the device while running {module}; free some and run the same command again")
+    if code == REFUSED:
+        return InputError(last)
+    end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return ChildFailed(f"{module} {end}; its last lines:\n" + "\n".join(tail))

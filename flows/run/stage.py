@@ -1,0 +1,66 @@
+"""A stage of a flow: a Prefect task whose result is found again by `Run.stage`, never by Prefect's own cache.
+
+Prefect remembers that a task returned; we need to know that its files are still there and unharmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.errors import InputError
+from flows.run.launch import end_children
+from flows.settings import INSTALL_DASK, Settings
+from flows.workspace import Workspace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Decorator; the name is shown for each run, with parameters in braces filled in."""
+
+    def make(work: Callable[P, R]) -> Task[P, R]:
+        return Task(work, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+
+    return make
+
+
+@contextmanager
+def side_by_side(workspace: Workspace, *, places: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
+    """Runs stages that do not wait for each other: so many at a time, or as many as the cluster of CLEANSHELF_DASK has workers.
+
+    They read the workspace, and `reads` besides.
+
+    Raises:
+        InputError: Dask is not installed, or the cluster cannot be used (flows.run.cluster).
+        WorldError: the cluster ended.
+    """
+    where = Settings().dask
+    if not where:
+        yield ThreadPoolTaskRunner(max_workers=places)
+        return
+    try:
+        from flows.run.cluster import on_dask
+    except ModuleNotFoundError as error:
+        raise InputError(f"CLEANSHELF_DASK is set and {error.name} is not installed; {INSTALL_DASK}") from None
+    with on_dask(workspace, where, places=places, reads=reads or workspace.root) as runner:
+        yield runner
+
+
+def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:
+    """The results of stages that run side by side, once all of them ended."""
+    try:
+        for future in futures:
+            future.wait()
+    except BaseException:  # Ctrl-C reaches this thread alone, which would stay until the children of the others end
+        end_children()
+        raise
+    return [future.result() for future in futures]

@@ -1,0 +1,29 @@
+"""Where the demo takes place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flows.endpoint.server import stop_endpoint
+from flows.errors import InputError
+from flows.workspace import Workspace
+
+
+def fresh_workspace(root: Path) -> Workspace:
+    """An empty workspace; that of an earlier demo is stopped and replaced.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    mark = root / "state" / "demo"
+    if mark.exists():
+        workspace = Workspace.find(root)
+        with workspace.lock("demo"):
+            stop_endpoint(workspace)
+            shutil.rmtree(root)
+    elif root.exists() and any(root.iterdir()):
+        raise InputError(f"{root} is not empty and no demo made it; choose another folder with --workspace")
+    workspace = Workspace.init(root)
+    mark.touch()
+    return workspace

@@ -1,0 +1,175 @@
+"""The scheduler: a Prefect server and a runner as children of one process that holds the lock and ends both.
+
+    cleanshelf schedule  (holds state/schedule)
+    |- Prefect's server   database in state/prefect, the same after a restart
+    `- flows.scheduler.runner   registers, executes one run at a time, looks for new data
+       `- a retraining
+
+Each child leads a process group and ends when we do (flows.run.child), so that nothing is left behind, whatever ends us.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import ValidationError
+
+from flows.errors import InputError, WorkspaceBusy, WorldError
+from flows.orchestrator.events import announce, scheduler_server
+from flows.orchestrator.server import crash_unfinished, end, serving
+from flows.scheduler.job import history
+from flows.scheduler.runner import Plan
+from flows.settings import REPOSITORY
+from flows.workspace import Workspace
+from models.recipe.config import load_recipe
+
+log = logging.getLogger("cleanshelf")
+WEEKLY = "0 3 * * 1"
+PERIOD = re.compile(r"([1-9]\d{0,5})([smhd])")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def make_plan(
+    workspace: Workspace,
+    recipe: str,
+    *,
+    overrides: list[str],
+    cron: str = "",
+    every: str = "",
+    on_new_data: bool = False,
+) -> Plan:
+    """What is run when; without any "when" it is `WEEKLY`.
+
+    Raises:
+        InputError: a time that cannot be read, or two that exclude each other.
+        ConfigError: no such recipe, or an override that it does not take.
+    """
+    load_recipe(recipe, overrides=overrides)
+    if cron and every:
+        raise InputError("--cron and --every exclude each other; give one of them")
+    named = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
+    if not (cron or every or on_new_data):
+        cron = WEEKLY
+    return Plan(str(workspace.root), named, overrides, check_cron(cron) if cron else None,
+                read_period(every) if every else None, on_new_data)  # fmt: skip
+
+
+def check_cron(text: str) -> str:
+    """The expression, if it can be parsed.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        return CronSchedule(cron=text).cron
+    except ValidationError:
+        raise InputError(
+            f"--cron {text!r} is no cron expression; write minute, hour, day, month, weekday, such as {WEEKLY!r}"
+        ) from None
+
+
+def read_period(text: str) -> float:
+    """Seconds of a period such as 90s, 30m, 6h or 7d.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = PERIOD.fullmatch(text.strip())
+    if not found:
+        raise InputError(f"--every {text!r} is no period; write a number and s, m, h or d, such as 30m, 6h or 7d")
+    return float(found[1]) * SECONDS[found[2]]
+
+
+def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
+    """Runs the plan until Ctrl-C or SIGTERM.
+
+    Raises:
+        WorkspaceBusy: another scheduler runs on the workspace.
+        WorldError: the server or the runner ended by itself.
+    """
+    with workspace.lock("schedule", name="schedule"), serving(workspace, port=port) as server:
+        announce(workspace, server)
+        log.info("Prefect's server answers at %s", server.url.removesuffix("/api"))
+        with temporary_settings({PREFECT_API_URL: server.url}):
+            reconcile(workspace)
+            with _runner(plan, server.url) as runner:
+                _wait(runner, pid=server.pid, workspace=workspace)
+            reconcile(workspace)
+
+
+def reconcile(workspace: Workspace) -> None:
+    """What is shown as running and is not becomes crashed; left for next time where somebody is at work by hand."""
+    try:
+        with workspace.lock("schedule"):
+            crashed = crash_unfinished()
+    except WorkspaceBusy as error:
+        log.info("unfinished runs are not looked at: %s", error)
+        return
+    if crashed:
+        log.warning("%d runs were shown as running and had no process; they are marked as crashed", crashed)
+
+
+@contextmanager
+def _runner(plan: Plan, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "flows.run.child", "flows.scheduler.runner", json.dumps(asdict(plan))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", "PREFECT_API_URL": url}
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) -> None:
+    """Returns when we are told to stop.
+
+    Raises:
+        WorldError: the runner or the server ended by itself.
+    """
+    told = threading.Event()
+    former = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not told.wait(0.5):
+            if runner.poll() is not None:
+                raise WorldError(
+                    f"the runner of scheduled flows ended with code {runner.returncode}; start the scheduler again"
+                )
+            if scheduler_server(workspace) is None:
+                raise WorldError(
+                    f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}"
+                )
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def status(workspace: Workspace) -> dict[str, Any]:
+    """Whether a scheduler runs, what it runs and when next, and what its runs came to, newest first. Needs no server."""
+    server = scheduler_server(workspace)
+    try:
+        plan = json.loads((workspace.state / "schedule.json").read_bytes())
+    except FileNotFoundError:
+        plan = {}
+    plan = {key: plan.get(key) for key in ("recipe", "overrides", "cron", "every_s", "on_new_data", "next")}
+    runs = [{key: value for key, value in asdict(fired).items() if key != "process"} for fired in history(workspace)]
+    return {
+        "running": server is not None,
+        "url": server.url.removesuffix("/api") if server else None,
+        **plan,
+        "next": plan["next"] if server else None,
+        "runs": runs,
+    }

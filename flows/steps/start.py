@@ -1,0 +1,74 @@
+"""What the flows that train have at their start in common: data and recipe that go together, a run, and who waits for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect.task_runners import TaskRunner
+
+from flows.data.versions import DataVersions
+from flows.orchestrator.server import orchestrated
+from flows.run.inputs import inputs, version_to_train_on
+from flows.run.run import Run
+from flows.run.stage import side_by_side, stage
+from flows.settings import Settings, num_workers
+from flows.steps.learn import check
+from flows.workspace import Workspace
+from models.recipe.config import Recipe, digest
+
+
+@contextmanager
+def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
+    """A new run on the selected data version, and what runs its trainings side by side.
+
+    The workspace is locked meanwhile, and a Prefect server is there.
+
+    Raises:
+        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
+    """
+    run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
+    with workspace.lock(verb):
+        DataVersions(workspace).repair()
+        preview(workspace, recipe)
+        run.open(inputs(workspace, recipe))
+        with orchestrated(workspace), side_by_side(workspace, places=num_trainings(recipe)) as runner:
+            yield run, runner
+
+
+def num_trainings(recipe: Recipe) -> int:
+    """For how many at once this machine has room."""
+    workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
+    return Settings().num_parallel(workers=workers)
+
+
+def preview(workspace: Workspace, recipe: Recipe) -> str:
+    """The id of the data version that `retrain` would train on, once data and recipe are seen to go together.
+
+    Raises:
+        InputError: they do not, or data/ was edited by hand.
+    """
+    data = data_to_train_on(workspace, recipe)
+    check(recipe, data)
+    return data.name
+
+
+def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
+    """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
+
+    Raises:
+        UnknownVersion: there is none yet.
+        LocalEdits: data/ was edited by hand.
+    """
+    versions = DataVersions(workspace)
+    versions.check_clean()
+    return versions.materialise(version_to_train_on(versions, recipe))
+
+
+@stage("select data")
+def select_data(run: Run) -> Path:
+    """The photos and labels that the run starts from."""
+    return data_to_train_on(run.workspace, run.recipe)

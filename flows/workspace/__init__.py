@@ -1,0 +1,165 @@
+"""The folder that holds everything of one product catalogue, and the locks on it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from durable import overwrite
+from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
+from flows.workspace.ledger import LEAKING
+
+IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
+# What `dvc init` and `dvc remote add` would write. Written here because `dvc init` refuses a half-made .dvc and stages
+# files in the user's git index.
+DVC_CONFIG = """\
+[core]
+    analytics = false
+    check_update = false
+    autostage = false
+    remote = local
+[cache]
+    type = "reflink,hardlink,symlink,copy"
+['remote "local"']
+    url = ../remote
+"""
+DVC_FILES = {
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".dvcignore": "# DVC leaves out what matches these patterns.\n",
+    ".dvc/config": DVC_CONFIG,
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of one workspace; see docs/architecture.md."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """The selected data version, as files."""
+        return self.root / "data"
+
+    @property
+    def pointer(self) -> Path:
+        """DVC's file that names the selected data version."""
+        return self.root / "data.dvc"
+
+    @property
+    def versions(self) -> Path:
+        """Data versions as runs read them."""
+        return self.root / "versions"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per retraining."""
+        return self.root / "runs"
+
+    @property
+    def repository(self) -> Path:
+        """The Triton model repository."""
+        return self.root / "repository"
+
+    @property
+    def state(self) -> Path:
+        """Locks, staging, logs and the orchestrator's home."""
+        return self.root / "state"
+
+    @property
+    def remote(self) -> Path:
+        """The default local DVC remote."""
+        return self.root / "remote"
+
+    @classmethod
+    def init(cls, root: Path) -> Workspace:
+        """Make the workspace `root`, or complete a half-made one; what is there is kept.
+
+        Raises:
+            WorldError: git is missing or refuses to make a repository there.
+        """
+        made = cls(root.absolute())
+        made.root.mkdir(parents=True, exist_ok=True)
+        if not (made.root / ".git").exists() or not _is_top_level(made.root):
+            _git_init(made.root)
+        for name in ("versions", "runs", "repository", "state", "remote", ".dvc/tmp", "state/staging"):
+            (made.root / name).mkdir(parents=True, exist_ok=True)
+        _ignore(made.root / ".gitignore")
+        for name, text in DVC_FILES.items():  # the config last: it is what says that the workspace is whole
+            path = made.root / name
+            if not path.exists() or not path.read_bytes().strip():
+                overwrite(path, text.encode())
+        return made
+
+    @classmethod
+    def find(cls, path: Path) -> Workspace:
+        """The workspace at `path` or the nearest one above it.
+
+        Raises:
+            WorkspaceMissing: there is none.
+        """
+        for folder in (path.absolute(), *path.absolute().parents):
+            if (folder / ".dvc" / "config").is_file() and (folder / "state").is_dir() and (folder / ".git").exists():
+                return cls(folder)
+        raise WorkspaceMissing(
+            f"no workspace at {path} or above it; make one with `cleanshelf init -w {quote(str(path))}`"
+        )
+
+    @contextmanager
+    def lock(self, verb: str, *, name: str = "lock") -> Iterator[None]:
+        """Hold the workspace for `verb`; the kernel frees it when the process ends, however it ends.
+
+        `name="serving"` is a second, independent lock for switching the endpoint. Not re-entrant.
+
+        Raises:
+            WorkspaceBusy: somebody holds it; the message names the verb and the process.
+        """
+        self.state.mkdir(exist_ok=True)
+        # Python's handles are closed on exec, so a child process never keeps the lock after us.
+        with (self.state / name).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise WorkspaceBusy(f"{self.root} is busy: {holder} holds it; wait for it to end, or stop it") from None
+            file.truncate(0)
+            file.write(f"`{verb}` (process {os.getpid()})\n")
+            file.flush()
+            yield
+            file.truncate(0)
+
+
+def _ignore(path: Path) -> None:
+    """Add what is missing to .gitignore; the user's own lines stay."""
+    present = path.read_text(encoding="utf-8") if path.exists() else ""
+    missing = [line for line in IGNORED if line not in present.splitlines()]
+    if missing:
+        gap = "\n" if present and not present.endswith("\n") else ""
+        overwrite(path, (present + gap + "\n".join(missing) + "\n").encode())
+
+
+def _is_top_level(root: Path) -> bool:
+    asked = _git(root, "rev-parse", "--show-toplevel")
+    return asked.returncode == 0 and Path(asked.stdout.decode().rstrip("\n")) == root.resolve()
+
+
+def _git_init(root: Path) -> None:
+    done = _git(root, "init", "--quiet")
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        raise WorldError(f"git cannot make a repository in {root}: {said}")
+
+
+def _git(root: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
+    env = {key: value for key, value in os.environ.items() if key not in LEAKING}
+    try:
+        return subprocess.run(["git", "-C", str(root), *args], env=env, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise WorldError("git is not installed; install it, then run the command again") from None

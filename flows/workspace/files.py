@@ -1,0 +1,76 @@
+"""Folders of files that are there whole or not at all (single files: serving.durable).
+
+DVC and pyarrow never fsync, so a power cut can leave a file with its final name and no content; everything that a later
+step trusts by name goes through one of both first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from durable import sync
+from flows.errors import DiskFull
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were writing in the folder with `overwrite`."""
+    for part in folder.glob(".*.part"):
+        writer = part.suffixes[-2:][0].strip(".").partition("-")[0]
+        if writer.isdecimal() and not Path("/proc", writer).exists():
+            part.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file below `folder`, then the folders from the inside out."""
+    for path in files_below(folder):
+        sync(path)
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted; symbolic links to files count as files."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def link(source: Path, target: Path) -> None:
+    """Give `source` a second name; a copy where the file system cannot link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
+    """Tell a full disk as DiskFull; `leaving`, a folder of half-written files, is removed on any error."""
+    try:
+        yield
+    except BaseException as error:
+        if leaving is not None:
+            shutil.rmtree(leaving, ignore_errors=True)
+        cause = _out_of_space(error)
+        if cause is None:
+            raise
+        raise DiskFull(f"no space left while {doing} ({cause}); free some space and run it again") from error
+
+
+def _out_of_space(error: BaseException | None) -> BaseException | None:
+    """The ENOSPC (or quota, or file size limit) behind `error`, through its causes; libraries wrap it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):  # DVC's own bookkeeping
+            return error
+        error = error.__cause__ or error.__context__
+    return None

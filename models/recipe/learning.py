@@ -1,0 +1,201 @@
+"""The parts of a recipe that say how a network learns: the member itself, its loss, the loop, the views of a photo."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from models.errors import ConfigError
+from models.recipe.registry import Range
+
+Positive = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One network of the ensemble."""
+
+    backbone: str = "resnet10t"  # any timm name
+    size: Annotated[int, Range(16, 1024)] = 96  # pixels it is trained and asked at
+    seed: Annotated[int, Range(0)] = 0
+    weights: str = ""  # a .safetensors or torch file to start from; "" starts at random
+    args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
+    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
+    std: tuple[float, ...] = ()
+    data: Literal["cleaned", "delivered"] = "cleaned"  # the labels that it learns from
+    loss: dict = field(default_factory=dict)  # name and params in the place of the recipe's
+    train: dict = field(default_factory=dict)  # keys of [train] that it differs in
+    head: Literal["linear", "arcface"] = "linear"
+    margin_rad: Annotated[float, Range(0, 1.5)] = 0.3  # of arcface, that a label's angle counts as larger
+    scale: Annotated[float, Range(0, open_low=True)] = 16.0  # of arcface's cosines
+    centres: Annotated[int, Range(1, 10)] = 1  # of a class, of arcface
+
+    def __post_init__(self) -> None:
+        if self.centres > 1 and self.head != "arcface":
+            raise ConfigError(
+                f'members.centres: {self.centres}, and members.head = "{self.head}" has one; set head="arcface", or leave it out'
+            )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(
+                    f"members.{name}: {getattr(self, name)} has not three values; give red, green and blue"
+                )
+        if 0 in self.std:
+            raise ConfigError(
+                f"members.std: {self.std} holds a 0, and pixels are divided by it; leave std out for timm's"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Name in models.losses and its own parameters."""
+
+    name: str = "gce"
+    params: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("name", "num_classes"):
+            if key in self.params:
+                raise ConfigError(f"loss.params.{key}: not for the recipe to say; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
+
+    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
+    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
+    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
+    every: Positive = 10  # training steps to one step of learning
+    batch_size: Annotated[int, Range(2)] = 64  # trusted photos
+    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
+    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
+
+    def __post_init__(self) -> None:
+        if self.photos and self.replay:
+            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
+
+    @property
+    def file(self) -> str:
+        """Digest of what `photos` or `replay` names; "" of no file."""
+        return content(self.photos or self.replay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The training loop."""
+
+    epochs: Positive = 24
+    batch_size: Positive = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with momentum .9
+    lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # after the warm-up
+    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
+    weight_decay: Annotated[float, Range(0)] = 0.05
+    warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
+    start_size: Annotated[float, Range(0.25, 1)] = 1.0  # the first epoch's views, as a share of the member's size
+    schedule: Literal["cosine", "step"] = (
+        "cosine"  # of the learning rate after it: to 0, or a tenth at each of step_epochs
+    )
+    step_epochs: tuple[Annotated[float, Range(0, open_low=True)], ...] = (14.0, 20.0)  # done, when it falls
+    sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
+    progressive: bool = False  # from there to class-balanced over the epochs
+    balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
+    best_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, on the best-scored photos of each class
+    best_photos: Positive = 30  # of a class, in them
+    epoch_length: Annotated[int, Range(0)] = 0  # draws; 0: as many as photos
+    class_weights: Literal["", "inverse", "effective"] = ""  # of the loss
+    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # of effective numbers
+    photo_weights: str = ""  # a file of ids and weights; others weigh 1
+    har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
+    l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
+    ema: Annotated[float, Range(0, 1, open_high=True)] = (
+        0.0  # decay per step of the mean of weights that is kept; 0: off
+    )
+    soup_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, the mean of whose weights is kept; 0: off
+    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
+    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
+    workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
+    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
+    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
+
+    def __post_init__(self) -> None:
+        if 0 < self.epoch_length < self.batch_size:
+            raise ConfigError(
+                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
+                "raise it, or set 0 for as many draws as photos"
+            )
+        for name in ("balanced_epochs", "best_epochs", "soup_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise ConfigError(
+                    f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
+                )
+        late = [epoch for epoch in self.step_epochs if epoch >= self.epochs]
+        if self.schedule == "step" and late:
+            raise ConfigError(
+                f"train.step_epochs: {late[0]:g} is not within train.epochs = {self.epochs}; lower it, or train longer"
+            )
+        if self.ema and self.soup_epochs:
+            raise ConfigError("train.soup_epochs: averages weights, and so does train.ema; set one of them to 0")
+        if self.har and self.head_rows:
+            raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
+        if self.start_size < 1 and self.backbone_lr_scale == 0:
+            raise ConfigError(
+                f"train.start_size: {self.start_size}, and a frozen backbone (train.backbone_lr_scale=0) sees each photo once; "
+                "set 1"
+            )
+
+    @property
+    def averages(self) -> bool:
+        """Whether a mean of weights is kept."""
+        return self.ema > 0 or self.soup_epochs > 0
+
+    @property
+    def decisive(self) -> Train:
+        """Without the keys that leave the result as it is."""
+        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
+
+    def light(self, epochs: int) -> Train:
+        """Of what judges photos: so many epochs, on all photos to the end; rates fall, weights are averaged at the same shares."""
+        share = epochs / self.epochs
+        step_epochs = (
+            tuple(epoch * share for epoch in self.step_epochs) if self.schedule == "step" else self.step_epochs
+        )
+        return dataclasses.replace(self, epochs=epochs, balanced_epochs=0, best_epochs=0, step_epochs=step_epochs,
+                                   soup_epochs=math.ceil(self.soup_epochs * share))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random views of a training photo; all ranges are symmetric about 'unchanged'."""
+
+    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
+    rotate_deg: Annotated[float, Range(0, 180)] = 8.0
+    colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
+    hue_deg: Annotated[float, Range(0, 180)] = 0.0  # turn of the colours, either way
+    flip: bool = True
+    flip_vertical: bool = False
+    blur: Share = 0.0  # probability of Gaussian blur
+    erase: Share = 0.3  # probability of blank rectangles (coarse dropout)
+    holes: Annotated[int, Range(1, 32)] = 1  # rectangles then; together about as large as one
+    mixup: Annotated[float, Range(0)] = 0.0  # alpha of Beta(alpha, alpha), from which shares are drawn; 0: off
+    cutmix: Annotated[float, Range(0)] = 0.0  # likewise
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view shows two photos."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def of_features(self) -> Augment:
+        """What has an effect on a frozen backbone, whose features are computed once, of whole photos and their mirror images."""
+        return Augment(flip=self.flip, mixup=self.mixup)
+
+
+def content(path: str) -> str:
+    """Digest of a file; "" of none."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""

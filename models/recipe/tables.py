@@ -1,0 +1,64 @@
+"""Plain tables, as TOML and JSON give them, to frozen dataclasses; and overrides such as "train.epochs=3"."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from models.errors import ConfigError
+from models.recipe.registry import check, closest
+
+
+def build(cls: type, values: Any, prefix: str = "") -> Any:
+    """An instance of a dataclass; ConfigError names the key, behind `prefix`, that is unknown or of a wrong value."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.')}: {values!r} is not a table; write it as one, with a key for each value"
+        )
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such key{closest(key, hints)}; known here: {', '.join(hints)}")
+    return cls(**{key: _convert(f"{prefix}{key}", value, hints[key]) for key, value in values.items()})
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, f"{name}.")
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name}: {value!r} is not a list of tables; write each as [[{name}]]")
+        return tuple(build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
+    return check(name, value, hint)
+
+
+def set_key(tables: dict[str, Any], override: str) -> None:
+    """Sets one dotted key; the value is read as TOML, and as text where it is not TOML."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = name.strip().split(".")
+    place: Any = tables
+    for step in path:
+        place = _step(place, step, name)
+    if isinstance(place, list):
+        raise ConfigError(f"--set {name}: {last!r} stands for a whole table; set one of its keys")
+    place[last] = value
+
+
+def _step(place: Any, step: str, name: str) -> Any:
+    if isinstance(place, list):
+        if not step.isdigit() or int(step) >= len(place):
+            raise ConfigError(f"--set {name}: there is no entry {step!r}; the list has {len(place)}")
+        return place[int(step)]
+    inner = place.setdefault(step, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {name}: {step!r} is a value, not a table")
+    return inner

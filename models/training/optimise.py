@@ -1,0 +1,49 @@
+"""What is learnt at which rate, and how rates change over a training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.network import Network
+from models.recipe.config import Train
+
+MOMENTUM = 0.9  # of SGD
+STEP = 0.1  # what the learning rate falls to at each of train.step_epochs
+
+
+def make_optimizer(network: Network, loss: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """AdamW or SGD; no decay on biases, norms and what the loss learns, and the backbone at its own rate."""
+    groups = [{"params": [p for p in loss.parameters() if p.requires_grad], "lr": settings.lr, "weight_decay": 0.0}]
+    for part, scale in ((network.backbone, settings.backbone_lr_scale), (network.head, 1.0)):
+        for decays in (True, False):
+            chosen = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            groups.append({"params": chosen, "lr": settings.lr * scale, "weight_decay": settings.weight_decay * decays})
+    groups = [group for group in groups if group["params"] and group["lr"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=MOMENTUM)
+    return torch.optim.AdamW(groups)
+
+
+def learnt(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that the optimiser changes, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def learning_rate(step: int, *, steps: int, settings: Train) -> float:
+    """Factor in [0, 1]: linear warm-up, then cosine to 0 over the whole training, or a tenth at each of train.step_epochs."""
+    warm = settings.warmup_epochs * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if settings.schedule == "step":
+        return STEP ** sum(step >= epoch * steps for epoch in settings.step_epochs)
+    progress = (step - warm) / max(settings.epochs * steps - warm, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def absolute_weights(network: Network, *, frozen: bool) -> Tensor:
+    """L1 norm of the matrices and convolutions that learn, as published with active negative losses (Ye et al., NeurIPS 2023)."""
+    part = network.head if frozen else network
+    return torch.stack([p.abs().sum() for p in part.parameters() if p.ndim > 1]).sum()

@@ -1,0 +1,213 @@
+"""Train one network: `python -m models.training.train --data DIR --recipe FILE.json --member 0 --out DIR`.
+
+By several workers under `torchrun --nproc_per_node N -m models.training.train ...`, to the same result. The loop
+itself is in models.training.epochs. What it leaves in --out:
+    network.pt       the trained network with its classes
+    scores.parquet   what it says of photos it was not trained on: validation and test; with --fold, the fold and validation
+    embeddings.npy   with --fold, where the cleaning rule compares photos: (N, 512) float16, in the order of scores.parquet;
+                     of a frozen backbone features.npy instead, (N, d), which are alike for all folds
+    samples.parquet  what the loss remembers of each photo, if it does
+    metrics.jsonl    one object per epoch
+    checkpoint.pt    only while it runs: a killed training continues there, in mid-epoch, bit for bit on a CPU
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import distributed
+from models.data.confusion import read_confusion
+from models.data.manifest import Manifest, read_manifest
+from models.data.photos import Photos
+from models.data.samplers import Sampler
+from models.data.trusted import judged_by, judges, trusted_rows
+from models.errors import ManifestError
+from models.evaluation.scores import write_scores
+from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
+from models.losses.correction import Correction
+from models.networks.inputs import Features, Inputs, Views, extract
+from models.networks.margins import margin_of
+from models.networks.network import Network, best_device, build_network, count_parameters
+from models.networks.predict import answers, embeddings, score
+from models.recipe.config import Member, from_dict, to_dict
+from models.training import checkpoint
+from models.training.classifiers import set_classifier
+from models.training.command import log_progress, read_recipe, run, taking
+from models.training.emphasis import make_emphasis
+from models.training.epochs import fit
+from models.training.job import Job, require_mixable, split_rows
+from models.training.meta import Adjuster, Constant, Replay
+
+log = logging.getLogger(__name__)
+
+
+def train(job: Job, network: Network | None = None) -> None:
+    """Trains the network of a job, or continues where a killed run left it.
+
+    Args:
+        network: of job.start, at the size that it is trained at; None: a fresh one.
+    """
+    torch.set_num_threads(job.train.threads or torch.get_num_threads())
+    torch.manual_seed(job.seed)
+    manifest = judged_by(read_manifest(job.data), job.recipe.proof.photos)
+    rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
+    trusted = trusted_rows(job.recipe.meta.photos, manifest)
+    rows = np.setdiff1d(rows, trusted)
+    if len(rows) < 2:
+        raise ManifestError(
+            f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
+        )
+    network = place(network or build_network(job.network, num_classes=len(manifest.classes)))
+    log.info("%s at %d px: %d photos, %d classes, %d parameters on %s", job.network.backbone, job.network.size, len(rows),
+             len(manifest.classes), count_parameters(network), network.mean.device)  # fmt: skip
+    loss = make_loss(job, manifest, rows).to(network.mean.device)
+    inputs = make_inputs(job, network, manifest, rows)
+
+    def ask() -> tuple[Tensor, float]:
+        log_p, _ = answers(network, inputs, target=manifest.target[rows])
+        return log_p, validation_accuracy(job, network, manifest)
+
+    sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
+    emphasis = make_emphasis(job.train, manifest, rows, clean=job.recipe.clean)
+    fit(network, loss, inputs, sampler=sampler, emphasis=emphasis, out=job.out, key=job.key, ask=ask,
+        meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
+    unseen = make_inputs(job, network, manifest, held_out)
+    judged = manifest.target if job.fold is None else manifest.given_target
+    scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
+    if distributed.rank() == 0:
+        if job.fold is not None and job.recipe.clean.asks_embeddings:
+            save_looks(job.out, network, unseen)
+        write_scores(scores, job.out / "scores.parquet")
+        if loss.memory is not None:
+            loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
+        save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
+        (job.out / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def save_looks(out: Path, network: Network, inputs: Inputs) -> None:
+    """What photos are compared by. A head is a fold's own; a frozen backbone's features can be compared across all folds."""
+    if isinstance(inputs, Features):
+        np.save(out / "features.npy", inputs.views.mean(0).half().cpu().numpy())
+    else:
+        np.save(out / "embeddings.npy", embeddings(network, inputs).half().numpy())
+
+
+def place(network: Network) -> Network:
+    """The network on the best device. On GPUs batch norm takes the statistics of all workers' parts together."""
+    network.to(best_device())
+    if distributed.world() > 1 and network.mean.device.type == "cuda":
+        timm.layers.convert_sync_batchnorm(network)  # torch has none for CPUs: there, each worker's part has its own
+    return network
+
+
+def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
+    """The member's loss, which has been told of the photos to train on."""
+    settings = job.own.loss
+    loss = build_loss(settings.name, num_classes=len(manifest.classes), **settings.params)
+    require_mixable(job.own.augment, loss)
+    log.info("loss %s: %s", settings.name, tolerance(loss))
+    loss.margin = margin_of(job.network)
+    if job.recipe.clean.correct and (noise := read_confusion(job.data, classes=manifest.classes)):
+        log.info("forward correction: %.1f%% of the labels are thought wrong, by %d confusions", 100 * noise.rate,
+                 len(noise.true))  # fmt: skip
+        loss.correction = Correction(noise)
+    loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
+    if job.state and loss.memory is not None:
+        log.info("train.state %s: %s", job.state, loss.memory.carry(Path(job.state)))
+    return loss
+
+
+def make_meta(job: Job, network: Network, loss: Loss, manifest: Manifest, trusted: NDArray[np.int64]) -> Constant:
+    """What the recipe wants done to the loss's own numbers while it is used."""
+    settings = job.recipe.meta
+    if settings.replay:
+        return Replay(loss, Path(settings.replay))
+    if not settings.photos:
+        return Constant(loss)
+    log.info("meta: %s of the loss are learnt from %d trusted photos", ", ".join(loss.learnable()), len(trusted))
+    inputs = make_inputs(job, network, manifest, trusted)
+    return Adjuster(loss, settings, network=network, inputs=inputs, target=manifest.target[trusted], seed=job.seed)
+
+
+def tolerance(loss: Loss) -> str:
+    """What theory promises of a loss under label noise, at its number of classes."""
+    ratio, classes = asymmetry_ratio(loss), loss.num_classes
+    symmetric, pair = (max_noise(loss, classes, kind) for kind in ("symmetric", "pair"))
+    promise = f"tolerates {symmetric:.1%} symmetric and {pair:.1%} pair noise, in theory"
+    if not symmetric:
+        promise = "no noise rate is tolerated for sure: given time, it learns wrong labels too"
+    return f"asymmetry ratio {ratio:.3g}; at {classes} classes {promise}"
+
+
+def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Inputs:
+    """Random views, or the fixed features of a frozen backbone."""
+    photos = Photos(manifest, rows, side=job.recipe.export.input_size)
+    if job.train.backbone_lr_scale == 0:
+        return extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
+    return Views(photos, network, size=job.network.size, augment=job.own.augment)
+
+
+def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
+    """Share of the validation photos that are recognised; NaN where there are none."""
+    rows = np.flatnonzero(judges(manifest))
+    _, hits = answers(network, make_inputs(job, network, manifest, rows), target=manifest.target[rows])
+    return float(hits.double().mean())
+
+
+def save_network(path: Path, network: Network, *, member: Member, classes: list[str], tau: float = 0.0) -> None:
+    """A network with all that is needed to build it again."""
+    content = {"member": to_dict(member), "classes": list(classes), "tau": tau, "state": network.state_dict()}
+    checkpoint.save(path, content)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier.
+
+    What member.weights names was the start; it need not be there any more.
+
+    Training gives a classifier without a bias; some ways of re-balancing give it one.
+    """
+
+    network: Network
+    member: Member
+    classes: list[str]
+    tau: float
+
+
+def load_network(path: Path) -> Trained:
+    """What `save_network` wrote."""
+    content = checkpoint.load(path)
+    member = from_dict({"name": "", "members": [content["member"]]}).members[0]
+    network = build_network(dataclasses.replace(member, weights=""), num_classes=len(content["classes"]))
+    state = content["state"]
+    set_classifier(network.head, state["head.classifier.weight"], state.get("head.classifier.bias"))
+    network.load_state_dict(state)
+    return Trained(network.eval(), member, content["classes"], content["tau"])
+
+
+def main() -> None:
+    """The command line of one training."""
+    parser = taking("data recipe out", description="Train one network of a recipe on a materialised data version.")
+    parser.add_argument("--member", type=int, default=0)
+    parser.add_argument("--fold", type=int)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = read_recipe(args.recipe)
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        train(Job(data=args.data, recipe=recipe, member=args.member, fold=args.fold, out=args.out))
+
+
+if __name__ == "__main__":
+    run(main)
