@@ -89,7 +89,7 @@ def large(folder: Path, *, rows: int) -> None:
 
 def synthetic(versions: DataVersions, *, rows: int) -> Path:
     """A staged version with `rows` photos of 64 random bytes each."""
-    folder, random = versions.stage(), np.random.default_rng(0)
+    folder, random = versions.new_folder(), np.random.default_rng(0)
     photos = sorted((hashlib.sha256(photo := random.bytes(64)).hexdigest(), photo) for _ in range(rows))
     ids = [digest[:16] for digest, _ in photos]
     packed = pack(((digest[:16], photo) for digest, photo in photos), folder=folder / "shards")
@@ -111,7 +111,7 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
 
 def relabel(versions: DataVersions) -> str:
     """The selected version with a share of its labels dropped, as a round of cleaning writes it."""
-    data, folder = versions.workspace.data, versions.stage()
+    data, folder = versions.workspace.data, versions.new_folder()
     manifest = read_manifest(data)
     chosen = np.random.default_rng(1).random(len(manifest)) < CHANGED
     for path in data.rglob("*"):
@@ -158,7 +158,7 @@ def one_round(folder: Path, photos: Path, files: list[Path]) -> tuple[float, flo
     os.sync()
     bare, _ = timed(lambda: decode_and_hash(files))
     versions = DataVersions(Workspace.init(folder))
-    staged = versions.stage()
+    staged = versions.new_folder()
     reading, report = timed(lambda: ingest(photos, base=None, out=staged))
     storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos", shards=report.shards))
     shutil.rmtree(folder)
@@ -213,7 +213,7 @@ def loose(folder: Path, photos: Path) -> None:
         (root / "data.dvc").write_bytes(pointer)
         rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
     versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
-    staged = versions.stage()
+    staged = versions.new_folder()
     shards = ingest(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
     ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message="", shards=shards))
     ours["new labels"], _ = timed(lambda: relabel(versions))

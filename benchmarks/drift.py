@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 from flows.data.versions import DataVersions
-from flows.drift import Answers, compare, recognise
+from flows.drift import Traffic, compare, recognise
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.workspace import Workspace
@@ -56,7 +56,7 @@ def main() -> None:
                    baseline=round(shift.noise, 3))  # fmt: skip
 
 
-def false_alarms(asked: Answers) -> None:
+def false_alarms(asked: Traffic) -> None:
     """How often two halves of the same answers are told apart."""
     found = [
         compare(*(pick(asked, half) for half in halves(len(asked), seed=seed))).verdict for seed in range(HALVINGS)
@@ -71,8 +71,8 @@ def halves(count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int6
     return order[: count // 2], order[count // 2 :]
 
 
-def pick(asked: Answers, rows: NDArray[np.int64]) -> Answers:
-    return Answers([asked.label[row] for row in rows], asked.probability[rows], asked.score[rows])
+def pick(asked: Traffic, rows: NDArray[np.int64]) -> Traffic:
+    return Traffic([asked.label[row] for row in rows], asked.probability[rows], asked.score[rows])
 
 
 def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
@@ -91,10 +91,10 @@ def changed(photo: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes
     return file.getvalue()
 
 
-def drawn(count: int) -> Answers:
+def drawn(count: int) -> Traffic:
     """Answers of no model: beta-distributed, as sure ones are."""
     rng = np.random.default_rng(0)
-    return Answers(
+    return Traffic(
         [str(label) for label in rng.integers(50, size=count)], *(rng.beta(5, 2, (2, count)).astype(np.float32))
     )
 

@@ -34,7 +34,7 @@ from models.evaluation.accuracy import Accuracy, accuracy
 from models.networks.network import Head
 from models.recipe.config import Balance, Proof, Train
 from models.training.classifiers import prior_bias, tau_normalise
-from models.training.decoupling import Known, best_scored, choose_classifier
+from models.training.decoupling import Embedded, best_scored, choose_classifier
 
 CLAIM = "a long tail is recognised better by a classifier that is balanced after training"
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
@@ -123,8 +123,8 @@ def balanced(
     parts = {split: embedded(head, photos, split) for split in ("train", "val", "test")}
     rows, weight, counts = photos.rows("train"), head.classifier.weight.detach(), photos.counts
     known, validation = (
-        Known(parts["train"], photos.target[rows]),
-        Known(parts["val"], photos.target[photos.rows("val")]),
+        Embedded(parts["train"], photos.target[rows]),
+        Embedded(parts["val"], photos.target[photos.rows("val")]),
     )
     for name, settings in BALANCINGS.items():
         if name.startswith("tau="):

@@ -24,7 +24,7 @@ from flows.data.fingerprints import NEAR, nearly_in
 from flows.sample.draw import draw
 from flows.sample.families import assortment
 from pixels import decode
-from pixels.fingerprint import BYTES, look
+from pixels.fingerprint import BYTES, fingerprint
 
 CLAIM = "no different photos are taken for one, and no re-encoded or resized photo passes for another"
 EVERY = 5  # test photos of which views are made
@@ -43,10 +43,13 @@ def main() -> None:
 def shop(folder: Path) -> list[Image.Image]:
     """Figures of different photos; some test photos."""
     rows = pq.read_table(folder / "manifest.parquet", columns=["path", "split"]).to_pydict()
-    looks = np.stack([look(decode((folder / path).read_bytes())) for path in rows["path"]])
+    fingerprints = np.stack([fingerprint(decode((folder / path).read_bytes())) for path in rows["path"]])
     split = np.array(rows["split"])
     for name in ("val", "test"):
-        apart(f"{name} against train photos", distances(looks[split == name], looks[split == "train"]).ravel())
+        apart(
+            f"{name} against train photos",
+            distances(fingerprints[split == name], fingerprints[split == "train"]).ravel(),
+        )
     within("packshots", [decode(path.read_bytes()) for path in sorted((folder / "iconic").rglob("*.jpg"))])
     return [decode((folder / path).read_bytes()) for path in np.array(rows["path"])[split == "test"][::EVERY]]
 
@@ -60,8 +63,8 @@ def drawn() -> list[Image.Image]:
 
 
 def within(name: str, photos: list[Image.Image]) -> None:
-    looks = np.stack([look(photo) for photo in photos])
-    apart(name, distances(looks, looks)[np.triu_indices(len(looks), 1)])
+    fingerprints = np.stack([fingerprint(photo) for photo in photos])
+    apart(name, distances(fingerprints, fingerprints)[np.triu_indices(len(fingerprints), 1)])
 
 
 def apart(name: str, distance: NDArray[np.float32]) -> None:
@@ -88,7 +91,9 @@ def views(photos: list[Image.Image]) -> None:
         "cropped by 2% on each side": 0.9,
     }
     for name, view in made.items():
-        share = float(np.mean([nearly_in(look(view(photo))[None], look(photo)[None])[0] for photo in photos]))
+        share = float(
+            np.mean([nearly_in(fingerprint(view(photo))[None], fingerprint(photo)[None])[0] for photo in photos])
+        )
         target = wanted.get(name)
         figure(f"known again, {name}", round(share, 3), target="none set" if target is None else f">= {target:g}",
                met=target is None or share >= target, baseline=None)  # fmt: skip

@@ -115,7 +115,7 @@ def break_a_version(ours: Served, photos: np.ndarray) -> int:
     """A version whose graph is damaged while its lineage holds, so that only the server can find out."""
     version = 3
     source = ours.repository.path(1)
-    ours.repository.stage(
+    ours.repository.write(
         source / "model.onnx", version=version, labels=ours.repository.labels(1), lineage={}, golden=photos[:2]
     )
     folder = ours.repository.path(version)

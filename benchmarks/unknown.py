@@ -33,8 +33,8 @@ import pixels
 from models.errors import ManifestError, WeightsMismatch
 from models.evaluation.bootstrap import auroc
 from models.export.calibrate import Chosen, accept, in_tiles, without
-from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities, surprise
-from models.export.unknown import PROBABILITY, SCORES, Calibration, Look, score_of
+from models.export.ood import PROBABILITY, SCORES, Calibration, MemberOutput, score_of
+from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities, nll
 from models.networks.network import Head
 from models.recipe.config import Balance
 
@@ -67,7 +67,7 @@ class Asked:
     pseudo: dict[str, tuple[float, float]]
     accepted: list[float]
     chosen: str
-    surprise: tuple[float, float]
+    nll: tuple[float, float]
     temperature: float
 
 
@@ -162,17 +162,17 @@ def head(photos: FeatureSet, settings: Balance, *, seed: int) -> Head:
 
 
 @torch.inference_mode()
-def look(head: Head, views: Tensor, *, temperature: float = 1.0) -> list[Look]:
+def output(head: Head, views: Tensor, *, temperature: float = 1.0) -> list[MemberOutput]:
     """Of an ensemble of one head."""
     outputs = [head(view) for view in views]
     logits, embedding = (torch.stack(part) for part in zip(*outputs, strict=True))
-    return [Look(logits / temperature, embedding)]
+    return [MemberOutput(logits / temperature, embedding)]
 
 
-def scores(looks: Sequence[Look]) -> NDArray[np.float64]:
+def scores(outputs: Sequence[MemberOutput]) -> NDArray[np.float64]:
     """(N, S) all SCORES."""
-    mean, weights = torch.stack([each.logits.softmax(2).mean(0) for each in looks]).mean(0), torch.ones(1, 1, 1)
-    return torch.cat([score_of(name, looks, mean, weights) for name in SCORES], 1).double().numpy()
+    mean, weights = torch.stack([each.logits.softmax(2).mean(0) for each in outputs]).mean(0), torch.ones(1, 1, 1)
+    return torch.cat([score_of(name, outputs, mean, weights) for name in SCORES], 1).double().numpy()
 
 
 def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
@@ -182,22 +182,22 @@ def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
     labels, truth = (torch.from_numpy(photos.target[photos.rows(split)]) for split in ("val", "test"))
     one = np.ones(1)
     (temperature,), sure = fit_temperatures(
-        label_probabilities(look(head, val), labels).numpy(), one, num_classes=photos.num_classes
+        label_probabilities(output(head, val), labels).numpy(), one, num_classes=photos.num_classes
     )
-    looks = look(head, val, temperature=temperature)
+    outputs = output(head, val, temperature=temperature)
     known, masked, tiles = map(
-        scores, (looks, without(looks, labels), look(head, stall.tiles, temperature=temperature))
+        scores, (outputs, without(outputs, labels), output(head, stall.tiles, temperature=temperature))
     )
     chosen = accept(Chosen(Calibration((temperature,)), len(labels), sure), known, masked, tiles, share=SHARE)
     groups = (test, held_out, stall.other)
-    said = [scores(look(head, views, temperature=temperature)) for views in groups]
-    plain = [scores(look(head, views))[:, SCORES.index(PROBABILITY)] for views in groups]
+    said = [scores(output(head, views, temperature=temperature)) for views in groups]
+    plain = [scores(output(head, views))[:, SCORES.index(PROBABILITY)] for views in groups]
     by_name = {AS_IS: plain} | {name: [each[:, i] for each in said] for i, name in enumerate(SCORES)}
     by_name[MEANS] = to_means(head, photos, groups)
     column = by_name[chosen.calibration.score]
-    table = label_probabilities(look(head, test), truth).numpy()
+    table = label_probabilities(output(head, test), truth).numpy()
     at = [int(np.argmin(abs(TEMPERATURES - each))) for each in (1.0, temperature)]
-    before, after = (surprise(table, one, [each]) for each in at)
+    before, after = (nll(table, one, [each]) for each in at)
     return Asked(by_name, {name: tuple(told) for name, told in chosen.told_apart.items()},
                  [float((each >= chosen.calibration.threshold).mean()) for each in column], chosen.calibration.score,
                  (before, after), temperature)  # fmt: skip
@@ -211,25 +211,25 @@ def to_means(head: Head, photos: FeatureSet, groups: Sequence[Tensor]) -> list[N
     centre = embedding.mean(0)
     total = torch.zeros(photos.num_classes, embedding.shape[1]).index_add_(0, target, embedding - centre)
     means = functional.normalize(total)
-    looks = [torch.stack([head.embedding(view) for view in views]).mean(0) - centre for views in groups]
-    return [(functional.normalize(each) @ means.T).amax(1).double().numpy() for each in looks]
+    outputs = [torch.stack([head.embedding(view) for view in views]).mean(0) - centre for views in groups]
+    return [(functional.normalize(each) @ means.T).amax(1).double().numpy() for each in outputs]
 
 
 def mixed(heads: Sequence[Head], photos: FeatureSet) -> list[tuple[float, float, float]]:
     """The ensemble of both heads, at temperature 1, at one for both, at one each: surprise and top-1 on test photos; ratio."""
     weights = np.full(len(heads), 1 / len(heads))
-    tables, looks = {}, {}
+    tables, outputs = {}, {}
     for split in ("val", "test"):
         rows = photos.rows(split)
-        looks[split] = [look(head, photos.views[:, rows])[0] for head in heads]
-        tables[split] = label_probabilities(looks[split], torch.from_numpy(photos.target[rows])).numpy()
+        outputs[split] = [output(head, photos.views[:, rows])[0] for head in heads]
+        tables[split] = label_probabilities(outputs[split], torch.from_numpy(photos.target[rows])).numpy()
     own, _ = fit_temperatures(tables["val"], weights, num_classes=photos.num_classes)
-    both = min(range(len(TEMPERATURES)), key=lambda each: surprise(tables["val"], weights, [each] * len(heads)))
+    both = min(range(len(TEMPERATURES)), key=lambda each: nll(tables["val"], weights, [each] * len(heads)))
     ways = [(1.0,) * len(heads), (float(TEMPERATURES[both]),) * len(heads), own]
     truth, found = torch.from_numpy(photos.target[photos.rows("test")]), []
     for way in ways:
         mean = torch.stack(
-            [(each.logits / t).softmax(2).mean(0) for each, t in zip(looks["test"], way, strict=True)]
+            [(each.logits / t).softmax(2).mean(0) for each, t in zip(outputs["test"], way, strict=True)]
         ).mean(0)
         nll = -mean.gather(1, truth[:, None]).clamp_min(1e-12).log().mean()
         found.append((float(nll), float((mean.argmax(1) == truth).float().mean()), max(way) / min(way)))
@@ -239,7 +239,7 @@ def mixed(heads: Sequence[Head], photos: FeatureSet) -> list[tuple[float, float,
 def report(name: str, asked: Sequence[Asked]) -> None:
     """The table in %, mean and standard deviation over the seeds."""
     temperature = ", ".join(f"{each.temperature:.2f}" for each in asked)
-    before, after = (statistics.mean(each.surprise[i] for each in asked) for i in (0, 1))
+    before, after = (statistics.mean(each.nll[i] for each in asked) for i in (0, 1))
     alone = [max(each.pseudo.items(), key=lambda told: told[1][0])[0] for each in asked]
     print(f"\n{name}: temperatures {temperature}; surprise at test labels {before:.3f} -> {after:.3f}; "
           f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip

@@ -24,7 +24,7 @@ from flows.sample.build import SEED, TRUTH, VAL_SHARE
 from flows.sample.deliver import Truth, deliver, read_truth
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
-from models.data.manifest import DISBELIEVED, read_manifest
+from models.data.manifest import FLAGGED, read_manifest
 from models.recipe.config import load_recipe
 from serving.errors import PortInUse
 from serving.server.server import RunningServer
@@ -49,19 +49,19 @@ class Found:
                 f"of {self.disbelieved} disbelieved labels {self.right / max(self.disbelieved, 1):.0%} were wrong")  # fmt: skip
 
 
-def tell(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
+def run_demo(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
     """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth.
 
     Args:
         recipe, overrides: of the retraining, as for `load_recipe`; the baseline is the same recipe without its remedies.
     """
     with orchestrated(workspace):  # one server for all its flows
-        _tell(workspace, recipe, overrides)
+        _run_demo(workspace, recipe, overrides)
 
 
-def _tell(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
+def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
     began = time.perf_counter()
-    adopted = adopt_sample(workspace)
+    adopted = import_sample(workspace)
     delivered, truth = ingest_delivery(workspace)
     server = start_endpoint(workspace)
     try:
@@ -75,9 +75,9 @@ def _tell(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
     print(f"\nThe flow took {time.perf_counter() - began:.0f} s.")
 
 
-def adopt_sample(workspace: Workspace) -> str:
+def import_sample(workspace: Workspace) -> str:
     """The sample of the repository's own data.dvc, verified, as the first data version."""
-    version = DataVersions(workspace).adopt(REPOSITORY)
+    version = DataVersions(workspace).import_from(REPOSITORY)
     log.info("sample: data version %s restored from data.dvc, every hash verified", version[:12])
     return version
 
@@ -108,7 +108,7 @@ def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
     judged = manifest.round > 0
     planted = np.array([photo in wrong for photo in manifest.id[judged]], bool)
-    found = np.isin(manifest.decision[judged], DISBELIEVED)
+    found = np.isin(manifest.decision[judged], FLAGGED)
     return Found(int(planted.sum()), int(found.sum()), int((found & planted).sum()))
 
 

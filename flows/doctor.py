@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One part: whether it is all right, and what was seen or is to be done."""
 
     part: str
@@ -32,40 +32,40 @@ class Finding:
     detail: str
 
 
-def examine(workspace: Workspace | None) -> list[Finding]:
+def examine(workspace: Workspace | None) -> list[Check]:
     """Everything that can be checked without changing anything."""
     return [*_machine(), *_packages(), _triton(), *_workspace(workspace)]
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding(
+    yield Check(
         "python",
         sys.version_info >= (3, 11),
         f"{version}" if sys.version_info >= (3, 11) else f"{version}; install 3.11 or later",
     )
-    yield Finding("git", bool(shutil.which("git")), shutil.which("git") or "not found; install git")
+    yield Check("git", bool(shutil.which("git")), shutil.which("git") or "not found; install git")
     gpu = shutil.which("nvidia-smi")
     names = subprocess.run([gpu, "-L"], capture_output=True, text=True, check=False).stdout.strip() if gpu else ""
-    yield Finding("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
+    yield Check("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Check]:
     wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if Settings().dask else {})
     for name, way_out in wanted.items():
         try:
-            yield Finding(name, True, importlib.metadata.version(name))
+            yield Check(name, True, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, False, f"not installed; {way_out}")
+            yield Check(name, False, f"not installed; {way_out}")
 
 
-def _triton() -> Finding:
+def _triton() -> Check:
     return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, fit for the server")
 
 
-def _workspace(workspace: Workspace | None) -> Iterator[Finding]:
+def _workspace(workspace: Workspace | None) -> Iterator[Check]:
     if workspace is None:
-        yield Finding("workspace", True, "none here; make one with `cleanshelf init`")
+        yield Check("workspace", True, "none here; make one with `cleanshelf init`")
         return
     versions = DataVersions(workspace)
 
@@ -100,8 +100,8 @@ def _watchdog(workspace: Workspace) -> str:
     return f"pid {pid}" if pid else "none; `cleanshelf watch` brings an endpoint back that dies"
 
 
-def _check(part: str, look: Callable[[], str]) -> Finding:
+def _check(part: str, inspect: Callable[[], str]) -> Check:
     try:
-        return Finding(part, True, look())
+        return Check(part, True, inspect())
     except (ValueError, RuntimeError) as error:
-        return Finding(part, False, str(error))
+        return Check(part, False, str(error))

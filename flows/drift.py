@@ -43,7 +43,7 @@ COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Traffic:
     """Of N photos: labels, probability (N,) of the first label, score (N,) that it is a product at all, both in [0, 1]."""
 
     label: list[str]
@@ -55,7 +55,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Shift:
+class DistributionShift:
     """One measure: index (population stability), noise (what that stays below where nothing changed), distance
     (Kolmogorov-Smirnov), verdict.
     """
@@ -76,7 +76,7 @@ class Drift:
     reference_photos: int
     unknown: float
     reference_unknown: float
-    shifts: list[Shift]
+    shifts: list[DistributionShift]
     moved: dict[str, tuple[float, float]]
 
     def shares(self) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     return compare(reference(workspace, graph, lineage["data_version"], photos=photos), recent)
 
 
-def read_answers(table: Path, *, version: int, name: str) -> Answers:
+def read_answers(table: Path, *, version: int, name: str) -> Traffic:
     """The answers in a table, without the rows of files that are no photos."""
     try:
         rows = pq.read_table(table, columns=list(COLUMNS))
@@ -125,10 +125,10 @@ def read_answers(table: Path, *, version: int, name: str) -> Answers:
             f"{name}: {len(rows)} answers, and at least {LEAST} are needed to see a drift; give more photos"
         )
     label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, REFUSED, strict=False))
-    return Answers(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
+    return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
-def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Answers:
+def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Traffic:
     """What the model says of the test photos of the data version that it was judged by."""
     manifest = read_manifest(DataVersions(workspace).materialise(version))
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
@@ -139,15 +139,15 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
     return recognise(graph, [manifest.read_photo(int(row)) for row in chosen])
 
 
-def recognise(graph: Path, photos: Sequence[bytes]) -> Answers:
+def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
     """What the graph says of encoded photos."""
     answers = LocalRecognizer(graph).recognise(photos)
     best = [answer.best or REFUSED for answer in answers]
-    return Answers([label for label, _ in best], np.array([p for _, p in best], np.float32),
+    return Traffic([label for label, _ in best], np.array([p for _, p in best], np.float32),
                    np.array([answer.score for answer in answers], np.float32))  # fmt: skip
 
 
-def compare(before: Answers, now: Answers) -> Drift:
+def compare(before: Traffic, now: Traffic) -> Drift:
     """The verdict of the worst measure, with figures."""
     shifts = [shift(name, getattr(before, name), getattr(now, name)) for name in ("probability", "score")]
     shares = [{label: n / len(each) for label, n in Counter(each.label).items()} for each in (before, now)]
@@ -164,7 +164,7 @@ def compare(before: Answers, now: Answers) -> Drift:
     )
 
 
-def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -> Shift:
+def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -> DistributionShift:
     """Population stability index over tenths of the reference, and the largest distance of the two distributions.
 
     Of two samples of one distribution the index times nm / (n + m) is distributed as chi squared, with a degree of freedom less
@@ -181,7 +181,7 @@ def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -
     cumulative = [np.searchsorted(np.sort(each), points, side="right") / len(each) for each in (before, now)]
     seen = index if index > noise else 0.0
     verdict = "drifted" if seen > DRIFTED else "watch" if seen > WATCH else "stable"
-    return Shift(measure, index, noise, float(np.abs(cumulative[0] - cumulative[1]).max()), verdict)
+    return DistributionShift(measure, index, noise, float(np.abs(cumulative[0] - cumulative[1]).max()), verdict)
 
 
 def chi_squared(freedom: int) -> float:
@@ -190,7 +190,7 @@ def chi_squared(freedom: int) -> float:
     return float(freedom * (1 - spread + Z_999 * spread**0.5) ** 3)
 
 
-def look(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
+def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """What `drift` finds: by a flow where a Prefect server stays up, else without, for nobody would look at it there.
 
     Raises:
@@ -199,14 +199,14 @@ def look(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     url = standing_server(workspace)
     if url and answers(url):
         with told(url):
-            return drifting(str(workspace.root), str(traffic), photos)
+            return drift_flow(str(workspace.root), str(traffic), photos)
     if url:
         log.warning("drift: %s does not answer, so Prefect is not told", url)
     return drift(workspace, traffic, photos=photos)
 
 
 @flow(name="drift")
-def drifting(workspace: str, traffic: str, photos: int = 1000) -> Drift:
+def drift_flow(workspace: str, traffic: str, photos: int = 1000) -> Drift:
     """The same with plain parameters, as a deployment gives them."""
     found = drift(Workspace.find(Path(workspace)), Path(traffic), photos=photos)
     create_markdown_artifact(markdown(found), key="drift", description=f"{traffic}: {found.verdict}")

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from durable import sha256
 from flows.data.versions import DataVersions
-from flows.endpoint.release import release
+from flows.endpoint.promotion import register_and_promote
 from flows.errors import GateRefused, InputError, WorkspaceBusy
-from flows.gate.gates import Evidence, judge
+from flows.gate.gates import GateInput, judge
 from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.history import model_lineage
@@ -118,7 +118,7 @@ def enrol_product(
         enrol(former, _stacked(photos), label=label, sha256=patch.hashes, out=patch.graph)
         if missed := _missed(patch):
             raise GateRefused([missed])
-        return _rehearsed(patch) if rehearse else _judge_and_release(workspace, patch, overrides)
+        return _rehearsed(patch) if rehearse else _judge_and_promote(workspace, patch, overrides)
 
 
 def withdraw_product(
@@ -128,7 +128,7 @@ def withdraw_product(
     with _serving(workspace) as (lineage, former, folder):
         patch = Patch("withdraw", label, lineage, former, folder / "model.onnx", [])
         withdraw(former, label=label, out=patch.graph)
-        return _rehearsed(patch) if rehearse else _judge_and_release(workspace, patch, overrides)
+        return _rehearsed(patch) if rehearse else _judge_and_promote(workspace, patch, overrides)
 
 
 def read_photos(images: Sequence[Path], *, side: int) -> list[Photo]:
@@ -175,7 +175,7 @@ def _rehearsed(patch: Patch) -> Change:
     return Change(patch.step, patch.label, patch.parent, len(patch.labels), patch.hashes)
 
 
-def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[str]) -> Change:
+def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[str]) -> Change:
     golden = np.concatenate(
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
@@ -187,9 +187,9 @@ def _judge_and_release(workspace: Workspace, patch: Patch, overrides: Sequence[s
         )
     lineage = describe(patch, verdict)
     with workspace.lock(patch.step, name="serving"):
-        if ModelVersions(Ledger(workspace.root)).serving() != patch.parent:
+        if ModelVersions(Ledger(workspace.root)).current() != patch.parent:
             raise WorkspaceBusy(f"version {patch.parent} does not serve any more; run the command again")
-        number = release(workspace, patch.graph, lineage=lineage, labels=patch.labels,
+        number = register_and_promote(workspace, patch.graph, lineage=lineage, labels=patch.labels,
                          golden=decisive(patch.graph, golden)[:GOLDEN_PHOTOS])  # fmt: skip
     return replace(_rehearsed(patch), reasons=verdict.reasons, model_version=number)
 
@@ -207,7 +207,7 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
     stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(metrics),
                         "parity": json.dumps(parity)})  # fmt: skip
     answers = read_answers(read_manifest(data), after, before)
-    return judge(Evidence(parity, answers, reference=reference), settings=allowed,
+    return judge(GateInput(parity, answers, reference=reference), settings=allowed,
                  graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
 
 

@@ -28,7 +28,7 @@ OWN = ("labels.parquet", "VERSION.json")  # the files that change; the others ar
 
 
 @dataclass(frozen=True)
-class Word:
+class HumanLabel:
     """What a person said of a photo; label "": it shows none of the products."""
 
     label: str
@@ -66,7 +66,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         manifest = read_manifest(before)
         after, done = apply(manifest, words)
         config = digest(sorted([str(manifest.id[row]), word.label, word.reason] for row, word in words.items()))
-        folder = versions.stage()
+        folder = versions.new_folder()
         for path in sorted(before.rglob("*")):
             if path.is_file() and path.name not in (*OWN, "READY"):
                 link(path, folder / path.relative_to(before))
@@ -90,7 +90,7 @@ def preview(workspace: Workspace, file: Path) -> Feedback:
     return apply(read_manifest(data), read_words(file, data))[1]
 
 
-def apply(manifest: Manifest, words: Mapping[int, Word]) -> tuple[Manifest, Feedback]:
+def apply(manifest: Manifest, words: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
     """The manifest as people say, and what that changed."""
     columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "judge")}
     done = {"confirmed": 0, "relabelled": 0, "dropped": 0}
@@ -105,7 +105,7 @@ def apply(manifest: Manifest, words: Mapping[int, Word]) -> tuple[Manifest, Feed
     return dataclasses.replace(manifest, **columns), Feedback(done["confirmed"], done["relabelled"], done["dropped"])
 
 
-def read_words(file: Path, data: Path) -> dict[int, Word]:
+def read_words(file: Path, data: Path) -> dict[int, HumanLabel]:
     """By row of the manifest of the data version in folder `data`.
 
     Raises:
@@ -114,7 +114,7 @@ def read_words(file: Path, data: Path) -> dict[int, Word]:
     manifest = read_manifest(data)
     names = {"id": _places(manifest.id.tolist()), "path": _places(read_table(data, name="index")["path"].to_pylist())}
     labels = set(manifest.classes)
-    words: dict[int, Word] = {}
+    words: dict[int, HumanLabel] = {}
     told: dict[int, int] = {}
     for number, record in read_records(file, required=("label",), known=COLUMNS):
         row = _row(f"{file}: row {number}", record, names)
@@ -127,7 +127,7 @@ def read_words(file: Path, data: Path) -> dict[int, Word]:
         if row in words and words[row].label != label:
             raise BadDelivery(f"{file}: row {number}, field label: {label!r} contradicts row {told[row]}, {words[row].label!r}; "
                               "keep one of them")  # fmt: skip
-        words[row], told[row] = Word(label, " ".join(record.get("reason", "").split())), number
+        words[row], told[row] = HumanLabel(label, " ".join(record.get("reason", "").split())), number
     if not words:
         raise BadDelivery(f"{file} has no rows; give one per photo, with columns {', '.join(COLUMNS)}")
     return words

@@ -18,7 +18,7 @@ from flows.delivery.decode import Opened, Openers, open_photos
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit, orchestrated
 from flows.run.run import code_hash
-from flows.run.stage import side_by_side, stage
+from flows.run.step import parallel_tasks, step
 from flows.settings import Settings
 from flows.workspace import Workspace
 
@@ -45,7 +45,7 @@ def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_s
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
         places = os.cpu_count() or 1
-        with orchestrated(workspace), side_by_side(workspace, places=places, reads=source) as runner:
+        with orchestrated(workspace), parallel_tasks(workspace, num_parallel=places, reads=source) as runner:
             return ingestion.with_options(task_runner=runner)(workspace, source, val_share, test_share)
 
 
@@ -57,13 +57,13 @@ def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: 
     return Ingested(version, report)
 
 
-@stage("open photos")
+@step("open photos")
 def open_batch(files: list[str]) -> Opened:
     """What a worker of a Dask cluster does for an ingestion."""
     return open_photos(files)
 
 
-@stage("read delivery")
+@step("read delivery")
 def read_delivery(
     workspace: Workspace, source: Path, val_share: float, test_share: float, openers: Openers | None = None
 ) -> tuple[Path, IntakeReport]:
@@ -72,7 +72,7 @@ def read_delivery(
     versions.check_clean()
     parent = versions.selected()
     base = versions.materialise(parent) if parent else None
-    folder = versions.stage()
+    folder = versions.new_folder()
     purged = frozenset(Purged.read(versions.ledger).photos)
     report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
                      code=code_hash(), purged=purged, openers=openers)  # fmt: skip
@@ -81,7 +81,7 @@ def read_delivery(
     return folder, report
 
 
-@stage("commit data version")
+@step("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
     versions, message = DataVersions(workspace), f"{report.added} photos added"

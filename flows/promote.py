@@ -5,13 +5,13 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.data.versions import DataVersions
-from flows.endpoint.release import serve
+from flows.endpoint.promotion import promote
 from flows.errors import CorruptObject, GateRefused
 from flows.orchestrator.events import happened
 from flows.orchestrator.server import emit, orchestrated
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 
@@ -33,22 +33,22 @@ def promote_version(workspace: Workspace, version: int) -> int:
 @flow(name="promote", validate_parameters=False)
 def promotion(workspace: Workspace, version: int) -> int:
     """Verify, switch."""
-    before = ModelVersions(Ledger(workspace.root)).serving()
+    before = ModelVersions(Ledger(workspace.root)).current()
     with workspace.lock("promote", name="serving"):
         if check_verdict(workspace, version):
-            switch(workspace, version)
+            load(workspace, version)
             emit(happened("model.promoted", to="model", name=str(version), model_version=version, instead_of=before))
     return version
 
 
-@stage("check verdict")
+@step("check verdict")
 def check_verdict(workspace: Workspace, version: int) -> bool:
     """Whether there is something to do, once every file is what was judged, against what serves now.
 
     Whatever is registered was let pass by the gates, or by somebody who overrode them.
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    lineage, serving = models.lineage(version), models.serving()
+    lineage, serving = models.lineage(version), models.current()
     versions.verify(version)
     if versions.lineage(version)["files"]["model.onnx"] != lineage["graph_sha256"]:
         raise CorruptObject(f"model version {version}: its graph is not the one that was judged; publish its run again")
@@ -60,7 +60,7 @@ def check_verdict(workspace: Workspace, version: int) -> bool:
     return serving != version
 
 
-@stage("switch")
-def switch(workspace: Workspace, version: int) -> None:
+@step("switch")
+def load(workspace: Workspace, version: int) -> None:
     """Loads it beside the one that serves, asks it golden photos, switches."""
-    serve(workspace, version)
+    promote(workspace, version)

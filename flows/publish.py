@@ -14,7 +14,7 @@ from flows.errors import InputError
 from flows.orchestrator.server import orchestrated
 from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.steps.gate import gate
 from flows.steps.publish import released
 from flows.workspace import Workspace
@@ -72,13 +72,13 @@ def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Rep
     return released(run, data, graph, replace(report, verdict=verdict), promote=promote)
 
 
-@stage("take data version")
+@step("take data version")
 def take(run: Run, version: str) -> Path:
     """The data version that the graph was trained and judged on."""
     return DataVersions(run.workspace).materialise(version)
 
 
-@stage("find graph")
+@step("find graph")
 def find_graph(run: Run, graph_sha256: str) -> Path:
     """The folder of a stage that made exactly these bytes, every file verified.
 

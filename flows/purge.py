@@ -56,7 +56,7 @@ def purge(versions: DataVersions, photos: Sequence[str]) -> None:
     """
     versions.repair()
     versions.check_clean()
-    staging = versions.stage()
+    staging = versions.new_folder()
     with or_disk_full("rewriting shards", leaving=staging), versions.store.objects() as objects:
         listings = _listings(versions, objects).values()
         found = find_photos(objects, listings, photos)
@@ -67,7 +67,7 @@ def purge(versions: DataVersions, photos: Sequence[str]) -> None:
 
 def complete(versions: DataVersions) -> None:
     """Finish the purge that is on record, if it is not finished."""
-    versions.settle()
+    versions.confirm()
     purged = Purged.read(versions.ledger)
     if purged.complete:
         return
@@ -98,7 +98,7 @@ def select(versions: DataVersions, text: str) -> Entry:
 
 
 def _commit_variant(versions: DataVersions, version: str, purged: Purged) -> None:
-    folder = versions.stage()
+    folder = versions.new_folder()
     with or_disk_full("writing a version without purged photos", leaving=folder), versions.store.objects() as objects:
         write_variant(objects, version, purged, folder=folder)
     versions.commit(folder, step="purge", message=f"{version[:12]} without purged photos")

@@ -10,11 +10,11 @@ from flows.report.figures import figures
 from flows.report.run_report import Report
 from flows.report.steps import effects
 from flows.run.run import Run
-from flows.run.stage import together
+from flows.run.step import together
 from flows.steps.clean import rounds
 from flows.steps.export import export, levels, variants
 from flows.steps.gate import gate
-from flows.steps.learn import balance, calibrate, ensemble, finetune, train, views
+from flows.steps.learn import balance, calibrate, choose_crops, ensemble, finetune, train
 from flows.steps.prove import evidence, prove
 from flows.steps.publish import record, released
 from flows.steps.start import select_data, started
@@ -51,21 +51,21 @@ def retraining(run: Run, *, promote: bool) -> Report:
     retrained = together([train.submit(run, labels[member], member) for member in members])
     proven = prove(run, data, "cleaning", first, retrained)
 
-    sharp: list[Path] = []
+    finetuned: list[Path] = []
     if run.recipe.finetune.epochs:
-        sharp = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
-        proven = prove(run, data, "fine-tuning", proven, sharp)
+        finetuned = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
+        proven = prove(run, data, "fine-tuning", proven, finetuned)
     balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
 
     weights = ensemble(run, data, balanced)
-    looks = views(run, data, balanced, weights)
-    calibrated = calibrate(run, data, balanced, weights, looks)
-    exported = export(run, data, balanced, weights, looks, calibrated)
-    graph = variants(run, data, exported, levels(run, data, balanced, weights, looks))
+    crops = choose_crops(run, data, balanced, weights)
+    calibrated = calibrate(run, data, balanced, weights, crops)
+    exported = export(run, data, balanced, weights, crops, calibrated)
+    graph = variants(run, data, exported, levels(run, data, balanced, weights, crops))
     verdict = gate(run, data, graph)
-    steps = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
+    steps = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
 
-    proofs, shown = evidence(run, balanced, weights, looks), figures(data, balanced, graph)
+    proofs, shown = evidence(run, balanced, weights, crops), figures(data, balanced, graph)
     report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))
 
     return released(run, data, graph, report, promote=promote)

@@ -16,7 +16,7 @@ from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
-from serving.server.control import Endpoint, activate
+from serving.server.control import Endpoint, load_on_start
 
 
 def rollback_data(workspace: Workspace, version: str) -> Entry:
@@ -50,13 +50,13 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
         target = rollback_target(workspace, version)
         found = access(workspace)
         if found is None:
-            activate(versions, target)
+            load_on_start(versions, target)
         else:
             with Endpoint(found) as control:
                 control.switch(versions, target)
-        before = models.serving()
+        before = models.current()
         if before != target:
-            models.assign(target)
+            models.promote(target)
     if before != target:
         post(
             workspace,
@@ -74,6 +74,6 @@ def rollback_target(workspace: Workspace, version: int | None) -> int:
     models = ModelVersions(Ledger(workspace.root))
     target = models.previous() if version is None else version
     models.lineage(target)
-    if target not in models.served():
+    if target not in models.promoted():
         raise UnknownVersion(f"model version {target} never served; `cleanshelf promote {target}` lets it")
     return target

@@ -48,15 +48,15 @@ def verify(workspace: Workspace, version: int | None = None) -> Verified:
         CorruptObject: the registry does not know which one serves.
     """
     models = ModelVersions(Ledger(workspace.root))
-    wanted = models.serving() if version is None else version
+    wanted = models.current() if version is None else version
     if wanted is None:
         raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
-    chain = ModelChain(wanted, workspace, models, repository(workspace))
+    chain = ModelLinks(wanted, workspace, models, repository(workspace))
     return Verified(wanted, chain.check(), chain.gone())
 
 
 @dataclass(frozen=True)
-class ModelChain:
+class ModelLinks:
     """The links of one model version."""
 
     version: int
@@ -181,7 +181,7 @@ class ModelChain:
 
     def _served(self) -> Iterator[Broken]:
         """Whether the server is to serve what the registry says."""
-        if self.version == self.models.serving() and self._configured != (self.version,):
+        if self.version == self.models.current() and self._configured != (self.version,):
             problem = f"serves {list(self._configured) or 'nothing'}, the registry says {self.version}"
             yield self._broken("endpoint", self._config, problem, self._switch)
 

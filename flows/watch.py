@@ -20,7 +20,7 @@ from serving.access import Access
 from serving.errors import ServingError
 from serving.server import process
 from serving.server.control import Endpoint
-from serving.server.probe import Pulse, Watchdog
+from serving.server.probe import Health, Probe
 from serving.server.server import LocalServer, running
 from serving.server.watch_lock import watcher, watching
 
@@ -33,7 +33,7 @@ log = logging.getLogger("cleanshelf")
 
 
 @dataclass
-class Keeper:
+class Watch:
     """Looks at one endpoint and puts right what it finds.
 
     Args:
@@ -43,9 +43,9 @@ class Keeper:
     workspace: Workspace
     local: LocalServer | None
     failures: int = 0
-    told: Pulse = Pulse.ANSWERS
+    last_health: Health = Health.ANSWERS
     _settled: tuple[int, ...] | None = None  # what config.pbtxt named when it agreed with the registry
-    _watchdogs: dict[Access, Watchdog] = field(default_factory=dict)
+    _watchdogs: dict[Access, Probe] = field(default_factory=dict)
 
     def check(self) -> None:
         """That there is an endpoint at all.
@@ -55,17 +55,17 @@ class Keeper:
         """
         self._watchdog()
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """One look, and what follows from it. What fails is logged and tried again later.
 
         A model that does not answer is healed at the second look: on a machine that is short of time the server may once
         take a process for dead that is only late.
         """
         try:
-            pulse = self._watchdog().look()
-            again = pulse is self.told
+            pulse = self._watchdog().check()
+            again = pulse is self.last_health
             self._tell(pulse)
-            if again or pulse not in (Pulse.DEAD, Pulse.HUNG):
+            if again or pulse not in (Health.DEAD, Health.HUNG):
                 self._act(pulse)
             self.failures = 0
         except WorkspaceBusy:  # a switch is under way, and sees for itself whether the model answers
@@ -78,18 +78,18 @@ class Keeper:
         """Until the next look: longer with every failure, shorter to confirm what was just found."""
         if self.failures:
             return max(period_s, min(LONGEST_PAUSE_S, 2.0**self.failures))
-        return period_s if self.told in (Pulse.ANSWERS, Pulse.BUSY) else min(period_s, CONFIRM_S)
+        return period_s if self.last_health in (Health.ANSWERS, Health.BUSY) else min(period_s, CONFIRM_S)
 
-    def _act(self, pulse: Pulse) -> None:
-        if pulse is Pulse.ANSWERS:
+    def _act(self, pulse: Health) -> None:
+        if pulse is Health.ANSWERS:
             self._tidy()
-        elif pulse is Pulse.GONE and self.local:
+        elif pulse is Health.GONE and self.local:
             self._start(self.local)
-        elif pulse is Pulse.HUNG and self.local:
+        elif pulse is Health.HUNG and self.local:
             self.local.stop()
             self._start(self.local)
-        elif pulse in (Pulse.DEAD, Pulse.HUNG):
-            self._heal(is_hung=pulse is Pulse.HUNG)
+        elif pulse in (Health.DEAD, Health.HUNG):
+            self._heal(is_hung=pulse is Health.HUNG)
 
     def _heal(self, *, is_hung: bool) -> None:
         watchdog = self._watchdog()
@@ -119,20 +119,20 @@ class Keeper:
                 started = local.start()
                 log.warning("watch: started the server again; it answers at %s", started.url)
 
-    def _watchdog(self) -> Watchdog:
+    def _watchdog(self) -> Probe:
         """The address of a server stays the same when it is started again."""
         found = access(self.workspace) or next(iter(self._watchdogs), None)
         if found is None:
             raise EndpointMissing("no endpoint runs for this workspace; start one with `cleanshelf serve`")
         if found not in self._watchdogs:
             control = Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S)
-            self._watchdogs = {found: Watchdog(control, repository(self.workspace))}
+            self._watchdogs = {found: Probe(control, repository(self.workspace))}
         return self._watchdogs[found]
 
-    def _tell(self, pulse: Pulse) -> None:
-        if pulse is not self.told:
+    def _tell(self, pulse: Health) -> None:
+        if pulse is not self.last_health:
             log.warning("watch: the endpoint %s", pulse.value)
-        self.told = pulse
+        self.last_health = pulse
 
 
 def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -> None:
@@ -147,13 +147,13 @@ def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -
     """
     server = None if Settings().remote() else running(workspace.state)
     local = server.again(Settings().triton_env) if server else None
-    with asked_to_end() as asked:
+    with stop_requested() as asked:
         try:
             with watching(workspace.state):
-                keeper = Keeper(workspace, local)
+                keeper = Watch(workspace, local)
                 keeper.check()
                 while not asked.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
-                    keeper.tend()
+                    keeper.reconcile()
         finally:
             if local and stop_server:
                 local.stop()
@@ -177,7 +177,7 @@ def watch_detached(workspace: Workspace, *, period_s: float) -> None:
 
 
 @contextmanager
-def asked_to_end() -> Iterator[threading.Event]:
+def stop_requested() -> Iterator[threading.Event]:
     """Set when a signal asks this process to end."""
     asked = threading.Event()
     former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning import HALF, Noise, TopK, confusers, estimate_noise, label_quality, suggest_labels, worst
-from models.data.manifest import DISBELIEVED, Manifest
+from models.cleaning import HALF, Noise, TopK, attractor_classes, estimate_noise, label_quality, suggest_labels, worst
+from models.data.manifest import FLAGGED, Manifest
 from models.evaluation.scores import Scores, concatenate, mean
 from models.recipe.config import Clean
 
@@ -29,7 +29,7 @@ def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
     return concatenate([*of_fold, of_validation.select(of_validation.target >= 0)])
 
 
-def judges(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
+def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
     """(N,) which folds judged each photo of `scores`: the one that held it out, or of validation photos all."""
     judge = np.full(len(scores), " ".join(names), object)
     held_out = np.stack([np.isin(scores.id, fold.id) for fold in folds])
@@ -38,21 +38,21 @@ def judges(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDA
     return judge
 
 
-class Looks(NamedTuple):
+class FoldEmbeddings(NamedTuple):
     """embeddings (N, d), and the fold (N,) whose network made them: those of different networks cannot be compared."""
 
     embeddings: NDArray[np.floating]
     fold: NDArray[np.int64]
 
 
-def looks(
+def fold_embeddings(
     embeddings: Sequence[NDArray[np.floating]], folds: Sequence[Scores], scores: Scores, *, shared: bool
-) -> Looks:
+) -> FoldEmbeddings:
     """Of the photos of `scores`, by the fold that held them out; of validation photos, which all folds did, by the first.
 
     shared: all folds had the same network for it; then all photos belong to one.
     """
-    found = Looks(np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64))
+    found = FoldEmbeddings(np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64))
     for number in reversed(range(len(folds))):
         judged = np.isin(folds[number].id, scores.id)
         row = np.searchsorted(scores.id, folds[number].id[judged])
@@ -67,7 +67,7 @@ def decide(
     settings: Clean,
     round: int,
     judge: NDArray[np.object_],
-    looks: Looks | None = None,
+    fold_embeddings: FoldEmbeddings | None = None,
 ) -> Manifest:
     """The manifest with the score of every judged photo and a decision on its given label; earlier decisions are taken back.
 
@@ -76,7 +76,7 @@ def decide(
     floor: that guards what is learnt, and a doubtful photo measures nothing.
     """
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
-    embeddings, fold = looks or (None, None)
+    embeddings, fold = fold_embeddings or (None, None)
     quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **settings.params)
     row = np.searchsorted(manifest.id, scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF
@@ -85,7 +85,7 @@ def decide(
     label, moved = manifest.given_label[row], np.zeros(len(row), np.bool_)
     if settings.relabel:
         suggested = suggest_labels(scores.target, probs, embeddings, groups=fold, confidence=settings.relabel)
-        barred = confusers(scores.target[train], suggested[train], num_classes=len(manifest.classes))
+        barred = attractor_classes(scores.target[train], suggested[train], num_classes=len(manifest.classes))
         moved = wrong & train & (suggested != scores.target) & ~barred[suggested]
         label[moved] = np.array(manifest.classes, object)[suggested[moved]]
     stays = moved | (train & (settings.use == "weigh"))
@@ -102,15 +102,15 @@ def decide(
     return dataclasses.replace(manifest, **columns)
 
 
-def confusion(manifest: Manifest, scores: Scores, *, looks: Looks) -> Noise:
+def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbeddings) -> Noise:
     """Which class is given for which among the training photos."""
     train = np.isin(scores.id, manifest.id[manifest.split == "train"].astype(str))
     seen, classes = scores.select(train), len(manifest.classes)
     return estimate_noise(
         seen.target,
         TopK(seen.top, seen.probs, seen.p_label, classes),
-        looks.embeddings[train],
-        groups=looks.fold[train],
+        fold_embeddings.embeddings[train],
+        groups=fold_embeddings.fold[train],
     )
 
 
@@ -124,14 +124,14 @@ def _set(column: NDArray[Any], row: NDArray[np.int64], new: Any) -> NDArray[Any]
 class Moves(NamedTuple):
     """Numbers of photos: disbelieved now and not before, believed again, and the share of the judged that both are."""
 
-    disbelieved: int
+    flagged: int
     restored: int
     share: float
 
 
 def moves(before: Manifest, after: Manifest) -> Moves:
     """What a round changed; a photo that is disbelieved in another way than before moves too."""
-    was, now = (np.isin(each.decision, DISBELIEVED) for each in (before, after))
+    was, now = (np.isin(each.decision, FLAGGED) for each in (before, after))
     changed = (before.decision != after.decision) | (before.label != after.label)
     judged = max(1, int(np.count_nonzero(~np.isnan(after.score))))
     return Moves(int((changed & now).sum()), int((was & ~now).sum()), float(changed.sum()) / judged)

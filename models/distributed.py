@@ -110,13 +110,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """
     if world() == 1:
         return
-    learnt = list(parameters)
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learnt]
-    present = torch.tensor([float(p.grad is not None) for p in learnt], device=_meeting_place())
+    trainable_parameters = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable_parameters]
+    present = torch.tensor([float(p.grad is not None) for p in trainable_parameters], device=_meeting_place())
     shared = torch.cat([*(grad.float().reshape(-1).to(present.device) for grad in grads), present])
     distributed.all_reduce(shared)
-    sums = shared[: len(shared) - len(learnt)].split([p.numel() for p in learnt])
-    for p, grad, found in zip(learnt, sums, shared[len(shared) - len(learnt) :].tolist(), strict=True):
+    sums = shared[: len(shared) - len(trainable_parameters)].split([p.numel() for p in trainable_parameters])
+    for p, grad, found in zip(
+        trainable_parameters, sums, shared[len(shared) - len(trainable_parameters) :].tolist(), strict=True
+    ):
         p.grad = grad.view_as(p).to(p) if found else None
 
 

@@ -12,7 +12,7 @@ SIDE = 6
 BYTES = 3 * SIDE * SIDE
 
 
-def look(image: Image.Image) -> NDArray[np.uint8]:
+def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
     """(BYTES,) mean colours of SIDE x SIDE equal parts of an RGB photo, 0 to 255.
 
     Colours, and not only where it gets brighter, as in a difference hash: packshots on white differ in little else.
@@ -20,11 +20,11 @@ def look(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(shrunk(image, SIDE), dtype=np.uint8).reshape(-1)
 
 
-def look_at(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def read_fingerprint(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The look of an encoded photo, and its width and height in px.
 
     Raises:
         BadPhoto: `pixels.decode` refuses it.
     """
     image, size = decode_shrunk(data, SIDE)
-    return look(image), size
+    return fingerprint(image), size

@@ -16,7 +16,7 @@ import models.training.train
 from models import losses
 from models.distributed import gather, rank, workers, world
 from models.losses import Samples
-from models.losses.base import Row
+from models.losses.base import LossBatch
 from models.networks.network import Network, Normalisation
 from models.recipe.config import Augment, Loss, Member, Recipe, Train, from_dict
 from models.training.job import Job
@@ -66,14 +66,14 @@ class Counting(losses.Loss):
         if hasattr(self, "sums"):
             self.weights = self.kept * (1 + (self.sums / self.times.clamp(min=1)).float())
 
-    def value(self, row: Row) -> Tensor:
+    def value(self, batch: LossBatch) -> Tensor:
         if self.steps_left == 0:
             raise KeyboardInterrupt
         self.steps_left -= 1
-        assert row.index is not None
-        self.index = torch.cat([self.index, row.index])
-        self.seen = torch.cat([self.seen, row.log_p.detach()])
-        return -row.log_p * self.weights[row.index] * self.gain + (self.gain - 1) ** 2
+        assert batch.index is not None
+        self.index = torch.cat([self.index, batch.index])
+        self.seen = torch.cat([self.seen, batch.log_p.detach()])
+        return -batch.log_p * self.weights[batch.index] * self.gain + (self.gain - 1) ** 2
 
     def end_epoch(self) -> None:
         index, seen = gather(self.index, self.seen)

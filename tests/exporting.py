@@ -32,7 +32,7 @@ def export(root: str, *arguments: str) -> Path:
         sys.argv[:] = ["models.export", *arguments, "--out", str(out)]
         command.main()
 
-    return Run(Workspace(Path(root)), Recipe(name="killed"), id="killed").stage("export", work=work)
+    return Run(Workspace(Path(root)), Recipe(name="killed"), id="killed").cached("export", work=work)
 
 
 def main() -> None:

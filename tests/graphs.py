@@ -102,7 +102,7 @@ def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: An
         path = write_graph(
             folder / f"{version}.onnx", seed=version, metadata={"data_version": f"data{version}"}, **graph
         )
-        repository.stage(path, version=version, labels=LABELS, lineage={}, golden=golden_images())
+        repository.write(path, version=version, labels=LABELS, lineage={}, golden=golden_images())
 
 
 def sign(folder: Path) -> None:

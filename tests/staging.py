@@ -11,7 +11,7 @@ from tests.graphs import LABELS, golden_images
 
 def stage_graph(repository: ModelRepository, graph: Path, version: int) -> None:
     """The graph as a version that could be served."""
-    repository.stage(graph, version=version, labels=LABELS, lineage={"run": "a"}, golden=golden_images())
+    repository.write(graph, version=version, labels=LABELS, lineage={"run": "a"}, golden=golden_images())
 
 
 if __name__ == "__main__":

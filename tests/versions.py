@@ -15,7 +15,7 @@ from tests.deliveries import deliver
 
 def commit_first(versions: DataVersions, tmp_path: Path) -> str:
     source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(source, base=None, out=folder)
     return versions.commit(folder, step="ingest", message="first delivery")
 
@@ -24,7 +24,7 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
     """The selected version with its first `num` photos dropped."""
     parent = versions.resolve("selected")
     data = versions.materialise(parent)
-    folder = versions.stage()
+    folder = versions.new_folder()
     for path in data.rglob("*.*"):
         if path.name not in ("labels.parquet", "VERSION.json"):
             link(path, folder / path.relative_to(data))

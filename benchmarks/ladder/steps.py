@@ -19,7 +19,7 @@ from models.evaluation.scores import KEEP, Scores
 from models.networks.network import Head
 from models.recipe.config import Balance, Train
 from models.training.classifiers import set_classifier
-from models.training.decoupling import Known, choose_classifier
+from models.training.decoupling import Embedded, choose_classifier
 
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
 FOLDS, LIGHT_EPOCHS = 5, 8  # of the heads that judge labels
@@ -102,8 +102,8 @@ def balance(head: Head, lesson: Lesson, settings: Balance) -> None:
     photos, kept = lesson.photos, lesson.kept
     target = photos.target[photos.rows("train")[kept]]
     weight = None if lesson.weight is None else torch.from_numpy(lesson.weight)
-    known = Known(embedded(head, photos, "train")[torch.from_numpy(kept)], target, weight)
-    validation = Known(embedded(head, photos, "val"), photos.target[photos.rows("val")])
+    known = Embedded(embedded(head, photos, "train")[torch.from_numpy(kept)], target, weight)
+    validation = Embedded(embedded(head, photos, "val"), photos.target[photos.rows("val")])
     counts = np.bincount(target, minlength=photos.num_classes)
     chosen, *_ = choose_classifier(head.classifier.weight.detach(), known, validation, counts=counts, settings=settings,
                                    confidence=0.5, seed=lesson.seed)  # fmt: skip

@@ -58,7 +58,7 @@ def served(
     with TemporaryDirectory() as folder:
         repository = ModelRepository(Path(folder) / "repository", **settings)
         for version in range(1, versions + 1):
-            repository.stage(graph, version=version, labels=labels, lineage={}, golden=golden)
+            repository.write(graph, version=version, labels=labels, lineage={}, golden=golden)
         repository.configure([versions])
         for name, files in (extra or {}).items():
             for place, source in files.items():

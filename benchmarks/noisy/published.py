@@ -29,18 +29,18 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class LossBatch:
     """One method's figures on CIFAR-10 by noise."""
 
     method: Method
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
-def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> Row:
+def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> LossBatch:
     """Figures are written `mean+-deviation` or `mean`, one per noise."""
     pairs = [figure.split("+-") for figure in figures.split()]
     values = [Figure(float(mean), float(rest[0]) if rest else float("nan"), source) for mean, *rest in pairs]
-    return Row(parse_method(method), dict(zip(noises, values, strict=True)))
+    return LossBatch(parse_method(method), dict(zip(noises, values, strict=True)))
 
 
 HUMAN = ("human:aggre", "human:worst")

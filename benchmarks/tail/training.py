@@ -20,9 +20,9 @@ from models.networks.inputs import MIRRORED, Features
 from models.networks.margins import margin_of
 from models.networks.network import LINEAR, Head, Network, Normalisation
 from models.recipe.config import Augment, Member, Train
-from models.training.emphasis import Emphasis, class_weights, har_weights
 from models.training.epochs import fit
 from models.training.meta import Constant
+from models.training.sample_weights import SampleWeights, class_weights, har_weights
 from tail.sets import FeatureSet
 
 FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
@@ -85,12 +85,12 @@ def out_of_sample(photos: FeatureSet, *, settings: Train, seed: int) -> tuple[ND
 
 def _emphasis(
     settings: Train, target: NDArray[np.int64], errors: NDArray[np.float64], of_photo: NDArray[np.floating] | None
-) -> Emphasis:
+) -> SampleWeights:
     counts = np.bincount(target, minlength=len(errors))
     weight = class_weights(counts, kind=settings.class_weights, beta=settings.class_beta)[target]
     weight = weight if of_photo is None else weight * of_photo
     har = torch.from_numpy(settings.har * har_weights(counts, errors)).float() if settings.har else None
-    return Emphasis(torch.from_numpy(weight / weight.mean()).float(), har)
+    return SampleWeights(torch.from_numpy(weight / weight.mean()).float(), har)
 
 
 def _nothing() -> tuple[Tensor, float]:

@@ -49,6 +49,6 @@ def demo(workspace: At = Path("build/demo")) -> None:
 
     found = fresh_workspace(workspace.absolute())
     set_up_logging(found.state)
-    from flows.demo import tell
+    from flows.demo import run_demo
 
-    tell(found)
+    run_demo(found)

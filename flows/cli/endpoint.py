@@ -118,9 +118,9 @@ def drift(
 ) -> None:
     """Say whether recent photos still look like those that the serving model was judged by."""
     found = prepare(workspace)
-    from flows.drift import look
+    from flows.drift import run_drift
 
-    seen = look(found, traffic, photos=photos)
+    seen = run_drift(found, traffic, photos=photos)
     show(dataclasses.asdict(seen), as_json=as_json, say=lambda: _say_drift(seen))
 
 

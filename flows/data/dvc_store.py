@@ -22,13 +22,13 @@ from dvc.fs import LocalFileSystem
 from dvc.lock import LockError
 from dvc.repo import Repo
 
-from flows.data.objects import Objects, Remote, Seen
+from flows.data.objects import HashCache, Objects, Remote
 from flows.errors import MissingFromRemote, WorkspaceBusy, WorldError
 from flows.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Store:
+class DvcRemote:
     """What DVC does for one workspace: it says where the objects lie, and pushes them."""
 
     workspace: Workspace
@@ -45,7 +45,7 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             cache, remote = self._places
             memory = self.workspace.state / "seen.json"
-            yield Objects(cache, remote, Seen(memory) if anew else Seen.load(memory))
+            yield Objects(cache, remote, HashCache(memory) if anew else HashCache.load(memory))
 
     @cached_property
     def _places(self) -> tuple[Path, Remote]:

@@ -14,64 +14,64 @@ from flows.data.columns import to_arrow, to_numpy
 from pixels.fingerprint import BYTES
 
 NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/data-versions.md has the figures
-LOOKS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
+FINGERPRINTS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
 BLOCK = 1024  # looks compared at a time, on either side
 
 
 @dataclass(frozen=True)
-class Looks:
+class Fingerprints:
     """ids (N,) of 16 bytes, sorted, and looks (N, BYTES) uint8 of the photos of a version."""
 
     id: NDArray[np.bytes_]
-    look: NDArray[np.uint8]
+    fingerprint: NDArray[np.uint8]
 
     @classmethod
-    def read(cls, folder: Path | None) -> Looks:
+    def read(cls, folder: Path | None) -> Fingerprints:
         """Of the version in `folder`; of none, and of a version of an earlier release, there are none."""
         path = folder / "looks.parquet" if folder else None
         if path is None or not path.exists():
-            return cls.of(LOOKS.empty_table())
-        return cls.of(pq.read_table(path, schema=LOOKS))
+            return cls.of(FINGERPRINTS.empty_table())
+        return cls.of(pq.read_table(path, schema=FINGERPRINTS))
 
     @classmethod
-    def of(cls, photos: pa.Table) -> Looks:
-        """From the columns `id` and `look`, sorted by id."""
-        looks = to_numpy(photos["look"], BYTES)
-        return cls(to_numpy(photos["id"], 16), looks.view(np.uint8).reshape(-1, BYTES))
+    def of(cls, photos: pa.Table) -> Fingerprints:
+        """From the columns `id` and `fingerprint`, sorted by id."""
+        fingerprints = to_numpy(photos["look"], BYTES)
+        return cls(to_numpy(photos["id"], 16), fingerprints.view(np.uint8).reshape(-1, BYTES))
 
     def write(self, folder: Path) -> None:
         """As `folder`/looks.parquet; the same looks give the same bytes."""
-        columns = [pa.array(self.id).cast(pa.string()), to_arrow(self.look, BYTES)]
-        pq.write_table(pa.table(columns, schema=LOOKS), folder / "looks.parquet", compression="zstd")
+        columns = [pa.array(self.id).cast(pa.string()), to_arrow(self.fingerprint, BYTES)]
+        pq.write_table(pa.table(columns, schema=FINGERPRINTS), folder / "looks.parquet", compression="zstd")
 
-    def select(self, rows: NDArray[np.bool_]) -> Looks:
+    def select(self, rows: NDArray[np.bool_]) -> Fingerprints:
         """Those where `rows` (N,) is true."""
-        return Looks(self.id[rows], self.look[rows])
+        return Fingerprints(self.id[rows], self.fingerprint[rows])
 
-    def merged(self, other: Looks) -> Looks:
+    def merged(self, other: Fingerprints) -> Fingerprints:
         """Both, sorted."""
         if not len(self.id):
             return other
         ids = np.concatenate([self.id, other.id])
         order = np.argsort(ids)
-        return Looks(ids[order], np.concatenate([self.look, other.look])[order])
+        return Fingerprints(ids[order], np.concatenate([self.fingerprint, other.fingerprint])[order])
 
 
-def nearly_in(looks: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(N,) whether each of `looks` (N, BYTES) is within NEAR of any of `others` (M, BYTES).
+def nearly_in(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(N,) whether each of `fingerprints` (N, BYTES) is within NEAR of any of `others` (M, BYTES).
 
     Compared are only those whose brightness is within NEAR as well: the difference of two means is never larger than the
     root mean square difference.
     """
-    found = np.zeros(len(looks), np.bool_)
-    brightness, other_brightness = looks.sum(1, dtype=np.int64), others.sum(1, dtype=np.int64)  # integers: exact
+    found = np.zeros(len(fingerprints), np.bool_)
+    brightness, other_brightness = fingerprints.sum(1, dtype=np.int64), others.sum(1, dtype=np.int64)  # integers: exact
     order, other_order = np.argsort(brightness), np.argsort(other_brightness)
-    for start in range(0, len(looks), BLOCK):
+    for start in range(0, len(fingerprints), BLOCK):
         rows = order[start : start + BLOCK]
         darkest, brightest = brightness[rows[0]] - BYTES * NEAR, brightness[rows[-1]] + BYTES * NEAR
         first = np.searchsorted(other_brightness, darkest, "left", other_order)
         last = np.searchsorted(other_brightness, brightest, "right", other_order)
-        ours = looks[rows].astype(np.float32)
+        ours = fingerprints[rows].astype(np.float32)
         for at in range(first, last, BLOCK):
             theirs = others[other_order[at : min(at + BLOCK, last)]].astype(np.float32)
             squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T

@@ -17,7 +17,7 @@ from flows.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Switch:
+class Journal:
     """The journal of one change of data/ and data.dvc, and what was there before.
 
     While the journal exists a change is under way. The old data and the old pointer are kept beside it until the end,

@@ -22,7 +22,7 @@ from flows.workspace.files import files_below, link, sync_tree
 
 
 @dataclass(frozen=True)
-class Seen:
+class HashCache:
     """md5 of files, remembered for shards: they are large and immutable, so each is read once per host.
 
     A file is known again by device, inode, size and time of change, so hard links of one shard are read once in all.
@@ -32,7 +32,7 @@ class Seen:
     known: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> Seen:
+    def load(cls, path: Path) -> HashCache:
         """What earlier processes remembered at `path`; a damaged memory is forgotten."""
         try:
             return cls(path, dict(json.loads(path.read_bytes())))
@@ -104,7 +104,7 @@ class Listing:
         return cls(files)
 
     @classmethod
-    def of(cls, folder: Path, *, seen: Seen) -> Listing:
+    def of(cls, folder: Path, *, seen: HashCache) -> Listing:
         """The listing of what lies in `folder` now."""
         names = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
         seen.read_ahead(path for name, path in names.items() if is_shard(name))
@@ -183,7 +183,7 @@ class Objects:
 
     cache: Path
     remote: Remote
-    seen: Seen
+    seen: HashCache
 
     def path(self, md5: str) -> Path:
         """Where the object lies in the cache, whether it exists or not."""

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from durable import sync
 from flows.data.columns import to_numpy
-from flows.data.fingerprints import Looks
+from flows.data.fingerprints import Fingerprints
 from flows.data.objects import Listing, Objects, is_shard
 from flows.data.shards import Placed
 from flows.errors import UnknownPhoto
@@ -165,10 +165,10 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
             columns["shard"] = _renamed(columns["shard"], purged)
         (folder / f"{name}.parquet").unlink()  # never write through a hard link into the cache
         write_table(folder, columns, name=name)
-    looks = Looks.read(folder)
-    if len(looks.id):
+    fingerprints = Fingerprints.read(folder)
+    if len(fingerprints.id):
         (folder / "looks.parquet").unlink()
-        looks.select(~np.isin(looks.id, to_numpy(pa.chunked_array([gone]), SHORTEST))).write(folder)
+        fingerprints.select(~np.isin(fingerprints.id, to_numpy(pa.chunked_array([gone]), SHORTEST))).write(folder)
     (folder / "VERSION.json").unlink()
     write_version(folder, parent=version, step="purge")
 

@@ -41,7 +41,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Chain:
+class DataLinks:
     """The links of one version (32 hex digits)."""
 
     version: str

@@ -22,13 +22,13 @@ from types import MappingProxyType
 
 from durable import overwrite, sync
 from flows.data.diff import DataDiff, compare_labels
-from flows.data.dvc_store import Store, folder_remote
+from flows.data.dvc_store import DvcRemote, folder_remote
 from flows.data.history import Entry, complete_tag, entries, version_of
-from flows.data.journal import Switch
+from flows.data.journal import Journal
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
 from flows.data.purge_record import Purged
-from flows.data.verify import Broken, Chain
+from flows.data.verify import Broken, DataLinks
 from flows.errors import (
     LocalEdits,
     PurgedVersion,
@@ -54,9 +54,9 @@ class DataVersions:
         return Ledger(self.workspace.root)
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> DvcRemote:
         """Where the bytes are kept."""
-        return Store(self.workspace)
+        return DvcRemote(self.workspace)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -177,8 +177,8 @@ class DataVersions:
                 with suppress(WorldError):
                     self.materialise(version)
 
-    def _chain(self, version: str, objects: Objects) -> Chain:
-        return Chain(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
+    def _chain(self, version: str, objects: Objects) -> DataLinks:
+        return DataLinks(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
 
     def _whole(self, version: str, objects: Objects) -> Listing:
         """The listing of a version from which no photo was purged."""
@@ -230,7 +230,7 @@ class DataVersions:
 
     # --- changing ----------------------------------------------------------------------------------------------
 
-    def stage(self) -> Path:
+    def new_folder(self) -> Path:
         """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
         self._staging.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
@@ -247,7 +247,7 @@ class DataVersions:
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
-        self.settle()
+        self.confirm()
         with or_disk_full(f"committing a data version ({step})", leaving=folder):
             self.check_clean()
             sync_tree(folder)
@@ -268,14 +268,14 @@ class DataVersions:
         Raises:
             UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
         """
-        self.settle()
+        self.confirm()
         version = self.resolve(text)
         self.check_clean()
         number = next(entry.number for entry in self.log() if entry.id == version)
         self._select(version, step="rollback", message=f"to {version[:12]} (entry {number})")
         return self.log()[0]
 
-    def adopt(self, repository: Path) -> str:
+    def import_from(self, repository: Path) -> str:
         """Take over the version that the data.dvc of another folder names, from that folder's DVC remote; its id.
 
         That folder is only read, and need not be a git repository.
@@ -284,7 +284,7 @@ class DataVersions:
             WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
             MissingFromRemote, CorruptObject
         """
-        self.settle()
+        self.confirm()
         self.check_clean()
         if not (repository / "data.dvc").is_file():
             raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
@@ -303,8 +303,8 @@ class DataVersions:
 
         Call it first in every command that changes something, under the lock.
         """
-        self.settle()
-        self._switch.forget()
+        self.confirm()
+        self._journal.forget()
         shutil.rmtree(self._staging, ignore_errors=True)
         sweep(self.workspace.state)
         if not Purged.read(self.ledger).complete:
@@ -319,7 +319,7 @@ class DataVersions:
 
     def _laid_out(self, version: str) -> tuple[Path, Listing]:
         """A staged folder with the files of the version."""
-        folder = self.stage()
+        folder = self.new_folder()
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder), self.store.objects() as objects:
             listing = self._whole(version, objects)
             objects.fill(folder, listing)
@@ -330,15 +330,15 @@ class DataVersions:
         with self.store.objects() as objects:
             objects.drop_corrupt(listing)
             new_objects = [path for path in objects.paths(listing) if not path.exists()]
-        self._switch.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
+        self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
-            self._switch.set_aside()
-            self._switch.put(folder)
+            self._journal.set_aside()
+            self._journal.put(folder)
             self._add(listing)
             self._push(listing)
             self._record(step=step, message=message)
         finally:
-            self.settle()
+            self.confirm()
 
     def _add(self, listing: Listing) -> None:
         """What `dvc add` does, to the byte, but without reading every shard again."""
@@ -361,20 +361,20 @@ class DataVersions:
             files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
         self.ledger.commit(REF, files, message=f"{step}: {message}")
 
-    def settle(self) -> None:
+    def confirm(self) -> None:
         """Undo or complete the change that is under way, if any."""
-        if not self._switch.is_under_way():
+        if not self._journal.is_under_way():
             return
-        if self.ledger.tip(REF) == self._switch.tip():
-            self._switch.undo()
+        if self.ledger.tip(REF) == self._journal.tip():
+            self._journal.undo()
         else:
             complete_tag(self.ledger, self.log()[0].id)
-            self._switch.end()
+            self._journal.end()
 
     @property
     def _staging(self) -> Path:
         return self.workspace.state / "staging"
 
     @property
-    def _switch(self) -> Switch:
-        return Switch(self.workspace)
+    def _journal(self) -> Journal:
+        return Journal(self.workspace)

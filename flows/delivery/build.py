@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.data.shards import MAX_BYTES, pack
-from flows.delivery.decode import Openers, Opening
-from flows.delivery.merge import Draft
+from flows.delivery.decode import Decoding, Openers
+from flows.delivery.merge import NextVersion
 from flows.delivery.rows import Refused, read_delivery
 from flows.errors import BadDelivery
 from flows.workspace.files import link, or_disk_full
@@ -108,7 +108,7 @@ def _merge(
     max_shard_bytes: int,
 ) -> Merged:
     """Write the tables and the new shards to `out`; the tables in memory go at its end."""
-    draft, release_unused = Draft.read(base), pa.default_memory_pool().release_unused
+    draft, release_unused = NextVersion.read(base), pa.default_memory_pool().release_unused
     claims, brought = _opened(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
     for row in brought.refused[:NAMED]:
         log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
@@ -140,11 +140,17 @@ class _Brought(NamedTuple):
 
 
 def _opened(
-    source: Path, draft: Draft, purged: Collection[str], openers: Openers | None, *, folder: Path, max_shard_bytes: int
+    source: Path,
+    draft: NextVersion,
+    purged: Collection[str],
+    openers: Openers | None,
+    *,
+    folder: Path,
+    max_shard_bytes: int,
 ) -> tuple[pa.Table, _Brought]:
     """What is claimed of the usable photos (columns of CLAIMS), and the rest; in `folder`, the photos that the draft lacks."""
     delivery = read_delivery(source, known=draft.known_labels())
-    opening = Opening.of(delivery)
+    opening = Decoding.of(delivery)
     packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):

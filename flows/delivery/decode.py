@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from flows.data.columns import to_arrow
 from flows.data.shards import Packed
-from flows.delivery.merge import CLAIMS, PLACES, Draft
+from flows.delivery.merge import CLAIMS, LOCATIONS, NextVersion
 from flows.delivery.rows import Delivery, Refused
 from pixels import BadPhoto
-from pixels.fingerprint import BYTES, look_at
+from pixels.fingerprint import BYTES, read_fingerprint
 
-# What is known of a photo once it is decoded; all zeros where it could not be. `look` is of pixels.look.
+# What is known of a photo once it is decoded; all zeros where it could not be. `fingerprint` is of pixels.look.
 PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("look", f"V{BYTES}")])
 
 BATCH = 8  # photos that a thread takes at a time
@@ -55,7 +55,7 @@ def threads() -> Iterator[Openers]:
 
 
 @dataclass(frozen=True)
-class Opening:
+class Decoding:
     """The N usable rows of a delivery (columns of ROWS), in the order of their paths, while their photos are opened.
 
     photo: (N,) of PHOTO; is_new: (N,) whether the photo is neither in the base nor an earlier row's; faults: why it is
@@ -69,11 +69,13 @@ class Opening:
     faults: dict[int, str]
 
     @classmethod
-    def of(cls, delivery: Delivery) -> Opening:
+    def of(cls, delivery: Delivery) -> Decoding:
         rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])  # for any order of a manifest
         return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
 
-    def new(self, draft: Draft, purged: Collection[str], openers: Openers | None = None) -> Iterator[tuple[str, bytes]]:
+    def new(
+        self, draft: NextVersion, purged: Collection[str], openers: Openers | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
         seen: set[bytes] = set()
         start = 0
@@ -138,7 +140,7 @@ class Opening:
         order = np.argsort(self._sha256()[self.is_new])
         names = pa.array(list(packed.shards), pa.string())
         columns = [names.take(pa.array(packed.shard[order])), packed.offset[order], packed.size[order]]
-        return pa.table(columns, schema=PLACES)
+        return pa.table(columns, schema=LOCATIONS)
 
     def _sha256(self) -> NDArray[np.bytes_]:
         return np.frombuffer(self.photo["sha256"].tobytes(), "S32")
@@ -167,9 +169,9 @@ def _open(file: str) -> tuple[tuple[bytes, int, int, bytes], bytes, str]:
     try:
         with open(file, "rb") as stream:
             content = stream.read()
-        look, (width, height) = look_at(content)
+        fingerprint, (width, height) = read_fingerprint(content)
     except BadPhoto as error:
         return (b"", 0, 0, b""), b"", str(error)
     except OSError as error:
         return (b"", 0, 0, b""), b"", f"cannot be read ({error.strerror})"
-    return (hashlib.sha256(content).digest(), width, height, look.tobytes()), content, ""
+    return (hashlib.sha256(content).digest(), width, height, fingerprint.tobytes()), content, ""

@@ -17,18 +17,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flows.data.columns import to_numpy
-from flows.data.fingerprints import LOOKS, Looks, nearly_in
+from flows.data.fingerprints import FINGERPRINTS, Fingerprints, nearly_in
 from flows.delivery.rows import ROWS, Refused
 from flows.delivery.splits import hold_out
 from models.data.manifest import INDEX, LABELS, SPLITS, TABLES, read_table, write_table
 
 # What is claimed of photos, a row each: sorted by id, then by source, path and label.
-CLAIMS = pa.schema([*LOOKS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
-PLACES = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")])
+CLAIMS = pa.schema([*FINGERPRINTS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
+LOCATIONS = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")])
 
 
 @dataclass
-class Draft:
+class NextVersion:
     """The version under construction: the base's tables, the photos that it does not have, and its rows that change.
 
     new: columns of CLAIMS, a row per photo, sorted by id, as announced first. split, decision: str objects, a photo each;
@@ -36,7 +36,7 @@ class Draft:
     """
 
     base: Mapping[str, pa.Table]
-    looks: Looks
+    fingerprints: Fingerprints
     new: pa.Table = field(default_factory=CLAIMS.empty_table)
     split: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     decision: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
@@ -47,12 +47,12 @@ class Draft:
     refused: set[tuple[str, ...]] = field(default_factory=set)
 
     @classmethod
-    def read(cls, base: Path | None) -> Draft:
+    def read(cls, base: Path | None) -> NextVersion:
         if base is None:
-            return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Looks.read(None))
+            return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Fingerprints.read(None))
         tables = {name: read_table(base, name=name) for name in TABLES}
         rows = {name: {tuple(row.values()) for row in tables[name].to_pylist()} for name in ("conflicts", "quarantine")}
-        return cls(tables, Looks.read(base), conflicts=rows["conflicts"], refused=rows["quarantine"])
+        return cls(tables, Fingerprints.read(base), conflicts=rows["conflicts"], refused=rows["quarantine"])
 
     @cached_property
     def _ids(self) -> NDArray[np.bytes_]:
@@ -123,15 +123,15 @@ class Draft:
         A new test photo near a photo of the base that is not test is no test any more; any other new photo near a test photo
         would teach what is measured.
         """
-        new, is_test = Looks.of(self.new), self.split == "test"
-        was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.looks.id)] == "test"
+        new, is_test = Fingerprints.of(self.new), self.split == "test"
+        was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.fingerprints.id)] == "test"
         near_train, near_test = np.zeros(len(is_test), np.bool_), np.zeros(len(is_test), np.bool_)
-        near_train[is_test] = nearly_in(new.look[is_test], self.looks.look[~was_test])
-        test = np.concatenate([self.looks.look[was_test], new.look[is_test & ~near_train]])
-        near_test[~is_test] = nearly_in(new.look[~is_test], test)
+        near_train[is_test] = nearly_in(new.fingerprint[is_test], self.fingerprints.fingerprint[~was_test])
+        test = np.concatenate([self.fingerprints.fingerprint[was_test], new.fingerprint[is_test & ~near_train]])
+        near_test[~is_test] = nearly_in(new.fingerprint[~is_test], test)
         for decision, found in (("near-train", near_train), ("near-test", near_test)):
             self.decision[found & (self.decision == "")] = decision
-        self.looks, self.new = self.looks.merged(new), self.new.drop_columns("look")
+        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("look")
         return int((near_train | near_test).sum())
 
     def quarantine(self, refused: list[Refused]) -> None:
@@ -139,7 +139,7 @@ class Draft:
 
     def write(self, out: Path, *, places: pa.Table) -> None:
         """The tables, each sorted; `places` (columns of PLACES) says where the new photos lie, sorted by id."""
-        self.looks.write(out)
+        self.fingerprints.write(out)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
         _write(out, self.base["index"], self._new_index(places), order, name="index")
         _write(out, self._base_labels(), self._new_labels(), order, name="labels")
@@ -160,7 +160,7 @@ class Draft:
         return labels
 
     def _new_index(self, places: pa.Table) -> pa.Table:
-        columns = {name: (places if name in PLACES.names else self.new)[name] for name in INDEX.names}
+        columns = {name: (places if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
         return pa.table(columns, schema=INDEX)
 
     def _new_labels(self) -> pa.Table:

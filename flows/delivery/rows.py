@@ -35,7 +35,7 @@ ROWS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "so
 CHUNK = 8192  # rows that are Python objects at a time
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """One photo as announced: `path` is what the supplier calls it, relative to the delivery; `split` is "" when open."""
 
     path: str
@@ -76,14 +76,14 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     announced = _announced(source)
     while chunk := list(itertools.islice(announced, CHUNK)):
         refused += [row for row in chunk if isinstance(row, Refused)]
-        rows = [row for row in chunk if isinstance(row, Row)]
+        rows = [row for row in chunk if isinstance(row, Line)]
         usable.append(pa.record_batch([[row[i] for row in rows] for i in range(len(ROWS))], schema=ROWS))
     delivery = Delivery(source if source.is_dir() else source.parent, pa.Table.from_batches(usable, ROWS), refused)
     _check(source, delivery, known=set(known))
     return delivery
 
 
-def _announced(source: Path) -> Iterator[Row | Refused]:
+def _announced(source: Path) -> Iterator[Line | Refused]:
     if source.is_file():
         return _read_manifest(source)
     if not source.is_dir():
@@ -119,7 +119,7 @@ def _squeezed(label: str) -> str:
     return "".join(label.casefold().split())
 
 
-def _read_folders(source: Path) -> Iterator[Row | Refused]:
+def _read_folders(source: Path) -> Iterator[Line | Refused]:
     folders = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     given = [name for name in folders if name in SPLITS]
     if given and len(given) != len(folders):
@@ -144,7 +144,7 @@ def _walk(source: Path) -> Iterator[str]:
         yield from (inner + name for name in sorted([*files, *linked]) if not name.startswith("."))
 
 
-def _read_manifest(path: Path) -> Iterator[Row | Refused]:
+def _read_manifest(path: Path) -> Iterator[Line | Refused]:
     records = read_records(path, required=REQUIRED, known=KNOWN)
     folder, name = str(path.parent), path.parent.absolute().name
     for number, record in records:
@@ -204,13 +204,13 @@ def _check_columns(path: Path, columns: list[str], *, required: Sequence[str], k
             raise BadDelivery(f"{path}: column {column!r} is missing; it has {', '.join(columns) or 'none'}")
 
 
-def _row(folder: str, path: str, *, label: str, split: str, source: str) -> Row | Refused:
+def _row(folder: str, path: str, *, label: str, split: str, source: str) -> Line | Refused:
     label, fault = _clean(label)
     reason = _bad_path(folder, path)
     if reason or fault:
         shown = path.encode(errors="replace").decode()
         return Refused(shown, label, source, "path" if reason else "label", reason or fault)
-    return Row(path, label, split, source)
+    return Line(path, label, split, source)
 
 
 @functools.lru_cache

@@ -83,11 +83,11 @@ def recognise_folder(
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one, or leave --out away to ask about single photos")
     started, summary = time.monotonic(), Summary()
-    with Parts.of(out, SCHEMA, plan={**asked, "folder": told(str(folder.absolute()))}) as parts:
+    with Parts.of(out, SCHEMA, plan={**asked, "folder": printable(str(folder.absolute()))}) as parts:
         seen = _seen(parts, summary)
         progress(summary.photos)
         if not out.exists():
-            todo = (path for path in photos_below(folder) if _digest(told(path)) not in seen)
+            todo = (path for path in photos_below(folder) if _digest(printable(path)) not in seen)
             _ask(todo, folder, recognizer=recognizer, parts=parts, summary=summary, progress=progress, rows=rows)
         parts.join()
     summary.seconds = time.monotonic() - started
@@ -115,7 +115,7 @@ def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
             yield path
 
 
-def told(path: str) -> str:
+def printable(path: str) -> str:
     """A path as the table tells it: what is not Unicode is escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -147,7 +147,7 @@ def _ask(
 
     ready: list[dict[str, Any]] = []
     for answer in recognizer.stream(paths()):
-        row = _row(told(pending.popleft()), answer)
+        row = _row(printable(pending.popleft()), answer)
         _tell_other_version(summary, row)
         summary.add(row["known"], row["model_version"], row["error"])
         ready.append(row)
@@ -162,7 +162,7 @@ def _ask(
 def _row(path: str, answer: Recognition | BadPhoto) -> dict[str, Any]:
     empty = dict.fromkeys(SCHEMA.names)
     if isinstance(answer, BadPhoto):
-        return {**empty, "path": path, "error": told(answer.reason)}
+        return {**empty, "path": path, "error": printable(answer.reason)}
     label, probability = answer.best or (None, None)
     return {
         **empty,

@@ -57,7 +57,7 @@ def choose_registered(workspace: Workspace) -> None:
     Raises:
         CorruptVersion: that version's files are not what they were.
     """
-    wanted, versions = ModelVersions(Ledger(workspace.root)).serving(), repository(workspace)
+    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace)
     versions.sweep()
     if wanted is not None:
         versions.verify(wanted)
@@ -69,7 +69,7 @@ def serve_registered(workspace: Workspace, control: Endpoint) -> bool:
 
     For the holder of the lock `serving`.
     """
-    wanted, versions = ModelVersions(Ledger(workspace.root)).serving(), repository(workspace)
+    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace)
     active = control.active()
     if wanted is None or (active == (wanted,) and versions.is_configured(wanted)):
         return False

@@ -20,7 +20,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Answers:
+class Hits:
     """The same test photos, asked of the new model and of the serving one.
 
     target: (N,) classes, all >= 0; new, serving: (N,) whether each was recognised, serving None where no model serves.
@@ -44,7 +44,7 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateInput:
     """All that is judged.
 
     parity: of the new graph with what it was made from, named by `reference`; keys different_ids and probability.
@@ -54,14 +54,14 @@ class Evidence:
     """
 
     parity: Mapping[str, float]
-    answers: Answers
+    answers: Hits
     decided: Decided | None = None
     ms: tuple[float, ...] | None = None
     reference: str = "torch"
     variant: Mapping[str, Any] | None = None
 
 
-def judge(evidence: Evidence, *, settings: Gate, graph_sha256: str, against: int | None = None) -> Verdict:
+def judge(evidence: GateInput, *, settings: Gate, graph_sha256: str, against: int | None = None) -> Verdict:
     """What every gate says of a graph, and whether it may take the place of model version `against`."""
     findings = [same_as_its_networks(evidence)]
     if evidence.answers.serving is not None:
@@ -78,7 +78,7 @@ def judge(evidence: Evidence, *, settings: Gate, graph_sha256: str, against: int
     return Verdict(not refusals, tuple(refusals or reasons), graph_sha256, against, tuple(findings))
 
 
-def same_as_its_networks(evidence: Evidence) -> Finding:
+def same_as_its_networks(evidence: GateInput) -> Finding:
     """Not one photo is answered otherwise than by the networks that the graph was made from."""
     parity, reference, variant = evidence.parity, evidence.reference, evidence.variant
     different = int(parity["different_ids"])
@@ -90,7 +90,7 @@ def same_as_its_networks(evidence: Evidence) -> Finding:
     return _finding("parity", not different, f"parity: {said}", 0, different)
 
 
-def no_worse(answers: Answers, serving: NDArray[np.bool_], settings: Gate) -> list[Finding]:
+def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[Finding]:
     """Accuracy over all classes, and over each third of them."""
     third = answers.third[answers.target]
     parts = {"mean_class": np.ones(len(third), np.bool_)} | {name: third == place for place, name in enumerate(THIRDS)}
@@ -123,7 +123,7 @@ def falls_no_further(
     return _finding(name, passed, f"{words} {said} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high)
 
 
-def no_class_lost(answers: Answers, settings: Gate) -> Finding:
+def no_class_lost(answers: Hits, settings: Gate) -> Finding:
     """No class is recognised less often than the floor, unless the serving model does no better.
 
     A class of few photos is in doubt, and what is in doubt passes: the bound `high` has to be below.

@@ -20,13 +20,13 @@ def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str,
         UnknownVersion: no such version, or none serves.
     """
     models = ModelVersions(Ledger(workspace.root))
-    wanted = models.serving() if version is None else version
+    wanted = models.current() if version is None else version
     if wanted is None:
         raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
     lineage = models.lineage(wanted)
     return {
         "version": wanted,
-        "serving": wanted == models.serving(),
+        "serving": wanted == models.current(),
         "data_withdrawn": lineage["data_version"] in withdrawn_data(workspace),
         **lineage,
     }

@@ -49,7 +49,7 @@ class ModelVersions:
             sha = self.ledger.commit(REF, {LINEAGE: canonical(lineage), EARLIER: None}, message=name)
             self.ledger.tag(tag_of(version), sha, name)
 
-    def assign(self, version: int) -> None:
+    def promote(self, version: int) -> None:
         """Say that `version` serves from now on.
 
         Raises:
@@ -59,11 +59,11 @@ class ModelVersions:
         number = max(self._assigned(), default=0) + 1
         self.ledger.tag(f"{MODEL}#prod#{number}", sha, f"{MODEL} v{version} serves")
 
-    def serving(self) -> int | None:
+    def current(self) -> int | None:
         """The version that was assigned last, or None."""
         return next(self._history(), None)
 
-    def served(self) -> set[int]:
+    def promoted(self) -> set[int]:
         """The versions that serve or did."""
         return set(self._history())
 
@@ -77,7 +77,7 @@ class ModelVersions:
         for version in history:
             if version != history[0]:
                 return version
-        raise UnknownVersion(f"no model version served before {self.serving() or 'this'}; {self._there()}")
+        raise UnknownVersion(f"no model version served before {self.current() or 'this'}; {self._there()}")
 
     def lineage(self, version: int) -> dict[str, Any]:
         """The lineage of `version`.
@@ -98,7 +98,7 @@ class ModelVersions:
 
     def log(self) -> list[ModelEntry]:
         """All versions, newest first."""
-        serving = self.serving()
+        serving = self.current()
         return [self._entry(version, serving=serving) for version in sorted(self.versions(), reverse=True)]
 
     def versions(self) -> list[int]:

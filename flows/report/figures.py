@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.manifest import DISBELIEVED, read_manifest
+from models.data.manifest import FLAGGED, read_manifest
 
 TENTHS = 10
 SHOWN = 10  # pairs of classes, and strengths of one method
@@ -51,10 +51,8 @@ def confidences(score: NDArray[np.float32], decision: NDArray[np.object_]) -> li
     """
     judged = ~np.isnan(score)
     tenth = np.minimum((score[judged] * TENTHS).astype(np.int64), TENTHS - 1)
-    counts = {
-        name: np.bincount(tenth[decision[judged] == name], minlength=TENTHS).tolist() for name in ("", *DISBELIEVED)
-    }
-    rows = [{name: counts[name][i] for name in DISBELIEVED} for i in range(TENTHS)] if judged.any() else []
+    counts = {name: np.bincount(tenth[decision[judged] == name], minlength=TENTHS).tolist() for name in ("", *FLAGGED)}
+    rows = [{name: counts[name][i] for name in FLAGGED} for i in range(TENTHS)] if judged.any() else []
     return [{"score": f"{i / TENTHS:.1f} to {(i + 1) / TENTHS:.1f}", "believed": counts[""][i], "suspect": sum(row.values()), **row}
             for i, row in enumerate(rows)]  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.gate.verdict import Verdict
 from flows.report.figures import Figure
-from flows.report.steps import Row
+from flows.report.steps import StepAccuracy
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,21 @@ class Report:
     run: str
     data_before: str
     data_after: str
-    steps: list[Row]
+    steps: list[StepAccuracy]
     evidence: list[dict[str, Any]]  # why each step stayed or went
     verdict: Verdict
     figures: list[Figure]
     model_version: int | None = None
     promoted: bool = True  # False: it was only registered and staged
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[SampleAnswer] = field(default_factory=list)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Report:
         """From a run.json."""
-        steps, seen = [Row(**row) for row in content["steps"]], [Seen(**each) for each in content["seen"]]
+        steps, seen = (
+            [StepAccuracy(**row) for row in content["steps"]],
+            [SampleAnswer(**each) for each in content["seen"]],
+        )
         shown = [Figure(**figure) for figure in content.get("figures", ())]
         read = {"steps": steps, "verdict": Verdict.of(content["verdict"]), "figures": shown, "seen": seen}
         return cls(**{**content, **read})
@@ -51,7 +54,7 @@ def _measured(content: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SampleAnswer:
     """What the endpoint said of one test photo, and what it is."""
 
     photo: str

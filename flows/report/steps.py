@@ -16,7 +16,7 @@ from models.evaluation.scores import Scores, mean, read_scores
 
 
 @dataclass(frozen=True)
-class Row:
+class StepAccuracy:
     """Accuracy after one step; shares in [0, 1], None where there are no test photos of such classes."""
 
     step: str
@@ -28,30 +28,30 @@ class Row:
 
 
 def effects(
-    first: list[Path], retrained: list[Path], sharp: list[Path], balanced: list[Path], weights: Path, looks: Path, graph: Path,
+    first: list[Path], retrained: list[Path], finetuned: list[Path], balanced: list[Path], weights: Path, crops: Path, graph: Path,
     data: Path,
-) -> list[Row]:  # fmt: skip
+) -> list[StepAccuracy]:  # fmt: skip
     """One row per step of the recipe.
 
     "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
-    tail are the thirds of the classes, by number of photos. `sharp` is empty where nothing was fine-tuned.
+    tail are the thirds of the classes, by number of photos. `finetuned` is empty where nothing was fine-tuned.
     """
     manifest = read_manifest(data)
     steps = {
         "labels as delivered": first,
         "after cleaning": retrained,
-        "at high resolution": sharp,
+        "at high resolution": finetuned,
         "re-balanced": balanced,
     }
     rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
             for name, folders in steps.items() if folders]  # fmt: skip
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
-    crops = json.loads((looks / "views.json").read_text(encoding="utf-8"))["crops"]
+    num_crops = json.loads((crops / "crops.json").read_text(encoding="utf-8"))["crops"]
     members = [_test_scores(folder, manifest) for folder in balanced]
     together = mean(members, num_classes=len(manifest.classes), weights=counts)
     rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
     answers = np.load(graph / "answers.npz")
-    name = "one graph, with crops" if crops > 1 else "one graph"
+    name = "one graph, with crops" if num_crops > 1 else "one graph"
     rows.append(_mean(name, [_accuracy(answers["ranked"], answers["target"], manifest)]))
     return rows
 
@@ -61,7 +61,7 @@ def _test_scores(folder: Path, manifest: Manifest) -> Scores:
     return scores.select(np.isin(scores.id, manifest.id[manifest.split == "test"].astype(str)))
 
 
-def _row(step: str, networks: list[Scores], manifest: Manifest) -> Row:
+def _row(step: str, networks: list[Scores], manifest: Manifest) -> StepAccuracy:
     return _mean(step, [_accuracy(scores.top, scores.target, manifest) for scores in networks])
 
 
@@ -69,7 +69,7 @@ def _accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Ma
     return accuracy(ranked, target, train_counts=manifest.train_counts())
 
 
-def _mean(step: str, figures: list[Accuracy]) -> Row:
+def _mean(step: str, figures: list[Accuracy]) -> StepAccuracy:
     names = ("top1", "mean_class", "head", "middle", "tail")
     means = (float(np.mean([getattr(each, name) for each in figures])) for name in names)
-    return Row(step, *(None if math.isnan(value) else value for value in means))
+    return StepAccuracy(step, *(None if math.isnan(value) else value for value in means))

@@ -22,8 +22,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from flows.delivery.build import IntakeReport
-    from flows.report.run_report import Report, Seen
-    from flows.report.steps import Row
+    from flows.report.run_report import Report, SampleAnswer
+    from flows.report.steps import StepAccuracy
 
 
 def show_progress() -> None:
@@ -88,7 +88,7 @@ def print_intake(report: IntakeReport, outcome: str) -> None:
     print(outcome)
 
 
-def print_steps(steps: Sequence[Row]) -> None:
+def print_steps(steps: Sequence[StepAccuracy]) -> None:
     """Accuracy after each step, and what the step changed."""
     before = (None, *steps[:-1])
     rows = [
@@ -99,7 +99,7 @@ def print_steps(steps: Sequence[Row]) -> None:
     print_table(("step", "top-1", "mean class", "change", "head third", "middle third", "tail third"), rows)
 
 
-def _change(last: Row | None, row: Row) -> str:
+def _change(last: StepAccuracy | None, row: StepAccuracy) -> str:
     before, after = last.mean_class if last else None, row.mean_class
     return "" if before is None or after is None else f"{after - before:+.3f}"
 
@@ -112,7 +112,7 @@ def print_evidence(evidence: Sequence[Mapping[str, Any]]) -> None:
     print_table(("step", "member", "before", "after", "gains at least", "photos", "stays"), rows)
 
 
-def print_seen(seen: Sequence[Seen]) -> None:
+def print_seen(seen: Sequence[SampleAnswer]) -> None:
     """What the endpoint said of some test photos."""
     rows = [{"photo": s.photo[:8], "endpoint says": s.label, "probability": s.probability, "truth": s.truth,
              "right": "yes" if s.label == s.truth else "NO"} for s in seen]  # fmt: skip

@@ -30,7 +30,7 @@ ENVIRONMENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGI
 
 
 @contextmanager
-def on_dask(workspace: Workspace, where: str, *, places: int, reads: Path) -> Iterator[DaskTaskRunner]:
+def on_dask(workspace: Workspace, where: str, *, num_parallel: int, reads: Path) -> Iterator[DaskTaskRunner]:
     """The task runner on the scheduler at the address `where`, or on so many processes of this machine that end with the block.
 
     What the workers log comes here. Prefect's API has to be set, as the workers report to it.
@@ -42,7 +42,7 @@ def on_dask(workspace: Workspace, where: str, *, places: int, reads: Path) -> It
     with ExitStack() as stack:
         security = None
         if where == LOCAL:
-            cluster = stack.enter_context(_local(workspace, places))
+            cluster = stack.enter_context(_local(workspace, num_parallel))
             where, security = cluster.scheduler_address, cluster.security
         client = stack.enter_context(_connected(where, security))
         _check(client, where, [workspace.root / ".dvc" / "config", reads])
@@ -57,12 +57,12 @@ def on_dask(workspace: Workspace, where: str, *, places: int, reads: Path) -> It
 
 
 @contextmanager
-def _local(workspace: Workspace, places: int) -> Iterator[LocalCluster]:
+def _local(workspace: Workspace, num_parallel: int) -> Iterator[LocalCluster]:
     """Processes of this machine, on loopback, behind keys made for them alone: whoever reaches a worker can have it run code."""
     folder = workspace.state / "dask"
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told in our words
     with dask.config.set({"distributed.nanny.pre-spawn-environ": ENVIRONMENT}), LocalCluster(
-        n_workers=places, threads_per_worker=1, memory_limit=None, host="127.0.0.1", protocol="tls", security=True,
+        n_workers=num_parallel, threads_per_worker=1, memory_limit=None, host="127.0.0.1", protocol="tls", security=True,
         dashboard_address="127.0.0.1:0", local_directory=str(folder), 
     ) as cluster:  # fmt: skip
         yield cluster

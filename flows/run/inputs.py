@@ -40,7 +40,7 @@ def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
         "data_version": version_to_train_on(DataVersions(workspace), recipe),
         "config": digest(recipe, named),
         "code": code_hash(),
-        "serving": ModelVersions(Ledger(workspace.root)).serving(),
+        "serving": ModelVersions(Ledger(workspace.root)).current(),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from durable import sha256
-from flows.gate.gates import Answers
+from flows.gate.gates import Hits
 from flows.run.launch import run_child
 from flows.run.run import Run
 from models.data.manifest import Manifest
@@ -31,7 +31,7 @@ def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = Non
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return run.stage("measure", *depends_on, work=work)
+    return run.cached("measure", *depends_on, work=work)
 
 
 def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
@@ -40,16 +40,14 @@ def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
     def work(out: Path) -> None:
         run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
 
-    folder = run.stage("time", *map(sha256, graphs), work=work)
+    folder = run.cached("time", *map(sha256, graphs), work=work)
     return tuple(json.loads((folder / "timing.json").read_bytes()))
 
 
-def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Answers:
+def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Hits:
     """The answers in two folders of `measure_graph` of the same photos; a label that no training photo bears counts for nothing."""
     found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
     target = found[0]["target"]
     hits = [each["ranked"][:, 0] == target for each in found]
     known, third = target >= 0, thirds(manifest.train_counts())
-    return Answers(
-        target[known], hits[0][known], hits[1][known] if serving else None, np.array(manifest.classes), third
-    )
+    return Hits(target[known], hits[0][known], hits[1][known] if serving else None, np.array(manifest.classes), third)

@@ -56,7 +56,7 @@ class Run:
         overwrite(self.folder / "inputs.json", json.dumps(inputs, indent=1).encode())
         overwrite(self.folder / RECIPE, self._resolved)
 
-    def stage(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
         """The folder with the result of a stage, worked out now or found from an earlier run.
 
         A stage is named by everything it depends on: the arguments given, and the source of models. A result counts only if

@@ -27,7 +27,7 @@ def pack(repository: Path) -> str:
         truth = deliver(Path(folder) / "stock", seed=SEED, part="stock")
         workspace = Workspace.init(Path(folder) / "workspace")
         versions = DataVersions(workspace)
-        staged = versions.stage()
+        staged = versions.new_folder()
         ingest(Path(folder) / "stock", base=None, out=staged, val_share=VAL_SHARE)
         version = versions.commit(staged, step="ingest", message="the sample")
         shutil.rmtree(repository / "sample", ignore_errors=True)

@@ -37,7 +37,7 @@ FAILED = ("refused", "failed")
 
 
 @dataclass(frozen=True)
-class Fired:
+class ScheduledRun:
     """A scheduled run: when it began (ISO 8601), its end (running, published, unchanged, refused, failed, crashed), and why."""
 
     at: str
@@ -52,7 +52,7 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
     """A retraining if anything changed since the last one; ends as Published, Unchanged, Refused or Failed."""
     show_progress()
     place = Workspace.find(Path(workspace))
-    fired = Fired(
+    fired = ScheduledRun(
         f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", RUNNING, "", str(runtime.flow_run.id), _process(os.getpid())
     )
     note(place, fired)
@@ -84,13 +84,13 @@ def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
             return "published", f"model version {report.model_version}, run {report.run}"
 
 
-def note(workspace: Workspace, fired: Fired) -> None:
+def note(workspace: Workspace, fired: ScheduledRun) -> None:
     """Adds a line of its own, also after one that a kill left half-written; the last one of a flow run counts."""
     with _file(workspace).open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps(asdict(fired))}\n")
 
 
-def history(workspace: Workspace) -> list[Fired]:
+def history(workspace: Workspace) -> list[ScheduledRun]:
     """The scheduled runs, newest first; one whose process is gone without a word has crashed."""
     try:
         lines = _file(workspace).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -99,12 +99,12 @@ def history(workspace: Workspace) -> list[Fired]:
     found = {}
     for line in lines:
         with suppress(ValueError, TypeError):  # half-written, or not what it was
-            fired = _judged(Fired(**json.loads(line)))
+            fired = _crashed(ScheduledRun(**json.loads(line)))
             found[fired.flow_run] = fired
     return [*reversed(found.values())]
 
 
-def _judged(fired: Fired) -> Fired:
+def _crashed(fired: ScheduledRun) -> ScheduledRun:
     """Crashed where its process is gone; of another machine's nobody can tell from here."""
     pid, _, machine = (*fired.process.split("@"), platform.node())[:3]  # earlier releases named no machine
     if fired.outcome != RUNNING or machine != platform.node() or fired.process == _process(int(pid)):

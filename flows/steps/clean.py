@@ -14,15 +14,15 @@ from flows.data.versions import DataVersions
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit
 from flows.run.run import Run, code_hash
-from flows.run.stage import stage, together
+from flows.run.step import step, together
 from flows.steps.learn import score_fold
 from flows.workspace.files import link
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
 from models.data.manifest import CHECKED, Manifest, read_manifest, write_labels, write_version
-from models.data.trusted import judged_by
-from models.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
+from models.data.trusted import with_selection_photos
+from models.decisions import FoldEmbeddings, confusion, decide, fold_embeddings, moves, out_of_sample, scored_by
 from models.evaluation.scores import Scores, read_scores
 from models.recipe.config import digest
 
@@ -40,16 +40,16 @@ def rounds(run: Run, data: Path) -> Path:
     return data
 
 
-@stage("clean, round {round}")
+@step("clean, round {round}")
 def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     """The data version in which all labels are judged by these folds, with every decision taken anew."""
     before = read_manifest(data)
     after, noise = judged(run, before, folds, round)
     done = moves(before, after)
-    message = f"{done.disbelieved} labels disbelieved, {done.restored} believed again"
+    message = f"{done.flagged} labels disbelieved, {done.restored} believed again"
     log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
     versions = DataVersions(run.workspace)
-    folder = versions.stage()
+    folder = versions.new_folder()
     for path in sorted(data.rglob("*")):
         if path.is_file() and path.name not in (*OWN, "READY"):
             link(path, folder / path.relative_to(data))
@@ -71,25 +71,25 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
     Photos whose labels somebody checked (`proof.photos`, `cleanshelf feedback`) stay as they are.
     """
     parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
-    seen = judged_by(manifest, run.recipe.proof.photos)
+    seen = with_selection_photos(manifest, run.recipe.proof.photos)
     scores = out_of_sample(parts, seen)
     checked = seen.decision == CHECKED
     if run.recipe.proof.photos:
         checked |= seen.split == "val"
     scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
-    views = compared(folds, parts, scores) if settings.asks_embeddings else None
-    judge = judges([folder.name for folder in folds], parts, scores)
-    after = decide(seen, scores, settings=settings, round=round, judge=judge, looks=views)
+    embeddings = compared(folds, parts, scores) if settings.asks_embeddings else None
+    judge = scored_by([folder.name for folder in folds], parts, scores)
+    after = decide(seen, scores, settings=settings, round=round, judge=judge, fold_embeddings=embeddings)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
-    noise = confusion(seen, scores, looks=views) if settings.correct and views else None
+    noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 
-def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> Looks:
+def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
     """What photos are compared by: features of a backbone that all folds share, else embeddings of each fold's own network."""
     shared = all((folder / "features.npy").exists() for folder in folds)
     name = "features.npy" if shared else "embeddings.npy"
-    return looks([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
+    return fold_embeddings([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
 
 
 def made_before(versions: DataVersions, folder: Path) -> Path | None:

@@ -10,17 +10,17 @@ from flows.data.history import descent
 from flows.data.versions import DataVersions
 from flows.run.launch import run_child
 from flows.run.run import Run, code_hash
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.settings import REPOSITORY
 from flows.steps.learn import calibrate
 from flows.steps.publish import log, read_json
 from models.recipe.config import digest
 
 
-@stage("export")
-def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path, calibrated: Path) -> Path:
+@step("export")
+def export(run: Run, data: Path, members: list[Path], weights: Path, crops: Path, calibrated: Path) -> Path:
     """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
-    made_from = (*members, weights, looks, calibrated)
+    made_from = (*members, weights, crops, calibrated)
     card = {
         "data_version": data.name,
         "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).log())[1:]),
@@ -36,35 +36,35 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, looks: Path
         (out / "card.json").write_text(json.dumps(card), encoding="utf-8")
         networks = [folder / "network.pt" for folder in members]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
-        arguments += ["--ensemble", weights / "ensemble.json", "--views", looks / "views.json"]
+        arguments += ["--ensemble", weights / "ensemble.json", "--crops", crops / "crops.json"]
         arguments += ["--calibration", calibrated / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
     names = [folder.name for folder in made_from]
-    return run.stage("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
+    return run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
 
 
-@stage("look in {crops} crops")
-def in_crops(run: Run, looks: Path, crops: int) -> Path:
-    """The way to look at a photo with another number of crops, for which nothing speaks yet: views.json."""
-    chosen = read_json(looks / "views.json")
+@step("use {count} crops")
+def in_crops(run: Run, crops: Path, count: int) -> Path:
+    """crops.json with `count` crops at the chosen enlargement; nothing was measured of it yet."""
+    chosen = read_json(crops / "crops.json")
 
     def work(out: Path) -> None:
-        content = {"crops": crops, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
-        (out / "views.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        content = {"crops": count, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
+        (out / "crops.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-    return run.stage(f"look-{crops}", chosen["enlarge"], crops, work=work)
+    return run.cached(f"crops-{count}", chosen["enlarge"], count, work=work)
 
 
-def levels(run: Run, data: Path, members: list[Path], weights: Path, looks: Path) -> list[Path]:
+def levels(run: Run, data: Path, members: list[Path], weights: Path, crops: Path) -> list[Path]:
     """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
-    chosen = read_json(looks / "views.json")["crops"]
-    others = [in_crops(run, looks, crops) for crops in run.recipe.export.levels if crops != chosen]
-    calibrated = [calibrate(run, data, members, weights, look) for look in others]
+    chosen = read_json(crops / "crops.json")["crops"]
+    others = [in_crops(run, crops, count) for count in run.recipe.export.levels if count != chosen]
+    calibrated = [calibrate(run, data, members, weights, each) for each in others]
     return [export(run, data, members, weights, *pair) for pair in zip(others, calibrated, strict=True)]
 
 
-@stage("variants")
+@step("variants")
 def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
     """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
     settings = run.recipe.export
@@ -76,7 +76,7 @@ def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
         run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line))
 
     names = [folder.name for folder in (graph, *others)]
-    return run.stage("variants", data.name, names, settings, run.recipe.proof.file, work=work)
+    return run.cached("variants", data.name, names, settings, run.recipe.proof.file, work=work)
 
 
 def commit() -> str:

@@ -10,31 +10,31 @@ from typing import Any
 import numpy as np
 
 from durable import sha256
-from flows.gate.gates import Decided, Evidence, judge
+from flows.gate.gates import Decided, GateInput, judge
 from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.run.measure import measure_graph, read_answers, time_graphs
 from flows.run.run import Run
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.steps.publish import log, read_json
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
-from models.data.manifest import DISBELIEVED, OUTSIDE, Manifest, read_manifest
+from models.data.manifest import FLAGGED, OUTSIDE, Manifest, read_manifest
 from serving.signature import Signature
 
 
-@stage("gate")
+@step("gate")
 def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos: verdict.json.
 
     despite: why it is to serve even if it is refused; that is recorded with the name of the user.
     """
     ledger, file, settings = Ledger(run.workspace.root), graph / "model.onnx", run.recipe.gate
-    serving = ModelVersions(ledger).serving()
+    serving = ModelVersions(ledger).current()
     now = None if serving is None else intact_graph(run.workspace, serving)
     manifest = read_manifest(data)
-    evidence = Evidence(
+    evidence = GateInput(
         parity=read_json(graph / "parity.json"),
         answers=read_answers(manifest, graph, now and measure_graph(run, data, now)),
         decided=decided(manifest),
@@ -65,7 +65,7 @@ def intact_graph(workspace: Workspace, version: int) -> Path:
 def decided(manifest: Manifest) -> Decided:
     """What cleaning decided on the training photos; those that ingestion left out do not count."""
     counts = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
-    away = counts & np.isin(manifest.decision, DISBELIEVED)
+    away = counts & np.isin(manifest.decision, FLAGGED)
     given, gone = (np.bincount(manifest.given_target[rows], minlength=len(manifest.classes)) for rows in (counts, away))
     return Decided(np.array(manifest.classes), given, gone)
 

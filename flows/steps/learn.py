@@ -13,13 +13,13 @@ import numpy as np
 from durable import sha256
 from flows.run.launch import run_child
 from flows.run.run import Run
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.settings import num_workers
 from models.data.manifest import read_manifest
-from models.data.trusted import judged_by, judges
+from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
 from models.recipe.config import Recipe, to_dict
-from models.training.ensemble import choose
+from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
 
@@ -36,13 +36,13 @@ def check(recipe: Recipe, data: Path) -> None:
         run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
 
 
-@stage("train member {member}")
+@step("train member {member}")
 def train(run: Run, data: Path, member: int) -> Path:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
     return _train(run, data, member, name=_name("train", run, member))
 
 
-@stage("score fold {fold}")
+@step("score fold {fold}")
 def score_fold(run: Run, data: Path, fold: int) -> Path:
     """Scores of one fold of the training photos, by a network that never saw them."""
     settings = run.recipe.clean
@@ -50,7 +50,7 @@ def score_fold(run: Run, data: Path, fold: int) -> Path:
     return _train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold])
 
 
-@stage("fine-tune member {member}")
+@step("fine-tune member {member}")
 def finetune(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
     return _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
@@ -70,7 +70,7 @@ def _train(
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.stage(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
+    return run.cached(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
                      own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def _content(path: str) -> str:
     return sha256(Path(path)) if path and Path(path).is_file() else path
 
 
-@stage("balance member {member}")
+@step("balance member {member}")
 def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
@@ -103,54 +103,54 @@ def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
         run_child("models.training.decoupling", [*arguments, "--out", out], say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.stage(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+    return run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
                      recipe.export.input_size, seed, work=work)  # fmt: skip
 
 
-@stage("ensemble")
+@step("ensemble")
 def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
     """What each member counts, with the evidence: ensemble.json."""
     settings = run.recipe.ensemble
 
     def work(out: Path) -> None:
-        manifest = judged_by(read_manifest(data), run.recipe.proof.photos)
-        judging = manifest.id[judges(manifest)].astype(str)
+        manifest = with_selection_photos(read_manifest(data), run.recipe.proof.photos)
+        judging = manifest.id[selection_photos(manifest)].astype(str)
         scores = [read_scores(folder / "scores.parquet") for folder in balanced]
-        choice = choose([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
+        choice = choose_weights([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
                         confidence=run.recipe.proof.confidence)  # fmt: skip
         log.info("ensemble, %s: members count %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights))
         content = json.dumps({"method": settings.method} | choice.to_dict(), indent=1, allow_nan=False)
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
     names, proof = [folder.name for folder in balanced], run.recipe.proof
-    return run.stage("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
+    return run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
 
 
-@stage("views")
-def views(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
-    """How the graph will look at a photo, with the evidence: views.json."""
+@step("choose crops")
+def choose_crops(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
+    """How the graph will look at a photo, with the evidence: crops.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
-        run_child("models.export.views", [*arguments, "--networks", *networks], say=_say("views"))
+        run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"))
 
     names, proof = [folder.name for folder in (*balanced, chosen)], run.recipe.proof
-    return run.stage("views", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
+    return run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
 
 
-@stage("calibrate")
-def calibrate(run: Run, data: Path, balanced: list[Path], chosen: Path, looks: Path) -> Path:
+@step("calibrate")
+def calibrate(run: Run, data: Path, balanced: list[Path], chosen: Path, crops: Path) -> Path:
     """How sure the graph may be, and what it takes for a product of the assortment, with the evidence: calibration.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
-        arguments += ["--views", looks / "views.json"]
+        arguments += ["--crops", crops / "crops.json"]
         run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
 
-    names = [folder.name for folder in (*balanced, chosen, looks)]
-    return run.stage("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work)
+    names = [folder.name for folder in (*balanced, chosen, crops)]
+    return run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work)
 
 
 def _say(name: str) -> Callable[[str], None]:

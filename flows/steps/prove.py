@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.run.run import Run
-from flows.run.stage import stage
+from flows.run.step import step
 from models.data.manifest import Manifest, read_manifest
-from models.data.trusted import judged_by, judges
+from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import gain
 from models.evaluation.scores import read_scores
 from models.recipe.config import Proof
@@ -22,10 +22,10 @@ from models.recipe.config import Proof
 log = logging.getLogger("cleanshelf")
 
 
-@stage("prove {step}")
+@step("prove {step}")
 def prove(run: Run, data: Path, step: str, before: list[Path], after: list[Path]) -> list[Path]:
     """Of each member the result after the step where that gained, else the one before; run.json says why."""
-    hits = Hits(judged_by(read_manifest(data), run.recipe.proof.photos))
+    hits = Hits(with_selection_photos(read_manifest(data), run.recipe.proof.photos))
     found = [hits.compare(*pair, settings=run.recipe.proof) for pair in zip(before, after, strict=True)]
     decisions = [{"step": step, "member": number, **each} for number, each in enumerate(found, start=1)]
     (run.folder / f"evidence-{step}.json").write_text(json.dumps(decisions, indent=1), encoding="utf-8")
@@ -46,7 +46,7 @@ class Hits:
         Cleaning leaves out the photos that its own networks do not recognise, which flatters networks like them. The wider the
         two figures lie apart, the more.
         """
-        on = judges(self.manifest)
+        on = selection_photos(self.manifest)
         part = {} if settings.photos else {"believed": self._gain(before, after, on & self.manifest.kept, settings)}
         return self._gain(before, after, on, settings) | part
 
@@ -72,12 +72,12 @@ def in_words(decision: dict[str, Any]) -> str:
     return f"{figures}: {'stays' if decision['stays'] else 'goes'}"
 
 
-def evidence(run: Run, balanced: list[Path], weights: Path, looks: Path) -> list[dict[str, Any]]:
+def evidence(run: Run, balanced: list[Path], weights: Path, crops: Path) -> list[dict[str, Any]]:
     """Every decision of the run, in the order of its steps."""
     proven = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.folder.glob("evidence-*.json"))]
     choices = [json.loads((folder / "balance.json").read_text(encoding="utf-8")) for folder in balanced]
     rebalanced = [{"step": "balance", "member": number, "method": each["chosen"]["method"], **each["gain"]}
                   for number, each in enumerate(choices, start=1)]  # fmt: skip
-    whole = [{"step": file.stem, "member": None, **gained} for file in (weights / "ensemble.json", looks / "views.json")
+    whole = [{"step": file.stem, "member": None, **gained} for file in (weights / "ensemble.json", crops / "crops.json")
              if (gained := json.loads(file.read_text(encoding="utf-8")).get("gain"))]  # fmt: skip
     return [*(decision for each in proven for decision in each), *rebalanced, *whole]

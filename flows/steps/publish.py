@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from durable import sha256
-from flows.endpoint.release import put, release
+from flows.endpoint.promotion import register, register_and_promote
 from flows.endpoint.server import endpoint
 from flows.errors import GateRefused
 from flows.gate.verdict import Verdict
@@ -19,9 +19,9 @@ from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
 from flows.report.markdown import markdown, tell
-from flows.report.run_report import Report, Seen, to_json
+from flows.report.run_report import Report, SampleAnswer, to_json
 from flows.run.run import Run
-from flows.run.stage import stage
+from flows.run.step import step
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from serving import Recognizer
@@ -30,7 +30,7 @@ log = logging.getLogger("cleanshelf")
 REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it takes for no product
 
 
-@stage("publish")
+@step("publish")
 def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: bool = True) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
@@ -49,7 +49,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
         raise GateRefused(["the graph changed after it was judged"])
     models = ModelVersions(Ledger(run.workspace.root))
     with run.workspace.lock("publish", name="serving"):
-        serving = models.serving()
+        serving = models.current()
         if serving is not None and models.lineage(serving)["graph_sha256"] == verdict.graph_sha256:
             log.info("publish: model version %d has exactly these bytes and serves already", serving)
             return serving
@@ -57,7 +57,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
             raise GateRefused([f"judged against {named(verdict.against)}, but {named(serving)} serves now; "
                                f"`cleanshelf publish {run.id}` judges it anew"])  # fmt: skip
         lineage = describe(run, graph, verdict, parent=serving)
-        step = release if promote else put
+        step = register_and_promote if promote else register
         return step(run.workspace, file, lineage=lineage, labels=read_manifest(data).classes,
                     golden=np.load(graph / "golden.npy"))  # fmt: skip
 
@@ -74,8 +74,8 @@ def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> 
     }
 
 
-@stage("recognise")
-def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
+@step("recognise")
+def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer]:
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
@@ -84,7 +84,9 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[Seen]:
     with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
-        Seen(str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0)
+        SampleAnswer(
+            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0
+        )
         for row, answer in zip(chosen, answers, strict=True)
     ]
 
@@ -104,7 +106,7 @@ def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool
         raise GateRefused(list(report.verdict.reasons))
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
-        serves = ModelVersions(Ledger(run.workspace.root)).serving() == version  # it did before
+        serves = ModelVersions(Ledger(run.workspace.root)).current() == version  # it did before
         return record(run, replace(report, model_version=version, promoted=serves))
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
@@ -112,7 +114,7 @@ def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool
     return record(run, replace(report, model_version=version, promoted=True, seen=seen))
 
 
-@stage("record")
+@step("record")
 def record(run: Run, report: Report) -> Report:
     """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")

@@ -14,7 +14,7 @@ from flows.data.versions import DataVersions
 from flows.orchestrator.server import orchestrated
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.run import Run
-from flows.run.stage import side_by_side, stage
+from flows.run.step import parallel_tasks, step
 from flows.settings import Settings, num_workers
 from flows.steps.learn import check
 from flows.workspace import Workspace
@@ -35,7 +35,7 @@ def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
         DataVersions(workspace).repair()
         preview(workspace, recipe)
         run.open(inputs(workspace, recipe))
-        with orchestrated(workspace), side_by_side(workspace, places=num_trainings(recipe)) as runner:
+        with orchestrated(workspace), parallel_tasks(workspace, num_parallel=num_trainings(recipe)) as runner:
             yield run, runner
 
 
@@ -68,7 +68,7 @@ def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
     return versions.materialise(version_to_train_on(versions, recipe))
 
 
-@stage("select data")
+@step("select data")
 def select_data(run: Run) -> Path:
     """The photos and labels that the run starts from."""
     return data_to_train_on(run.workspace, run.recipe)

@@ -1,12 +1,12 @@
 """Finding wrong labels: arrays in, arrays out, no torch. N photos, C classes."""
 
-from models.cleaning.decide import confusers, label_weights, worst
+from models.cleaning.decide import attractor_classes, label_weights, worst
 from models.cleaning.inputs import TopK
-from models.cleaning.judge import HALF, estimate_noise, find_label_errors, label_quality, suggest_labels
+from models.cleaning.labels import HALF, estimate_noise, find_label_errors, label_quality, suggest_labels
 from models.cleaning.noise import Noise
+from models.cleaning.outliers import find_near_duplicates, find_out_of_set
 from models.cleaning.rules import DEFAULT, RULES
 from models.cleaning.score import log_margin
-from models.cleaning.strangers import find_near_duplicates, find_out_of_set
 
 __all__ = [
     "DEFAULT",
@@ -14,7 +14,7 @@ __all__ = [
     "RULES",
     "Noise",
     "TopK",
-    "confusers",
+    "attractor_classes",
     "estimate_noise",
     "find_label_errors",
     "find_near_duplicates",

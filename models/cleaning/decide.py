@@ -69,7 +69,9 @@ def floors(counts: NDArray[np.int64], share: float, count: int) -> NDArray[np.in
     return np.minimum(counts, np.maximum(count, np.ceil(share * counts))).astype(np.int64)
 
 
-def confusers(labels: NDArray[np.int64], suggested: NDArray[np.int64], *, num_classes: int) -> NDArray[np.bool_]:
+def attractor_classes(
+    labels: NDArray[np.int64], suggested: NDArray[np.int64], *, num_classes: int
+) -> NDArray[np.bool_]:
     """(C,) True of a class that the photos of some tail class are most often taken for, all of them at a tie.
 
     No photo should be relabelled as one of these: it is where a rare product's own photos end up. The tail is the third of the

@@ -1,6 +1,6 @@
 """Rules that judge labels, by name. Each gives a quality in [0, 1]; below 0.5 it calls the label wrong.
 
-A rule sees `Evidence` and nothing else, so all are compared on the same probabilities.
+A rule sees `RuleInput` and nothing else, so all are compared on the same probabilities.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Annotated, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning.evidence import Evidence
 from models.cleaning.noise import Noise, posterior
+from models.cleaning.rule_input import RuleInput
 from models.cleaning.score import TINY, log_margin
 from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
 from models.errors import CleaningError
@@ -27,7 +27,7 @@ Number = Annotated[int, Range(1, 1000)]
 class Rule(Protocol):
     """What a rule does."""
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         """(N,) in [0, 1]; of photos with the label -1 it does not matter."""
 
 
@@ -47,7 +47,7 @@ class Report:
     def __init__(self, unsure: Annotated[float, Range(0, 1, open_low=True)] = 0.7) -> None:
         self.unsure = unsure
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         return np.where(evidence.p_other > evidence.p_label, np.minimum(0.5 * evidence.p_other / self.unsure, 1), 1)
 
 
@@ -61,7 +61,7 @@ class SelfConfidence:
     def __init__(self, share: Positive = 0.5) -> None:
         self.share = share
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         usual = self.share * class_means(evidence)[evidence.labels]
         return evidence.p_label / np.maximum(evidence.p_label + usual, TINY)
 
@@ -77,7 +77,7 @@ class LogMargin:
     def __init__(self, threshold: float = -0.5, prior: Share = 0.0) -> None:
         self.threshold, self.prior = threshold, prior
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         if not self.prior:
             return sigmoid(log_margin(evidence.p_label, evidence.p_other) - self.threshold)
         size = np.maximum(evidence.counts, 1) ** self.prior
@@ -94,7 +94,7 @@ class ConfidentLearning:
     The off-diagonal of the confident joint (Northcutt et al. 2021); where several classes are confident, the most probable.
     """
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         usual = class_means(evidence)
         usual[evidence.counts == 0] = np.inf  # a class that nobody bears is never confident
         best = np.zeros(len(evidence), np.float64)
@@ -112,7 +112,7 @@ class Neighbours:
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         near = nearest(evidence, self.count)
         own = count_votes(near, evidence.labels.astype(np.int32)[:, None])[:, 0]
         votes = count_votes(near, near)
@@ -127,7 +127,7 @@ class Product:
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         found = evidence.candidates
         logs = _log(found.p) + np.log1p(count_votes(nearest(evidence, self.count), found.ids))
         return sigmoid(_margin(logs, found.exists) - self.threshold)
@@ -140,7 +140,7 @@ class Linear:
     def __init__(self, gap: Annotated[float, Range(0)] = 0.05, ridge: Positive = 0.5) -> None:
         self.gap, self.ridge = gap, ridge
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         found = evidence.candidates
         answers = _linear(evidence, self.ridge)
         return sigmoid(10 * (_margin(answers, found.exists) + self.gap))
@@ -167,14 +167,14 @@ class Posterior:
     ) -> None:
         self.count, self.linear, self.ridge, self.trust, self.most = count, linear, ridge, trust, most
 
-    def quality(self, evidence: Evidence) -> NDArray[np.floating]:
+    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
         if evidence.embeddings is None:
             return LogMargin().quality(evidence)
         quality = np.ones(len(evidence), np.float32)
         quality[evidence.judged] = self.believe(evidence)[0][:, 0]
         return quality
 
-    def believe(self, evidence: Evidence) -> tuple[NDArray[np.float32], Noise]:
+    def believe(self, evidence: RuleInput) -> tuple[NDArray[np.float32], Noise]:
         """(n, K + 1) probability of each candidate of the judged photos, and the confusion."""
         found, judged = evidence.candidates, evidence.judged
         logs = _log(found.p).astype(np.float32)
@@ -186,7 +186,7 @@ class Posterior:
         return posterior(logs[judged], found.ids[judged], num_classes=evidence.num_classes, trust=self.trust)
 
 
-def photos(evidence: Evidence) -> NDArray[np.floating]:
+def photos(evidence: RuleInput) -> NDArray[np.floating]:
     """(N, d) embeddings.
 
     Raises:
@@ -197,19 +197,19 @@ def photos(evidence: Evidence) -> NDArray[np.floating]:
     return evidence.embeddings
 
 
-def class_means(evidence: Evidence) -> NDArray[np.float64]:
+def class_means(evidence: RuleInput) -> NDArray[np.float64]:
     """(C,) mean p(label) of the photos that bear each label: the confident thresholds; 0 without photos."""
     judged = evidence.judged
     total = np.bincount(evidence.labels[judged], evidence.p_label[judged], minlength=evidence.num_classes)
     return np.asarray(total / np.maximum(evidence.counts, 1))
 
 
-def nearest(evidence: Evidence, count: int) -> NDArray[np.int32]:
+def nearest(evidence: RuleInput, count: int) -> NDArray[np.int32]:
     """(N, count) labels of the nearest other photos."""
     return neighbour_labels(photos(evidence), evidence.labels, neighbours=count, groups=evidence.groups)
 
 
-def _linear(evidence: Evidence, ridge: float) -> NDArray[np.float32]:
+def _linear(evidence: RuleInput, ridge: float) -> NDArray[np.float32]:
     return linear_vote(photos(evidence), evidence.labels, evidence.candidates.ids, groups=evidence.groups,
                        ridge=ridge, num_classes=evidence.num_classes)  # fmt: skip
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-DISBELIEVED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
+FLAGGED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
 CHECKED = "checked"  # by a person; cleaning leaves it as it is
 OUTSIDE = ("conflict", "near-test", "near-train")  # what ingestion decides: neither learnt from nor judged
-DECISIONS = ("", *DISBELIEVED, *OUTSIDE, CHECKED)
+DECISIONS = ("", *FLAGGED, *OUTSIDE, CHECKED)
 
 INDEX = pa.schema(
     [

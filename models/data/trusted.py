@@ -25,7 +25,7 @@ VALIDATION = "val"  # of `meta.photos`: the validation photos instead of a file
 LEAST = 2  # photos of a batch, because of batch norm
 
 
-def judges(manifest: Manifest) -> NDArray[np.bool_]:
+def selection_photos(manifest: Manifest) -> NDArray[np.bool_]:
     """(N,) the photos that steps are judged by: validation photos of a class that is learnt, whatever cleaning says of them.
 
     A photo that came under several labels has none to be judged by.
@@ -36,7 +36,7 @@ def judges(manifest: Manifest) -> NDArray[np.bool_]:
     return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
 
 
-def judged_by(manifest: Manifest, photos: str) -> Manifest:
+def with_selection_photos(manifest: Manifest, photos: str) -> Manifest:
     """The manifest as a run sees it whose steps are judged by the photos that `proof.photos` names: the same for "".
 
     They become the validation photos, kept whatever cleaning says of them; the other validation photos are learnt from.

@@ -1,4 +1,4 @@
-"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --views FILE
+"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --crops FILE
 --calibration FILE --card FILE --out DIR`.
 
 What it leaves in --out: model.onnx (with its card as metadata), answers.npz (what it says of the test photos),
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.export.calibrate import read_calibration
+from models.export.crops import with_chosen_crops
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import test_rows, write_answers
 from models.export.onnx_file import write_onnx
+from models.export.ood import UNCALIBRATED, Calibration
 from models.export.parity import measure_parity, require_parity
 from models.export.patch import name_classes, stamp
 from models.export.session import decisive
-from models.export.unknown import UNCALIBRATED, Calibration
-from models.export.views import looking
 from models.recipe.config import Export, Recipe
-from models.training.command import log_progress, read_recipe, run, taking
+from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,9 @@ def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
 
 def main() -> None:
     """The command line of one export."""
-    parser = taking("data recipe networks ensemble views out", description="Fuse trained networks into one ONNX graph.")
+    parser = parser_for(
+        "data recipe networks ensemble crops out", description="Fuse trained networks into one ONNX graph."
+    )
     parser.add_argument("--calibration", type=Path, required=True, help="JSON object of models.export.calibrate")
     parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
     args = parser.parse_args()
@@ -118,7 +120,7 @@ def main() -> None:
     card = json.loads(args.card.read_text(encoding="utf-8"))
     calibration, evidence = read_calibration(args.calibration)
     card["calibration"] = json.dumps(evidence)
-    recipe = dataclasses.replace(recipe, export=looking(recipe.export, args.views))
+    recipe = dataclasses.replace(recipe, export=with_chosen_crops(recipe.export, args.crops))
     networks, weights = in_use(args.networks, args.ensemble)
     export(networks, data=args.data, recipe=recipe, card=card, out=args.out, weights=weights,
            calibration=calibration)  # fmt: skip

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from contract import ACCEPTED, PADDING
 from models.errors import WeightsMismatch
-from models.export.unknown import UNCALIBRATED, Calibration, Known, Look
+from models.export.ood import UNCALIBRATED, Calibration, KnownScore, MemberOutput
 from models.networks.network import Head
 from models.recipe.config import Export
 from models.training.classifiers import tau_normalise
@@ -101,20 +101,20 @@ class Branch(nn.Module):
         self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau, temperature=temperature)
         self.sphere = trained.network.head.sphere
 
-    def forward(self, pixels: Tensor) -> Look:
+    def forward(self, pixels: Tensor) -> MemberOutput:
         """(B, 3, S, S) in [0, 1] to logits and embeddings of each crop."""
         full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
         views = torch.cat([self._crop(full, *box) for box in self.crops])
         embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
         n = len(self.crops)
-        return Look(self.classifier(embedding).unflatten(0, (n, -1)), embedding.unflatten(0, (n, -1)))
+        return MemberOutput(self.classifier(embedding).unflatten(0, (n, -1)), embedding.unflatten(0, (n, -1)))
 
     def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
         view = full[:, :, top : top + self.size, left : left + self.size]
         return view.flip(3) if mirrored else view
 
 
-class Answers(NamedTuple):
+class GraphOutput(NamedTuple):
     """What the graph gives, in the order of its outputs."""
 
     ids: Tensor  # (B, k) int64, best first; with fewer than k classes they end in -1; all -1 where rejected, if asked for
@@ -149,26 +149,26 @@ class DeployGraph(nn.Module):
         )
         parts = torch.tensor(weights or [1 / len(members)] * len(members))
         self.register_buffer("weights", parts.view(-1, 1, 1))
-        self.known = Known(calibration)
+        self.known = KnownScore(calibration)
 
-    def forward(self, image: Tensor) -> Answers:
+    def forward(self, image: Tensor) -> GraphOutput:
         """(B, S, S, 3) uint8 photos to what is known of each."""
-        looks = self.look(image)
-        mean = self.mean(looks)
-        known = self.known(looks, mean, self.weights)
+        outputs = self.output(image)
+        mean = self.mean(outputs)
+        known = self.known(outputs, mean, self.weights)
         probs, ids = functional.pad(mean, (0, self.top_k), value=-1.0).topk(self.top_k)
         ids = ids.where(probs >= 0, -1)
         ids = ids.where(known >= ACCEPTED, PADDING) if self.reject else ids
-        return Answers(ids, probs.clamp_min(0), known, functional.normalize(looks[0].embedding.mean(0)))
+        return GraphOutput(ids, probs.clamp_min(0), known, functional.normalize(outputs[0].embedding.mean(0)))
 
-    def look(self, image: Tensor) -> list[Look]:
+    def output(self, image: Tensor) -> list[MemberOutput]:
         """What each member sees in (B, S, S, 3) uint8 photos."""
         pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         return [branch(pixels) for branch in self.branches]
 
-    def mean(self, looks: Sequence[Look]) -> Tensor:
+    def mean(self, outputs: Sequence[MemberOutput]) -> Tensor:
         """(B, C) weighted mean over the members of their best classes' probabilities, each the mean over its crops."""
-        return (self.weights * torch.stack([self._kept(look.logits.softmax(2).mean(0)) for look in looks])).sum(0)
+        return (self.weights * torch.stack([self._kept(output.logits.softmax(2).mean(0)) for output in outputs])).sum(0)
 
     def _kept(self, probabilities: Tensor) -> Tensor:
         """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""

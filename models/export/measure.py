@@ -17,7 +17,7 @@ from models.data.photos import Photos
 from models.evaluation.accuracy import accuracy
 from models.export.patch import read_metadata
 from models.export.session import open_session
-from models.training.command import log_progress, run, taking
+from models.training.command import log_progress, parser_for, run
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -73,7 +73,7 @@ def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | N
 
 def main() -> None:
     """The command line of one measurement."""
-    parser = taking("data out", description="Measure an ONNX file on the test photos of a data version.")
+    parser = parser_for("data out", description="Measure an ONNX file on the test photos of a data version.")
     parser.add_argument("--graph", type=Path, required=True)
     parser.add_argument("--among", type=Path, help="a graph: only photos whose label it knows count")
     args = parser.parse_args()

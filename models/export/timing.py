@@ -15,7 +15,7 @@ import torch
 
 from models.errors import ExportError
 from models.export.session import open_session
-from models.training.command import run, taking
+from models.training.command import parser_for, run
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP = 3
@@ -68,7 +68,7 @@ def time_each(graphs: Sequence[Path], *, batch: int = 1, provider: str = CPU, ro
 
 def main() -> None:
     """The command line of one measurement on the CPU: timing.json, a list in the order of the graphs."""
-    parser = taking("out", description="Time ONNX files side by side.")
+    parser = parser_for("out", description="Time ONNX files side by side.")
     parser.add_argument("--graphs", type=Path, nargs="+", required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

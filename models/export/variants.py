@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.data.trusted import judged_by, judges
+from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.accuracy import accuracy
 from models.export.int8 import write_int8
 from models.export.measure import measure, write_answers
@@ -29,7 +29,7 @@ from models.export.precision import HALVES, write_half, write_rounded
 from models.export.session import open_session
 from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_each
 from models.recipe.config import Export
-from models.training.command import log_progress, read_recipe, run, taking
+from models.training.command import log_progress, parser_for, read_recipe, run
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Base:
     @classmethod
     def of(cls, graph: Path, manifest: Manifest) -> Base:
         """Asked once, for all variants."""
-        rows, side = np.flatnonzero(judges(manifest)), open_session(graph).get_inputs()[0].shape[1]
+        rows, side = np.flatnonzero(selection_photos(manifest)), open_session(graph).get_inputs()[0].shape[1]
         return cls(graph, manifest, side, rows, *measure(graph, manifest, rows))
 
     def ask(self, name: str, path: Path) -> Variant:
@@ -194,7 +194,7 @@ def place(source: Path, out: Path) -> None:
 
 def main() -> None:
     """The command line of the variants of one export."""
-    parser = taking(
+    parser = parser_for(
         "data recipe out", description="Make variants of a graph, and see which of them are worth offering."
     )
     parser.add_argument("--graph", type=Path, required=True, help="what models.export left")
@@ -203,7 +203,7 @@ def main() -> None:
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
-    manifest = judged_by(read_manifest(args.data), recipe.proof.photos)
+    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
     base = Base.of(args.graph / "model.onnx", manifest)
     made = [of_precision(name, base, args.out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]
     levels = undominated([of_level(folder / "model.onnx", base) for folder in (args.graph, *args.levels)])

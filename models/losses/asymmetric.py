@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from models.losses.base import LOSSES, Loss, Row
+from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.softmax import SumPower
 from models.recipe.registry import Range
 
@@ -33,8 +33,8 @@ class AGCE(Loss):
         super().__init__(num_classes)
         self.a, self.q = a, q
 
-    def value(self, row: Row) -> Tensor:
-        value: Tensor = ((self.a + 1) ** self.q - (self.a + row.p) ** self.q) / self.q
+    def value(self, batch: LossBatch) -> Tensor:
+        value: Tensor = ((self.a + 1) ** self.q - (self.a + batch.p) ** self.q) / self.q
         return value
 
     def asymmetry_ratio(self) -> float:
@@ -54,8 +54,8 @@ class AUL(Loss):
         super().__init__(num_classes)
         self.a, self.q = a, q
 
-    def value(self, row: Row) -> Tensor:
-        value: Tensor = ((self.a - 1 + row.miss) ** self.q - (self.a - 1) ** self.q) / self.q
+    def value(self, batch: LossBatch) -> Tensor:
+        value: Tensor = ((self.a - 1 + batch.miss) ** self.q - (self.a - 1) ** self.q) / self.q
         return value
 
     def asymmetry_ratio(self) -> float:
@@ -74,8 +74,8 @@ class AEL(Loss):
         super().__init__(num_classes)
         self.a = a
 
-    def value(self, row: Row) -> Tensor:
-        return (-row.p / self.a).exp()
+    def value(self, batch: LossBatch) -> Tensor:
+        return (-batch.p / self.a).exp()
 
     def asymmetry_ratio(self) -> float:
         return math.exp(-1 / self.a)
@@ -95,9 +95,9 @@ class ANorm(Loss):
         self.a, self.p = a, p
         self.terms = (SumPower(p),)
 
-    def value(self, row: Row) -> Tensor:
-        others = row.sum(SumPower(self.p)) - (self.p * row.log_p).exp()
-        return ((self.a - 1 + row.miss) ** self.p - (self.a - 1) ** self.p + others) / self.p
+    def value(self, batch: LossBatch) -> Tensor:
+        others = batch.sum(SumPower(self.p)) - (self.p * batch.log_p).exp()
+        return ((self.a - 1 + batch.miss) ** self.p - (self.a - 1) ** self.p + others) / self.p
 
 
 @LOSSES.register("amse", paper="JAL, ICCV 2025: asymmetric mean square error")
@@ -114,10 +114,10 @@ class AMSE(Loss):
         self.a, self.mean = a, mean
         self.terms = (SumPower(2),)
 
-    def value(self, row: Row) -> Tensor:
+    def value(self, batch: LossBatch) -> Tensor:
         # (a - p_y)^2 + sum over the others, so that nothing cancels near p_y = 1
-        value = (self.a - 1 + row.miss) ** 2 + row.sum(SumPower(2)) - row.p**2
-        return value / row.num_classes if self.mean else value
+        value = (self.a - 1 + batch.miss) ** 2 + batch.sum(SumPower(2)) - batch.p**2
+        return value / batch.num_classes if self.mean else value
 
     def asymmetry_ratio(self) -> float:
         return (self.a - 1) / (self.a + 1)  # against one rival label; several: see `needed_dominance`

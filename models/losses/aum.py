@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from models.errors import ConfigError
-from models.losses.base import LOSSES, Row
+from models.losses.base import LOSSES, LossBatch
 from models.losses.memory import Column
 from models.losses.samples import Samples
-from models.losses.softmax import LogSumExp, Shift
+from models.losses.softmax import LogitShift, LogSumExp
 from models.losses.stateful import AtLeastOne, Guard, Share, Stateful, Unit, build_base, pick
 from models.recipe.registry import Range
 
@@ -73,22 +73,22 @@ class AUM(Stateful):
         return self.epoch >= self.decision_epoch
 
     @property
-    def shift(self) -> Shift:
-        return self.shift_of(self.base) if self.is_decided else Shift(prior=self.prior)
+    def shift(self) -> LogitShift:
+        return self.shift_of(self.base) if self.is_decided else LogitShift(prior=self.prior)
 
-    def judge(self, row: Row) -> Tensor:
-        if self.is_decided or row.index is None:
-            return self.base.value(row)
-        return self.extended(row)
+    def unweighted(self, batch: LossBatch) -> Tensor:
+        if self.is_decided or batch.index is None:
+            return self.base.value(batch)
+        return self.extended(batch)
 
-    def warming(self, row: Row) -> Tensor:
-        return super().warming(row) if self.is_decided else self._weigh(row, self.extended(row))
+    def warming(self, batch: LossBatch) -> Tensor:
+        return super().warming(batch) if self.is_decided else self._weigh(batch, self.extended(batch))
 
-    def extended(self, row: Row) -> Tensor:
+    def extended(self, batch: LossBatch) -> Tensor:
         """(n,) cross-entropy over C + 1 classes: the extra logit joins the sum, and is the label of some."""
-        assert row.embedding is not None
-        lead = self.unit(row.embedding, row.log_p.dtype) - row.sum(LogSumExp())
-        return torch.where(pick(self.known["extra"], row), softplus(-lead), softplus(lead) - row.log_p)
+        assert batch.embedding is not None
+        lead = self.unit(batch.embedding, batch.log_p.dtype) - batch.sum(LogSumExp())
+        return torch.where(pick(self.known["extra"], batch), softplus(-lead), softplus(lead) - batch.log_p)
 
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
@@ -116,16 +116,18 @@ class AUM(Stateful):
         if self.memory is not None and not self.is_decided:
             self.memory.expect(margin=1)
 
-    def note(self, row: Row) -> None:
+    def note(self, batch: LossBatch) -> None:
         if self.is_decided:
             return
-        assert row.index is not None
-        assert row.embedding is not None
-        own = row.logits.gather(1, row.target[:, None])[:, 0].float()
-        extra = self.unit(row.embedding, torch.float32)
-        largest = own - row.margin.clamp(max=0)
-        margin = torch.where(pick(self.known["extra"], row), extra - largest, torch.minimum(row.margin, own - extra))
-        self.known.note(row.index, margin=margin)
+        assert batch.index is not None
+        assert batch.embedding is not None
+        own = batch.logits.gather(1, batch.target[:, None])[:, 0].float()
+        extra = self.unit(batch.embedding, torch.float32)
+        largest = own - batch.margin.clamp(max=0)
+        margin = torch.where(
+            pick(self.known["extra"], batch), extra - largest, torch.minimum(batch.margin, own - extra)
+        )
+        self.known.note(batch.index, margin=margin)
 
     def end_epoch(self) -> None:
         if self.is_decided:

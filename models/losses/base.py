@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.errors import BatchError, ConfigError
 from models.losses.correction import Correction
 from models.losses.samples import Samples
-from models.losses.softmax import AnyTerm, Shift, one_minus_exp, summarise
+from models.losses.softmax import AnyTerm, LogitShift, one_minus_exp, summarise
 from models.recipe.registry import Parameter, Range, Registry, parameters_of
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ COUNT_FLOOR = 1.0  # photos that a class counts for at least, where its prior is
 LARGEST_SCALE = 1e6  # of init_match
 
 
-class Row:
+class LossBatch:
     """A batch as a loss sees it: log p_y and the sums it asked for, from one pass over the logits."""
 
     def __init__(
-        self, logits: Tensor, target: Tensor, *, terms: tuple[AnyTerm, ...], shift: Shift,
+        self, logits: Tensor, target: Tensor, *, terms: tuple[AnyTerm, ...], shift: LogitShift,
         index: Tensor | None, embedding: Tensor | None,
     ) -> None:  # fmt: skip
         self.logits, self.target, self.index, self.embedding = logits, target, index, embedding
@@ -129,11 +129,11 @@ class Loss(nn.Module):
         self.register_buffer("prior", None, persistent=False)
 
     @property
-    def shift(self) -> Shift:
+    def shift(self) -> LogitShift:
         """What is done to the logits first."""
-        return Shift(bias=self.options.logit_bias, prior=self.prior)
+        return LogitShift(bias=self.options.logit_bias, prior=self.prior)
 
-    def value(self, row: Row) -> Tensor:
+    def value(self, batch: LossBatch) -> Tensor:
         """(N,) the loss itself."""
         raise NotImplementedError  # every loss writes its own
 
@@ -153,32 +153,32 @@ class Loss(nn.Module):
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        row = self._row(logits, target, index, embedding)
-        self.observe(row)  # without the margin: what is remembered of a photo is what the network says of it
+        batch = self._row(logits, target, index, embedding)
+        self.observe(batch)  # without the margin: what is remembered of a photo is what the network says of it
         if self.margin is not None:
-            row = self._row(self.margin(logits, target), target, index, embedding)
+            batch = self._row(self.margin(logits, target), target, index, embedding)
         if self.ce_share == 1:
-            value = self.warming(row)
+            value = self.warming(batch)
         else:
-            value = self._matched(row)
+            value = self._matched(batch)
             if self.ce_share:
-                value = self.ce_share * self.warming(row) + (1 - self.ce_share) * value
+                value = self.ce_share * self.warming(batch) + (1 - self.ce_share) * value
         own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite also where this is -inf
         if not bool((value.isfinite() & own.isfinite()).all()):
             self._blame(logits)
         return value
 
-    def _row(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Row:
+    def _row(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> LossBatch:
         """The batch as the loss sees it: as of given labels, where it is known what is given for what."""
         of_given = logits if self.correction is None else self.correction(logits)
-        return Row(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+        return LossBatch(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
 
-    def observe(self, row: Row) -> None:
+    def observe(self, batch: LossBatch) -> None:
         """Told of every batch, while cross-entropy warms up too."""
 
-    def warming(self, row: Row) -> Tensor:
+    def warming(self, batch: LossBatch) -> Tensor:
         """(N,) what is learnt from before the loss itself: cross-entropy."""
-        return -row.log_p
+        return -batch.log_p
 
     def begin(self, samples: Samples) -> None:
         """Told once, before the first step."""
@@ -213,10 +213,10 @@ class Loss(nn.Module):
         """
         raise NotImplementedError  # by a loss whose wants_answers says yes
 
-    def _matched(self, row: Row) -> Tensor:
-        value = self.value(row)
+    def _matched(self, batch: LossBatch) -> Tensor:
+        value = self.value(batch)
         if self.options.init_match == "batch" and value.requires_grad:
-            (weight,) = torch.autograd.grad(value.sum(), row.log_p, retain_graph=True)
+            (weight,) = torch.autograd.grad(value.sum(), batch.log_p, retain_graph=True)
             return value / weight.mean().neg().clamp(min=1 / LARGEST_SCALE)
         return value if self.scale == 1 else value * self.scale
 
@@ -287,8 +287,8 @@ def initial_weight(loss: Loss) -> float:
     logits = torch.zeros(1, loss.num_classes, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([loss.num_classes - 1])  # of equals the first is the largest: this one is not, as most labels
     shift = dataclasses.replace(loss.shift, tau=None)
-    row = Row(logits, target, terms=loss.terms, shift=shift, index=None, embedding=None)
-    loss.value(row).sum().backward()
+    batch = LossBatch(logits, target, terms=loss.terms, shift=shift, index=None, embedding=None)
+    loss.value(batch).sum().backward()
     assert logits.grad is not None
     return -float(logits.grad[0, -1]) / (1 - 1 / loss.num_classes)
 

@@ -12,10 +12,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from models.losses.base import LOSSES, Row
+from models.losses.base import LOSSES, LossBatch
 from models.losses.cross_entropy import Weight
 from models.losses.memory import Column, Notes
-from models.losses.softmax import Shift, one_minus_exp, pieces, summarise
+from models.losses.softmax import LogitShift, one_minus_exp, pieces, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Stateful, Unit, pick
 from models.recipe.registry import Range
 
@@ -88,23 +88,23 @@ class CAR(Stateful):
         """Whether labels change after this epoch."""
         return self.is_late and (self.epoch - self.first) % self.every == 0
 
-    def judge(self, row: Row) -> Tensor:
-        if not self.is_late or row.index is None:
-            return self.cost(row, row.log_p[:, None], torch.ones_like(row.log_p)[:, None])
-        classes = pick(self.known["classes"], row).long()
-        log_p: Tensor = _Picked.apply(row.logits, classes.clamp(min=0), row.target, row.shift)
+    def unweighted(self, batch: LossBatch) -> Tensor:
+        if not self.is_late or batch.index is None:
+            return self.cost(batch, batch.log_p[:, None], torch.ones_like(batch.log_p)[:, None])
+        classes = pick(self.known["classes"], batch).long()
+        log_p: Tensor = _Picked.apply(batch.logits, classes.clamp(min=0), batch.target, batch.shift)
         none = classes == NO_CLASS
-        t = pick(self.known["probs"], row).to(log_p.dtype).masked_fill(none, 0)
-        return self.cost(row, log_p.masked_fill(none, NO_LOGIT), t)
+        t = pick(self.known["probs"], batch).to(log_p.dtype).masked_fill(none, 0)
+        return self.cost(batch, log_p.masked_fill(none, NO_LOGIT), t)
 
-    def cost(self, row: Row, log_p: Tensor, t: Tensor) -> Tensor:
+    def cost(self, batch: LossBatch, log_p: Tensor, t: Tensor) -> Tensor:
         """(n,) the three terms.
 
         Args:
             log_p: (n, K) of the classes of the soft label.
             t: (n, K) the soft label, adding up to 1 at most; the rest is spread over the other classes.
         """
-        log_c, log_doubt = self.confidence(row, log_p.dtype)
+        log_c, log_doubt = self.confidence(batch, log_p.dtype)
         others = (self.num_classes - (log_p > NO_LOGIT).sum(1)).clamp(min=0)
         t_rest = torch.where(others > 0, 1 - t.sum(1), 0).clamp(min=0)
         p_rest = torch.where(others > 0, one_minus_exp(log_p.logsumexp(1).clamp(max=0)), 0)
@@ -119,12 +119,12 @@ class CAR(Stateful):
             value = value - self.beta * against
         return value
 
-    def confidence(self, row: Row, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def confidence(self, batch: LossBatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(n,) log c and log(1 - c); c = 1/2 where a fresh loss is measured."""
-        if row.embedding is None:
-            odds = torch.zeros(len(row.logits), dtype=dtype, device=row.logits.device)
+        if batch.embedding is None:
+            odds = torch.zeros(len(batch.logits), dtype=dtype, device=batch.logits.device)
         else:
-            odds = self.unit(row.embedding, dtype)
+            odds = self.unit(batch.embedding, dtype)
         return logsigmoid(odds), logsigmoid(-odds)
 
     def remember_new(self) -> None:
@@ -137,17 +137,17 @@ class CAR(Stateful):
             kept = min(KEPT, self.num_classes)
             self.memory.expect(confidence=1, **({"classes": kept, "probs": kept} if self.corrects else {}))
 
-    def note(self, row: Row) -> None:
-        assert row.index is not None
-        log_c, _ = self.confidence(row, torch.float32)
+    def note(self, batch: LossBatch) -> None:
+        assert batch.index is not None
+        log_c, _ = self.confidence(batch, torch.float32)
         values = {"confidence": log_c.exp()}
         if self.corrects:
-            logits = row.logits.detach()
+            logits = batch.logits.detach()
             best = logits.topk(min(KEPT, self.num_classes), dim=1)
-            own = logits.gather(1, row.target[:, None])
-            log_p = summarise(logits, row.target)[0]
+            own = logits.gather(1, batch.target[:, None])
+            log_p = summarise(logits, batch.target)[0]
             values |= {"classes": best.indices, "probs": (best.values - own + log_p[:, None]).exp()}
-        self.known.note(row.index, **values)
+        self.known.note(batch.index, **values)
 
     def end_epoch(self) -> None:
         notes = self.known.merge()
@@ -201,7 +201,7 @@ class _Picked(Function):
     """log p of some classes of each row, (n, K); keeps nothing of N x C, and its gradient is one buffer."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, classes: Tensor, target: Tensor, shift: Shift) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, target: Tensor, shift: LogitShift) -> Tensor:
         ctx.shift, ctx.dtype = shift, torch.promote_types(logits.dtype, torch.float32)
         ctx.save_for_backward(logits, classes, target)
         found = []

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from models.losses.base import LOSSES, Loss, Row
+from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.softmax import SumLog
 from models.recipe.registry import Range
 
@@ -29,11 +29,11 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
         self.terms = (SumLog(),) if label_smoothing else ()
 
-    def value(self, row: Row) -> Tensor:
+    def value(self, batch: LossBatch) -> Tensor:
         if not self.label_smoothing:
-            return -row.log_p
+            return -batch.log_p
         s = self.label_smoothing
-        return -(1 - s) * row.log_p - s / row.num_classes * row.sum(SumLog())
+        return -(1 - s) * batch.log_p - s / batch.num_classes * batch.sum(SumLog())
 
 
 @LOSSES.register("focal", paper="Lin et al., ICCV 2017, equation 4")
@@ -49,15 +49,15 @@ class Focal(Loss):
         super().__init__(num_classes)
         self.gamma, self.detach_factor = gamma, detach_factor
 
-    def value(self, row: Row) -> Tensor:
-        return -focal(row, gamma=self.gamma, detach_factor=self.detach_factor)
+    def value(self, batch: LossBatch) -> Tensor:
+        return -focal(batch, gamma=self.gamma, detach_factor=self.detach_factor)
 
 
-def focal(row: Row, *, gamma: float, detach_factor: bool) -> Tensor:
+def focal(batch: LossBatch, *, gamma: float, detach_factor: bool) -> Tensor:
     """(N,) (1 - p_y)^gamma log p_y."""
-    tiny = torch.finfo(row.log_p.dtype).tiny  # the slope of a power below 1 is infinite at p_y = 1
-    factor = row.miss.clamp(min=tiny) ** gamma
-    return (factor.detach() if detach_factor else factor) * row.log_p
+    tiny = torch.finfo(batch.log_p.dtype).tiny  # the slope of a power below 1 is infinite at p_y = 1
+    factor = batch.miss.clamp(min=tiny) ** gamma
+    return (factor.detach() if detach_factor else factor) * batch.log_p
 
 
 @LOSSES.register("mae", paper="Ghosh et al., AAAI 2017, section 4")
@@ -72,8 +72,8 @@ class MAE(Loss):
         super().__init__(num_classes)
         self.factor = scale
 
-    def value(self, row: Row) -> Tensor:
-        return self.factor * row.miss
+    def value(self, batch: LossBatch) -> Tensor:
+        return self.factor * batch.miss
 
     def asymmetry_ratio(self) -> float:
         return 1.0
@@ -88,8 +88,8 @@ class RCE(Loss):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
 
-    def value(self, row: Row) -> Tensor:
-        return -self.LOG_ZERO * row.miss
+    def value(self, batch: LossBatch) -> Tensor:
+        return -self.LOG_ZERO * batch.miss
 
     def asymmetry_ratio(self) -> float:
         return 1.0
@@ -107,8 +107,8 @@ class SCE(Loss):
         super().__init__(num_classes)
         self.alpha, self.beta = alpha, beta
 
-    def value(self, row: Row) -> Tensor:
-        return -self.alpha * row.log_p - self.beta * RCE.LOG_ZERO * row.miss
+    def value(self, batch: LossBatch) -> Tensor:
+        return -self.alpha * batch.log_p - self.beta * RCE.LOG_ZERO * batch.miss
 
     def learnable(self) -> dict[str, Range]:
         return {"alpha": Range(0), "beta": Range(0)}
@@ -136,8 +136,8 @@ class PolySoft(Loss):
         self.lam = 2 * math.log(num_classes) if lam is None else lam
         self.d = d
 
-    def value(self, row: Row) -> Tensor:
-        left = (1 + row.log_p / self.lam).clamp(min=0)
+    def value(self, batch: LossBatch) -> Tensor:
+        left = (1 + batch.log_p / self.lam).clamp(min=0)
         value: Tensor = (self.d - 1) * self.lam / self.d * (1 - left ** (self.d / (self.d - 1)))
         return value
 
@@ -161,13 +161,15 @@ class EpsilonCrossEntropy(Loss):
         super().__init__(num_classes)
         self.m, self.alpha, self.beta, self.floor = m, alpha, beta, floor
 
-    def value(self, row: Row) -> Tensor:
-        miss = torch.where(row.is_top, row.miss, 0)  # elsewhere log(0) with m = 0, whose slope is NaN also where unused
+    def value(self, batch: LossBatch) -> Tensor:
+        miss = torch.where(
+            batch.is_top, batch.miss, 0
+        )  # elsewhere log(0) with m = 0, whose slope is NaN also where unused
         top = torch.log1p(-miss / (1 + self.m))  # log((p_y + m) / (1 + m))
-        log_p = torch.where(row.is_top, top, row.log_p - math.log1p(self.m))
+        log_p = torch.where(batch.is_top, top, batch.log_p - math.log1p(self.m))
         if self.floor:
             log_p = torch.log(log_p.exp() + self.floor)
-        return -self.alpha * log_p + self.beta * row.miss
+        return -self.alpha * log_p + self.beta * batch.miss
 
     def asymmetry_ratio(self) -> float:
         return 0.0 if self.alpha else 1.0

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from models.losses.base import LOSSES, Loss, Row
+from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.softmax import one_minus_exp
 from models.recipe.registry import Range
 
@@ -28,8 +28,8 @@ class GCE(Loss):
         super().__init__(num_classes)
         self.q = q
 
-    def value(self, row: Row) -> Tensor:
-        return one_minus_exp(self.q * row.log_p) / self.q
+    def value(self, batch: LossBatch) -> Tensor:
+        return one_minus_exp(self.q * batch.log_p) / self.q
 
     def learnable(self) -> dict[str, Range]:
         return {"q": Range(0, 1)}

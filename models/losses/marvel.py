@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.losses.base import LOSSES, Row
+from models.losses.base import LOSSES, LossBatch
 from models.losses.memory import Column
 from models.losses.samples import Samples
-from models.losses.softmax import Shift, summarise
+from models.losses.softmax import LogitShift, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, build_base, class_quantile
 from models.recipe.registry import Component, Parameter, Range, parameters_of
 
@@ -82,14 +82,14 @@ class Marvel(Stateful):
         return {"margin": self.kind, "theta": self.theta, "relative": self.relative, "quantile": quantile}
 
     @property
-    def shift(self) -> Shift:
+    def shift(self) -> LogitShift:
         return self.shift_of(self.base)
 
-    def judge(self, row: Row) -> Tensor:
-        return self.base.value(row)
+    def unweighted(self, batch: LossBatch) -> Tensor:
+        return self.base.value(batch)
 
-    def value(self, row: Row) -> Tensor:
-        value, weight = super().value(row), self.weight_of(row)
+    def value(self, batch: LossBatch) -> Tensor:
+        value, weight = super().value(batch), self.weight_of(batch)
         if not self.gain or weight is None:
             return value
         return value / (float(weight.mean()) or 1.0)
@@ -97,9 +97,9 @@ class Marvel(Stateful):
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
 
-    def note(self, row: Row) -> None:
-        assert row.index is not None
-        self.known.note(row.index, margin=row.margin if self.kind == "logit" else probability_margin(row))
+    def note(self, batch: LossBatch) -> None:
+        assert batch.index is not None
+        self.known.note(batch.index, margin=batch.margin if self.kind == "logit" else probability_margin(batch))
 
     def begin(self, samples: Samples) -> None:
         super().begin(samples)
@@ -158,10 +158,10 @@ class Marvel(Stateful):
         return {"abandoned_share": float(gone.mean()), "flagged_share": float((self.memory["run"] > 0)[~gone].mean())}
 
 
-def probability_margin(row: Row) -> Tensor:
+def probability_margin(batch: LossBatch) -> Tensor:
     """(N,) p_y - max_k p_k, k other than y, of the logits as they are."""
-    log_p = row.log_p.detach() if row.shift.idle else summarise(row.logits.detach(), row.target)[0]
-    return log_p.exp() - (log_p - row.margin).exp()
+    log_p = batch.log_p.detach() if batch.shift.idle else summarise(batch.logits.detach(), batch.target)[0]
+    return log_p.exp() - (log_p - batch.margin).exp()
 
 
 OF_PLUS = {"gain": Parameter(Annotated[float, Range(0, open_low=True)], 1.0)}

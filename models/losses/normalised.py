@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.errors import ConfigError
 from models.losses.asymmetric import AEL, AGCE, AMSE, AUL
-from models.losses.base import LOSSES, Loss, Row
+from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.cross_entropy import MAE, RCE, Weight, focal
 from models.losses.lq import Power
 from models.losses.softmax import SumFloored, SumFocal, SumLog, SumPower, one_minus_exp
@@ -44,8 +44,8 @@ class NCE(Symmetric):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
 
-    def value(self, row: Row) -> Tensor:
-        return row.log_p / row.sum(SumLog())
+    def value(self, batch: LossBatch) -> Tensor:
+        return batch.log_p / batch.sum(SumLog())
 
 
 @LOSSES.register("nfl", paper=PAPER)
@@ -62,9 +62,9 @@ class NFL(Symmetric):
         self.term = SumFocal(gamma, detach_factor)
         self.terms = (self.term,)
 
-    def value(self, row: Row) -> Tensor:
-        above = focal(row, gamma=self.term.gamma, detach_factor=self.term.detach_factor)
-        return above / row.sum(self.term)
+    def value(self, batch: LossBatch) -> Tensor:
+        above = focal(batch, gamma=self.term.gamma, detach_factor=self.term.detach_factor)
+        return above / batch.sum(self.term)
 
 
 @LOSSES.register("ngce", paper=PAPER + "; of Zhang and Sabuncu 2018")
@@ -80,8 +80,8 @@ class NGCE(Symmetric):
         self.q = q
         self.terms = (SumPower(q),)
 
-    def value(self, row: Row) -> Tensor:
-        return one_minus_exp(self.q * row.log_p) / (row.num_classes - row.sum(SumPower(self.q)))
+    def value(self, batch: LossBatch) -> Tensor:
+        return one_minus_exp(self.q * batch.log_p) / (batch.num_classes - batch.sum(SumPower(self.q)))
 
 
 @LOSSES.register("nmae", paper=PAPER)
@@ -91,8 +91,8 @@ class NMAE(Symmetric):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
 
-    def value(self, row: Row) -> Tensor:
-        return row.miss / (row.num_classes - 1)
+    def value(self, batch: LossBatch) -> Tensor:
+        return batch.miss / (batch.num_classes - 1)
 
 
 @LOSSES.register("nnce", paper="Ye et al., NeurIPS 2023 (active negative losses), equation 9")
@@ -116,8 +116,8 @@ class NNCE(Symmetric):
         self.term = SumFloored(-math.log(min_prob or min(1e-7, 0.01 / num_classes**2)))
         self.terms = (self.term,)
 
-    def value(self, row: Row) -> Tensor:
-        return 1 - (row.log_p + self.term.depth).clamp(min=0) / row.sum(self.term)
+    def value(self, batch: LossBatch) -> Tensor:
+        return 1 - (batch.log_p + self.term.depth).clamp(min=0) / batch.sum(self.term)
 
 
 class Sum(Loss):
@@ -133,8 +133,8 @@ class Sum(Loss):
         self.alpha, self.beta = alpha, beta
         self.terms = tuple(dict.fromkeys((*first.terms, *second.terms)))
 
-    def value(self, row: Row) -> Tensor:
-        return self.alpha * self.first.value(row) + self.beta * self.second.value(row)
+    def value(self, batch: LossBatch) -> Tensor:
+        return self.alpha * self.first.value(batch) + self.beta * self.second.value(batch)
 
     def asymmetry_ratio(self) -> float:
         weighted = ((self.alpha, self.first), (self.beta, self.second))

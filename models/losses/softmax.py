@@ -122,7 +122,7 @@ AnyTerm = SumLog | LogSumExp | Term
 
 
 @dataclass(frozen=True)
-class Shift:
+class LogitShift:
     """What is done to the logits inside the loss only: u = z / (|z| tau) or z, + prior, + bias at the target.
 
     bias: scalar. prior: (C,) or None. tau: > 0, or None to leave the scale; normalise: divide by the norm too.
@@ -172,10 +172,12 @@ def _norm(logits: Tensor) -> Tensor:
     return logits.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
 
 
-IDLE = Shift()
+IDLE = LogitShift()
 
 
-def summarise(logits: Tensor, target: Tensor, terms: Sequence[AnyTerm] = (), shift: Shift = IDLE) -> tuple[Tensor, ...]:
+def summarise(
+    logits: Tensor, target: Tensor, terms: Sequence[AnyTerm] = (), shift: LogitShift = IDLE
+) -> tuple[Tensor, ...]:
     """log p_y and the sum of each term, (N,) each, differentiable once; float32, or float64 from float64.
 
     Nothing is clamped: log p_y = z_y - logsumexp(z) stays finite where p_y underflows.
@@ -187,7 +189,7 @@ def summarise(logits: Tensor, target: Tensor, terms: Sequence[AnyTerm] = (), shi
 class _Summary(Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, terms: tuple[AnyTerm, ...], shift: Shift
+        ctx: Any, logits: Tensor, target: Tensor, terms: tuple[AnyTerm, ...], shift: LogitShift
     ) -> tuple[Tensor, ...]:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         ctx.terms, ctx.shift, ctx.dtype = terms, shift, dtype

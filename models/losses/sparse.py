@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from models.losses.base import LOSSES, Loss, Row
+from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.cross_entropy import CrossEntropy, Focal, Positive, Weight
 from models.losses.lq import GCE, Power
-from models.losses.softmax import Shift, SumPower
+from models.losses.softmax import LogitShift, SumPower
 from models.recipe.registry import Component, Range, parameters_of
 
 PAPER = "Zhou et al., ICCV 2021 (arXiv 2108.00192), equation 8"
@@ -58,15 +58,15 @@ class SparseRegularised(Loss):
         self.lam_now = lam
 
     @property
-    def shift(self) -> Shift:
-        return Shift(bias=self.options.logit_bias, prior=self.prior, tau=self.tau, normalise=self.l2_normalise)
+    def shift(self) -> LogitShift:
+        return LogitShift(bias=self.options.logit_bias, prior=self.prior, tau=self.tau, normalise=self.l2_normalise)
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
         self.lam_now = self.lam * self.rho ** (epoch // self.every)
 
-    def value(self, row: Row) -> Tensor:
-        return self.base.value(row) + self.lam_now / self.unit * row.sum(self.penalty)
+    def value(self, batch: LossBatch) -> Tensor:
+        return self.base.value(batch) + self.lam_now / self.unit * batch.sum(self.penalty)
 
 
 def default_tau(num_classes: int) -> float:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import BatchError, ConfigError
-from models.losses.base import Loss, Row, build_loss, common_parameters
+from models.losses.base import Loss, LossBatch, build_loss, common_parameters
 from models.losses.memory import Column, Memory
 from models.losses.samples import Samples
-from models.losses.softmax import Shift
+from models.losses.softmax import LogitShift
 from models.recipe.registry import Range
 
 Share = Annotated[float, Range(0, 1, open_high=True)]
@@ -61,7 +61,7 @@ def class_quantile(
 
 
 class Stateful(Loss):
-    """A loss that remembers. `judge` is its value, which the weight of the sample multiplies.
+    """A loss that remembers. `unweighted` is its value, which the weight of the sample multiplies.
 
     Weights are decided from merged state, before an epoch, and have the mean 1 over the training set: what is left out does
     not shorten the step.
@@ -78,7 +78,7 @@ class Stateful(Loss):
         self.epoch = 0
         self.facts: dict[str, float] = {}  # that a resumed training needs beside the memory
 
-    def judge(self, row: Row) -> Tensor:
+    def unweighted(self, batch: LossBatch) -> Tensor:
         """(N,) the value, before the weight."""
         raise NotImplementedError  # every method writes its own
 
@@ -89,11 +89,11 @@ class Stateful(Loss):
     def decide(self) -> None:
         """Sets `weight` from the memory for the epoch `self.epoch`; called again, it decides the same."""
 
-    def value(self, row: Row) -> Tensor:
-        return self._weigh(row, self.judge(row))
+    def value(self, batch: LossBatch) -> Tensor:
+        return self._weigh(batch, self.unweighted(batch))
 
-    def warming(self, row: Row) -> Tensor:
-        return self._weigh(row, super().warming(row))
+    def warming(self, batch: LossBatch) -> Tensor:
+        return self._weigh(batch, super().warming(batch))
 
     @property
     def known(self) -> Memory:
@@ -102,14 +102,14 @@ class Stateful(Loss):
             raise BatchError("this loss keeps state per sample and does not know them yet; call begin(samples) first")
         return self.memory
 
-    def observe(self, row: Row) -> None:
+    def observe(self, batch: LossBatch) -> None:
         if (
             len(self.known) and self.training and torch.is_grad_enabled()
         ):  # a loss that is measured, or computed anew, is no observation
             with torch.no_grad():
-                self.note(row)
+                self.note(batch)
 
-    def note(self, row: Row) -> None:
+    def note(self, batch: LossBatch) -> None:
         """What is to be remembered of a batch."""
 
     def begin(self, samples: Samples) -> None:
@@ -144,23 +144,23 @@ class Stateful(Loss):
         """Sets the weights of the samples, (N,) >= 0, scaled to the mean 1."""
         self.weight = (weight / weight.mean()).astype(np.float32)
 
-    def weight_of(self, row: Row) -> Tensor | None:
+    def weight_of(self, batch: LossBatch) -> Tensor | None:
         """(n,) weights of a batch; None where the samples are not known, as when a fresh loss is measured."""
-        return None if self.weight is None or row.index is None else pick(self.weight, row)
+        return None if self.weight is None or batch.index is None else pick(self.weight, batch)
 
-    def shift_of(self, base: Loss) -> Shift:
+    def shift_of(self, base: Loss) -> LogitShift:
         """What a base does to the logits, and this loss's own options."""
         return dataclasses.replace(base.shift, bias=self.options.logit_bias, prior=self.prior)
 
-    def _weigh(self, row: Row, value: Tensor) -> Tensor:
-        weight = self.weight_of(row)
+    def _weigh(self, batch: LossBatch, value: Tensor) -> Tensor:
+        weight = self.weight_of(batch)
         return value if weight is None else value * weight.to(value.dtype)
 
 
-def pick(values: NDArray[Any], row: Row) -> Tensor:
+def pick(values: NDArray[Any], batch: LossBatch) -> Tensor:
     """(n, ...) what an array of all samples, (N, ...), holds of a batch."""
-    assert row.index is not None
-    return torch.from_numpy(values[row.index.cpu().numpy()]).to(row.logits.device)
+    assert batch.index is not None
+    return torch.from_numpy(values[batch.index.cpu().numpy()]).to(batch.logits.device)
 
 
 class Unit(nn.Module):

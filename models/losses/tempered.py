@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.losses.base import LOSSES, Loss, Row
-from models.losses.softmax import Shift, pieces
+from models.losses.base import LOSSES, Loss, LossBatch
+from models.losses.softmax import LogitShift, pieces
 from models.recipe.registry import Range
 
 MOST_STEPS = 50  # of Newton's method; logits of float32 need 3 to 8
@@ -47,11 +47,13 @@ class BiTempered(Loss):
         self.t2: Number = t2
         self.tolerance, self.num_iters = tolerance, num_iters
 
-    def value(self, row: Row) -> Tensor:
+    def value(self, batch: LossBatch) -> Tensor:
         solver = Solver(self.tolerance, self.num_iters)
         if any(isinstance(t, Tensor) and t.requires_grad for t in (self.t1, self.t2)):
-            return by_autograd(row.shift.apply(_wide(row.logits), row.target), row.target, self.t1, self.t2, solver)
-        value: Tensor = _Tempered.apply(row.logits, row.target, float(self.t1), float(self.t2), solver, row.shift)
+            return by_autograd(
+                batch.shift.apply(_wide(batch.logits), batch.target), batch.target, self.t1, self.t2, solver
+            )
+        value: Tensor = _Tempered.apply(batch.logits, batch.target, float(self.t1), float(self.t2), solver, batch.shift)
         return value
 
     def learnable(self) -> dict[str, Range]:
@@ -131,7 +133,9 @@ class _Tempered(Function):
     """The value, with its gradient made on the way: one buffer of N x C, no walk back through the steps of the solver."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, t1: float, t2: float, solver: Solver, shift: Shift) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, t1: float, t2: float, solver: Solver, shift: LogitShift
+    ) -> Tensor:
         ctx.t1, ctx.t2, ctx.solver, ctx.shift = t1, t2, solver, shift
         ctx.save_for_backward(logits, target)
         gradient = torch.empty_like(logits, dtype=_dtype(logits)) if ctx.needs_input_grad[0] else None
@@ -151,7 +155,7 @@ class _Tempered(Function):
 
 
 def _tempered(
-    logits: Tensor, target: Tensor, t1: float, t2: float, solver: Solver, shift: Shift, gradient: Tensor | None
+    logits: Tensor, target: Tensor, t1: float, t2: float, solver: Solver, shift: LogitShift, gradient: Tensor | None
 ) -> Tensor:
     values = []
     for rows in pieces(logits):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import BatchError
-from models.losses.base import LOSSES, Row
+from models.losses.base import LOSSES, LossBatch
 from models.losses.lq import Power
 from models.losses.memory import Column
 from models.losses.softmax import one_minus_exp
@@ -60,8 +60,8 @@ class TruncatedGCE(Stateful):
     def meaning(self) -> dict[str, Any]:
         return {"k": self.k, "k_quantile": self.k_quantile}
 
-    def judge(self, row: Row) -> Tensor:
-        return one_minus_exp(self.q * row.log_p) / self.q
+    def unweighted(self, batch: LossBatch) -> Tensor:
+        return one_minus_exp(self.q * batch.log_p) / self.q
 
     def asymmetry_ratio(self) -> float:
         return float(self.q >= 1)

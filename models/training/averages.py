@@ -25,10 +25,10 @@ class Average:
         learnt: parameters, alike on every worker.
     """
 
-    def __init__(self, learnt: Sequence[nn.Parameter], settings: Train) -> None:
-        self.learnt, self.settings = learnt, settings
+    def __init__(self, trainable_parameters: Sequence[nn.Parameter], settings: Train) -> None:
+        self.trainable_parameters, self.settings = trainable_parameters, settings
         self.num = 0  # of weights in it
-        self.mean = [p.detach().clone() for p in learnt] if settings.averages else []
+        self.mean = [p.detach().clone() for p in trainable_parameters] if settings.averages else []
 
     def end_step(self) -> None:
         """EMA: the decay is (1 + t) / (10 + t), as TensorFlow has it, until it reaches `ema`: first weights are soon forgotten."""
@@ -42,14 +42,14 @@ class Average:
 
     @torch.no_grad()
     def _add(self, share: float) -> None:
-        for mean, weight in zip(self.mean, self.learnt, strict=True):
+        for mean, weight in zip(self.mean, self.trainable_parameters, strict=True):
             mean.lerp_(weight, share)
         self.num += 1
 
     @torch.no_grad()
     def put(self) -> None:
         """Into the network, in the place of the last weights."""
-        for mean, weight in zip(self.mean, self.learnt, strict=True):
+        for mean, weight in zip(self.mean, self.trainable_parameters, strict=True):
             weight.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:

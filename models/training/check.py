@@ -12,17 +12,17 @@ import torch
 
 from models.cleaning import RULES
 from models.data.manifest import Manifest, read_manifest
-from models.data.trusted import judged_by, trusted_rows
+from models.data.trusted import trusted_rows, with_selection_photos
 from models.errors import ConfigError, ManifestError
 from models.losses import Loss, Samples, build_loss
 from models.networks.inputs import view_size
 from models.networks.network import Network, build_network, set_size
 from models.recipe.config import Meta, Recipe
-from models.training.command import read_recipe, run, taking
-from models.training.emphasis import make_emphasis
+from models.training.command import parser_for, read_recipe, run
 from models.training.epochs import LEAST, num_steps
 from models.training.job import require_mixable, split_rows
 from models.training.meta import read_schedule, start_of
+from models.training.sample_weights import make_sample_weights
 
 
 def check(recipe: Recipe, *, data: Path) -> None:
@@ -33,7 +33,7 @@ def check(recipe: Recipe, *, data: Path) -> None:
         CheckpointMismatch: train.state is not of this loss.
         ManifestError: the data version has too few classes or photos.
     """
-    manifest = judged_by(read_manifest(data), recipe.proof.photos)
+    manifest = with_selection_photos(read_manifest(data), recipe.proof.photos)
     check_photos(manifest)
     RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
@@ -51,9 +51,9 @@ def check(recipe: Recipe, *, data: Path) -> None:
 def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     """What one member would be trained with and on, at every size."""
     own, num_classes = recipe.of(member), len(manifest.classes)
-    judges = recipe.clean.rounds > 0 and member == recipe.clean.member
-    check_workers(own, manifest, num_folds=recipe.clean.folds if judges else 0)
-    make_emphasis(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=own.clean)
+    selection_photos = recipe.clean.rounds > 0 and member == recipe.clean.member
+    check_workers(own, manifest, num_folds=recipe.clean.folds if selection_photos else 0)
+    make_sample_weights(own.train, manifest, split_rows(manifest, fold=None, num_folds=0)[0], clean=own.clean)
     loss = build_loss(own.loss.name, num_classes=num_classes, **own.loss.params)
     require_mixable(own.augment, loss)
     check_state(own, loss, manifest)
@@ -145,7 +145,7 @@ def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:
 
 def main() -> None:
     """The command line of one check; silent when all is well."""
-    args = taking(
+    args = parser_for(
         "data recipe", description="Check that a recipe can be trained on a materialised data version."
     ).parse_args()
     check(read_recipe(args.recipe), data=args.data)

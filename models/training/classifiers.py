@@ -110,11 +110,11 @@ def class_means(
     share = weight.double() / counts.double().clamp_min(TINY)[targets]
     pieces = [(embedding[part], targets[part], share[part]) for part in _parts(len(target))]
 
-    def surprise(scale: float) -> float:
+    def nll(scale: float) -> float:
         return sum(float((functional.cross_entropy(scale * (e @ rows.T + bias), t, reduction="none") * s).sum())
                    for e, t, s in pieces)  # fmt: skip
 
-    scale = min(map(float, SCALES), key=surprise)
+    scale = min(map(float, SCALES), key=nll)
     return scale * rows, torch.where(counts > 0, scale * bias, NEVER)
 
 

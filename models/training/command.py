@@ -23,12 +23,12 @@ PATHS: Mapping[str, dict[str, Any]] = {
     "network": {"help": "network.pt of a training, in its folder"},
     "networks": {"nargs": "+", "help": "network.pt of each member"},
     "ensemble": {"help": "JSON object with the weights of the networks"},
-    "views": {"help": "JSON object with crops and enlarge"},
+    "crops": {"help": "JSON object with crops and enlarge"},
     "out": {"help": "folder for what comes out"},
 }
 
 
-def taking(names: str, *, description: str) -> argparse.ArgumentParser:
+def parser_for(names: str, *, description: str) -> argparse.ArgumentParser:
     """A parser of PATHS, all required; names: such as "data recipe out"."""
     parser = argparse.ArgumentParser(description=description)
     for name in names.split():

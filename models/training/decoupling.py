@@ -25,7 +25,7 @@ from models.cleaning import HALF
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import best_of_class
-from models.data.trusted import judged_by, judges
+from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.accuracy import Accuracy, accuracy
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.evaluation.scores import write_scores
@@ -43,9 +43,9 @@ from models.training.classifiers import (
     set_classifier,
     tau_normalise,
 )
-from models.training.command import log_progress, read_recipe, run, taking
-from models.training.emphasis import belief
+from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.job import split_rows
+from models.training.sample_weights import label_confidence
 from models.training.train import load_network, save_network
 
 log = logging.getLogger(__name__)
@@ -55,19 +55,19 @@ METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # f
 
 
 @dataclass(frozen=True)
-class Known:
+class Embedded:
     """Embeddings (N, d) of photos and their classes (N,); weight (N,) in [0, 1] is how much these are believed, None: fully."""
 
     embedding: Tensor
     target: NDArray[np.int64]
     weight: Tensor | None = None
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> Known:
+    def __getitem__(self, rows: NDArray[np.int64]) -> Embedded:
         at = torch.from_numpy(rows)
-        return Known(self.embedding[at], self.target[rows], None if self.weight is None else self.weight[at])
+        return Embedded(self.embedding[at], self.target[rows], None if self.weight is None else self.weight[at])
 
     @property
-    def believed(self) -> Known:
+    def trusted(self) -> Embedded:
         """Those that are more right than wrong."""
         return self if self.weight is None else self[np.flatnonzero(self.weight.numpy() >= HALF)]
 
@@ -87,7 +87,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ClassifierChoice:
     """A method's option, with the evidence: mean-class accuracy on validation by strength, and one standard error."""
 
     method: str
@@ -105,7 +105,7 @@ class Choice:
 
 
 def options(
-    method: str, trained: Tensor, known: Known, *, counts: NDArray[np.int64], settings: Balance, seed: int
+    method: str, trained: Tensor, known: Embedded, *, counts: NDArray[np.int64], settings: Balance, seed: int
 ) -> Iterator[Option]:
     """The classifiers of a method, from the gentlest on.
 
@@ -128,10 +128,10 @@ def options(
     elif method == "ncm":
         yield Option(*class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
     elif method == "lws":
-        right = known.believed
+        right = known.trusted
         yield Option(scale_rows(trained, right.embedding, right.target, lr=LWS_RATE * settings.lr, **learning))
     else:
-        right = known.believed
+        right = known.trusted
         yield Option(retrain_rows(right.embedding, right.target, num_classes=len(trained), lr=settings.lr, **learning))
 
 
@@ -140,7 +140,9 @@ def grid(largest: float, step: float) -> list[float]:
     return [float(t) for t in np.arange(0, largest + 1e-9, step).round(4)]
 
 
-def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: NDArray[np.int64], seed: int) -> Choice:
+def choose_option(
+    method: str, ways: Iterator[Option], validation: Embedded, *, counts: NDArray[np.int64], seed: int
+) -> ClassifierChoice:
     """The gentlest option whose mean-class accuracy is within one standard error of the best: that of their difference.
 
     Only classes with validation photos have a say. Without any photo the first option is taken.
@@ -148,7 +150,9 @@ def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: ND
     target = validation.target
     found = [(way, hits(way.rows, way.bias, validation.embedding, target)) for way in ways]
     if len(target) == 0:
-        return Choice(method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), (), found[0][1])
+        return ClassifierChoice(
+            method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), (), found[0][1]
+        )
     hit = np.stack([each for _, each in found])
     share = class_share(target)
     curve = (hit * share).sum(1) / share.sum()
@@ -156,12 +160,12 @@ def choose(method: str, ways: Iterator[Option], validation: Known, *, counts: ND
     errors = [standard_error(hit[best], other, target, seed=seed) for other in hit]
     chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
     pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
-    return Choice(
+    return ClassifierChoice(
         method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
     )
 
 
-def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Accuracy:
+def _figures(option: Option, validation: Embedded, counts: NDArray[np.int64]) -> Accuracy:
     k = min(5, len(counts))
     parts = [functional.linear(e, option.rows, option.bias).topk(k).indices for e in validation.embedding.split(256)]
     ranked = torch.cat([torch.empty(0, k, dtype=torch.int64), *parts]).numpy()
@@ -169,9 +173,9 @@ def _figures(option: Option, validation: Known, counts: NDArray[np.int64]) -> Ac
 
 
 def choose_classifier(
-    trained: Tensor, known: Known, validation: Known, *, counts: NDArray[np.int64], settings: Balance, confidence: float,
+    trained: Tensor, known: Embedded, validation: Embedded, *, counts: NDArray[np.int64], settings: Balance, confidence: float,
     seed: int,
-) -> tuple[Choice, list[Choice], Gain]:  # fmt: skip
+) -> tuple[ClassifierChoice, list[ClassifierChoice], Gain]:  # fmt: skip
     """What balance.method asks for, all that was tried, and what the former gains over the classifier as it was trained.
 
     Of "best" the gentlest method that is within one standard error of the best, again that of their difference, and only if its
@@ -181,7 +185,7 @@ def choose_classifier(
     if settings.method == "best":
         learnt = () if settings.epochs else ("lws", "crt")
         methods = [name for name in METHODS if name not in learnt] if len(validation.target) else ["none"]
-    tried = [choose(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
+    tried = [choose_option(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
                     counts=counts, seed=seed) for name in methods]  # fmt: skip
     best = gentlest(tried, validation.target, seed=seed)
     before = hits(trained, None, validation.embedding, validation.target)
@@ -191,7 +195,7 @@ def choose_classifier(
     return best, tried, gained
 
 
-def gentlest(tried: list[Choice], target: NDArray[np.int64], *, seed: int) -> Choice:
+def gentlest(tried: list[ClassifierChoice], target: NDArray[np.int64], *, seed: int) -> ClassifierChoice:
     """The first that is within one standard error, that of their difference, of the best."""
     if len(tried) == 1:
         return tried[0]
@@ -206,21 +210,21 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     torch.set_num_threads(settings.train.threads or torch.get_num_threads())
     trained = load_network(network)
     net, seed = trained.network.to(best_device()), settings.members[member].seed
-    manifest = judged_by(read_manifest(data), settings.proof.photos)
+    manifest = with_selection_photos(read_manifest(data), settings.proof.photos)
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
     def features(chosen: NDArray[np.int64]) -> Features:
         return extract(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
     of_held_out, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
-    judging = judges(manifest)[held_out]
-    validation = Known(embeddings(net, of_held_out)[torch.from_numpy(judging)], manifest.target[held_out][judging])
+    judging = selection_photos(manifest)[held_out]
+    validation = Embedded(embeddings(net, of_held_out)[torch.from_numpy(judging)], manifest.target[held_out][judging])
     _tell(validation, manifest)
-    known = Known(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
+    known = Embedded(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
     if settings.balance.needs_training_photos:
         weighs = settings.clean.use == "weigh"
-        believed = torch.from_numpy(belief(manifest, rows, clean=settings.clean)).float() if weighs else None
-        known = best_scored(Known(embeddings(net, features(rows)), manifest.target[rows], believed), manifest.score[rows], weight,
+        trusted = torch.from_numpy(label_confidence(manifest, rows, clean=settings.clean)).float() if weighs else None
+        known = best_scored(Embedded(embeddings(net, features(rows)), manifest.target[rows], trusted), manifest.score[rows], weight,
                             count=settings.balance.best_photos)  # fmt: skip
     best, tried, gained = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
                                             confidence=settings.proof.confidence, seed=seed)  # fmt: skip
@@ -240,14 +244,14 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     (out / "balance.json").write_text(json.dumps(evidence, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _tell(validation: Known, manifest: Manifest) -> None:
+def _tell(validation: Embedded, manifest: Manifest) -> None:
     shown, trained = len(np.unique(validation.target)), int(np.count_nonzero(manifest.train_counts()))
     if shown < trained:
         log.warning("validation photos show %d of %d classes; the others have no say in the choice of a classifier%s",
                     shown, trained, "" if shown else ", and there is none")  # fmt: skip
 
 
-def best_scored(known: Known, score: NDArray[np.float32], trained: Tensor, *, count: int) -> Known:
+def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *, count: int) -> Embedded:
     """At most `count` photos of each class, 0 for all: those whose label cleaning believes most.
 
     Where it judged none, the trained classifier (C, d) says how probable each label is.
@@ -263,7 +267,7 @@ def best_scored(known: Known, score: NDArray[np.float32], trained: Tensor, *, co
 
 def main() -> None:
     """The command line of one re-balancing."""
-    parser = taking("data recipe network out", description="Re-balance the classifier of a trained network.")
+    parser = parser_for("data recipe network out", description="Re-balance the classifier of a trained network.")
     parser.add_argument("--member", type=int, default=0)
     args = parser.parse_args()
     log_progress()

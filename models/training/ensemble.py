@@ -29,7 +29,7 @@ LEAST = 1e-12  # probability, for its logarithm
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightChoice:
     """What each member counts, with the sum 1; and what was considered instead of all alike, with its worth, if anything was."""
 
     weights: NDArray[np.float64]
@@ -45,7 +45,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answers:
+class MemberScores:
     """M members about N photos, by the U classes that any of them kept for a photo.
 
     Attributes:
@@ -60,9 +60,9 @@ class Answers:
     p_label: NDArray[np.float32]
     target: NDArray[np.int64]
 
-    def select(self, mask: NDArray[np.bool_]) -> Answers:
+    def select(self, mask: NDArray[np.bool_]) -> MemberScores:
         """The photos of a mask."""
-        return Answers(self.classes[mask], self.probs[:, mask], self.p_label[:, mask], self.target[mask])
+        return MemberScores(self.classes[mask], self.probs[:, mask], self.p_label[:, mask], self.target[mask])
 
     def hit(self, weights: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(N,) whether the weighted members recognise each photo."""
@@ -78,11 +78,11 @@ class Answers:
         return round(float(accuracy), 9), round(float(likelihood), 9)  # the order of a sum decides nothing
 
 
-def gather(members: Sequence[Scores]) -> Answers:
+def gather(members: Sequence[Scores]) -> MemberScores:
     """The scores of members about the same photos, side by side."""
     classes = np.sort(np.concatenate([member.top for member in members], axis=1), axis=1)
     probs = np.stack([_probs_of(member, classes) for member in members])
-    return Answers(classes, probs, np.stack([member.p_label for member in members]), members[0].target)
+    return MemberScores(classes, probs, np.stack([member.p_label for member in members]), members[0].target)
 
 
 def _probs_of(member: Scores, classes: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ def _probs_of(member: Scores, classes: NDArray[np.int64]) -> NDArray[np.float32]
     return probs * (kept[at] == classes + row)
 
 
-def choose(members: Sequence[Scores], *, method: str, confidence: float) -> Choice:
+def choose_weights(members: Sequence[Scores], *, method: str, confidence: float) -> WeightChoice:
     """The weights of the members.
 
     Args:
@@ -105,7 +105,7 @@ def choose(members: Sequence[Scores], *, method: str, confidence: float) -> Choi
     """
     even = np.full(len(members), 1 / len(members))
     if method == "uniform" or len(members) == 1 or not len(members[0]):
-        return Choice(even)
+        return WeightChoice(even)
     answers = gather(members)
     after = np.empty(len(answers.target), np.bool_)
     fold = folds(answers.target, members[0].id.astype(object), num_folds=NUM_FOLDS)
@@ -114,10 +114,10 @@ def choose(members: Sequence[Scores], *, method: str, confidence: float) -> Choi
         after[judged] = answers.select(judged).hit(search(answers.select(~judged), method=method))
     found = gain(answers.hit(even), after, answers.target, confidence=confidence)
     considered = search(answers, method=method)
-    return Choice(considered if found.stays else even, considered, found)
+    return WeightChoice(considered if found.stays else even, considered, found)
 
 
-def search(answers: Answers, *, method: str) -> NDArray[np.float64]:
+def search(answers: MemberScores, *, method: str) -> NDArray[np.float64]:
     """(M,) the best weights that a method finds; without photos all alike."""
     even = np.full(len(answers.probs), 1 / len(answers.probs))
     if not len(answers.target):
@@ -125,7 +125,7 @@ def search(answers: Answers, *, method: str) -> NDArray[np.float64]:
     return greedy(answers) if method == "greedy" else climb(answers, even)
 
 
-def greedy(answers: Answers) -> NDArray[np.float64]:
+def greedy(answers: MemberScores) -> NDArray[np.float64]:
     """(M,) the best of the forward selections of 1 to PICKS members; of equals the shortest."""
     picked, ways = np.zeros(len(answers.probs)), []
     for _ in range(PICKS):
@@ -134,7 +134,7 @@ def greedy(answers: Answers) -> NDArray[np.float64]:
     return max(ways, key=answers.quality)
 
 
-def climb(answers: Answers, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def climb(answers: MemberScores, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """(M,) from where no move of weight from one member to another helps any more."""
     for step in STEPS:
         while answers.quality(best := max(moves(weights, step), key=answers.quality)) > answers.quality(weights):

@@ -28,10 +28,10 @@ from models.networks.network import Network
 from models.recipe.config import Train
 from models.training.averages import Average, measuring
 from models.training.classifiers import linear_rows, set_classifier
-from models.training.course import Course, Interval, seed_step
-from models.training.emphasis import Emphasis, jacobian_norm
 from models.training.meta import Constant
-from models.training.optimise import absolute_weights, learning_rate, learnt, make_optimizer
+from models.training.optimise import absolute_weights, learning_rate, make_optimizer, trainable_parameters
+from models.training.sample_weights import SampleWeights, jacobian_norm
+from models.training.state import Interval, TrainState, seed_step
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photo
 
 
 def fit(
-    network: Network, loss: Loss, inputs: Inputs, *, sampler: Sampler, emphasis: Emphasis, out: Path, key: str, ask: Answers,
+    network: Network, loss: Loss, inputs: Inputs, *, sampler: Sampler, emphasis: SampleWeights, out: Path, key: str, ask: Answers,
     meta: Constant, epochs_before: int = 0,
 ) -> None:  # fmt: skip
     """Trains a network with a loss that has begun, or goes on from out/checkpoint.pt; leaves it a linear classifier.
@@ -57,33 +57,33 @@ def fit(
     settings, steps = sampler.settings, num_steps(sampler.length, sampler.settings, workers=distributed.world())
     optimizer = make_optimizer(network, loss, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
-    course = Course(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta,
-                    average=Average(learnt(optimizer), settings))  # fmt: skip
+    state = TrainState(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta,
+                    average=Average(trainable_parameters(optimizer), settings))  # fmt: skip
     if (out / "checkpoint.pt").exists():
-        course.restore(out / "checkpoint.pt", key=key)
-    forget_after(out / "metrics.jsonl", course.epoch)
+        state.restore(out / "checkpoint.pt", key=key)
+    forget_after(out / "metrics.jsonl", state.epoch)
     interval = Interval(settings.checkpoint_minutes)
 
     def save_sometimes() -> None:
         if distributed.agree(interval.over()):
-            course.save(out / "checkpoint.pt", key=key)
+            state.save(out / "checkpoint.pt", key=key)
 
-    while course.epoch < settings.epochs:
-        if course.step == 0 and loss.wants_answers(epochs_before + course.epoch):
+    while state.epoch < settings.epochs:
+        if state.step == 0 and loss.wants_answers(epochs_before + state.epoch):
             log_p, accuracy = ask()
             loss.take_answers(log_p, accuracy=accuracy)
-        loss.start_epoch(epochs_before + course.epoch)
-        meta.start_epoch(course.epoch, of=settings.epochs)
-        drawn = sampler.draw(course.epoch)
-        train_epoch(course, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
+        loss.start_epoch(epochs_before + state.epoch)
+        meta.start_epoch(state.epoch, of=settings.epochs)
+        drawn = sampler.draw(state.epoch)
+        train_epoch(state, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
                     seed=sampler.seed, emphasis=emphasis.to(network.mean.device), after_step=save_sometimes)  # fmt: skip
         loss.end_epoch()
-        course.average.end_epoch(left=settings.epochs - course.epoch - 1)
-        report(out, epoch=course.epoch + 1, of=settings.epochs, **figures(course, len(drawn)))
-        course.turn()
-        course.save(out / "checkpoint.pt", key=key)
+        state.average.end_epoch(left=settings.epochs - state.epoch - 1)
+        report(out, epoch=state.epoch + 1, of=settings.epochs, **figures(state, len(drawn)))
+        state.next_epoch()
+        state.save(out / "checkpoint.pt", key=key)
     if settings.averages:
-        settle(course, inputs, sampler, steps=steps)
+        update_bn(state, inputs, sampler, steps=steps)
     if isinstance(network.head.classifier, Angular):
         set_classifier(network.head, linear_rows(network, inputs, sampler.target), None)
 
@@ -104,22 +104,22 @@ def num_steps(num_draws: int, settings: Train, *, workers: int) -> int:
 
 
 def train_epoch(
-    course: Course, inputs: Inputs, order: list[NDArray[np.int64]], target: Tensor, *, settings: Train, seed: int,
-    emphasis: Emphasis, after_step: Callable[[], None],
+    state: TrainState, inputs: Inputs, order: list[NDArray[np.int64]], target: Tensor, *, settings: Train, seed: int,
+    emphasis: SampleWeights, after_step: Callable[[], None],
 ) -> None:  # fmt: skip
     """The steps of the epoch that are not done yet."""
-    train_mode(course.network, frozen=settings.backbone_lr_scale == 0)
-    course.loss.train()
+    train_mode(state.network, frozen=settings.backbone_lr_scale == 0)
+    state.loss.train()
     generator = torch.Generator()
-    batches = inputs.training(order[course.step :], generator, size_share=size_share(course.epoch, settings))
-    started = time.perf_counter() - course.seconds
-    for step in range(course.step, len(order)):
-        seed_step(generator, seed, course.epoch, step)
+    batches = inputs.training(order[state.step :], generator, size_share=size_share(state.epoch, settings))
+    started = time.perf_counter() - state.seconds
+    for step in range(state.step, len(order)):
+        seed_step(generator, seed, state.epoch, step)
         photos, share = next(batches)
         labels = labels_of(order[step], target, share=share, device=photos.device)
-        take_step(course, inputs, photos, labels, size=len(order[step]), settings=settings, emphasis=emphasis)
-        course.step, course.seconds = step + 1, time.perf_counter() - started
-        if course.step < len(order):
+        take_step(state, inputs, photos, labels, size=len(order[step]), settings=settings, emphasis=emphasis)
+        state.step, state.seconds = step + 1, time.perf_counter() - started
+        if state.step < len(order):
             after_step()
 
 
@@ -130,41 +130,41 @@ def size_share(epoch: int, settings: Train) -> float:
 
 
 def take_step(
-    course: Course, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, size: int, settings: Train,
-    emphasis: Emphasis,
+    state: TrainState, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, size: int, settings: Train,
+    emphasis: SampleWeights,
 ) -> None:  # fmt: skip
     """One update from a batch of `size` photos, of which this worker has the part that it is given."""
-    course.meta.step(batch, labels[0].target, course.optimizer)
-    value = loss_of(course, inputs, batch, labels, rows=settings.head_rows, emphasis=emphasis).sum()
+    state.meta.step(batch, labels[0].target, state.optimizer)
+    value = loss_of(state, inputs, batch, labels, rows=settings.head_rows, emphasis=emphasis).sum()
     objective = value / size
     if settings.l1:
         frozen = settings.backbone_lr_scale == 0
-        objective = objective + settings.l1 / distributed.world() * absolute_weights(course.network, frozen=frozen)
-    course.optimizer.zero_grad(set_to_none=True)
+        objective = objective + settings.l1 / distributed.world() * absolute_weights(state.network, frozen=frozen)
+    state.optimizer.zero_grad(set_to_none=True)
     objective.backward()
-    distributed.sum_gradients(learnt(course.optimizer))
-    nn.utils.clip_grad_norm_(learnt(course.optimizer), LARGEST_GRADIENT)
-    course.optimizer.step()
-    course.schedule.step()
-    course.average.end_step()
-    course.total += value.item()
+    distributed.sum_gradients(trainable_parameters(state.optimizer))
+    nn.utils.clip_grad_norm_(trainable_parameters(state.optimizer), LARGEST_GRADIENT)
+    state.optimizer.step()
+    state.schedule.step()
+    state.average.end_step()
+    state.total += value.item()
 
 
 def loss_of(
-    course: Course, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, rows: int, emphasis: Emphasis
+    state: TrainState, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, rows: int, emphasis: SampleWeights
 ) -> Tensor:
     """(N,) loss of each photo, the mean of those of its labels; with `rows`, the logits of so many exist at a time."""
-    head, values = course.network.head, []
+    head, values = state.network.head, []
     with half_precision(batch):
         if rows:
             weight, embedding = head.rows, inputs.embedding(batch)
             for label in labels:
-                value = chunked_loss(course.loss, weight, embedding, label.target, label.index, rows=rows)
+                value = chunked_loss(state.loss, weight, embedding, label.target, label.index, rows=rows)
                 values.append(label.share * emphasis.weight[label.index] * value)
             return torch.stack(values).sum(0)
         logits, embedding = inputs.forward(batch)
     for label in labels:
-        value = course.loss(logits, label.target, label.index, embedding) * emphasis.weight[label.index]
+        value = state.loss(logits, label.target, label.index, embedding) * emphasis.weight[label.index]
         if emphasis.har is not None:
             value = value + emphasis.har[label.target] * jacobian_norm(logits, label.target, head.rows)
         values.append(label.share * value)
@@ -183,10 +183,10 @@ def train_mode(network: Network, *, frozen: bool) -> None:
         network.backbone.eval()
 
 
-def settle(course: Course, inputs: Inputs, sampler: Sampler, *, steps: int) -> None:
+def update_bn(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int) -> None:
     """Puts the averaged weights into the network, with the statistics of batch norm that they have over fresh views of an epoch."""
-    network, settings, generator = course.network, sampler.settings, torch.Generator()
-    course.average.put()
+    network, settings, generator = state.network, sampler.settings, torch.Generator()
+    state.average.put()
     batches = inputs.training(np.array_split(sampler.draw(settings.epochs - 1), steps), generator)
     part = network.head if settings.backbone_lr_scale == 0 else network
     with torch.no_grad(), measuring(network, part=part):
@@ -198,14 +198,14 @@ def settle(course: Course, inputs: Inputs, sampler: Sampler, *, steps: int) -> N
     distributed.average_buffers(network)
 
 
-def figures(course: Course, num_drawn: int) -> dict[str, float]:
+def figures(state: TrainState, num_drawn: int) -> dict[str, float]:
     """What an epoch was like, and what the loss has to tell."""
     return {
-        "loss": distributed.total(course.total) / num_drawn,
-        "lr": float(course.schedule.get_last_lr()[0]),
-        "photos_per_s": num_drawn / course.seconds,
-        **course.loss.figures(),
-        **course.meta.figures(),
+        "loss": distributed.total(state.total) / num_drawn,
+        "lr": float(state.schedule.get_last_lr()[0]),
+        "photos_per_s": num_drawn / state.seconds,
+        **state.loss.figures(),
+        **state.meta.figures(),
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from models import distributed
 from models.networks.margins import angular
 from models.networks.network import Network, set_size
-from models.training.command import log_progress, read_recipe, run, taking
+from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.job import Job
 from models.training.train import load_network, train
 
@@ -38,7 +38,7 @@ def still_but_norms(network: Network) -> None:
 
 def main() -> None:
     """The command line of one fine-tuning."""
-    parser = taking("data recipe network out", description="Train a network on at a larger size.")
+    parser = parser_for("data recipe network out", description="Train a network on at a larger size.")
     parser.add_argument("--member", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,10 @@ def _by_numbers(loss: Loss, names: Sequence[str], logits: Tensor, target: Tensor
     before = {name: getattr(loss, name) for name in names}
     leaves = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in before.items()}
     try:
-        put(loss, leaves)
+        set_parameters(loss, leaves)
         value = loss(logits, target).sum()
     finally:
-        put(loss, before)
+        set_parameters(loss, before)
     return torch.stack(torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))
 
 
@@ -98,7 +98,7 @@ def untouched(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
                 tensor.copy_(copy)
 
 
-def put(loss: Loss, values: Mapping[str, Any]) -> None:
+def set_parameters(loss: Loss, values: Mapping[str, Any]) -> None:
     """Sets the loss's numbers."""
     for name, value in values.items():
         setattr(loss, name, value)

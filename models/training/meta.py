@@ -28,8 +28,8 @@ from models.networks.inputs import Inputs
 from models.networks.network import Network
 from models.recipe.config import Meta
 from models.recipe.registry import Range
-from models.training.hypergradient import hyper_gradient, put, untouched
-from models.training.optimise import learnt
+from models.training.hypergradient import hyper_gradient, set_parameters, untouched
+from models.training.optimise import trainable_parameters
 
 PREFIX = "loss.params."  # of a number in metrics.jsonl: as a recipe names it
 
@@ -68,7 +68,7 @@ class Replay(Constant):
 
     def start_epoch(self, epoch: int, *, of: int) -> None:
         self.now = self.schedule[math.ceil((epoch + 1) * len(self.schedule) / of) - 1]
-        put(self.loss, self.now)
+        set_parameters(self.loss, self.now)
 
     def figures(self) -> dict[str, float]:
         return {PREFIX + name: value for name, value in self.now.items()}
@@ -131,7 +131,7 @@ class Adjuster(Constant):
         self._put()
 
     def _put(self) -> None:
-        put(self.loss, dict(zip(self.bounds, self.values().tolist(), strict=True)))
+        set_parameters(self.loss, dict(zip(self.bounds, self.values().tolist(), strict=True)))
 
     def _slopes(self, batch: Tensor, target: Tensor, optimizer: Optimizer) -> Tensor:
         """(K,) by the next trusted batch. The network and the random numbers of training stay as they are."""
@@ -144,7 +144,7 @@ class Adjuster(Constant):
                 with torch.no_grad():
                     batch, trusted = self.inputs.embedding(batch), self.inputs.embedding(trusted)
             else:
-                parameters, answer = list(learnt(optimizer)), self._answer
+                parameters, answer = list(trainable_parameters(optimizer)), self._answer
             return hyper_gradient(
                 self.loss, list(self.bounds), parameters=parameters, rates=_rates(parameters, optimizer), answer=answer,
                 batch=(batch, target), trusted=(trusted, trusted_target), ignore_length=self.settings.ignore_length,

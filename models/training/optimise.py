@@ -27,7 +27,7 @@ def make_optimizer(network: Network, loss: nn.Module, settings: Train) -> torch.
     return torch.optim.AdamW(groups)
 
 
-def learnt(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def trainable_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """All parameters that the optimiser changes, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 

@@ -29,7 +29,7 @@ from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
-from models.data.trusted import judged_by, judges, trusted_rows
+from models.data.trusted import selection_photos, trusted_rows, with_selection_photos
 from models.errors import ManifestError
 from models.evaluation.scores import write_scores
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
@@ -41,11 +41,11 @@ from models.networks.predict import answers, embeddings, score
 from models.recipe.config import Member, from_dict, to_dict
 from models.training import checkpoint
 from models.training.classifiers import set_classifier
-from models.training.command import log_progress, read_recipe, run, taking
-from models.training.emphasis import make_emphasis
+from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.epochs import fit
 from models.training.job import Job, require_mixable, split_rows
 from models.training.meta import Adjuster, Constant, Replay
+from models.training.sample_weights import make_sample_weights
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def train(job: Job, network: Network | None = None) -> None:
     """
     torch.set_num_threads(job.train.threads or torch.get_num_threads())
     torch.manual_seed(job.seed)
-    manifest = judged_by(read_manifest(job.data), job.recipe.proof.photos)
+    manifest = with_selection_photos(read_manifest(job.data), job.recipe.proof.photos)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
     trusted = trusted_rows(job.recipe.meta.photos, manifest)
     rows = np.setdiff1d(rows, trusted)
@@ -66,7 +66,7 @@ def train(job: Job, network: Network | None = None) -> None:
         raise ManifestError(
             f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
         )
-    network = place(network or build_network(job.network, num_classes=len(manifest.classes)))
+    network = to_device(network or build_network(job.network, num_classes=len(manifest.classes)))
     log.info("%s at %d px: %d photos, %d classes, %d parameters on %s", job.network.backbone, job.network.size, len(rows),
              len(manifest.classes), count_parameters(network), network.mean.device)  # fmt: skip
     loss = make_loss(job, manifest, rows).to(network.mean.device)
@@ -77,7 +77,7 @@ def train(job: Job, network: Network | None = None) -> None:
         return log_p, validation_accuracy(job, network, manifest)
 
     sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
-    emphasis = make_emphasis(job.train, manifest, rows, clean=job.recipe.clean)
+    emphasis = make_sample_weights(job.train, manifest, rows, clean=job.recipe.clean)
     fit(network, loss, inputs, sampler=sampler, emphasis=emphasis, out=job.out, key=job.key, ask=ask,
         meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
     unseen = make_inputs(job, network, manifest, held_out)
@@ -85,7 +85,7 @@ def train(job: Job, network: Network | None = None) -> None:
     scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
-            save_looks(job.out, network, unseen)
+            save_embeddings(job.out, network, unseen)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
@@ -93,7 +93,7 @@ def train(job: Job, network: Network | None = None) -> None:
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def save_looks(out: Path, network: Network, inputs: Inputs) -> None:
+def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
     """What photos are compared by. A head is a fold's own; a frozen backbone's features can be compared across all folds."""
     if isinstance(inputs, Features):
         np.save(out / "features.npy", inputs.views.mean(0).half().cpu().numpy())
@@ -101,7 +101,7 @@ def save_looks(out: Path, network: Network, inputs: Inputs) -> None:
         np.save(out / "embeddings.npy", embeddings(network, inputs).half().numpy())
 
 
-def place(network: Network) -> Network:
+def to_device(network: Network) -> Network:
     """The network on the best device. On GPUs batch norm takes the statistics of all workers' parts together."""
     network.to(best_device())
     if distributed.world() > 1 and network.mean.device.type == "cuda":
@@ -158,7 +158,7 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
     """Share of the validation photos that are recognised; NaN where there are none."""
-    rows = np.flatnonzero(judges(manifest))
+    rows = np.flatnonzero(selection_photos(manifest))
     _, hits = answers(network, make_inputs(job, network, manifest, rows), target=manifest.target[rows])
     return float(hits.double().mean())
 
@@ -197,7 +197,7 @@ def load_network(path: Path) -> Trained:
 
 def main() -> None:
     """The command line of one training."""
-    parser = taking("data recipe out", description="Train one network of a recipe on a materialised data version.")
+    parser = parser_for("data recipe out", description="Train one network of a recipe on a materialised data version.")
     parser.add_argument("--member", type=int, default=0)
     parser.add_argument("--fold", type=int)
     args = parser.parse_args()

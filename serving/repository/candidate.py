@@ -13,7 +13,7 @@ from serving.repository.repository import ModelRepository
 
 
 @contextmanager
-def laid_out(repository: ModelRepository, version: int) -> Iterator[ModelRepository]:
+def candidate_files(repository: ModelRepository, version: int) -> Iterator[ModelRepository]:
     """The candidate's directory with the version's own files, as hard links; gone afterwards.
 
     Raises:

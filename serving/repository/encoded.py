@@ -52,7 +52,7 @@ def config_text(model: str, *, instances: int | None = None) -> str:
     return cast(str, text_format.MessageToString(config, as_utf8=True))
 
 
-def lay(root: Path, model: str) -> None:
+def install(root: Path, model: str) -> None:
     """Put `<model>-encoded` into the repository at `root`, each file whole; what is there already stays untouched.
 
     Raises:

@@ -21,7 +21,7 @@ from durable import overwrite, sha256, sync
 from serving.durable import disk_full_named
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.repository.accelerator import CPU, Accelerator
-from serving.repository.encoded import lay
+from serving.repository.encoded import install
 from serving.repository.lineage import lineage_file
 from serving.repository.model_config import TritonConfig
 from serving.repository.version import Golden, read_labels, write_version
@@ -59,7 +59,7 @@ class ModelRepository:
         """
         return replace(self, name=f"{self.name}{CANDIDATE}{version}", instances=1, warmup=False)
 
-    def stage(
+    def write(
         self,
         graph: Path,
         *,
@@ -86,7 +86,7 @@ class ModelRepository:
         if target.exists():
             raise VersionInUse(f"{target} exists and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
-        lay(self.root, self.name)
+        install(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, lineage={**lineage, "version": version}, golden=golden)
             self._publish(staging, target)

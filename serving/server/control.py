@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.access import Access
 from serving.errors import GoldenMismatch, ModelNotReady, RequestRejected, RequestTimeout, ServingError
-from serving.repository.candidate import laid_out
+from serving.repository.candidate import candidate_files
 from serving.repository.repository import CANDIDATE, ModelRepository
 from serving.server.process import until
 from serving.wire import connect, errors_named, infer
@@ -195,7 +195,7 @@ class Endpoint:
             ServingError: it does not; the server has let go of it.
         """
         self.sweep(repository)
-        with laid_out(repository, version) as candidate, self._beside(candidate.name) as trial:
+        with candidate_files(repository, version) as candidate, self._beside(candidate.name) as trial:
             try:
                 trial.load()
                 trial.golden_check(candidate, version)
@@ -273,7 +273,7 @@ class Endpoint:
             error.add_note(f"and putting the former configuration back failed: {second}")
 
 
-def activate(repository: ModelRepository, version: int) -> None:
+def load_on_start(repository: ModelRepository, version: int) -> None:
     """Choose `version` for a server that does not run: it will start with it.
 
     Raises:

@@ -22,7 +22,7 @@ from serving.server.encoded_endpoint import EncodedEndpoint
 HUNG_S = 60.0  # the queue lets go of a request after 10 s, so by then everybody was failed several times over
 
 
-class Pulse(Enum):
+class Health(Enum):
     """What one look found."""
 
     ANSWERS = "answers"
@@ -33,7 +33,7 @@ class Pulse(Enum):
 
 
 @dataclass
-class Watchdog:
+class Probe:
     """Looks at the version that config.pbtxt names, by one golden image each time; as a file too where files are taken.
 
     A slow answer is no reason to unload a model that others wait for. So a timeout or a full queue is BUSY as long as
@@ -50,7 +50,7 @@ class Watchdog:
         timeouts = {name: getattr(self.endpoint, name) for name in ("load_timeout_s", "answer_timeout_s")}
         self._encoded = EncodedEndpoint(self.endpoint.access, model=self.endpoint.model, **timeouts)
 
-    def look(self) -> Pulse:
+    def check(self) -> Health:
         """One look; it takes as long as the endpoint's `answer_timeout_s` at most.
 
         Raises:
@@ -58,19 +58,19 @@ class Watchdog:
         """
         versions = self.repository.configured()
         if not versions:  # before the first model there is nothing to ask
-            return Pulse.ANSWERS if self.endpoint.live() else Pulse.GONE
+            return Health.ANSWERS if self.endpoint.live() else Health.GONE
         try:
             for endpoint in self._endpoints():
                 for version in versions:
                     endpoint.golden_check(self.repository, version, at_most=1)
         except ServerUnavailable:
-            return Pulse.GONE
+            return Health.GONE
         except (ModelNotReady, GoldenMismatch):
-            return Pulse.DEAD
+            return Health.DEAD
         except (RequestTimeout, RequestRejected):
             return self._progress()
         self._alive_at = time.monotonic()
-        return Pulse.ANSWERS
+        return Health.ANSWERS
 
     def heal(self, *, is_hung: bool = False) -> Iterator[str]:
         """Endpoint.heal of each model; the names of those that needed it."""
@@ -81,11 +81,11 @@ class Watchdog:
     def _endpoints(self) -> list[Endpoint]:
         return [self.endpoint, self._encoded] if self._encoded.active() else [self.endpoint]
 
-    def _progress(self) -> Pulse:
+    def _progress(self) -> Health:
         try:
             answered = self.endpoint.answered()
         except ServingError:
             answered = self._answered
         if answered != self._answered:
             self._answered, self._alive_at = answered, time.monotonic()
-        return Pulse.BUSY if time.monotonic() - self._alive_at < self.hung_s else Pulse.HUNG
+        return Health.BUSY if time.monotonic() - self._alive_at < self.hung_s else Health.HUNG

@@ -26,7 +26,7 @@ from contract import encoded_name
 from durable import write
 from serving.access import SCHEME, Access, keep_token
 from serving.errors import AlreadyRunning, BadEnvironment, PortInUse, ServerUnavailable
-from serving.repository.encoded import lay
+from serving.repository.encoded import install
 from serving.repository.repository import ModelRepository
 from serving.server import process
 from serving.server.command import EXIT_TIMEOUT_S, HOST, Listening, arguments
@@ -114,8 +114,8 @@ class LocalServer:
             _clear(self.state)  # a start that was killed may hold the ports
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
-            self._lay_backends(environment)
-            lay(self.repository, self.model)  # of this release, also where no version is published yet
+            self._install_backends(environment)
+            install(self.repository, self.model)  # of this release, also where no version is published yet
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
@@ -154,7 +154,7 @@ class LocalServer:
                         f"{option} {port} cannot be had ({error.strerror}); choose another with {flag}"
                     ) from None
 
-    def _lay_backends(self, environment: Environment) -> None:
+    def _install_backends(self, environment: Environment) -> None:
         """Copies, not links: the stub then runs from a path that is ours alone, which is how orphans are known."""
         runtime = _runtime(self.state)
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)

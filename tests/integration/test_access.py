@@ -21,7 +21,7 @@ from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
 from flows.settings import Settings
-from flows.watch import Keeper
+from flows.watch import Watch
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.access import CONTROL_HEADER, TOKEN_HEADER, Access
@@ -86,7 +86,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -
     for version in (1, 2):
         models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
     for version in (2, 1):
-        models.assign(version)
+        models.promote(version)
     versions.configure([1])
     cert, key = certificate(folder / "tls")
     server = replace(
@@ -198,10 +198,10 @@ def test_a_server_elsewhere_is_healed(remote: Remote, named: Workspace) -> None:
         control.unload()
         with pytest.raises(ModelNotReady):
             remote.ask(remote.access)
-        keeper = Keeper(named, None)
-        keeper.tend()
+        keeper = Watch(named, None)
+        keeper.reconcile()
         assert control.active() == (), "one look is not enough to unload what others may wait for"
-        keeper.tend()
+        keeper.reconcile()
         assert control.active() == (1,)
 
 
@@ -218,7 +218,7 @@ def test_a_gpu_that_is_not_there_is_no_silent_cpu(remote: Remote, version: int) 
 
 def test_a_changed_setting_reaches_the_server(named: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEANSHELF_TRITON_INSTANCES", "3")
-    Keeper(named, None).tend()
+    Watch(named, None).reconcile()
     with Endpoint(Settings().remote() or "") as control:
         assert control.active() == (1,)
         assert control._client.get_model_config("products").config.instance_group[0].count == 3

@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with one version of two classes."""
     place = tmp_path_factory.mktemp("prepared")
     versions = DataVersions(Workspace.init(place / "shop"))
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return place / "shop"

@@ -53,7 +53,7 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
     for name in ("first", "second"):
         versions = DataVersions(shop)
         base = versions.materialise("selected") if versions.selected() else None
-        folder = versions.stage()
+        folder = versions.new_folder()
         ingest(delivery / name, base=base, out=folder, parent=base.name if base else None)
         versions.commit(folder, step="ingest", message=name)
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
@@ -88,9 +88,9 @@ def publish_again(shop: Path) -> None:
     lineage = models.lineage(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
     golden = np.load(shop / "repository" / "products" / "1" / "golden.npz")["image"]
     graph = shop / "repository" / "products" / "1" / "model.onnx"
-    repository.stage(graph, version=2, labels=repository.labels(1), lineage=lineage, golden=golden)
+    repository.write(graph, version=2, labels=repository.labels(1), lineage=lineage, golden=golden)
     models.register(repository.lineage(2))
-    models.assign(2)
+    models.promote(2)
     repository.configure([2])
 
 

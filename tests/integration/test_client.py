@@ -183,7 +183,7 @@ def test_the_labels_are_those_of_the_version_that_answered(tmp_path: Path, local
     for version in (1, 2):
         labels = [f"{version}: {label}" for label in LABELS]
         graph = write_graph(tmp_path / f"{version}.onnx", seed=version)
-        repository.stage(graph, version=version, labels=labels, lineage={}, golden=golden_images())
+        repository.write(graph, version=version, labels=labels, lineage={}, golden=golden_images())
     repository.configure([1])
     server = local_server(repository.root, tmp_path / "state")
     access = server.start().access
@@ -224,5 +224,5 @@ def test_fifty_thousand_labels_are_told(tmp_path: Path, local_server: MakeServer
 
 
 def stage_with(repository: ModelRepository, folder: Path, labels: Sequence[str]) -> None:
-    repository.stage(write_graph(folder / "g.onnx"), version=1, labels=labels, lineage={}, golden=golden_images())
+    repository.write(write_graph(folder / "g.onnx"), version=1, labels=labels, lineage={}, golden=golden_images())
     repository.configure([1])

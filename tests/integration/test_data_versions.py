@@ -93,7 +93,7 @@ def test_local_edits_are_refused_and_survive(versions: DataVersions, tmp_path: P
     with pytest.raises(LocalEdits, match=r"my notes\.txt"):
         versions.rollback(first)
     with pytest.raises(LocalEdits, match=r"my notes\.txt"):
-        versions.commit(versions.stage(), step="x", message="")
+        versions.commit(versions.new_folder(), step="x", message="")
     assert (versions.workspace.data / "my notes.txt").read_text() == "keep me"
     (versions.workspace.data / "my notes.txt").unlink()
     (versions.workspace.data / "labels.parquet").unlink()
@@ -204,10 +204,10 @@ def test_adopt_takes_the_same_id_without_git(versions: DataVersions, tmp_path: P
     donor = versions.workspace.root
     (donor / ".git").rename(tmp_path / "git is elsewhere")
     heir = DataVersions(Workspace.init(tmp_path / "heir"))
-    assert heir.adopt(donor) == version
+    assert heir.import_from(donor) == version
     assert contents(heir.workspace.data) == contents(versions.workspace.data)
     assert (heir.log()[0].step, heir.verify(version)) == ("adopt", [])
-    assert heir.adopt(donor) == version
+    assert heir.import_from(donor) == version
     assert len(heir.log()) == 1
 
 
@@ -216,10 +216,10 @@ def test_adopt_refuses_damage_and_takes_nothing(versions: DataVersions, tmp_path
     damage(objects_of(versions.workspace.remote, versions.workspace.data, "index.parquet"))
     heir = DataVersions(Workspace.init(tmp_path / "heir"))
     with pytest.raises(CorruptObject, match=r"index\.parquet"):
-        heir.adopt(versions.workspace.root)
+        heir.import_from(versions.workspace.root)
     assert (heir.selected(), heir.log(), heir.workspace.data.exists()) == (None, [], False)
     with pytest.raises(WorkspaceMissing, match=r"data\.dvc"):
-        heir.adopt(tmp_path)
+        heir.import_from(tmp_path)
 
 
 def git(folder: Path, *args: str) -> str:

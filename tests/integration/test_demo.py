@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.demo import tell
+from flows.demo import run_demo
 from flows.endpoint.server import stop_endpoint
 from flows.registry.history import model_history
 from flows.registry.repository import repository
@@ -40,7 +40,7 @@ def workspace(tmp_path: Path, prefect_server: None, triton_environment: Environm
 
 
 def test_the_demo_tells_its_story(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    tell(workspace, recipe="smoke", overrides=QUICK)
+    run_demo(workspace, recipe="smoke", overrides=QUICK)
     said = capsys.readouterr().out
 
     cleaned, delivered, sample = DataVersions(workspace).log()

@@ -13,7 +13,7 @@ import torch
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.delivery.build import ingest
-from flows.endpoint.release import release
+from flows.endpoint.promotion import release
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
 from flows.registry.repository import repository
@@ -66,7 +66,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
     for number, sku in enumerate(KNOWN):
         photos(place / "delivery" / sku.label, sku, 12, seed=number)
     versions = DataVersions(workspace)
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(place / "delivery", base=None, out=folder, test_share=0.3)
     data = versions.materialise(versions.commit(folder, step="ingest", message="first"))
     graph = write_graph(data, place / "model.onnx")
@@ -171,20 +171,20 @@ def test_the_same_again_after_a_rollback_is_the_same_version(own: Workspace, few
     assert enrol_product(own, NEW.label, few, overrides=ANY).model_version == 2
     assert rollback_model(own) == 1
     assert enrol_product(own, NEW.label, few, overrides=ANY).model_version == 2
-    assert models(own).serving() == 2
+    assert models(own).current() == 2
 
 
 def test_a_refused_product_changes_nothing(own: Workspace, few: list[Path]) -> None:
     with pytest.raises(GateRefused, match=r"mean-class accuracy .*--set gate.enrol"):
         enrol_product(own, NEW.label, few, overrides=NEVER)
-    assert (models(own).serving(), [entry.version for entry in models(own).log()]) == (1, [1])
+    assert (models(own).current(), [entry.version for entry in models(own).log()]) == (1, [1])
     assert (repository(own).versions(), repository(own).configured()) == ((1,), (1,))
 
 
 def test_a_switch_meanwhile_is_noticed(own: Workspace, few: list[Path]) -> None:
     with own.lock("publish", name="serving"), pytest.raises(WorkspaceBusy, match="publish"):
         enrol_product(own, NEW.label, few, overrides=ANY)
-    assert models(own).serving() == 1
+    assert models(own).current() == 1
 
 
 def test_photos_that_are_none_are_all_named(own: Workspace, few: list[Path], tmp_path: Path) -> None:

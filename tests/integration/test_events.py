@@ -46,7 +46,7 @@ def shop(tmp_path: Path) -> Workspace:
     for number in (1, 2):
         base = versions.materialise("selected") if versions.selected() else None
         folder, source = (
-            versions.stage(),
+            versions.new_folder(),
             deliver(tmp_path / str(number), {LABELS[0]: 150, LABELS[1]: 150}, first_seed=1000 * number),
         )
         ingest(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
@@ -55,7 +55,7 @@ def shop(tmp_path: Path) -> Workspace:
     stage(repository(shop), tmp_path, 1, 2)
     for number in (1, 2):
         models.register({"version": number, "data_version": versions.selected()})
-        models.assign(number)
+        models.promote(number)
     return shop
 
 

@@ -117,7 +117,7 @@ versions = DataVersions(workspace)
 with workspace.lock("ingest"):
     versions.repair()
     base = versions.materialise("selected")
-    folder = versions.stage()
+    folder = versions.new_folder()
     try:
         ingest(Path(sys.argv[2]), base=base, out=folder, parent=base.name)
         versions.commit(folder, step="ingest", message="too big")

@@ -53,7 +53,7 @@ def is_free(workspace: Workspace) -> bool:
 def delivered(tmp_path: Path, triton_environment: Environment) -> Workspace:
     workspace = Workspace.init(tmp_path / "delivered")
     versions = DataVersions(workspace)
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(write_delivery(tmp_path / "delivery"), base=None, out=folder)
     versions.commit(folder, step="ingest", message="delivery")
     return workspace
@@ -83,7 +83,7 @@ def test_retraining(kills: Kills, delivered: Workspace, tmp_path: Path) -> None:
         assert is_free(workspace)
         assert unfinished(workspace) == 0
         models, published = ModelVersions(Ledger(workspace.root)), repository(workspace)
-        assert (models.serving(), published.versions(), published.configured()) == (1, (1,), (1,))
+        assert (models.current(), published.versions(), published.configured()) == (1, (1,), (1,))
         published.verify(1)
         assert sha256(published.path(1) / "model.onnx") == graph
 

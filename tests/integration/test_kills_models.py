@@ -19,9 +19,9 @@ from flows.run.run import is_finished
 from models.errors import CheckpointMismatch
 from models.evaluation.scores import read_scores
 from models.export.calibrate import Chosen
+from models.export.ood import UNCALIBRATED
 from models.export.patch import external_files, read_metadata
 from models.export.session import open_session
-from models.export.unknown import UNCALIBRATED
 from models.recipe.config import Recipe, from_dict, to_dict
 from models.training import checkpoint
 from models.training.job import Job
@@ -88,7 +88,7 @@ def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
 
 def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
     written = {"recipe": to_dict(recipe()), "card": {"recipe": "tiny"}, "ensemble": {"weights": [1.0]},
-               "views": {"crops": 1, "enlarge": 1.0}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
+               "crops": {"crops": 1, "enlarge": 1.0}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     train(Job(data=data, recipe=recipe(), member=0, out=tmp_path))
     words: list[object] = ["--data", data, "--networks", tmp_path / "network.pt"]
     for name, content in written.items():

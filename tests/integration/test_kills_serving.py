@@ -64,7 +64,7 @@ def shop(tmp_path: Path, local_server: Callable[..., LocalServer]) -> Iterator[S
     for version in (1, 2):
         models.register(repository.lineage(version))
     for version in (2, 1):
-        models.assign(version)
+        models.promote(version)
     repository.configure([1])
     with serving(repository, local_server(repository.root, workspace.state)) as served, closed_loop(served) as load:
         yield Shop(workspace, served, load)
@@ -89,7 +89,7 @@ def test_switch(kills: Kills, shop: Shop) -> None:
             serve_registered(workspace, served.endpoint)
             served.endpoint.sweep(served.repository)
             assert not serve_registered(workspace, served.endpoint), "once is enough"
-        wanted = models.serving()
+        wanted = models.current()
         assert served.endpoint.active() == served.repository.configured() == (wanted,)
         assert served.repository.leftovers() == []
         assert load.meet(wanted, more=5)

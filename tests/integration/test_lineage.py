@@ -17,7 +17,7 @@ from contract import labels_sha256
 from durable import sha256
 from flows.data.verify import Broken
 from flows.data.versions import DataVersions
-from flows.endpoint.release import number_for
+from flows.endpoint.promotion import number_for
 from flows.errors import UnknownVersion
 from flows.gate.gates import Verdict
 from flows.registry.repository import repository
@@ -28,7 +28,7 @@ from flows.verify import verify
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.recipe.config import digest, load_recipe
-from serving.server.control import activate
+from serving.server.control import load_on_start
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.graphs import LABELS, golden_images, write_graph
 from tests.versions import commit_drop, commit_first, damage
@@ -40,7 +40,7 @@ def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) ->
     """A graph with its card becomes the version that serves; `facts` stand in its lineage, whatever its card says."""
     run = Run(workspace, load_recipe("smoke"), id=f"run-{version}")
     run.open({})
-    stage = run.stage("train", version, work=lambda out: (out / "network.pt").write_bytes(b"weights"))
+    stage = run.cached("train", version, work=lambda out: (out / "network.pt").write_bytes(b"weights"))
     data = DataVersions(workspace)
     card = {
         "data_version": data.resolve("selected"),
@@ -54,10 +54,10 @@ def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) ->
     verdict = Verdict(True, ("good",), sha256(graph))
     lineage = describe(run, place, verdict, parent=version - 1 or None) | facts
     versions, models = repository(workspace), ModelVersions(Ledger(workspace.root))
-    versions.stage(graph, version=version, labels=LABELS, lineage=lineage, golden=golden_images())
+    versions.write(graph, version=version, labels=LABELS, lineage=lineage, golden=golden_images())
     models.register(versions.lineage(version))
-    activate(versions, version)
-    models.assign(version)
+    load_on_start(versions, version)
+    models.promote(version)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_version_that_a_killed_publication_left_is_taken_up(own: Workspace, tm
     graph = write_graph(tmp_path / "model.onnx", seed=3)
     left = {"graph_sha256": sha256(graph)}
     assert number_for(left, models=models, versions=versions) == 3
-    versions.stage(graph, version=3, labels=LABELS, lineage=left, golden=golden_images())
+    versions.write(graph, version=3, labels=LABELS, lineage=left, golden=golden_images())
     assert number_for(left, models=models, versions=versions) == 3
     assert number_for(models.lineage(1), models=models, versions=versions) == 1
     assert number_for({"graph_sha256": "another"}, models=models, versions=versions) == 4
@@ -269,8 +269,8 @@ def test_a_version_of_an_earlier_release(own: Workspace) -> None:
     git(own, "tag", "-d", *git(own, "tag", "--list", "products*").split())
     sha = ledger.commit("refs/models/main", {"record.json": json.dumps(less).encode()}, message="products v1")
     ledger.tag("products@v1.0.0", sha, "products v1")
-    models.assign(1)
-    activate(repository(own), 1)
+    models.promote(1)
+    load_on_start(repository(own), 1)
     assert verify(own).broken == []
     (folder / "record.json").write_text(json.dumps(lineage | {"metrics": {}}))
     assert links(own) == ["lineage"]

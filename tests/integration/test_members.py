@@ -36,15 +36,15 @@ def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
     done = stages(workspace)
     kinds = sorted(name.rsplit("-", 1)[0] for name in done)
     assert kinds == [
-        *("balance-1-test_resnet", "balance-2-test_byobnet", "calibrate", "ensemble", "export"),
+        *("balance-1-test_resnet", "balance-2-test_byobnet", "calibrate", "crops", "ensemble", "export"),
         *("finetune-1-test_resnet", "finetune-2-test_byobnet", "fold-0", "fold-1"),
-        *("train-1-test_resnet", "train-1-test_resnet", "train-2-test_byobnet", "views"),
+        *("train-1-test_resnet", "train-1-test_resnet", "train-2-test_byobnet"),
     ], "the second member learns from the labels as delivered, and is trained on them once"
     folder = {name.split("-")[0]: workspace.runs / "stages" / name for name in done}
     weights = json.loads((folder["ensemble"] / "ensemble.json").read_text())["weights"]
     assert sum(weights) == pytest.approx(1)
-    views = json.loads((folder["views"] / "views.json").read_text())
-    assert [(way["crops"], way["enlarge"]) for way in views["tried"]] == [(10, 1.0), (10, 1.5), (1, 1.5)]
+    crops = json.loads((folder["crops"] / "crops.json").read_text())
+    assert [(way["crops"], way["enlarge"]) for way in crops["tried"]] == [(10, 1.0), (10, 1.5), (1, 1.5)]
     assert [row.step for row in report.steps[1:4]] == [
         "one network, after cleaning",
         "one network, at high resolution",
@@ -54,11 +54,11 @@ def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
     steps = [(each["step"], each["member"]) for each in report.evidence]
     assert steps == [
         *(("cleaning", 1), ("cleaning", 2), ("fine-tuning", 1), ("fine-tuning", 2)),
-        *(("balance", 1), ("balance", 2), ("ensemble", None), ("views", None)),
+        *(("balance", 1), ("balance", 2), ("ensemble", None), ("crops", None)),
     ]
 
     card = read_metadata(repository(workspace).path(1) / "model.onnx")
-    assert json.loads(card["views"]) == {"crops": views["crops"], "enlarge": views["enlarge"]}
+    assert json.loads(card["views"]) == {"crops": crops["crops"], "enlarge": crops["enlarge"]}
     members = json.loads(card["members"])
     assert [member["weight"] for member in members] == pytest.approx([w for w in weights if w], abs=1e-6)
     assert {member["size"] for member in members} == {48}, "as they left fine-tuning"

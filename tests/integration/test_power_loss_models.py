@@ -11,7 +11,7 @@ import pytest
 
 from flows.delivery.build import ingest
 from models.export.calibrate import Chosen
-from models.export.unknown import UNCALIBRATED
+from models.export.ood import UNCALIBRATED
 from models.recipe.config import from_dict, to_dict
 from serving.repository.repository import ModelRepository
 from tests.deliveries import deliver
@@ -27,7 +27,7 @@ RECIPE = {
     "train": {"epochs": 1, "batch_size": 8, "threads": 1},
     "export": {"input_size": 40},
 }
-EXPORT = {"card": {}, "ensemble": {"weights": [1.0]}, "views": {"crops": 1, "enlarge": 1.0},
+EXPORT = {"card": {}, "ensemble": {"weights": [1.0]}, "crops": {"crops": 1, "enlarge": 1.0},
           "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
 
 

@@ -157,11 +157,11 @@ def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str)
 def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refused: str, tmp_path: Path) -> None:
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
-    assert (models.serving(), versions.versions(), versions.configured()) == (None, (1,), ())
+    assert (models.current(), versions.versions(), versions.configured()) == (None, (1,), ())
     with pytest.raises(UnknownVersion, match="model version 1 never served; `cleanshelf promote 1`"):
         rollback_model(shop, 1)
     assert promote_version(shop, 1) == 1
-    assert (models.serving(), versions.configured()) == (1, (1,))
+    assert (models.current(), versions.configured()) == (1, (1,))
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
     assert snapshot(shop.root) == before, "it serves already"
@@ -184,7 +184,7 @@ def staged(workspace: Workspace, **told: object) -> int:
     """A further version of the same bytes, whose lineage says otherwise."""
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     lineage, number = models.lineage(1) | told, max(versions.versions()) + 1
-    versions.stage(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), lineage=lineage,
+    versions.write(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), lineage=lineage,
                    golden=versions.golden(1).image)  # fmt: skip
     models.register(versions.lineage(number))
     return number
@@ -203,5 +203,5 @@ def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refuse
     ):
         with pytest.raises(error, match=message):
             promote_version(shop, number)
-    assert ModelVersions(Ledger(shop.root)).serving() is None
+    assert ModelVersions(Ledger(shop.root)).current() is None
     assert repository(shop).configured() == ()

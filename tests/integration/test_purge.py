@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = commit_first(versions, place)
     commit_drop(versions, num=1)
     versions.materialise(first)
-    base, folder = versions.materialise("selected"), versions.stage()
+    base, folder = versions.materialise("selected"), versions.new_folder()
     ingest(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
     versions.commit(folder, step="ingest", message="more")
     ModelVersions(versions.ledger).register({"version": 1, "run": "r", "data_version": first})

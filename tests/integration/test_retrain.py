@@ -19,7 +19,7 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_URL
 
 from durable import sha256
-from flows.data.objects import Listing, Seen
+from flows.data.objects import HashCache, Listing
 from flows.data.versions import DataVersions
 from flows.endpoint.server import stop_endpoint
 from flows.errors import GateRefused
@@ -198,7 +198,7 @@ def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Re
     assert lineage["metrics"]["mean_class"] == pytest.approx(report.steps[-1].mean_class, abs=1e-6)
 
     models = ModelVersions(Ledger(workspace.root))
-    assert (models.serving(), [entry.version for entry in models.log()]) == (1, [1])
+    assert (models.current(), [entry.version for entry in models.log()]) == (1, [1])
     assert models.lineage(1) == lineage
     networks = {name for name, files in lineage["stages"].items() if "network.pt" in files}
     assert {name.rpartition("-")[0] for name in networks} == {"balance-1-test_resnet", "balance-2-test_byobnet"}
@@ -238,11 +238,11 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     assert {name: time for name, time in after.items() if name in done} == done
     fresh = sorted(name.rsplit("-", 1)[0] for name in after if name not in done)
     trained = ["train-2-test_byobnet"] * 2  # on labels as delivered, and on cleaned ones
-    assert fresh == ["balance-2-test_byobnet", "calibrate", "ensemble", "export", "measure", *trained, "views"]
+    assert fresh == ["balance-2-test_byobnet", "calibrate", "crops", "ensemble", "export", "measure", *trained]
     assert history(workspace) == history(first[0]), "the judging network is the same, and so are its decisions"
     assert report.model_version == 2
     assert {seen.model_version for seen in report.seen} == {2}
-    assert ModelVersions(Ledger(workspace.root)).serving() == 2
+    assert ModelVersions(Ledger(workspace.root)).current() == 2
     assert ModelVersions(Ledger(workspace.root)).lineage(2)["parent"] == 1
     assert repository(workspace).configured() == (2,)
 
@@ -275,7 +275,7 @@ def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace
         asking.wait_for(20)
         assert rollback_model(workspace) == 1
         asking.wait_for(20)
-        assert models.serving() == 1
+        assert models.current() == 1
         assert rollback_model(workspace, 2) == 2
         asking.wait_for(20)
     assert asking.failed == []
@@ -283,7 +283,7 @@ def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace
     assert set(answered) == {1, 2}
     assert (answered[0], answered[-1]) == (2, 2)
     assert np.abs(np.diff(answered)).sum() == 2, "from 2 to 1 and back, never to and fro"
-    assert models.serving() == 2
+    assert models.current() == 2
     assert history(workspace) == versions
 
 
@@ -303,7 +303,7 @@ def test_data_go_back_exactly_and_the_models_stay(second: tuple[Workspace, Repor
 
     entry = rollback_data(workspace, ingested[:12])
     assert (entry.id, entry.step, entry.number) == (ingested, "rollback", 3)
-    assert Listing.of(workspace.data, seen=Seen(tmp_path / "seen.json")).id == ingested
+    assert Listing.of(workspace.data, seen=HashCache(tmp_path / "seen.json")).id == ingested
     assert read_manifest(workspace.data).kept.all()
     assert DataVersions(workspace).verify(ingested) == []
     assert {path: sha256(path) for path in workspace.repository.rglob("*") if path.is_file()} == files
@@ -384,14 +384,14 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     late = stages(workspace)
     assert {name: time for name, time in late.items() if name in early} == early
     assert set(late) == set(stages(undisturbed))
-    assert (ModelVersions(Ledger(workspace.root)).serving(), repository(workspace).configured()) == (None, ())
+    assert (ModelVersions(Ledger(workspace.root)).current(), repository(workspace).configured()) == (None, ())
 
     assert start_retraining(workspace, tmp_path / "3.log").wait() == 0, (tmp_path / "3.log").read_text()
     assert stages(workspace) == late
     assert history(workspace) == history(undisturbed)
     assert DataVersions(workspace).verify("selected") == []
     models, published = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    assert ([entry.version for entry in models.log()], models.serving()) == ([1], 1)
+    assert ([entry.version for entry in models.log()], models.current()) == ([1], 1)
     assert (published.versions(), published.configured()) == ((1,), (1,))
     published.verify(1)
     graphs = [repository(each).path(1) / "model.onnx" for each in (workspace, undisturbed)]

@@ -31,7 +31,7 @@ PHOTOS = {"tea": 5, "milk": 5}
 def take_in(shop: Workspace, source: Path) -> str:
     versions = DataVersions(shop)
     base = versions.materialise("selected") if versions.selected() else None
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(source, base=base, out=folder, parent=base.name if base else None)
     return versions.commit(folder, step="ingest", message=source.name)
 

@@ -136,7 +136,7 @@ repository, graph, version = ModelRepository(Path(sys.argv[1])), Path(sys.argv[2
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
+    repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
     print("published")
 except Exception as error:
     print(type(error).__name__)
@@ -185,7 +185,7 @@ from tests.graphs import LABELS, golden_images
 repository, graph = ModelRepository(Path(sys.argv[1])), Path(sys.argv[2])
 try:
     for version in range(10, 1000):
-        repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
+        repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
 except DiskFull:
     print(version)
 try:

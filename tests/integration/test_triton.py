@@ -32,7 +32,7 @@ from serving.errors import (
     RequestTimeout,
     ServingError,
 )
-from serving.repository.candidate import laid_out
+from serving.repository.candidate import candidate_files
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
 from serving.server import process
@@ -292,7 +292,7 @@ def test_a_new_version_is_proven_under_another_name(served: Served) -> None:
 
 @pytest.mark.faults
 def test_what_a_killed_switch_left_is_swept(served: Served) -> None:
-    with laid_out(served.repository, 2) as candidate, Endpoint(served.access, model=candidate.name) as trial:
+    with candidate_files(served.repository, 2) as candidate, Endpoint(served.access, model=candidate.name) as trial:
         trial.load()
         trial.golden_check(candidate, 2)
         served.endpoint.sweep(served.repository)
@@ -304,7 +304,7 @@ def test_what_a_killed_switch_left_is_swept(served: Served) -> None:
 def test_another_contract_never_reaches_the_server(served: Served, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "k.onnx", k=3)
     version = max(served.repository.versions()) + 1
-    served.repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
+    served.repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
     with pytest.raises(ContractChanged):
         served.endpoint.switch(served.repository, version)
     assert served.repository.configured() == served.endpoint.active() == (1,)

@@ -41,7 +41,7 @@ def shop(tmp_path: Path, triton_environment: Environment, monkeypatch: pytest.Mo
     for version in (1, 2):
         models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
     for version in (2, 1):
-        models.assign(version)
+        models.promote(version)
     yield workspace
     server = running(workspace.state)
     stop_endpoint(workspace)

@@ -17,7 +17,7 @@ from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
 from serving.server import process
 from serving.server.control import Endpoint
-from serving.server.probe import Pulse, Watchdog
+from serving.server.probe import Health, Probe
 from serving.server.server import LocalServer
 from serving.wire import connect, infer
 from tests.graphs import golden_images, make_endless, sign, stage
@@ -75,12 +75,12 @@ def stubs(server: LocalServer) -> list[int]:
 def test_a_crowd_is_no_reason_to_heal(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
     _, repository, access = slow
     with Endpoint(access, answer_timeout_s=0.05) as impatient, crowd(access, clients=6):
-        watchdog, end = Watchdog(impatient, repository, hung_s=5), time.monotonic() + 8
+        watchdog, end = Probe(impatient, repository, hung_s=5), time.monotonic() + 8
         pulses = set()
         while time.monotonic() < end:
-            pulses.add(watchdog.look())
+            pulses.add(watchdog.check())
             time.sleep(0.1)
-    assert pulses == {Pulse.BUSY}
+    assert pulses == {Health.BUSY}
 
 
 @pytest.mark.faults
@@ -93,9 +93,9 @@ def test_a_model_that_never_ends_is_hung(slow: tuple[LocalServer, ModelRepositor
     endless.configure([1])
     with Endpoint(access, model="endless", answer_timeout_s=0.5) as control:
         control.load()
-        watchdog = Watchdog(control, endless, hung_s=1.5)
-        assert watchdog.look() is Pulse.BUSY
-        assert process.until(lambda: watchdog.look() is Pulse.HUNG, timeout_s=20)
+        watchdog = Probe(control, endless, hung_s=1.5)
+        assert watchdog.check() is Health.BUSY
+        assert process.until(lambda: watchdog.check() is Health.HUNG, timeout_s=20)
         before = computing("endless")
         with pytest.raises(RequestTimeout):
             control.heal(endless)
@@ -117,10 +117,10 @@ def test_a_dead_model_is_healed_unless_its_files_were_altered(
 ) -> None:
     server, repository, access = slow
     with Endpoint(access) as control:
-        watchdog = Watchdog(control, repository)
+        watchdog = Probe(control, repository)
         process.kill(stubs(server))
         assert control.active() == (1,), "as the server has it"
-        assert watchdog.look() is Pulse.DEAD
+        assert watchdog.check() is Health.DEAD
         graph = repository.path(1) / "model.onnx"
         kept = graph.read_bytes()
         graph.write_bytes(kept[:-1])
@@ -128,7 +128,7 @@ def test_a_dead_model_is_healed_unless_its_files_were_altered(
             list(watchdog.heal())
         graph.write_bytes(kept)
         assert list(watchdog.heal()) == ["products", "products-encoded"]
-        assert watchdog.look() is Pulse.ANSWERS
+        assert watchdog.check() is Health.ANSWERS
         assert list(watchdog.heal()) == []
 
 
@@ -139,4 +139,4 @@ def test_a_killed_server_is_gone(slow: tuple[LocalServer, ModelRepository, Acces
         [pid for pid, argv in process.commands() if f"--model-repository={server.state}/triton/models" in argv]
     )
     with Endpoint(access, answer_timeout_s=2) as control:
-        assert Watchdog(control, repository).look() is Pulse.GONE
+        assert Probe(control, repository).check() is Health.GONE

@@ -18,7 +18,7 @@ from tail.sets import drawn_set
 
 from models.evaluation.bootstrap import auroc
 from models.export.calibrate import in_tiles
-from models.export.unknown import SCORES
+from models.export.ood import SCORES
 from models.networks.network import build_network
 from models.recipe.config import Member
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.manifest import Manifest
-from models.decisions import Looks, confusion, decide, judges, looks, moves, out_of_sample
+from models.decisions import FoldEmbeddings, confusion, decide, judges, looks, moves, out_of_sample
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
 
@@ -48,12 +48,12 @@ def scores(rows: dict[str, tuple[int, float]], *, num_classes: int = 2) -> Score
 
 
 def decided_on(
-    photos: Manifest, judged: Scores, *, round: int = 1, looks: Looks | None = None, **keys: Any
+    photos: Manifest, judged: Scores, *, round: int = 1, looks: FoldEmbeddings | None = None, **keys: Any
 ) -> Manifest:
     """What is decided with these keys of [clean], by log margin unless told otherwise."""
     settings = Clean(**{"rule": "log_margin"} | keys)
     if settings.relabel and looks is None:
-        looks = Looks(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
+        looks = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
     judge = np.full(len(judged), "fold", object)
     return decide(photos, judged, settings=settings, round=round, judge=judge, looks=looks)
 
@@ -148,7 +148,7 @@ def test_where_labels_are_weighed_only_validation_photos_are_dropped() -> None:
     assert decided.score.tolist() == decided_on(photos, judged, floor_count=1).score.tolist()
 
 
-def planted(*, num_classes: int = 4, seed: int = 0) -> tuple[Manifest, Scores, Looks, np.ndarray]:
+def planted(*, num_classes: int = 4, seed: int = 0) -> tuple[Manifest, Scores, FoldEmbeddings, np.ndarray]:
     """Train photos of classes far apart, a tenth of the labels swapped; and the true labels."""
     draw = np.random.default_rng(seed)
     truth = np.repeat(np.arange(num_classes), [12 if c == num_classes - 1 else 40 for c in range(num_classes)])
@@ -163,7 +163,7 @@ def planted(*, num_classes: int = 4, seed: int = 0) -> tuple[Manifest, Scores, L
         photos.id.astype(str), given, dense[np.arange(len(truth)), given], top, np.take_along_axis(dense, top, 1)
     )
     embeddings = np.eye(num_classes)[truth] + 0.1 * draw.normal(size=(len(truth), num_classes))
-    return photos, judged, Looks(embeddings.astype(np.float32), np.zeros(len(truth), np.int64)), names[truth]
+    return photos, judged, FoldEmbeddings(embeddings.astype(np.float32), np.zeros(len(truth), np.int64)), names[truth]
 
 
 def test_sure_labels_are_replaced_unless_it_is_what_a_rare_class_is_taken_for() -> None:
@@ -282,7 +282,7 @@ def test_confusion_is_of_training_photos_alone() -> None:
     photos = manifest(labels, split)
     judged = scores({f"p{i}": (int(given[i]), 0.9 if given[i] == true[i] else 0.1) for i in range(160)})
     order = np.argsort(judged.id)
-    seen = Looks(np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2)), np.zeros(160, np.int64))
-    noise = confusion(photos, judged.select(order), looks=Looks(seen.embeddings[order], seen.fold))
+    seen = FoldEmbeddings(np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2)), np.zeros(160, np.int64))
+    noise = confusion(photos, judged.select(order), looks=FoldEmbeddings(seen.embeddings[order], seen.fold))
     assert noise.matrix()[0].tolist() == pytest.approx([0.7, 0.3], abs=0.05)
     assert noise.kept[1] > 0.85

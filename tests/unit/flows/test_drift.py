@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.drift import Answers, chi_squared, compare, markdown, read_answers, shift
+from flows.drift import Traffic, chi_squared, compare, markdown, read_answers, shift
 from flows.endpoint.folder import SCHEMA
 from flows.errors import InputError
 
@@ -50,8 +50,8 @@ def test_answers_that_are_all_alike_are_no_error() -> None:
     assert shift("score", same, same / 2).verdict == "drifted"
 
 
-def answers(seed: int, *, tea: int, a: float = 5.0) -> Answers:
-    return Answers(["tea"] * tea + ["milk"] * (200 - tea), draw(seed, 200, a=a), draw(seed + 1, 200, a=a))
+def answers(seed: int, *, tea: int, a: float = 5.0) -> Traffic:
+    return Traffic(["tea"] * tea + ["milk"] * (200 - tea), draw(seed, 200, a=a), draw(seed + 1, 200, a=a))
 
 
 def test_the_worst_measure_decides_and_the_mix_of_classes_is_told() -> None:

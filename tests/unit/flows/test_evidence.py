@@ -91,9 +91,9 @@ def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: p
         "before": None, "after": None, "low": None, "photos": 0, "classes": 0, "stays": True}}))  # fmt: skip
     gained = {"before": 0.5, "after": 0.75, "low": 0.1, "photos": 90, "classes": 3, "stays": True}
     (one / "ensemble.json").write_text(json.dumps({"weights": [1.0]}))
-    (one / "views.json").write_text(json.dumps({"crops": 10, "enlarge": 1.25, "gain": gained}))
+    (one / "crops.json").write_text(json.dumps({"crops": 10, "enlarge": 1.25, "gain": gained}))
     found = evidence(run, [one], one, one)
-    assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("views", None)], (
+    assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("crops", None)], (
         "members that count alike by the recipe prove nothing"
     )
     assert in_words(found[0]).endswith("on 120 photos: goes")

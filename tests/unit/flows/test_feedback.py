@@ -31,7 +31,7 @@ pytestmark = [
 def shop(tmp_path: Path) -> Workspace:
     shop = Workspace.init(tmp_path / "shop")
     versions = DataVersions(shop)
-    folder = versions.stage()
+    folder = versions.new_folder()
     ingest(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return shop

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flows.gate.gates import Answers, Decided, Evidence, judge, wilson
+from flows.gate.gates import Decided, GateInput, Hits, judge, wilson
 from flows.gate.verdict import Finding, Verdict
 from models.recipe.config import Gate
 
@@ -25,12 +25,12 @@ def hits(*per_class: int, of: int) -> NDArray[np.bool_]:
     return np.concatenate([np.arange(of) < right for right in per_class])
 
 
-def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Answers:
-    return Answers(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
+def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Hits:
+    return Hits(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
 
 
-def ask(found: Answers, parity: dict[str, float] = EXACT, decided: Decided | None = None, **allowed: float) -> Verdict:
-    return judge(Evidence(parity, found, decided), settings=Gate(**allowed), graph_sha256="abc", against=7)
+def ask(found: Hits, parity: dict[str, float] = EXACT, decided: Decided | None = None, **allowed: float) -> Verdict:
+    return judge(GateInput(parity, found, decided), settings=Gate(**allowed), graph_sha256="abc", against=7)
 
 
 def said(verdict: Verdict, gate: str) -> Finding:
@@ -51,14 +51,14 @@ def test_the_first_model_has_nothing_to_be_worse_than() -> None:
 
 
 @pytest.mark.parametrize("found", [ALIKE, replace(ALIKE, serving=None)])
-def test_a_graph_that_differs_from_torch_is_refused(found: Answers) -> None:
+def test_a_graph_that_differs_from_torch_is_refused(found: Hits) -> None:
     verdict = ask(found, {"different_ids": 3, "probability": 0.2})
     assert not verdict.passed
     assert verdict.reasons == ("parity: 3 answers differ from torch",)
 
 
 def test_what_the_graph_was_compared_with_is_named() -> None:
-    evidence = Evidence({"different_ids": 1, "probability": 0.2}, ALIKE, reference="version 7")
+    evidence = GateInput({"different_ids": 1, "probability": 0.2}, ALIKE, reference="version 7")
     verdict = judge(evidence, settings=Gate(), graph_sha256="abc")
     assert verdict.reasons == ("parity: 1 answers differ from version 7",)
 
@@ -116,9 +116,9 @@ def test_a_gain_can_be_demanded() -> None:
 photos = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=40)
 
 
-def of(drawn: list[tuple[int, bool, bool]]) -> Answers:
+def of(drawn: list[tuple[int, bool, bool]]) -> Hits:
     target, new, serving = (np.array(column) for column in zip(*drawn, strict=True))
-    return Answers(target, new, serving, LABELS, THIRD)
+    return Hits(target, new, serving, LABELS, THIRD)
 
 
 @settings(max_examples=25, deadline=None)
@@ -160,7 +160,7 @@ def test_thirds_without_photos_are_not_judged_but_the_tail_is_needed() -> None:
 
 def test_without_test_photos_nothing_is_proven() -> None:
     none = np.empty(0, np.int64)
-    verdict = ask(Answers(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
+    verdict = ask(Hits(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["mean_class", "tail"]
 
 
@@ -208,7 +208,7 @@ def test_a_class_that_cleaning_decided_away_is_named() -> None:
 
 def test_the_budget_of_time_is_kept_or_not() -> None:
     for ms, passed in (((12.0, 9.0), False), ((8.0, 9.0), True), ((10.0,), True)):
-        evidence = Evidence(EXACT, ALIKE, ms=ms)
+        evidence = GateInput(EXACT, ALIKE, ms=ms)
         verdict = judge(evidence, settings=Gate(latency_ms=10), graph_sha256="abc")
         assert verdict.passed is passed
         assert "ms per photo" in verdict.reasons[-1]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.data.fingerprints import Looks
+from flows.data.fingerprints import Fingerprints
 from flows.data.shards import pack
 from flows.delivery.build import IntakeReport, ingest
 from flows.delivery.splits import hold_out
@@ -268,4 +268,4 @@ def test_a_version_of_an_earlier_release_has_no_looks_and_grows_all_the_same(tmp
     assert not take(source, tmp_path / "v2", base=tmp_path / "v").is_new
     assert contents(tmp_path / "v2") == contents(tmp_path / "v")
     take(deliver(tmp_path / "more", {"a": 2}, first_seed=80), tmp_path / "v3", base=tmp_path / "v")
-    assert len(Looks.read(tmp_path / "v3").id) == 2
+    assert len(Fingerprints.read(tmp_path / "v3").id) == 2

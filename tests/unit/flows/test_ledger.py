@@ -81,18 +81,18 @@ def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
 
 def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
     models = ModelVersions(Ledger(root))
-    assert (models.serving(), models.log()) == (None, [])
+    assert (models.current(), models.log()) == (None, [])
     with pytest.raises(UnknownVersion, match="none yet"):
-        models.assign(1)
+        models.promote(1)
     for n in range(3):
         models.register({"version": n + 1, "run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}})
-    models.assign(1)
+    models.promote(1)
     with pytest.raises(UnknownVersion, match="no model version served before 1"):
         models.previous()
-    models.assign(3)
-    assert (models.serving(), models.previous()) == (3, 1)
-    models.assign(models.previous())
-    assert (models.serving(), models.previous()) == (1, 3)
+    models.promote(3)
+    assert (models.current(), models.previous()) == (3, 1)
+    models.promote(models.previous())
+    assert (models.current(), models.previous()) == (1, 3)
     assert [(entry.version, entry.serving, entry.run) for entry in models.log()] == [
         (3, False, "r2"),
         (2, False, "r1"),
@@ -120,12 +120,12 @@ def test_a_version_of_an_earlier_release_is_read_and_left_behind(root: Path) -> 
 def test_what_serves_is_known_without_its_tag_but_not_without_its_history(root: Path) -> None:
     models = ModelVersions(Ledger(root))
     models.register({"version": 1})
-    models.assign(1)
+    models.promote(1)
     git(root, "tag", "-d", "products@v1.0.0")
-    assert models.serving() == 1
+    assert models.current() == 1
     git(root, "update-ref", "-d", REF)
     with pytest.raises(CorruptObject, match="prod#1 names no version of refs/models/main"):
-        models.serving()
+        models.current()
 
 
 def test_gto_reads_the_same_registry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_gto_reads_the_same_registry(root: Path, monkeypatch: pytest.MonkeyPatch
         models.register({"version": version, "run": "r"})
     for minute, version in enumerate((1, 2, 1)):
         monkeypatch.setenv("GIT_COMMITTER_DATE", f"2030-01-01T00:{minute:02}:00Z")  # GTO orders by seconds
-        models.assign(version)
+        models.promote(version)
     code = """
 import json, sys, gto
 versions = gto.api.show(sys.argv[1], name="products")

@@ -10,7 +10,7 @@ from flows.data.fingerprints import NEAR, nearly_in
 from pixels.fingerprint import BYTES
 
 
-def looks(number: int, *, seed: int) -> np.ndarray:
+def fingerprints(number: int, *, seed: int) -> np.ndarray:
     """Some plain, some on white, some of any colours."""
     random = np.random.default_rng(seed)
     middle = random.choice([40, 128, 245], (number, 1))
@@ -22,7 +22,7 @@ def looks(number: int, *, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("number", [0, 1, 40, 300])
 def test_it_finds_what_comparing_all_with_all_finds(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "BLOCK", 16)  # many blocks, some of them cut short
-    some, others = looks(150, seed=0), looks(number, seed=1)
+    some, others = fingerprints(150, seed=0), fingerprints(number, seed=1)
     some[::5] = np.resize(others, (30, BYTES)) if number else some[::5]
     some[1::5] = (some[::5] + np.random.default_rng(2).normal(0, NEAR, some[::5].shape)).clip(0, 255)
     squares = ((some[:, None].astype(float) - others[None].astype(float)) ** 2).mean(-1)
@@ -34,7 +34,7 @@ def test_it_finds_what_comparing_all_with_all_finds(number: int, monkeypatch: py
 @pytest.mark.parametrize("apart", [-6, 6])
 def test_the_threshold_itself_is_near_and_one_step_further_is_not(apart: int) -> None:
     assert abs(apart) == NEAR
-    look, others = np.full((1, BYTES), 100, np.uint8), np.full((3, BYTES), 100 + apart, np.uint8)
-    assert nearly_in(look, others)[0]
+    fingerprint, others = np.full((1, BYTES), 100, np.uint8), np.full((3, BYTES), 100 + apart, np.uint8)
+    assert nearly_in(fingerprint, others)[0]
     others[:, 0] = 100 + apart + np.sign(apart)
-    assert not nearly_in(look, others)[0]
+    assert not nearly_in(fingerprint, others)[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.data.objects import Listing, Seen
+from flows.data.objects import HashCache, Listing
 from flows.errors import CorruptObject
 from flows.workspace.files import sweep
 
@@ -19,27 +19,27 @@ def test_a_shard_is_read_once_per_host_and_again_when_it_changes(tmp_path: Path)
     shard = tmp_path / "a.tar"
     shard.write_bytes(b"one")
     os.utime(shard, ns=(1, 1))
-    first = Seen.load(tmp_path / "seen.json").md5(shard, once=True)
+    first = HashCache.load(tmp_path / "seen.json").md5(shard, once=True)
     assert first == hashlib.md5(b"one").hexdigest()
     with shard.open("r+b") as file:
         file.write(b"two")
     os.utime(shard, ns=(1, 1))  # same inode, size and time: only reading it again would tell
-    assert Seen.load(tmp_path / "seen.json").md5(shard, once=True) == first
-    assert Seen.load(tmp_path / "seen.json").md5(shard) == hashlib.md5(b"two").hexdigest()
+    assert HashCache.load(tmp_path / "seen.json").md5(shard, once=True) == first
+    assert HashCache.load(tmp_path / "seen.json").md5(shard) == hashlib.md5(b"two").hexdigest()
     os.utime(shard, ns=(2, 2))
-    assert Seen.load(tmp_path / "seen.json").md5(shard, once=True) == hashlib.md5(b"two").hexdigest()
+    assert HashCache.load(tmp_path / "seen.json").md5(shard, once=True) == hashlib.md5(b"two").hexdigest()
 
 
 def test_a_damaged_memory_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "seen.json").write_text("{")
-    assert Seen.load(tmp_path / "seen.json").known == {}
+    assert HashCache.load(tmp_path / "seen.json").known == {}
 
 
 def test_a_listing_is_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "v" / "shards").mkdir(parents=True)
     (tmp_path / "v" / "b").write_bytes(b"b")
     (tmp_path / "v" / "shards" / "a").write_bytes(b"a")
-    listing = Listing.of(tmp_path / "v", seen=Seen(tmp_path / "seen.json"))
+    listing = Listing.of(tmp_path / "v", seen=HashCache(tmp_path / "seen.json"))
     assert Listing.parse(listing.content, name="x") == listing
     assert listing.id == hashlib.md5(listing.content).hexdigest()
     assert list(listing.files) == ["b", "shards/a"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report.steps import Row, effects
+from flows.report.steps import StepAccuracy, effects
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
 
@@ -63,7 +63,7 @@ def write_weights(folder: Path, weights: list[float]) -> Path:
 
 def write_views(folder: Path, *, crops: int) -> Path:
     folder.mkdir()
-    (folder / "views.json").write_text(json.dumps({"crops": crops, "enlarge": 1.25}))
+    (folder / "crops.json").write_text(json.dumps({"crops": crops, "enlarge": 1.25}))
     return folder
 
 
@@ -79,21 +79,21 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     graph = write_graph(tmp_path / "graph", [[0, 1, 2], [1, 0, 2], [0, 1, 2]], [0, 1, 2])
     third = pytest.approx(1 / 3)
     retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
-    looks = write_views(tmp_path / "looks", crops=10)
-    steps = effects(first, retrained, [], balanced, weights, looks, graph, data)
+    crops = write_views(tmp_path / "looks", crops=10)
+    steps = effects(first, retrained, [], balanced, weights, crops, graph, data)
     assert steps == [
-        Row("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
-        Row("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
-        Row("one network, re-balanced", third, third, 0.5, 0.0, 0.5),
-        Row("ensemble of 2", 1.0, 1.0, 1.0, 1.0, 1.0),  # two that are each right once are right together
-        Row("one graph, with crops", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0, 0.0),
+        StepAccuracy("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
+        StepAccuracy("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
+        StepAccuracy("one network, re-balanced", third, third, 0.5, 0.0, 0.5),
+        StepAccuracy("ensemble of 2", 1.0, 1.0, 1.0, 1.0, 1.0),  # two that are each right once are right together
+        StepAccuracy("one graph, with crops", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0, 0.0),
     ]
-    sharp = [network("sharp", ALL_C)]
+    finetuned = [network("sharp", ALL_C)]
     weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
-    looks = write_views(tmp_path / "other looks", crops=1)
-    more = effects(first, retrained, sharp, balanced, weights, looks, graph, data)
-    assert more[2] == Row("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
-    assert more[4] == Row("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
+    crops = write_views(tmp_path / "other looks", crops=1)
+    more = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
+    assert more[2] == StepAccuracy("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
+    assert more[4] == StepAccuracy("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
     assert [*more[:2], more[3]] == steps[:3]
     assert more[5] == dataclasses.replace(steps[4], step="one graph")
 
@@ -101,7 +101,7 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
 def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:
     data = write_data(tmp_path / "data", split="val")
     folder = network("any", RIGHT)
-    weights, looks = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
+    weights, crops = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
     graph = write_graph(tmp_path / "graph", [], [])
-    for row in effects([folder], [folder], [], [folder], weights, looks, graph, data):
+    for row in effects([folder], [folder], [], [folder], weights, crops, graph, data):
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step

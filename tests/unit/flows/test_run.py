@@ -41,8 +41,8 @@ class Work:
 
 def test_the_same_stage_is_found_again(run: Run) -> None:
     work = Work()
-    first = run.stage("train", "data", run.recipe.loss, work=work)
-    later = dataclasses.replace(run, id="2").stage("train", "data", run.recipe.loss, work=work)
+    first = run.cached("train", "data", run.recipe.loss, work=work)
+    later = dataclasses.replace(run, id="2").cached("train", "data", run.recipe.loss, work=work)
     assert (first, work.calls) == (later, 1)
     assert sorted(path.name for path in first.iterdir()) == ["done.json", "network.pt", "scores"]
 
@@ -50,14 +50,14 @@ def test_the_same_stage_is_found_again(run: Run) -> None:
 def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work, recipe = Work(), run.recipe
     folders = [
-        run.stage("train", "data", recipe.loss, recipe.train, work=work),
-        run.stage("fold", "data", recipe.loss, recipe.train, work=work),
-        run.stage("train", "other data", recipe.loss, recipe.train, work=work),
-        run.stage("train", "data", Loss(params={"q": 0.5}), recipe.train, work=work),
-        run.stage("train", "data", recipe.loss, Train(epochs=2), work=work),
+        run.cached("train", "data", recipe.loss, recipe.train, work=work),
+        run.cached("fold", "data", recipe.loss, recipe.train, work=work),
+        run.cached("train", "other data", recipe.loss, recipe.train, work=work),
+        run.cached("train", "data", Loss(params={"q": 0.5}), recipe.train, work=work),
+        run.cached("train", "data", recipe.loss, Train(epochs=2), work=work),
     ]
     monkeypatch.setattr(module, "code_hash", lambda: "changed")
-    folders.append(run.stage("train", "data", recipe.loss, recipe.train, work=work))
+    folders.append(run.cached("train", "data", recipe.loss, recipe.train, work=work))
     assert len(set(folders)) == work.calls == 6
 
 
@@ -79,7 +79,7 @@ def test_the_code_hash_is_of_all_that_learns(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("harm", ["bit", "gone", "marker", "empty marker"])
 def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest.LogCaptureFixture) -> None:
     work = Work()
-    folder = run.stage("train", work=work)
+    folder = run.cached("train", work=work)
     match harm:
         case "bit":
             (folder / "network.pt").write_bytes(b"wEights")
@@ -90,12 +90,12 @@ def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest
         case "empty marker":
             (folder / "done.json").write_bytes(b"")
     (folder / "stale").touch()
-    assert run.stage("train", work=work) == folder
+    assert run.cached("train", work=work) == folder
     assert work.calls == 2
     assert (folder / "network.pt").read_bytes() == b"weights"
     assert not (folder / "stale").exists(), "nothing of a harmed result is used again"
     assert folder.name in caplog.text
-    run.stage("train", work=work)
+    run.cached("train", work=work)
     assert work.calls == 2
 
 
@@ -111,8 +111,8 @@ def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
         (folder / "checkpoint.pt").rename(folder / "network.pt")
 
     with pytest.raises(RuntimeError, match="killed"):
-        run.stage("train", work=fail)
-    folder = run.stage("train", work=go_on)
+        run.cached("train", work=fail)
+    folder = run.cached("train", work=go_on)
     assert sorted(path.name for path in folder.iterdir()) == ["done.json", "network.pt"]
     assert is_finished(folder)
 
@@ -134,7 +134,7 @@ def die(source, target):
 
 if sys.argv[2] == "before the rename":
     os.replace = die
-run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").stage("train", work=work)
+run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").cached("train", work=work)
 """
 
 
@@ -144,7 +144,7 @@ def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None
     command = [sys.executable, "-c", KILLED, str(run.workspace.root), moment]
     assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     work = Work()
-    folder = run.stage("train", work=work)
+    folder = run.cached("train", work=work)
     assert work.calls == 1
     assert sorted(os.listdir(folder)) == ["done.json", "network.pt", "scores"]
     assert is_finished(folder)
@@ -164,10 +164,10 @@ def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
 @pytest.mark.faults
 def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
     work = Work()
-    folder = run.stage("train", work=work)
+    folder = run.cached("train", work=work)
     for name in ("network.pt", "scores", "done.json"):
         whole = (folder / name).read_bytes()
         for way in ways(folder / name, flips=8):
             calls = work.calls
-            run.stage("train", work=work)
+            run.cached("train", work=work)
             assert (work.calls, (folder / name).read_bytes()) == (calls + 1, whole), way

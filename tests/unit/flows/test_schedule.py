@@ -11,7 +11,7 @@ import pytest
 
 from flows.errors import InputError
 from flows.run.inputs import ended_before
-from flows.scheduler.job import Fired, history, note
+from flows.scheduler.job import ScheduledRun, history, note
 from flows.scheduler.schedule import WEEKLY, make_plan
 from flows.workspace import Workspace
 from models.errors import ConfigError
@@ -87,19 +87,19 @@ def test_a_run_that_was_killed_before_it_published_does_not_count(shop: Workspac
 
 
 def test_a_run_on_another_machine_is_not_taken_for_crashed(shop: Workspace) -> None:
-    note(shop, Fired("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7@elsewhere"))
+    note(shop, ScheduledRun("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7@elsewhere"))
     assert [fired.outcome for fired in history(shop)] == ["running"]
 
 
 def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> None:
     assert history(shop) == []
-    first = Fired("2026-01-01T03:00:00Z", "running", "", "a", f"1@another boot:7@{platform.node()}")
+    first = ScheduledRun("2026-01-01T03:00:00Z", "running", "", "a", f"1@another boot:7@{platform.node()}")
     note(shop, first)
-    note(shop, Fired("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x@y"))
+    note(shop, ScheduledRun("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x@y"))
     with (shop.state / "scheduled.jsonl").open("a") as file:
         file.write('{"at": "2026-01-15T03')  # killed in the middle of a line
     assert [(fired.flow_run, fired.outcome) for fired in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
-    note(shop, Fired("2026-01-22T03:00:00Z", "published", "version 1", "c", "3@x"))
+    note(shop, ScheduledRun("2026-01-22T03:00:00Z", "published", "version 1", "c", "3@x"))
     assert [fired.flow_run for fired in history(shop)] == ["c", "b", "a"], "and the next one goes on"
 
 
@@ -118,6 +118,6 @@ def test_a_broken_record_of_a_run_proves_nothing_else(shop: Workspace, name: str
 @pytest.mark.faults
 def test_broken_lines_of_the_schedule_are_passed_over(shop: Workspace) -> None:
     for run in "abc":
-        note(shop, Fired("2026-01-01T03:00:00Z", "unchanged", "same", run, "2@x"))
+        note(shop, ScheduledRun("2026-01-01T03:00:00Z", "unchanged", "same", run, "2@x"))
     for way in ways(shop.state / "scheduled.jsonl", flips=200):
         assert len(history(shop)) >= (2 if "bit" in way else 0), way

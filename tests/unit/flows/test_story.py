@@ -7,14 +7,14 @@ from dataclasses import replace
 from flows.gate.gates import Verdict
 from flows.report.figures import Figure
 from flows.report.markdown import drawn, markdown, outcome_of, table
-from flows.report.run_report import Report, Seen
-from flows.report.steps import Row
+from flows.report.run_report import Report, SampleAnswer
+from flows.report.steps import StepAccuracy
 
 REPORT = Report(
     run="20260101-030000-abcdef",
     data_before="a" * 32,
     data_after="b" * 32,
-    steps=[Row("one graph", 0.5, 0.25, None, 0.125, 0.75)],
+    steps=[StepAccuracy("one graph", 0.5, 0.25, None, 0.125, 0.75)],
     evidence=[
         {"step": "cleaning", "member": 1, "before": 0.5, "after": 0.625, "low": 0.01, "photos": 9, "stays": True}
     ],
@@ -29,7 +29,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_a_published_model_is_told_with_its_reasons_steps_and_answers() -> None:
-    seen = [Seen("0123", "tea", "<b>tea</b>", 0.5, 3)]
+    seen = [SampleAnswer("0123", "tea", "<b>tea</b>", 0.5, 3)]
     story = markdown(replace(REPORT, model_version=3, seen=seen))
     assert story.startswith("# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against 0.500")
     assert "Data: aaaaaaaaaaaa -> bbbbbbbbbbbb" in story

@@ -20,10 +20,10 @@ from models.networks.inputs import Features, extract
 from models.networks.network import build_network
 from models.recipe.config import Recipe, Train
 from models.training.averages import Average, measuring
-from models.training.course import seed_step
 from models.training.epochs import take_step
 from models.training.job import Job, split_rows
 from models.training.train import load_network, train
+from models.training.train_state import seed_step
 
 WEIGHT = "head.classifier.weight"
 

@@ -21,8 +21,8 @@ from models.export import calibrate, measure, parity
 from models.export.calibrate import Chosen, in_tiles, read_calibration, without
 from models.export.graph import Branch, DeployGraph
 from models.export.onnx_file import write_onnx
-from models.export.temperature import ONE, TEMPERATURES, fit_temperatures, label_probabilities, surprise
-from models.export.unknown import SCORES, UNCALIBRATED, Calibration, Look, draw_line, score_of
+from models.export.ood import SCORES, UNCALIBRATED, Calibration, MemberOutput, fit_threshold, score_of
+from models.export.temperature import ONE, TEMPERATURES, fit_temperatures, label_probabilities, nll
 from models.recipe.config import Export, Recipe, to_dict
 from models.training.train import Trained, save_network
 from tests.unit.models.test_export import trained
@@ -59,13 +59,13 @@ def test_temperatures_fold_exactly(photos: torch.Tensor) -> None:
         assert torch.equal(after.embedding, before.embedding)
 
 
-def drawn(num: int, *, scales: list[float], seed: int = 0) -> tuple[list[Look], torch.Tensor, torch.Tensor]:
+def drawn(num: int, *, scales: list[float], seed: int = 0) -> tuple[list[MemberOutput], torch.Tensor, torch.Tensor]:
     """Logits of members that are right, then multiplied; the labels are drawn from the mean of the members."""
     draw = torch.Generator().manual_seed(seed)
     right = [2 * torch.randn(2, num, 6, generator=draw) for _ in scales]
     mean = torch.stack([logits.softmax(2).mean(0) for logits in right]).mean(0)
     label = mean.multinomial(1, generator=draw)[:, 0]
-    looks = [Look(scale * logits, torch.ones(2, num, 512)) for scale, logits in zip(scales, right, strict=True)]
+    looks = [MemberOutput(scale * logits, torch.ones(2, num, 512)) for scale, logits in zip(scales, right, strict=True)]
     return looks, label, mean
 
 
@@ -85,12 +85,14 @@ def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
     draw = torch.Generator().manual_seed(1)
     label = torch.randint(0, 6, (3000,), generator=draw)
     clue = torch.nn.functional.one_hot(label, 6) * 2.0
-    looks = [Look((clue + torch.randn(3000, 6, generator=draw))[None], torch.ones(1, 3000, 512)) for _ in range(4)]
+    looks = [
+        MemberOutput((clue + torch.randn(3000, 6, generator=draw))[None], torch.ones(1, 3000, 512)) for _ in range(4)
+    ]
     table, weights = label_probabilities(looks, label).numpy(), np.full(4, 0.25)
     alone = [fit_temperatures(table[:, [member]], np.ones(1), num_classes=6)[0][0] for member in range(4)]
     together, (_, after) = fit_temperatures(table, weights, num_classes=6)
     assert (np.array(together) < np.array(alone)).all()
-    assert after < surprise(table, weights, [int(np.argmin(abs(TEMPERATURES - each))) for each in alone])
+    assert after < nll(table, weights, [int(np.argmin(abs(TEMPERATURES - each))) for each in alone])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -98,7 +100,7 @@ def test_no_temperature_is_worse_than_one(seed: int) -> None:
     looks, label, _ = drawn(12, scales=[1.0, 3.0], seed=seed)
     table, weights = label_probabilities(looks, label).numpy(), np.array([0.3, 0.7])
     found, (before, after) = fit_temperatures(table, weights, num_classes=6)
-    assert before == pytest.approx(surprise(table, weights, [ONE, ONE]), abs=1e-6)
+    assert before == pytest.approx(nll(table, weights, [ONE, ONE]), abs=1e-6)
     mean = sum(w * (look.logits / t).softmax(2).mean(0) for w, look, t in zip(weights, looks, found, strict=True))
     own = -mean.gather(1, label[:, None]).log().mean()
     assert after == pytest.approx(float(own), abs=1e-5)
@@ -107,7 +109,7 @@ def test_no_temperature_is_worse_than_one(seed: int) -> None:
 
 def test_a_few_photos_that_are_all_recognised_promise_no_certainty() -> None:
     label = torch.arange(20) % 6
-    looks = [Look((3.0 * torch.nn.functional.one_hot(label, 6))[None], torch.ones(1, 20, 512))]
+    looks = [MemberOutput((3.0 * torch.nn.functional.one_hot(label, 6))[None], torch.ones(1, 20, 512))]
     (found,), _ = fit_temperatures(label_probabilities(looks, label).numpy(), np.ones(1), num_classes=6)
     sure = (looks[0].logits / found).softmax(2).amax().item()
     assert found < 1
@@ -119,7 +121,7 @@ def test_a_few_photos_that_are_all_recognised_promise_no_certainty() -> None:
 def test_the_line_accepts_the_share_that_is_asked_for(accept: float, num: int) -> None:
     draw = np.random.default_rng(num)
     known, strangers = draw.normal(2, 1, num), draw.normal(0, 1, 2 * num)
-    line = draw_line(known, strangers, accept=accept)
+    line = fit_threshold(known, strangers, accept=accept)
     assert line is not None
     share = (known >= line.threshold).mean()
     assert accept - 1e-9 <= share < accept + 1 / num, "no photo more than must be"
@@ -130,21 +132,21 @@ def test_the_slope_is_that_of_a_logistic_fit_of_groups_that_weigh_the_same() -> 
     """Two normals of one spread: the log odds rise by (difference of means) / variance, however many there are of each."""
     draw = np.random.default_rng(0)
     for num in (20_000, 2_000):
-        line = draw_line(draw.normal(30, 2, 20_000), draw.normal(26, 2, num), accept=0.9)
+        line = fit_threshold(draw.normal(30, 2, 20_000), draw.normal(26, 2, num), accept=0.9)
         assert line is not None
         assert line.slope == pytest.approx(1, rel=0.1)
 
 
 def test_groups_far_apart_have_a_slope_with_an_end() -> None:
-    line = draw_line(np.linspace(10, 11, 30), np.linspace(-1000, 0, 30), accept=0.95)
+    line = fit_threshold(np.linspace(10, 11, 30), np.linspace(-1000, 0, 30), accept=0.95)
     assert line is not None
     assert 0 < line.slope < 10
 
 
 def test_a_score_that_speaks_for_strangers_draws_no_line() -> None:
     draw = np.random.default_rng(0)
-    assert draw_line(draw.normal(0, 1, 50), draw.normal(1, 1, 50), accept=0.95) is None
-    assert draw_line(np.ones(5), np.ones(5), accept=0.95) is None
+    assert fit_threshold(draw.normal(0, 1, 50), draw.normal(1, 1, 50), accept=0.95) is None
+    assert fit_threshold(np.ones(5), np.ones(5), accept=0.95) is None
 
 
 def test_tiles_are_the_photo_in_another_order() -> None:
@@ -272,7 +274,7 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
     with torch.no_grad():
         before, after = (-graph.mean(graph.look(images)).gather(1, label[:, None]).log().mean() for graph in asked)
         answers = asked[1](images)
-    assert chosen.surprise == pytest.approx((float(before), float(after)), abs=1e-4)
+    assert chosen.nll == pytest.approx((float(before), float(after)), abs=1e-4)
     assert after < before, "rows of length 1 are far from sure enough"
 
     accepted = float((answers.known >= 0.5).float().mean())
@@ -309,7 +311,7 @@ def test_the_command_line_leaves_what_the_export_reads(
     data = variant(lambda manifest: {"split": np.where(np.arange(len(manifest)) % 2 == 0, "val", "train")})
     for i, member in enumerate(lifelike):
         save_network(tmp_path / f"{i}.pt", member.network, member=member.member, classes=member.classes)
-    written = {"recipe": to_dict(recipe), "ensemble": {"weights": [0.0, 1.0]}, "views": {"crops": 2, "enlarge": 1.5}}
+    written = {"recipe": to_dict(recipe), "ensemble": {"weights": [0.0, 1.0]}, "crops": {"crops": 2, "enlarge": 1.5}}
     arguments = ["--data", data, "--out", tmp_path / "out", "--networks", tmp_path / "0.pt", tmp_path / "1.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

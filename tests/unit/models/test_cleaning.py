@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.cleaning import confusers, log_margin, worst
+from models.cleaning import attractor_classes, log_margin, worst
 
 photos = st.integers(0, 80).flatmap(
     lambda n: st.tuples(
@@ -76,10 +76,10 @@ def test_what_rare_classes_are_taken_for_most_often() -> None:
     suggested = labels.copy()
     suggested[[17, 18, 19]] = 0, 0, 1
     suggested[[0, 9]] = 2, 0  # of large classes, and into the small one
-    assert confusers(labels, suggested, num_classes=3).tolist() == [True, False, False]
+    assert attractor_classes(labels, suggested, num_classes=3).tolist() == [True, False, False]
     suggested[20] = 1
-    assert confusers(labels, suggested, num_classes=3).tolist() == [True, True, False], "at a tie both"
-    assert not confusers(labels, labels, num_classes=3).any()
+    assert attractor_classes(labels, suggested, num_classes=3).tolist() == [True, True, False], "at a tie both"
+    assert not attractor_classes(labels, labels, num_classes=3).any()
 
 
 def test_a_margin_that_could_not_be_measured_is_no_reason() -> None:

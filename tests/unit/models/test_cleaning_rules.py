@@ -127,7 +127,7 @@ class TestInvariance:
     def test_blocks_leave_no_trace(self, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
         y, _, p, x = clusters()
         whole = label_quality(y, p, x, rule=rule)
-        monkeypatch.setattr("models.cleaning.evidence.BLOCK_BYTES", 100)
+        monkeypatch.setattr("models.cleaning.rule_input.BLOCK_BYTES", 100)
         monkeypatch.setattr("models.cleaning.votes.BLOCK_BYTES", 12_000)
         monkeypatch.setattr("models.cleaning.votes.BLOCK_ROWS", 7)
         assert label_quality(y, p, x, rule=rule) == pytest.approx(whole, abs=1e-4)

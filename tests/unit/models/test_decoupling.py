@@ -23,11 +23,11 @@ from models.recipe.config import Balance, Recipe, from_dict, to_dict
 from models.training.classifiers import retrain_rows, tau_normalise
 from models.training.decoupling import (
     METHODS,
-    Choice,
-    Known,
+    ClassifierChoice,
+    Embedded,
     best_scored,
-    choose,
     choose_classifier,
+    choose_option,
     grid,
     options,
     rebalance,
@@ -40,9 +40,9 @@ COUNTS = np.array([40, 40, 40, 40])
 LONG_TAIL = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # rows as a long tail leaves them
 
 
-def chosen_tau(weight: Tensor, validation: Known, settings: Balance) -> Choice:
+def chosen_tau(weight: Tensor, validation: Embedded, settings: Balance) -> ClassifierChoice:
     ways = options("tau", weight, validation, counts=COUNTS, settings=settings, seed=0)
-    return choose("tau", ways, validation, counts=COUNTS[: len(weight)], seed=0)
+    return choose_option("tau", ways, validation, counts=COUNTS[: len(weight)], seed=0)
 
 
 def test_the_grid_holds_both_ends() -> None:
@@ -53,7 +53,7 @@ def test_the_grid_holds_both_ends() -> None:
 
 def test_tau_is_the_smallest_within_one_standard_error_of_the_best() -> None:
     """The error is that of the difference on the same photos, drawn anew 200 times, classes weighing alike."""
-    validation = Known(*clusters([40, 30, 20, 10], seed=3))
+    validation = Embedded(*clusters([40, 30, 20, 10], seed=3))
     choice = chosen_tau(LONG_TAIL, validation, Balance(tau_max=1.0, tau_step=0.1))
     target = validation.target
     hit = np.stack(
@@ -76,16 +76,16 @@ def test_tau_is_the_smallest_within_one_standard_error_of_the_best() -> None:
 
 
 def test_tau_stays_at_0_without_a_reason_to_move() -> None:
-    validation = Known(*clusters([10, 10, 10], seed=1, spread=0.01))
+    validation = Embedded(*clusters([10, 10, 10], seed=1, spread=0.01))
     assert chosen_tau(torch.eye(3), validation, Balance()).option.tau == 0.0
     assert chosen_tau(torch.eye(3), validation, Balance(tau_max=0)).curve == ((0.0, 1.0),)
-    nobody = chosen_tau(torch.eye(3), Known(validation.embedding[:0], validation.target[:0]), Balance())
+    nobody = chosen_tau(torch.eye(3), Embedded(validation.embedding[:0], validation.target[:0]), Balance())
     assert (nobody.option.tau, nobody.curve) == (0.0, ())
     assert nobody.to_dict()["mean_class"] is None
 
 
 def test_strength_0_gives_the_trained_classifier() -> None:
-    known = Known(*clusters([10, 10, 10, 10], seed=1))
+    known = Embedded(*clusters([10, 10, 10, 10], seed=1))
     for method in ("tau", "logit_adjustment"):
         first = next(options(method, LONG_TAIL, known, counts=COUNTS, settings=Balance(), seed=0))
         assert torch.equal(first.rows, LONG_TAIL)
@@ -93,7 +93,7 @@ def test_strength_0_gives_the_trained_classifier() -> None:
 
 
 def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> None:
-    known, validation = Known(*long_tail([100, 30, 10, 3], seed=1)), Known(*long_tail([25] * 4, seed=2))
+    known, validation = Embedded(*long_tail([100, 30, 10, 3], seed=1)), Embedded(*long_tail([25] * 4, seed=2))
     counts = np.bincount(known.target)
     trained = retrain_rows(known.embedding, known.target, num_classes=4, epochs=5, lr=0.05, seed=0)
     trained = trained * torch.tensor([3.0, 1.0, 1.0, 0.3])[:, None]
@@ -110,7 +110,7 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
     assert gained.stays
     assert gained.after == pytest.approx(best.figures.mean_class)
     assert best.figures.mean_class > mean_class(trained, None, validation.embedding, validation.target) + 0.05
-    few = Known(validation.embedding[::20], validation.target[::20])
+    few = Embedded(validation.embedding[::20], validation.target[::20])
     unproven, *_ = choose_classifier(trained, known, few, settings=Balance(lr=0.05), **ask)
     assert unproven.method == "none", "five photos prove nothing"
     _, tried, _ = choose_classifier(trained, known, validation, settings=Balance(epochs=0), **ask)
@@ -118,7 +118,7 @@ def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> 
 
 
 def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
-    known, validation = (Known(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
+    known, validation = (Embedded(*clusters([20] * 4, seed=seed, spread=0.05)) for seed in (1, 2))
     best, tried, _ = choose_classifier(
         torch.eye(4), known, validation, counts=COUNTS, settings=Balance(), confidence=0.9, seed=0
     )
@@ -128,9 +128,9 @@ def test_best_leaves_a_classifier_alone_that_nothing_clearly_betters() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
-    known = Known(*clusters([30, 9, 1], seed=1))
+    known = Embedded(*clusters([30, 9, 1], seed=1))
     settings = from_dict({"name": "", "balance": {"method": method, "epochs": 2}}).balance
-    for validation in (Known(*clusters([9, 0, 4], seed=2)), Known(torch.empty(0, 3), np.empty(0, np.int64))):
+    for validation in (Embedded(*clusters([9, 0, 4], seed=2)), Embedded(torch.empty(0, 3), np.empty(0, np.int64))):
         best, tried, _ = choose_classifier(
             torch.eye(3), known, validation, counts=np.array([30, 9, 1]), settings=settings, confidence=0.9, seed=0
         )
@@ -142,7 +142,7 @@ def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
 def test_only_classes_with_validation_photos_have_a_say() -> None:
     """The class without photos has the shortest row, which nobody pleads for."""
     embedding, target = clusters([30, 30, 0, 0], seed=1, spread=0.1)
-    assert chosen_tau(LONG_TAIL, Known(embedding, target), Balance()).option.tau == 0.0
+    assert chosen_tau(LONG_TAIL, Embedded(embedding, target), Balance()).option.tau == 0.0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_balance_out_of_range_is_refused(table: dict[str, Any], message: str) ->
 
 
 def test_the_best_scored_are_those_that_cleaning_believes_else_the_network() -> None:
-    known = Known(*clusters([5, 2, 1], seed=1))
+    known = Embedded(*clusters([5, 2, 1], seed=1))
     score = np.array([5, 1, 4, np.nan, 3, 0, 1, np.nan], np.float32)
     subset = best_scored(known, score, torch.eye(3), count=2)
     assert np.array_equal(subset.target, [0, 0, 1, 1, 2])
@@ -219,10 +219,10 @@ def test_each_method_scores_as_the_network_that_it_leaves(data: Path, recipe: Re
 def test_what_is_half_believed_counts_half_in_means_and_what_is_not_is_not_learnt() -> None:
     embedding, target = clusters([30, 9, 6], seed=1)
     weight = torch.from_numpy(np.random.default_rng(0).random(45)).float()
-    known = Known(embedding, target, weight)
+    known = Embedded(embedding, target, weight)
     ask = {"counts": COUNTS[:3], "settings": Balance(epochs=2), "seed": 0}
 
-    def rows(method: str, of: Known) -> Tensor:
+    def rows(method: str, of: Embedded) -> Tensor:
         return next(options(method, torch.eye(3), of, **ask)).rows
 
     centre = embedding.mean(0)
@@ -231,11 +231,13 @@ def test_what_is_half_believed_counts_half_in_means_and_what_is_not_is_not_learn
     )
     found = rows("ncm", known)
     torch.testing.assert_close(functional.normalize(found, dim=1), functional.normalize(slow, dim=1))
-    assert not torch.allclose(found, rows("ncm", Known(embedding, target)))
-    assert torch.equal(rows("ncm", Known(embedding, target)), rows("ncm", Known(embedding, target, torch.ones(45))))
+    assert not torch.allclose(found, rows("ncm", Embedded(embedding, target)))
+    assert torch.equal(
+        rows("ncm", Embedded(embedding, target)), rows("ncm", Embedded(embedding, target, torch.ones(45)))
+    )
     half = weight >= 0.5
     for method in ("crt", "lws"):
-        assert torch.equal(rows(method, known), rows(method, Known(embedding[half], target[half.numpy()])))
+        assert torch.equal(rows(method, known), rows(method, Embedded(embedding[half], target[half.numpy()])))
 
 
 def test_a_rebalancing_weighs_photos_as_their_training_did(

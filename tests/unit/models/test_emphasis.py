@@ -19,15 +19,15 @@ from models.data.manifest import Manifest, read_manifest, write_labels
 from models.errors import ConfigError
 from models.recipe.config import Clean, Recipe, Train, from_dict
 from models.training.check import check
-from models.training.emphasis import (
+from models.training.job import Job
+from models.training.sample_weights import (
     class_weights,
     error_rates,
     har_weights,
     jacobian_norm,
-    make_emphasis,
+    make_sample_weights,
     photo_weights,
 )
-from models.training.job import Job
 from models.training.train import train
 
 
@@ -99,12 +99,14 @@ def test_photos_without_a_weight_count_as_one(data: Path, weights: Path, tmp_pat
 def test_weights_multiply_and_their_mean_is_one(data: Path, weights: Path) -> None:
     manifest = read_manifest(data)
     rows = np.flatnonzero(manifest.split == "train")
-    made = make_emphasis(Train(class_weights="inverse", photo_weights=str(weights)), manifest, rows, clean=Clean())
+    made = make_sample_weights(
+        Train(class_weights="inverse", photo_weights=str(weights)), manifest, rows, clean=Clean()
+    )
     counts = np.bincount(manifest.target[rows])
     slow = np.array([0, 0.5, 4, *[1] * (len(rows) - 3)]) / counts[manifest.target[rows]]
     assert made.weight.numpy() == pytest.approx(slow / slow.mean(), rel=1e-6)
     assert made.har is None
-    assert make_emphasis(Train(), manifest, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
+    assert make_sample_weights(Train(), manifest, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,9 @@ def test_all_weights_0_is_refused(data: Path, tmp_path: Path) -> None:
     manifest = read_manifest(data)
     (tmp_path / "w.csv").write_text("id,weight\n" + "".join(f"{photo},0\n" for photo in manifest.id))
     with pytest.raises(ConfigError, match="gives every photo the weight 0"):
-        make_emphasis(Train(photo_weights=str(tmp_path / "w.csv")), manifest, np.arange(len(manifest)), clean=Clean())
+        make_sample_weights(
+            Train(photo_weights=str(tmp_path / "w.csv")), manifest, np.arange(len(manifest)), clean=Clean()
+        )
 
 
 WEIGH = Clean(use="weigh", floor_count=1)
@@ -148,18 +152,20 @@ def test_labels_are_weighed_by_their_scores(data: Path) -> None:
     decision = manifest.decision.copy()
     decision[rows[4]] = "relabelled"
     judged = dataclasses.replace(manifest, score=score, decision=decision)
-    made = make_emphasis(Train(), judged, rows, clean=WEIGH)
+    made = make_sample_weights(Train(), judged, rows, clean=WEIGH)
     expected = np.array([0.8, 0.2, 0.1, 1, 1, *[0.9] * (len(rows) - 5)])
     assert made.weight.numpy() == pytest.approx(expected / expected.mean(), rel=1e-5)
-    assert make_emphasis(Train(), judged, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
-    assert make_emphasis(Train(), manifest, rows, clean=WEIGH).weight.tolist() == [1.0] * len(rows), "nobody judged"
+    assert make_sample_weights(Train(), judged, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
+    assert make_sample_weights(Train(), manifest, rows, clean=WEIGH).weight.tolist() == [1.0] * len(rows), (
+        "nobody judged"
+    )
 
 
 def test_of_a_class_that_nobody_believes_the_best_still_count(data: Path) -> None:
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "train") & (manifest.target == 0))
     score = np.full(len(manifest), 0.01, np.float32)
-    made = make_emphasis(Train(), dataclasses.replace(manifest, score=score), rows, clean=WEIGH)
+    made = make_sample_weights(Train(), dataclasses.replace(manifest, score=score), rows, clean=WEIGH)
     weight = np.sort(made.weight.numpy())
     best = -(-3 * len(rows) // 10)  # clean.floor_share
     assert weight[-best:] == pytest.approx(50 * weight[0])
@@ -218,7 +224,7 @@ def test_a_class_of_one_photo_and_a_class_without_are_weighted(data: Path) -> No
     manifest: Manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "train") & (manifest.target != 3))
     for kind in ("inverse", "effective"):
-        made = make_emphasis(Train(class_weights=kind, har=1.0), manifest, rows, clean=Clean())  # type: ignore[arg-type]
+        made = make_sample_weights(Train(class_weights=kind, har=1.0), manifest, rows, clean=Clean())  # type: ignore[arg-type]
         assert made.weight.isfinite().all()
         assert made.har is not None
         assert made.har.isfinite().all()

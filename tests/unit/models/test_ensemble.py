@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.evaluation.scores import KEEP, Scores, mean
-from models.training.ensemble import PICKS, Answers, choose, gather, greedy, search
+from models.training.ensemble import PICKS, MemberScores, choose_weights, gather, greedy, search
 
 CLASSES = 12
 
@@ -83,7 +83,7 @@ def test_a_member_that_only_harms_leaves(method: str) -> None:
     target = photos(600)
     pair = [member(target, skill=4.0, seed=1), member((target + 1) % CLASSES, skill=6.0, seed=2)]
     wrong = Scores(pair[0].id, target, np.full(len(target), 1e-6, np.float32), pair[1].top, pair[1].probs)
-    choice = choose([pair[0], wrong], method=method, confidence=0.95)
+    choice = choose_weights([pair[0], wrong], method=method, confidence=0.95)
     assert choice.weights.tolist() == [1.0, 0.0]
     assert choice.gain is not None
     assert choice.gain.stays
@@ -96,7 +96,7 @@ def test_members_that_are_as_good_count_alike(method: str) -> None:
     for seed in range(10):
         target = photos(120, seed)
         alike = [member(target, skill=1.5, seed=10 * seed + m) for m in range(4)]
-        choice = choose(alike, method=method, confidence=0.95)
+        choice = choose_weights(alike, method=method, confidence=0.95)
         assert choice.considered is not None
         even += choice.weights.tolist() == [0.25] * 4
     assert even >= 8
@@ -105,8 +105,8 @@ def test_members_that_are_as_good_count_alike(method: str) -> None:
 @pytest.mark.parametrize("method", ["uniform", "greedy", "weighted"])
 def test_without_a_choice_or_photos_all_count_alike(method: str) -> None:
     one, none = member(photos(5), skill=1, seed=0), member(photos(0), skill=1, seed=0)
-    assert choose([one], method=method, confidence=0.9).weights.tolist() == [1.0]
-    choice = choose([none, none], method=method, confidence=0.9)
+    assert choose_weights([one], method=method, confidence=0.9).weights.tolist() == [1.0]
+    choice = choose_weights([none, none], method=method, confidence=0.9)
     assert choice.weights.tolist() == [0.5, 0.5]
     assert json.loads(json.dumps(choice.to_dict(), allow_nan=False)) == {"weights": [0.5, 0.5]}
 
@@ -115,13 +115,13 @@ def test_without_a_choice_or_photos_all_count_alike(method: str) -> None:
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_a_few_photos_are_enough_to_ask(method: str, n: int) -> None:
     pair = [member(photos(n), skill=2, seed=seed) for seed in (0, 1)]
-    choice = choose(pair, method=method, confidence=0.9)
+    choice = choose_weights(pair, method=method, confidence=0.9)
     assert sum(choice.weights) == pytest.approx(1)
     json.dumps(choice.to_dict(), allow_nan=False)
 
 
 def test_answers_of_a_part_are_a_part_of_the_answers(members: list[Scores]) -> None:
     mask = members[0].target % 2 == 0
-    part: Answers = gather([each.select(mask) for each in members])
+    part: MemberScores = gather([each.select(mask) for each in members])
     weights = np.array([0.5, 0.2, 0.3])
     assert gather(members).select(mask).quality(weights) == part.quality(weights)

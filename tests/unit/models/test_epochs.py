@@ -16,8 +16,8 @@ import models.training.train
 from models.errors import ConfigError
 from models.evaluation.scores import read_scores
 from models.recipe.config import Augment, Loss, Member, Train
-from models.training.course import Interval, seed_step
 from models.training.epochs import num_steps, take_step
+from models.training.train_state import Interval, seed_step
 from tests.counting import RECIPE, counting_job, train
 
 

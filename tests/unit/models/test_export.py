@@ -23,9 +23,9 @@ from models.export.__main__ import describe, export, main
 from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, crop_boxes, fold_head, resize_matrix
 from models.export.onnx_file import write_onnx
+from models.export.ood import UNCALIBRATED, Calibration
 from models.export.patch import read_metadata, stamp
 from models.export.session import open_session
-from models.export.unknown import UNCALIBRATED, Calibration
 from models.networks.network import build_network
 from models.recipe.config import Export, Member, Recipe, to_dict
 from models.training.train import Trained, load_network, save_network
@@ -211,7 +211,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
     exported: Path, data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [0.0, 1.0]},
-               "views": {"crops": 2, "enlarge": 1.5}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
+               "crops": {"crops": 2, "enlarge": 1.5}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     arguments = ["--data", data, "--out", tmp_path, "--networks", exported / "0.pt", exported / "1.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

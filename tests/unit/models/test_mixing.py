@@ -21,9 +21,9 @@ from models.networks.inputs import Features
 from models.networks.network import Head
 from models.recipe.config import Augment, Loss, Member, Recipe, Train
 from models.training.check import check
-from models.training.emphasis import Emphasis
 from models.training.epochs import loss_of
 from models.training.job import Job
+from models.training.sample_weights import SampleWeights
 from models.training.train import train
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_the_loss_of_a_mixed_photo_is_the_mean_of_both_labels(name: str, rows: i
     weight = torch.linspace(0.5, 1.5, 20)
     order = np.array([3, 9, 0, 14, 9, 2])
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(course, inputs, batch, labels, rows=rows, emphasis=Emphasis(weight))
+    found = loss_of(course, inputs, batch, labels, rows=rows, emphasis=SampleWeights(weight))
     logits, embedding = inputs.forward(batch)
     expected = torch.zeros(6)
     for share, rolled in ((0.3, order), (0.7, np.roll(order, -1))):
@@ -112,7 +112,7 @@ def test_with_cross_entropy_it_is_that_of_the_mixed_target() -> None:
     course, inputs, batch, target = given("ce")
     order = np.arange(6)
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(course, inputs, batch, labels, rows=0, emphasis=Emphasis(torch.ones(20)))
+    found = loss_of(course, inputs, batch, labels, rows=0, emphasis=SampleWeights(torch.ones(20)))
     one_hot = functional.one_hot(target[:6], 5).float()
     soft = 0.3 * one_hot + 0.7 * one_hot.roll(-1, 0)
     torch.testing.assert_close(found, functional.cross_entropy(inputs.forward(batch).logits, soft, reduction="none"))

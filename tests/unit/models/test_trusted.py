@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.data.manifest import read_manifest
-from models.data.trusted import Draws, judged_by, judges, read_ids, trusted_rows
+from models.data.trusted import Draws, read_ids, selection_photos, trusted_rows, with_selection_photos
 from models.errors import ConfigError
 
 
@@ -42,11 +42,11 @@ def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_without_a_file_the_validation_photos_judge(data: Path) -> None:
     manifest = read_manifest(data)
-    assert judged_by(manifest, "") is manifest
+    assert with_selection_photos(manifest, "") is manifest
     doubted = dataclasses.replace(manifest, kept=np.zeros(len(manifest), bool))
-    assert np.array_equal(judges(doubted), manifest.split == "val"), "whatever cleaning says"
+    assert np.array_equal(selection_photos(doubted), manifest.split == "val"), "whatever cleaning says"
     unknown = dataclasses.replace(manifest, label=np.where(manifest.split == "val", "new", manifest.label))
-    assert not judges(unknown).any()
+    assert not selection_photos(unknown).any()
 
 
 def test_trusted_photos_judge_and_the_others_are_learnt_from(data: Path, tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_trusted_photos_judge_and_the_others_are_learnt_from(data: Path, tmp_pat
     chosen = train[[0, -1]]
     doubted = dataclasses.replace(manifest, kept=~np.isin(np.arange(len(manifest)), chosen))
     (tmp_path / "ids.txt").write_text("\n".join(manifest.id[chosen]))
-    seen = judged_by(doubted, str(tmp_path / "ids.txt"))
-    assert np.flatnonzero(judges(seen)).tolist() == sorted(chosen.tolist()), "kept, whatever cleaning says"
+    seen = with_selection_photos(doubted, str(tmp_path / "ids.txt"))
+    assert np.flatnonzero(selection_photos(seen)).tolist() == sorted(chosen.tolist()), "kept, whatever cleaning says"
     assert (seen.split[manifest.split == "val"] == "train").all()
     assert np.array_equal(seen.split == "test", manifest.split == "test")
     assert seen.classes == manifest.classes
@@ -68,7 +68,7 @@ def test_judges_leave_each_class_a_photo_to_learn_from(data: Path, tmp_path: Pat
     whole = manifest.id[(manifest.label == label) & (manifest.split != "test")]
     (tmp_path / "ids.txt").write_text("\n".join(whole))
     with pytest.raises(ConfigError, match=rf"proof.photos: .*ids.txt: names every photo of 1 classes, first '{label}'"):
-        judged_by(manifest, str(tmp_path / "ids.txt"))
+        with_selection_photos(manifest, str(tmp_path / "ids.txt"))
     (tmp_path / "ids.txt").write_text("nobody")
     with pytest.raises(ConfigError, match=r"proof.photos: .*ids.txt: 1 of 1 ids are not in this data version"):
-        judged_by(manifest, str(tmp_path / "ids.txt"))
+        with_selection_photos(manifest, str(tmp_path / "ids.txt"))

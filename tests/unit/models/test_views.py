@@ -14,9 +14,9 @@ import torch
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.export import views
+from models.export import crops as views
+from models.export.crops import CropChoice, ask, choose_crops, weigh
 from models.export.graph import DeployGraph
-from models.export.views import Choice, ask, choose, weigh
 from models.networks.network import build_network
 from models.recipe.config import Export, Member
 from models.training.train import Trained
@@ -34,7 +34,7 @@ def members(data: Path) -> list[Trained]:
     return [Trained(network, member, read_manifest(data).classes, 0.0)]
 
 
-def chosen(hits: list[np.ndarray], single: np.ndarray, target: np.ndarray, confidence: float = 0.9) -> Choice:
+def chosen(hits: list[np.ndarray], single: np.ndarray, target: np.ndarray, confidence: float = 0.9) -> CropChoice:
     ways = [Export(crops=10, enlarge=(ratio,)) for ratio in (1.0, 1.25, 1.5)]
     one = Export(crops=1, enlarge=(1.5,))
     return weigh(ways, one, np.stack(hits), single, target, confidence=confidence)
@@ -75,7 +75,7 @@ def test_one_view_is_enough_where_crops_prove_nothing() -> None:
 
 def test_the_graph_itself_is_asked(members: list[Trained], data: Path) -> None:
     manifest = read_manifest(data)
-    choice = choose(members, [1.0], manifest, settings=SETTINGS, confidence=0.0)
+    choice = choose_crops(members, [1.0], manifest, settings=SETTINGS, confidence=0.0)
     rows = np.flatnonzero((manifest.split == "val") & (manifest.target >= 0))
     photos = Photos(manifest, rows, side=40)
     images = torch.cat(list(photos.in_order(64)))
@@ -100,12 +100,12 @@ def test_where_nothing_is_to_choose_nothing_is_asked(
     members: list[Trained], data: Path, settings: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "ask", None)
-    choice = choose(members, [1.0], read_manifest(data), settings=settings, confidence=0.9)
-    assert choice == Choice(dataclasses.replace(settings, enlarge=(1.5,)))
+    choice = choose_crops(members, [1.0], read_manifest(data), settings=settings, confidence=0.9)
+    assert choice == CropChoice(dataclasses.replace(settings, enlarge=(1.5,)))
     assert choice.to_dict() == {"crops": settings.crops, "enlarge": 1.5, "gain": None, "tried": []}
 
 
 def test_without_validation_photos_the_first_ratio_stands(members: list[Trained], variant: Variant) -> None:
     data = variant(lambda manifest: {"split": np.where(manifest.split == "val", "test", manifest.split)})
-    choice = choose(members, [1.0], read_manifest(data), settings=SETTINGS, confidence=0.9)
-    assert choice == Choice(dataclasses.replace(SETTINGS, enlarge=(1.5,)))
+    choice = choose_crops(members, [1.0], read_manifest(data), settings=SETTINGS, confidence=0.9)
+    assert choice == CropChoice(dataclasses.replace(SETTINGS, enlarge=(1.5,)))

@@ -22,7 +22,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 @pytest.fixture
 def staged(repository: ModelRepository, graph: Path) -> ModelRepository:
     """With version 1."""
-    repository.stage(graph, version=1, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
+    repository.write(graph, version=1, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
     return repository
 
 

@@ -63,7 +63,7 @@ def test_a_photo_of_any_size_is_squeezed(staged: ModelRepository) -> None:
 
 def test_padding_is_left_out(repository: ModelRepository, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "g.onnx", k=10)
-    repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+    repository.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
     assert (repository.golden(1).ids[:, 8:] == -1).all()
     [recognition] = LocalRecognizer(repository.path(1) / "model.onnx").recognise([png(golden_images()[0])])
     assert sorted(label for label, _ in recognition.ranked) == sorted(LABELS)

@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from tritonclient.grpc import model_config_pb2
 
 import pixels
-from serving.repository.encoded import MAX_BATCH, config_text, lay
+from serving.repository.encoded import MAX_BATCH, config_text, install
 from serving.server.environment import REQUIREMENTS
 from serving.signature import CONTRACT
 
@@ -26,14 +26,14 @@ def test_the_configuration_is_one_of_triton() -> None:
 
 
 def test_it_is_laid_once_and_replaced_by_what_is_newer(tmp_path: Path) -> None:
-    lay(tmp_path, "products")
+    install(tmp_path, "products")
     folder = tmp_path / "products-encoded"
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert set(files) == {"config.pbtxt", "1/model.py", "1/pixels.py", "1/contract.py"}
     assert files["1/pixels.py"].read_bytes() == Path(pixels.__file__).read_bytes()
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
     files["1/model.py"].write_text("older")
-    lay(tmp_path, "products")
+    install(tmp_path, "products")
     assert "older" not in files["1/model.py"].read_text()
     for name in ("config.pbtxt", "1/pixels.py", "1/contract.py"):
         assert files[name].stat().st_mtime_ns == before[name]

@@ -18,7 +18,7 @@ from serving.errors import BadGraph, ContractChanged, CorruptVersion, Repository
 from serving.repository.lineage import canonical
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
-from serving.server.control import activate
+from serving.server.control import load_on_start
 from tests.breaking import ways
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
 
@@ -60,13 +60,13 @@ def test_golden_answers_are_onnx_runtimes(staged: ModelRepository, graph: Path) 
 
 def test_labels_keep_their_characters(repository: ModelRepository, graph: Path) -> None:
     odd = ("Gruyère", "a\u2028b", "c\r", " d ", "e\x0b", "日本", "g", "h")
-    repository.stage(graph, version=4, labels=odd, lineage={}, golden=golden_images())
+    repository.write(graph, version=4, labels=odd, lineage={}, golden=golden_images())
     assert repository.labels(4) == odd
 
 
 def test_external_data_comes_along(repository: ModelRepository, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", external=True)
-    folder = repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+    folder = repository.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
     assert set(repository.lineage(1)["files"]) >= {"model.onnx", "model.onnx.data"}
     assert (folder / "model.onnx.data").stat().st_size > 512 * 8 * 4
     (folder / "model.onnx.data").write_bytes(b"")
@@ -77,7 +77,7 @@ def test_external_data_comes_along(repository: ModelRepository, tmp_path: Path) 
 def test_versions_never_change(staged: ModelRepository, graph: Path) -> None:
     before = staged.lineage(1)
     with pytest.raises(VersionInUse, match="next free number"):
-        staged.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+        staged.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
     assert staged.lineage(1) == before
 
 
@@ -96,7 +96,7 @@ def test_versions_never_change(staged: ModelRepository, graph: Path) -> None:
 def test_a_refused_stage_leaves_nothing(repository: ModelRepository, graph: Path, change: dict, message: str) -> None:
     given = {"version": 1, "labels": LABELS, "lineage": {}, "golden": golden_images(), **change}
     with pytest.raises(BadGraph, match=message):
-        repository.stage(graph, **given)
+        repository.write(graph, **given)
     assert repository.versions() == ()
     assert not repository.model.exists() or leftovers(repository) == []
 
@@ -104,8 +104,8 @@ def test_a_refused_stage_leaves_nothing(repository: ModelRepository, graph: Path
 def test_labels_of_another_graph_are_refused(repository: ModelRepository, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "g.onnx", metadata={"labels_sha256": labels_sha256(LABELS)})
     with pytest.raises(BadGraph, match="labels_sha256"):
-        repository.stage(graph, version=1, labels=LABELS[::-1], lineage={}, golden=golden_images())
-    repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+        repository.write(graph, version=1, labels=LABELS[::-1], lineage={}, golden=golden_images())
+    repository.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
 
 
 @pytest.mark.faults
@@ -163,11 +163,11 @@ def test_verify_names_a_file_nobody_recorded(staged: ModelRepository) -> None:
 
 def test_configure_chooses_versions(staged: ModelRepository, graph: Path) -> None:
     assert staged.configured() == ()
-    staged.stage(graph, version=10, labels=LABELS, lineage={}, golden=golden_images())
+    staged.write(graph, version=10, labels=LABELS, lineage={}, golden=golden_images())
     staged.configure([10, 1, 10])
     assert staged.configured() == (1, 10)
     assert "0123456789ab" in (staged.model / "config.pbtxt").read_text()
-    activate(staged, 10)
+    load_on_start(staged, 10)
     assert (staged.configured(), staged.versions(), leftovers(staged)) == ((10,), (1, 10), [])
 
 
@@ -184,8 +184,12 @@ def test_another_contract_is_refused(staged: ModelRepository, tmp_path: Path, ch
     staged.check_contract(other)  # nothing is served yet
     staged.configure([1])
     images = golden_images(size=change.get("size", SIZE))
-    staged.stage(other, version=2, labels=LABELS, lineage={}, golden=images)
-    for refuse in (lambda: staged.check_contract(other), lambda: activate(staged, 2), lambda: staged.configure([1, 2])):
+    staged.write(other, version=2, labels=LABELS, lineage={}, golden=images)
+    for refuse in (
+        lambda: staged.check_contract(other),
+        lambda: load_on_start(staged, 2),
+        lambda: staged.configure([1, 2]),
+    ):
         with pytest.raises(ContractChanged, match="clients would break"):
             refuse()
     assert staged.configured() == (1,)
@@ -220,7 +224,7 @@ def test_kill_while_staging(repository: ModelRepository, tmp_path: Path, moment:
         assert [path.name.startswith(".stage-1-") for path in repository.sweep()] == [True]
     repository.sweep()
     assert leftovers(repository) == []
-    repository.stage(graph, version=2, labels=LABELS, lineage={}, golden=golden_images(1))
+    repository.write(graph, version=2, labels=LABELS, lineage={}, golden=golden_images(1))
 
 
 FULL = """
@@ -233,7 +237,7 @@ root, graph, kept = Path(sys.argv[1]), Path(sys.argv[2]), 0
 repository = ModelRepository(root)
 try:
     for version in range(1, 100):
-        repository.stage(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
+        repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
         kept = version
 except DiskFull as error:
     assert "no space left" in str(error)
@@ -282,14 +286,14 @@ def test_other_system_errors_pass(repository: ModelRepository, graph: Path) -> N
     repository.root.mkdir()
     repository.model.write_text("a file where the model's directory should be")
     with pytest.raises(OSError, match="products") as caught:
-        repository.stage(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+        repository.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
     assert not isinstance(caught.value, RepositoryError)
 
 
 def test_the_lineage_is_canonical(staged: ModelRepository, graph: Path) -> None:
     text = (staged.path(1) / "lineage.json").read_bytes()
     assert text == canonical(json.loads(text))
-    staged.stage(graph, version=2, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
+    staged.write(graph, version=2, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
     assert (staged.path(2) / "lineage.json").read_bytes() == text.replace(b'"version":1', b'"version":2'), "no clock"
 
 
@@ -305,12 +309,12 @@ def test_a_version_of_an_earlier_release_is_read(staged: ModelRepository) -> Non
     (staged.path(1) / "record.json").write_text(json.dumps(lineage, indent=1))
     staged.verify(1)
     assert staged.lineage(1) == lineage
-    activate(staged, 1)
+    load_on_start(staged, 1)
     assert staged.astray() == []
 
 
 def test_what_clients_read_in_the_configuration(staged: ModelRepository) -> None:
-    activate(staged, 1)
+    load_on_start(staged, 1)
     told = TritonConfig.parse(staged.configuration()).parameters
     assert {name: told[f"{name}.1"] for name in ("data_version", "graph_sha256", "lineage_sha256", "run")} == {
         "data_version": "0123456789ab",

@@ -1,4 +1,4 @@
-"""A stage of a flow: a Prefect task whose result is found again by `Run.stage`, never by Prefect's own cache.
+"""A stage of a flow: a Prefect task whose result is found again by `Run.cached`, never by Prefect's own cache.
 
 Prefect remembers that a task returned; we need to know that its files are still there and unharmed.
 """
@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Decorator; the name is shown for each run, with parameters in braces filled in."""
 
     def make(work: Callable[P, R]) -> Task[P, R]:
@@ -34,7 +34,7 @@ def stage(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 @contextmanager
-def side_by_side(workspace: Workspace, *, places: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
+def parallel_tasks(workspace: Workspace, *, num_parallel: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
     """Runs stages that do not wait for each other: so many at a time, or as many as the cluster of CLEANSHELF_DASK has workers.
 
     They read the workspace, and `reads` besides.
@@ -45,13 +45,13 @@ def side_by_side(workspace: Workspace, *, places: int, reads: Path | None = None
     """
     where = Settings().dask
     if not where:
-        yield ThreadPoolTaskRunner(max_workers=places)
+        yield ThreadPoolTaskRunner(max_workers=num_parallel)
         return
     try:
         from flows.run.cluster import on_dask
     except ModuleNotFoundError as error:
         raise InputError(f"CLEANSHELF_DASK is set and {error.name} is not installed; {INSTALL_DASK}") from None
-    with on_dask(workspace, where, places=places, reads=reads or workspace.root) as runner:
+    with on_dask(workspace, where, num_parallel=num_parallel, reads=reads or workspace.root) as runner:
         yield runner
 
 

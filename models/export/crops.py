@@ -1,9 +1,9 @@
-"""Choose crops and their enlargement: `python -m models.export.views --data DIR --recipe FILE --networks FILE... --ensemble FILE
+"""Choose crops and their enlargement: `python -m models.export.crops --data DIR --recipe FILE --networks FILE... --ensemble FILE
 --out DIR`.
 
 Where `export.enlarge` names several ratios, the graph itself is asked about the validation photos with each, and with one view of
 the whole photo. The smallest ratio within one standard error of the best is taken, and one view, which costs a tenth, unless the
-bootstrap says that crops are better. What it leaves in --out is views.json: the choice, and why.
+bootstrap says that crops are better. What it leaves in --out is crops.json: the choice, and why.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.data.trusted import judged_by, judges
+from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, in_use
 from models.export.measure import BATCH
 from models.networks.network import best_device
 from models.recipe.config import Export
-from models.training.command import log_progress, read_recipe, run, taking
+from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CropChoice:
     """The settings with what was chosen, and the evidence: what crops gain over one view; None where nothing was to choose."""
 
     settings: Export
@@ -61,20 +61,20 @@ class Choice:
         }
 
 
-def looking(settings: Export, views: Path) -> Export:
-    """The settings with what a views.json chose."""
-    chosen = json.loads(views.read_text(encoding="utf-8"))
-    return dataclasses.replace(settings, crops=chosen["crops"], enlarge=(chosen["enlarge"],))
+def with_chosen_crops(settings: Export, chosen: Path) -> Export:
+    """The settings with the choice of a crops.json."""
+    content = json.loads(chosen.read_text(encoding="utf-8"))
+    return dataclasses.replace(settings, crops=content["crops"], enlarge=(content["enlarge"],))
 
 
-def choose(
+def choose_crops(
     members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
-) -> Choice:
+) -> CropChoice:
     """Crops and ratio for an ensemble; the recipe's first ratio where there is one alone, or no photo to judge by."""
     first = dataclasses.replace(settings, enlarge=settings.enlarge[:1])
-    rows = np.flatnonzero(judges(manifest))
+    rows = np.flatnonzero(selection_photos(manifest))
     if settings.crops == 1 or len(settings.enlarge) == 1 or not len(rows):
-        return Choice(first)
+        return CropChoice(first)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     ways = [dataclasses.replace(settings, enlarge=(ratio,)) for ratio in sorted(set(settings.enlarge))]
     single = dataclasses.replace(first, crops=1)
@@ -93,7 +93,7 @@ def ask(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
 def weigh(
     ways: Sequence[Export], single: Export, hits: NDArray[np.bool_], single_hit: NDArray[np.bool_], target: NDArray[np.int64],
     *, confidence: float,
-) -> Choice:  # fmt: skip
+) -> CropChoice:  # fmt: skip
     """The choice between ratios, from the smallest up, and one view.
 
     Args:
@@ -108,12 +108,12 @@ def weigh(
     accuracy = [*curve, found.before]
     tried = (Tried(way.crops, way.enlarge[0], round(float(value), 6), round(float(error), 6))
              for way, value, error in zip((*ways, single), accuracy, errors, strict=True))  # fmt: skip
-    return Choice(ways[chosen] if found.stays else single, found, tuple(tried))
+    return CropChoice(ways[chosen] if found.stays else single, found, tuple(tried))
 
 
 def main() -> None:
     """The command line of one choice."""
-    args = taking(
+    args = parser_for(
         "data recipe networks ensemble out", description="Choose crops and their enlargement on validation photos."
     ).parse_args()
     log_progress()
@@ -122,11 +122,11 @@ def main() -> None:
     torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
     networks, weights = in_use(args.networks, args.ensemble)
     members = [load_network(path) for path in networks]
-    manifest = judged_by(read_manifest(args.data), recipe.proof.photos)
-    choice = choose(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
+    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
+    choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
     log.info("%d crops, enlarged %.2f times, of %d ways", choice.settings.crops, choice.settings.enlarge[0],
              len(choice.tried) or 1)  # fmt: skip
-    (args.out / "views.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
+    (args.out / "crops.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

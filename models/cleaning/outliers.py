@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning.evidence import gather
 from models.cleaning.inputs import TopK, refuse
+from models.cleaning.rule_input import gather
 from models.cleaning.votes import similar
 from models.errors import CleaningError
 

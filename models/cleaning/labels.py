@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning.decide import worst
-from models.cleaning.evidence import Evidence, gather
 from models.cleaning.inputs import TopK
 from models.cleaning.noise import Noise
+from models.cleaning.rule_input import RuleInput, gather
 from models.cleaning.rules import DEFAULT, RULES, Posterior, Rule
 from models.errors import CleaningError
 
@@ -77,7 +77,7 @@ def find_label_errors(
                  floor_count=floor_count, budget=budget)  # fmt: skip
 
 
-def _quality(rule: Rule, evidence: Evidence) -> NDArray[np.float32]:
+def _quality(rule: Rule, evidence: RuleInput) -> NDArray[np.float32]:
     if evidence.num_classes == 1 or not evidence.judged.any():
         return np.ones(len(evidence), np.float32)  # there is no other class that it could be
     quality = np.clip(rule.quality(evidence), 0, 1).astype(np.float32)

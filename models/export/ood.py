@@ -24,32 +24,32 @@ from torch import Tensor, nn
 from models.evaluation.bootstrap import auroc
 
 
-class Look(NamedTuple):
+class MemberOutput(NamedTuple):
     """What one member sees in the n crops of B photos."""
 
     logits: Tensor  # (n, B, C)
     embedding: Tensor  # (n, B, 512)
 
 
-def energy(look: Look) -> Tensor:
+def energy(output: MemberOutput) -> Tensor:
     """(n, B, 1)."""
-    return look.logits.logsumexp(2, keepdim=True)
+    return output.logits.logsumexp(2, keepdim=True)
 
 
-def logit(look: Look) -> Tensor:
+def logit(output: MemberOutput) -> Tensor:
     """(n, B, 1)."""
-    return look.logits.amax(2, keepdim=True)
+    return output.logits.amax(2, keepdim=True)
 
 
-def angle(look: Look) -> Tensor:
+def angle(output: MemberOutput) -> Tensor:
     """(n, B, 1)."""
-    return logit(look) / look.embedding.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return logit(output) / output.embedding.norm(dim=2, keepdim=True).clamp_min(1e-12)
 
 
 PROBABILITY = "probability"
 NEWTON_STEPS = 50
-OF_LOOKS: Mapping[str, Callable[[Look], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
-SCORES = (PROBABILITY, *OF_LOOKS)
+OF_OUTPUTS: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
+SCORES = (PROBABILITY, *OF_OUTPUTS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Calibration:
 UNCALIBRATED = Calibration()
 
 
-class Known(nn.Module):
+class KnownScore(nn.Module):
     """(B, 1) in [0, 1], at least 0.5 for what is accepted."""
 
     slope: Tensor
@@ -89,20 +89,20 @@ class Known(nn.Module):
         """What a float32 score that is one step off at the threshold, where the slope is steepest, makes of `known`."""
         return float(self.slope) / 4 * abs(float(self.threshold)) * torch.finfo(torch.float32).eps
 
-    def forward(self, looks: Sequence[Look], mean: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
         """Of the members' looks, their mean probabilities (B, C) and their weights (M, 1, 1)."""
-        score = score_of(self.score, looks, mean, weights)
+        score = score_of(self.score, outputs, mean, weights)
         return torch.sigmoid(self.slope * (score - self.threshold)) if self.is_calibrated else score
 
 
-def score_of(name: str, looks: Sequence[Look], mean: Tensor, weights: Tensor) -> Tensor:
+def score_of(name: str, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
     """(B, 1) the score of that name; the larger, the more likely a product of the assortment."""
     if name == PROBABILITY:
         return mean.amax(1, keepdim=True)
-    return (weights * torch.stack([OF_LOOKS[name](look).mean(0) for look in looks])).sum(0)
+    return (weights * torch.stack([OF_OUTPUTS[name](output).mean(0) for output in outputs])).sum(0)
 
 
-class Told(NamedTuple):
+class Separation(NamedTuple):
     """How well a score tells known photos from strangers: AUROC in [0, 1]."""
 
     without_class: float
@@ -114,19 +114,19 @@ class Told(NamedTuple):
         return (self.without_class + self.in_tiles) / 2
 
 
-def tell_apart(known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64]) -> Told:
+def separation_of(known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64]) -> Separation:
     """Of one score's values for photos, and for both kinds of stranger."""
-    return Told(*(round(auroc(known, strangers), 6) for strangers in (masked, tiles)))
+    return Separation(*(round(auroc(known, ood), 6) for ood in (masked, tiles)))
 
 
-class Line(NamedTuple):
+class Threshold(NamedTuple):
     """`known` is sigmoid(slope (score - threshold))."""
 
     slope: float
     threshold: float
 
 
-def draw_line(known: NDArray[np.float64], strangers: NDArray[np.float64], *, accept: float) -> Line | None:
+def fit_threshold(known: NDArray[np.float64], ood: NDArray[np.float64], *, accept: float) -> Threshold | None:
     """Slope of a logistic fit in which both groups weigh the same; threshold midway below the share of known that is accepted.
 
     None where a larger score does not speak for a known photo. Targets are a little inside 0 and 1 (Platt 1999), or the slope of
@@ -134,15 +134,15 @@ def draw_line(known: NDArray[np.float64], strangers: NDArray[np.float64], *, acc
     """
     order = np.sort(known)
     cut = int((1 - accept) * len(order) + 1e-9)  # so many are not accepted
-    spread = float(np.concatenate([known, strangers]).std())
+    spread = float(np.concatenate([known, ood]).std())
     below = order[cut - 1] if cut else order[0] - 1e-3 * spread
-    slope = logistic_slope(known, strangers)
-    return Line(slope, float(order[cut] + below) / 2) if slope > 0 else None
+    slope = logistic_slope(known, ood)
+    return Threshold(slope, float(order[cut] + below) / 2) if slope > 0 else None
 
 
-def logistic_slope(known: NDArray[np.float64], strangers: NDArray[np.float64]) -> float:
+def logistic_slope(known: NDArray[np.float64], ood: NDArray[np.float64]) -> float:
     """Of the log odds by the score, by Newton's method; 0 where all values are one."""
-    value, num = np.concatenate([known, strangers]), np.array([len(known), len(strangers)])
+    value, num = np.concatenate([known, ood]), np.array([len(known), len(ood)])
     centre, spread = value.mean(), value.std()
     if spread == 0:
         return 0.0

@@ -33,7 +33,7 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class RuleInput:
     """Labels and what is known of their photos; made by `gather`, which checks all of it.
 
     Attributes:
@@ -96,7 +96,7 @@ def gather(
     embeddings: NDArray[np.floating] | None = None,
     *,
     groups: NDArray[np.integer] | None = None,
-) -> Evidence:
+) -> RuleInput:
     """Everything checked, and the probabilities read once; needs O(N + C) memory beside them.
 
     Raises:
@@ -121,7 +121,7 @@ def gather(
         value = probs[np.arange(len(best)), best]
         found = best if classes is None else classes[np.arange(len(best)), best]
         other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
-    evidence = Evidence(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
+    evidence = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
                         pred_probs=pred_probs, embeddings=embeddings,
                         groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
@@ -131,7 +131,7 @@ def gather(
 def blocks(
     labels: NDArray[np.int64], pred_probs: NDArray[np.floating] | TopK, *, check: bool = False
 ) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
-    """What `Evidence.others` says; the probabilities are a buffer that the next block overwrites."""
+    """What `RuleInput.others` says; the probabilities are a buffer that the next block overwrites."""
     table = pred_probs.probs if isinstance(pred_probs, TopK) else pred_probs
     height = max(1, BLOCK_BYTES // max(1, table.shape[1] * table.itemsize))
     buffer = np.empty((height, table.shape[1]), table.dtype)

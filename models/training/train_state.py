@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Course:
+class TrainState:
     """A training that stands after `step` steps of `epoch`.
 
     Randomness is no part of it: every step draws from a seed of its own, named by its numbers.
@@ -68,7 +68,7 @@ class Course:
         self.total = content["total"] if distributed.rank() == 0 else 0.0
         log.info("continuing after epoch %d and %d steps of the next", self.epoch, self.step)
 
-    def turn(self) -> None:
+    def next_epoch(self) -> None:
         """On to the next epoch."""
         self.epoch, self.step, self.total, self.seconds = self.epoch + 1, 0, 0.0, 0.0
 

@@ -24,17 +24,17 @@ from serving.server.control import Endpoint
 log = logging.getLogger("cleanshelf")
 
 
-def release(
+def register_and_promote(
     workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
-    """Lets a judged graph answer; its number. Arguments and locks as for `put` and `serve`."""
+    """Lets a judged graph answer; its number. Arguments and locks as for `register` and `promote`."""
     with endpoint(workspace):  # before anything is registered: a server that does not start leaves no trace
-        number = put(workspace, graph, lineage=lineage, labels=labels, golden=golden)
-        serve(workspace, number)
+        number = register(workspace, graph, lineage=lineage, labels=labels, golden=golden)
+        promote(workspace, number)
     return number
 
 
-def put(
+def register(
     workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
     """Registers the graph and stages it in the repository, whole and not yet served; its number.
@@ -50,19 +50,19 @@ def put(
     versions.check_contract(graph)
     number = number_for(lineage, models=models, versions=versions)
     if number not in versions.versions():
-        versions.stage(graph, version=number, labels=labels, lineage=lineage, golden=golden)
+        versions.write(graph, version=number, labels=labels, lineage=lineage, golden=golden)
     models.register(versions.lineage(number))
     return number
 
 
-def serve(workspace: Workspace, number: int) -> None:
+def promote(workspace: Workspace, number: int) -> None:
     """Loads a staged version beside the one that serves, checks golden photos over the wire, switches.
 
     The caller holds the lock "serving".
     """
     with endpoint(workspace) as access, Endpoint(access) as control:
         control.switch(repository(workspace), number)
-        ModelVersions(Ledger(workspace.root)).assign(number)
+        ModelVersions(Ledger(workspace.root)).promote(number)
     log.info("model version %d answers", number)
 
 

@@ -23,18 +23,18 @@ ERROR_POWER, COUNT_POWER = 0.6, 0.4  # of HAR's class weights, as in the authors
 
 
 @dataclass(frozen=True)
-class Emphasis:
+class SampleWeights:
     """weight: (N,) factor of each training photo's loss, mean 1. har: (C,) strength of HAR for each class, or None."""
 
     weight: Tensor
     har: Tensor | None = None
 
-    def to(self, device: torch.device) -> Emphasis:
+    def to(self, device: torch.device) -> SampleWeights:
         """The same on a device."""
-        return Emphasis(self.weight.to(device), None if self.har is None else self.har.to(device))
+        return SampleWeights(self.weight.to(device), None if self.har is None else self.har.to(device))
 
 
-def make_emphasis(settings: Train, manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> Emphasis:
+def make_sample_weights(settings: Train, manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> SampleWeights:
     """What a recipe asks for, for the training photos `rows` of a manifest.
 
     Raises:
@@ -46,13 +46,13 @@ def make_emphasis(settings: Train, manifest: Manifest, rows: NDArray[np.int64], 
     if settings.photo_weights:
         weight = weight * photo_weights(Path(settings.photo_weights), manifest.id[rows])
     if clean.use == "weigh":
-        weight = weight * belief(manifest, rows, clean=clean)
+        weight = weight * label_confidence(manifest, rows, clean=clean)
     if not weight.sum():
         raise ConfigError(f"train.photo_weights: {settings.photo_weights} gives every photo the weight 0; raise some")
     har = None
     if settings.har:
         har = torch.from_numpy(settings.har * har_weights(counts, error_rates(manifest))).float()
-    return Emphasis(torch.from_numpy(weight / weight.mean()).float(), har)
+    return SampleWeights(torch.from_numpy(weight / weight.mean()).float(), har)
 
 
 def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArray[np.float64]:
@@ -81,7 +81,7 @@ def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
     return np.array([given.get(str(each), 1.0) for each in ids], dtype=np.float64)
 
 
-def belief(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> NDArray[np.float64]:
+def label_confidence(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> NDArray[np.float64]:
     """(N,) weights in [0, 1] of the labels of `rows`, by `label_weights` of their scores; 1 where none was ever judged.
 
     A score is of the given label, so a photo that was relabelled counts by what its old label lacks.
