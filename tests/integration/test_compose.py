@@ -44,7 +44,7 @@ def composed(
     """It starts before there is any model."""
     server = local_server(tmp_path / "repository", tmp_path / "state")
     server.repository.mkdir()
-    server._lay_backends(triton_environment)
+    server._install_backends(triton_environment)
     line = command(triton_environment, server)
     pid = process.spawn(line, variables=triton_environment.variables(), log=tmp_path / "log")
     born = str(process.birth(pid))

@@ -51,7 +51,7 @@ def learn(shop: Workspace) -> dict[str, str]:
     recipe = load_recipe("smoke", overrides=("train.epochs=1", "clean.epochs=1"))
     run, data = Run(shop, recipe, id="learning"), data_to_train_on(shop, recipe)
     run.open({})
-    with parallel_tasks(shop, places=2) as runner:
+    with parallel_tasks(shop, num_parallel=2) as runner:
         folders = learning.with_options(task_runner=runner)(run, data)
     return {f"{folder.name}/{name}": sha256(folder / name) for folder in folders for name in KEPT}
 
@@ -149,7 +149,7 @@ def refused(shop: Workspace, monkeypatch: pytest.MonkeyPatch, where: str) -> str
     """The message, within seconds."""
     monkeypatch.setenv("CLEANSHELF_DASK", where)
     began = time.monotonic()
-    with pytest.raises(InputError) as caught, parallel_tasks(shop, places=1):
+    with pytest.raises(InputError) as caught, parallel_tasks(shop, num_parallel=1):
         pass
     assert time.monotonic() - began < 60, "no waiting for ever"
     return str(caught.value)

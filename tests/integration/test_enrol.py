@@ -13,7 +13,7 @@ import torch
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.delivery.build import ingest
-from flows.endpoint.promotion import release
+from flows.endpoint.promotion import register_and_promote
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
 from flows.registry.repository import repository
@@ -75,7 +75,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
     manifest = read_manifest(data)
     golden = np.stack([to_square(decode(manifest.read_photo(row)), SIZE) for row in range(3)])
     with workspace.lock("test", name="serving"):
-        assert release(workspace, graph, lineage=lineage, labels=manifest.classes, golden=golden) == 1
+        assert register_and_promote(workspace, graph, lineage=lineage, labels=manifest.classes, golden=golden) == 1
     return workspace
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.manifest import Manifest
-from models.decisions import FoldEmbeddings, confusion, decide, judges, looks, moves, out_of_sample
+from models.decisions import FoldEmbeddings, confusion, decide, fold_embeddings, moves, out_of_sample, scored_by
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
 
@@ -48,14 +48,14 @@ def scores(rows: dict[str, tuple[int, float]], *, num_classes: int = 2) -> Score
 
 
 def decided_on(
-    photos: Manifest, judged: Scores, *, round: int = 1, looks: FoldEmbeddings | None = None, **keys: Any
+    photos: Manifest, judged: Scores, *, round: int = 1, fold_embeddings: FoldEmbeddings | None = None, **keys: Any
 ) -> Manifest:
     """What is decided with these keys of [clean], by log margin unless told otherwise."""
     settings = Clean(**{"rule": "log_margin"} | keys)
-    if settings.relabel and looks is None:
-        looks = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
+    if settings.relabel and fold_embeddings is None:
+        fold_embeddings = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
     judge = np.full(len(judged), "fold", object)
-    return decide(photos, judged, settings=settings, round=round, judge=judge, looks=looks)
+    return decide(photos, judged, settings=settings, round=round, judge=judge, fold_embeddings=fold_embeddings)
 
 
 def test_folds_give_their_own_photos_and_the_mean_of_the_validation_photos() -> None:
@@ -168,7 +168,7 @@ def planted(*, num_classes: int = 4, seed: int = 0) -> tuple[Manifest, Scores, F
 
 def test_sure_labels_are_replaced_unless_it_is_what_a_rare_class_is_taken_for() -> None:
     photos, judged, seen, truth = planted()
-    decided = decided_on(photos, judged, rule="posterior", relabel=0.9, floor_count=1, looks=seen)
+    decided = decided_on(photos, judged, rule="posterior", relabel=0.9, floor_count=1, fold_embeddings=seen)
     changed = decided.decision == "relabelled"
     assert changed.sum() > 3
     assert (decided.label[changed] == truth[changed]).all()
@@ -178,17 +178,17 @@ def test_sure_labels_are_replaced_unless_it_is_what_a_rare_class_is_taken_for() 
     assert ((truth == "c") & (photos.label == rare)).any()
     assert (decided.decision[(truth == "c") & (photos.label == rare)] == "dropped").all()
     assert not (decided.label[changed] == "c").any()
-    never = decided_on(photos, judged, rule="posterior", floor_count=1, looks=seen)
+    never = decided_on(photos, judged, rule="posterior", floor_count=1, fold_embeddings=seen)
     assert set(never.decision) == {"", "dropped"}
     assert np.array_equal(never.decision == "dropped", decided.decision != ""), "the same labels are disbelieved"
 
 
 def test_a_relabelled_photo_gets_its_label_back() -> None:
     photos, judged, seen, _ = planted()
-    once = decided_on(photos, judged, rule="posterior", relabel=0.9, floor_count=1, looks=seen)
+    once = decided_on(photos, judged, rule="posterior", relabel=0.9, floor_count=1, fold_embeddings=seen)
     sure = dataclasses.replace(judged, p_label=np.ones(len(judged), np.float32), top=judged.target[:, None],
                                probs=np.ones((len(judged), 1), np.float32))  # fmt: skip
-    back = decided_on(once, sure, relabel=0.9, floor_count=1, looks=seen, round=2)
+    back = decided_on(once, sure, relabel=0.9, floor_count=1, fold_embeddings=seen, round=2)
     assert back.label.tolist() == photos.label.tolist()
     assert set(back.decision) == {""}
 
@@ -231,13 +231,15 @@ def test_floors_and_budget_hold_in_every_round_and_only_the_last_one_matters(
 
 def test_decisions_do_not_depend_on_the_names_of_classes_or_the_order_of_folds() -> None:
     photos, judged, seen, _ = planted()
-    plain = decided_on(photos, judged, rule="posterior", floor_count=1, looks=seen)
+    plain = decided_on(photos, judged, rule="posterior", floor_count=1, fold_embeddings=seen)
     other = dict(zip("abcd", "zxqm", strict=True))
     renamed = manifest([other[label] for label in photos.label], [*photos.split])
     renamed = dataclasses.replace(renamed, id=photos.id)
     new = np.array([renamed.classes.index(other[name]) for name in "abcd"])
     moved = dataclasses.replace(judged, target=new[judged.target], top=new[judged.top])
-    assert np.array_equal(decided_on(renamed, moved, rule="posterior", floor_count=1, looks=seen).kept, plain.kept)
+    assert np.array_equal(
+        decided_on(renamed, moved, rule="posterior", floor_count=1, fold_embeddings=seen).kept, plain.kept
+    )
     halves = [judged.select(np.arange(len(judged)) % 2 == part) for part in (0, 1)]
     there, back = (out_of_sample(parts, photos) for parts in (halves, halves[::-1]))
     assert np.array_equal(decided_on(photos, there).kept, decided_on(photos, back).kept)
@@ -246,7 +248,7 @@ def test_decisions_do_not_depend_on_the_names_of_classes_or_the_order_of_folds()
 def test_each_photo_names_the_folds_that_judged_it() -> None:
     photos = manifest(["a", "b", "a", "b"], ["train", "train", "train", "val"])
     folds = [scores({"p0": (0, 0.9), "p2": (0, 0.2), "p3": (1, 0.25)}), scores({"p1": (1, 0.6), "p3": (1, 0.75)})]
-    judge = judges(["fold-0", "fold-1"], folds, out_of_sample(folds, photos))
+    judge = scored_by(["fold-0", "fold-1"], folds, out_of_sample(folds, photos))
     assert judge.tolist() == ["fold-0", "fold-1", "fold-0", "fold-0 fold-1"]
 
 
@@ -263,11 +265,11 @@ def test_photos_are_compared_within_their_fold() -> None:
     seen = [np.array([[(-1.0) ** (truth[int(name[1:])] + number), draw.normal() / 9] for name in part.id], np.float16)
             for number, part in enumerate(parts)]  # fmt: skip
     judged = out_of_sample(parts, photos)
-    found = looks(seen, parts, judged, shared=False)
+    found = fold_embeddings(seen, parts, judged, shared=False)
     assert found.fold.tolist() == [*fold[: n - 20], *[0] * 20], "validation photos are the first fold's"
-    decided = decided_on(photos, judged, rule="posterior", looks=found)
+    decided = decided_on(photos, judged, rule="posterior", fold_embeddings=found)
     assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
-    together = looks(seen, parts, judged, shared=True)
+    together = fold_embeddings(seen, parts, judged, shared=True)
     assert np.array_equal(together.embeddings, found.embeddings)
     assert not together.fold.any(), "of one network"
 
@@ -283,6 +285,6 @@ def test_confusion_is_of_training_photos_alone() -> None:
     judged = scores({f"p{i}": (int(given[i]), 0.9 if given[i] == true[i] else 0.1) for i in range(160)})
     order = np.argsort(judged.id)
     seen = FoldEmbeddings(np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2)), np.zeros(160, np.int64))
-    noise = confusion(photos, judged.select(order), looks=FoldEmbeddings(seen.embeddings[order], seen.fold))
+    noise = confusion(photos, judged.select(order), fold_embeddings=FoldEmbeddings(seen.embeddings[order], seen.fold))
     assert noise.matrix()[0].tolist() == pytest.approx([0.7, 0.3], abs=0.05)
     assert noise.kept[1] > 0.85

@@ -96,7 +96,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("halt_in", ["take_step", "settle"])
+@pytest.mark.parametrize("halt_in", ["take_step", "update_bn"])
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_technique_goes_on_in_mid_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, halt_in: str
@@ -104,7 +104,7 @@ def test_every_technique_goes_on_in_mid_epoch(
     """Halted after the second step of the second epoch, or after all of them, before the average is taken."""
     keys = dict(TECHNIQUES[name])
     settings = Train(**vars(RECIPE.train) | keys.pop("train", {}))
-    if halt_in == "settle" and not settings.averages:
+    if halt_in == "update_bn" and not settings.averages:
         pytest.skip("nothing is averaged")
     recipe = dataclasses.replace(RECIPE, loss=Loss(name="gce"), train=settings, **keys)
     whole, halted, plain = (counting_job(data, tmp_path / each, recipe) for each in ("whole", "halted", "plain"))
