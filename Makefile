@@ -35,10 +35,10 @@ check: setup  ## Formatting, lint, types, import contracts, constraints
 	@$(BIN)/codespell --skip='*.txt,*.parquet,./sample,./build' flows models serving pixels durable contract tests benchmarks docs *.md
 	@$(BIN)/python -m pip check
 
-soak: setup  ## Kill and break everything, 20 times each, and write the tables of docs/reliability.md
+soak: setup  ## Kill and break everything, 20 times each, and write the tables of docs/figures/reliability.md
 	@$(BIN)/python -m tests.soak
 
-bench: setup  ## Run benchmarks/ and write docs/benchmarks.md
+bench: setup  ## Run benchmarks/ and write docs/figures/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
 lock: setup  ## Compile constraints.txt anew from pyproject.toml (needs uv)

@@ -6,7 +6,7 @@ Photos go through a frozen MobileNetV2 (128 px, and mirrored; for the last rungs
 and heads are trained on the features: AdamW 1e-3, weight decay 1e-2, batches of 256, cosine to 0, 25 epochs. The recipe: five folds
 of eight epochs judge all labels by the rule posterior, each photo counts by how much its label is believed, the loss is corrected
 by what is given for what, and the classifier is blended with the class means. One head, one view, the same settings for all sets.
-All of it was chosen on validation photos and on errors drawn anew (docs/log.md); nothing is chosen on the test split.
+All of it was chosen on validation photos and on errors drawn anew (docs/inside/log.md); nothing is chosen on the test split.
 
 --sets are measured with the recipe alone, --ladder with every step. Without --data: drawn clusters, in under a minute; no targets.
 """

@@ -6,7 +6,7 @@ Photos go through a frozen MobileNetV2 (128 px, and mirrored; kept in --cache). 
 classes, as in components.py; the others are enrolled from 1, 5 and 10 of their training photos by `models.export.enrol.new_row`,
 one at a time and all together, into each of four classifiers: as trained, tau-normalised with tau 0.5 and 1, and the recipe's
 blend. Rivals, all together: class means of all products on the same embeddings, and a head trained anew with those photos. Test
-photos, two views, mean-class accuracy. The rule was chosen on a quarter of the classes, never enrolled here (docs/enrolment.md).
+photos, two views, mean-class accuracy. The rule was chosen on a quarter of the classes, never enrolled here (docs/tasks/enrol.md).
 
 Without --data: drawn clusters, in under a minute.
 """

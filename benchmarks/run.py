@@ -1,4 +1,4 @@
-"""Run benchmarks and write docs/benchmarks.md from what they print: `make bench`, or `python benchmarks/run.py NAME...`.
+"""Run benchmarks and write docs/figures/benchmarks.md from what they print: `make bench`, or `python benchmarks/run.py NAME...`.
 
 Sections of benchmarks that were not run stay as they are, each with the hardware and versions that it names.
 """
@@ -58,7 +58,9 @@ class Outcome:
         return "\n".join(text)
 
 
-def main(names: Sequence[str] = (), folder: Path = FOLDER, page: Path = ROOT / "docs" / "benchmarks.md") -> int:
+def main(
+    names: Sequence[str] = (), folder: Path = FOLDER, page: Path = ROOT / "docs" / "figures" / "benchmarks.md"
+) -> int:
     """Run the named benchmarks of `folder`, or all, and write their sections of `page`; 1 if any gave no result, else 0."""
     there = {path.stem: path for path in sorted(folder.glob("*.py")) if path.name not in CONVENTIONS}
     if unknown := sorted(set(names) - set(there)):

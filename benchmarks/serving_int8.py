@@ -4,7 +4,7 @@
 
 A head is trained on the features of a frozen MobileNetV2 (160 px, and mirrored), and exported; the int8 graph is made of that
 file and calibrated on 128 training photos. Top-1 is that of the test photos; how int8 is made was chosen with figures of this set
-in view (docs/log.md). Speed: both graphs asked in turns in one run, one thread each, median of --rounds in that thread's CPU
+in view (docs/inside/log.md). Speed: both graphs asked in turns in one run, one thread each, median of --rounds in that thread's CPU
 time; for a lone photo and for a batch of eight.
 --profile tells where the time goes.
 

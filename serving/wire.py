@@ -176,7 +176,9 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in words:
         return RequestTimeout(f"{url}: no answer in time ({text}); allow more, or send less at once")
     if "is restricted, expecting header" in words:
-        return Forbidden(f"{url} wants another token for this ({text}); see docs/security.md for which and where it is")
+        return Forbidden(
+            f"{url} wants another token for this ({text}); see docs/tasks/security.md for which and where it is"
+        )
     if any(phrase in words for phrase in NO_TRUST):
         return Untrusted(f"{url}: no trusted connection ({text}); name the authority that signed its certificate")
     if words.startswith("load failed"):

@@ -1,4 +1,4 @@
-"""`make soak`: the tests of kills and broken bytes with 20 kills of each operation; writes the tables of docs/reliability.md.
+"""`make soak`: the tests of kills and broken bytes with 20 kills of each operation; writes the tables of docs/figures/reliability.md.
 
 `python -m tests.soak PART...` runs some parts; the tables of the others stay as they are.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.figure import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "figures" / "reliability.md"
 NUM_KILLS = 20
 PARTS = {
     "models": ("kills_models", "kills_serving", "kills_flow", "power_loss_models"),

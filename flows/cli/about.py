@@ -14,7 +14,9 @@ from flows.cli.show import show, table
 
 @app.command()
 def losses(
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/losses.md.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of docs/reference/losses.md.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The losses that a recipe may name: formula, parameters, needs, source."""

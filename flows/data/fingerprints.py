@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flows.data.columns import to_arrow, to_numpy
 from pixels.fingerprint import BYTES
 
-NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/data-versions.md has the figures
+NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/tasks/data-versions.md has the figures
 FINGERPRINTS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
 BLOCK = 1024  # looks compared at a time, on either side
 

@@ -1,4 +1,4 @@
-"""May a model be served? Pure functions from evidence to a verdict; docs/gates.md tells the rules, with an example."""
+"""May a model be served? Pure functions from evidence to a verdict; docs/tasks/gates.md tells the rules, with an example."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ DVC_FILES = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths of one workspace; see docs/architecture.md."""
+    """The paths of one workspace; see docs/inside/architecture.md."""
 
     root: Path
 

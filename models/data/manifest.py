@@ -1,7 +1,7 @@
 """The tables of a data version, as arrays.
 
 One reader for ingestion, training and cleaning. A data version is a folder with `index.parquet` (where each photo
-lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/architecture.md lists every column.
+lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/inside/architecture.md lists every column.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def selection_photos(manifest: Manifest) -> NDArray[np.bool_]:
     A photo that came under several labels has none to be judged by.
 
     Those that it believes are the ones its own networks recognise: they prefer what resembles these networks, and leave whole
-    classes without a say. Wrong labels shrink every gain alike (docs/choosing.md has figures).
+    classes without a say. Wrong labels shrink every gain alike (docs/tasks/kept-steps.md has figures).
     """
     return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
 

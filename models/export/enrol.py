@@ -26,7 +26,7 @@ from models.export.session import open_session
 if TYPE_CHECKING:
     import onnxruntime
 
-LIFT = 0.05  # of a cosine, by which one photo's own row is preferred; n photos divide it by sqrt(n). docs/log.md
+LIFT = 0.05  # of a cosine, by which one photo's own row is preferred; n photos divide it by sqrt(n). docs/inside/log.md
 NEVER = -1e4  # as bias: a class that is not answered, also in half precision
 TOLERANCE = 1e-6  # of a probability
 LEAST = 2  # products that a graph tells apart

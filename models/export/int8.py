@@ -5,7 +5,7 @@ photos span, weights int8 with a scale for each channel. An activation such as R
 costs nothing; left in float32, it costs a third of the time and ten points of agreement.
 
 Rounded weights shift what a channel gives on average. The biases take that back (Nagel et al., ICCV 2019, arXiv 1906.04721,
-equation 16), by the means of the inputs over the calibration photos: it halves the answers that change (docs/variants.md).
+equation 16), by the means of the inputs over the calibration photos: it halves the answers that change (docs/tasks/export.md).
 """
 
 from __future__ import annotations

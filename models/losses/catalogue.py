@@ -1,4 +1,4 @@
-"""Every loss with its formula, parameters, needs and source, drawn from the code: `cleanshelf losses`, docs/losses.md."""
+"""Every loss with its formula, parameters, needs and source, drawn from the code: `cleanshelf losses`, docs/reference/losses.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The snippets of docs/client.md run."""
+"""The snippets of docs/tasks/client.md run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_snippets_run(tmp_path: Path, local_server: Callable[..., LocalServe
     for name in ("photo.jpg", "photos/1.jpg", "photos/2.jpg"):
         Image.fromarray(golden_images(1)[0]).save(tmp_path / name)
     (tmp_path / "photos" / "bad.jpg").touch()
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), flags=re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tasks" / "client.md").read_text(), flags=re.DOTALL)
     assert len(snippets) == 4
     server = local_server(repository.root, tmp_path / "state")
     access = server.start().access

@@ -80,8 +80,8 @@ def received() -> Iterator[tuple[str, list[str]]]:
 
 
 def automate(url: str, receiver: str) -> None:
-    """The automations of docs/scheduling.md."""
-    example = (ROOT / "docs" / "scheduling.md").read_text().split("```yaml\n")[1].split("```")[0]
+    """The automations of docs/tasks/schedule.md."""
+    example = (ROOT / "docs" / "tasks" / "schedule.md").read_text().split("```yaml\n")[1].split("```")[0]
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("scheduled/retrain").id
         block = CustomWebhookNotificationBlock(

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     """A benchmarks folder with the real conventions and one good benchmark."""
     made = tmp_path / "with space" / "benchmarks"
     made.mkdir(parents=True)
-    (made.parent / "docs").mkdir()
+    (made.parent / "docs" / "figures").mkdir(parents=True)
     for name in ("figure.py", "run.py"):
         (made / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
     (made / "good.py").write_text(GOOD)
@@ -40,7 +40,7 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 def page(folder: Path) -> str:
     """What the runner wrote, but for the load of the machine, which moves between two runs."""
-    text = (folder.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (folder.parent / "docs" / "figures" / "benchmarks.md").read_text(encoding="utf-8")
     return re.sub(r"load [\d.]+", "load 1.0", text)
 
 

@@ -144,7 +144,7 @@ def test_compose_builds_a_target_of_the_dockerfile() -> None:
 
 def test_triton_is_unmodified_and_serves_the_workspace_repository_read_only() -> None:
     triton = load("compose.yaml")["services"]["triton"]
-    layout = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## A workspace")[2]
+    layout = (ROOT / "docs" / "inside" / "architecture.md").read_text(encoding="utf-8").partition("## A workspace")[2]
 
     assert "build" not in triton
     assert re.fullmatch(r"\$\{TRITON_IMAGE:\?[^}]+\}", triton["image"]), "no default: it would name a registry"

@@ -74,14 +74,14 @@ def test_no_module_has_a_vague_name() -> None:
 
 
 def test_decisions_are_numbered_without_gaps() -> None:
-    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "inside" / "decisions").glob("*.md"))]
 
     assert numbers == list(range(1, len(numbers) + 1))
     assert numbers
 
 
 def test_decisions_name_context_choice_and_price() -> None:
-    for path in (ROOT / "docs" / "decisions").glob("*.md"):
+    for path in (ROOT / "docs" / "inside" / "decisions").glob("*.md"):
         text = path.read_text(encoding="utf-8")
         assert text.startswith(f"# {path.name[:4]} "), path.name
         assert [part for part in ("**Context.**", "**Choice.**", "**Price.**") if part not in text] == [], path.name
@@ -120,13 +120,13 @@ def test_changelog_names_the_versions_that_are_pinned() -> None:
 
 
 def test_recipes_page_names_every_recipe() -> None:
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
 
     assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, flags=re.MULTILINE)) == set(recipe_names())
 
 
 def recipe_keys() -> dict[str, tuple[str, Any]]:
-    """Dotted key -> (type and range as docs/recipes.md writes them, default)."""
+    """Dotted key -> (type and range as docs/reference/recipes.md writes them, default)."""
     found = {}
     for part, hint in typing.get_type_hints(Recipe).items():
         cls = typing.get_args(hint)[0] if typing.get_args(hint) else hint
@@ -139,7 +139,7 @@ def recipe_keys() -> dict[str, tuple[str, Any]]:
 
 
 def written(hint: Any) -> str:
-    """A type with its range, as docs/recipes.md writes it."""
+    """A type with its range, as docs/reference/recipes.md writes it."""
     kind, *rest = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f'`"{choice}"`' for choice in typing.get_args(kind))
@@ -150,7 +150,7 @@ def written(hint: Any) -> str:
 
 
 def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z_]+\.[a-z0-9_]+)` \| `(.+?)` \| (.+?) \|", page, flags=re.MULTILINE)
     told = {key: (kind, tomllib.loads(f"v = {default}")["v"]) for key, default, kind in rows}
 
@@ -159,7 +159,7 @@ def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["faults.md", "reliability.md"])
+@pytest.mark.parametrize("name", ["reference/faults.md", "figures/reliability.md"])
 def test_a_page_names_tests_that_there_are(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)

@@ -15,7 +15,7 @@ from models.losses.base import common_parameters
 from models.losses.catalogue import Entry, catalogue, markdown, options
 from models.recipe.registry import written
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "reference"
 PAGE = (DOCS / "losses.md").read_text(encoding="utf-8")
 
 
@@ -26,7 +26,9 @@ def entry(name: str) -> Entry:
 
 def test_the_page_holds_the_generated_tables() -> None:
     told = PAGE.split("<!-- losses -->\n")[1].split("\n<!-- /losses -->")[0]
-    assert told == markdown(), "put the output of `cleanshelf losses --markdown` between the marks of docs/losses.md"
+    assert told == markdown(), (
+        "put the output of `cleanshelf losses --markdown` between the marks of docs/reference/losses.md"
+    )
 
 
 def test_every_loss_is_told_with_all_its_parameters() -> None:
