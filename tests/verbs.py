@@ -20,7 +20,7 @@ from flows.steps.start import data_to_train_on
 from flows.workspace import Workspace
 from models.recipe.config import load_recipe
 
-for needed in ("purge", "rollback", "unused"):  # which the verbs import when they run
+for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import when they run
     importlib.import_module(f"flows.{needed}")
 
 

@@ -42,7 +42,8 @@ def _nobody_notices(others: Load) -> Iterator[None]:
     """After each fault the other client has rightly been answered, and goes on so."""
     yield
     assert others.meet(1)
-    assert others.faults == []
+    faults, others.faults = others.faults, []  # a fault is blamed on one test alone
+    assert faults == []
 
 
 def question(
