@@ -1,4 +1,4 @@
-"""Who may ask and who may control a real server: tokens, TLS, and a server that somebody else runs."""
+"""Access to a real server: tokens for requests and for control, TLS, and a server that someone else runs."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_a_slow_reader_slows_the_reading_of_photos(upstream: Upstream) -> None:
         answers = recognizer.stream(endless(), progress=told.append)
         next(answers)
         assert until(lambda: recognizer.under_way == 0, timeout_s=30)
-        assert taken == 2 * 3 * 8  # as far as is allowed, and no further while nobody reads
+        assert taken == 2 * 3 * 8  # reads ahead up to the limit, and no further while the caller does not read
         for _ in range(200):
             next(answers)
         assert taken <= 201 + 2 * 3 * 8

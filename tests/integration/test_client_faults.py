@@ -68,7 +68,7 @@ def test_a_full_queue_is_told_at_the_deadline(upstream: Upstream, slow: str) -> 
 
 
 def regions(upstream: Upstream) -> list[str]:
-    """What the server holds of clients' memory."""
+    """Shared memory regions of clients that the server holds."""
     with connect(upstream.access) as client:
         return [name for name in client.get_system_shared_memory_status().regions]
 
@@ -150,7 +150,7 @@ def test_after_a_close_nothing_is_asked(upstream: Upstream) -> None:
 
 
 def start_anew(upstream: Upstream) -> None:
-    """On the same ports, after a kill."""
+    """Restarts the server on the same ports after a kill."""
     upstream.server.stop()
     upstream.running = upstream.server.start()
 

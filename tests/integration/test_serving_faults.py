@@ -1,4 +1,4 @@
-"""Requests that no well-meaning client sends, to a real server: each gets its answer, and nobody else notices."""
+"""Malformed requests to a real server: each is answered, and no other client notices."""
 
 from __future__ import annotations
 
