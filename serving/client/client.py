@@ -16,8 +16,9 @@ from weakref import WeakSet
 
 from pixels import BadPhoto
 from serving.access import Access
-from serving.client.bulk import Answered, Numbered, Progress, all_good, batches, in_order, in_order_async, merged
+from serving.client.batches import Answered, Numbered, all_good, batches, merged
 from serving.client.conversation import Call, Pause, Steps, T, drive, drive_async
+from serving.client.ordering import Progress, in_order, in_order_async
 from serving.client.photos import Photo
 from serving.client.recognition import Recognition
 from serving.client.session import Session, Wire

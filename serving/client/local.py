@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 
 from pixels import BadPhoto
-from serving.client.bulk import Answered, Numbered, Progress, all_good, batches, in_order, merged, prepared
+from serving.client.batches import Answered, Numbered, all_good, batches, merged, prepared
+from serving.client.ordering import Progress, in_order
 from serving.client.photos import Photo, square
 from serving.client.recognition import Recognition, outputs, recognitions
 from serving.errors import BadGraph

@@ -27,7 +27,7 @@ def square(photo: Photo, *, number: int, size: int) -> NDArray[np.uint8]:
     Raises:
         BadPhoto: names the photo by its path, or else by its number, and says why.
     """
-    with faults_named(photo, number):
+    with _faults_named(photo, number):
         return to_square(_image(photo), size)
 
 
@@ -37,7 +37,7 @@ def encoded(photo: Photo, *, number: int, size: int) -> bytes:
     Raises:
         BadPhoto: as `square`; but what a file holds is not looked at.
     """
-    with faults_named(photo, number):
+    with _faults_named(photo, number):
         if (own := _bytes(photo)) is not None:
             return own
         file = io.BytesIO()
@@ -45,15 +45,20 @@ def encoded(photo: Photo, *, number: int, size: int) -> bytes:
         return file.getvalue()
 
 
+def bad_photo(photo: Photo, number: int, reason: str) -> BadPhoto:
+    """A BadPhoto whose message names the photo, by its path or else by its number."""
+    name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
+    return BadPhoto(f"{name}: {reason}; leave it out or replace it", reason=reason)
+
+
 @contextmanager
-def faults_named(photo: Photo, number: int) -> Iterator[None]:
-    """Say of which photo a fault is, and what to do."""
+def _faults_named(photo: Photo, number: int) -> Iterator[None]:
+    """Turns every fault of a photo into a BadPhoto that names it."""
     try:
         yield
     except (BadPhoto, OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadPhoto(f"{name}: {reason}; leave it out or replace it", reason=reason) from None
+        raise bad_photo(photo, number, reason) from None
 
 
 def _bytes(photo: Any) -> bytes | None:

@@ -16,7 +16,7 @@ from tritonclient import grpc
 
 from contract import encoded_name
 from pixels import BadPhoto
-from serving.client.bulk import Answered, Numbered, prepared
+from serving.client.batches import Answered, Numbered, prepared
 from serving.client.conversation import Call, Pause, Steps, T
 from serving.client.photos import encoded, square
 from serving.client.recognition import Recognition, outputs, recognitions
