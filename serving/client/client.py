@@ -21,7 +21,7 @@ from serving.client.conversation import Call, Pause, Steps, T, drive, drive_asyn
 from serving.client.ordering import Progress, in_order, in_order_async
 from serving.client.photos import Photo
 from serving.client.recognition import Recognition
-from serving.client.session import Session, Wire
+from serving.client.session import Session, Transport
 from serving.wire import connect, connect_async, errors_named
 
 TIMEOUT_S = 10.0
@@ -39,25 +39,30 @@ class _Client:
         *,
         model: str = "products",
         labels: Labels | None = None,
-        wire: Wire = "uint8",
+        transport: Transport = "uint8",
         timeout_s: float = TIMEOUT_S,
         patience_s: float = PATIENCE_S,
         in_flight: int = IN_FLIGHT,
+        wire: Transport | None = None,
     ) -> None:
         """A client of one model at one server.
 
         Args:
             server: host:port of its gRPC, or an Access with tokens and TLS.
             labels: the labels of a model version, called once for each version met; None: the server tells them.
-            wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
-                "shared memory": as uint8, through the memory of the machine that client and server share.
+            transport: how photos travel to the server. "uint8": pixels, decoded and resized by the client; "encoded": the
+                file as it is, for slow networks; "shared memory": pixels, through memory of the machine that client and
+                server share.
             timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
             patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
-            in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
+            in_flight: batches that `stream` processes in parallel, each decoded in its own thread.
+            wire: `transport` under its name of the previous release; overrides it.
         """
         self.in_flight = in_flight
         self._access = Access.of(server)
-        self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
+        self._session = Session(
+            self._access.url, model, transport if wire is None else wire, timeout_s, patience_s, labels
+        )
 
 
 class Recognizer(_Client):

@@ -25,7 +25,7 @@ from serving.client.shared_memory import Region
 from serving.errors import BadRequest, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
 from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
-Wire = Literal["uint8", "encoded", "shared memory"]
+Transport = Literal["uint8", "encoded", "shared memory"]
 IN_USE = "currently in use"  # a request that has just been answered holds its memory a moment longer
 LOST = "unable to find shared memory region"  # the server was started anew
 
@@ -49,7 +49,7 @@ class Session:
 
     url: str
     model: str
-    wire: Wire
+    transport: Transport
     timeout_s: float
     patience_s: float
     labels: Callable[[int], Sequence[str]] | None
@@ -58,8 +58,8 @@ class Session:
     _regions: list[Region] = field(default_factory=list)  # those that no request uses now
 
     def __post_init__(self) -> None:
-        if self.wire not in get_args(Wire):
-            raise BadRequest(f"wire {self.wire!r} is unknown; use one of {', '.join(get_args(Wire))}")
+        if self.transport not in get_args(Transport):
+            raise BadRequest(f"transport {self.transport!r} is unknown; use one of {', '.join(get_args(Transport))}")
 
     def learn(self) -> Steps[Served]:
         """What has to be known before the first photo is sent; asked once."""
@@ -68,13 +68,13 @@ class Session:
         return self.served
 
     def prepare(self, batch: Numbered) -> list[Any]:
-        """Each photo as this wire carries it, or the BadPhoto that it is. After `learn`."""
+        """Each photo in the form that the transport carries, or its BadPhoto. Call `learn` first."""
         assert self.served is not None
-        make = encoded if self.wire == "encoded" else square
+        make = encoded if self.transport == "encoded" else square
         return prepared(batch, make, size=self.served.size)
 
     def ask(self, photos: Sequence[NDArray[np.uint8] | bytes], *, embedding: bool) -> Steps[list[Answered]]:
-        """An answer for each square (or encoded photo, over that wire); at most one batch of them."""
+        """An answer for each square (or encoded photo, by that transport); at most one batch of them."""
         return (yield from self._again(lambda left_s: self._ask_once(photos, embedding, left_s)))
 
     def end(self) -> Steps[None]:
@@ -103,10 +103,10 @@ class Session:
         self, photos: Sequence[NDArray[np.uint8] | bytes], embedding: bool, left_s: float
     ) -> Steps[list[Answered]]:
         wanted = outputs(embedding)
-        if self.wire == "encoded":
+        if self.transport == "encoded":
             return (yield from self._ask_encoded(cast("Sequence[bytes]", photos), wanted, left_s))
         images = np.stack(photos)
-        ask = self._ask_shared if self.wire == "shared memory" else self._ask_uint8
+        ask = self._ask_shared if self.transport == "shared memory" else self._ask_uint8
         said = yield from ask(images, wanted, left_s)
         return [*(yield from self._recognitions(said.arrays, said.version, left_s))]
 
@@ -196,7 +196,9 @@ class Session:
         except BaseException as error:
             region.close()
             if isinstance(error, ServingError) and "shared memory region" in str(error):
-                raise BadRequest(f"{error}; this machine's memory is not the server's: ask with wire='uint8'") from None
+                raise BadRequest(
+                    f"{error}; this machine's memory is not the server's: ask with transport='uint8'"
+                ) from None
             raise
         finally:
             region.unlink()

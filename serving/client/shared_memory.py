@@ -35,7 +35,7 @@ class Region:
             return cls(SharedMemory(create=True, size=num_bytes), f"cleanshelf-{uuid4().hex}")
         except OSError as error:
             raise BadRequest(
-                f"no shared memory of {num_bytes:,} bytes ({error.strerror}); ask with wire='uint8'"
+                f"no shared memory of {num_bytes:,} bytes ({error.strerror}); ask with transport='uint8'"
             ) from None
 
     @property

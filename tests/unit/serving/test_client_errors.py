@@ -166,9 +166,10 @@ def test_a_server_that_is_down_is_told_long_before_the_deadline(unused_port: int
     assert time.monotonic() - began < 20
 
 
-def test_an_unknown_wire_is_refused() -> None:
-    with pytest.raises(BadRequest, match="wire 'jpg' is unknown; use one of uint8, encoded, shared memory"):
-        Recognizer("host:1", wire="jpg")  # type: ignore[arg-type]
+@pytest.mark.parametrize("keyword", ["transport", "wire"])  # `wire` is the keyword of the previous release
+def test_an_unknown_transport_is_refused(keyword: str) -> None:
+    with pytest.raises(BadRequest, match="transport 'jpg' is unknown; use one of uint8, encoded, shared memory"):
+        Recognizer("host:1", **{keyword: "jpg"})
 
 
 def test_a_graph_that_fails_in_mid_run_is_named(staged: ModelRepository, tmp_path: Path) -> None:
