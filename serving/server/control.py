@@ -87,6 +87,28 @@ class Endpoint:
             found = self._client.get_inference_statistics(self.model, client_timeout=CALL_TIMEOUT_S)
         return sum(version.inference_stats.success.count for version in found.model_stats)
 
+    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
+        """Ids and probabilities, each (B, k), that `version` answers to images (B, S, S, 3); subclasses may override it.
+
+        A model that is not ready is asked up to ATTEMPTS times: on a busy machine Triton takes a slow process for dead.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = infer(
+                    self._client,
+                    images,
+                    url=self.url,
+                    model=self.model,
+                    outputs=("ids", "probs"),
+                    version=str(version),
+                    timeout_s=self.answer_timeout_s,
+                )
+                break
+            except ModelNotReady:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        return answer.arrays["ids"], answer.arrays["probs"]
+
     def golden_check(self, repository: ModelRepository, version: int, *, at_most: int | None = None) -> None:
         """Ask the version its golden images over the wire, one by one; the first `at_most` of them.
 
@@ -96,7 +118,7 @@ class Endpoint:
         """
         golden, on_gpu = repository.golden(version), repository.accelerator.is_gpu
         for number, image in enumerate(golden.image[:at_most]):
-            [ids], [probs] = self._ask(image[None], version)
+            [ids], [probs] = self.ask(image[None], version)
             tolerance = GOLDEN_TOLERANCE + (GPU_TOLERANCE * float(golden.probs[number].max()) if on_gpu else 0)
             if found := golden.differs(number, ids, probs, tolerance=tolerance, strict=not on_gpu):
                 raise GoldenMismatch(
@@ -200,7 +222,7 @@ class Endpoint:
                 trial.load()
                 trial.golden_check(candidate, version)
                 golden = candidate.golden(version).image
-                trial._ask(np.resize(golden, (candidate.max_batch_size, *golden.shape[1:])), version)  # fits the memory
+                trial.ask(np.resize(golden, (candidate.max_batch_size, *golden.shape[1:])), version)  # fits the memory
             except BaseException as error:
                 trial._let_go(error)
                 raise
@@ -211,28 +233,6 @@ class Endpoint:
         return Endpoint(
             self.access, model=model, load_timeout_s=self.load_timeout_s, answer_timeout_s=self.answer_timeout_s
         )
-
-    def _ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
-        """Ids and probabilities (B, k) of one version.
-
-        Asked again before it counts as dead: on a machine short of time, Triton takes a process that is late for dead.
-        """
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = infer(
-                    self._client,
-                    images,
-                    url=self.url,
-                    model=self.model,
-                    outputs=("ids", "probs"),
-                    version=str(version),
-                    timeout_s=self.answer_timeout_s,
-                )
-                break
-            except ModelNotReady:
-                if attempt == ATTEMPTS - 1:
-                    raise
-        return answer.arrays["ids"], answer.arrays["probs"]
 
     def _let_go(self, error: BaseException) -> None:
         try:
