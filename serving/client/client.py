@@ -1,6 +1,6 @@
-"""From photos to ranked products over the wire: `Recognizer`, and `AsyncRecognizer` for asyncio.
+"""Clients that send photos to a Triton endpoint: `Recognizer`, and `AsyncRecognizer` for asyncio.
 
-Both ask as serving.client.session says; they differ in who makes the calls.
+Both follow the conversations of serving.client.session; they differ in how they make the calls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Labels = Callable[[int], Sequence[str]]
 
 
 class _Client:
-    """What both kinds of client are told, and the conversation that follows from it."""
+    """Arguments and session that both clients share."""
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class _Client:
         in_flight: int = IN_FLIGHT,
         wire: Transport | None = None,
     ) -> None:
-        """A client of one model at one server.
+        """Prepares a client of one model at one server; nothing is sent yet.
 
         Args:
             server: host:port of its gRPC, or an Access with tokens and TLS.
-            labels: the labels of a model version, called once for each version met; None: the server tells them.
+            labels: returns the labels of a model version, called once per version; None: the server provides them.
             transport: how photos travel to the server. "uint8": pixels, decoded and resized by the client; "encoded": the
                 file as it is, for slow networks; "shared memory": pixels, through memory of the machine that client and
                 server share.
-            timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
-            patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
+            timeout_s: deadline of a request (at most the server's largest batch of photos), including all attempts.
+            patience_s: time for which a server or model that is away is asked again; a full queue, until the deadline.
             in_flight: batches that `stream` processes in parallel, each decoded in its own thread.
             wire: `transport` under its name of the previous release; overrides it.
         """
@@ -66,9 +66,10 @@ class _Client:
 
 
 class Recognizer(_Client):
-    """Recognises photos at a Triton endpoint; a context manager that closes its connection. Threads may share one.
+    """Client that recognises photos at a Triton endpoint; a context manager that closes the connection.
 
-    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size.
+    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size. Threads may share
+    one client.
     """
 
     @cached_property
@@ -88,19 +89,19 @@ class Recognizer(_Client):
         self.close()
 
     def close(self) -> None:
-        """End the streams that were not read to their end, give back shared memory, close the connection."""
+        """Ends unfinished streams, releases shared memory and closes the connection."""
         for stream in list(self._streams):
-            with suppress(ValueError):  # another thread reads it now, and will be told
+            with suppress(ValueError):  # another thread reads it now, and will get the error
                 stream.close()
         self._drive(self._session.end())
         self._client.close()
 
     def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
-        """One answer per photo, in order; `embedding` asks for the (512,) vectors too.
+        """One answer per photo, in order; with `embedding`, also the (512,) vectors.
 
         Raises:
-            BadPhoto: the first photo that is not one; the others were asked in vain.
-            ServingError: what the server or the way to it did.
+            BadPhoto: the first bad photo; the answers to the others are lost.
+            ServingError: an error of the server or of the connection.
         """
         served = self._drive(self._session.learn())
         if len(photos) <= served.batch:
@@ -111,13 +112,13 @@ class Recognizer(_Client):
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
     ) -> Generator[Answered, None, None]:
-        """One answer per photo, in order, as they come; a BadPhoto in the place of a photo that is not one.
+        """Yields one answer per photo, in order; for a bad photo, a BadPhoto.
 
-        Reads `photos` only as far as answers are taken, and `2 * in_flight` batches ahead. `progress` is told how many
-        are done.
+        Reads `photos` at most `2 * in_flight` batches ahead of the answers taken. Calls `progress` with the number of
+        answers so far.
 
         Raises:
-            ServingError: what the server or the way to it did; the answers before it have been given.
+            ServingError: an error of the server or of the connection, after all earlier answers.
         """
         served = self._drive(self._session.learn())
         todo = batches(photos, served.batch)
@@ -143,9 +144,9 @@ class Recognizer(_Client):
 
 
 class AsyncRecognizer(_Client):
-    """`Recognizer` for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
+    """Recognizer for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
 
-    Photos are decoded in threads, so that the loop stays free. Belongs to the loop in which it is first used.
+    Photos are decoded in threads, so the loop is not blocked. A client belongs to the loop in which it is first used.
     """
 
     @cached_property
@@ -165,15 +166,15 @@ class AsyncRecognizer(_Client):
         await self.close()
 
     async def close(self) -> None:
-        """As Recognizer.close."""
+        """Same as Recognizer.close."""
         for stream in list(self._streams):
-            with suppress(RuntimeError):  # another task reads it now, and will be told
+            with suppress(RuntimeError):  # another task reads it now, and will get the error
                 await stream.aclose()
         await self._drive(self._session.end())
         await self._client.close()
 
     async def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
-        """As Recognizer.recognise."""
+        """Same as Recognizer.recognise."""
         served = await self._drive(self._session.learn())
         if len(photos) <= served.batch:
             return all_good(await self._answer(list(enumerate(photos)), embedding))
@@ -183,7 +184,7 @@ class AsyncRecognizer(_Client):
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
     ) -> AsyncGenerator[Answered, None]:
-        """As Recognizer.stream; reads `in_flight` batches ahead."""
+        """Same as Recognizer.stream, but reads at most `in_flight` batches ahead."""
         answers = self._stream(photos, embedding, progress)
         self._streams.add(answers)
         return answers

@@ -100,7 +100,7 @@ def test_a_server_elsewhere_cannot_see_our_memory(upstream: Upstream, monkeypatc
     monkeypatch.setattr(Region, "key", "/psm_of_another_machine")
     with (
         Recognizer(upstream.access, transport="shared memory") as recognizer,
-        pytest.raises(BadRequest, match="memory is not the server's: ask with transport='uint8'"),
+        pytest.raises(BadRequest, match="does not share this machine's memory: ask with transport='uint8'"),
     ):
         recognizer.recognise(list(golden_images(3)))
     assert left_in_memory() == before
@@ -124,7 +124,7 @@ def test_what_cannot_succeed_is_asked_once(upstream: Upstream, slow: str) -> Non
     with Recognizer(upstream.access, model="elsewhere", patience_s=0.1) as nobody, pytest.raises(ModelNotReady):
         nobody.recognise(list(golden_images(1)))
     with Counting(upstream.access, labels=lambda version: LABELS[:2]) as recognizer:
-        with pytest.raises(BadRequest, match="more classes than the 2 labels"):
+        with pytest.raises(BadRequest, match="more classes than the 2 labels passed"):
             recognizer.recognise(list(golden_images(8)))
         assert recognizer.calls.count("infer") == 1
 
