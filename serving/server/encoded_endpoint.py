@@ -1,4 +1,4 @@
-"""The control side of the model for encoded photos."""
+"""Control of the model for encoded photos."""
 
 from __future__ import annotations
 
