@@ -90,7 +90,7 @@ class Access:
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}
 
 
-class Tokens(InferenceServerClientPlugin):
+class Tokens(InferenceServerClientPlugin):  # type: ignore[misc]  # tritonclient has no types
     """Plugin that adds the tokens to every call of a tritonclient client, sync or async."""
 
     def __init__(self, access: Access) -> None:

@@ -48,7 +48,7 @@ NO_TRUST = ("ssl handshake failed", "certificate_verify_failed", "peer did not r
 class Answer:
     """Result of one inference: arrays by name, batch dimension first, and the version that computed them."""
 
-    arrays: dict[str, NDArray]
+    arrays: dict[str, NDArray[Any]]
     version: int
 
 
@@ -70,7 +70,7 @@ def connect_async(access: Access | str) -> aio.InferenceServerClient:
 
 def infer(
     client: grpc.InferenceServerClient,
-    image: NDArray,
+    image: NDArray[Any],
     *,
     url: str,
     model: str,
@@ -135,7 +135,7 @@ def answer(result: grpc.InferResult, outputs: Sequence[str]) -> Answer:
     return Answer({name: result.as_numpy(name) for name in outputs}, int(result.get_response().model_version))
 
 
-def tensor_of(image: NDArray) -> grpc.InferInput:
+def tensor_of(image: NDArray[Any]) -> grpc.InferInput:
     """Input tensor of a batch of images (B, S, S, 3)."""
     tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
     tensor.set_data_from_numpy(np.ascontiguousarray(image))
@@ -149,7 +149,7 @@ def tensor_of_files(photos: Sequence[bytes]) -> grpc.InferInput:
     return tensor
 
 
-def texts(array: NDArray) -> NDArray:
+def texts(array: NDArray[Any]) -> NDArray[Any]:
     """Strings decoded from an array of bytes, of the same shape."""
     return np.array([text.decode() for text in array.flat], object).reshape(array.shape)
 
@@ -203,7 +203,7 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
     return ModelNotReady(f"{url}: the model does not answer ({text}); see the server's log")
 
 
-def _type_name(array: NDArray) -> str:
+def _type_name(array: NDArray[Any]) -> str:
     names = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
     if array.dtype.name not in names:
         raise BadRequest(f"image: arrays of type {array.dtype} cannot be sent; convert them to uint8")

@@ -45,7 +45,8 @@ def drive(steps: Steps[T], act: Callable[[Call | Pause], Any]) -> T:
             else:
                 step = steps.send(reply)
     except StopIteration as end:
-        return end.value
+        result: T = end.value
+        return result
     finally:
         steps.close()
 
@@ -62,6 +63,7 @@ async def drive_async(steps: Steps[T], act: Callable[[Call | Pause], Awaitable[A
             else:
                 step = steps.send(reply)
     except StopIteration as end:
-        return end.value
+        result: T = end.value
+        return result
     finally:
         steps.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def outputs(embedding: bool) -> list[str]:
 
 
 def recognitions(
-    arrays: Mapping[str, NDArray], *, labels: Sequence[str], model_version: int | None, data_version: str
+    arrays: Mapping[str, NDArray[Any]], *, labels: Sequence[str], model_version: int | None, data_version: str
 ) -> list[Recognition]:
     """One Recognition for each row of a batch's output tensors; `labels[id]` is the name of a class."""
     vectors = arrays.get("embedding", [None] * len(arrays["ids"]))

@@ -153,7 +153,7 @@ class Session:
         result = yield Call("infer", question(tensor, model=model, outputs=wanted, timeout_s=left_s))
         return answer(result, wanted)
 
-    def _recognitions(self, arrays: dict[str, NDArray], version: int, left_s: float) -> Steps[list[Recognition]]:
+    def _recognitions(self, arrays: dict[str, NDArray[Any]], version: int, left_s: float) -> Steps[list[Recognition]]:
         known = self._versions.get(version)
         labels, data_version = known or (yield from self._learn_version(version, left_s))
         if arrays["ids"].max(initial=0) >= len(labels):
@@ -214,7 +214,8 @@ class Session:
         for _ in range(20):
             try:
                 arguments = {"name": region.name, "client_timeout": self.timeout_s}
-                return (yield Call("unregister_system_shared_memory", arguments))
+                yield Call("unregister_system_shared_memory", arguments)
+                return
             except ServingError as error:
                 if IN_USE not in str(error):
                     raise

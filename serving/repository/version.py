@@ -28,7 +28,9 @@ class Golden:
     ids: NDArray[np.int64]  # (G, k)
     probs: NDArray[np.float32]  # (G, k)
 
-    def differs(self, number: int, ids: NDArray, probs: NDArray, *, tolerance: float, strict: bool = True) -> str:
+    def differs(
+        self, number: int, ids: NDArray[Any], probs: NDArray[Any], *, tolerance: float, strict: bool = True
+    ) -> str:
         """Difference between an answer, `ids` (k,) and `probs` (k,), and the golden one to image `number`; "" if none.
 
         Args:

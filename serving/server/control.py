@@ -87,7 +87,7 @@ class Endpoint:
             found = self._client.get_inference_statistics(self.model, client_timeout=CALL_TIMEOUT_S)
         return sum(version.inference_stats.success.count for version in found.model_stats)
 
-    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
+    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Ids and probabilities, each (B, k), that `version` answers to images (B, S, S, 3); subclasses may override it.
 
         A model that is not ready is asked up to ATTEMPTS times: on a busy machine Triton takes a slow process for dead.

@@ -25,7 +25,7 @@ class EncodedEndpoint(Endpoint):
         super().__init__(server, model=encoded_name(model), **timeouts)
         self._decoded_model = model
 
-    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
+    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Ids and probabilities, each (B, k), of the current model; `version` cannot be chosen and is not checked."""
         answer = infer_encoded(
             self._client,
