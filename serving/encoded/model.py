@@ -105,9 +105,8 @@ class TritonPythonModel:
             requested_output_names=wanted or ["known"],
             inputs=[pb_utils.Tensor(INPUT, image)],
             timeout=request.timeout(),
-            preferred_memory=pb_utils.PreferredMemory(
-                pb_utils.TRITONSERVER_MEMORY_CPU
-            ),  # also if the graph runs on a GPU
+            # outputs in CPU memory, also if the graph runs on a GPU
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
         )
         return question.exec()
 

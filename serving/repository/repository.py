@@ -112,7 +112,7 @@ class ModelRepository:
         """Names of the version's classes by id.
 
         Raises:
-            CorruptVersion: the file was changed after it was written.
+            CorruptVersion: the file is missing or was changed.
         """
         return read_labels(self._intact(version, "labels.txt"))
 
@@ -133,7 +133,7 @@ class ModelRepository:
         """Golden images of the version with their answers.
 
         Raises:
-            CorruptVersion: the file was changed after it was written.
+            CorruptVersion: the file is missing or was changed.
         """
         with np.load(self._intact(version, "golden.npz")) as arrays:
             return Golden(arrays["image"], arrays["ids"], arrays["probs"])
@@ -143,7 +143,7 @@ class ModelRepository:
         path, wanted = self.path(version) / name, self.lineage(version)["files"].get(name)
         if not path.is_file() or sha256(path) != wanted:
             raise CorruptVersion(
-                f"{path} was changed after it was written; promote another version and publish this graph again"
+                f"{path} is missing or was changed; promote another version and publish this graph again"
             )
         return path
 

@@ -126,7 +126,7 @@ def test_labels_and_golden_images_are_those_that_were_staged(staged: ModelReposi
     """Damaged labels are never returned, and answers are never compared with damaged golden ones (I21)."""
     read = {"labels.txt": staged.labels, "golden.npz": staged.golden}[name]
     for way in ways(staged.path(1) / name, flips=8):
-        with pytest.raises(CorruptVersion, match=f"{name} was changed after it was written; promote another version"):
+        with pytest.raises(CorruptVersion, match=f"{name} is missing or was changed; promote another version"):
             pytest.fail(f"{way}: {read(1)}")
     read(1)
 
