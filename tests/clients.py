@@ -37,24 +37,24 @@ class Upstream:
         return self.repository.path(1) / "model.onnx"
 
 
-class Counting(Recognizer):
+class RecordingRecognizer(Recognizer):
     """Recognizer that records its calls, its pauses, and the largest number of batches in progress at once."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.under_way = self.most = self.pauses = 0
+        self.in_progress = self.max_in_progress = self.pauses = 0
         self.calls: list[str] = []
-        self.guard = threading.Lock()
+        self.lock = threading.Lock()
         super().__init__(*arguments, **options)
 
     def _answer(self, batch: Any, embedding: bool) -> Any:
-        with self.guard:
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
+        with self.lock:
+            self.in_progress += 1
+            self.max_in_progress = max(self.max_in_progress, self.in_progress)
         try:
             return super()._answer(batch, embedding)
         finally:
-            with self.guard:
-                self.under_way -= 1
+            with self.lock:
+                self.in_progress -= 1
 
     def _act(self, step: Any) -> Any:
         if isinstance(step, Pause):

@@ -1,4 +1,4 @@
-"""Runs `cleanshelf` as a user does, in a process of its own, and observes it from outside."""
+"""Runs `cleanshelf` as a user does, in a separate process, and observes it from outside."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from serving.server.process import commands
 
 ROOT = Path(__file__).parents[1]
-PASSING = ("state", "versions", ".dvc/tmp")  # locks, logs and verified copies: what no command promises to keep
+VOLATILE = ("state", "versions", ".dvc/tmp")  # locks, logs and verified copies, which no command promises to keep
 
-Done = subprocess.CompletedProcess[str]
+Completed = subprocess.CompletedProcess[str]
 
 
-def cleanshelf(*arguments: object, **popen: Any) -> Done:
+def cleanshelf(*arguments: object, **popen: Any) -> Completed:
     """Runs one command; `env` adds to the environment."""
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | popen.pop("env", {})
     return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=False, timeout=240, **popen)
 
 
-def refusal(done: Done) -> str:
-    """The one line in which the input was refused, with exit code 2 and nothing on stdout."""
+def refusal(done: Completed) -> str:
+    """Message that refuses the input, after a check of exit code 2, empty stdout and a single line of error."""
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, ""), done
     assert [line for line in lines if line.startswith("cleanshelf: ")] == lines[-1:], done.stderr
@@ -35,17 +35,17 @@ def refusal(done: Done) -> str:
 
 
 def snapshot(workspace: Path) -> dict[str, str]:
-    """Every file and folder of a workspace that a command promises to keep, refs included, with its hash."""
+    """Hashes of the files that commands promise to keep, git refs included, by path; a folder has an empty hash."""
     found = {}
-    for path in sorted(workspace.rglob("*")):
-        name = path.relative_to(workspace).as_posix()
-        if not any(name == passing or name.startswith(f"{passing}/") for passing in PASSING):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    for file in sorted(workspace.rglob("*")):
+        name = file.relative_to(workspace).as_posix()
+        if not any(name == path or name.startswith(f"{path}/") for path in VOLATILE):
+            found[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
     return found
 
 
 def processes(state: Path) -> dict[int, str]:
-    """Processes of the workspace with this state folder, without this one: pid -> command line."""
+    """Command lines by pid of the workspace's processes, which its state folder identifies."""
     home = f"PREFECT_HOME={state / 'prefect'}".encode()
     found = {}
     for pid, argv in commands():

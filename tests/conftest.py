@@ -1,4 +1,4 @@
-"""Options of tests that kill: how many kills have to hit, and where the counts go."""
+"""Options of tests that kill processes: the number of kills, and the file that records them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.kills import Kills
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=2, help="kills that have to hit, of each operation (make soak: 20)")
-    parser.addoption("--kills-record", type=Path, help="file that their counts are appended to, as JSON lines")
+    parser.addoption("--kills", type=int, default=2, help="kills that have to hit each operation (make soak: 20)")
+    parser.addoption("--kills-record", type=Path, help="file to which the counts of kills are appended, as JSON lines")
 
 
 @pytest.fixture
 def kills(request: pytest.FixtureRequest, tmp_path: Path) -> Kills:
-    """Kills of operations, in a folder of the test's own."""
+    """Kills operations in a folder of the test."""
     return Kills(request.config.getoption("--kills"), tmp_path / "kills", request.config.getoption("--kills-record"))

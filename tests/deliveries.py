@@ -1,4 +1,4 @@
-"""Deliveries for tests: real pictures, small."""
+"""Small deliveries of real pictures for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def photo(seed: int, *, side: int = 8, kind: str = "PNG") -> bytes:
-    """An encoded picture of random pixels; the same seed gives the same bytes."""
+    """Encoded picture of random pixels; the same seed gives the same bytes."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -18,7 +18,7 @@ def photo(seed: int, *, side: int = 8, kind: str = "PNG") -> bytes:
 
 
 def deliver(folder: Path, counts: dict[str, int], *, first_seed: int = 0, side: int = 8) -> Path:
-    """A folder per class with that many different photos."""
+    """Writes a folder per class, with the given number of different photos, and returns `folder`."""
     seed = first_seed
     for label, number in counts.items():
         (folder / label).mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def write_graph(
     """Writes a graph: image -> mean colour -> 8 logits -> softmax -> top k.
 
     Args:
-        work: number of 512-wide matrix products that make it slow.
+        work: number of 512-wide matrix products that slow the graph down.
         external: store the weights in a file beside the graph.
         reject: the graph rejects every photo.
     """
@@ -99,7 +99,7 @@ def golden_images(count: int = 4, *, size: int = SIZE, seed: int = 1) -> NDArray
     return np.clip(colours + random.integers(-20, 20, (count, size, size, 3)), 0, 255).astype(np.uint8)
 
 
-def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: Any) -> None:
+def write_versions(repository: ModelRepository, folder: Path, *versions: int, **graph: Any) -> None:
     """Writes versions whose seed is their number and whose data version is `data<number>`."""
     for version in versions:
         path = write_graph(
@@ -108,7 +108,7 @@ def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: An
         repository.write(path, version=version, labels=LABELS, lineage={}, golden=golden_images())
 
 
-def sign(folder: Path) -> None:
+def update_hashes(folder: Path) -> None:
     """Updates the hashes in the lineage of a damaged version, so that comparing hashes does not find the damage."""
     lineage = json.loads((folder / "lineage.json").read_text())
     lineage["files"] = {name: sha256(folder / name) for name in lineage["files"]}

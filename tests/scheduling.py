@@ -1,4 +1,4 @@
-"""A scheduler as a process of its own, and what its runs come to."""
+"""Runs a scheduler in a separate process, and reads the outcomes of its runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 120.0  # several processes have to import Prefect, perhaps on a bus
 
 @contextmanager
 def scheduler(shop: Path, recipe: str | Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`cleanshelf schedule`, killed at the end unless it has ended."""
+    """Runs `cleanshelf schedule` for the duration of the block, and kills it if it is still running then."""
     command = [sys.executable, "-m", "flows.cli", "schedule", str(recipe), "-w", str(shop), "--port", "0", *options]
     with (shop / "scheduler.log").open("ab") as log:
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
@@ -30,11 +30,12 @@ def scheduler(shop: Path, recipe: str | Path, *options: str) -> Iterator[subproc
         process.wait()
 
 
-def come_to(shop: Path, *outcomes: str) -> bool:
-    """True if the outcomes of the scheduled runs, newest first, become these in time."""
-    seen = Workspace(shop)
-    return until(lambda: tuple(fired.outcome for fired in history(seen)) == outcomes, timeout_s=PATIENCE_S)
+def wait_for_outcomes(shop: Path, *outcomes: str) -> bool:
+    """True as soon as the outcomes of the scheduled runs, newest first, are these; False after PATIENCE_S."""
+    workspace = Workspace(shop)
+    return until(lambda: tuple(run.outcome for run in history(workspace)) == outcomes, timeout_s=PATIENCE_S)
 
 
-def said(shop: Path) -> str:
+def scheduler_log(shop: Path) -> str:
+    """Output of the scheduler so far."""
     return (shop / "scheduler.log").read_text()

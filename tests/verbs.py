@@ -1,8 +1,8 @@
-"""Commands that the tests kill: `python -m tests.verbs VERB ...`, with all imports done before anything happens.
+"""Commands that tests kill: `python -m tests.verbs VERB ...`. All imports are done before the command begins.
 
-The verbs of `cleanshelf`, and the stages of two flows without a Prefect server, which would take most of the time:
-`ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning by the scores in these folders. And
-`take WORKSPACE VERSION`, which every run does with the version that it reads.
+The verbs are those of `cleanshelf`, and three that run parts of flows without a Prefect server, whose start would take most
+of the time: `ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning with the scores in these folders;
+`materialise WORKSPACE VERSION`, which every run does with the version that it reads.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import w
 
 
 def ingest(workspace: Workspace, source: str | Path) -> None:
-    """Does what `cleanshelf ingest` does."""
+    """Ingests a delivery as `cleanshelf ingest` does."""
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
         commit_version.fn(workspace, *read_delivery.fn(workspace, Path(source), 0.1, 0.2))
 
 
 def clean(workspace: Workspace, *folds: str | Path) -> Path:
-    """Does the first round of cleaning of `cleanshelf retrain`, once the folds have been scored."""
+    """Runs the first round of cleaning of `cleanshelf retrain`, after the folds have been scored."""
     run = Run(workspace, load_recipe("smoke"), id="killed")
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()
         return clean_stage.fn(run, data_to_train_on(workspace, run.recipe), [Path(fold) for fold in folds], 1)
 
 
-def take(workspace: Workspace, version: str) -> None:
-    """The version as files."""
+def materialise(workspace: Workspace, version: str) -> None:
+    """Writes a data version as files."""
     DataVersions(workspace).materialise(version)
 
 
 def main() -> None:
-    """Runs one."""
-    stages = {"ingest": ingest, "clean": clean, "take": take}
+    """Runs the verb named on the command line."""
+    parts = {"ingest": ingest, "clean": clean, "materialise": materialise}
     verb, *rest = sys.argv[1:]
-    if verb in stages:
-        stages[verb](Workspace.find(Path(rest[0])), *rest[1:])
+    if verb in parts:
+        parts[verb](Workspace.find(Path(rest[0])), *rest[1:])
     else:
         cleanshelf()
 

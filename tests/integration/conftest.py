@@ -1,4 +1,4 @@
-"""The servers of integration tests: Triton from its wheel on ports chosen when the tests run, and Prefect's own."""
+"""Servers of integration tests: Triton from its wheel, on ports chosen when the tests run, and Prefect's test server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.environment import Environment, inspect
 from serving.server.server import LocalServer
 from tests.clients import Upstream
-from tests.graphs import stage
+from tests.graphs import write_versions
 
 ROOT = Path(__file__).parents[2]
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -28,7 +28,7 @@ NEXT_PORT = itertools.count(10_000 + 5_000 * (WORKER % 4) + random.randrange(2_0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prefect reads the environment when it is imported, which may happen while tests are collected."""
+    """Sets Prefect's environment early, because an import of Prefect reads it, perhaps while tests are collected."""
     home = tempfile.TemporaryDirectory(prefix="cleanshelf-prefect-")
     config.add_cleanup(home.cleanup)
     prepare_prefect(Path(home.name))
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """One server with a database of its own for all flows that run in this process."""
+    """Runs one Prefect server, with its own database, for all flows of this process."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -45,7 +45,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def triton_environment() -> Environment:
-    """The server's private environment: CLEANSHELF_TRITON_ENV, or .venv-triton in the repository's root."""
+    """Triton's private environment: CLEANSHELF_TRITON_ENV, or .venv-triton in the root of the git repository."""
     path = Path(os.environ.get("CLEANSHELF_TRITON_ENV", ROOT / ".venv-triton"))
     try:
         return inspect(path)
@@ -55,7 +55,7 @@ def triton_environment() -> Environment:
 
 @pytest.fixture(scope="session")
 def local_server(triton_environment: Environment) -> Callable[..., LocalServer]:
-    """A LocalServer of a repository and a state directory, on free ports unless told others; not started."""
+    """Makes a LocalServer of a model repository and a state directory, on free ports by default; does not start it."""
 
     def make(repository: Path, state: Path, **ports: int) -> LocalServer:
         return LocalServer(repository, state, triton_environment.path, **{**free_ports(), **ports})
@@ -65,10 +65,10 @@ def local_server(triton_environment: Environment) -> Callable[..., LocalServer]:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Upstream]:
-    """A server for tests of the client."""
+    """Running server with model version 1, for tests of the client."""
     folder = tmp_path_factory.mktemp("upstream")
     repository = ModelRepository(folder / "repository")
-    stage(repository, folder, 1)
+    write_versions(repository, folder, 1)
     repository.configure([1])
     server = local_server(repository.root, folder / "state")
     try:
@@ -78,7 +78,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..
 
 
 def free_ports() -> dict[str, int]:
-    """Ports below the kernel's ephemeral range, from a range that this test process has for itself."""
+    """Free ports below the kernel's ephemeral range, from a range that only this test process uses."""
     found: list[int] = []
     while len(found) < len(PORTS):
         with socket.socket() as probe, suppress(OSError):

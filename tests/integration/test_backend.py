@@ -1,4 +1,4 @@
-"""Our stand-in for the native backend, in the interpreter and with the ONNX Runtime that the server gives it."""
+"""ONNX Runtime sessions of our Python backend, in the interpreter and with the ONNX Runtime that the server gives it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.graphs import write_graph
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 
-# What the stub passes on is read from stdin; the session is made with the providers that the backend chose.
+# Reads the configuration from stdin, as the stub passes it, and makes a session with the providers that the backend chooses.
 SCRIPT = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
@@ -36,8 +36,8 @@ print(json.dumps({
 """
 
 
-def made(environment: Environment, graph: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """Session options that the backend derives from our config.pbtxt, given as Triton's JSON."""
+def session_options(environment: Environment, graph: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """Session options that the backend derives from our config.pbtxt, which Triton passes as JSON."""
     text = TritonConfig.from_onnx(graph, versions=(1,), accelerator=accelerator).to_pbtxt()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
     backends = [environment.wheel / "backends" / "python", ROOT / "serving" / "onnxruntime_backend"]
@@ -53,8 +53,8 @@ def made(environment: Environment, graph: Path, accelerator: Accelerator) -> dic
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_session_is_as_the_configuration_says(triton_environment: Environment, tmp_path: Path) -> None:
-    found = made(triton_environment, write_graph(tmp_path / "g.onnx"), Accelerator())
+def test_the_session_follows_the_configuration(triton_environment: Environment, tmp_path: Path) -> None:
+    found = session_options(triton_environment, write_graph(tmp_path / "g.onnx"), Accelerator())
     assert found == {
         "providers": [["CPUExecutionProvider", {}]],
         "first": "CPUExecutionProvider",
@@ -64,9 +64,9 @@ def test_the_session_is_as_the_configuration_says(triton_environment: Environmen
     }
 
 
-def test_accelerators_become_onnx_runtimes_own(triton_environment: Environment, tmp_path: Path) -> None:
+def test_accelerators_become_execution_providers(triton_environment: Environment, tmp_path: Path) -> None:
     accelerator = Accelerator("tensorrt-fp16", 10**9, "/cache/x")
-    [first, second] = made(triton_environment, write_graph(tmp_path / "g.onnx"), accelerator)["providers"]
+    [first, second] = session_options(triton_environment, write_graph(tmp_path / "g.onnx"), accelerator)["providers"]
     cuda = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
     assert second == ["CUDAExecutionProvider", {"device_id": "0", **cuda, "gpu_mem_limit": "1000000000"}]
     assert first[0] == "TensorrtExecutionProvider"

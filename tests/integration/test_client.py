@@ -20,7 +20,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.process import until
 from serving.server.server import LocalServer
-from tests.clients import Counting, Upstream, jpeg, png
+from tests.clients import RecordingRecognizer, Upstream, jpeg, png
 from tests.graphs import LABELS, golden_images, write_graph
 
 pytestmark = pytest.mark.triton
@@ -28,8 +28,8 @@ MakeServer = Callable[..., LocalServer]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
-def of_every_kind(folder: Path) -> list[Any]:
-    """21 photos, three batches: paths, bytes, arrays and Pillow images, of several sizes."""
+def photos_of_every_kind(folder: Path) -> list[Any]:
+    """21 photos in three batches: paths, bytes, arrays and Pillow images of several sizes."""
     images = golden_images(21, size=40, seed=3)
     photos: list[Any] = []
     for number, image in enumerate(images):
@@ -40,47 +40,47 @@ def of_every_kind(folder: Path) -> list[Any]:
     return photos
 
 
-def ask_async(access: Access, photos: Sequence[Any], **options: Any) -> list[Recognition]:
-    async def ask() -> list[Recognition]:
+def recognise_async(access: Access, photos: Sequence[Any], **options: Any) -> list[Recognition]:
+    async def recognise() -> list[Recognition]:
         async with AsyncRecognizer(access, **options) as recognizer:
             return await recognizer.recognise(photos, embedding=True)
 
-    return asyncio.run(ask())
+    return asyncio.run(recognise())
 
 
-def ask_sync(access: Access, photos: Sequence[Any], **options: Any) -> list[Recognition]:
+def recognise_sync(access: Access, photos: Sequence[Any], **options: Any) -> list[Recognition]:
     with Recognizer(access, **options) as recognizer:
         return recognizer.recognise(photos, embedding=True)
 
 
 def assert_same(found: Sequence[Any], local: Sequence[Any]) -> None:
     assert len(found) == len(local)
-    for one, other in zip(found, local, strict=True):
-        assert [label for label, _ in one.ranked] == [label for label, _ in other.ranked]
-        assert np.allclose([p for _, p in one.ranked], [p for _, p in other.ranked], atol=1e-5)
-        assert np.allclose(one.embedding, other.embedding, atol=1e-4)
-        assert one.score == pytest.approx(other.score, abs=1e-5)
-        assert (one.model_version, one.data_version) == (1, "data1")
+    for answer, expected in zip(found, local, strict=True):
+        assert [label for label, _ in answer.ranked] == [label for label, _ in expected.ranked]
+        assert np.allclose([p for _, p in answer.ranked], [p for _, p in expected.ranked], atol=1e-5)
+        assert np.allclose(answer.embedding, expected.embedding, atol=1e-4)
+        assert answer.score == pytest.approx(expected.score, abs=1e-5)
+        assert (answer.model_version, answer.data_version) == (1, "data1")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
+@pytest.mark.parametrize("recognise", [recognise_sync, recognise_async], ids=["sync", "async"])
 def test_an_address_is_enough_and_answers_equal_local_onnx_runtime(
-    upstream: Upstream, tmp_path: Path, ask: Callable[..., list[Recognition]], transport: Transport
+    upstream: Upstream, tmp_path: Path, recognise: Callable[..., list[Recognition]], transport: Transport
 ) -> None:
-    photos = of_every_kind(tmp_path)
+    photos = photos_of_every_kind(tmp_path)
     local = LocalRecognizer(upstream.graph).recognise(photos, embedding=True)
-    assert_same(ask(upstream.access, photos, transport=transport), local)
-    assert len({one.ranked[0][0] for one in local}) > 1
-    assert ask(upstream.access, [], transport=transport) == []
+    assert_same(recognise(upstream.access, photos, transport=transport), local)
+    assert len({answer.ranked[0][0] for answer in local}) > 1
+    assert recognise(upstream.access, [], transport=transport) == []
 
 
-def mixed(folder: Path) -> tuple[list[Any], list[int]]:
-    """Photos of every kind with bad ones among them, and the places of these."""
-    photos = of_every_kind(folder)
-    bad = {0: b"", 5: b"no photo", 9: folder / "absent.jpg", 13: jpeg(golden_images(1, size=40)[0])[:200], 20: 7}
-    for place, photo in bad.items():
-        photos[place] = photo
+def photos_and_bad_photos(folder: Path) -> tuple[list[Any], list[int]]:
+    """Photos of every kind with bad photos among them, and the positions of the bad ones."""
+    photos = photos_of_every_kind(folder)
+    bad = {0: b"", 5: b"not a photo", 9: folder / "absent.jpg", 13: jpeg(golden_images(1, size=40)[0])[:200], 20: 7}
+    for position, photo in bad.items():
+        photos[position] = photo
     return photos, sorted(bad)
 
 
@@ -90,9 +90,9 @@ async def stream_async(access: Access, photos: Sequence[Any], **options: Any) ->
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_bad_photo_is_an_answer_in_its_place(upstream: Upstream, tmp_path: Path, transport: Transport) -> None:
-    photos, bad = mixed(tmp_path)
-    good = [photo for place, photo in enumerate(photos) if place not in bad]
+def test_a_bad_photo_is_an_answer_at_its_position(upstream: Upstream, tmp_path: Path, transport: Transport) -> None:
+    photos, bad = photos_and_bad_photos(tmp_path)
+    good = [photo for position, photo in enumerate(photos) if position not in bad]
     local = LocalRecognizer(upstream.graph).recognise(good, embedding=True)
     with Recognizer(upstream.access, transport=transport) as recognizer:
         found = list(recognizer.stream(iter(photos), embedding=True))
@@ -104,7 +104,7 @@ def test_a_bad_photo_is_an_answer_in_its_place(upstream: Upstream, tmp_path: Pat
         list(LocalRecognizer(upstream.graph).stream(photos, embedding=True)),
     ):
         reasons = [answer for answer in answers if isinstance(answer, BadPhoto)]
-        assert [place for place, answer in enumerate(answers) if isinstance(answer, BadPhoto)] == bad
+        assert [number for number, answer in enumerate(answers) if isinstance(answer, BadPhoto)] == bad
         assert all(str(reason).endswith("; leave it out or replace it") for reason in reasons)
         assert str(reasons[0]).startswith("photo 0: the file is empty")
         assert str(reasons[2]).startswith(f"{tmp_path / 'absent.jpg'}: No such file")
@@ -118,7 +118,7 @@ def local_as_version_1(local: Sequence[Recognition]) -> list[Recognition]:
 
 
 def test_a_slow_reader_slows_the_reading_of_photos(upstream: Upstream) -> None:
-    photo, taken, told = png(golden_images(1)[0]), 0, []
+    photo, taken, progress = png(golden_images(1)[0]), 0, []
 
     def endless() -> Iterator[bytes]:
         nonlocal taken
@@ -126,21 +126,21 @@ def test_a_slow_reader_slows_the_reading_of_photos(upstream: Upstream) -> None:
             taken += 1
             yield photo
 
-    with Counting(upstream.access, in_flight=3) as recognizer:
-        answers = recognizer.stream(endless(), progress=told.append)
+    with RecordingRecognizer(upstream.access, in_flight=3) as recognizer:
+        answers = recognizer.stream(endless(), progress=progress.append)
         next(answers)
-        assert until(lambda: recognizer.under_way == 0, timeout_s=30)
+        assert until(lambda: recognizer.in_progress == 0, timeout_s=30)
         assert taken == 2 * 3 * 8  # reads ahead up to the limit, and no further while the caller does not read
         for _ in range(200):
             next(answers)
         assert taken <= 201 + 2 * 3 * 8
         answers.close()
-        assert 1 < recognizer.most <= 3
-    assert told == list(range(8, 201, 8))
+        assert 1 < recognizer.max_in_progress <= 3
+    assert progress == list(range(8, 201, 8))
 
 
-def test_a_close_ends_streams_that_nobody_reads_on(upstream: Upstream) -> None:
-    """Their threads would ask a closed connection, and wait for readers for ever."""
+def test_a_close_ends_streams_that_are_not_read_to_the_end(upstream: Upstream) -> None:
+    """Otherwise their threads would use a closed connection, and wait for readers for ever."""
     photos = [png(golden_images(1)[0])] * 200
     with Recognizer(upstream.access, in_flight=2) as recognizer:
         answers = recognizer.stream(photos)
@@ -148,13 +148,13 @@ def test_a_close_ends_streams_that_nobody_reads_on(upstream: Upstream) -> None:
     assert next(answers, None) is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("recognise")]
 
-    async def ask() -> None:
+    async def stream_and_close() -> None:
         async with AsyncRecognizer(upstream.access, in_flight=2) as recognizer:
             answers = recognizer.stream(photos)
             await anext(answers)
         assert await anext(answers, None) is None
 
-    asyncio.run(ask())
+    asyncio.run(stream_and_close())
 
 
 def test_async_tasks_are_bounded_too(upstream: Upstream) -> None:
@@ -166,7 +166,7 @@ def test_async_tasks_are_bounded_too(upstream: Upstream) -> None:
             taken += 1
             yield photo
 
-    async def ask() -> int:
+    async def read_slowly() -> int:
         async with AsyncRecognizer(upstream.access, in_flight=2) as recognizer:
             answers = recognizer.stream(photos())
             await anext(answers)
@@ -174,11 +174,11 @@ def test_async_tasks_are_bounded_too(upstream: Upstream) -> None:
             assert taken == 2 * 8
             return 1 + len([answer async for answer in answers])
 
-    assert asyncio.run(ask()) == 100
+    assert asyncio.run(read_slowly()) == 100
 
 
 def test_the_labels_are_those_of_the_version_that_answered(tmp_path: Path, local_server: MakeServer) -> None:
-    """Both versions name their classes differently; a client that knows neither follows every switch."""
+    """The two versions name their classes differently; a client that knows neither follows every switch."""
     repository = ModelRepository(tmp_path / "repository")
     for version in (1, 2):
         labels = [f"{version}: {label}" for label in LABELS]
@@ -189,31 +189,31 @@ def test_the_labels_are_those_of_the_version_that_answered(tmp_path: Path, local
     access = server.start().access
     stopping, found, photo = threading.Event(), list[Recognition](), golden_images(1)[0]
 
-    def ask() -> None:
-        while not stopping.is_set():  # a new client each time: none remembers anything
+    def recognise() -> None:
+        while not stopping.is_set():  # a new client each time, so that none knows labels from before
             with Recognizer(access) as recognizer:
                 found.extend(recognizer.recognise([photo]))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    client = threading.Thread(target=recognise)
+    client.start()
     try:
         with Endpoint(access) as endpoint:
             for version in (2, 1, 2):
                 endpoint.switch(repository, version)
-                seen = len(found)
-                assert until(lambda: len(found) > seen + 3, timeout_s=60)  # noqa: B023
+                before = len(found)
+                assert until(lambda: len(found) > before + 3, timeout_s=60)  # noqa: B023
     finally:
         stopping.set()
-        asking.join()
+        client.join()
         server.stop()
     assert {answer.model_version for answer in found} == {1, 2}
     assert all(answer.ranked[0][0].startswith(f"{answer.model_version}: ") for answer in found)
 
 
-def test_fifty_thousand_labels_are_told(tmp_path: Path, local_server: MakeServer) -> None:
+def test_fifty_thousand_labels_reach_the_client(tmp_path: Path, local_server: MakeServer) -> None:
     repository = ModelRepository(tmp_path / "repository")
     labels = [f"product {number:05}, of a brand, 500 g" for number in range(50_030)]
-    stage_with(repository, tmp_path, labels)
+    write_version(repository, tmp_path, labels)
     server = local_server(repository.root, tmp_path / "state")
     try:
         with Recognizer(server.start().access) as recognizer:
@@ -223,6 +223,6 @@ def test_fifty_thousand_labels_are_told(tmp_path: Path, local_server: MakeServer
     assert answer.ranked[0][0] in labels
 
 
-def stage_with(repository: ModelRepository, folder: Path, labels: Sequence[str]) -> None:
+def write_version(repository: ModelRepository, folder: Path, labels: Sequence[str]) -> None:
     repository.write(write_graph(folder / "g.onnx"), version=1, labels=labels, lineage={}, golden=golden_images())
     repository.configure([1])

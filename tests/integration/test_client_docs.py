@@ -1,4 +1,4 @@
-"""The snippets of docs/tasks/client.md run."""
+"""Runs the snippets of docs/tasks/client.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from serving.repository.repository import ModelRepository
 from serving.server.server import LocalServer
-from tests.graphs import LABELS, golden_images, stage
+from tests.graphs import LABELS, golden_images, write_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.triton
 def test_the_snippets_run(tmp_path: Path, local_server: Callable[..., LocalServer]) -> None:
     repository = ModelRepository(tmp_path / "repository")
-    stage(repository, tmp_path, 1)
+    write_versions(repository, tmp_path, 1)
     repository.configure([1])
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "photos/1.jpg", "photos/2.jpg"):
@@ -32,12 +32,12 @@ def test_the_snippets_run(tmp_path: Path, local_server: Callable[..., LocalServe
     assert len(snippets) == 4
     server = local_server(repository.root, tmp_path / "state")
     access = server.start().access
-    given = f"from pathlib import Path\nfrom serving import Access\nSERVER = Access({access.url!r}, token={access.token!r})\n"
-    given += f"GRAPH = {str(repository.path(1) / 'model.onnx')!r}\n"
+    setup = f"from pathlib import Path\nfrom serving import Access\nSERVER = Access({access.url!r}, token={access.token!r})\n"
+    setup += f"GRAPH = {str(repository.path(1) / 'model.onnx')!r}\n"
     try:
-        said = [
+        outputs = [
             subprocess.run(
-                [sys.executable, "-W", "error", "-c", given + snippet],
+                [sys.executable, "-W", "error", "-c", setup + snippet],
                 cwd=tmp_path,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 capture_output=True,
@@ -48,6 +48,6 @@ def test_the_snippets_run(tmp_path: Path, local_server: Callable[..., LocalServe
         ]
     finally:
         server.stop()
-    assert all(any(label in text for label in LABELS) for text in said)
-    assert said[1].count("product") == 2
-    assert "left out: photos/bad.jpg: the file is empty" in said[1]
+    assert all(any(label in text for label in LABELS) for text in outputs)
+    assert outputs[1].count("product") == 2
+    assert "left out: photos/bad.jpg: the file is empty" in outputs[1]

@@ -1,4 +1,4 @@
-"""Recogniser against a real tritonserver that is full, killed, elsewhere or asked for what it does not have."""
+"""Recogniser against a real tritonserver that is overloaded, killed, on another machine or lacks the model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.process import until
 from serving.wire import connect
-from tests.clients import Counting, Upstream
-from tests.graphs import LABELS, golden_images, stage
+from tests.clients import RecordingRecognizer, Upstream
+from tests.graphs import LABELS, golden_images, write_versions
 
 pytestmark = pytest.mark.triton
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
@@ -39,9 +39,9 @@ TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 @pytest.fixture(scope="module")
 def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A second model in the same server: about 150 ms per photo, and room for one request to wait."""
+    """Name of a second model in the same server: about 150 ms per photo, and a queue for one request."""
     repository = ModelRepository(upstream.repository.root, "slow", max_batch_size=1, instances=1)
-    stage(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
+    write_versions(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=1).to_pbtxt())
@@ -50,15 +50,15 @@ def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> str:
     return "slow"
 
 
-def test_a_full_queue_is_asked_again_until_there_is_room(upstream: Upstream, slow: str) -> None:
+def test_requests_to_a_full_queue_are_sent_again(upstream: Upstream, slow: str) -> None:
     photos = list(golden_images(12))
-    with Counting(upstream.access, model=slow, in_flight=6, timeout_s=60) as recognizer:
+    with RecordingRecognizer(upstream.access, model=slow, in_flight=6, timeout_s=60) as recognizer:
         assert len(recognizer.recognise(photos)) == 12
         assert recognizer.pauses > 0
         assert recognizer.calls.count("infer") == 12 + recognizer.pauses
 
 
-def test_a_full_queue_is_told_at_the_deadline(upstream: Upstream, slow: str) -> None:
+def test_a_full_queue_is_an_error_at_the_deadline(upstream: Upstream, slow: str) -> None:
     photos = list(golden_images(40))
     with (
         Recognizer(upstream.access, model=slow, in_flight=12, timeout_s=0.4) as recognizer,
@@ -68,25 +68,25 @@ def test_a_full_queue_is_told_at_the_deadline(upstream: Upstream, slow: str) -> 
 
 
 def regions(upstream: Upstream) -> list[str]:
-    """Shared memory regions of clients that the server holds."""
+    """Names of the clients' shared memory regions that are registered with the server."""
     with connect(upstream.access) as client:
         return [name for name in client.get_system_shared_memory_status().regions]
 
 
-def left_in_memory() -> set[str]:
+def shared_memory_files() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
-def test_shared_memory_is_given_back(upstream: Upstream) -> None:
-    before = left_in_memory()
+def test_shared_memory_is_released(upstream: Upstream) -> None:
+    before = shared_memory_files()
     with Recognizer(upstream.access, transport="shared memory", in_flight=3) as recognizer:
         recognizer.recognise(list(golden_images(16)) * 5)
         assert 0 < len(regions(upstream)) <= 3
-        assert left_in_memory() == before  # a kill leaves nothing behind
+        assert shared_memory_files() == before  # a kill leaves nothing behind
     assert regions(upstream) == []
 
 
-def test_shared_memory_is_given_back_after_errors(upstream: Upstream, slow: str) -> None:
+def test_shared_memory_is_released_after_errors(upstream: Upstream, slow: str) -> None:
     with (
         pytest.raises((RequestRejected, RequestTimeout)),
         Recognizer(upstream.access, model=slow, transport="shared memory", in_flight=12, timeout_s=0.5) as recognizer,
@@ -96,14 +96,14 @@ def test_shared_memory_is_given_back_after_errors(upstream: Upstream, slow: str)
 
 
 def test_a_server_elsewhere_cannot_see_our_memory(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = left_in_memory()
+    before = shared_memory_files()
     monkeypatch.setattr(Region, "key", "/psm_of_another_machine")
     with (
         Recognizer(upstream.access, transport="shared memory") as recognizer,
         pytest.raises(BadRequest, match="does not share this machine's memory: ask with transport='uint8'"),
     ):
         recognizer.recognise(list(golden_images(3)))
-    assert left_in_memory() == before
+    assert shared_memory_files() == before
 
 
 def test_a_client_without_the_control_token_has_no_shared_memory(upstream: Upstream) -> None:
@@ -112,44 +112,44 @@ def test_a_client_without_the_control_token_has_no_shared_memory(upstream: Upstr
         recognizer.recognise(list(golden_images(1)))
 
 
-def test_what_cannot_succeed_is_asked_once(upstream: Upstream, slow: str) -> None:
+def test_a_request_that_cannot_succeed_is_sent_once(upstream: Upstream, slow: str) -> None:
     for access, model, error in (
         (Access(upstream.access.url), "products", Forbidden),
         (upstream.access, "products-encoded", BadRequest),
     ):
-        with Counting(access, model=model) as recognizer, pytest.raises(error):
+        with RecordingRecognizer(access, model=model) as recognizer, pytest.raises(error):
             recognizer.recognise(list(golden_images(1)))
         assert recognizer.calls == ["get_model_config"]
         assert recognizer.pauses == 0
-    with Recognizer(upstream.access, model="elsewhere", patience_s=0.1) as nobody, pytest.raises(ModelNotReady):
-        nobody.recognise(list(golden_images(1)))
-    with Counting(upstream.access, labels=lambda version: LABELS[:2]) as recognizer:
+    with Recognizer(upstream.access, model="elsewhere", patience_s=0.1) as recognizer, pytest.raises(ModelNotReady):
+        recognizer.recognise(list(golden_images(1)))
+    with RecordingRecognizer(upstream.access, labels=lambda version: LABELS[:2]) as recognizer:
         with pytest.raises(BadRequest, match="more classes than the 2 labels passed"):
             recognizer.recognise(list(golden_images(8)))
         assert recognizer.calls.count("infer") == 1
 
 
-def test_after_a_close_nothing_is_asked(upstream: Upstream) -> None:
+def test_a_closed_recogniser_refuses_photos(upstream: Upstream) -> None:
     recognizer = Recognizer(upstream.access)
     recognizer.close()
     recognizer.close()
     with pytest.raises(BadRequest, match="after a close"):
         recognizer.recognise(list(golden_images(1)))
 
-    async def ask() -> None:
+    async def recognise_after_close() -> None:
         recognizer = AsyncRecognizer(upstream.access)
         await recognizer.recognise(list(golden_images(1)))
         await recognizer.close()
         with pytest.raises(BadRequest, match="after a close"):
             await recognizer.recognise(list(golden_images(1)))
 
-    asyncio.run(ask())
+    asyncio.run(recognise_after_close())
 
 
-# From here on the server has lost the models that other tests loaded.
+# The next tests restart the server, which then lacks the models that the tests above loaded.
 
 
-def start_anew(upstream: Upstream) -> None:
+def restart(upstream: Upstream) -> None:
     """Restarts the server on the same ports after a kill."""
     upstream.server.stop()
     upstream.running = upstream.server.start()
@@ -157,30 +157,30 @@ def start_anew(upstream: Upstream) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_server_that_is_started_anew_is_waited_for(upstream: Upstream, transport: Transport) -> None:
+def test_a_restarted_server_is_waited_for(upstream: Upstream, transport: Transport) -> None:
     photos = list(golden_images(16)) * 30
-    want = LocalRecognizer(upstream.graph).recognise(photos[:16])
-    with Counting(upstream.access, transport=transport, timeout_s=120, patience_s=60) as recognizer:
+    expected = LocalRecognizer(upstream.graph).recognise(photos[:16])
+    with RecordingRecognizer(upstream.access, transport=transport, timeout_s=120, patience_s=60) as recognizer:
         answers = recognizer.stream(photos)
         found = [next(answers) for _ in range(20)]
         os.kill(upstream.running.pid, signal.SIGKILL)
-        starting = threading.Thread(target=start_anew, args=(upstream,))
+        starting = threading.Thread(target=restart, args=(upstream,))
         starting.start()
         found += answers
         starting.join()
         assert recognizer.pauses > 0
-    assert [answer.ranked[0][0] for answer in found] == [want[place % 16].ranked[0][0] for place in range(480)]
+    assert [answer.ranked[0][0] for answer in found] == [expected[number % 16].ranked[0][0] for number in range(480)]
     assert regions(upstream) == []
 
 
 @pytest.mark.faults
 def test_async_waits_for_a_server_too(upstream: Upstream) -> None:
-    async def ask() -> int:
+    async def recognise() -> int:
         async with AsyncRecognizer(upstream.access, timeout_s=120, patience_s=60) as recognizer:
             await recognizer.recognise(list(golden_images(1)))
             os.kill(upstream.running.pid, signal.SIGKILL)
-            asking = asyncio.create_task(recognizer.recognise(list(golden_images(9))))
-            await asyncio.to_thread(start_anew, upstream)
-            return len(await asking)
+            request = asyncio.create_task(recognizer.recognise(list(golden_images(9))))
+            await asyncio.to_thread(restart, upstream)
+            return len(await request)
 
-    assert asyncio.run(ask()) == 9
+    assert asyncio.run(recognise()) == 9

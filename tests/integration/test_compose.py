@@ -1,4 +1,4 @@
-"""The server of compose.yaml: its own command line, run by the wheel's server instead of NVIDIA's container."""
+"""The command line of compose.yaml's Triton, run by the wheel's server instead of NVIDIA's container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.server.control import Endpoint
 from serving.server.environment import Environment
 from serving.server.server import LocalServer, _backend_option
 from serving.wire import connect, infer
-from tests.graphs import golden_images, stage
+from tests.graphs import golden_images, write_versions
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ TOKENS = {"CLEANSHELF_TRITON_TOKEN": "asking", "CLEANSHELF_TRITON_CONTROL_TOKEN"
 
 
 def command(environment: Environment, server: LocalServer) -> list[str]:
-    """Command of the service `triton`, with our paths, ports and backends."""
+    """Command of the service `triton`, with paths, ports and backends of this test."""
     name, *options = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["triton"][
         "command"
     ]
@@ -33,15 +33,22 @@ def command(environment: Environment, server: LocalServer) -> list[str]:
     for variable, value in TOKENS.items():
         text = text.replace(f"${{{variable}:?}}", value)
     ports = {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
-    here = [f"--{service}-{key}" for service, port in ports.items() for key in (f"port={port}", "address=127.0.0.1")]
-    return [str(environment.wheel / "bin" / "tritonserver"), *text.split("\n"), *here, _backend_option(server.state)]
+    options_here = [
+        f"--{service}-{key}" for service, port in ports.items() for key in (f"port={port}", "address=127.0.0.1")
+    ]
+    return [
+        str(environment.wheel / "bin" / "tritonserver"),
+        *text.split("\n"),
+        *options_here,
+        _backend_option(server.state),
+    ]
 
 
 @pytest.fixture
-def composed(
+def server(
     tmp_path: Path, triton_environment: Environment, local_server: Callable[..., LocalServer]
 ) -> Iterator[tuple[ModelRepository, Access]]:
-    """It starts before there is any model."""
+    """Repository and access of a running server that was started without any model."""
     server = local_server(tmp_path / "repository", tmp_path / "state")
     server.repository.mkdir()
     server._install_backends(triton_environment)
@@ -56,14 +63,14 @@ def composed(
     server.stop()
 
 
-def test_the_first_publication_brings_the_first_model(composed: tuple[ModelRepository, Access], tmp_path: Path) -> None:
-    repository, access = composed
-    stage(repository, tmp_path, 1, 2)
+def test_the_first_publication_brings_the_first_model(server: tuple[ModelRepository, Access], tmp_path: Path) -> None:
+    repository, access = server
+    write_versions(repository, tmp_path, 1, 2)
     with Endpoint(access) as control:
         assert control.active() == ()
         for version in (1, 2):
             control.switch(repository, version)
             assert control.active() == (version,)
-    nobody = Access(access.url)
-    with connect(nobody) as client, pytest.raises(Forbidden):
-        infer(client, golden_images(1), url=nobody.url, model="products", outputs=["ids"], timeout_s=5)
+    without_tokens = Access(access.url)
+    with connect(without_tokens) as client, pytest.raises(Forbidden):
+        infer(client, golden_images(1), url=without_tokens.url, model="products", outputs=["ids"], timeout_s=5)

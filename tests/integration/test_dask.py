@@ -1,4 +1,4 @@
-"""Stages on a real Dask cluster, whose workers are processes: the same results, and nothing left behind."""
+"""Steps on a real Dask cluster whose workers are processes: the same results, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ KEPT = ("network.pt", "scores.parquet")
 
 @flow(validate_parameters=False)
 def learning(run: Run, data: Path) -> list[Path]:
-    """Trains several members in parallel, as a retraining does."""
+    """Trains a member and scores the folds in parallel, as a retraining does."""
     folds = [score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)]
     return together([train.submit(run, data, 0), *folds])
 
 
 def learn(shop: Workspace) -> dict[str, str]:
-    """Files that the steps leave, each with its hash."""
+    """Hashes of the files that the steps leave, by path."""
     recipe = load_recipe("smoke", overrides=("train.epochs=1", "clean.epochs=1"))
     run, data = Run(shop, recipe, id="learning"), data_to_train_on(shop, recipe)
     run.open({})
@@ -60,14 +60,14 @@ def learn(shop: Workspace) -> dict[str, str]:
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A delivery with one photo that cannot be decoded and one that occurs twice."""
     folder = deliver(tmp_path_factory.mktemp("delivery") / "shelf", {"apple": 30, "bean": 30, "corn": 30}, side=40)
-    (folder / "apple" / "broken.png").write_bytes(b"no photo")
+    (folder / "apple" / "broken.png").write_bytes(b"not a photo")
     shutil.copy(folder / "apple" / "photo 0.png", folder / "bean" / "again.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def filled(delivery: Path, prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with that delivery, by threads."""
+    """Workspace into which the delivery was ingested by threads."""
     shop = Workspace.init(tmp_path_factory.mktemp("filled") / "shop")
     ingest(shop, delivery)
     return shop
@@ -80,14 +80,12 @@ def shop(filled: Workspace, tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a scheduler with two workers, which know nothing of any workspace."""
+    """Address of a scheduler with two workers that know no workspace."""
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
 
 
-def test_a_member_and_folds_come_to_the_same_on_dask_as_in_threads(
-    shop: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_gives_the_same_files_on_dask_as_in_threads(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = learn(shop)
     shutil.rmtree(shop.runs)
     monkeypatch.setenv("CLEANSHELF_DASK", "local")
@@ -95,7 +93,7 @@ def test_a_member_and_folds_come_to_the_same_on_dask_as_in_threads(
     assert len(expected) == 6
 
 
-def test_a_delivery_becomes_the_same_version_on_dask_as_in_threads(
+def test_a_delivery_gives_the_same_version_on_dask_as_in_threads(
     filled: Workspace, delivery: Path, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLEANSHELF_DASK", cluster)
@@ -107,7 +105,7 @@ def test_a_delivery_becomes_the_same_version_on_dask_as_in_threads(
 
 
 def trainings(shop: Workspace) -> list[int]:
-    """Processes that train in the workspace."""
+    """Pids of the processes that train in the workspace."""
     return [
         pid
         for pid, argv in commands()
@@ -118,7 +116,7 @@ def trainings(shop: Workspace) -> list[int]:
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_trainings_on_other_machines_end_with_their_flow(shop: Workspace, cluster: str, number: signal.Signals) -> None:
-    """The workers stay, as they would on other machines; what they started goes."""
+    """The workers stay, as they would on other machines; the processes that they started end."""
     command = [
         sys.executable,
         "-m",
@@ -130,12 +128,13 @@ def test_trainings_on_other_machines_end_with_their_flow(shop: Workspace, cluste
         "--set",
         "train.epochs=5000",
     ]
-    ours = {"CLEANSHELF_DASK": cluster, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
+    settings = {"CLEANSHELF_DASK": cluster, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
     with (shop.state / "log").open("wb") as log:
-        flow = subprocess.Popen(command, env=os.environ | ours, stdout=log, stderr=log, start_new_session=True)
-    told = (shop.state / "log").read_text
+        flow = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True)
     try:
-        assert until(lambda: any(shop.runs.glob("stages/train-*/checkpoint.pt")), timeout_s=120), told()
+        assert until(lambda: any(shop.runs.glob("stages/train-*/checkpoint.pt")), timeout_s=120), (
+            shop.state / "log"
+        ).read_text()
         assert trainings(shop)
         flow.send_signal(number)
         flow.wait(60)
@@ -145,32 +144,34 @@ def test_trainings_on_other_machines_end_with_their_flow(shop: Workspace, cluste
         flow.wait()
 
 
-def refused(shop: Workspace, monkeypatch: pytest.MonkeyPatch, where: str) -> str:
-    """The message, within seconds."""
-    monkeypatch.setenv("CLEANSHELF_DASK", where)
+def refusal(shop: Workspace, monkeypatch: pytest.MonkeyPatch, cluster: str) -> str:
+    """Message that refuses the cluster, after a check that it comes in less than a minute."""
+    monkeypatch.setenv("CLEANSHELF_DASK", cluster)
     began = time.monotonic()
     with pytest.raises(InputError) as caught, parallel_tasks(shop, num_parallel=1):
         pass
-    assert time.monotonic() - began < 60, "no waiting for ever"
+    assert time.monotonic() - began < 60, "it does not wait for ever"
     return str(caught.value)
 
 
-def test_a_cluster_that_cannot_be_used_is_refused(
+def test_a_cluster_that_cannot_be_used_is_refusal(
     shop: Workspace, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        assert f"no Dask scheduler answers at '{nobody}'" in refused(shop, monkeypatch, nobody)
-    assert "no Dask scheduler answers at 'shelf://'" in refused(shop, monkeypatch, "shelf://")
-    gone = Workspace(tmp_path / "unmounted")
-    assert f"it does not see {gone.root}/.dvc/config; mount it there" in refused(gone, monkeypatch, cluster)
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert f"no Dask scheduler answers at '{address}'" in refusal(shop, monkeypatch, address)
+    assert "no Dask scheduler answers at 'shelf://'" in refusal(shop, monkeypatch, "shelf://")
+    unmounted = Workspace(tmp_path / "unmounted")
+    assert f"it does not see {unmounted.root}/.dvc/config; mount it there" in refusal(unmounted, monkeypatch, cluster)
     with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as empty:
-        assert "has no workers" in refused(shop, monkeypatch, empty.scheduler_address)
+        assert "has no workers" in refusal(shop, monkeypatch, empty.scheduler_address)
 
 
-def test_without_the_package_it_says_what_to_install(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_way_to_install_it(
+    shop: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(sys.modules, "flows.run.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
-    told = refused(shop, monkeypatch, "local")
-    assert "prefect_dask is not installed; run `.venv/bin/pip install" in told
+    message = refusal(shop, monkeypatch, "local")
+    assert "prefect_dask is not installed; run `.venv/bin/pip install" in message

@@ -1,4 +1,4 @@
-"""Publication and switches, killed anywhere: versions are whole or absent, and no request is lost."""
+"""Publication and switches, killed at any point: versions are whole or absent, and no request is lost."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flows.workspace.ledger import Ledger
 from serving.repository.repository import ModelRepository
 from serving.server import process
 from serving.server.server import LocalServer, running
-from tests.graphs import stage, write_graph
+from tests.graphs import write_graph, write_versions
 from tests.kills import Kills
-from tests.served import Load, Served, closed_loop, serving
-from tests.staging import stage_graph
+from tests.triton import Load, Triton, closed_loop, running_triton
+from tests.version_writer import write_version
 
 pytestmark = pytest.mark.faults
 
@@ -27,19 +27,19 @@ pytestmark = pytest.mark.faults
 def test_publication(kills: Kills, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx", seed=2, external=True)
 
-    def prepare(place: Path) -> Sequence[object]:
-        stage(ModelRepository(place), place, 1)
-        return ["tests.staging", place, graph, 2]
+    def prepare(folder: Path) -> Sequence[object]:
+        write_versions(ModelRepository(folder), folder, 1)
+        return ["tests.version_writer", folder, graph, 2]
 
-    def check(place: Path) -> None:
-        repository = ModelRepository(place)
+    def check(folder: Path) -> None:
+        repository = ModelRepository(folder)
         whole = repository.versions()
         for version in whole:
             repository.verify(version)
         assert all(path.name.startswith(".stage-2-") for path in repository.sweep())
         assert {path.name for path in repository.model.iterdir()} == {str(version) for version in whole}
         if 2 not in whole:
-            stage_graph(repository, graph, 2)
+            write_version(repository, graph, 2)
         assert repository.versions() == (1, 2)
         assert {"model.onnx", "model.onnx.data"} <= repository.lineage(2)["files"].keys()
         repository.verify(2)
@@ -49,10 +49,10 @@ def test_publication(kills: Kills, tmp_path: Path) -> None:
 
 @dataclass
 class Shop:
-    """A workspace whose model versions 1 and 2 served in turns, and a client that never pauses."""
+    """A workspace with promoted model versions 1 and 2, its server, and clients that never pause."""
 
     workspace: Workspace
-    served: Served
+    triton: Triton
     load: Load
 
 
@@ -60,20 +60,23 @@ class Shop:
 def shop(tmp_path: Path, local_server: Callable[..., LocalServer]) -> Iterator[Shop]:
     workspace = Workspace.init(tmp_path / "shop")
     repository, models = ModelRepository(workspace.repository), ModelVersions(Ledger(workspace.root))
-    stage(repository, tmp_path, 1, 2)
+    write_versions(repository, tmp_path, 1, 2)
     for version in (1, 2):
         models.register(repository.lineage(version))
     for version in (2, 1):
         models.promote(version)
     repository.configure([1])
-    with serving(repository, local_server(repository.root, workspace.state)) as served, closed_loop(served) as load:
-        yield Shop(workspace, served, load)
+    with (
+        running_triton(repository, local_server(repository.root, workspace.state)) as triton,
+        closed_loop(triton) as load,
+    ):
+        yield Shop(workspace, triton, load)
 
 
 @pytest.mark.dvc
 @pytest.mark.triton
 def test_switch(kills: Kills, shop: Shop) -> None:
-    workspace, served, load = shop.workspace, shop.served, shop.load
+    workspace, triton, load = shop.workspace, shop.triton, shop.load
     models, targets = ModelVersions(Ledger(workspace.root)), itertools.cycle((2, 1))
     commands = dict(process.commands())
     assert "--model-control-mode=explicit" in commands[running(workspace.state).pid]
@@ -82,18 +85,18 @@ def test_switch(kills: Kills, shop: Shop) -> None:
         return ["tests.verbs", "model", "rollback", next(targets), "-w", workspace.root]
 
     def check(_: Path) -> None:
-        assert set(served.endpoint.active()) <= {1, 2}
-        # Triton completes what it was told, so the version that answers may change meanwhile.
-        assert load.meet(1, 2, more=5), "some version answers before the repair"
-        with workspace.lock("reconcile", name="serving"):  # the kernel freed it
-            serve_registered(workspace, served.endpoint)
-            served.endpoint.sweep(served.repository)
-            assert not serve_registered(workspace, served.endpoint), "once is enough"
-        wanted = models.current()
-        assert served.endpoint.active() == served.repository.configured() == (wanted,)
-        assert served.repository.leftovers() == []
-        assert load.meet(wanted, more=5)
+        assert set(triton.endpoint.active()) <= {1, 2}
+        # Triton completes the commands that it received, so the version that answers may still change.
+        assert load.wait_for_answers(1, 2, more=5), "one of the versions answers before the repair"
+        with workspace.lock("reconcile", name="serving"):  # the kernel released the lock of the killed process
+            serve_registered(workspace, triton.endpoint)
+            triton.endpoint.sweep(triton.repository)
+            assert not serve_registered(workspace, triton.endpoint), "one repair is enough"
+        current = models.current()
+        assert triton.endpoint.active() == triton.repository.configured() == (current,)
+        assert triton.repository.leftovers() == []
+        assert load.wait_for_answers(current, more=5)
         assert load.faults == []
 
-    kills.strike("switch of the serving model", promises="I17 to I19", prepare=prepare, check=check)
-    assert set(load.answered) == {1, 2}
+    kills.strike("switch of the current model", promises="I17 to I19", prepare=prepare, check=check)
+    assert set(load.answers) == {1, 2}

@@ -1,4 +1,4 @@
-"""A graph above protobuf's 2 GB: written, stamped, made a version, served, and changed for another."""
+"""A graph above protobuf's limit of 2 GB: written, stamped, made a model version, served, and found damaged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEMBERS, CLASSES, SIDE = 3, 355_000, 32  # classifiers of 0.73 GB
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.onnx with its weights beside it."""
+    """Path of model.onnx, whose weights are in a file beside it."""
     path = tmp_path_factory.mktemp("large") / "model.onnx"
     labels = [str(number) for number in range(CLASSES)]
     members = []
@@ -54,13 +54,13 @@ def test_the_weights_lie_beside_the_graph(large: Path) -> None:
     assert weights.stat().st_size > max(2**31, MEMBERS * CLASSES * EMBEDDING * 4)
     before = weights.stat().st_mtime_ns
     stamp(large, {"metrics": "{}"})
-    told = read_metadata(large)
-    assert told["weights_sha256"] == sha256(weights)
-    assert (told["metrics"], told["data_version"]) == ("{}", "large")
+    metadata = read_metadata(large)
+    assert metadata["weights_sha256"] == sha256(weights)
+    assert (metadata["metrics"], metadata["data_version"]) == ("{}", "large")
     assert weights.stat().st_mtime_ns == before
 
 
-def test_a_version_of_it_is_served(large: Path, tmp_path: Path, local_server: Callable[..., LocalServer]) -> None:
+def test_a_model_version_of_it_is_served(large: Path, tmp_path: Path, local_server: Callable[..., LocalServer]) -> None:
     repository = ModelRepository(tmp_path / "repository", max_batch_size=2, instances=1)
     labels = [str(number) for number in range(CLASSES)]
     version = repository.write(large, version=1, labels=labels, lineage={}, golden=golden_images(2, size=SIDE))

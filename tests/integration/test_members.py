@@ -1,4 +1,4 @@
-"""Members of a recipe in the real flow: they differ, are fine-tuned and weighted; crops are chosen."""
+"""The real flow with members that differ and are fine-tuned and weighted, and with a choice of crops."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from models.recipe.config import load_recipe
 from serving.server.environment import Environment
 from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 
-__all__ = ["pytestmark"]  # the same parts are needed
+__all__ = ["pytestmark"]  # the same services are needed
 
-# The members differ, are tuned at a larger size and weighed, and crops are chosen; every step is taken, whatever it gains.
-SHARP = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.sampling_power=0.5", "finetune.epochs=1",
+# Members differ, are fine-tuned at a larger size and weighted, and crops are chosen. Every step is kept, whatever its gain.
+ALL_STEPS = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.sampling_power=0.5", "finetune.epochs=1",
          "finetune.best_photos=6", "ensemble.method=greedy", "export.enlarge=[1.5, 1.0]", "export.crops=10",
          "proof.confidence=0")  # fmt: skip
 
 
-@pytest.mark.slow  # what it joins is tested part by part
-def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
+@pytest.mark.slow  # its parts have tests of their own
+def test_members_that_differ_are_fine_tuned_and_weighted_and_crops_are_chosen(
     tmp_path: Path, prefect_server: None, triton_environment: Environment
 ) -> None:
-    workspace, recipe = Workspace.init(tmp_path / "shop"), load_recipe("smoke", overrides=(*QUICK, *ANY, *SHARP))
+    workspace, recipe = Workspace.init(tmp_path / "shop"), load_recipe("smoke", overrides=(*QUICK, *ANY, *ALL_STEPS))
     ingest(workspace, write_delivery(tmp_path / "delivery"))
     report = retrain(workspace, recipe)
     assert report.model_version == 1
@@ -39,12 +39,12 @@ def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
         *("balance-1-test_resnet", "balance-2-test_byobnet", "calibrate", "crops", "ensemble", "export"),
         *("finetune-1-test_resnet", "finetune-2-test_byobnet", "fold-0", "fold-1"),
         *("train-1-test_resnet", "train-1-test_resnet", "train-2-test_byobnet"),
-    ], "the second member learns from the labels as delivered, and is trained on them once"
+    ], "the second member is trained once, on labels as delivered"
     folder = {name.split("-")[0]: workspace.runs / "stages" / name for name in done}
     weights = json.loads((folder["ensemble"] / "ensemble.json").read_text())["weights"]
     assert sum(weights) == pytest.approx(1)
     crops = json.loads((folder["crops"] / "crops.json").read_text())
-    assert [(way["crops"], way["enlarge"]) for way in crops["tried"]] == [(10, 1.0), (10, 1.5), (1, 1.5)]
+    assert [(setting["crops"], setting["enlarge"]) for setting in crops["tried"]] == [(10, 1.0), (10, 1.5), (1, 1.5)]
     assert [row.step for row in report.steps[1:4]] == [
         "one network, after cleaning",
         "one network, at high resolution",
@@ -61,6 +61,6 @@ def test_members_that_differ_are_tuned_and_weighed_and_crops_are_chosen(
     assert json.loads(card["views"]) == {"crops": crops["crops"], "enlarge": crops["enlarge"]}
     members = json.loads(card["members"])
     assert [member["weight"] for member in members] == pytest.approx([w for w in weights if w], abs=1e-6)
-    assert {member["size"] for member in members} == {48}, "as they left fine-tuning"
+    assert {member["size"] for member in members} == {48}, "the size of fine-tuning"
     retrain(workspace, recipe)
     assert [name.split("-")[0] for name in stages(workspace) if name not in done] == ["measure"]

@@ -1,4 +1,4 @@
-"""The benchmark as a command of its own: the sources' protocol, several runs at a time."""
+"""The noisy-label benchmark as a command: the protocol of the papers, with several runs at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prefect.yaml on a real server: every deployment fits the pool it names, and a worker executes what is due."""
+"""prefect.yaml on a real server: every deployment fits its work pool, and a worker executes due runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from flows.orchestrator.server import end
 from flows.scheduler.job import history
 from flows.workspace import Workspace
 from tests.command_line import ROOT
-from tests.scheduling import come_to
+from tests.scheduling import wait_for_outcomes
 
 pytestmark = pytest.mark.prefect
 TRITON = ("CLEANSHELF_TRITON_URL", "CLEANSHELF_TRITON_TOKEN", "CLEANSHELF_TRITON_CONTROL_TOKEN")
-HOME = {"PREFECT_HOME": "/tmp/prefect"}  # else that of the worker, a folder which the container does not have
+HOME = {"PREFECT_HOME": "/tmp/prefect"}  # instead of the worker's, a folder that the container does not have
 POOLS = {"retrain": "process", "retrain-docker": "docker", "retrain-kubernetes": "kubernetes"}
 
 
@@ -38,7 +38,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def server(prefect_server: None) -> str:
-    """The address of a server that has the pools, with our templates for containers."""
+    """Address of a server with the work pools and our job templates for containers."""
     with get_client(sync_client=True) as client:
         for name, kind in POOLS.items():
             client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template(kind)))
@@ -53,18 +53,18 @@ def template(kind: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def environment(server: str, shop: Workspace) -> dict[str, str]:
     """Environment of the commands in compose.yaml."""
-    ours = {
+    settings = {
         "PREFECT_API_URL": server,
         "PREFECT_HOME": str(shop.state / "prefect"),
         "CLEANSHELF_WORKSPACE": str(shop.root),
     }
-    here = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return os.environ | ours | here
+    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return os.environ | settings | paths
 
 
 @pytest.fixture(scope="module")
 def deployed(environment: dict[str, str]) -> dict[str, Any]:
-    """Deployments as the server lists them."""
+    """Deployments by name, as the server lists them."""
     command = ["prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,8 +75,8 @@ def deployed(environment: dict[str, str]) -> dict[str, Any]:
 def test_every_deployment_is_registered_with_the_pool_it_names(deployed: dict[str, Any], shop: Workspace) -> None:
     assert {each.work_pool_name for each in deployed.values()} == set(POOLS)
     assert {each.entrypoint for each in deployed.values()} == {"flows/scheduler/job.py:scheduled"}
-    places = {name: each.parameters["workspace"] for name, each in deployed.items()}
-    assert places == {"weekly": str(shop.root), "weekly-docker": "/workspace", "weekly-kubernetes": "/workspace"}
+    workspaces = {name: each.parameters["workspace"] for name, each in deployed.items()}
+    assert workspaces == {"weekly": str(shop.root), "weekly-docker": "/workspace", "weekly-kubernetes": "/workspace"}
     assert deployed["weekly-docker"].job_variables["volumes"] == [f"{shop.root}:/workspace"]
     active = {name: [schedule.active for schedule in each.schedules] for name, each in deployed.items()}
     assert active == {"weekly": [True], "weekly-docker": [False], "weekly-kubernetes": [False]}
@@ -99,14 +99,14 @@ def test_a_pool_refuses_job_variables_that_do_not_fit(
         client.create_deployment(known.flow_id, "wrong", work_pool_name=known.work_pool_name, job_variables=wrong)
 
 
-async def configured(kind: str, configuration: Any, job_variables: dict[str, Any]) -> Any:
+async def job_configuration(kind: str, configuration: Any, job_variables: dict[str, Any]) -> Any:
     return await configuration.from_template_and_values(template(kind), job_variables)
 
 
-def test_the_worker_of_docker_makes_a_container_of_it(deployed: dict[str, Any]) -> None:
+def test_the_docker_worker_makes_a_container_of_a_deployment(deployed: dict[str, Any]) -> None:
     worker = pytest.importorskip("prefect_docker.worker", reason="the extra `pools` is not installed")
     job = asyncio.run(
-        configured("docker", worker.DockerWorkerJobConfiguration, deployed["weekly-docker"].job_variables)
+        job_configuration("docker", worker.DockerWorkerJobConfiguration, deployed["weekly-docker"].job_variables)
     )
     (gpus,) = HostConfig(version="1.43", device_requests=job.container_create_kwargs["device_requests"])[
         "DeviceRequests"
@@ -119,10 +119,10 @@ def test_the_worker_of_docker_makes_a_container_of_it(deployed: dict[str, Any]) 
     assert job.env == dict.fromkeys(TRITON, "") | HOME
 
 
-def test_the_worker_of_kubernetes_makes_a_job_of_it(deployed: dict[str, Any]) -> None:
+def test_the_kubernetes_worker_makes_a_job_of_a_deployment(deployed: dict[str, Any]) -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker", reason="the extra `pools` is not installed")
     given = deployed["weekly-kubernetes"].job_variables
-    job = asyncio.run(configured("kubernetes", worker.KubernetesWorkerJobConfiguration, given))
+    job = asyncio.run(job_configuration("kubernetes", worker.KubernetesWorkerJobConfiguration, given))
     pod = job.job_manifest["spec"]["template"]["spec"]
 
     assert pod["containers"][0]["image"] == "cleanshelf-flows"
@@ -133,10 +133,10 @@ def test_the_worker_of_kubernetes_makes_a_job_of_it(deployed: dict[str, Any]) ->
     assert "{{" not in str(job.job_manifest)
 
 
-def test_the_worker_of_compose_executes_what_is_due(
+def test_the_worker_of_compose_executes_due_runs(
     deployed: dict[str, Any], environment: dict[str, str], shop: Workspace
 ) -> None:
-    """There are no data, so the run ends soon, and says so."""
+    """The workspace has no data, so the run ends soon with that reason."""
     line = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["worker"]["command"]
     with (shop.root / "worker.log").open("wb") as log:
         worker = subprocess.Popen(line, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -144,8 +144,8 @@ def test_the_worker_of_compose_executes_what_is_due(
     try:
         with get_client(sync_client=True) as client:
             client.create_flow_run_from_deployment(deployed["weekly"].id)
-        assert come_to(shop.root, "failed"), (shop.root / "worker.log").read_text()
+        assert wait_for_outcomes(shop.root, "failed"), (shop.root / "worker.log").read_text()
     finally:
         end(worker)
-    (fired,) = history(shop)
-    assert "no data version" in fired.why
+    (run,) = history(shop)
+    assert "no data version" in run.why

@@ -1,4 +1,4 @@
-"""Client that sends requests without a pause, for switches under load."""
+"""A workspace's endpoint, and a client that sends requests to it without a pause, for switches under load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving.access import Access
 
 
 @contextmanager
-def served(workspace: Workspace) -> Iterator[Access]:
+def running_endpoint(workspace: Workspace) -> Iterator[Access]:
     """Runs the workspace's endpoint on free ports for the duration of the block."""
     try:
         with endpoint(workspace) as access:
@@ -24,26 +24,31 @@ def served(workspace: Workspace) -> Iterator[Access]:
         stop_endpoint(workspace)
 
 
-class Asking:
-    """Client that recognises a photo again and again in a thread, for the duration of the block."""
+class RepeatingClient:
+    """Client that recognises one photo repeatedly in a thread, for the duration of the block.
+
+    Attributes:
+        versions: model version of each answer, in the order of the answers.
+        errors: errors of the requests that failed.
+    """
 
     def __init__(self, workspace: Workspace, access: Access) -> None:
-        self.answered: list[int] = []
-        self.failed: list[Exception] = []
+        self.versions: list[int] = []
+        self.errors: list[Exception] = []
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._ask, args=(workspace, access))
+        self._thread = threading.Thread(target=self._run, args=(workspace, access))
 
-    def _ask(self, workspace: Workspace, access: Access) -> None:
+    def _run(self, workspace: Workspace, access: Access) -> None:
         manifest = read_manifest(workspace.data)
         photo = manifest.read_photo(0)
         with Recognizer(access, labels=repository(workspace).labels) as recognizer:
             while not self._stopping.is_set():
                 try:
-                    self.answered.append(recognizer.recognise([photo])[0].model_version or 0)
+                    self.versions.append(recognizer.recognise([photo])[0].model_version or 0)
                 except Exception as error:
-                    self.failed.append(error)
+                    self.errors.append(error)
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> RepeatingClient:
         self._thread.start()
         return self
 
@@ -51,8 +56,8 @@ class Asking:
         self._stopping.set()
         self._thread.join()
 
-    def wait_for(self, count: int) -> None:
-        """Waits for `count` further answers, or a failure."""
-        wanted = len(self.answered) + count
-        while len(self.answered) < wanted and not self.failed:
+    def wait_for_answers(self, count: int) -> None:
+        """Waits for `count` further answers, or for an error."""
+        wanted = len(self.versions) + count
+        while len(self.versions) < wanted and not self.errors:
             self._stopping.wait(0.01)
