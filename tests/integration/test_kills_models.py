@@ -1,4 +1,4 @@
-"""Training and export, killed anywhere: what is there is whole, and going on ends in the same bits."""
+"""Training and export, killed at any point: files are whole, and a resumed run ends with the same bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PHOTOS = {"apple": 9, "bean": 9, "corn": 6}
 
 
 def recipe(**train: Any) -> Recipe:
-    """A training with a stateful loss and a checkpoint after each step."""
+    """Recipe with a stateful loss and a checkpoint after each step."""
     tables = {
         "name": "tiny",
         "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],
@@ -56,8 +56,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "data"
 
 
-def learnt(out: Path) -> tuple[Any, ...]:
-    """All that a training leaves, to the bit."""
+def result(out: Path) -> tuple[Any, ...]:
+    """Everything that a training leaves: weights, probabilities, epochs and the loss's memory of samples."""
     state = torch.load(out / "network.pt", weights_only=True)["state"]
     scores = read_scores(out / "scores.parquet")
     epochs = [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -68,20 +68,20 @@ def learnt(out: Path) -> tuple[Any, ...]:
 def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe())))
     train(Job(data=data, recipe=recipe(), member=0, out=tmp_path / "whole"))
-    whole = learnt(tmp_path / "whole")
+    whole = result(tmp_path / "whole")
 
-    def prepare(place: Path) -> Sequence[object]:
-        return ["models.training.train", "--data", data, "--recipe", tmp_path / "recipe.json", "--out", place]
+    def prepare(folder: Path) -> Sequence[object]:
+        return ["models.training.train", "--data", data, "--recipe", tmp_path / "recipe.json", "--out", folder]
 
-    def check(place: Path) -> None:
-        ours, other = (Job(data=data, recipe=each, member=0, out=place) for each in (recipe(), recipe(lr=0.5)))
-        if (place / "checkpoint.pt").exists():
-            checkpoint.load(place / "checkpoint.pt", key=ours.key)
+    def check(folder: Path) -> None:
+        job, other = (Job(data=data, recipe=each, member=0, out=folder) for each in (recipe(), recipe(lr=0.5)))
+        if (folder / "checkpoint.pt").exists():
+            checkpoint.load(folder / "checkpoint.pt", key=job.key)
             with pytest.raises(CheckpointMismatch, match="made for"):
                 train(other)
-        train(ours)
-        assert learnt(place) == whole
-        assert not (place / "checkpoint.pt").exists()
+        train(job)
+        assert result(folder) == whole
+        assert not (folder / "checkpoint.pt").exists()
 
     kills.strike("training", promises="I8 to I10", prepare=prepare, check=check)
 
@@ -90,51 +90,51 @@ def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
     written = {"recipe": to_dict(recipe()), "card": {"recipe": "tiny"}, "ensemble": {"weights": [1.0]},
                "crops": {"crops": 1, "enlarge": 1.0}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
     train(Job(data=data, recipe=recipe(), member=0, out=tmp_path))
-    words: list[object] = ["--data", data, "--networks", tmp_path / "network.pt"]
+    options: list[object] = ["--data", data, "--networks", tmp_path / "network.pt"]
     for name, content in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        words += [f"--{name}", tmp_path / f"{name}.json"]
-    arguments = [str(word) for word in words]
+        options += [f"--{name}", tmp_path / f"{name}.json"]
+    arguments = [str(word) for word in options]
     whole = exporting.export(str(tmp_path), *arguments)
     answers = open_session(whole / "model.onnx").run(None, {"image": np.load(whole / "golden.npy")})
 
-    def prepare(place: Path) -> Sequence[object]:
-        return ["tests.exporting", "export", place, *arguments]
+    def prepare(folder: Path) -> Sequence[object]:
+        return ["tests.exporting", "export", folder, *arguments]
 
-    def check(place: Path) -> None:
-        folder = place / "runs" / "stages" / whole.name
-        graph = folder / "model.onnx"
+    def check(folder: Path) -> None:
+        step = folder / "runs" / "stages" / whole.name
+        graph = step / "model.onnx"
         if graph.exists():
             onnx.checker.check_model(graph, full_check=True)
             found = open_session(graph).run(None, {"image": np.load(whole / "golden.npy")})
-            assert all(np.array_equal(one, other) for one, other in zip(found, answers, strict=True))
-        if (folder / "done.json").exists():
-            assert is_finished(folder)
-        exporting.export(str(place), *arguments)
-        assert {path.name: sha256(path) for path in folder.iterdir()} == expected
+            assert all(np.array_equal(each, answer) for each, answer in zip(found, answers, strict=True))
+        if (step / "done.json").exists():
+            assert is_finished(step)
+        exporting.export(str(folder), *arguments)
+        assert {path.name: sha256(path) for path in step.iterdir()} == expected
 
     expected = {path.name: sha256(path) for path in whole.iterdir()}
     kills.strike("export", promises="I12", prepare=prepare, check=check)
 
 
-def test_a_graph_with_its_weights_beside_it(kills: Kills, tmp_path: Path) -> None:
-    """Written over another one with weights of its own, which must never be taken for those of the new graph."""
+def test_writing_a_graph_with_external_weights(kills: Kills, tmp_path: Path) -> None:
+    """Overwrites another graph with external weights, which must never be taken for those of the new graph."""
     graphs = [write_graph(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2)]
     answers = [open_session(graph).run(["probs"], {"image": golden_images()})[0] for graph in graphs]
 
-    def prepare(place: Path) -> Sequence[object]:
-        exporting.write(str(graphs[0]), str(place / "model.onnx"))
-        return ["tests.exporting", "write", graphs[1], place / "model.onnx"]
+    def prepare(folder: Path) -> Sequence[object]:
+        exporting.write(str(graphs[0]), str(folder / "model.onnx"))
+        return ["tests.exporting", "write", graphs[1], folder / "model.onnx"]
 
-    def check(place: Path) -> None:
-        path = place / "model.onnx"
+    def check(folder: Path) -> None:
+        path = folder / "model.onnx"
         if path.exists():
             onnx.checker.check_model(path, full_check=True)
             [weights] = external_files(path)
-            assert read_metadata(path)["weights_sha256"] == sha256(place / weights)
+            assert read_metadata(path)["weights_sha256"] == sha256(folder / weights)
             found = open_session(path).run(["probs"], {"image": golden_images()})[0]
             assert any(np.array_equal(found, answer) for answer in answers)
         exporting.write(str(graphs[1]), str(path))
         assert np.array_equal(open_session(path).run(["probs"], {"image": golden_images()})[0], answers[1])
 
-    kills.strike("writing a graph with its weights beside it", promises="I12, I13", prepare=prepare, check=check)
+    kills.strike("writing a graph with external weights", promises="I12, I13", prepare=prepare, check=check)

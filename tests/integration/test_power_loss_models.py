@@ -1,4 +1,4 @@
-"""A power cut keeps only what was fsynced: by a trace, bytes reach the disk before the name that vouches for them (I22)."""
+"""Power loss keeps only what was fsynced: a trace shows that bytes reach the disk before the name that marks them whole (I22)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ EXPORT = {"card": {}, "ensemble": {"weights": [1.0]}, "crops": {"crops": 1, "enl
           "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
 
 
-def in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
-    """Names of the renamed files; each was fsynced before its rename, and its folder after it."""
+def renamed_in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
+    """Renamed files, after a check that each was fsynced before its rename, and its folder after it."""
     synced, named = set(), []
     for number, (what, *paths) in enumerate(passed):
         if what == "fsync":
@@ -40,21 +40,25 @@ def in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
         elif what in ("rename", "replace"):
             source, target = map(Path, paths)
             inside = [path.relative_to(target) for path in target.rglob("*")] if target.is_dir() else []
-            assert {str(source), *(str(source / path) for path in inside)} <= synced, f"{target}: not yet on the disk"
-            assert ["fsync", str(target.parent)] in [list(step) for step in passed[number:]], f"{target}: a name only"
+            assert {str(source), *(str(source / path) for path in inside)} <= synced, (
+                f"{target}: its bytes are not yet on the disk"
+            )
+            assert ["fsync", str(target.parent)] in [list(step) for step in passed[number:]], (
+                f"{target}: its new name is not yet on the disk"
+            )
             named.append(target)
     return named
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """A folder with data, recipe.json, files of EXPORT, and the network in `out`; what its training renamed."""
+    """Folder with data, recipe.json, the files of EXPORT and a network in `out`, and the files that its training renamed."""
     place = tmp_path_factory.mktemp("trained")
     ingest(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
     for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():
         (place / f"{name}.json").write_text(json.dumps(content))
-    words: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]
-    return place, in_order(run("models.training.train", *words, log=place / "log").passed)
+    options: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]
+    return place, renamed_in_order(run("models.training.train", *options, log=place / "log").passed)
 
 
 def test_training(trained: tuple[Path, list[Path]]) -> None:
@@ -65,11 +69,11 @@ def test_training(trained: tuple[Path, list[Path]]) -> None:
 
 def test_export(trained: tuple[Path, list[Path]]) -> None:
     place, _ = trained
-    words: list[Any] = ["--data", place / "data", "--networks", place / "out" / "network.pt"]
+    options: list[Any] = ["--data", place / "data", "--networks", place / "out" / "network.pt"]
     for name in ("recipe", *EXPORT):
-        words += [f"--{name}", place / f"{name}.json"]
-    passed = run("tests.exporting", "export", place, *words, log=place / "log").passed
-    *_, graph, done = in_order(passed)
+        options += [f"--{name}", place / f"{name}.json"]
+    passed = run("tests.exporting", "export", place, *options, log=place / "log").passed
+    *_, graph, done = renamed_in_order(passed)
     assert (graph.name, done.name) == ("model.onnx", "done.json")
     before = passed[: [step[-1] for step in passed].index(str(done))]
     synced = {path for what, path, *_ in before if what == "fsync"}
@@ -78,5 +82,5 @@ def test_export(trained: tuple[Path, list[Path]]) -> None:
 
 def test_publication(tmp_path: Path) -> None:
     graph, root = write_graph(tmp_path / "model.onnx", external=True), tmp_path / "repository"
-    passed = run("tests.staging", root, graph, 1, log=tmp_path / "log").passed
-    assert in_order(passed)[-1] == ModelRepository(root).path(1)
+    passed = run("tests.version_writer", root, graph, 1, log=tmp_path / "log").passed
+    assert renamed_in_order(passed)[-1] == ModelRepository(root).path(1)

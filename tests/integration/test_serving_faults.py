@@ -1,4 +1,4 @@
-"""Malformed requests to a real server: each is answered, and no other client notices."""
+"""Malformed requests to a real server: each is answered, and no other client is affected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from serving.access import TOKEN_HEADER
 from serving.server.server import LocalServer
 from tests.graphs import SIZE, golden_images
-from tests.served import Load, Served, closed_loop, serve
+from tests.triton import Load, Triton, closed_loop, triton_with_two_versions
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 IMAGE = golden_images(1)
@@ -25,28 +25,28 @@ ENCODED: dict[str, Any] = {"name": "photo", "kind": "BYTES", "shape": (1, 1), "m
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
-        yield found
+def triton(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Triton]:
+    with triton_with_two_versions(tmp_path_factory.mktemp("triton"), local_server) as triton:
+        yield triton
 
 
 @pytest.fixture(scope="module")
-def others(served: Served) -> Iterator[Load]:
-    """Another client, which asks on and on while the faults happen."""
-    with closed_loop(served, clients=1) as load:
+def others(triton: Triton) -> Iterator[Load]:
+    """Another client, which keeps sending requests while the faults happen."""
+    with closed_loop(triton, clients=1) as load:
         yield load
 
 
 @pytest.fixture(autouse=True)
-def _nobody_notices(others: Load) -> Iterator[None]:
-    """After each fault the other client has rightly been answered, and goes on so."""
+def _others_are_not_affected(others: Load) -> Iterator[None]:
+    """Checks after each fault that the other client has had only right answers, and still gets answers."""
     yield
-    assert others.meet(1)
-    faults, others.faults = others.faults, []  # a fault is blamed on one test alone
+    assert others.wait_for_answers(1)
+    faults, others.faults = others.faults, []  # so that only one test fails for it
     assert faults == []
 
 
-def question(
+def grpc_request(
     *,
     name: str = "image",
     kind: str = "UINT8",
@@ -55,7 +55,7 @@ def question(
     raw: bytes | None = BYTES,
     model: str = "products",
 ) -> service_pb2.ModelInferRequest:
-    """A right request but for what is named."""
+    """Valid request, except for the arguments that are given."""
     return service_pb2.ModelInferRequest(
         model_name=model,
         inputs=[{"name": name, "datatype": kind, "shape": shape}] if name else [],
@@ -64,24 +64,24 @@ def question(
     )
 
 
-def ask(served: Served, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
-    with grpc.insecure_channel(served.access.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+def infer(triton: Triton, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+    with grpc.insecure_channel(triton.access.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return stub.ModelInfer(request, timeout=10, metadata=tuple(served.access.headers().items()))
+        return stub.ModelInfer(request, timeout=10, metadata=tuple(triton.access.headers().items()))
 
 
 def strings(*lengths: int, data: bytes = b"photo") -> bytes:
-    """BYTES elements of five bytes whose lengths are said to be these."""
+    """BYTES elements of five bytes each, with headers that claim these lengths."""
     return b"".join(struct.pack("<I", length) + data for length in lengths)
 
 
-def test_a_right_request(served: Served) -> None:
-    assert ask(served, question()).model_version == "1"
-    assert ask(served, question(**ENCODED, raw=strings(5))).model_version == "1"
+def test_a_valid_grpc_request(triton: Triton) -> None:
+    assert infer(triton, grpc_request()).model_version == "1"
+    assert infer(triton, grpc_request(**ENCODED, raw=strings(5))).model_version == "1"
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "message"),
     [
         ({"name": "picture"}, "unexpected inference input 'picture'"),
         ({"name": ""}, "expected 1 inputs but got 0"),
@@ -106,28 +106,26 @@ def test_a_right_request(served: Served) -> None:
         ({**ENCODED, "raw": strings(5), "name": "image"}, "unexpected inference input 'image'"),
     ],
 )
-def test_a_malformed_grpc_request_is_refused(served: Served, fault: dict[str, Any], words: str) -> None:
+def test_a_malformed_grpc_request_is_refused(triton: Triton, fault: dict[str, Any], message: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        ask(served, question(**fault))
+        infer(triton, grpc_request(**fault))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert words in caught.value.details()
+    assert message in caught.value.details()
 
 
-def test_a_false_batch_size_spoils_its_batch_only(served: Served, others: Load) -> None:
-    """Triton keeps 32 bits of a batch size, so this one looks like none until it has been joined with other requests."""
+def test_a_false_batch_size_affects_only_its_batch(triton: Triton, others: Load) -> None:
+    """Triton keeps 32 bits of a batch size, so this one passes as 0 until it is joined with other requests."""
     for _ in range(30):
         with pytest.raises(grpc.RpcError, match="max allowed is 8"):
-            ask(served, question(shape=(2**40, SIZE, SIZE, 3)))
+            infer(triton, grpc_request(shape=(2**40, SIZE, SIZE, 3)))
     assert all("send it again" in fault for fault in others.faults)
     others.faults.clear()
 
 
-def exchange(
-    served: Served, body: bytes, *, path: str = "/v2/models/products/infer", header: str = ""
-) -> tuple[int, str]:
-    """Status and words of the server's answer to a POST; `header`: the said length of the JSON before the tensors."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=10)
-    headers = {TOKEN_HEADER: served.access.token} | ({"Inference-Header-Content-Length": header} if header else {})
+def post(triton: Triton, body: bytes, *, path: str = "/v2/models/products/infer", header: str = "") -> tuple[int, str]:
+    """Status and text of the server's answer to a POST; `header` claims a length of the JSON before the tensors."""
+    connection = http.client.HTTPConnection("127.0.0.1", triton.server.http_port, timeout=10)
+    headers = {TOKEN_HEADER: triton.access.token} | ({"Inference-Header-Content-Length": header} if header else {})
     try:
         connection.request("POST", path, body, headers)
         answer = connection.getresponse()
@@ -136,16 +134,16 @@ def exchange(
         connection.close()
 
 
-def spoken(*, size: object = len(BYTES), **changes: object) -> bytes:
-    """The JSON of a right HTTP request, whose pixels follow as bytes, but for what is named."""
+def http_json(*, size: object = len(BYTES), **changes: object) -> bytes:
+    """JSON of a valid HTTP request, whose pixels follow as bytes, except for the arguments that are given."""
     tensor = {"name": "image", "datatype": "UINT8", "shape": list(IMAGE.shape), **changes}
     inputs = [{**tensor, "parameters": {"binary_data_size": size}}]
     return json.dumps({"inputs": inputs, "outputs": [{"name": "ids"}]}).encode()
 
 
-def test_a_right_http_request(served: Served) -> None:
-    status, said = exchange(served, spoken() + BYTES, header=str(len(spoken())))
-    assert (status, json.loads(said)["model_version"]) == (200, "1")
+def test_a_valid_http_request(triton: Triton) -> None:
+    status, text = post(triton, http_json() + BYTES, header=str(len(http_json())))
+    assert (status, json.loads(text)["model_version"]) == (200, "1")
 
 
 @pytest.mark.parametrize(
@@ -158,38 +156,38 @@ def test_a_right_http_request(served: Served) -> None:
         b"{}",
         b"\xff\0" * 50,
         b"[" * 100_000,
-        spoken()[:-9],
+        http_json()[:-9],
         b'{"inputs": 7}',
         b'{"inputs": [7]}',
-        spoken(shape="many"),
-        spoken(shape=[1.5]),
-        spoken(name=7),
-        spoken(datatype=None),
-        spoken(size=-1),
-        spoken(size="x"),
-        spoken(size=2**70),
+        http_json(shape="many"),
+        http_json(shape=[1.5]),
+        http_json(name=7),
+        http_json(datatype=None),
+        http_json(size=-1),
+        http_json(size="x"),
+        http_json(size=2**70),
     ],
     ids=range(17),
 )
-def test_garbage_in_http_is_refused(served: Served, body: bytes) -> None:
-    status, said = exchange(served, body)
-    assert status in (400, 500)  # Triton calls a fault of the JSON its own
-    assert json.loads(said)["error"]
+def test_garbage_in_http_is_refused(triton: Triton, body: bytes) -> None:
+    status, text = post(triton, body)
+    assert status in (400, 500)  # Triton reports some faults of the JSON as its own
+    assert json.loads(text)["error"]
 
 
 @pytest.mark.parametrize("header", ["-1", "0", "x", "10", "99999999", str(2**70)])
-def test_a_lying_header_length_is_refused(served: Served, header: str) -> None:
-    status, said = exchange(served, spoken() + BYTES, header=header)
+def test_a_false_header_length_is_refused(triton: Triton, header: str) -> None:
+    status, text = post(triton, http_json() + BYTES, header=header)
     assert status in (400, 500)
-    assert json.loads(said)["error"]
+    assert json.loads(text)["error"]
 
 
 @pytest.mark.parametrize("size", [0, 1, len(BYTES) + 1, 2**40])
-def test_a_lying_size_is_refused(served: Served, size: int) -> None:
-    header = spoken(size=size)
-    status, said = exchange(served, header + BYTES, header=str(len(header)))
+def test_a_false_size_is_refused(triton: Triton, size: int) -> None:
+    header = http_json(size=size)
+    status, text = post(triton, header + BYTES, header=str(len(header)))
     assert status == 400
-    assert "additional" in said
+    assert "additional" in text
 
 
 @pytest.mark.parametrize(
@@ -203,8 +201,8 @@ def test_a_lying_size_is_refused(served: Served, size: int) -> None:
         "/v2/models/..%2f..%2fstate/infer",
     ],
 )
-def test_a_path_that_is_none_is_not_found(served: Served, path: str) -> None:
-    assert exchange(served, spoken() + BYTES, path=path, header=str(len(spoken())))[0] == 404
+def test_an_unknown_path_is_not_found(triton: Triton, path: str) -> None:
+    assert post(triton, http_json() + BYTES, path=path, header=str(len(http_json())))[0] == 404
 
 
 POST = b"POST /v2/models/products/infer HTTP/1.1\r\n"
@@ -222,39 +220,41 @@ POST = b"POST /v2/models/products/infer HTTP/1.1\r\n"
         POST + b"A: " + b"a" * 1_000_000 + b"\r\n\r\n",
         b"POST /" + b"a" * 1_000_000 + b" HTTP/1.1\r\n\r\n",
     ],
-    ids=["noise", "no version", "negative length", "endless", "broken off", "bad chunk", "long header", "long path"],
+    ids=["noise", "no version", "negative length", "endless", "cut off", "bad chunk", "long header", "long path"],
 )
 @pytest.mark.parametrize("port", ["http_port", "grpc_port"])
-def test_what_is_no_http_ends_the_connection(served: Served, sent: bytes, port: str) -> None:
-    with socket.create_connection(("127.0.0.1", getattr(served.server, port)), timeout=10) as connection:
+def test_bytes_that_are_not_http_end_the_connection(triton: Triton, sent: bytes, port: str) -> None:
+    with socket.create_connection(("127.0.0.1", getattr(triton.server, port)), timeout=10) as connection:
         try:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
         except TimeoutError:
-            pytest.fail("the server waits for more")
+            pytest.fail("the server waits for more bytes")
         except OSError:
-            pass  # it closed the connection before it had read everything
+            pass  # it closed the connection before it had read all bytes
 
 
-def test_clients_that_break_off_or_never_finish(served: Served) -> None:
-    with_body = POST + f"{TOKEN_HEADER}: {served.access.token}\r\nContent-Length: 100000\r\n\r\n".encode()
-    held = [socket.create_connection(("127.0.0.1", served.server.http_port), timeout=10) for _ in range(100)]
-    for connection in held:
+def test_clients_that_disconnect_or_never_finish(triton: Triton) -> None:
+    with_body = POST + f"{TOKEN_HEADER}: {triton.access.token}\r\nContent-Length: 100000\r\n\r\n".encode()
+    connections = [socket.create_connection(("127.0.0.1", triton.server.http_port), timeout=10) for _ in range(100)]
+    for connection in connections:
         connection.sendall(with_body + b"a tenth of it")
-    served.endpoint.golden_check(served.repository, 1)
-    for connection in held:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
+    triton.endpoint.golden_check(triton.repository, 1)
+    for connection in connections:
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )  # a reset instead of an orderly end
         connection.close()
 
 
-def test_a_client_that_stops_reading(served: Served, others: Load) -> None:
-    """It asks over a stream for 200 answers of 16 kB, takes one, and the others only much later."""
-    requests = [question(shape=(8, SIZE, SIZE, 3), raw=8 * BYTES, output="embedding")] * 200
-    with grpc.insecure_channel(served.access.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+def test_a_client_that_stops_reading(triton: Triton, others: Load) -> None:
+    """It requests 200 answers of 16 kB over a stream, reads one, and the others only much later."""
+    requests = [grpc_request(shape=(8, SIZE, SIZE, 3), raw=8 * BYTES, output="embedding")] * 200
+    with grpc.insecure_channel(triton.access.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = stub.ModelStreamInfer(iter(requests), timeout=60, metadata=tuple(served.access.headers().items()))
+        answers = stub.ModelStreamInfer(iter(requests), timeout=60, metadata=tuple(triton.access.headers().items()))
         assert not next(answers).error_message
-        assert others.meet(1, more=300)
+        assert others.wait_for_answers(1, more=300)
         assert [answer.error_message for answer in answers] == [""] * 199

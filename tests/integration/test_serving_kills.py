@@ -1,4 +1,4 @@
-"""Requests, versions and disks when processes are killed, disks fill up and servers are missing."""
+"""Requests and model versions when processes are killed, disks fill up and servers are down."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from serving.server import process
 from serving.server.control import Endpoint
 from serving.server.server import LocalServer, running
 from serving.wire import connect, infer, infer_encoded
-from tests.graphs import golden_images, stage
-from tests.integration.test_triton_server import traces
-from tests.served import Served, closed_loop, serve
+from tests.graphs import golden_images, write_versions
+from tests.integration.test_triton_server import remains
+from tests.triton import Triton, closed_loop, triton_with_two_versions
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
@@ -30,63 +30,63 @@ IMAGES = golden_images(8)
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
-    """A server of its own, whose graph takes about 50 ms per photo."""
+def slow(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Triton]:
+    """Separate server whose graph takes about 50 ms per photo."""
     folder = tmp_path_factory.mktemp("slow")
     repository = ModelRepository(folder / "repository", instances=1)
-    stage(repository, folder, 1, work=20)
+    write_versions(repository, folder, 1, work=20)
     repository.configure([1])
     server = local_server(repository.root, folder / "state")
     try:
         access = server.start().access
         with Endpoint(access) as endpoint:
-            yield Served(repository, server, endpoint, access)
+            yield Triton(repository, server, endpoint, access)
     finally:
         if last := running(server.state):
-            process.kill([last.pid])  # asked nicely, it would wait for the processes it lost
+            process.kill([last.pid])  # a normal stop would wait for the killed processes
         server.stop()
-        assert traces(server) == []
+        assert remains(server) == []
 
 
-class Waiting:
-    """A client that waits for answers, each of which takes some 400 ms."""
+class WaitingClient:
+    """Client that waits for eight answers, each of which takes about 400 ms."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, triton: Triton) -> None:
         self.error: ServingError | None = None
-        self._thread = threading.Thread(target=self._ask, args=(served,))
+        self._thread = threading.Thread(target=self._infer, args=(triton,))
         self._thread.start()
-        time.sleep(0.3)  # now one of them is being computed
+        time.sleep(0.3)  # now the server computes one of the answers
 
-    def _ask(self, served: Served) -> None:
+    def _infer(self, triton: Triton) -> None:
         try:
             for _ in range(8):
-                served.ask(IMAGES)
+                triton.infer(IMAGES)
         except ServingError as error:
             self.error = error
 
-    def learns_of_it(self) -> ServingError | None:
-        """The error it gets, long before its deadlines would have passed."""
+    def wait_for_error(self) -> ServingError | None:
+        """Error that the client gets, long before its deadlines pass."""
         self._thread.join(NO_DEADLINE_S)
         assert not self._thread.is_alive()
         return self.error
 
 
-def test_a_backend_killed_in_mid_request(slow: Served) -> None:
-    waiting = Waiting(slow)
+def test_a_backend_killed_in_mid_request(slow: Triton) -> None:
+    client = WaitingClient(slow)
     state = str(slow.server.state)
-    stubs = [pid for pid, argv in process.commands() if argv[0].startswith(state) and "/products/" in argv[1]]
-    assert stubs
-    process.kill(stubs)
-    error = waiting.learns_of_it()
+    pids = [pid for pid, argv in process.commands() if argv[0].startswith(state) and "/products/" in argv[1]]
+    assert pids
+    process.kill(pids)
+    error = client.wait_for_error()
     assert isinstance(error, ModelNotReady | RequestTimeout)
     assert slow.endpoint.heal(slow.repository)
     slow.endpoint.golden_check(slow.repository, 1)
 
 
-def test_a_server_killed_in_mid_request(slow: Served) -> None:
-    waiting = Waiting(slow)
+def test_a_server_killed_in_mid_request(slow: Triton) -> None:
+    client = WaitingClient(slow)
     process.kill([running(slow.server.state).pid])
-    error = waiting.learns_of_it()
+    error = client.wait_for_error()
     assert isinstance(error, ServerUnavailable), error
     again = slow.server.start()
     with Endpoint(again.access) as endpoint:
@@ -97,18 +97,18 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, but no server listens
-        with connect(url) as client:
+        with connect(url) as connection:
             start = time.monotonic()
-            for ask in (
-                lambda: infer(client, IMAGES, url=url, model="products", outputs=["ids"], timeout_s=30),
-                lambda: infer_encoded(client, [b"x"], url=url, model="products", outputs=["ids"], timeout_s=30),
+            for request in (
+                lambda: infer(connection, IMAGES, url=url, model="products", outputs=["ids"], timeout_s=30),
+                lambda: infer_encoded(connection, [b"x"], url=url, model="products", outputs=["ids"], timeout_s=30),
             ):
                 with pytest.raises(ServerUnavailable, match=f"no server answers at {url}"):
-                    ask()
+                    request()
             assert time.monotonic() - start < SOON_S
 
 
-def test_a_server_that_never_says_a_word() -> None:
+def test_a_server_that_accepts_connections_and_never_answers() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -120,9 +120,9 @@ def test_a_server_that_never_says_a_word() -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
-        yield found
+def triton(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]) -> Iterator[Triton]:
+    with triton_with_two_versions(tmp_path_factory.mktemp("triton"), local_server) as triton:
+        yield triton
 
 
 PUBLISH = """
@@ -143,28 +143,28 @@ except Exception as error:
 """
 
 
-def test_of_two_that_publish_one_number_one_does(served: Served, tmp_path: Path) -> None:
-    stage(ModelRepository(tmp_path / "elsewhere"), tmp_path, 3)
-    command = [sys.executable, "-c", PUBLISH, str(served.repository.root), str(tmp_path / "3.onnx"), "3"]
+def test_of_several_writers_of_one_version_one_succeeds(triton: Triton, tmp_path: Path) -> None:
+    write_versions(ModelRepository(tmp_path / "elsewhere"), tmp_path, 3)
+    command = [sys.executable, "-c", PUBLISH, str(triton.repository.root), str(tmp_path / "3.onnx"), "3"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
     children = [subprocess.Popen(command, **pipes) for _ in range(3)]
     for child in children:
         assert child.stdout.readline() == "ready\n"
-    said = [child.communicate("go\n", timeout=60)[0].strip() for child in children]
-    assert sorted(said) == ["VersionInUse", "VersionInUse", "published"]
-    served.repository.verify(3)
-    assert not list(served.repository.model.glob(".*"))
+    outputs = [child.communicate("go\n", timeout=60)[0].strip() for child in children]
+    assert sorted(outputs) == ["VersionInUse", "VersionInUse", "published"]
+    triton.repository.verify(3)
+    assert not list(triton.repository.model.glob(".*"))
 
 
-def test_switches_at_once_happen_one_after_the_other(served: Served) -> None:
+def test_switches_at_once_happen_one_after_the_other(triton: Triton) -> None:
     done: list[int] = []
 
     def switch(version: int) -> None:
-        with Endpoint(served.access) as endpoint:
-            endpoint.switch(served.repository, version)
+        with Endpoint(triton.access) as endpoint:
+            endpoint.switch(triton.repository, version)
             done.append(version)
 
-    with closed_loop(served) as load:
+    with closed_loop(triton) as load:
         threads = [threading.Thread(target=switch, args=(version,)) for version in (2, 1, 2)]
         for thread in threads:
             thread.start()
@@ -172,8 +172,8 @@ def test_switches_at_once_happen_one_after_the_other(served: Served) -> None:
             thread.join()
     assert load.faults == []
     assert sorted(done) == [1, 2, 2]
-    assert served.repository.configured() == served.endpoint.active() == (done[-1],)
-    served.endpoint.golden_check(served.repository, done[-1])
+    assert triton.repository.configured() == triton.endpoint.active() == (done[-1],)
+    triton.endpoint.golden_check(triton.repository, done[-1])
 
 
 FILL = """
@@ -206,20 +206,20 @@ def test_a_disk_that_fills_up_while_publishing(tmp_path: Path, local_server: Cal
     if mount.returncode:
         pytest.skip("this machine permits no tmpfs mounts")
     try:
-        with serve(tmp_path, local_server) as served, closed_loop(served) as load:
+        with triton_with_two_versions(tmp_path, local_server) as triton, closed_loop(triton) as load:
             graph = tmp_path / "2.onnx"
-            run = subprocess.run([sys.executable, "-c", FILL, str(served.repository.root), str(graph)], cwd=ROOT,
+            run = subprocess.run([sys.executable, "-c", FILL, str(triton.repository.root), str(graph)], cwd=ROOT,
                                  capture_output=True, text=True, check=True)  # fmt: skip
             refused = int(run.stdout)
-            assert served.repository.versions() == (1, 2, *range(10, refused))
+            assert triton.repository.versions() == (1, 2, *range(10, refused))
             with pytest.raises(DiskFull):
-                served.endpoint.switch(served.repository, 2)
-            assert load.meet(1)
+                triton.endpoint.switch(triton.repository, 2)
+            assert load.wait_for_answers(1)
             assert load.faults == []
-            assert served.repository.configured() == served.endpoint.active() == (1,)
+            assert triton.repository.configured() == triton.endpoint.active() == (1,)
             (disk / "rest").unlink()
-            served.endpoint.switch(served.repository, 2)
-            assert load.meet(2)
+            triton.endpoint.switch(triton.repository, 2)
+            assert load.wait_for_answers(2)
         assert load.faults == []
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -39,8 +39,8 @@ from serving.server import process
 from serving.server.control import Endpoint
 from serving.server.server import LocalServer, running
 from serving.wire import Answer, connect
-from tests.graphs import LABELS, SIZE, golden_images, make_endless, sign, stage, write_graph
-from tests.served import Served, closed_loop, serve
+from tests.graphs import LABELS, SIZE, golden_images, make_endless, update_hashes, write_graph, write_versions
+from tests.triton import Triton, closed_loop, triton_with_two_versions
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
@@ -48,18 +48,18 @@ MakeServer = Callable[..., LocalServer]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("served"), local_server) as found:
-        yield found
+def triton(tmp_path_factory: pytest.TempPathFactory, local_server: MakeServer) -> Iterator[Triton]:
+    with triton_with_two_versions(tmp_path_factory.mktemp("triton"), local_server) as triton:
+        yield triton
 
 
 @pytest.fixture(autouse=True)
 def _version_1(request: pytest.FixtureRequest) -> None:
-    """Every test of the shared server begins with version 1."""
-    if "served" in request.fixturenames:
-        found = request.getfixturevalue("served")
-        if found.endpoint.active() != (1,):
-            found.endpoint.switch(found.repository, 1)
+    """Switches to version 1 before every test of the shared server."""
+    if "triton" in request.fixturenames:
+        triton = request.getfixturevalue("triton")
+        if triton.endpoint.active() != (1,):
+            triton.endpoint.switch(triton.repository, 1)
 
 
 def photo(pixels: NDArray[np.uint8]) -> bytes:
@@ -68,46 +68,46 @@ def photo(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def test_answers_equal_local_onnx_runtime(served: Served) -> None:
+def test_answers_equal_local_onnx_runtime(triton: Triton) -> None:
     images = golden_images(19, seed=5)
     photos = [photo(image) for image in images]
-    with Recognizer(served.access, labels=served.repository.labels) as recognizer:
+    with Recognizer(triton.access, labels=triton.repository.labels) as recognizer:
         found = recognizer.recognise(photos, embedding=True)
-    local = LocalRecognizer(served.repository.path(1) / "model.onnx").recognise(photos, embedding=True)
-    for one, other in zip(found, local, strict=True):
-        assert [label for label, _ in one.ranked] == [label for label, _ in other.ranked]
-        assert np.allclose([p for _, p in one.ranked], [p for _, p in other.ranked], atol=1e-5)
-        assert np.allclose(one.embedding, other.embedding, atol=1e-4)
-        assert (one.model_version, one.data_version) == (1, "data1")
-    assert len({one.ranked[0][0] for one in found}) > 1  # different photos do get different answers
+    local = LocalRecognizer(triton.repository.path(1) / "model.onnx").recognise(photos, embedding=True)
+    for answer, expected in zip(found, local, strict=True):
+        assert [label for label, _ in answer.ranked] == [label for label, _ in expected.ranked]
+        assert np.allclose([p for _, p in answer.ranked], [p for _, p in expected.ranked], atol=1e-5)
+        assert np.allclose(answer.embedding, expected.embedding, atol=1e-4)
+        assert (answer.model_version, answer.data_version) == (1, "data1")
+    assert len({answer.ranked[0][0] for answer in found}) > 1, "different photos get different answers"
 
 
-def test_golden_check_sees_another_model(served: Served) -> None:
-    served.endpoint.golden_check(served.repository, 1)
-    with swapped(served.repository.path(1) / "golden.npz", served.repository.path(2) / "golden.npz"):
-        sign(served.repository.path(1))
+def test_the_golden_check_notices_another_model(triton: Triton) -> None:
+    triton.endpoint.golden_check(triton.repository, 1)
+    with swapped(triton.repository.path(1) / "golden.npz", triton.repository.path(2) / "golden.npz"):
+        update_hashes(triton.repository.path(1))
         with pytest.raises(GoldenMismatch, match="version 1, golden image 0"):
-            served.endpoint.golden_check(served.repository, 1)
-    sign(served.repository.path(1))
+            triton.endpoint.golden_check(triton.repository, 1)
+    update_hashes(triton.repository.path(1))
 
 
-def test_several_requests_are_answered_each_its_own(served: Served) -> None:
+def test_each_request_gets_its_own_answer(triton: Triton) -> None:
     images = golden_images(24, seed=9)
-    want = [served.ask(image[None]).arrays for image in images]
+    expected = [triton.infer(image[None]).arrays for image in images]
     found: dict[int, Answer] = {}
 
-    def ask(number: int) -> None:
-        found[number] = served.ask(images[number : number + 1 + number % 3])
+    def infer(number: int) -> None:
+        found[number] = triton.infer(images[number : number + 1 + number % 3])
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(22)]
+    threads = [threading.Thread(target=infer, args=(number,)) for number in range(22)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for number, answer in found.items():
         for row, (ids, probs) in enumerate(zip(answer.arrays["ids"], answer.arrays["probs"], strict=True)):
-            assert np.array_equal(ids, want[number + row]["ids"][0])
-            assert np.allclose(probs, want[number + row]["probs"][0], atol=1e-5)
+            assert np.array_equal(ids, expected[number + row]["ids"][0])
+            assert np.allclose(probs, expected[number + row]["probs"][0], atol=1e-5)
     assert len(found) == 22
 
 
@@ -125,54 +125,54 @@ def test_several_requests_are_answered_each_its_own(served: Served) -> None:
     ],
     ids=["side", "rank", "no batch", "float", "int64", "complex", "batch of 9", "batch of 0"],
 )
-def test_a_malformed_request_is_refused_and_the_server_lives(served: Served, image: NDArray) -> None:
+def test_a_malformed_request_is_refused_and_the_server_lives(triton: Triton, image: NDArray) -> None:
     with pytest.raises(BadRequest) as caught:
-        served.ask(image)
+        triton.infer(image)
     assert isinstance(caught.value, ValueError)
-    served.endpoint.golden_check(served.repository, 1)
+    triton.endpoint.golden_check(triton.repository, 1)
 
 
-def test_unknown_models_and_versions(served: Served) -> None:
+def test_unknown_models_and_versions(triton: Triton) -> None:
     for wrong in ({"model": "elsewhere"}, {"version": "9"}):
         with pytest.raises(ModelNotReady, match=r"9|elsewhere"):
-            served.ask(golden_images(1), **wrong)
+            triton.infer(golden_images(1), **wrong)
 
 
 @pytest.fixture(scope="module")
-def slow(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A second model in the same server: about 150 ms per photo, and room for one request to wait."""
-    repository = ModelRepository(served.repository.root, "slow", max_batch_size=1, instances=1)
-    stage(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
+def slow(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name of a second model in the same server: about 150 ms per photo, and a queue for one request."""
+    repository = ModelRepository(triton.repository.root, "slow", max_batch_size=1, instances=1)
+    write_versions(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=1).to_pbtxt())
-    with Endpoint(served.access, model="slow") as endpoint:
+    with Endpoint(triton.access, model="slow") as endpoint:
         endpoint.load()
         endpoint.golden_check(repository, 1)
     return "slow"
 
 
-def test_a_deadline_is_kept(served: Served, slow: str) -> None:
+def test_a_deadline_is_kept(triton: Triton, slow: str) -> None:
     start = time.monotonic()
     with pytest.raises(RequestTimeout):
-        served.ask(golden_images(1), model=slow, timeout_s=0.03)
+        triton.infer(golden_images(1), model=slow, timeout_s=0.03)
     assert time.monotonic() - start < 1.0
 
 
-def test_a_full_queue_rejects_at_once(served: Served, slow: str) -> None:
+def test_a_full_queue_rejects_at_once(triton: Triton, slow: str) -> None:
     outcomes: list[ServingError | Answer] = []
 
-    def ask() -> None:
+    def infer() -> None:
         try:
-            outcomes.append(served.ask(golden_images(1), model=slow))
+            outcomes.append(triton.infer(golden_images(1), model=slow))
         except ServingError as error:
             outcomes.append(error)
 
     def kinds() -> set[type]:
         return {type(outcome) for outcome in outcomes}
 
-    for _ in range(10):  # the request that ran into its deadline may still hold the queue
-        threads = [threading.Thread(target=ask) for _ in range(6)]
+    for _ in range(10):  # the request of the test above may still occupy the queue
+        threads = [threading.Thread(target=infer) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -183,19 +183,19 @@ def test_a_full_queue_rejects_at_once(served: Served, slow: str) -> None:
     assert kinds() == {RequestRejected, Answer}, outcomes
 
 
-def test_no_request_is_lost_while_versions_switch(served: Served) -> None:
-    with closed_loop(served) as load:
+def test_no_request_is_lost_while_versions_switch(triton: Triton) -> None:
+    with closed_loop(triton) as load:
         for version in (2, 1, 2, 1):
-            served.endpoint.switch(served.repository, version)
-            assert served.endpoint.active() == served.repository.configured() == (version,)
-            assert load.meet(version, more=50)
+            triton.endpoint.switch(triton.repository, version)
+            assert triton.endpoint.active() == triton.repository.configured() == (version,)
+            assert load.wait_for_answers(version, more=50)
     assert load.faults == []
-    assert set(load.answered) == {1, 2}
+    assert set(load.answers) == {1, 2}
 
 
-def test_a_switch_to_what_is_served_changes_nothing(served: Served) -> None:
-    served.endpoint.switch(served.repository, 1)
-    assert served.endpoint.active() == served.repository.configured() == (1,)
+def test_a_switch_to_the_current_version_changes_nothing(triton: Triton) -> None:
+    triton.endpoint.switch(triton.repository, 1)
+    assert triton.endpoint.active() == triton.repository.configured() == (1,)
 
 
 @contextmanager
@@ -208,119 +208,119 @@ def swapped(path: Path, other: Path) -> Iterator[None]:
         path.write_bytes(kept)
 
 
-def broken_version(served: Served, folder: Path, how: str) -> int:
-    """A new version that is broken in a way that only shows later."""
-    version = max(served.repository.versions()) + 1
-    stage(served.repository, folder, version)
-    path = served.repository.path(version)
-    if how == "truncated":
+def broken_version(triton: Triton, folder: Path, fault: str) -> int:
+    """Writes a new version that is broken in the given way, and returns its number."""
+    version = max(triton.repository.versions()) + 1
+    write_versions(triton.repository, folder, version)
+    path = triton.repository.path(version)
+    if fault == "truncated":
         os.truncate(path / "model.onnx", 300)
-    elif how == "unknown operator":
+    elif fault == "unknown operator":
         model = onnx.load(path / "model.onnx")
         model.graph.node[0].op_type = "NoSuchOperator"
         onnx.save(model, path / "model.onnx")
-        sign(path)
-    elif how == "endless":
+        update_hashes(path)
+    elif fault == "endless":
         make_endless(path / "model.onnx")
-        sign(path)
-    elif how == "missing":
+        update_hashes(path)
+    elif fault == "missing":
         (path / "labels.txt").unlink()
-    elif how == "golden lies":
-        shutil.copyfile(served.repository.path(1) / "golden.npz", path / "golden.npz")
-        sign(path)
+    elif fault == "wrong golden answers":
+        shutil.copyfile(triton.repository.path(1) / "golden.npz", path / "golden.npz")
+        update_hashes(path)
     return version
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("how", "error"),
+    ("fault", "error"),
     [
         ("truncated", CorruptVersion),
         ("missing", CorruptVersion),
         ("unknown operator", ModelNotReady),
-        ("golden lies", GoldenMismatch),
+        ("wrong golden answers", GoldenMismatch),
     ],
 )
 def test_a_broken_version_leaves_the_old_one_serving(
-    served: Served, tmp_path: Path, how: str, error: type[ServingError]
+    triton: Triton, tmp_path: Path, fault: str, error: type[ServingError]
 ) -> None:
-    version = broken_version(served, tmp_path, how)
-    with closed_loop(served) as load:
+    version = broken_version(triton, tmp_path, fault)
+    with closed_loop(triton) as load:
         with pytest.raises(error):
-            served.endpoint.switch(served.repository, version)
-        assert load.meet(1)
+            triton.endpoint.switch(triton.repository, version)
+        assert load.wait_for_answers(1)
     assert load.faults == []
-    assert set(load.answered) == {1}, "no client gets an answer of an unchecked version"
-    assert served.repository.configured() == (1,)
-    assert served.ask(golden_images(1)).version == 1
-    served.endpoint.golden_check(served.repository, 1)
-    served.endpoint.switch(served.repository, 2)  # and the way is not blocked
-    assert served.endpoint.active() == (2,)
+    assert set(load.answers) == {1}, "no client gets an answer of an unchecked version"
+    assert triton.repository.configured() == (1,)
+    assert triton.infer(golden_images(1)).version == 1
+    triton.endpoint.golden_check(triton.repository, 1)
+    triton.endpoint.switch(triton.repository, 2)  # later switches are not blocked
+    assert triton.endpoint.active() == (2,)
 
 
 @pytest.mark.faults
-def test_a_version_that_hangs_leaves_the_old_one_serving(served: Served, tmp_path: Path) -> None:
-    version = broken_version(served, tmp_path, "endless")
+def test_a_version_that_hangs_leaves_the_old_one_serving(triton: Triton, tmp_path: Path) -> None:
+    version = broken_version(triton, tmp_path, "endless")
     try:
-        with closed_loop(served) as load, Endpoint(served.access, answer_timeout_s=2) as endpoint:
+        with closed_loop(triton) as load, Endpoint(triton.access, answer_timeout_s=2) as endpoint:
             with pytest.raises(RequestTimeout) as caught:
-                endpoint.switch(served.repository, version)
-            assert load.meet(1)
+                endpoint.switch(triton.repository, version)
+            assert load.wait_for_answers(1)
             assert "restart the server" in caught.value.__notes__[0], "it still computes"
-            endpoint.switch(served.repository, 2)  # and the way is not blocked
-            assert load.meet(2)
+            endpoint.switch(triton.repository, 2)  # later switches are not blocked
+            assert load.wait_for_answers(2)
         assert load.faults == []
-        assert set(load.answered) == {1, 2}
+        assert set(load.answers) == {1, 2}
     finally:
         process.kill([pid for pid, argv in process.commands() if f"-candidate-{version}/" in " ".join(argv[:2])])
 
 
-def test_a_new_version_is_proven_under_another_name(served: Served) -> None:
-    name = served.repository.candidate(2).name
-    seen: set[str] = set()
-    with closed_loop(served) as load, connect(served.access) as client:
-        switching = threading.Thread(target=served.endpoint.switch, args=(served.repository, 2))
+def test_a_new_version_is_checked_under_another_name(triton: Triton) -> None:
+    name = triton.repository.candidate(2).name
+    ready: set[str] = set()
+    with closed_loop(triton) as load, connect(triton.access) as client:
+        switching = threading.Thread(target=triton.endpoint.switch, args=(triton.repository, 2))
         switching.start()
         while switching.is_alive():
             index = client.get_model_repository_index()
-            seen |= {entry.name for entry in index.models if entry.state == "READY"}
+            ready |= {entry.name for entry in index.models if entry.state == "READY"}
     assert load.faults == []
-    assert seen == {"products", "products-encoded", name} | (seen & {"slow"})
-    assert not (served.repository.root / name).exists()
-    assert name not in {entry.name for entry in served.endpoint._index()}
+    assert ready == {"products", "products-encoded", name} | (ready & {"slow"})
+    assert not (triton.repository.root / name).exists()
+    assert name not in {entry.name for entry in triton.endpoint._index()}
 
 
 @pytest.mark.faults
-def test_what_a_killed_switch_left_is_swept(served: Served) -> None:
-    with candidate_files(served.repository, 2) as candidate, Endpoint(served.access, model=candidate.name) as trial:
+def test_what_a_killed_switch_left_is_swept(triton: Triton) -> None:
+    with candidate_files(triton.repository, 2) as candidate, Endpoint(triton.access, model=candidate.name) as trial:
         trial.load()
         trial.golden_check(candidate, 2)
-        served.endpoint.sweep(served.repository)
+        triton.endpoint.sweep(triton.repository)
         assert trial.active() == ()
         assert not candidate.model.exists()
-    served.endpoint.golden_check(served.repository, 1)
+    triton.endpoint.golden_check(triton.repository, 1)
 
 
-def test_another_contract_never_reaches_the_server(served: Served, tmp_path: Path) -> None:
+def test_another_contract_never_reaches_the_server(triton: Triton, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "k.onnx", k=3)
-    version = max(served.repository.versions()) + 1
-    served.repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
+    version = max(triton.repository.versions()) + 1
+    triton.repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
     with pytest.raises(ContractChanged):
-        served.endpoint.switch(served.repository, version)
-    assert served.repository.configured() == served.endpoint.active() == (1,)
+        triton.endpoint.switch(triton.repository, version)
+    assert triton.repository.configured() == triton.endpoint.active() == (1,)
 
 
-def test_a_client_follows_a_switch(served: Served) -> None:
-    met: list[int] = []
+def test_a_client_follows_a_switch(triton: Triton) -> None:
+    asked_for: list[int] = []
 
     def labels(version: int) -> Sequence[str]:
-        met.append(version)
+        asked_for.append(version)
         return [f"v{version} {label}" for label in LABELS]
 
     picture = [photo(golden_images(1)[0])]
-    with Recognizer(served.access, labels=labels) as recognizer:
+    with Recognizer(triton.access, labels=labels) as recognizer:
         [before] = recognizer.recognise(picture)
-        served.endpoint.switch(served.repository, 2)
+        triton.endpoint.switch(triton.repository, 2)
         [after] = recognizer.recognise(picture)
         recognizer.recognise(picture)
     assert (before.model_version, before.data_version, after.model_version, after.data_version) == (
@@ -331,21 +331,21 @@ def test_a_client_follows_a_switch(served: Served) -> None:
     )
     assert before.ranked[0][0].startswith("v1 ")
     assert after.ranked[0][0].startswith("v2 ")
-    assert met == [1, 2]
+    assert asked_for == [1, 2]
 
 
-def test_a_second_start_is_refused(served: Served) -> None:
+def test_a_second_start_is_refused(triton: Triton) -> None:
     with pytest.raises(AlreadyRunning, match=r"pid \d+.*stop it first"):
-        served.server.start()
-    served.endpoint.golden_check(served.repository, 1)
+        triton.server.start()
+    triton.endpoint.golden_check(triton.repository, 1)
 
 
 @pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])
-def test_a_port_in_use_is_named(served: Served, local_server: MakeServer, tmp_path: Path, option: str) -> None:
+def test_a_port_in_use_is_named(triton: Triton, local_server: MakeServer, tmp_path: Path, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=f"{port}.*--{option.replace('_', '-')}"):
-            local_server(served.repository.root, tmp_path / "state", **{option: port}).start()
+            local_server(triton.repository.root, tmp_path / "state", **{option: port}).start()
     assert running(tmp_path / "state") is None

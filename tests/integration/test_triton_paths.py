@@ -1,4 +1,4 @@
-"""The wheel's python backend goes through a shell; a workspace may lie in a folder that a shell would split."""
+"""Paths that a shell would split: the wheel's Python backend starts its processes through a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.server import LocalServer
-from tests.graphs import stage
+from tests.graphs import write_versions
 
 pytestmark = pytest.mark.triton
 
@@ -19,7 +19,7 @@ def test_a_folder_with_spaces_and_quotes_is_served(tmp_path: Path, local_server:
     folder = tmp_path / 'a user\'s "shop"'
     repository = ModelRepository(folder / "repository")
     folder.mkdir()
-    stage(repository, folder, 1, 2)
+    write_versions(repository, folder, 1, 2)
     repository.configure([1])
     server = local_server(repository.root, folder / "state")
     try:

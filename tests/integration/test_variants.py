@@ -1,4 +1,4 @@
-"""Variants through the real flow: every precision and number of crops is made and measured, and one is served."""
+"""Variants in the real flow: every precision and number of crops is exported and measured, and one is served."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from models.recipe.config import load_recipe
 from serving.server.environment import Environment
 from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write_delivery
 
-__all__ = ["pytestmark"]  # the same parts are needed
+__all__ = ["pytestmark"]  # the same services are needed
 
 VARIANTS = ("export.variants=true", "export.precision=int8", "export.fall=1")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_variants_are_measured_and_the_one_that_is_offered_is_served(
+def test_variants_are_measured_and_the_offered_variant_is_served(
     tmp_path: Path, prefect_server: None, triton_environment: Environment
 ) -> None:
     workspace, recipe = Workspace.init(tmp_path / "shop"), load_recipe("smoke", overrides=(*QUICK, *ANY, *VARIANTS))
@@ -33,18 +33,18 @@ def test_variants_are_measured_and_the_one_that_is_offered_is_served(
     done = stages(workspace)
     assert sum(name.startswith("export-") for name in done) == 4
     (folder,) = (workspace.runs / "stages" / name for name in done if name.startswith("variants-"))
-    told = {each["name"]: each for each in json.loads((folder / "variants.json").read_text())}
-    assert set(told) == {"fp16", "bf16", "int8", "crops1", "crops2", "crops5", "crops10"}
-    assert all(told[f"crops{crops}"]["ms"] > 0 for crops in (1, 2, 5, 10))
+    variants = {each["name"]: each for each in json.loads((folder / "variants.json").read_text())}
+    assert set(variants) == {"fp16", "bf16", "int8", "crops1", "crops2", "crops5", "crops10"}
+    assert all(variants[f"crops{crops}"]["ms"] > 0 for crops in (1, 2, 5, 10))
     served = repository(workspace).path(1) / "model.onnx"
     assert served.read_bytes() == (folder / "model.onnx").read_bytes()
     card, lineage = read_metadata(served), repository(workspace).lineage(1)
     assert json.loads(card["metrics"]) == lineage["metrics"]
-    if told["int8"]["offered"]:  # a network as small as this may gain nothing by it
-        assert json.loads(card["variant"]) == told["int8"]
+    if variants["int8"]["offered"]:  # a network as small as this may not become faster
+        assert json.loads(card["variant"]) == variants["int8"]
         assert any(reason.startswith("int8 instead of that") for reason in lineage["verdict"])
     else:
-        assert "ms for a photo" in told["int8"]["refused"]
+        assert "ms for a photo" in variants["int8"]["refused"]
         assert "variant" not in card
     retrain(workspace, recipe)
     assert [name.split("-")[0] for name in stages(workspace) if name not in done] == ["measure"]

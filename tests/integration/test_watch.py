@@ -1,4 +1,4 @@
-"""An endpoint that is kept alive: its processes are killed, and it answers again with the version that the registry names."""
+"""An endpoint under watch: when its processes are killed, it answers again with the version that the registry names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serving.server.control import Endpoint
 from serving.server.environment import Environment
 from serving.server.server import running
 from serving.server.watch_lock import watcher
-from tests.graphs import stage
+from tests.graphs import write_versions
 from tests.integration.conftest import free_ports
 
 pytestmark = pytest.mark.triton
@@ -33,11 +33,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def shop(tmp_path: Path, triton_environment: Environment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """Model versions 1 and 2 are registered, 1 is assigned, and nothing runs; nothing is left running either."""
+    """Workspace with model versions 1 and 2, of which 1 is the current model; nothing runs before or after the test."""
     monkeypatch.setenv("CLEANSHELF_TRITON_ENV", str(triton_environment.path))
     workspace = Workspace.init(tmp_path / "shop")
     models = ModelVersions(Ledger(workspace.root))
-    stage(repository(workspace), tmp_path, 1, 2)
+    write_versions(repository(workspace), tmp_path, 1, 2)
     for version in (1, 2):
         models.register({"version": version, "data_version": f"data{version}", "graph_sha256": str(version)})
     for version in (2, 1):
@@ -66,8 +66,8 @@ def serve(workspace: Workspace, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def serving(workspace: Workspace) -> int | None:
-    """The version that gives its golden answers, if one does."""
+def answering_version(workspace: Workspace) -> int | None:
+    """Version that gives its golden answers, if any."""
     found = access(workspace)
     if found is None:
         return None
@@ -85,10 +85,10 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def kill_model(workspace: Workspace) -> None:
-    """kill -9 of the processes that compute; the server itself goes on and calls the model ready."""
+    """Kills the processes that compute; the server itself keeps running and reports the model as ready."""
     stub = str(workspace.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
     process.kill([pid for pid, argv in process.commands() if argv[0] == stub])
-    assert serving(workspace) is None
+    assert answering_version(workspace) is None
 
 
 @pytest.mark.faults
@@ -98,11 +98,11 @@ def test_in_the_foreground_a_dead_model_is_healed_and_a_signal_stops_everything(
         assert child.stdout.readline().startswith("Triton answers")
         kill_model(shop)
         assert eventually(lambda: "unloaded and loaded products again" in child.stdout.readline())
-        assert serving(shop) == 1
+        assert answering_version(shop) == 1
         server = running(shop.state)
         assert server
         child.send_signal(signal.SIGTERM)
-        process.kill([server.pid])  # it would wait half a minute for the process it lost
+        process.kill([server.pid])  # it would wait half a minute for the killed process
         assert child.wait(timeout=60) == 0
     assert running(shop.state) is None
 
@@ -114,9 +114,9 @@ def test_detached_a_killed_server_comes_back_with_the_registered_version(shop: W
     before = running(shop.state)
     assert before
     assert watcher(shop.state)
-    repository(shop).configure([2])  # as a switch that was killed before the registry knew
+    repository(shop).configure([2])  # as a switch leaves it that is killed before it reaches the registry
     os.kill(before.pid, signal.SIGKILL)
-    assert eventually(lambda: serving(shop) == 1)
+    assert eventually(lambda: answering_version(shop) == 1)
     after = running(shop.state)
     assert after
     assert (after.pid != before.pid, after.url) == (True, before.url)
@@ -127,17 +127,17 @@ def test_detached_a_killed_server_comes_back_with_the_registered_version(shop: W
 
 
 @pytest.mark.faults
-def test_a_switch_killed_before_the_registry_knew_is_undone(shop: Workspace) -> None:
+def test_a_switch_that_did_not_reach_the_registry_is_undone(shop: Workspace) -> None:
     with serve(shop, "--detach") as child:
         assert child.wait(timeout=60) == 0
     server = running(shop.state)
     assert server
     assert rollback_model(shop, 2) == 2
-    time.sleep(1.2)  # looks meanwhile
-    assert serving(shop) == 2, "what the registry names stays"
+    time.sleep(1.2)  # the watch checks meanwhile
+    assert answering_version(shop) == 2, "the version that the registry names stays"
     with shop.lock("test", name="serving"), Endpoint(server.access) as endpoint:
         endpoint.switch(repository(shop), 1)
-    assert eventually(lambda: serving(shop) == 2)
+    assert eventually(lambda: answering_version(shop) == 2)
 
 
 def test_a_start_serves_what_the_registry_names(shop: Workspace) -> None:
@@ -146,14 +146,14 @@ def test_a_start_serves_what_the_registry_names(shop: Workspace) -> None:
     left.mkdir()
     with serve(shop, "--detach") as child:
         assert child.wait(timeout=60) == 0
-    assert serving(shop) == 1
+    assert answering_version(shop) == 1
     assert not left.exists()
 
 
 def test_what_cannot_be_served_or_watched_is_one_line(shop: Workspace) -> None:
-    """Tokens on an open network, and nothing to watch."""
+    """Covers tokens on an unencrypted network, and a watch without an endpoint."""
     watching = [sys.executable, "-m", "flows.cli", "watch", "-w", str(shop.root)]
-    for child, said in (
+    for child, message in (
         (serve(shop, "--host", "10.1.2.3"), "host 10.1.2.3: tokens would cross the network readable"),
         (
             subprocess.Popen(watching, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True),
@@ -162,6 +162,6 @@ def test_what_cannot_be_served_or_watched_is_one_line(shop: Workspace) -> None:
     ):
         with child:
             assert child.stdout is not None
-            assert said in child.stdout.read()
+            assert message in child.stdout.read()
         assert child.returncode == 2
     assert running(shop.state) is None

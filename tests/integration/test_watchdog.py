@@ -1,4 +1,4 @@
-"""Probes a real server: slow is not dead, and ready is not alive."""
+"""Probes of a real server: a slow model is not dead, and a model that is reported as ready may be dead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.server.control import Endpoint
 from serving.server.probe import Health, Probe
 from serving.server.server import LocalServer
 from serving.wire import connect, infer
-from tests.graphs import golden_images, make_endless, sign, stage
+from tests.graphs import golden_images, make_endless, update_hashes, write_versions
 
 pytestmark = pytest.mark.triton
 
@@ -29,26 +29,26 @@ pytestmark = pytest.mark.triton
 def slow(
     tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]
 ) -> Iterator[tuple[LocalServer, ModelRepository, Access]]:
-    """About 150 ms for each photo, and room for two requests to wait."""
+    """Server, repository and access of a model that takes about 150 ms per photo, with a queue for two requests."""
     folder = tmp_path_factory.mktemp("slow")
     repository = ModelRepository(folder / "repository", max_batch_size=1, instances=1)
-    stage(repository, folder, 1, work=60)
+    write_versions(repository, folder, 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"
     path.write_text(replace(TritonConfig.parse(path.read_text()), max_queue_size=2).to_pbtxt())
     server = local_server(repository.root, folder / "state")
     started = server.start()
     yield server, repository, started.access
-    process.kill([started.pid])  # asked nicely, it would wait for a process that a test killed
+    process.kill([started.pid])  # a normal stop would wait for the killed process
     server.stop()
 
 
 @contextmanager
-def crowd(access: Access, *, clients: int) -> Iterator[None]:
-    """More clients than the queue has room for."""
+def many_clients(access: Access, *, clients: int) -> Iterator[None]:
+    """Runs more clients than the queue has room for, for the duration of the block."""
     stopping = threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         with connect(access) as client:
             while not stopping.is_set():
                 try:
@@ -56,7 +56,7 @@ def crowd(access: Access, *, clients: int) -> Iterator[None]:
                 except ServingError:
                     stopping.wait(0.02)
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    threads = [threading.Thread(target=send_requests) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -67,47 +67,47 @@ def crowd(access: Access, *, clients: int) -> Iterator[None]:
             thread.join()
 
 
-def stubs(server: LocalServer) -> list[int]:
-    stub = str(server.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
-    return [pid for pid, argv in process.commands() if argv[0] == stub]
+def stub_processes(server: LocalServer) -> list[int]:
+    path = str(server.state / "triton" / "backends" / "python" / "triton_python_backend_stub")
+    return [pid for pid, argv in process.commands() if argv[0] == path]
 
 
-def test_a_crowd_is_no_reason_to_heal(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
+def test_many_clients_do_not_cause_a_restart(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
     _, repository, access = slow
-    with Endpoint(access, answer_timeout_s=0.05) as impatient, crowd(access, clients=6):
-        watchdog, end = Probe(impatient, repository, hung_s=5), time.monotonic() + 8
-        pulses = set()
+    with Endpoint(access, answer_timeout_s=0.05) as impatient, many_clients(access, clients=6):
+        probe, end = Probe(impatient, repository, hung_s=5), time.monotonic() + 8
+        states = set()
         while time.monotonic() < end:
-            pulses.add(watchdog.check())
+            states.add(probe.check())
             time.sleep(0.1)
-    assert pulses == {Health.BUSY}
+    assert states == {Health.BUSY}
 
 
 @pytest.mark.faults
 def test_a_model_that_never_ends_is_hung(slow: tuple[LocalServer, ModelRepository, Access], tmp_path: Path) -> None:
     _, repository, access = slow
     endless = ModelRepository(repository.root, "endless", instances=1, warmup=False)
-    stage(endless, tmp_path, 1)
+    write_versions(endless, tmp_path, 1)
     make_endless(endless.path(1) / "model.onnx")
-    sign(endless.path(1))
+    update_hashes(endless.path(1))
     endless.configure([1])
     with Endpoint(access, model="endless", answer_timeout_s=0.5) as control:
         control.load()
-        watchdog = Probe(control, endless, hung_s=1.5)
-        assert watchdog.check() is Health.BUSY
-        assert process.until(lambda: watchdog.check() is Health.HUNG, timeout_s=20)
-        before = computing("endless")
+        probe = Probe(control, endless, hung_s=1.5)
+        assert probe.check() is Health.BUSY
+        assert process.until(lambda: probe.check() is Health.HUNG, timeout_s=20)
+        before = model_processes("endless")
         with pytest.raises(RequestTimeout):
             control.heal(endless)
-        assert computing("endless") == before, "it may only be slow"
-        with pytest.raises(RequestTimeout):  # of the new one, as the graph is what it is
+        assert model_processes("endless") == before, "a slow model is not restarted"
+        with pytest.raises(RequestTimeout):  # the restarted model hangs as well
             control.heal(endless, is_hung=True)
-        assert computing("endless") > before
-    process.kill(list(computing("endless")))
+        assert model_processes("endless") > before
+    process.kill(list(model_processes("endless")))
 
 
-def computing(model: str) -> set[int]:
-    """The processes of a model, with any that are on their way out."""
+def model_processes(model: str) -> set[int]:
+    """Pids of the processes of a model, including any that are ending."""
     return {pid for pid, argv in process.commands() if f"models/{model}/1" in " ".join(argv[:2])}
 
 
@@ -117,19 +117,19 @@ def test_a_dead_model_is_healed_unless_its_files_were_altered(
 ) -> None:
     server, repository, access = slow
     with Endpoint(access) as control:
-        watchdog = Probe(control, repository)
-        process.kill(stubs(server))
-        assert control.active() == (1,), "as the server has it"
-        assert watchdog.check() is Health.DEAD
+        probe = Probe(control, repository)
+        process.kill(stub_processes(server))
+        assert control.active() == (1,), "the server still reports it as active"
+        assert probe.check() is Health.DEAD
         graph = repository.path(1) / "model.onnx"
         kept = graph.read_bytes()
         graph.write_bytes(kept[:-1])
         with pytest.raises(CorruptVersion):
-            list(watchdog.heal())
+            list(probe.heal())
         graph.write_bytes(kept)
-        assert list(watchdog.heal()) == ["products", "products-encoded"]
-        assert watchdog.check() is Health.ANSWERS
-        assert list(watchdog.heal()) == []
+        assert list(probe.heal()) == ["products", "products-encoded"]
+        assert probe.check() is Health.ANSWERS
+        assert list(probe.heal()) == []
 
 
 @pytest.mark.faults
