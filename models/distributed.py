@@ -1,8 +1,9 @@
-"""Training by several workers, started by `torchrun --nproc_per_node N -m models.training.train ...`, or by one without torchrun.
+"""Exchange between the workers of a training, which `torchrun --nproc_per_node N -m models.training.train ...` starts.
 
+Without torchrun there is one worker.
 Each worker takes its part of every batch. Gradients are summed, and values per photo are gathered in the order of the
-samples, so the result does not depend on the number of workers. All workers must call the functions that exchange data, in
-the same order.
+samples, so the result does not depend on the number of workers. All workers must call the functions that exchange data,
+in the same order.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def world() -> int:
 
 
 def part(length: int) -> slice:
-    """This worker's part of `length` items. Parts are contiguous, nearly equal in size, and in the order of the ranks."""
+    """This worker's part of `length` items. Parts are contiguous, nearly equal, and in the order of the ranks."""
     bounds = np.cumsum([0] + [len(each) for each in np.array_split(np.empty(length), world())])
     return slice(int(bounds[rank()]), int(bounds[rank() + 1]))
 
 
 def concat(rows: Tensor) -> Tensor:
-    """Concatenation (sum of n, ...) of the workers' rows (n, ...), in the order of the ranks, on all workers; n may differ."""
+    """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
     lengths = [torch.zeros(1, dtype=torch.int64, device=_exchange_device()) for _ in range(world())]
@@ -66,7 +67,7 @@ def concat(rows: Tensor) -> Tensor:
 
 
 def gather(index: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """All workers' pairs, on all workers, sorted by index and then by value, so the result is independent of their number.
+    """Pairs of all workers, on all workers, sorted by index and then by value: the same for any number of workers.
 
     Args:
         index: (n,) integers; n may differ between workers, and an index may occur several times.
@@ -105,9 +106,10 @@ def agree(answer: bool) -> bool:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums the gradients of all workers; one whose part of the batch was empty has none and receives those of the others.
+    """Sums the gradients of all workers.
 
-    A parameter that has no gradient on any worker keeps none, so that the optimiser skips it.
+    A worker whose part of the batch was empty has none and receives those of the others. A parameter that has no gradient
+    on any worker keeps none, so that the optimiser skips it.
     """
     if world() == 1:
         return

@@ -1,7 +1,7 @@
-"""Random views of photos: parameters are drawn per photo, and views are computed for a whole batch at once, on its device.
+"""Random views of photos, with parameters drawn per photo and views computed for a whole batch at once, on its device.
 
-A single affine grid applies zoom, shift, rotation, flip and the resize to the network's size. torchvision's transforms draw
-one set of parameters per call, so a batch would need a Python loop.
+A single affine grid applies zoom, shift, rotation, flip and the resize to the network's size. torchvision's transforms
+draw one set of parameters per call, so a batch would need a Python loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def whole_view(photos: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """Random parameters of the views of N photos, drawn on the CPU, so that a seed gives the same views on every device."""
+    """Random parameters of the views of N photos. Drawn on the CPU, so that a seed gives the same on every device."""
 
     theta: Tensor  # (N, 2, 3) affine map from output pixels to the photo, in units of half its side
     factors: Tensor  # (N, 3) factors of brightness, contrast and saturation
@@ -126,7 +126,7 @@ def _blur(pixels: Tensor, draw: Draw) -> Tensor:
 
 
 def _erase(pixels: Tensor, draw: Draw) -> Tensor:
-    """Grey rectangles in some of the photos (coarse dropout): one with 10 to 40 % of the side, or several smaller ones."""
+    """Grey rectangles in some photos (coarse dropout): one with sides of 10 to 40 %, or several smaller ones."""
     size = pixels.shape[-1]
     position = (torch.arange(size) + 0.5) / size
     inside = (position >= draw.start[..., None]) & (position < (draw.start + draw.extent)[..., None])

@@ -17,7 +17,7 @@ ANY_OTHER = ""  # value of `given` for each class that does not form a pair with
 
 
 def write_confusion(noise: Noise, folder: Path, *, classes: list[str]) -> None:
-    """Writes a row for each pair of classes, each class with itself and each class with any other; share is P(given | true)."""
+    """Writes P(given | true) as share: for each pair of classes, each class with itself, and each with any other."""
     names = np.array(classes, dtype=object)
     true = np.concatenate([names, names, names[noise.true]])
     given = np.concatenate([names, np.full(len(names), ANY_OTHER, object), names[noise.given]])

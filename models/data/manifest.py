@@ -66,8 +66,8 @@ class Manifest:
     """Photos of one data version; every array has one element per photo, sorted by id.
 
     id, given_label, label, split, decision, judge, shard: str objects; kept: bool; offset, size: bytes in the shard;
-    score: float32 quality of the given label in [0, 1], NaN if it was never scored; round: int8 round of cleaning that last
-    scored it, 0 = as delivered; judge: names of the steps whose networks scored it, "" = none.
+    score: float32 quality of the given label in [0, 1], NaN if it was never scored; round: int8 round of cleaning that
+    last scored it, 0 = as delivered; judge: names of the steps whose networks scored it, "" = none.
     """
 
     data: Path

@@ -1,7 +1,7 @@
 """Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019): each photo of a batch is mixed with another.
 
-The partner is the next photo of the batch, and the first photo for the last. Batches are in random order, so the next photo
-is a random partner, and a worker needs only one photo beyond its part to get the same result as a single worker.
+The partner is the next photo of the batch, and the first photo for the last. Batches are in random order, so the next
+photo is a random partner, and a worker needs only one photo beyond its part to get the same result as a single worker.
 """
 
 from __future__ import annotations

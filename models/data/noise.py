@@ -1,7 +1,7 @@
 """Synthetic label noise for tests and benchmarks: each function returns a noisy copy of true labels.
 
-Exactly round(rate x samples) labels of every class are changed, drawn with a seed, so that a rate means the same on small
-and large sets. The published experiments use seed 123 (code of Zhou et al., ICML 2021).
+Exactly round(rate x samples) labels of every class are changed, drawn with a seed, so that a rate means the same on
+small and large sets. The published experiments use seed 123 (code of Zhou et al., ICML 2021).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def symmetric(label: Labels, *, rate: float, num_classes: int, seed: int = SEED)
 
 
 def pair(label: Labels, *, rate: float, num_classes: int, seed: int = SEED) -> Labels:
-    """Pair noise: a changed label becomes the next class; the last class becomes the first. Arguments as for `symmetric`."""
+    """Pair noise: a changed label becomes the next class, the last class the first. Arguments as for `symmetric`."""
     _check(label, rate, num_classes)
     return _move(label, (np.arange(num_classes) + 1) % num_classes, rate, seed)
 
@@ -57,7 +57,8 @@ def asymmetric(
         label: (N,) in [0, len(classes)).
         rate: share of wrong labels in each confused class, in [0, 1]; the share in the whole set is smaller.
         classes: name of each class.
-        confusions: class -> class that it is mistaken for; CIFAR-10's by default (Patrini et al., CVPR 2017, section 5).
+        confusions: class -> class that it is mistaken for; CIFAR-10's by default (Patrini et al., CVPR 2017, section
+            5).
 
     Raises:
         ConfigError: as for `symmetric`, or a confused class is not among the classes.

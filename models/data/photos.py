@@ -32,7 +32,7 @@ class Photos:
         return len(self.rows)
 
     def batches(self, order: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """Tensor (n, side, side, 3) uint8 per array of positions; the next batch is decoded while the present one is used."""
+        """Batches (n, side, side, 3) uint8, one per array of positions; the next is decoded while one is used."""
         with ThreadPoolExecutor(THREADS) as pool:
             ahead = None
             for positions in order:

@@ -1,9 +1,9 @@
 """Sampling of photos: the draws of an epoch, folds, and selections per class.
 
 Class j is drawn in proportion to n_j^power (Kang et al., ICLR 2020, equation 1): power 1 is instance-balanced, 0.5
-square-root, 0 class-balanced; progressive sampling moves from there to class-balanced over the epochs (equation 2). An epoch
-has as many draws as there are photos, or `train.epoch_length`. The published sampler draws max(n) x C times, which would be
-400 million on AliProducts.
+square-root, 0 class-balanced; progressive sampling moves from there to class-balanced over the epochs (equation 2). An
+epoch has as many draws as there are photos, or `train.epoch_length`. The published sampler draws max(n) x C times,
+which would be 400 million on AliProducts.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def draw_epoch(
     """(length,) positions in labels (N,) for one epoch; the same arguments give the same order.
 
     Args:
-        power: in [0, 1]. At 1, every photo occurs once in every N draws, whatever the length of an epoch. Below 1, every
-            class has its share of each epoch to within one draw.
+        power: in [0, 1]. At 1, every photo occurs once in every N draws, whatever the length of an epoch. Below 1,
+            every class has its share of each epoch to within one draw.
         balanced: in [0, 1], the share of draws that is distributed equally over the classes.
         length: number of draws; 0: N.
     """
@@ -68,7 +68,7 @@ def draw_epoch(
 
 
 def class_shares(counts: NDArray[np.int64], *, power: float, balanced: float = 0.0) -> NDArray[np.float64]:
-    """(C,) probability of each class: (1 - balanced) n^power / sum + balanced / classes; 0 for a class without photos."""
+    """(C,) probability of each class: (1 - balanced) n^power / sum + balanced / classes; 0 for an empty class."""
     present = counts > 0
     raised = np.where(present, counts.clip(1) ** power, 0.0)
     share: NDArray[np.float64] = (1 - balanced) * raised / raised.sum() + balanced * present / present.sum()
@@ -85,7 +85,7 @@ def best_of_class(labels: NDArray[np.int64], score: NDArray[np.float32], *, coun
 
 
 def spread_over_classes(rows: NDArray[np.int64], target: NDArray[np.int64], *, count: int) -> NDArray[np.int64]:
-    """(min(count, N),) of the rows (N,), spread evenly over their classes `target` (N,), in the order of the classes."""
+    """(min(count, N),) of the rows (N,), spread evenly over their classes `target` (N,), ordered by class."""
     by_class = rows[np.argsort(target, kind="stable")]
     return by_class[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 

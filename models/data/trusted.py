@@ -1,4 +1,4 @@
-"""Photos with trusted labels: selection photos (`[proof]`), and photos for learning hyperparameters of a loss (`[meta]`).
+"""Photos with trusted labels: selection photos (`[proof]`), and photos that adjust a loss's hyperparameters (`[meta]`).
 
 No network is trained on them.
 """
@@ -28,9 +28,9 @@ MIN_PHOTOS = 2  # photos of a batch, because of batch norm
 def selection_photos(manifest: Manifest) -> NDArray[np.bool_]:
     """(N,) True for the selection photos: validation photos of a trained class, except those that ingestion excluded.
 
-    Decisions of cleaning are ignored, because the photos that it keeps are those that its own networks recognise: they would
-    favour steps that resemble these networks, and whole classes would be missing. Wrong labels shrink every gain equally
-    (docs/tasks/kept-steps.md has figures).
+    Decisions of cleaning are ignored, because the photos that it keeps are those that its own networks recognise: they
+    would favour steps that resemble these networks, and whole classes would be missing. Wrong labels shrink every gain
+    equally (docs/tasks/kept-steps.md has figures).
     """
     return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
 
@@ -102,7 +102,10 @@ def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
 
 
 def read_ids(path: Path, *, key: str) -> list[str]:
-    """Ids in a text file with one id per line, or in column `id` of a .csv or .parquet file; `key` of the recipe names it.
+    """Ids in a text file with one id per line, or in column `id` of a .csv or .parquet file.
+
+    Args:
+        key: key of the recipe that names the file, for messages.
 
     Raises:
         ConfigError: the file or the column does not exist, or the file is not of the kind that its name says.
@@ -124,7 +127,9 @@ def read_ids(path: Path, *, key: str) -> list[str]:
 
 
 class Draws:
-    """Endless batches of trusted photos, class-balanced if the classes differ in size. Batch n depends only on n and the seed.
+    """Endless batches of trusted photos, class-balanced if the classes differ in size.
+
+    Batch n depends only on n and the seed.
 
     Args:
         target: (N,) classes of the photos.

@@ -42,7 +42,8 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
     Args:
         ranked: (N, K) classes, best first.
-        target: (N,) true classes; -1 (a class that the network does not know) counts as an error, in top1 and top5 only.
+        target: (N,) true classes; -1 (a class that the network does not know) counts as an error, in top1 and top5
+            only.
         train_counts: (C,) training photos per class, which define the thirds.
     """
     hit = ranked[:, 0] == target

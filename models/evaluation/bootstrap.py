@@ -1,7 +1,7 @@
 """Validation gain of a step, with its bootstrap bound; and AUROC. Works on arrays, without torch.
 
-A step is kept if the lower bootstrap bound of its gain is above zero. The comparison is paired: both sides answer the same
-photos, so shared errors cancel, and the difference is far more certain than the accuracy of either side.
+A step is kept if the lower bootstrap bound of its gain is above zero. The comparison is paired: both sides answer the
+same photos, so shared errors cancel, and the difference is far more certain than the accuracy of either side.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def gain(
 def standard_error(
     one: NDArray[np.bool_], other: NDArray[np.bool_], target: NDArray[np.int64], *, seed: int, draws: int = 200
 ) -> float:
-    """Bootstrap standard error of the difference in mean-class accuracy between two arrays of hits (N,) on the same photos."""
+    """Bootstrap standard error of the difference in mean-class accuracy between two arrays of hits (N,)."""
     return float(differences(one, other, target, seed=seed, draws=draws).std())
 
 
@@ -81,7 +81,7 @@ def class_share(target: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def auroc(score: NDArray[np.floating], others: NDArray[np.floating]) -> float:
-    """AUROC in [0, 1]: probability that one of these scores (N,) exceeds one of the others (M,); ties count half. N, M > 0."""
+    """AUROC: probability that one of these scores (N,) exceeds one of the others (M,); ties count half; N, M > 0."""
     _, position, counts = np.unique(np.concatenate([score, others]), return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[position]
     num = len(score)

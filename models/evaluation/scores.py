@@ -23,7 +23,8 @@ class Scores:
 
     Attributes:
         id: (N,) ids of the photos.
-        target: (N,) class of the label that the photo had when it was scored; -1 if the network does not know the label.
+        target: (N,) class of the label that the photo had when it was scored; -1 if the network does not know the
+            label.
         p_label: (N,) float32 probability of that class, in [0, 1].
         top: (N, K) classes, most probable first.
         probs: (N, K) float32 probabilities of these classes, descending.
@@ -101,10 +102,10 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
 
 
 def mean(members: Sequence[Scores], *, num_classes: int, weights: Sequence[float] | None = None) -> Scores:
-    """Scores of an ensemble: the weighted mean of each member's kept probabilities, for the same photos in the same order.
+    """Scores of an ensemble: weighted mean of the members' kept probabilities, for the same photos in the same order.
 
-    Only the ten best classes of each member enter the mean, as in the AliProducts report (arXiv 2106.10683, section 2.4) and
-    in the exported graph.
+    Only the ten best classes of each member enter the mean, as in the AliProducts report (arXiv 2106.10683, section
+    2.4) and in the exported graph.
 
     Args:
         weights: weights of the members, with sum 1; None: equal weights.

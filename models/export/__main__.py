@@ -1,8 +1,9 @@
-"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --crops FILE
---calibration FILE --card FILE --out DIR`.
+"""Fuse networks into one graph:
+`python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --crops FILE --calibration FILE
+--card FILE --out DIR`.
 
-Files written to --out: model.onnx (with the card as metadata), answers.npz (its answers for the test photos), accuracy.json,
-parity.json, and golden.npy (a few test photos for the check on the server).
+Files written to --out: model.onnx (with the card as metadata), answers.npz (its answers for the test photos),
+accuracy.json, parity.json, and golden.npy (a few test photos for the check on the server).
 """
 
 from __future__ import annotations

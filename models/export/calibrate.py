@@ -1,10 +1,10 @@
 """Calibrate an ensemble: `python -m models.export.calibrate --data DIR --recipe FILE --networks FILE... --ensemble FILE
 --crops FILE --out DIR`.
 
-Temperatures and the score of `known` are fitted on the selection photos, with the graph itself. No photo of an unknown product
-is needed. Two kinds of out-of-distribution photos are made of the selection photos: without their own class in any classifier
-(a product similar to known ones), and cut into shuffled tiles (anything else). Writes calibration.json, with the calibration
-and its evidence, to --out.
+The temperatures and the score of `known` are fitted on the selection photos, with the graph itself. No photo of an
+unknown product is needed. Two kinds of out-of-distribution photos are made of the selection photos: without their own
+class in any classifier (a product similar to known ones), and cut into shuffled tiles (anything else). Writes
+calibration.json, with the calibration and its evidence, to --out.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ TILES = 8  # per side of a photo that is cut into shuffled tiles
 class Chosen:
     """A calibration and its evidence.
 
-    photos: number of selection photos. nll: mean negative log-likelihood of their labels, at temperature 1 and at the chosen
-    temperatures. accepted: share of these photos that is accepted. separation: of each score, from both kinds of
+    photos: number of selection photos. nll: mean negative log-likelihood of their labels, at temperature 1 and at the
+    chosen temperatures. accepted: share of these photos that is accepted. separation: of each score, from both kinds of
     out-of-distribution photos.
     """
 
@@ -110,7 +110,7 @@ def measure_temperature(
 def score_photos(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(N, S) all SCORES of the photos; the same without the class (N,) of their label; the same of the photos in tiles."""
+    """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles."""
     columns: tuple[list[Tensor], ...] = ([], [], [])
     for image, label in batches(graph, photos, target):
         outputs = graph.output(image)
@@ -143,7 +143,7 @@ def without(outputs: Sequence[MemberOutput], label: Tensor) -> list[MemberOutput
 
 
 def in_tiles(image: Tensor) -> Tensor:
-    """(B, S, S, 3) photos with their TILES x TILES tiles in a fixed random order; a margin at the end stays in place."""
+    """(B, S, S, 3) photos with their TILES x TILES tiles in a fixed random order; a margin at the end stays."""
     tile = image.shape[1] // TILES
     side, grid = tile * TILES, (TILES, TILES)
     order = torch.randperm(TILES * TILES, generator=torch.Generator().manual_seed(0)).to(image.device)

@@ -1,9 +1,10 @@
-"""Choose crops and their enlargement: `python -m models.export.crops --data DIR --recipe FILE --networks FILE... --ensemble FILE
---out DIR`.
+"""Choose crops and their enlargement:
+`python -m models.export.crops --data DIR --recipe FILE --networks FILE... --ensemble FILE --out DIR`.
 
-If `export.enlarge` names several ratios, the graph is evaluated on the selection photos with each ratio, and with a single
-crop. The smallest ratio within one standard error of the best is taken. Crops are used only if the bootstrap proves that they
-are better than a single crop, which costs a tenth. Writes crops.json, with the choice and its evidence, to --out.
+If `export.enlarge` names several ratios, the graph is evaluated on the selection photos with each ratio, and with a
+single crop. The smallest ratio within one standard error of the best is taken. Crops are used only if the bootstrap
+proves that they are better than a single crop, which costs a tenth. Writes crops.json, with the choice and its
+evidence, to --out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tried:
-    """Mean-class accuracy on the selection photos with some crops, and the standard error of its difference to the best."""
+    """Mean-class accuracy with some crops on the selection photos, and standard error of its difference to the best."""
 
     crops: int
     enlarge: float
@@ -70,7 +71,7 @@ def with_chosen_crops(settings: Export, chosen: Path) -> Export:
 def choose_crops(
     members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
 ) -> CropChoice:
-    """Crops and ratio for an ensemble; the recipe's first ratio if it is the only one or there are no selection photos."""
+    """Crops and ratio for an ensemble; the recipe's first ratio if there is no other or there are no selection photos."""
     first = dataclasses.replace(settings, enlarge=settings.enlarge[:1])
     rows = np.flatnonzero(selection_photos(manifest))
     if settings.crops == 1 or len(settings.enlarge) == 1 or not len(rows):

@@ -1,7 +1,8 @@
 """Add a product to a finished ONNX file, or remove one, within seconds, without training or a checkpoint.
 
-Weight imprinting (Qi et al., CVPR 2018, arXiv 1712.07136): the direction of the mean embedding of a few photos becomes a row of
-the classifier. Here, every member of the graph gets one, of the mean length of its other rows and with a suitable bias.
+Weight imprinting (Qi et al., CVPR 2018, arXiv 1712.07136): the direction of the mean embedding of a few photos becomes
+a row of the classifier. Here, every member of the graph gets one, of the mean length of its other rows and with a
+suitable bias.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def new_row(
 ) -> tuple[NDArray[np.float64], float]:
     """Row (d,) and bias of a new product for a classifier with rows (C, d) and bias (C,).
 
-    The row is the direction of the mean embedding, with the mean length of the other rows (tau-normalised rows all have the
-    same length). The bias is the median of the others, plus what the row loses on photos that it was not made of, because
-    the mean of a few photos differs from that of the class.
+    The row is the direction of the mean embedding, with the mean length of the other rows (tau-normalised rows all have
+    the same length). The bias is the median of the others, plus what the row loses on photos that it was not made of,
+    because the mean of a few photos differs from that of the class.
 
     Args:
         embedding: (G, V, d) embeddings of G photos in V crops.
@@ -144,8 +145,8 @@ def temporary_session(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
 class Agreement:
     """Differences between the answers of two files, apart from the one product that only one of them knows.
 
-    photos: number of photos compared. different_ids: photos whose answers differ by more than TOLERANCE. probability, known:
-    largest differences.
+    photos: number of photos compared. different_ids: photos whose answers differ by more than TOLERANCE. probability,
+    known: largest differences.
     """
 
     photos: int
@@ -173,14 +174,14 @@ def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uin
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of a graph to one photo: probabilities of the ranked labels, best first, their minimum `floor`, and `known`."""
+    """Answer to one photo: probabilities of the ranked labels, best first, their minimum `floor`, and `known`."""
 
     ranked: dict[str, float]
     floor: float
     known: float
 
     def difference(self, other: Answer) -> float:
-        """Largest difference of a probability; values below the larger floor count as the floor, as they may be cut off."""
+        """Largest difference of a probability; those below the larger floor count as the floor, as they may be cut."""
         floor = max(self.floor, other.floor)
         pairs = ((self.ranked.get(name, 0.0), other.ranked.get(name, 0.0)) for name in self.ranked | other.ranked)
         return max((abs(max(one, floor) - max(two, floor)) for one, two in pairs), default=0.0)

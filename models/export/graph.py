@@ -1,8 +1,8 @@
 """The served graph: from uint8 photos to ranked classes, their probabilities, the score `known` and an embedding.
 
 photo (B, S, S, 3) uint8
-  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier, divided by
-              the temperature -> softmax -> mean over crops -> ten best classes kept
+  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier,
+              divided by the temperature -> softmax -> mean over crops -> ten best classes kept
   weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32
   a score of logits and embeddings (models.export.ood) -> known (B, 1) float32: is it a product of the assortment?
   embedding (B, 512) float32 of the first member
@@ -39,8 +39,9 @@ def used_networks(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path],
 def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.Linear, nn.Linear]:
     """Embedding layer with the neck folded in, and tau-normalised classifier divided by its temperature.
 
-    Exact up to float32 rounding. With g = gamma / sqrt(var + eps), the embedding's rows are scaled by g and shifted by beta -
-    mean g. The neck is folded into the embedding and not into the classifier, where it would change the norms that tau uses.
+    Exact up to float32 rounding. With g = gamma / sqrt(var + eps), the embedding's rows are scaled by g and shifted by
+    beta - mean g. The neck is folded into the embedding and not into the classifier, where it would change the norms
+    that tau uses.
     """
     neck = head.neck
     assert neck.running_var is not None
@@ -60,8 +61,8 @@ def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.L
 def resize_matrix(source: int, target: int) -> Tensor:
     """(target, source) weights of an antialiased bilinear resize, with which a resize is two matrix products.
 
-    Computed by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to 1e-4
-    and is missing in some runtimes; a matrix product is the same everywhere.
+    Computed by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to
+    1e-4 and is missing in some runtimes; a matrix product is the same everywhere.
     """
     eye = torch.eye(source, dtype=torch.float64)[None, None]
     rows = functional.interpolate(eye, size=(target, source), mode="bilinear", antialias=True, align_corners=False)
@@ -69,7 +70,7 @@ def resize_matrix(source: int, target: int) -> Tensor:
 
 
 def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
-    """(top, left, mirrored) boxes of 1, 2, 5 or 10 crops: the centre, then the corners, then the mirror images of these.
+    """(top, left, mirrored) boxes of 1, 2, 5 or 10 crops: the centre, then the corners, then their mirror images.
 
     Coinciding crops are listed once, which does not change their mean.
     """

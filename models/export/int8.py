@@ -1,12 +1,12 @@
 """int8 variant of a graph for CPUs: its convolutions are quantised to 8-bit integers and calibrated on photos.
 
-Convolutions, and the activations, sums and maxima between them, are quantised: activations as uint8 over the range seen on
-the calibration photos, weights as int8 with a scale per channel. An activation such as ReLU6 becomes the saturation of
-integers, at no cost; in float32 it would take a third of the time and lower the agreement by ten points.
+Convolutions, and the activations, sums and maxima between them, are quantised: activations as uint8 over the range seen
+on the calibration photos, weights as int8 with a scale per channel. An activation such as ReLU6 becomes the saturation
+of integers, at no cost; in float32 it would take a third of the time and lower the agreement by ten points.
 
-Rounding the weights shifts the mean of each output channel. The biases are corrected for it (Nagel et al., ICCV 2019, arXiv
-1906.04721, equation 16), with the mean inputs over the calibration photos, which halves the number of changed answers
-(docs/tasks/export.md).
+Rounding the weights shifts the mean of each output channel. The biases are corrected for it (Nagel et al., ICCV 2019,
+arXiv 1906.04721, equation 16), with the mean inputs over the calibration photos, which halves the number of changed
+answers (docs/tasks/export.md).
 """
 
 from __future__ import annotations

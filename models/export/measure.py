@@ -46,8 +46,8 @@ def known_to(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> NDArra
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Answers of the graph for rows of a data version, as classes of that version: ranked (N, k) and target (N,).
 
-    The labels of the graph and of the version may differ, as the graph may be older. They are matched by name; a label that
-    only the graph knows becomes -2, which is never correct.
+    The labels of the graph and of the version may differ, as the graph may be older. They are matched by name; a label
+    that only the graph knows becomes -2, which is never correct.
     """
     session = open_session(graph)
     side = session.get_inputs()[0].shape[1]
@@ -58,7 +58,7 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
 
 
 def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | None = None) -> dict[str, float | None]:
-    """Writes the graph's answers for the test photos (answers.npz) and its accuracy (accuracy.json); returns the accuracy.
+    """Writes the graph's answers to the test photos (answers.npz) and its accuracy (accuracy.json); returns the latter.
 
     Args:
         among: another graph; only photos whose label it knows are counted.

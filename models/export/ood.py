@@ -1,12 +1,13 @@
-"""Out-of-distribution detection: scores that a photo shows a product of the assortment, and the module that computes `known`.
+"""Out-of-distribution detection: scores that a photo shows a product of the assortment, and the module for `known`.
 
-probability  probability of the best class, averaged over the ensemble (Hendrycks and Gimpel, ICLR 2017, arXiv 1610.02136)
+probability  probability of the best class, averaged over members (Hendrycks and Gimpel, ICLR 2017, arXiv 1610.02136)
 energy       log of the sum of exp(logits) (Liu et al., NeurIPS 2020, arXiv 2010.03759)
 logit        largest logit (Hendrycks et al., ICML 2022, arXiv 1911.11132)
 angle        largest logit divided by the length of the embedding: length of the best class's row times the cosine to it
 
-Logits are taken at the calibrated temperature. All scores but the first are averaged over crops and members. No state grows
-with the number of classes. models.export.calibrate describes the photos that replace unknown products when a score is chosen.
+Logits are taken at the calibrated temperature. All scores but the first are averaged over crops and members. No state
+grows with the number of classes. models.export.calibrate describes the photos that replace unknown products when a
+score is chosen.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class KnownScore(nn.Module):
 
     @property
     def rounding(self) -> float:
-        """Change of `known` caused by a float32 rounding error of the score at the threshold, where the slope is steepest."""
+        """Change of `known` by a float32 rounding error of the score at the threshold, where the slope is steepest."""
         return float(self.slope) / 4 * abs(float(self.threshold)) * torch.finfo(torch.float32).eps
 
     def forward(self, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
@@ -127,11 +128,11 @@ class Threshold(NamedTuple):
 
 
 def fit_threshold(known: NDArray[np.float64], ood: NDArray[np.float64], *, accept: float) -> Threshold | None:
-    """Slope of a logistic fit with equal weight for both groups, and the threshold that accepts this share of known photos.
+    """Slope of a logistic fit with equal weight for both groups, and the threshold that accepts this share of `known`.
 
-    The threshold is midway between the last rejected and the first accepted score. None if known photos do not have larger
-    scores. The targets of the fit lie slightly inside (0, 1) (Platt 1999); otherwise the slope for groups that do not overlap
-    would be infinite.
+    The threshold is midway between the last rejected and the first accepted score. None if known photos do not have
+    larger scores. The targets of the fit lie slightly inside (0, 1) (Platt 1999); otherwise the slope for groups that
+    do not overlap would be infinite.
     """
     order = np.sort(known)
     cut = int((1 - accept) * len(order) + 1e-9)  # number of rejected photos

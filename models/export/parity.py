@@ -1,4 +1,4 @@
-"""Parity check: compares the answers of the ONNX file and of the torch module on real photos, at several batch sizes."""
+"""Parity check: compares the answers of the ONNX file and of the torch module, on real photos in several batch sizes."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def replace_classifier(
 ) -> None:
     """Replaces the rows and the bias of a classifier by rows (C', d) and bias (C',).
 
-    The constants get new names, because members may share constants: those adjusted by the same prior have the same bias.
+    The constants get new names, because members may share them: those adjusted by the same prior have the same bias.
     """
     inner, name = graph.model.graph, classifier.logits
     new = {f"{name}.weight": rows.astype(classifier.rows.dtype), f"{name}.bias": bias.astype(classifier.rows.dtype)}
@@ -171,7 +171,7 @@ def _classifiers(model: ModelProto, num_classes: int, path: Path) -> list[Classi
 
 
 def _linear(logits: str, maker: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> Classifier | None:
-    """Layer that computes these logits, if it is a constant matrix times a tensor plus a constant bias: Gemm, or MatMul and Add."""
+    """Layer that computes these logits, if it has a constant matrix and bias: Gemm, or MatMul and Add."""
     product, added = maker.get(logits), list[str]()
     if product is not None and product.op_type == "Add":
         added = [name for name in product.input if name in constants]

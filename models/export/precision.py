@@ -1,7 +1,7 @@
 """16-bit variants of a graph: its backbones compute in fp16 or bf16.
 
-Resize, normalisation, embedding, classifier, softmax and ranking stay float32, and so do inputs and outputs. So a variant has
-the same contract, and products can be added to its classifier as to that of any graph.
+Resize, normalisation, embedding, classifier, softmax and ranking stay float32, and so do inputs and outputs. So a
+variant has the same contract, and products can be added to its classifier as to that of any graph.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Halved:
         return graph
 
     def rounding(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Casts to 16 bits and back that follow a node; renames the outputs of the node, so that the casts replace them."""
+        """Casts to 16 bits and back after a node, whose outputs are renamed, so that the casts replace them."""
         casts = []
         for i, name in enumerate(node.output):
             if name in self.made:

@@ -1,8 +1,8 @@
 """Temperature scaling (Guo et al., ICML 2017, arXiv 1706.04599) of an ensemble, for the mean over crops and members.
 
-A mean is less confident than its parts, so temperatures that calibrate each member do not calibrate the ensemble. Each member
-first gets its own temperature, because those of different methods differ by more than a factor of ten; then all are scaled by
-a common factor.
+A mean is less confident than its parts, so temperatures that calibrate each member do not calibrate the ensemble. Each
+member first gets its own temperature, because those of different methods differ by more than a factor of ten; then all
+are scaled by a common factor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIN_PROBABILITY = 1e-12  # floor before taking the logarithm
 
 
 def label_probabilities(outputs: Sequence[MemberOutput], label: Tensor) -> Tensor:
-    """(B, M, T) probability of each label (B,) by each member at each temperature, averaged over crops; avoids B x C x T."""
+    """(B, M, T) probability of each label (B,) by member and temperature, averaged over crops; avoids B x C x T."""
     return torch.stack(
         [torch.stack([_probability(output, label, float(t)) for t in TEMPERATURES], 1) for output in outputs], 1
     )

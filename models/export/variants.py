@@ -1,9 +1,10 @@
-"""Variants of one graph: `python -m models.export.variants --data DIR --recipe FILE --graph DIR [--levels DIR...] --out DIR`.
+"""Variants of one graph:
+`python -m models.export.variants --data DIR --recipe FILE --graph DIR [--levels DIR...] --out DIR`.
 
 Variants are fp16 and bf16 for GPUs, int8 for CPUs, and levels: the same networks with other numbers of crops, exported
-beforehand. Each is evaluated on the selection photos and timed side by side with the float32 graph. Files written to --out:
-variants.json, NAME.onnx for each precision, and the files of an export, for the variant that `export.precision` names if it is
-offered, otherwise for the float32 graph.
+beforehand. Each is evaluated on the selection photos and timed side by side with the float32 graph. Files written to
+--out: variants.json, NAME.onnx for each precision, and the files of an export, for the variant that `export.precision`
+names if it is offered, otherwise for the float32 graph.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ CALIBRATION_PHOTOS = 128
 class Variant:
     """A variant of the graph with its figures on the selection photos; shares in [0, 1].
 
-    agreement: share of photos with the same best class as the float32 graph. ms: time per photo in batches of one, on one
-    thread or the GPU; fp32_ms: the same of the float32 graph, measured in turns; None if this machine cannot run the variant,
-    whose accuracy is then that of a graph with the same rounding.
+    agreement: share of photos with the same best class as the float32 graph. ms: time per photo in batches of one, on
+    one thread or the GPU; fp32_ms: the same of the float32 graph, measured in turns; None if this machine cannot run
+    the variant, whose accuracy is then that of a graph with the same rounding.
     """
 
     name: str
@@ -173,10 +174,10 @@ def calibration_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
 
 
 def publish(settings: Export, made: Sequence[Variant], graph: Path, out: Path, manifest: Manifest) -> None:
-    """Writes the files of an export to `out`, for the variant that the recipe names, or for the float32 graph if it is refused.
+    """Writes the files of an export to `out`, for the variant that the recipe names, or for float32 if it is refused.
 
-    A run with export.precision=int8 then still gives a new model: a lower precision only saves time, so its refusal should
-    not keep an old model in service.
+    A run with export.precision=int8 then still gives a new model: a lower precision only saves time, so its refusal
+    should not keep an old model in service.
     """
     chosen = next((each for each in made if each.name == settings.precision and each.offered), None)
     if chosen is None and settings.precision != "fp32":
@@ -191,7 +192,7 @@ def publish(settings: Export, made: Sequence[Variant], graph: Path, out: Path, m
 
 
 def copy_graph(source: Path, out: Path) -> None:
-    """Copies a graph to out/model.onnx, and its external weights to `out` under their own names, which the graph refers to."""
+    """Copies a graph to out/model.onnx, and its external weights, to which it refers by name, to `out`."""
     for name in external_files(source):
         if not (out / name).exists():
             shutil.copyfile(source.parent / name, out / name)

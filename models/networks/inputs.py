@@ -28,7 +28,7 @@ class Inputs(Protocol):
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
-        """This worker's part of each batch of `order`; each photo is mixed with the next of the batch if augment says so.
+        """This worker's part of each batch of `order`; photos are mixed with the next of the batch if augment says so.
 
         Args:
             order: positions of the photos of each batch.

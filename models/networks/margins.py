@@ -1,8 +1,8 @@
 """Angular-margin classifiers: ArcFace (Deng et al., CVPR 2019) and sub-centre ArcFace (Deng et al., ECCV 2020).
 
-During training, an `Angular` classifier computes cosines, and `add_margin` reduces the logit of the label before the loss.
-Afterwards, `linear_rows` turns it into an ordinary linear classifier of embeddings of constant length, which balancing,
-cleaning and the exported graph treat like any other.
+During training, an `Angular` classifier computes cosines, and `add_margin` reduces the logit of the label before the
+loss. Afterwards, `linear_rows` turns it into an ordinary linear classifier of embeddings of constant length, which
+balancing, cleaning and the exported graph treat like any other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Sphere(nn.Module):
 
 
 class Angular(nn.Linear):
-    """Classifier with logits (N, C): scale times the cosine between an embedding of length sqrt(d) and a class's nearest centre.
+    """Classifier by angles: logits (N, C) are scale times the cosine to the nearest centre of each class.
+
+    Embeddings have length sqrt(d).
 
     Args:
         centres: centres per class. Wrong labels gather at a centre of their own and leave the others clean.
@@ -70,8 +72,8 @@ def nearest(scores: Tensor, num_classes: int) -> Tensor:
 def add_margin(logits: Tensor, target: Tensor, *, scale: float, margin_rad: float) -> Tensor:
     """Adds the margin to the angle of the target: logits scale cos(angle) to scale cos(angle + margin), both (N, C).
 
-    Deng et al. 2019, equation 3. If angle + margin exceeds pi, where the cosine rises again, the target's logit becomes scale
-    (cos(angle) - margin sin(margin)), as in the authors' code.
+    Deng et al. 2019, equation 3. If angle + margin exceeds pi, where the cosine rises again, the target's logit becomes
+    scale (cos(angle) - margin sin(margin)), as in the authors' code.
     """
     own = logits.gather(1, target[:, None])
     cos = own.to(torch.promote_types(own.dtype, torch.float32)) / scale

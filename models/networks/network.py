@@ -60,7 +60,7 @@ class Head(nn.Module):
 
     @property
     def rows(self) -> Tensor:
-        """(C, 512) rows that the embedding is multiplied by; an angular classifier may have several adjacent rows per class."""
+        """(C, 512) rows that multiply the embedding; an angular classifier may have several adjacent rows per class."""
         return self.classifier.rows if isinstance(self.classifier, Angular) else self.classifier.weight
 
     def forward(self, features: Tensor) -> Output:
@@ -133,8 +133,8 @@ def build_network(member: Member, *, num_classes: int) -> Network:
 def set_size(backbone: nn.Module, member: Member) -> int:
     """Adapts a backbone to photos of the member's size; returns the width of its pooled feature.
 
-    timm resizes position embeddings and windows. The width is measured, because timm's num_features is wrong for backbones
-    with a convolutional head.
+    timm resizes position embeddings and windows. The width is measured, because timm's num_features is wrong for
+    backbones with a convolutional head.
 
     Raises:
         ConfigError: the backbone does not accept the size.

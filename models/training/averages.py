@@ -32,7 +32,7 @@ class Average:
         self.mean = [p.detach().clone() for p in trainable_parameters] if settings.averages else []
 
     def end_step(self) -> None:
-        """Updates the EMA. The decay is (1 + t) / (10 + t), as in TensorFlow, up to `ema`: early weights fade quickly."""
+        """Updates the EMA. Its decay is (1 + t) / (10 + t), as in TensorFlow, up to `ema`: early weights fade fast."""
         if self.settings.ema:
             self._add(1 - min(self.settings.ema, (1 + self.num) / (10 + self.num)))
 

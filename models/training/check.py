@@ -1,4 +1,4 @@
-"""Check that a recipe can be trained on a data version: `python -m models.training.check --data DIR --recipe FILE.json`.
+"""Check a recipe and a data version before training: `python -m models.training.check --data DIR --recipe FILE.json`.
 
 Runs before anything is trained, so that a misspelt backbone of the second member does not surface an hour into training
 the first.
@@ -131,7 +131,7 @@ def check_workers(recipe: Recipe, manifest: Manifest, *, num_folds: int) -> None
 
 
 def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:
-    """Raises ConfigError unless [meta] names usable trusted photos that leave others to train on, or a usable schedule."""
+    """Raises ConfigError unless [meta] has trusted photos that leave others to train on, or a valid schedule, or neither."""
     if settings.replay:
         read_schedule(Path(settings.replay), loss)
     if not settings.photos:

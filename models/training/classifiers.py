@@ -1,8 +1,8 @@
 """Re-balanced classifiers, made from a trained one and fixed embeddings: rows (C, d), and a bias (C,) for some methods.
 
-All are linear in the embedding, so each can be the last layer of the exported graph at no extra cost. Methods of Kang et
-al., ICLR 2020 (arXiv 1910.09217): cRT (section 4.1), nearest class mean (4.2), tau-normalisation (4.3), LWS (4.4); and of
-Menon et al., ICLR 2021 (arXiv 2007.07314): logit adjustment of a trained classifier (equation 9).
+All are linear in the embedding, so each can be the last layer of the exported graph at no extra cost. Methods of Kang
+et al., ICLR 2020 (arXiv 1910.09217): cRT (section 4.1), nearest class mean (4.2), tau-normalisation (4.3), LWS (4.4);
+and of Menon et al., ICLR 2021 (arXiv 2007.07314): logit adjustment of a trained classifier (equation 9).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SCALES = np.geomspace(0.02, 50, 40)  # inverse temperatures tried for the class 
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     """Rows of a bias-free classifier (C, d), each divided by (its norm / the mean norm)^tau.
 
-    tau 0 changes nothing; tau 1 gives all rows the same length. Kang et al. divide by the norm alone. The mean norm scales
-    all logits equally, so the predicted classes are theirs, but the probabilities keep their temperature, which matters
-    for the average over an ensemble.
+    tau 0 changes nothing; tau 1 gives all rows the same length. Kang et al. divide by the norm alone. The mean norm
+    scales all logits equally, so the predicted classes are theirs, but the probabilities keep their temperature, which
+    matters for the average over an ensemble.
     """
     norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays zero
     return weight / (norm / norm.mean()) ** tau
 
 
 def prior_bias(counts: NDArray[np.int64], tau: float) -> Tensor:
-    """(C,) -tau log prior of classes with these counts of training photos; zeros for tau 0. An empty class counts as one photo."""
+    """(C,) -tau log prior, from the counts of training photos; an empty class counts as one photo. Zeros for tau 0."""
     n = counts.clip(COUNT_FLOOR)
     return torch.from_numpy(-tau * np.log(n / n.sum())).float()
 
@@ -62,7 +62,7 @@ def retrain_rows(
 def scale_rows(
     weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, epochs: int, lr: float, seed: int
 ) -> Tensor:
-    """LWS: the trained rows (C, d), each multiplied by a factor that is trained like the rows of `retrain_rows`; (C, d).
+    """LWS: (C, d) trained rows, each multiplied by a factor that is trained like the rows of `retrain_rows`.
 
     The trainable parameter is the logarithm of the factor, so the factor stays positive.
     """
@@ -96,10 +96,10 @@ def _fit(
 def class_means(
     embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """NCM: rows (C, d) and bias (C,) of a classifier by the angle to each class mean, after subtracting the global mean.
+    """NCM: rows (C, d) and bias (C,) of a classifier by the angle to each class mean, about the global mean.
 
-    With u the direction of a centred class mean and g the global mean, u (e - g) = u e - u g is linear in the embedding e,
-    and its largest value belongs to the class at the smallest angle. The temperature maximises the likelihood of the
+    With u the direction of a centred class mean and g the global mean, u (e - g) = u e - u g is linear in the embedding
+    e, and its largest value belongs to the class at the smallest angle. The temperature maximises the likelihood of the
     training labels, with equal weight for every class.
 
     Args:
@@ -130,10 +130,11 @@ def blend(
     counts: NDArray[np.int64],
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows (C, d) and bias (C,) whose logits are the mean of `class_means` and the trained classifier with its full prior.
+    """Rows (C, d) and bias (C,) whose logits are the mean of `class_means` and of the prior-adjusted trained classifier.
 
-    Our own method. The trained rows separate similar classes but have fitted some wrong labels; the class means do neither,
-    so their mistakes differ. Both treat all classes equally, and both have temperatures fitted to the training photos.
+    Our own method. The trained rows separate similar classes but have fitted some wrong labels; the class means do
+    neither, so their mistakes differ. Both treat all classes equally, and both have temperatures fitted to the training
+    photos.
     """
     means, bias = class_means(embedding, target, num_classes=len(trained), weight=weight)
     return (trained + means) / 2, (prior_bias(counts, 1.0) + bias) / 2
@@ -164,7 +165,7 @@ def set_classifier(head: nn.Module, weight: Tensor, bias: Tensor | None) -> None
 
 @torch.no_grad()
 def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Tensor:
-    """(C, d) rows of a linear classifier that replaces an angular one: for each class, the centre nearest to most of its photos.
+    """(C, d) rows that replace those of an angular classifier: for each class, the centre nearest to most of its photos.
 
     Deng et al. 2020 call it the dominant centre. Ties go to the first. Every worker must call this function.
 

@@ -2,8 +2,8 @@
 `python -m models.training.decoupling --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
 
 After Kang et al., ICLR 2020 (arXiv 1910.09217): the representation is trained on the imbalanced data, and only the
-classifier is re-balanced afterwards. `models.training.classifiers` implements the methods; this module chooses among them
-on the selection photos and records the evidence in balance.json.
+classifier is re-balanced afterwards. `models.training.classifiers` implements the methods; this module chooses among
+them on the selection photos and records the evidence in balance.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # t
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, d) of photos, their classes (N,), and the confidence in these labels: weight (N,) in [0, 1]; None: 1."""
+    """Embeddings (N, d) of photos, their classes (N,), and their label confidence: weight (N,) in [0, 1]; None: 1."""
 
     embedding: Tensor
     target: NDArray[np.int64]
@@ -77,7 +77,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate classifier: `bias` (C,) or None, and rows `weight` (C, d), which are tau-normalised by `tau` before use."""
+    """A candidate classifier: `bias` (C,) or None, and `weight` (C, d), which is tau-normalised by `tau` before use."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -193,7 +193,8 @@ def choose_classifier(
     """The classifier chosen by balance.method, all candidates, and the gain of the best over the trained classifier.
 
     "best" takes the first of METHODS that is within one standard error (of the difference) of the best, and only if its
-    gain is proven (`confidence` of models.evaluation.bootstrap). Without selection photos, the trained classifier stays.
+    gain is proven (`confidence` of models.evaluation.bootstrap). Without selection photos, the trained classifier
+    stays.
     """
     tried = []
     for method in methods_to_try(settings, num_photos=len(validation.target)):
@@ -284,7 +285,7 @@ def _warn_of_missing_classes(validation: Embedded, manifest: Manifest) -> None:
 def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *, count: int) -> Embedded:
     """The `count` photos of each class with the best label quality; all photos if `count` is 0.
 
-    Before any cleaning, the probability of the label under the trained classifier (C, d) takes the place of its quality.
+    Before any cleaning, the probability of the label under the trained classifier (C, d) replaces its quality.
     """
     if count == 0:
         return known

@@ -1,13 +1,13 @@
 """Weights of the ensemble's members, chosen on the selection photos. Works on scores, without torch.
 
 uniform   equal weights
-greedy    forward selection with replacement (Caruana et al., ICML 2004): the most helpful member is added again and again;
-          its weight is the number of times it was added, and a member that was never added is left out of the graph
+greedy    forward selection with replacement (Caruana et al., ICML 2004): the most helpful member is added repeatedly; its
+          weight is the number of times it was added, and a member that was never added is left out of the graph
 weighted  coordinate search: weight is moved between members while that helps, in ever smaller steps
 
-Weights are better if their mean-class accuracy is higher, then if their log loss is smaller. Accuracy on the photos that
-chose the weights would be optimistic, so their gain is measured by 5-fold cross-validation. Unless its lower bootstrap bound
-is above zero, all members get the same weight.
+Weights are better if their mean-class accuracy is higher, then if their log loss is smaller. Accuracy on the photos
+that chose the weights would be optimistic, so their gain is measured by 5-fold cross-validation. Unless its lower
+bootstrap bound is above zero, all members get the same weight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIN_PROBABILITY = 1e-12  # floor before taking the logarithm
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """Weights of the members, with sum 1; and the alternative to equal weights that was considered, if any, with its gain."""
+    """Weights of the members, with sum 1; and the considered alternative to equal weights, if any, with its gain."""
 
     weights: NDArray[np.float64]
     considered: NDArray[np.float64] | None = None

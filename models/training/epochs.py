@@ -54,27 +54,18 @@ def fit(
     meta: Constant,
     epochs_before: int = 0,
 ) -> None:
-    """Trains a network, or resumes from out/checkpoint.pt. An angular classifier is replaced by a linear one at the end.
+    """Trains a network, or resumes from out/checkpoint.pt. An angular classifier becomes a linear one at the end.
 
     Args:
         loss: a loss after `begin`.
-        sampler: sampler of the photos of `inputs`.
-        key: key of the checkpoint.
         ask: computes the network's answers; called before the epochs for which the loss wants them.
         meta: changes the hyperparameters of the loss during training.
         epochs_before: epochs of the training that this one continues; a loss with a warm-up counts them.
     """
     settings = sampler.settings
     steps = num_steps(sampler.length, settings, workers=distributed.world())
-    optimizer = make_optimizer(network, loss, settings)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
-    average = Average(trainable_parameters(optimizer), settings)
-    state = TrainState(
-        network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta, average=average
-    )  # fmt: skip
-    if (out / "checkpoint.pt").exists():
-        state.restore(out / "checkpoint.pt", key=key)
-    truncate_metrics(out / "metrics.jsonl", state.epoch)
+    state = initial_state(network, loss, meta=meta, settings=settings, steps=steps)
+    resume(state, out, key=key)
     interval = Interval(settings.checkpoint_minutes)
 
     def save_if_due() -> None:
@@ -97,10 +88,31 @@ def fit(
         report(out, epoch=state.epoch + 1, num_epochs=settings.epochs, **figures(state, len(drawn)))
         state.next_epoch()
         state.save(out / "checkpoint.pt", key=key)
-    if settings.averages:
+    finish(state, inputs, sampler, steps=steps)
+
+
+def resume(state: TrainState, out: Path, *, key: str) -> None:
+    """Restores out/checkpoint.pt, if there is one, and cuts out/metrics.jsonl to the epochs that it covers."""
+    if (out / "checkpoint.pt").exists():
+        state.restore(out / "checkpoint.pt", key=key)
+    truncate_metrics(out / "metrics.jsonl", state.epoch)
+
+
+def finish(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int) -> None:
+    """Applies the averaged weights, if any, and replaces an angular classifier by a linear one."""
+    if sampler.settings.averages:
         update_bn(state, inputs, sampler, steps=steps)
-    if isinstance(network.head.classifier, Angular):
-        set_classifier(network.head, linear_rows(network, inputs, sampler.target), None)
+    head = state.network.head
+    if isinstance(head.classifier, Angular):
+        set_classifier(head, linear_rows(state.network, inputs, sampler.target), None)
+
+
+def initial_state(network: Network, loss: Loss, *, meta: Constant, settings: Train, steps: int) -> TrainState:
+    """State of a new training, with its optimiser and schedule; `steps`: steps of an epoch."""
+    optimizer = make_optimizer(network, loss, settings)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
+    average = Average(trainable_parameters(optimizer), settings)
+    return TrainState(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta, average=average)
 
 
 def num_steps(num_draws: int, settings: Train, *, workers: int) -> int:
@@ -154,7 +166,7 @@ def train_epoch(
 
 
 def size_share(epoch: int, settings: Train) -> float:
-    """Side of an epoch's views, relative to the member's size: linear from start_size in the first epoch to 1 in the last."""
+    """Side of an epoch's views, relative to the member's size: rises linearly from start_size to 1 in the last epoch."""
     done = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
     return settings.start_size + (1 - settings.start_size) * done
 
@@ -192,8 +204,14 @@ def take_step(
 
 
 def loss_of(
-    state: TrainState, inputs: Inputs, batch: Tensor, labels: Sequence[Label], *, rows: int, sample_weights: SampleWeights
-) -> Tensor:  # fmt: skip
+    state: TrainState,
+    inputs: Inputs,
+    batch: Tensor,
+    labels: Sequence[Label],
+    *,
+    rows: int,
+    sample_weights: SampleWeights,
+) -> Tensor:
     """(N,) weighted loss of each photo, averaged over its labels by their shares.
 
     Args:
@@ -229,7 +247,7 @@ def train_mode(network: Network, *, frozen: bool) -> None:
 
 
 def update_bn(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int) -> None:
-    """Copies the averaged weights into the network and recomputes its batch norm statistics over one more epoch of views."""
+    """Copies the averaged weights into the network, and recomputes its batch norm statistics over an epoch of views."""
     network, settings, generator = state.network, sampler.settings, torch.Generator()
     state.average.apply()
     batches = inputs.training(np.array_split(sampler.draw(settings.epochs - 1), steps), generator)

@@ -2,9 +2,10 @@
 `python -m models.training.finetune --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
 
 Training at a small size is cheap, and a few epochs at a larger size recover the detail that it misses (the AliProducts
-report, arXiv 2106.10683, section 2.5: 256, then 384 pixels). Position embeddings are resized. `finetune.learn` selects the
-trainable parameters: all; the norms and the head, whose statistics depend most on the size (FixRes: Touvron et al., NeurIPS
-2019, arXiv 1906.06423); or only the head. The loop, its checkpoints and its output are those of `models.training.train`.
+report, arXiv 2106.10683, section 2.5: 256, then 384 pixels). Position embeddings are resized. `finetune.learn` selects
+the trainable parameters: all; the norms and the head, whose statistics depend most on the size (FixRes: Touvron et al.,
+NeurIPS 2019, arXiv 1906.06423); or only the head. The loop, its checkpoints and its output are those of
+`models.training.train`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def finetune(job: Job) -> None:
 
 
 def freeze_all_but_norms(network: Network) -> None:
-    """Freezes the backbone except its norm layers, which are recognised by class name, as timm has two dozen of them."""
+    """Freezes the backbone except its norm layers, recognised by class name, as timm has two dozen of them."""
     network.backbone.requires_grad_(False)
     for module in network.backbone.modules():
         if "norm" in type(module).__name__.lower():

@@ -1,4 +1,4 @@
-"""Hypergradient: the derivative of the loss after a training step with respect to the hyperparameters of the loss function.
+"""Hypergradient: derivative of the trusted loss after a training step with respect to the loss's hyperparameters.
 
 Published code differentiates twice through the network, which costs as much as three steps and does not work with fused
 losses. Here the second derivative is a finite difference of two first ones (Liu et al., ICLR 2019, equation 8).
@@ -34,17 +34,17 @@ def hyper_gradient(
 ) -> Tensor:
     """(K,) float64 d CE(trusted; w - rate dL(batch; w)/dw) / dh, for parameters w and the hyperparameters h in `names`.
 
-    Equals -<v, d^2 L / dw dh> with v = rate dCE/dw at the parameters after the trial step, computed as a central difference
-    along v. Costs two passes through the network with a gradient and two without. Batches and results are those of all
-    workers together.
+    Equals -<v, d^2 L / dw dh> with v = rate dCE/dw at the parameters after the trial step, computed as a central
+    difference along v. Costs two passes through the network with a gradient and two without. Batches and results are
+    those of all workers together.
 
     Args:
         rates: learning rate of each parameter.
         logits_of: input -> logits (N, C), a function of the parameters.
         batch, trusted: this worker's part: input and classes (N,).
-        ignore_length: differentiate a trial step of constant length, by removing the component of v along dL/dw. Otherwise
-            a hyperparameter is rewarded for longer steps in the right direction, which an optimiser such as AdamW undoes.
-            This option is our own.
+        ignore_length: differentiate a trial step of constant length, by removing the component of v along dL/dw.
+            Otherwise a hyperparameter is rewarded for longer steps in the right direction, which an optimiser such as
+            AdamW undoes. This option is our own.
     """
     sizes = [distributed.total(len(target)) for _, target in (batch, trusted)]
     with untouched(parameters) as start:

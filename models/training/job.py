@@ -91,9 +91,9 @@ class Job:
 def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the photos to train on and of those to score; the two never overlap.
 
-    Validation photos that cleaning dropped are scored too: gains on the kept ones alone would be optimistic. A fold also
-    scores dropped train photos, so that the next round of cleaning can restore them. Folds are stratified by given label,
-    so that a photo stays in its fold through all rounds.
+    Validation photos that cleaning dropped are scored too: gains on the kept ones alone would be optimistic. A fold
+    also scores dropped train photos, so that the next round of cleaning can restore them. Folds are stratified by given
+    label, so that a photo stays in its fold through all rounds.
     """
     rows = np.flatnonzero(manifest.kept & (manifest.split == "train"))
     if fold is None:

@@ -1,9 +1,9 @@
 """Meta-learning of a loss's hyperparameters (such as q of GCE) during training, on photos with trusted labels.
 
-Shu et al. 2020 (arXiv 2002.06482): a training step is first taken on trial; the cross-entropy of the trial network on trusted
-photos gives a gradient for the hyperparameters, which are updated before the real step is taken. The authors find that the
-schedule brings the gain: training again with its final values is worse than with constants, but training again with the
-whole schedule (`Replay`) is better.
+Shu et al. 2020 (arXiv 2002.06482): a training step is first taken on trial; the cross-entropy of the trial network on
+trusted photos gives a gradient for the hyperparameters, which are updated before the real step is taken. The authors
+find that the schedule brings the gain: training again with its final values is worse than with constants, but training
+again with the whole schedule (`Replay`) is better.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Adjuster(Constant):
         set_hyperparameters(self.loss, dict(zip(self.bounds, self.values().tolist(), strict=True)))
 
     def _gradient(self, batch: Tensor, target: Tensor, optimizer: Optimizer) -> Tensor:
-        """(K,) hypergradient on the next trusted batch. Restores the network's buffers and the random state of training."""
+        """(K,) hypergradient on the next trusted batch; keeps the network's buffers and the random state of training."""
         gpu = [batch.device] if batch.device.type == "cuda" else []
         with untouched(self.network.buffers()), torch.random.fork_rng(gpu):
             trusted, trusted_target = self._draw()
@@ -160,7 +160,7 @@ class Adjuster(Constant):
             )  # fmt: skip
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """This worker's part of the next trusted batch and its classes; depends only on the seed and the batch number."""
+        """This worker's part of the next trusted batch, and its classes; depends only on the seed and its number."""
         positions = self.draws[self.num_drawn]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_drawn)
         self.num_drawn += 1
@@ -200,7 +200,7 @@ def bounds_of(loss: Loss) -> dict[str, Range]:
 
 
 def bounded(raw: Tensor, span: Range) -> Tensor:
-    """Maps the real line into the bounds: by a sigmoid if both are finite, by low + softplus if there is no upper bound."""
+    """Maps the real line into the bounds: by a sigmoid if both are finite, otherwise by low + softplus."""
     if math.isinf(span.high):
         return span.low + F.softplus(raw)
     return span.low + (span.high - span.low) * torch.sigmoid(raw)

@@ -33,7 +33,7 @@ def trainable_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]
 
 
 def learning_rate(step: int, *, steps: int, settings: Train) -> float:
-    """Factor of the learning rate, in [0, 1]: linear warm-up, then cosine decay to 0, or STEP at each of train.step_epochs."""
+    """Factor of the learning rate in [0, 1]: linear warm-up, then cosine decay to 0 or steps at train.step_epochs."""
     warm = settings.warmup_epochs * steps
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -44,6 +44,6 @@ def learning_rate(step: int, *, steps: int, settings: Train) -> float:
 
 
 def absolute_weights(network: Network, *, frozen: bool) -> Tensor:
-    """L1 norm of the trained matrices and convolutions, as published with active negative losses (Ye et al., NeurIPS 2023)."""
+    """L1 norm of the trained matrices and convolutions, as used with active negative losses (Ye et al., NeurIPS 2023)."""
     part = network.head if frozen else network
     return torch.stack([p.abs().sum() for p in part.parameters() if p.ndim > 1]).sum()

@@ -63,8 +63,8 @@ def make_sample_weights(settings: Train, manifest: Manifest, rows: NDArray[np.in
 def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArray[np.float64]:
     """(C,) class weights by kind; a class without photos counts as one with a single photo.
 
-    "effective" gives 1 / effective number of photos, (1 - beta) / (1 - beta^n) (Cui et al., CVPR 2019); "inverse" is its
-    limit, 1 / n; "" gives equal weights.
+    "effective" gives 1 / effective number of photos, (1 - beta) / (1 - beta^n) (Cui et al., CVPR 2019); "inverse" is
+    its limit, 1 / n; "" gives equal weights.
     """
     n = counts.clip(1).astype(np.float64)
     if kind == "inverse":
@@ -73,7 +73,7 @@ def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArr
 
 
 def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
-    """(N,) weights of the photos with these ids, from columns id and weight of a .csv or .parquet file; 1 for other photos.
+    """(N,) weights of photos by id, from the columns id and weight of a .csv or .parquet file; 1 for other photos.
 
     Raises:
         ConfigError: the file or a column does not exist, or a weight is not a number >= 0.
@@ -88,7 +88,7 @@ def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
 
 
 def label_confidence(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> NDArray[np.float64]:
-    """(N,) label confidence in [0, 1] of the photos `rows`: `label_weights` of their label quality; 1 for unscored labels.
+    """(N,) label confidence in [0, 1] of the photos `rows`: `label_weights` of their quality; 1 for unscored labels.
 
     Scores measure the given label, so a relabelled photo has quality 1 - score.
     """
@@ -135,8 +135,8 @@ def har_weights(counts: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArr
 def jacobian_norm(logits: Tensor, target: Tensor, classifier: Tensor) -> Tensor:
     """(N,) norm of the gradient of cross-entropy with respect to the embedding, (p - e_y) W, which HAR penalises.
 
-    Cao et al. sum over all batch norms, which needs a second backward pass. This is the term of the last one, the neck, where
-    the gradient has a closed form; with a frozen backbone it is the only one.
+    Cao et al. sum over all batch norms, which needs a second backward pass. This is the term of the last one, the neck,
+    where the gradient has a closed form; with a frozen backbone it is the only one.
 
     Args:
         logits: (N, C). target: (N,). classifier: (C, d) rows without bias.

@@ -178,8 +178,8 @@ def save_network(path: Path, network: Network, *, member: Member, classes: list[
 class Trained:
     """A network written by `save_network`, in evaluation mode; tau is not yet applied to its classifier.
 
-    The file of member.weights, from which it started, need not exist any more. Training gives a classifier without a bias;
-    some re-balancing methods add one.
+    The file of member.weights, from which it started, need not exist any more. Training gives a classifier without a
+    bias; some re-balancing methods add one.
     """
 
     network: Network

@@ -93,7 +93,7 @@ class Interval:
 
 
 def seed_step(generator: torch.Generator, *numbers: int) -> None:
-    """Seeds a step by its numbers: the generator of its views equally on all workers, and torch's own, for dropout, per worker."""
+    """Seeds a step by its numbers: the generator of its views, equal on all workers, and torch's own, per worker."""
     views, *dropout = np.random.SeedSequence(numbers).generate_state(1 + distributed.world(), np.uint64) >> np.uint64(1)
     generator.manual_seed(int(views))
     torch.manual_seed(int(dropout[distributed.rank()]))

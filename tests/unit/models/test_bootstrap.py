@@ -33,7 +33,7 @@ def test_a_clear_gain_stays_and_a_loss_does_not() -> None:
 
 
 def test_the_bound_holds_as_often_as_it_says() -> None:
-    """At 90 %, about one in ten steps without a true gain is kept."""
+    """About one in ten steps without a true gain is kept at 90 %."""
     target, rng, taken = np.repeat(np.arange(20), 10), np.random.default_rng(1), 0
     for seed in range(200):
         before, after = rng.random(200) < 0.6, rng.random(200) < 0.6

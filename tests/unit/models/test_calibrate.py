@@ -131,7 +131,7 @@ def test_the_line_accepts_the_share_that_is_asked_for(accept: float, num: int) -
 
 
 def test_the_slope_is_that_of_a_logistic_fit_of_groups_that_weigh_the_same() -> None:
-    """For two normals of equal variance, the log odds rise by (difference of means) / variance, for any group sizes."""
+    """Log odds of two normals of equal variance rise by (difference of means) / variance, for any group sizes."""
     draw = np.random.default_rng(0)
     for num in (20_000, 2_000):
         line = fit_threshold(draw.normal(30, 2, 20_000), draw.normal(26, 2, num), accept=0.9)

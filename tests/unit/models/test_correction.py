@@ -23,7 +23,7 @@ from tests.unit.models.clusters import clusters
 
 @pytest.fixture
 def noise() -> Noise:
-    """Of eight classes, a quarter of whose labels are wrong."""
+    """Noise of eight classes, a quarter of whose labels are wrong."""
     given, _, probs, embeddings = clusters()
     return estimate_noise(given, probs, embeddings)
 

@@ -170,7 +170,7 @@ def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, rec
 
 
 def test_folds_on_a_frozen_backbone_leave_features_that_they_share(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    """Validation photos are seen by both folds, alike; their heads are not."""
+    """Features of the validation photos are equal in both folds, although the heads differ."""
     asking = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, rule="posterior"))
     ids, found = [], []
     for fold in (0, 1):
