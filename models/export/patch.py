@@ -152,7 +152,7 @@ def _classifiers(model: ModelProto, num_classes: int, path: Path) -> list[Classi
     """Linear layers before a softmax that have a row for each class, in the order of the graph."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     maker = {name: node for node in model.graph.node for name in node.output}
-    found: dict[str, Classifier] = {}
+    classifiers: dict[str, Classifier] = {}
     for node in model.graph.node:
         if node.op_type == "Softmax":
             logits = node.input[0]
@@ -160,14 +160,14 @@ def _classifiers(model: ModelProto, num_classes: int, path: Path) -> list[Classi
                 logits = maker[logits].input[0]
             classifier = _linear(logits, maker, constants)
             if classifier and len(classifier.rows) == num_classes:
-                found[logits] = classifier
-    members = len(json.loads(metadata_of(model).get("members", "[]"))) or len(found)
-    if not found or len(found) != members:
+                classifiers[logits] = classifier
+    members = len(json.loads(metadata_of(model).get("members", "[]"))) or len(classifiers)
+    if not classifiers or len(classifiers) != members:
         raise EnrolmentError(
-            f"{path}: the graph has {len(found)} readable classifiers of {num_classes} classes instead of {members or 1}, as it "
-            f"was optimised or quantised; {RETRAIN}"
+            f"{path}: the graph has {len(classifiers)} readable classifiers of {num_classes} classes instead of {members or 1}, "
+            f"as it was optimised or quantised; {RETRAIN}"
         )
-    return list(found.values())
+    return list(classifiers.values())
 
 
 def _linear(logits: str, maker: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> Classifier | None:

@@ -107,10 +107,8 @@ def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
 def to_device(network: Network) -> Network:
     """The network on the best device. On GPUs, batch norm takes its statistics over the parts of all workers."""
     network.to(best_device())
-    if distributed.world() > 1 and network.mean.device.type == "cuda":
-        timm.layers.convert_sync_batchnorm(
-            network
-        )  # torch has none for CPUs: each worker keeps its own statistics there
+    if distributed.world() > 1 and network.mean.device.type == "cuda":  # on CPUs, torch has no synchronised batch norm
+        timm.layers.convert_sync_batchnorm(network)
     return network
 
 
