@@ -27,9 +27,8 @@ from models.export.session import open_session
 if TYPE_CHECKING:
     import onnxruntime
 
-LIFT = (
-    0.05  # cosine by which a photo is closer to a row made of it; divided by sqrt(n) for n photos. docs/inside/log.md
-)
+# cosine by which a photo is closer to a row made of it; divided by sqrt(n) for n photos (docs/inside/log.md)
+LIFT = 0.05
 NEVER = -1e4  # bias of a class that is never predicted; finite, to fit half precision
 TOLERANCE = 1e-6  # of a probability
 MIN_PRODUCTS = 2  # in a graph

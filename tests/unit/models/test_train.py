@@ -222,10 +222,10 @@ def test_another_recipes_checkpoint_is_refused(data: Path, recipe: Recipe, tmp_p
     out = tmp_path / "out"
     other = job(data, recipe, out, lr=0.5)
     checkpoint.save(out / "checkpoint.pt", {"key": other.key, "epoch": 1})
-    with pytest.raises(CheckpointMismatch, match=rf"checkpoint\.pt was made for {other.key}, not for .* delete it"):
+    with pytest.raises(CheckpointMismatch, match=rf"checkpoint\.pt was written for {other.key}, not for .* delete it"):
         train(job(data, recipe, out))
     checkpoint.save(out / "checkpoint.pt", {"state": {}})
-    with pytest.raises(CheckpointMismatch, match="was made for no training"):
+    with pytest.raises(CheckpointMismatch, match="was written for no training"):
         train(job(data, recipe, out))
     (out / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointMismatch, match=r"checkpoint\.pt cannot be read"):
