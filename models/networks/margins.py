@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from models.recipe.config import Member
 
-MIN_SIN = (
-    1e-3  # floor for the sine of the angle before the margin: the derivative of an angle by its cosine is -1 / sin
-)
+# floor for the sine of the angle before the margin: the derivative of an angle by its cosine is -1 / sin
+MIN_SIN = 1e-3
 
 
 class Sphere(nn.Module):

@@ -50,9 +50,8 @@ from models.training.train import load_network, save_network
 
 log = logging.getLogger(__name__)
 
-LWS_RATE = (
-    10.0  # factor of the learning rate: weights are about 0.01 in size, but log factors have to move by whole units
-)
+# factor of the learning rate: weights are about 0.01 in size, but log factors have to move by whole units
+LWS_RATE = 10.0
 METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # those that change least come first
 
 
