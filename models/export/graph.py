@@ -120,7 +120,7 @@ class Branch(nn.Module):
 class GraphOutput(NamedTuple):
     """Outputs of the graph, in order."""
 
-    ids: Tensor  # (B, k) int64, best first; padded by -1 if there are fewer than k classes; all -1 for rejected photos
+    ids: Tensor  # (B, k) int64, best first; padded by -1; all -1 for photos that export.reject rejects
     probs: Tensor  # (B, k) float32
     known: Tensor  # (B, 1) float32 in [0, 1]: score that the photo shows a product of the assortment; accepted from 0.5
     embedding: Tensor  # (B, 512) float32, of unit length

@@ -48,8 +48,8 @@ def angle(output: MemberOutput) -> Tensor:
 
 PROBABILITY = "probability"
 NEWTON_STEPS = 50
-OF_OUTPUTS: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
-SCORES = (PROBABILITY, *OF_OUTPUTS)
+OUTPUT_SCORES: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
+SCORES = (PROBABILITY, *OUTPUT_SCORES)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def score_of(name: str, outputs: Sequence[MemberOutput], mean: Tensor, weights: 
     """(B, 1) score of this name; the larger, the more likely a product of the assortment."""
     if name == PROBABILITY:
         return mean.amax(1, keepdim=True)
-    return (weights * torch.stack([OF_OUTPUTS[name](output).mean(0) for output in outputs])).sum(0)
+    return (weights * torch.stack([OUTPUT_SCORES[name](output).mean(0) for output in outputs])).sum(0)
 
 
 class Separation(NamedTuple):
