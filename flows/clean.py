@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefect import flow
 
@@ -12,6 +11,7 @@ from flows.run.run import Run
 from flows.steps.clean import rounds
 from flows.steps.start import select_data, started
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder
 from models.data.manifest import count
 from models.recipe.config import Recipe
 
@@ -39,7 +39,7 @@ def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
 
 
 @flow(name="clean", validate_parameters=False)
-def cleaning(run: Run) -> tuple[Path, Path]:
+def cleaning(run: Run) -> tuple[DataFolder, DataFolder]:
     """The folders of the data version before and after."""
     delivered = select_data(run)
     return delivered, rounds(run, delivered)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from prefect import flow
 
@@ -18,6 +17,7 @@ from flows.run.step import step
 from flows.steps.gate import gate
 from flows.steps.publish import released
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder, Exported
 from models.recipe.config import from_dict
 
 
@@ -73,13 +73,13 @@ def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Rep
 
 
 @step("take data version")
-def take(run: Run, version: str) -> Path:
+def take(run: Run, version: str) -> DataFolder:
     """The data version that the graph was trained and judged on."""
-    return DataVersions(run.workspace).materialise(version)
+    return DataFolder(DataVersions(run.workspace).materialise(version))
 
 
 @step("find graph")
-def find_graph(run: Run, graph_sha256: str) -> Path:
+def find_graph(run: Run, graph_sha256: str) -> Exported:
     """The folder of a stage that made exactly these bytes, every file verified.
 
     Raises:
@@ -87,6 +87,6 @@ def find_graph(run: Run, graph_sha256: str) -> Path:
     """
     for graph in sorted(run.workspace.runs.glob("stages/*/model.onnx")):
         if sha256(graph) == graph_sha256 and is_finished(graph.parent):
-            return graph.parent
+            return Exported(graph.parent)
     way_out = "run `cleanshelf retrain` with its recipe, which makes it again"
     raise InputError(f"the graph of run {run.id} is not in {run.workspace.runs / 'stages'} any more; {way_out}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import flow
 
 from flows.report.figures import figures
@@ -19,6 +17,7 @@ from flows.steps.prove import evidence, prove
 from flows.steps.publish import record, released
 from flows.steps.start import select_data, started
 from flows.workspace import Workspace
+from flows.workspace.results import Trained
 from models.recipe.config import Recipe
 
 
@@ -49,21 +48,22 @@ def retraining(run: Run, *, promote: bool) -> Report:
     data = rounds(run, delivered)  # each round of cleaning makes a data version
     labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
     retrained = together([train.submit(run, labels[member], member) for member in members])
-    proven = prove(run, data, "cleaning", first, retrained)
+    proven = prove(run, data, "cleaning", before=first, after=retrained)
 
-    finetuned: list[Path] = []
+    finetuned: list[Trained] = []
     if run.recipe.finetune.epochs:
         finetuned = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
-        proven = prove(run, data, "fine-tuning", proven, finetuned)
+        proven = prove(run, data, "fine-tuning", before=proven, after=finetuned)
     balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
 
     weights = ensemble(run, data, balanced)
     crops = choose_crops(run, data, balanced, weights)
-    calibrated = calibrate(run, data, balanced, weights, crops)
-    exported = export(run, data, balanced, weights, crops, calibrated)
+    calibration = calibrate(run, data, balanced, weights, crops)
+    exported = export(run, data, balanced, weights, crops, calibration)
     graph = variants(run, data, exported, levels(run, data, balanced, weights, crops))
     verdict = gate(run, data, graph)
-    steps = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
+    steps = effects(data, as_delivered=first, cleaned=retrained, finetuned=finetuned, balanced=balanced, weights=weights,
+                    crops=crops, graph=graph)  # fmt: skip
 
     proofs, shown = evidence(run, balanced, weights, crops), figures(data, balanced, graph)
     report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))

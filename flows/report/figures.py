@@ -6,12 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.workspace.results import Balanced, DataFolder, Exported
 from models.data.manifest import FLAGGED, read_manifest
 
 TENTHS = 10
@@ -28,7 +28,7 @@ class Figure:
     bars: tuple[str, ...] = ()
 
 
-def figures(data: Path, balanced: Sequence[Path], graph: Path) -> list[Figure]:
+def figures(data: DataFolder, balanced: Sequence[Balanced], graph: Exported) -> list[Figure]:
     """Of the data version that a run ended with, its re-balanced members and its graph."""
     manifest, answers = read_manifest(data), np.load(graph / "answers.npz")
     choices = [json.loads((folder / "balance.json").read_text(encoding="utf-8")) for folder in balanced]

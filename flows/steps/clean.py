@@ -17,6 +17,7 @@ from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
 from flows.workspace.files import link
+from flows.workspace.results import DataFolder, Fold
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
@@ -30,7 +31,7 @@ log = logging.getLogger("cleanshelf")
 OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
 
 
-def rounds(run: Run, data: Path) -> Path:
+def rounds(run: Run, data: DataFolder) -> DataFolder:
     """The data version after all rounds of the recipe, or once one hardly changed anything; `data` where there are none."""
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
@@ -41,7 +42,7 @@ def rounds(run: Run, data: Path) -> Path:
 
 
 @step("clean, round {round}")
-def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
+def clean(run: Run, data: DataFolder, folds: list[Fold], round: int) -> DataFolder:
     """The data version in which all labels are judged by these folds, with every decision taken anew."""
     before = read_manifest(data)
     after, noise = judged(run, before, folds, round)
@@ -62,10 +63,10 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
         return known
     version = versions.commit(folder, step=f"clean-{round}", message=message)
     emit(selected("cleaned", versions.log()[0]))
-    return versions.materialise(version)
+    return DataFolder(versions.materialise(version))
 
 
-def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
+def judged(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tuple[Manifest, Noise | None]:
     """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
 
     Photos whose labels somebody checked (`proof.photos`, `cleanshelf feedback`) stay as they are.
@@ -85,14 +86,14 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 
-def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
+def compared(folds: list[Fold], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
     """What photos are compared by: features of a backbone that all folds share, else embeddings of each fold's own network."""
     shared = all((folder / "features.npy").exists() for folder in folds)
     name = "features.npy" if shared else "embeddings.npy"
     return fold_embeddings([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
 
 
-def made_before(versions: DataVersions, folder: Path) -> Path | None:
+def made_before(versions: DataVersions, folder: Path) -> DataFolder | None:
     """The version of the same decisions that the selected one is, or was cleaned from; `folder` is gone then.
 
     So a retraining that is repeated adds nothing to the history, however many rounds it has.
@@ -101,7 +102,7 @@ def made_before(versions: DataVersions, folder: Path) -> Path | None:
         known = versions.workspace.versions / version
         if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
             shutil.rmtree(folder)
-            return versions.materialise(version)
+            return DataFolder(versions.materialise(version))
     return None
 
 
@@ -109,7 +110,7 @@ def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def settled(before: Path, after: Path, *, stop_share: float) -> bool:
+def settled(before: DataFolder, after: DataFolder, *, stop_share: float) -> bool:
     """Whether a round changed so little that no further one is worth its folds."""
     share = moves(read_manifest(before), read_manifest(after)).share
     if found := share < stop_share or share == 0:

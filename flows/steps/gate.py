@@ -20,12 +20,13 @@ from flows.run.step import step
 from flows.steps.publish import log, read_json
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import FLAGGED, OUTSIDE, Manifest, read_manifest
 from serving.signature import Signature
 
 
 @step("gate")
-def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
+def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> Verdict:
     """Whether the graph may be served, judged against the model now serving on the same test photos: verdict.json.
 
     despite: why it is to serve even if it is refused; that is recorded with the name of the user.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from flows.run.run import Run
 from flows.run.step import step
+from flows.workspace.results import Balanced, Crops, DataFolder, Trained, Weights
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import gain
@@ -23,7 +23,7 @@ log = logging.getLogger("cleanshelf")
 
 
 @step("prove {step}")
-def prove(run: Run, data: Path, step: str, before: list[Path], after: list[Path]) -> list[Path]:
+def prove(run: Run, data: DataFolder, step: str, *, before: list[Trained], after: list[Trained]) -> list[Trained]:
     """Of each member the result after the step where that gained, else the one before; run.json says why."""
     hits = Hits(with_selection_photos(read_manifest(data), run.recipe.proof.photos))
     found = [hits.compare(*pair, settings=run.recipe.proof) for pair in zip(before, after, strict=True)]
@@ -40,7 +40,7 @@ class Hits:
 
     manifest: Manifest
 
-    def compare(self, before: Path, after: Path, *, settings: Proof) -> dict[str, Any]:
+    def compare(self, before: Trained, after: Trained, *, settings: Proof) -> dict[str, Any]:
         """The gain on the photos that judge; `believed` on those of them that cleaning believes.
 
         Cleaning leaves out the photos that its own networks do not recognise, which flatters networks like them. The wider the
@@ -50,11 +50,11 @@ class Hits:
         part = {} if settings.photos else {"believed": self._gain(before, after, on & self.manifest.kept, settings)}
         return self._gain(before, after, on, settings) | part
 
-    def _gain(self, before: Path, after: Path, on: NDArray[np.bool_], settings: Proof) -> dict[str, Any]:
+    def _gain(self, before: Trained, after: Trained, on: NDArray[np.bool_], settings: Proof) -> dict[str, Any]:
         one, other = (self.of(folder)[on] for folder in (before, after))
         return gain(one, other, self.manifest.target[on], confidence=settings.confidence).to_dict()
 
-    def of(self, folder: Path) -> NDArray[np.bool_]:
+    def of(self, folder: Trained) -> NDArray[np.bool_]:
         """(N,) whether each photo of the version is recognised; False where the network was not asked."""
         scores, hit = read_scores(folder / "scores.parquet"), np.zeros(len(self.manifest), np.bool_)
         row = np.searchsorted(self.manifest.id, scores.id)
@@ -72,7 +72,7 @@ def in_words(decision: dict[str, Any]) -> str:
     return f"{figures}: {'stays' if decision['stays'] else 'goes'}"
 
 
-def evidence(run: Run, balanced: list[Path], weights: Path, crops: Path) -> list[dict[str, Any]]:
+def evidence(run: Run, balanced: list[Balanced], weights: Weights, crops: Crops) -> list[dict[str, Any]]:
     """Every decision of the run, in the order of its steps."""
     proven = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.folder.glob("evidence-*.json"))]
     choices = [json.loads((folder / "balance.json").read_text(encoding="utf-8")) for folder in balanced]

@@ -23,6 +23,7 @@ from flows.report.run_report import Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import read_manifest
 from serving import Recognizer
 
@@ -31,7 +32,7 @@ REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it t
 
 
 @step("publish")
-def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: bool = True) -> int:
+def publish(run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, promote: bool = True) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
     The model that serves already is not published twice, and bytes that have a number keep it: a killed publication goes on.
@@ -62,7 +63,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
                     golden=np.load(graph / "golden.npy"))  # fmt: skip
 
 
-def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
+def describe(run: Run, graph: Exported, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
     """The lineage of a model version: all that its file says of itself, and why these bytes may be served."""
     return {
         **facts(graph / "model.onnx"),
@@ -75,7 +76,7 @@ def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> 
 
 
 @step("recognise")
-def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer]:
+def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[SampleAnswer]:
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
@@ -96,7 +97,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool) -> Report:
+def released(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
     """What becomes of a judged graph: published and asked, or refused.
 
     Raises:

@@ -57,7 +57,7 @@ def make_run(tmp_path: Path, **proof: object) -> Run:
 def test_a_member_keeps_what_gained_and_loses_what_did_not(data: Path, tmp_path: Path) -> None:
     run, hard = make_run(tmp_path), np.arange(NUM) % 5 == 1
     poor, good = network(tmp_path / "poor", ~hard & (np.arange(NUM) % 2 == 0)), network(tmp_path / "good", ~hard)
-    kept = prove.fn(run, data, "cleaning", [poor, good], [good, poor])
+    kept = prove.fn(run, data, "cleaning", before=[poor, good], after=[good, poor])
     assert kept == [good, good]
     gained, lost = json.loads((run.folder / "evidence-cleaning.json").read_text())
     assert (gained["step"], gained["member"], gained["stays"], lost["stays"]) == ("cleaning", 1, True, False)
@@ -71,7 +71,9 @@ def test_trusted_photos_judge_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(IDS[:12]))
     run = make_run(tmp_path, photos=str(tmp_path / "ids.txt"))
     late = np.arange(NUM) >= 12  # right about nothing that is trusted
-    prove.fn(run, data, "cleaning", [network(tmp_path / "none", ~late)], [network(tmp_path / "late", late)])
+    prove.fn(
+        run, data, "cleaning", before=[network(tmp_path / "none", ~late)], after=[network(tmp_path / "late", late)]
+    )
     (found,) = json.loads((run.folder / "evidence-cleaning.json").read_text())
     assert (found["photos"], found["before"], found["after"], found["stays"]) == (12, 1.0, 0.0, False)
     assert "believed" not in found
@@ -80,13 +82,13 @@ def test_trusted_photos_judge_alone(data: Path, tmp_path: Path) -> None:
 def test_a_recipe_may_take_every_step_unasked(data: Path, tmp_path: Path) -> None:
     run, nothing = make_run(tmp_path, confidence=0.0), np.zeros(NUM, bool)
     early, late = network(tmp_path / "early", ~nothing), network(tmp_path / "late", nothing)
-    assert prove.fn(run, data, "cleaning", [early], [late]) == [late]
+    assert prove.fn(run, data, "cleaning", before=[early], after=[late]) == [late]
 
 
 def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, everything = make_run(tmp_path), np.ones(NUM, bool)
     one = network(tmp_path / "one", everything)
-    prove.fn(run, data, "cleaning", [one], [one])
+    prove.fn(run, data, "cleaning", before=[one], after=[one])
     (one / "balance.json").write_text(json.dumps({"chosen": {"method": "ncm"}, "gain": {
         "before": None, "after": None, "low": None, "photos": 0, "classes": 0, "stays": True}}))  # fmt: skip
     gained = {"before": 0.5, "after": 0.75, "low": 0.1, "photos": 90, "classes": 3, "stays": True}
