@@ -15,7 +15,7 @@ from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
 from flows.run.step import step
 from flows.steps.gate import gate
-from flows.steps.publish import released
+from flows.steps.publish import publish_or_refuse
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder, Exported
 from models.recipe.config import from_dict
@@ -66,14 +66,14 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
 @flow(name="publish", validate_parameters=False)
 def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Report:
     """Data, graph, judge, publish, ask."""
-    data = take(run, report.data_after)
+    data = fetch_data(run, report.data_after)
     graph = find_graph(run, report.verdict.graph_sha256)
     verdict = gate(run, data, graph, despite=despite)
-    return released(run, data, graph, replace(report, verdict=verdict), promote=promote)
+    return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
 
 
-@step("take data version")
-def take(run: Run, version: str) -> DataFolder:
+@step("fetch data version")
+def fetch_data(run: Run, version: str) -> DataFolder:
     """The data version that the graph was trained and judged on."""
     return DataFolder(DataVersions(run.workspace).materialise(version))
 

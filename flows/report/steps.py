@@ -29,7 +29,7 @@ class StepAccuracy:
     tail: float | None
 
 
-def effects(
+def step_accuracies(
     data: DataFolder,
     *,
     as_delivered: list[Trained],

@@ -31,7 +31,7 @@ log = logging.getLogger("cleanshelf")
 OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
 
 
-def rounds(run: Run, data: DataFolder) -> DataFolder:
+def clean_labels(run: Run, data: DataFolder) -> DataFolder:
     """The data version after all rounds of the recipe, or once one hardly changed anything; `data` where there are none."""
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])

@@ -59,7 +59,9 @@ def in_crops(run: Run, crops: Crops, count: int) -> Crops:
     return Crops(run.cached(f"crops-{count}", chosen["enlarge"], count, work=work))
 
 
-def levels(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops) -> list[Exported]:
+def export_other_crops(
+    run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops
+) -> list[Exported]:
     """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
     chosen = read_json(crops / "crops.json")["crops"]
     others = [in_crops(run, crops, count) for count in run.recipe.export.levels if count != chosen]
@@ -67,8 +69,8 @@ def levels(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weight
     return [export(run, data, balanced, weights, *pair) for pair in zip(others, calibrations, strict=True)]
 
 
-@step("variants")
-def variants(run: Run, data: DataFolder, graph: Exported, others: list[Exported]) -> Exported:
+@step("choose variant")
+def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exported]) -> Exported:
     """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
     settings = run.recipe.export
     if not settings.precisions:

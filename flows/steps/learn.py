@@ -13,7 +13,7 @@ import numpy as np
 from durable import sha256
 from flows.run.launch import run_child
 from flows.run.run import Run
-from flows.run.step import step
+from flows.run.step import step, together
 from flows.settings import num_workers
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
@@ -35,6 +35,22 @@ def check(recipe: Recipe, data: Path) -> None:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
         run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
+
+
+def train_members(run: Run, labels: Sequence[DataFolder]) -> list[Trained]:
+    """All members trained side by side, each on the labels of its own data version."""
+    return together([train.submit(run, data, member) for member, data in enumerate(labels)])
+
+
+def finetune_members(run: Run, labels: Sequence[DataFolder], networks: Sequence[Trained]) -> list[Trained]:
+    """All members fine-tuned side by side."""
+    pairs = zip(labels, networks, strict=True)
+    return together([finetune.submit(run, data, member, trained) for member, (data, trained) in enumerate(pairs)])
+
+
+def balance_members(run: Run, data: DataFolder, networks: Sequence[Trained]) -> list[Balanced]:
+    """All members re-balanced side by side."""
+    return together([balance.submit(run, data, member, trained) for member, trained in enumerate(networks)])
 
 
 @step("train member {member}")
@@ -102,8 +118,8 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
     return Balanced(folder)
 
 
-@step("ensemble")
-def ensemble(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weights:
+@step("weigh members")
+def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weights:
     """What each member counts, with the evidence: ensemble.json."""
     settings = run.recipe.ensemble
 

@@ -75,7 +75,7 @@ def describe(run: Run, graph: Exported, verdict: Verdict, *, parent: int | None)
     }
 
 
-@step("recognise")
+@step("recognise samples")
 def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[SampleAnswer]:
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def released(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
+def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
     """What becomes of a judged graph: published and asked, or refused.
 
     Raises:
@@ -108,15 +108,15 @@ def released(run: Run, data: DataFolder, graph: Exported, report: Report, *, pro
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
         serves = ModelVersions(Ledger(run.workspace.root)).current() == version  # it did before
-        return record(run, replace(report, model_version=version, promoted=serves))
+        return write_report(run, replace(report, model_version=version, promoted=serves))
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
         seen = recognise_samples(run, data)
-    return record(run, replace(report, model_version=version, promoted=True, seen=seen))
+    return write_report(run, replace(report, model_version=version, promoted=True, seen=seen))
 
 
-@step("record")
-def record(run: Run, report: Report) -> Report:
+@step("write report")
+def write_report(run: Run, report: Report) -> Report:
     """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
     (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")

@@ -22,7 +22,7 @@ from models.recipe.config import Recipe, digest
 
 
 @contextmanager
-def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
+def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
     """A new run on the selected data version, and what runs its trainings side by side.
 
     The workspace is locked meanwhile, and a Prefect server is there.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report.steps import StepAccuracy, effects
+from flows.report.steps import StepAccuracy, step_accuracies
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
 
@@ -81,7 +81,9 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
     crops = write_views(tmp_path / "looks", crops=10)
     given = {"balanced": balanced, "graph": graph}
-    steps = effects(data, as_delivered=first, cleaned=retrained, finetuned=[], weights=weights, crops=crops, **given)
+    steps = step_accuracies(
+        data, as_delivered=first, cleaned=retrained, finetuned=[], weights=weights, crops=crops, **given
+    )
     assert steps == [
         StepAccuracy("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
         StepAccuracy("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -92,7 +94,7 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     finetuned = [network("sharp", ALL_C)]
     weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
     crops = write_views(tmp_path / "other looks", crops=1)
-    more = effects(
+    more = step_accuracies(
         data, as_delivered=first, cleaned=retrained, finetuned=finetuned, weights=weights, crops=crops, **given
     )
     assert more[2] == StepAccuracy("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
@@ -106,7 +108,7 @@ def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Calla
     folder = network("any", RIGHT)
     weights, crops = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
     graph = write_graph(tmp_path / "graph", [], [])
-    steps = effects(data, as_delivered=[folder], cleaned=[folder], finetuned=[], balanced=[folder], weights=weights,
+    steps = step_accuracies(data, as_delivered=[folder], cleaned=[folder], finetuned=[], balanced=[folder], weights=weights,
                     crops=crops, graph=graph)  # fmt: skip
     for row in steps:
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step
