@@ -9,7 +9,7 @@ from typing import Any
 from flows.data.history import uncleaned
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
-from flows.run.run import code_hash
+from flows.run.run import deciding_hash
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.recipe.config import Recipe, digest
@@ -31,7 +31,7 @@ def version_to_train_on(versions: DataVersions, recipe: Recipe) -> str:
 def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
     """All that decides how a retraining started now would end.
 
-    data_version: what it starts from; config: of the recipe and the files it names; code: of models and pixels;
+    data_version: what it starts from; config: of the recipe and the files it names; code: of all source that decides;
     serving: the model version that the gate would compare with, or None.
     """
     named = [content(member.weights) for member in recipe.members]
@@ -39,7 +39,7 @@ def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
     return {
         "data_version": version_to_train_on(DataVersions(workspace), recipe),
         "config": digest(recipe, named),
-        "code": code_hash(),
+        "code": deciding_hash(),
         "serving": ModelVersions(Ledger(workspace.root)).current(),
     }
 
