@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from durable import sha256
 from flows.run.launch import run_child
 from flows.run.run import Run
 from flows.run.step import step, together
@@ -19,7 +18,7 @@ from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fo
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
-from models.recipe.config import Recipe, to_dict
+from models.recipe.config import Recipe, to_dict, training_inputs
 from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
@@ -81,24 +80,16 @@ def _train(
 ) -> Path:  # fmt: skip
     """A training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
-    files = [own.members[0].weights, own.train.state, own.train.photo_weights]
-    contents = [*(_content(path) for path in files), own.meta.file, own.proof.file]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.cached(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
-                     own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
+    return run.cached(name, data.name, *training_inputs(own), *parts, work=work)
 
 
 def _name(what: str, run: Run, member: int) -> str:
     return f"{what}-{member + 1}-{run.recipe.members[member].backbone}"
-
-
-def _content(path: str) -> str:
-    """Names a file by what it holds, so that a new one of the same name is another start."""
-    return sha256(Path(path)) if path and Path(path).is_file() else path
 
 
 @step("balance member {member}")
