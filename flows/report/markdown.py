@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.orchestrator.events import happened
 from flows.orchestrator.server import emit
+from flows.report.cell import cell
 
 if TYPE_CHECKING:
     from flows.report.figures import Figure
@@ -76,7 +77,5 @@ def table(rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()) -> str
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    """The text of a cell, in which no character is read as Markdown's table or as HTML."""
+    return cell(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

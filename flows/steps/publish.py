@@ -19,7 +19,7 @@ from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
 from flows.report.markdown import markdown, tell
-from flows.report.run_report import Report, SampleAnswer, to_json
+from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.ledger import Ledger
@@ -28,7 +28,6 @@ from models.data.manifest import read_manifest
 from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
-REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it takes for no product
 
 
 @step("publish")
@@ -86,7 +85,7 @@ def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[Sample
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         SampleAnswer(
-            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0
+            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or NO_PRODUCT), answer.model_version or 0
         )
         for row, answer in zip(chosen, answers, strict=True)
     ]
