@@ -131,4 +131,4 @@ def outcome(report: Report) -> str:
     """What became of the model, and why."""
     version = report.model_version
     does = "answers" if report.promoted else f"is staged, `cleanshelf promote {version}` lets it answer"
-    return f"model  version {version} {does}: {'; '.join(report.verdict.told)}"
+    return f"model  version {version} {does}: {'; '.join(report.verdict.explanation)}"

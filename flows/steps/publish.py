@@ -18,7 +18,7 @@ from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.report.markdown import markdown, tell
+from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
@@ -119,5 +119,5 @@ def write_report(run: Run, report: Report) -> Report:
     """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
     (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    tell(report)
+    publish_report(report)
     return report
