@@ -1,6 +1,7 @@
-"""Stages on the workers of a Dask cluster, which may be other machines that see the same workspace.
+"""Steps on the workers of a Dask cluster, which may be other machines with access to the same workspace.
 
-A task cannot be stopped from outside its worker, so each ends its own children once nobody waits for it (flows.run.launch).
+A task cannot be stopped from outside its worker, so each ends its own children once its result is no longer wanted
+(flows.run.launch).
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from flows.workspace import Workspace
 
 LOCAL = "local"
 CONNECT_TIMEOUT_S = 5.0
-# Of each process. Dask's default is one thread for arithmetic, which the trainings that it starts would inherit.
-# Lines come to the log of the flow.
+# Environment of each process. It replaces Dask's own, which allows one thread for arithmetic, also to the trainings that
+# the process starts. Log lines are forwarded to the flow.
 ENVIRONMENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGING__DISTRIBUTED": "critical"}
 
 
 @contextmanager
 def on_dask(workspace: Workspace, where: str, *, num_parallel: int, reads: Path) -> Iterator[DaskTaskRunner]:
-    """The task runner on the scheduler at the address `where`, or on so many processes of this machine that end with the block.
+    """The task runner on the Dask scheduler at the address `where`.
 
-    What the workers log comes here. Prefect's API has to be set, as the workers report to it.
+    If `where` is "local", it runs on `num_parallel` processes of this machine, which end with the block. Log lines of the
+    workers are forwarded here. Prefect's API URL has to be set, because the workers report to it.
 
     Raises:
-        InputError: nobody answers there, it has no workers, or one of them cannot work for this workspace.
+        InputError: no scheduler answers there, it has no workers, or one of them cannot work for this workspace.
         WorldError: workers kept dying, or the scheduler ended.
     """
     with ExitStack() as stack:
@@ -50,17 +52,19 @@ def on_dask(workspace: Workspace, where: str, *, num_parallel: int, reads: Path)
         try:
             yield DaskTaskRunner(address=where, client_kwargs={"security": security})
         except KilledWorker as error:
-            raise WorldError(f"CLEANSHELF_DASK: {error.last_worker.address} and others died at one stage; "
+            raise WorldError(f"CLEANSHELF_DASK: {error.last_worker.address} and others died at the same step; "
                              "see their logs, then run the same command again") from None  # fmt: skip
         except CancelledError:
-            raise WorldError(f"CLEANSHELF_DASK: the scheduler at {where} ended; start it and run it again") from None
+            raise WorldError(
+                f"CLEANSHELF_DASK: the scheduler at {where} ended; start it and run the same command again"
+            ) from None
 
 
 @contextmanager
 def _local(workspace: Workspace, num_parallel: int) -> Iterator[LocalCluster]:
-    """Processes of this machine, on loopback, behind keys made for them alone: whoever reaches a worker can have it run code."""
+    """A cluster of processes of this machine, on loopback and with TLS keys of its own: a worker runs any code it is sent."""
     folder = workspace.state / "dask"
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told in our words
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own messages say what matters
     with dask.config.set({"distributed.nanny.pre-spawn-environ": ENVIRONMENT}), LocalCluster(
         n_workers=num_parallel, threads_per_worker=1, memory_limit=None, host="127.0.0.1", protocol="tls", security=True,
         dashboard_address="127.0.0.1:0", local_directory=str(folder), 
@@ -95,14 +99,20 @@ def _check(client: Client, where: str, seen: list[Path]) -> None:
 
 
 def missing(seen: list[Path], code: str, api: str) -> str:
-    """What the worker that runs this lacks: the source of that hash, the files that must be seen, the API; "" is nothing."""
+    """The reason why the worker that runs this cannot be used, "" if it can.
+
+    Args:
+        seen: files that it has to see.
+        code: the code_hash that its source has to have.
+        api: the URL of Prefect's API that it has to reach.
+    """
     logging.getLogger("cleanshelf").setLevel(logging.INFO)
     if code_hash() != code:
-        return "its source of models is another one; give it the same and restart it"
+        return "its CleanShelf source differs; install the same version and restart it"
     if unseen := [str(path) for path in seen if not path.exists()]:
         return f"it does not see {unseen[0]}; mount it there"
     try:
         urlopen(f"{api}/health", timeout=CONNECT_TIMEOUT_S).close()
     except OSError:
-        return f"it does not reach Prefect's API at {api}; set PREFECT_API_URL to a server that all machines reach"
+        return f"it cannot reach Prefect's API at {api}; set PREFECT_API_URL to a server that all machines reach"
     return ""

@@ -1,4 +1,4 @@
-"""Measures a graph on test photos: its answers, its accuracy and its latency."""
+"""Measurements of a graph on test photos: answers, accuracy and latency."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger("cleanshelf")
 
 
 def measure_graph(run: Run, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
-    """The folder with what a graph says of the test photos of a data version: answers.npz and accuracy.json.
+    """The answers of a graph to the test photos of a data version, and its accuracy: answers.npz and accuracy.json.
 
     Args:
-        among: another graph; only photos count whose label this one knows.
+        among: another graph; only photos whose label it knows count.
     """
 
     def work(out: Path) -> None:
@@ -36,7 +36,7 @@ def measure_graph(run: Run, data: DataFolder, graph: Path, *, among: Path | None
 
 
 def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
-    """ms per photo of each graph, by ONNX Runtime on one thread of this machine's CPU; they are asked in turns."""
+    """Milliseconds per photo of each graph in ONNX Runtime on one CPU thread of this machine, measured in turns."""
 
     def work(out: Path) -> None:
         run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
@@ -46,7 +46,7 @@ def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
 
 
 def read_answers(manifest: Manifest, new: Exported | Measured, serving: Measured | None) -> Hits:
-    """The answers in two folders of `measure_graph` of the same photos; a label that no training photo bears counts for nothing."""
+    """The hits of the new and the current model on the same photos. Labels without training photos do not count."""
     found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
     target = found[0]["target"]
     hits = [each["ranked"][:, 0] == target for each in found]
