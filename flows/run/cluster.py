@@ -31,10 +31,10 @@ ENVIRONMENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGI
 
 
 @contextmanager
-def on_dask(workspace: Workspace, where: str, *, num_parallel: int, reads: Path) -> Iterator[DaskTaskRunner]:
-    """The task runner on the Dask scheduler at the address `where`.
+def on_dask(workspace: Workspace, address: str, *, num_parallel: int, reads: Path) -> Iterator[DaskTaskRunner]:
+    """The task runner on the Dask scheduler at this address.
 
-    If `where` is "local", it runs on `num_parallel` processes of this machine, which end with the block. Log lines of the
+    If `address` is "local", it runs on `num_parallel` processes of this machine, which end with the block. Log lines of the
     workers are forwarded here. Prefect's API URL has to be set, because the workers report to it.
 
     Raises:
@@ -43,20 +43,20 @@ def on_dask(workspace: Workspace, where: str, *, num_parallel: int, reads: Path)
     """
     with ExitStack() as stack:
         security = None
-        if where == LOCAL:
+        if address == LOCAL:
             cluster = stack.enter_context(_local(workspace, num_parallel))
-            where, security = cluster.scheduler_address, cluster.security
-        client = stack.enter_context(_connected(where, security))
-        _check(client, where, [workspace.root / ".dvc" / "config", reads])
+            address, security = cluster.scheduler_address, cluster.security
+        client = stack.enter_context(_connected(address, security))
+        _check(client, address, [workspace.root / ".dvc" / "config", reads])
         client.forward_logging("cleanshelf", level=logging.INFO)
         try:
-            yield DaskTaskRunner(address=where, client_kwargs={"security": security})
+            yield DaskTaskRunner(address=address, client_kwargs={"security": security})
         except KilledWorker as error:
             raise WorldError(f"CLEANSHELF_DASK: {error.last_worker.address} and others died at the same step; "
                              "see their logs, then run the same command again") from None  # fmt: skip
         except CancelledError:
             raise WorldError(
-                f"CLEANSHELF_DASK: the scheduler at {where} ended; start it and run the same command again"
+                f"CLEANSHELF_DASK: the scheduler at {address} ended; start it and run the same command again"
             ) from None
 
 
@@ -73,43 +73,43 @@ def _local(workspace: Workspace, num_parallel: int) -> Iterator[LocalCluster]:
 
 
 @contextmanager
-def _connected(where: str, security: Security | None) -> Iterator[Client]:
+def _connected(address: str, security: Security | None) -> Iterator[Client]:
     try:
-        client = Client(where, security=security, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+        client = Client(address, security=security, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"CLEANSHELF_DASK: no Dask scheduler answers at {where!r} ({str(error).splitlines()[0]}); "
+            f"CLEANSHELF_DASK: no Dask scheduler answers at {address!r} ({str(error).splitlines()[0]}); "
             f"name one such as tcp://HOST:8786, or {LOCAL!r}"
         ) from None
     with client:
         yield client
 
 
-def _check(client: Client, where: str, seen: list[Path]) -> None:
-    lacks = client.run(
-        missing, [path.absolute() for path in seen], code_hash(), PREFECT_API_URL.value(), on_error="return"
+def _check(client: Client, address: str, files: list[Path]) -> None:
+    problems = client.run(
+        why_unusable, [path.absolute() for path in files], code_hash(), PREFECT_API_URL.value(), on_error="return"
     )
-    if not lacks:
+    if not problems:
         raise InputError(
-            f"CLEANSHELF_DASK: the scheduler at {where} has no workers; start some with `dask worker {where}`"
+            f"CLEANSHELF_DASK: the scheduler at {address} has no workers; start some with `dask worker {address}`"
         )
-    for worker, lack in lacks.items():
-        if lack:
-            raise InputError(f"CLEANSHELF_DASK: worker {worker} cannot be used: {lack}")
+    for worker, problem in problems.items():
+        if problem:
+            raise InputError(f"CLEANSHELF_DASK: worker {worker} cannot be used: {problem}")
 
 
-def missing(seen: list[Path], code: str, api: str) -> str:
+def why_unusable(files: list[Path], code: str, api: str) -> str:
     """The reason why the worker that runs this cannot be used, "" if it can.
 
     Args:
-        seen: files that it has to see.
+        files: the files that it has to see.
         code: the code_hash that its source has to have.
         api: the URL of Prefect's API that it has to reach.
     """
     logging.getLogger("cleanshelf").setLevel(logging.INFO)
     if code_hash() != code:
         return "its CleanShelf source differs; install the same version and restart it"
-    if unseen := [str(path) for path in seen if not path.exists()]:
+    if unseen := [str(path) for path in files if not path.exists()]:
         return f"it does not see {unseen[0]}; mount it there"
     try:
         urlopen(f"{api}/health", timeout=CONNECT_TIMEOUT_S).close()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from durable import sha256
 from flows.gate.gates import Hits
@@ -47,8 +48,17 @@ def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
 
 def read_answers(manifest: Manifest, new: Exported | Measured, serving: Measured | None) -> Hits:
     """The hits of the new and the current model on the same photos. Labels without training photos do not count."""
-    found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
-    target = found[0]["target"]
-    hits = [each["ranked"][:, 0] == target for each in found]
-    known, third = target >= 0, thirds(manifest.train_counts())
-    return Hits(target[known], hits[0][known], hits[1][known] if serving else None, np.array(manifest.classes), third)
+    answers = np.load(new / "answers.npz")
+    known = answers["target"] >= 0
+    target = answers["target"][known]
+
+    def hits(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return ranked[known, 0] == target
+
+    return Hits(
+        target=target,
+        new=hits(answers["ranked"]),
+        serving=None if serving is None else hits(np.load(serving / "answers.npz")["ranked"]),
+        labels=np.array(manifest.classes),
+        third=thirds(manifest.train_counts()),
+    )

@@ -75,9 +75,15 @@ def finetune(run: Run, data: DataFolder, member: int, trained: Trained) -> Train
 
 
 def _train(
-    run: Run, data: DataFolder, member: int, *, name: str, module: str = "models.training.train", parts: Sequence[object] = (),
+    run: Run,
+    data: DataFolder,
+    member: int,
+    *,
+    name: str,
+    module: str = "models.training.train",
+    parts: Sequence[object] = (),
     options: Sequence[object] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """The folder of a training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
 

@@ -83,12 +83,12 @@ def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[Sample
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
-    return [
-        SampleAnswer(
-            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or NO_PRODUCT), answer.model_version or 0
-        )
-        for row, answer in zip(chosen, answers, strict=True)
-    ]
+    samples = []
+    for row, answer in zip(chosen, answers, strict=True):
+        label, probability = answer.best or NO_PRODUCT
+        photo, truth = str(manifest.id[row]), str(manifest.label[row])
+        samples.append(SampleAnswer(photo, truth, label, probability, answer.model_version or 0))
+    return samples
 
 
 def read_json(path: Path) -> Any:
