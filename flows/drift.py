@@ -27,6 +27,7 @@ from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.report.markdown import table
+from flows.report.run_report import NO_PRODUCT
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import LocalRecognizer
@@ -38,7 +39,6 @@ WATCH, DRIFTED = 0.1, 0.25  # of the index, by convention (Siddiqi, Credit Risk 
 Z_999 = 3.0902  # of the normal distribution
 LEAST = 100  # photos; of fewer the index says nothing
 MOVED = 5  # classes that are told
-REFUSED = ("", 0.0)  # label and probability where a graph with export.reject takes a photo for no product
 COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
@@ -124,7 +124,7 @@ def read_answers(table: Path, *, version: int, name: str) -> Traffic:
         raise InputError(
             f"{name}: {len(rows)} answers, and at least {LEAST} are needed to see a drift; give more photos"
         )
-    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, REFUSED, strict=False))
+    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, NO_PRODUCT, strict=False))
     return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
@@ -142,7 +142,7 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
 def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
     """What the graph says of encoded photos."""
     answers = LocalRecognizer(graph).recognise(photos)
-    best = [answer.best or REFUSED for answer in answers]
+    best = [answer.best or NO_PRODUCT for answer in answers]
     return Traffic([label for label, _ in best], np.array([p for _, p in best], np.float32),
                    np.array([answer.score for answer in answers], np.float32))  # fmt: skip
 
