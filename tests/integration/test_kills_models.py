@@ -137,4 +137,4 @@ def test_writing_a_graph_with_external_weights(kills: Kills, tmp_path: Path) -> 
         exporting.write(str(graphs[1]), str(path))
         assert np.array_equal(open_session(path).run(["probs"], {"image": golden_images()})[0], answers[1])
 
-    kills.strike("writing a graph with external weights", promises="I12, I13", prepare=prepare, check=check)
+    kills.strike("writing a graph with its weights beside it", promises="I12, I13", prepare=prepare, check=check)

@@ -98,5 +98,5 @@ def test_switch(kills: Kills, shop: Shop) -> None:
         assert load.wait_for_answers(current, more=5)
         assert load.faults == []
 
-    kills.strike("switch of the current model", promises="I17 to I19", prepare=prepare, check=check)
+    kills.strike("switch of the serving model", promises="I17 to I19", prepare=prepare, check=check)
     assert set(load.answers) == {1, 2}
