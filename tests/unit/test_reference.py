@@ -1,0 +1,65 @@
+"""The pages of docs/reference agree with the code that they describe."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import flows.errors
+import models.errors
+import serving.errors
+from flows.cli import app
+from models.data.manifest import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+EARLIER = {"judge": "scored_by"}  # names that columns had in earlier releases
+VERB = re.compile(
+    r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge))?)(?: .+?)?` \|", re.M
+)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
+
+
+def verbs(group: typer.Typer, prefix: str = "") -> set[str]:
+    """Every verb of the command, those of groups with the group before them."""
+    own = {f"{prefix}{each.name or each.callback.__name__}" for each in group.registered_commands if each.callback}
+    nested = [verbs(each.typer_instance, f"{each.name} ") for each in group.registered_groups if each.typer_instance]
+    return own.union(*nested)
+
+
+def test_commands_page_names_every_verb() -> None:
+    assert set(VERB.findall(page("commands.md"))) == verbs(app)
+
+
+def test_every_verb_has_an_existing_file() -> None:
+    rows = re.findall(r"^\| `cleanshelf .+\| `([^`]+)` \|$", page("commands.md"), re.M)
+
+    assert len(rows) == len(VERB.findall(page("commands.md")))
+    assert [file for file in rows if not (ROOT / file).is_file()] == []
+
+
+def test_a_file_of_a_verbs_name_is_the_one_that_the_page_names() -> None:
+    for verb, file in re.findall(r"^\| `cleanshelf ([a-z]+)[^|]*` \|.+\| `([^`]+)` \|$", page("commands.md"), re.M):
+        named = ROOT / "flows" / f"{verb}.py"
+        assert not named.exists() or file in (f"flows/{verb}.py", "flows/endpoint/folder.py"), verb
+
+
+def test_messages_page_names_every_error() -> None:
+    modules = (flows.errors, models.errors, serving.errors)
+    errors = {name for module in modules for name, _ in inspect.getmembers(module, inspect.isclass)}
+
+    assert errors - set(re.findall(r"`(\w+)`", page("messages.md"))) == set()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_page_names_every_column_with_its_type(name: str) -> None:
+    section = re.split(r"\n###? ", page("tables.md").partition(f"## `{name}.parquet`")[2])[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.M))
+
+    assert rows == {EARLIER.get(field.name, field.name): str(field.type) for field in TABLES[name]}
