@@ -1,4 +1,4 @@
-"""The pages of docs/reference agree with the code that they describe."""
+"""The pages of docs/reference, and the rooms of the architecture, agree with the code that they describe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import models.errors
 import serving.errors
 from flows.cli import app
 from models.data.manifest import TABLES
+from tests import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 EARLIER = {"judge": "scored_by"}  # names that columns had in earlier releases
@@ -63,3 +64,31 @@ def test_tables_page_names_every_column_with_its_type(name: str) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.M))
 
     assert rows == {EARLIER.get(field.name, field.name): str(field.type) for field in TABLES[name]}
+
+
+def test_architecture_page_lists_the_present_rooms() -> None:
+    text = architecture.PAGE.read_text(encoding="utf-8")
+
+    assert architecture.written(text) == text, "run `make docs`"
+
+
+def test_every_module_but_empty_ones_is_listed() -> None:
+    listed = set(re.findall(r"^\| `([^`]+)` \|", architecture.render(), re.M))
+    files = {path for package in architecture.packages() for path in architecture.modules(package)}
+
+    assert listed == {path.relative_to(ROOT).as_posix() for path in files if path.stat().st_size}
+
+
+def test_architecture_page_names_existing_files() -> None:
+    text = architecture.PAGE.read_text(encoding="utf-8")
+    files = set(re.findall(r"`((?:flows|models|serving|pixels|durable|contract)/[\w/]+\.py)`", text))
+    names = set(re.findall(r"`((?:flows|models|serving)(?:\.\w+)+)`", text))
+
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    assert [name for name in names if not any(exists(part) for part in (name, name.rpartition(".")[0]))] == []
+
+
+def exists(name: str) -> bool:
+    """True if this is a module or a package of the repository."""
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
