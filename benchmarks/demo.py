@@ -1,6 +1,6 @@
-"""The main job and its endpoint: how long, how well, how fast.
+"""The main job and its endpoint: duration, accuracy, latency.
 
-Runs the demo in a folder of its own, then asks its endpoint photo by photo; the baseline of the latency is ONNX Runtime on
+Runs the demo in a folder of its own, then asks its endpoint photo by photo. The baseline of the latency is ONNX Runtime on
 the same graph in this process, on all cores, without a server.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def gains(told: str) -> dict[str, float]:
-    """Change of the mean-class accuracy by each step, from the demo's own table."""
+    """Change of mean-class accuracy by each step, from the demo's own table."""
     steps = {
         "cleaning": "after cleaning",
         "balance_tau": "re-balanced",

@@ -23,7 +23,7 @@ from tritonclient import grpc
 from models.export.graph import DeployGraph
 from serving.wire import connect
 
-CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and leaves the ensemble and torch behind"
+CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and faster than the ensemble and torch"
 CLIENTS = 4
 PLAIN, TUNED = ENSEMBLES = ("ensemble", "tuned_ensemble")
 TARGETS = (
@@ -58,14 +58,14 @@ def main() -> None:
 
 
 def load(ours: Served, models: dict) -> None:
-    """Makes the server take the ensemble too; its members first."""
+    """Makes the server load the ensemble too; its members first."""
     with connect(ours.access) as client:
         for name in models:
             client.load_model(name)
 
 
 def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
-    """That all three say the same, so that their speeds compare."""
+    """Checks that all three give the same answers, so that their speeds compare."""
     tensor = grpc.InferInput("image", [1, *photos.shape[1:]], "UINT8").set_data_from_numpy(photos[:1])
     with connect(ours.access) as client:
         fused, *split = (client.infer(name, [tensor]).as_numpy("probs") for name in ("products", *ENSEMBLES))
@@ -75,7 +75,7 @@ def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
 
 
 def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *, seconds: float, rounds: int) -> None:
-    """All six, in turn."""
+    """Ratios of all six, measured in turn."""
     bare = sessions.open_sessions(graph)
     asked = {name: [message(photo[None], model=name, outputs=("ids", "probs")) for photo in photos]
              for name in ("products", *ENSEMBLES)}  # fmt: skip
@@ -105,7 +105,7 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
 
 
 def told(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
-    """What clients got, and the server's milliseconds of processor an image."""
+    """Results of the clients, and the server's milliseconds of processor time per image."""
     before = ours.cpu_seconds()
     outcome = closed_loop(ours.access, messages, clients=CLIENTS, seconds=seconds)
     return outcome, 1000 * (ours.cpu_seconds() - before) / max(1, len(outcome.latencies))
