@@ -234,8 +234,8 @@ def mixed(heads: Sequence[Head], photos: FeatureSet) -> list[tuple[float, float,
         mean = torch.stack(
             [(each.logits / t).softmax(2).mean(0) for each, t in zip(outputs["test"], way, strict=True)]
         ).mean(0)
-        nll = -mean.gather(1, truth[:, None]).clamp_min(1e-12).log().mean()
-        found.append((float(nll), float((mean.argmax(1) == truth).float().mean()), max(way) / min(way)))
+        of_mean = -mean.gather(1, truth[:, None]).clamp_min(1e-12).log().mean()
+        found.append((float(of_mean), float((mean.argmax(1) == truth).float().mean()), max(way) / min(way)))
     return found
 
 
@@ -277,8 +277,8 @@ def report_mixed(tables: Sequence[Sequence[tuple[float, float, float]]]) -> None
     """Prints the table of both heads as one ensemble."""
     print("\n| both heads as one ensemble | NLL at test labels | top-1, % |\n|---|--:|--:|")
     for number, name in enumerate(("temperature 1", "one for both", "one each")):
-        nll, top1 = ([table[number][i] for table in tables] for i in (0, 1))
-        print(f"| {name} | {statistics.mean(nll):.3f} | {_cell(top1)} |", flush=True)
+        found, top1 = ([table[number][i] for table in tables] for i in (0, 1))
+        print(f"| {name} | {statistics.mean(found):.3f} | {_cell(top1)} |", flush=True)
 
 
 def claim(name: str, asked: Sequence[Asked], *, has_target: bool) -> None:
