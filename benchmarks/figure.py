@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 PARTS = ("cleanshelf", "numpy", "torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect")
@@ -34,6 +35,11 @@ def versions() -> str:
     return ", ".join(
         [f"python {platform.python_version()}", *(f"{name} {installed[name]}" for name in PARTS if name in installed)]
     )
+
+
+def item(fact: str) -> str:
+    """Item of a Markdown list, wrapped at 120 characters."""
+    return textwrap.fill(f"- {fact}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def figure(name: str, value: float, *, target: float | str, met: bool, baseline: float | str | None) -> None:

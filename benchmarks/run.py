@@ -10,11 +10,12 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from figure import item
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -51,7 +52,7 @@ class Outcome:
     def section(self) -> str:
         """Section of the page."""
         facts = [line for line in self.lines if line.startswith(("claim: ", "hardware: ", "versions: "))]
-        text = [f"## {self.name}", "", *map(_item, facts), ""]
+        text = [f"## {self.name}", "", *map(item, facts), ""]
         if self.failure:
             text += [f"**No result**: {self.failure}", ""]
         if self.figures:
@@ -98,11 +99,6 @@ def run(path: Path) -> Outcome:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
     return Outcome(path.stem, tuple(lines), child.returncode)
-
-
-def _item(fact: str) -> str:
-    """Item of a list, wrapped at 120 characters."""
-    return textwrap.fill(f"- {fact}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _row(figure: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figure import hardware, versions
+from benchmarks.figure import hardware, item, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "figures" / "reliability.md"
@@ -57,9 +57,8 @@ def table(counts: Sequence[dict[str, Any]]) -> str:
     rows = [[str(count[column]) for column in COLUMNS] for count in counts]
     rows.append(["all", "", *(str(sum(count[column] for count in counts)) for column in [*COLUMNS][2:])])
     lines = [list(COLUMNS.values()), ["---", "---", *["--:"] * (len(COLUMNS) - 2)], *rows]
-    facts = (
-        f"hardware: {hardware()}  \nversions: {versions()}  \nseed of the moments and points: {counts[0]['seed']}\n\n"
-    )
+    named = {"hardware": hardware(), "versions": versions(), "seed of the moments and points": counts[0]["seed"]}
+    facts = "".join(f"{item(f'{name}: {fact}')}\n" for name, fact in named.items()) + "\n"
     return facts + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
