@@ -66,6 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifests and photos; without: drawn clusters")
     made.add_argument(
@@ -118,10 +119,12 @@ def report(shelf: Shelf, found: Found) -> None:
 
 
 def train_counts(shelf: Shelf) -> np.ndarray:
+    """(C,) training photos per class."""
     return np.bincount(shelf.target[shelf.split == "train"], minlength=shelf.num_classes)
 
 
 def figures_of(shelf: Shelf, rung: Rung) -> Accuracy:
+    """Accuracy of a rung on the test photos."""
     return accuracy(rung.scores.top, rung.scores.target, train_counts=train_counts(shelf))
 
 

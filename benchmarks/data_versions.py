@@ -54,6 +54,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--rows", type=int, default=1_000_000, help="photos of the large version")
     asked.add_argument("--photos", type=int, default=10_000, help="JPEGs to ingest, and loose files under DVC")
@@ -166,6 +167,8 @@ def one_round(folder: Path, photos: Path, files: list[Path]) -> tuple[float, flo
 
 
 def decode_and_hash(files: list[Path]) -> None:
+    """Decodes and hashes files, as the bare loop does."""
+
     def one(path: Path) -> str:
         content = path.read_bytes()
         decode(content)
@@ -237,16 +240,19 @@ def loose_version(repo: Repo, *, labels: str) -> bytes:
 
 
 def at_most(name: str, value: float, *, limit: float, baseline: str | None = None) -> None:
+    """Prints a figure whose target is an upper bound."""
     figure(name, round(value, 3), target=f"<= {limit:g}", met=value <= limit, baseline=baseline)
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of some work, and its result."""
     began = time.perf_counter()
     made = work()
     return time.perf_counter() - began, made
 
 
 def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

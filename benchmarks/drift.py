@@ -37,6 +37,7 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         description="How often a drift is found where there is none, and where there is one."
     )
@@ -67,11 +68,13 @@ def false_alarms(asked: Traffic) -> None:
 
 
 def halves(count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two random halves of `count` photos."""
     order = np.random.default_rng(seed).permutation(count)
     return order[: count // 2], order[count // 2 :]
 
 
 def pick(asked: Traffic, rows: NDArray[np.int64]) -> Traffic:
+    """Answers in these rows."""
     return Traffic([asked.label[row] for row in rows], asked.probability[rows], asked.score[rows])
 
 
@@ -86,6 +89,7 @@ def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
 
 
 def changed(photo: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes:
+    """A photo after a change, as PNG."""
     file = io.BytesIO()
     change(Image.open(io.BytesIO(photo)).convert("RGB")).save(file, "PNG")
     return file.getvalue()

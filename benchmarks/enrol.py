@@ -200,6 +200,7 @@ def enrolled_row(base: Classifier, embedding: Tensor) -> Classifier:
 
 
 def appended(base: Classifier, rows: Sequence[Classifier]) -> Classifier:
+    """Classifier with more rows."""
     return torch.cat([base[0], *(row for row, _ in rows)]), torch.cat([base[1], *(bias for _, bias in rows)])
 
 

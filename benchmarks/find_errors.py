@@ -56,10 +56,12 @@ class Shelf:
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
+        """(N,) true where the given label is wrong."""
         return self.given != self.true
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return int(max(self.given.max(), self.true.max())) + 1
 
 

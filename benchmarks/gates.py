@@ -28,6 +28,7 @@ RULES = ("measured", *(f"{confidence:.0%}" for confidence in CONFIDENCES), "proo
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--draws", type=int, default=300, help="retrainings per row")
     draws = asked.parse_args().draws

@@ -31,6 +31,7 @@ EVERY = 5  # test photos that are copied
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument(
         "--data", type=Path, help="folder with manifest.parquet (path, split) and iconic/; without: drawn products"
@@ -63,6 +64,7 @@ def drawn() -> list[Image.Image]:
 
 
 def within(name: str, photos: list[Image.Image]) -> None:
+    """Prints figures of all pairs within one set of photos."""
     fingerprints = np.stack([fingerprint(photo) for photo in photos])
     apart(name, distances(fingerprints, fingerprints)[np.triu_indices(len(fingerprints), 1)])
 
@@ -106,12 +108,14 @@ def distances(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.
 
 
 def encoded(photo: Image.Image, quality: int) -> Image.Image:
+    """A photo after encoding as JPEG and decoding."""
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=quality)
     return decode(buffer.getvalue())
 
 
 def cropped(photo: Image.Image, share: float) -> Image.Image:
+    """A photo without a share of its margin."""
     x, y = int(photo.width * share), int(photo.height * share)
     return photo.crop((x, y, photo.width - x, photo.height - y))
 

@@ -60,6 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder of CIFAR-10 or Fashion-MNIST; without: drawn shapes")
     made.add_argument("--methods", nargs="+", default=["ce", "gce", "agce"], metavar="NAME[:KEY=VALUE,...]",
@@ -181,8 +182,8 @@ def judged(cell: Cell, protocol: Protocol, *, ce: float, chance: float) -> tuple
         return cell.published.mean, cell.mean >= least
     if cell.method == Method("ce"):
         return f"> {chance:.2f} (chance)", cell.mean > chance
-    told = f"; published in full {cell.published.mean:.2f}" if cell.published else ""
-    return f"> {ce:.2f} (ce){told}", cell.mean > ce
+    in_full = f"; published in full {cell.published.mean:.2f}" if cell.published else ""
+    return f"> {ce:.2f} (ce){in_full}", cell.mean > ce
 
 
 if __name__ == "__main__":

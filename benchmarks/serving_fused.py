@@ -35,6 +35,7 @@ TOLD = (("fused_over_tuned_triton_ensemble", TUNED), ("fused_over_torch_eager_cr
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -82,11 +83,11 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
     ratios: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         limit = sessions.images_per_second(bare, photos[:1], seconds=seconds)
-        fused, cpu = told(ours, asked["products"], seconds=seconds)
+        fused, cpu = under_load(ours, asked["products"], seconds=seconds)
         print(f"round {number}: limit {limit:.2f}/s; fused, {cpu:.0f} ms of CPU an image: {fused}", flush=True)
         ratios["limit"].append(fused.per_second / limit)
         for name in ENSEMBLES:
-            split, split_cpu = told(ours, asked[name], seconds=seconds)
+            split, split_cpu = under_load(ours, asked[name], seconds=seconds)
             print(f"{name}, {split_cpu:.0f} ms: {split}", flush=True)
             ratios[name].append(fused.per_second / split.per_second)
             ratios[f"{name} CPU"].append(cpu / split_cpu)
@@ -104,7 +105,7 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
         figure(name, middle[key], target="told", met=True, baseline=1.0)
 
 
-def told(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
+def under_load(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
     """Results of the clients, and the server's milliseconds of processor time per image."""
     before = ours.cpu_seconds()
     outcome = closed_loop(ours.access, messages, clients=CLIENTS, seconds=seconds)

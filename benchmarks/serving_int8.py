@@ -56,6 +56,7 @@ class Shelf:
     has_target: bool = True
 
     def of(self, split: str) -> NDArray[np.uint8]:
+        """Photos of a split."""
         return self.photos[self.split == split]
 
 
@@ -78,6 +79,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifest.parquet and photos; without: drawn photos")
     made.add_argument(
@@ -149,8 +151,8 @@ def profile(exact: Path, small: Path, photos: NDArray[np.uint8], folder: Path) -
             if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
                 spent[event["args"]["op_name"]] += event["dur"] / 1000 / rounds / len(photos)
         total = sum(spent.values())
-        told = ", ".join(f"{name} {ms:.3f} ({ms / total:.0%})" for name, ms in spent.most_common(7))
-        print(f"profile of {path.stem}, ms per photo: {total:.3f}; {told}")
+        shares = ", ".join(f"{name} {ms:.3f} ({ms / total:.0%})" for name, ms in spent.most_common(7))
+        print(f"profile of {path.stem}, ms per photo: {total:.3f}; {shares}")
 
 
 def _options() -> onnxruntime.SessionOptions:
@@ -172,8 +174,8 @@ def train_head(shelf: Shelf) -> Trained:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * steps)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(target))[: steps * BATCH].chunk(steps):
-            look = torch.randint(0, 2, (len(rows),))
-            loss = functional.cross_entropy(head(views[look, rows]).logits, target[rows])
+            view = torch.randint(0, 2, (len(rows),))
+            loss = functional.cross_entropy(head(views[view, rows]).logits, target[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -30,6 +30,7 @@ TARGETS = {"light_share_of_limit": 0.55, "light_over_fastapi": 1.7}
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)

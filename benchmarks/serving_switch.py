@@ -32,6 +32,7 @@ CONV = b"\x22\x04Conv"  # operator of a node, as protobuf writes it
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="seconds of asking in each part; a part goes on until it is done"

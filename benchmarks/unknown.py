@@ -98,6 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifests and photos; without: drawn clusters")
     made.add_argument("--manifest", default="outofset10", help="products and other pictures")
@@ -201,7 +202,7 @@ def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
     table = label_probabilities(output(head, test), truth).numpy()
     at = [int(np.argmin(abs(TEMPERATURES - each))) for each in (1.0, temperature)]
     before, after = (nll(table, one, [each]) for each in at)
-    return Asked(by_name, {name: tuple(told) for name, told in chosen.told_apart.items()},
+    return Asked(by_name, {name: tuple(found) for name, found in chosen.told_apart.items()},
                  [float((each >= chosen.calibration.threshold).mean()) for each in column], chosen.calibration.score,
                  (before, after), temperature)  # fmt: skip
 
@@ -243,7 +244,7 @@ def report(name: str, asked: Sequence[Asked]) -> None:
     """Prints the table in %, mean and standard deviation over the seeds."""
     temperature = ", ".join(f"{each.temperature:.2f}" for each in asked)
     before, after = (statistics.mean(each.nll[i] for each in asked) for i in (0, 1))
-    alone = [max(each.pseudo.items(), key=lambda told: told[1][0])[0] for each in asked]
+    alone = [max(each.pseudo.items(), key=lambda item: item[1][0])[0] for each in asked]
     print(f"\n{name}: temperatures {temperature}; NLL at test labels {before:.3f} -> {after:.3f}; "
           f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip
     columns = [f"{what}, {whom}" for whom in STRANGERS for what in ("AUROC", f"accepted at {FALSE:.0%} false")]
@@ -252,8 +253,8 @@ def report(name: str, asked: Sequence[Asked]) -> None:
     )
     for score in asked[0].scores:
         cells = [_cell(values) for values in zip(*(_figures(each, score) for each in asked), strict=True)]
-        told = [each.pseudo[score] for each in asked if score in each.pseudo]
-        stood = ", ".join(f"{100 * statistics.mean(kind):.1f}" for kind in zip(*told, strict=True))
+        separations = [each.pseudo[score] for each in asked if score in each.pseudo]
+        stood = ", ".join(f"{100 * statistics.mean(kind):.1f}" for kind in zip(*separations, strict=True))
         print(f"| {score} | {' | '.join(cells)} | {stood} |", flush=True)
     shares = [_cell(values) for values in zip(*(each.accepted for each in asked), strict=True)]
     print(

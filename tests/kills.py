@@ -65,6 +65,7 @@ class Count:
 
     @property
     def hits(self) -> int:
+        """Kills that hit."""
         return self.point + self.moment
 
 

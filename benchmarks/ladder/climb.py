@@ -58,12 +58,14 @@ class Bill:
 
     @contextmanager
     def item(self, name: str) -> Iterator[None]:
+        """Adds the CPU seconds of the block to an item."""
         start = time.process_time()
         yield
         self.items[name] = time.process_time() - start
 
-    def total(self, *names: str, looks: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
-        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[look] for look in looks)
+    def total(self, *names: str, features: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
+        """CPU seconds of these items and of these features, by (size, crops)."""
+        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[each] for each in features)
 
 
 def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
@@ -83,8 +85,8 @@ def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
             balance(head, lesson, settings)
         yield Rung(name, WEIGHED, single(head, photos), bill.total("belief", "training", name))
     ten = asked(head, photos, shelf.crops(SIZES[0]))
-    looks = [(SIZES[0], 2), (SIZES[0], CROPS)]
-    yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, looks=looks))
+    features = [(SIZES[0], 2), (SIZES[0], CROPS)]
+    yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, features=features))
     yield from of_members(bill, belief, seed=seed)
 
 
@@ -113,7 +115,7 @@ def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
 
     Members share the label scores of the first size.
     """
-    shelf, answers, looks = bill.shelf, list[Scores](), {(SIZES[0], 2)}
+    shelf, answers, features = bill.shelf, list[Scores](), {(SIZES[0], 2)}
     for number, (size, kind) in enumerate(MEMBERS):
         photos, crops = shelf.at(size), shelf.crops(size)
         lesson = Lesson(photos=photos, seed=seed + 100 * number, belief=belief, **kind)
@@ -121,9 +123,9 @@ def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
             head = learn(lesson)
             balance(head, lesson, BLEND)
             answers.append(asked(head, photos, crops))
-        looks |= {(size, 2), (size, CROPS)}
+        features |= {(size, 2), (size, CROPS)}
         if number + 1 in ENSEMBLES:
-            spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), looks=looks)
+            spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), features=features)
             yield Rung(*ENSEMBLES[number + 1], mean(answers, num_classes=shelf.num_classes), spent)
 
 

@@ -51,7 +51,7 @@ class Shelf:
         """
         rows = [np.flatnonzero(self.split == split) for split in ("train", "val", "test")]
         self.seconds[size, 2] = 0.0
-        views = torch.cat([self._look(each, size=size, crops=2) for each in rows], 1)
+        views = torch.cat([self._features(each, size=size, crops=2) for each in rows], 1)
         views = views[:, torch.from_numpy(np.argsort(np.concatenate(rows)))]
         return FeatureSet(name=self.name, views=views, target=self.target, true=None, split=self.split,
                           num_classes=self.num_classes)  # fmt: skip
@@ -59,9 +59,9 @@ class Shelf:
     def crops(self, size: int) -> Tensor:
         """Features (CROPS, n, d) of the test photos, enlarged."""
         self.seconds[size, CROPS] = 0.0
-        return self._look(np.flatnonzero(self.split == "test"), size=size, crops=CROPS)
+        return self._features(np.flatnonzero(self.split == "test"), size=size, crops=CROPS)
 
-    def _look(self, rows: NDArray[np.int64], *, size: int, crops: int) -> Tensor:
+    def _features(self, rows: NDArray[np.int64], *, size: int, crops: int) -> Tensor:
         found, seconds = self.camera(rows, size=size, crops=crops)
         self.seconds[size, crops] += seconds
         return found
@@ -82,10 +82,10 @@ class Backbone:
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            torch.save(_looked(self._network(size), files, size=size, crops=crops), part)
+            torch.save(_features_of(self._network(size), files, size=size, crops=crops), part)
             part.replace(path)
-        looks, seconds = torch.load(path, weights_only=True)
-        return looks[:, torch.from_numpy(np.argsort(order))], seconds
+        features, seconds = torch.load(path, weights_only=True)
+        return features[:, torch.from_numpy(np.argsort(order))], seconds
 
     def _network(self, size: int) -> Network:
         member = Member(backbone="mobilenetv2_100", size=size, weights=str(self.weights), args={"pad_type": "same"},
@@ -94,7 +94,7 @@ class Backbone:
 
 
 @torch.inference_mode()
-def _looked(network: Network, files: Sequence[Path], *, size: int, crops: int) -> tuple[Tensor, float]:
+def _features_of(network: Network, files: Sequence[Path], *, size: int, crops: int) -> tuple[Tensor, float]:
     """Features of the crops that `models.export.graph.Branch` cuts; two crops are the whole photo and its mirror image."""
     full = round(size * ENLARGE) if crops > 2 else size
     boxes, found, start = crop_boxes(full, size, crops), [], time.process_time()

@@ -30,6 +30,7 @@ class Prepare(nn.Module):
         self.branches = made.branches
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Crops of every member, for photos (B, S, S, 3)."""
         pixels = image.permute(0, 3, 1, 2).float() / 255
         return tuple(self.crops(branch, pixels) for branch in self.branches)
 
@@ -49,6 +50,7 @@ class OneNetwork(nn.Module):
         self.branch, self.keep = branch, keep
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """Logits (B, crops, C) of one member."""
         embedding = self.branch.sphere(self.branch.embed(self.branch.backbone(crops.flatten(0, 1))))
         return (self.branch.classifier(embedding).unflatten(0, (-1, crops.shape[1])),)
 
@@ -57,6 +59,7 @@ class TunedNetwork(OneNetwork):
     """Turns crops into the member's ten best classes and their probabilities: a thousandth of the bytes."""
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """The ten best classes of one member, and their probabilities."""
         best = super().forward(crops)[0].softmax(2).mean(1).topk(self.keep)
         return best.indices, best.values
 
@@ -70,6 +73,7 @@ class Combine(nn.Module):
         self.share = 1 / len(made.branches)
 
     def forward(self, *logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of the ensemble."""
         best = [each.softmax(2).mean(1).topk(self.keep) for each in logits]
         return self.of_best([(each.indices, each.values) for each in best])
 
@@ -85,6 +89,7 @@ class TunedCombine(Combine):
     """Combine for the output of TunedNetworks."""
 
     def forward(self, *best: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of the ensemble."""
         return self.of_best(list(zip(best[::2], best[1::2], strict=True)))
 
 

@@ -48,6 +48,7 @@ class Result:
 
     @staticmethod
     def of(run: Run, outcome: Outcome, *, device: str, torch: str) -> Result:
+        """Line of the file for a finished run."""
         memorised = None if math.isnan(outcome.memorised) else round(outcome.memorised, 2)
         return Result(key=run.key, method=str(run.method), accuracy=round(outcome.accuracy, 2), memorised=memorised,
                       seconds=round(outcome.seconds, 1), device=device, torch=torch)  # fmt: skip
@@ -92,6 +93,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return statistics.fmean(self.accuracies)
 
     @property

@@ -37,6 +37,7 @@ class FeatureSet:
     num_classes: int
 
     def rows(self, split: str) -> NDArray[np.int64]:
+        """Positions of the samples of a split."""
         return np.flatnonzero(self.split == split)
 
     @property
