@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -49,6 +50,23 @@ def test_a_file_of_a_verbs_name_is_the_one_that_the_page_names() -> None:
     for verb, file in re.findall(r"^\| `cleanshelf ([a-z]+)[^|]*` \|.+\| `([^`]+)` \|$", page("commands.md"), re.M):
         named = ROOT / "flows" / f"{verb}.py"
         assert not named.exists() or file in (f"flows/{verb}.py", "flows/endpoint/folder.py"), verb
+
+
+def options(command: Any, prefix: str = "") -> dict[str, set[str]]:
+    """Verb -> its options, of a command of Typer or a group of them."""
+    if not hasattr(command, "commands"):
+        return {prefix: {name for parameter in command.params for name in parameter.opts}}
+    nested = [options(each, f"{prefix} {name}".strip()) for name, each in command.commands.items()]
+    return {verb: names for each in nested for verb, names in each.items()}
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--set", "--no-promote"])
+def test_commands_page_names_the_verbs_of_an_option(option: str) -> None:
+    row = re.search(rf"^\| `{option}[ `].*\| ([^|]+) \|$", page("commands.md"), re.M)
+    found = {verb for verb, names in options(typer.main.get_command(app)).items() if option in names}
+
+    assert row is not None
+    assert set(re.findall(r"`([^`]+)`", row[1])) == found
 
 
 def test_messages_page_names_every_error() -> None:
