@@ -41,11 +41,11 @@ soak: setup  ## Kill and break everything, 20 times each, and write the tables o
 bench: setup  ## Run benchmarks/ and write docs/figures/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
-docs: setup  ## Write the list of rooms into docs/inside/architecture.md
-	@$(BIN)/python -m tests.architecture
-
 lock: setup  ## Compile constraints.txt again from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
+
+docs: setup  ## Write the list of rooms into docs/inside/architecture.md
+	@$(BIN)/python -m tests.architecture
 
 down:  ## Stop the demo's endpoint
 	@$(BIN)/cleanshelf serve --stop --workspace build/demo

@@ -217,9 +217,7 @@ def loose(folder: Path, photos: Path) -> None:
         rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
     versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
     staged = versions.new_folder()
-    shards = ingest(
-        photos, base=None, out=staged
-    ).shards  # loose files are not decoded, so decoding is not counted here
+    shards = ingest(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
     ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message="", shards=shards))
     ours["new labels"], _ = timed(lambda: relabel(versions))
     ours["switch back"], _ = timed(lambda: versions.rollback(first))

@@ -14,7 +14,6 @@ from tests.deliveries import deliver
 
 
 def commit_first(versions: DataVersions, tmp_path: Path) -> str:
-    """Commits a first delivery of two classes; returns the id of the data version."""
     source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
     folder = versions.new_folder()
     ingest(source, base=None, out=folder)
@@ -38,10 +37,9 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
 
 
 def two_versions(place: Path, *, photos: int) -> Workspace:
-    """The workspace `shop` with two versions, the second selected, and a delivery `more`.
+    """The workspace `shop` with two versions, the second selected, and a delivery `more` beside it.
 
-    Args:
-        photos: photos per class of the first version.
+    The first version has `photos` photos per class.
     """
     deliver(place / "first", {"a": photos, "b b": photos})
     deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
