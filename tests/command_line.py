@@ -1,4 +1,4 @@
-"""`cleanshelf` as a stranger starts it: a process of its own, seen from outside."""
+"""Runs `cleanshelf` as a user does, in a process of its own, and observes it from outside."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def snapshot(workspace: Path) -> dict[str, str]:
 
 
 def processes(state: Path) -> dict[int, str]:
-    """What runs for the workspace with this state folder, ourselves apart: pid -> command line."""
+    """Processes of the workspace with this state folder, without this one: pid -> command line."""
     home = f"PREFECT_HOME={state / 'prefect'}".encode()
     found = {}
     for pid, argv in commands():

@@ -1,4 +1,4 @@
-"""What a Prefect server knows, asked over its API."""
+"""Reads the state of a Prefect server over its API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 
 
 def ask(url: str, body: dict[str, Any]) -> Any:
-    """What Prefect's API answers."""
+    """Answer of Prefect's API."""
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())

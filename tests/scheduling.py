@@ -31,7 +31,7 @@ def scheduler(shop: Path, recipe: str | Path, *options: str) -> Iterator[subproc
 
 
 def come_to(shop: Path, *outcomes: str) -> bool:
-    """Whether the scheduled runs, newest first, come to this in time."""
+    """True if the outcomes of the scheduled runs, newest first, become these in time."""
     seen = Workspace(shop)
     return until(lambda: tuple(fired.outcome for fired in history(seen)) == outcomes, timeout_s=PATIENCE_S)
 

@@ -20,19 +20,19 @@ from flows.steps.start import data_to_train_on
 from flows.workspace import Workspace
 from models.recipe.config import load_recipe
 
-for needed in ("purge", "rollback", "unused"):  # which the verbs import when they run
+for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import when they run
     importlib.import_module(f"flows.{needed}")
 
 
 def ingest(workspace: Workspace, source: str | Path) -> None:
-    """What `cleanshelf ingest` does."""
+    """Does what `cleanshelf ingest` does."""
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
         commit_version.fn(workspace, *read_delivery.fn(workspace, Path(source), 0.1, 0.2))
 
 
 def clean(workspace: Workspace, *folds: str | Path) -> Path:
-    """What `cleanshelf retrain` does in its first round of cleaning, once the folds have been scored."""
+    """Does the first round of cleaning of `cleanshelf retrain`, once the folds have been scored."""
     run = Run(workspace, load_recipe("smoke"), id="killed")
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()

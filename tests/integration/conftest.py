@@ -78,7 +78,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..
 
 
 def free_ports() -> dict[str, int]:
-    """Ports below those that the kernel gives to connections, from a range of this test process: nobody takes one meanwhile."""
+    """Ports below the kernel's ephemeral range, from a range that this test process has for itself."""
     found: list[int] = []
     while len(found) < len(PORTS):
         with socket.socket() as probe, suppress(OSError):

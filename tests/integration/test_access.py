@@ -1,4 +1,4 @@
-"""Who may ask and who may control a real server: tokens, TLS, and a server that somebody else runs."""
+"""Access to a real server: tokens for requests and for control, TLS, and a server that someone else runs."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 @pytest.mark.parametrize("token", ["", "guess", "control"])
 def test_inference_needs_its_own_token(remote: Remote, token: str) -> None:
     wrong = replace(remote.access, token=remote.access.control_token if token == "control" else token)
-    with pytest.raises(Forbidden, match=r"docs/security\.md") as caught:
+    with pytest.raises(Forbidden, match=r"docs/tasks/security\.md") as caught:
         remote.ask(wrong)
     assert isinstance(caught.value, ValueError), "nothing that asking again would cure"
     assert remote.access.token not in str(caught.value)

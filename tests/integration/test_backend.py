@@ -37,7 +37,7 @@ print(json.dumps({
 
 
 def made(environment: Environment, graph: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """What the backend makes of our config.pbtxt, in the JSON that Triton hands to it."""
+    """Session options that the backend derives from our config.pbtxt, given as Triton's JSON."""
     text = TritonConfig.from_onnx(graph, versions=(1,), accelerator=accelerator).to_pbtxt()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
     backends = [environment.wheel / "backends" / "python", ROOT / "serving" / "onnxruntime_backend"]

@@ -1,4 +1,4 @@
-"""What a stranger gets wrong: each ends in one line with file, field and way out, and nothing is lost or half-written."""
+"""Mistakes of a new user: each ends in one line with file, field and way out, and nothing is lost or half-written."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def two_halves(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
 
 
 def odd_photos() -> dict[str, tuple[bytes, Image.Image]]:
-    """By name: what is delivered, and what a person sees in it."""
+    """Deliveries by name, each with the part that a person would look at."""
     picture = two_halves(RED, BLUE)
     grey = two_halves((50, 50, 50), (180, 180, 180))
     deep = Image.fromarray(np.asarray(grey)[..., 0].astype(np.uint16) * 257)
@@ -308,7 +308,7 @@ def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         said = refusal(cleanshelf("serve", "--workspace", prepared, "--http-port", port, env=env))
-    assert said == f"http_port {port} cannot be had (Address already in use); choose another with --http-port"
+    assert said == f"http_port {port} is not available (Address already in use); choose another with --http-port"
     same = ("--http-port", port, "--grpc-port", port)
     said = refusal(cleanshelf("serve", "--workspace", prepared, *same, env=env))
     assert said == f"grpc_port {port} is http_port too; give each its own"
@@ -324,7 +324,7 @@ def small_disk(folder: Path, megabytes: int) -> bool:
 
 @pytest.mark.prefect
 def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
-    """On a disk of 20 MB: 240 photos of 49 kB fit once and not twice; then there is no room even for the orchestrator."""
+    """A disk of 20 MB holds 240 photos of 49 kB once and not twice; after that even the orchestrator does not fit."""
     disk = tmp_path / "disk"
     if not small_disk(disk, 20):
         pytest.skip("this machine permits no tmpfs mounts")

@@ -1,4 +1,4 @@
-"""What `recognise --model` is asked in vain: no photo, or a file that is not ours."""
+"""Inputs that `recognise --model` refuses: no photo, or a file that CleanShelf did not export."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def empty(path: Path) -> None:
 
 
 def rewrite(path: Path, content: bytes) -> None:
-    """In place: hard links see it too."""
+    """Overwrites bytes in place, so that every hard link sees the change."""
     path.chmod(0o644)
     path.write_bytes(content)
 
@@ -67,7 +67,7 @@ def name_in(data: Path, file: str) -> str:
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("store", [".dvc/cache", "remote"])
 def test_an_object(versions: DataVersions, store: str, file: str, break_it: Break) -> None:
-    """In the cache it shares its inode with data/ and versions/; all are named, and healed from the other store."""
+    """The cached object shares its inode with data/ and versions/; all are reported, and healed from the other store."""
     root, data = versions.workspace.root, versions.workspace.data
     if file == "listing":
         (path,) = (root / store).rglob(f"{versions.resolve('selected')[2:]}.dir")
@@ -84,7 +84,7 @@ def test_an_object(versions: DataVersions, store: str, file: str, break_it: Brea
 @breaking
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_file_of_a_copy(versions: DataVersions, file: str, break_it: Break) -> None:
-    """The copy alone, not the object that it was linked to: whoever takes the version gets it whole."""
+    """Only the copy is damaged, not the object behind it: the next use of the version restores it."""
     taken = versions.materialise("selected")
     path, before = taken / name_in(taken, file), contents(taken)
     alone(path)

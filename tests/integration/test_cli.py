@@ -70,7 +70,7 @@ def shop(trained: Path, tmp_path: Path) -> Path:
 
 
 def asked(*arguments: object, shop: Path) -> Any:
-    """What a command prints with --json: nothing but JSON."""
+    """Output of a command with --json, which is JSON and nothing else."""
     done = cleanshelf(*arguments, "--workspace", shop, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout, parse_constant=pytest.fail)

@@ -1,4 +1,4 @@
-"""The server of compose.yaml: its own command line, run by the wheel's server in the place of NVIDIA's container."""
+"""The server of compose.yaml: its own command line, run by the wheel's server instead of NVIDIA's container."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = {"CLEANSHELF_TRITON_TOKEN": "asking", "CLEANSHELF_TRITON_CONTROL_TOKEN"
 
 
 def command(environment: Environment, server: LocalServer) -> list[str]:
-    """Of the service `triton`, with our paths, ports and backends."""
+    """Command of the service `triton`, with our paths, ports and backends."""
     name, *options = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["triton"][
         "command"
     ]

@@ -41,13 +41,13 @@ KEPT = ("network.pt", "scores.parquet")
 
 @flow(validate_parameters=False)
 def learning(run: Run, data: Path) -> list[Path]:
-    """What a retraining does side by side."""
+    """Trains several members in parallel, as a retraining does."""
     folds = [score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)]
     return together([train.submit(run, data, 0), *folds])
 
 
 def learn(shop: Workspace) -> dict[str, str]:
-    """What the stages leave, with its hash."""
+    """Files that the steps leave, each with its hash."""
     recipe = load_recipe("smoke", overrides=("train.epochs=1", "clean.epochs=1"))
     run, data = Run(shop, recipe, id="learning"), data_to_train_on(shop, recipe)
     run.open({})
@@ -58,7 +58,7 @@ def learn(shop: Workspace) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a photo that cannot be decoded, and one that comes twice."""
+    """A delivery with one photo that cannot be decoded and one that occurs twice."""
     folder = deliver(tmp_path_factory.mktemp("delivery") / "shelf", {"apple": 30, "bean": 30, "corn": 30}, side=40)
     (folder / "apple" / "broken.png").write_bytes(b"no photo")
     shutil.copy(folder / "apple" / "photo 0.png", folder / "bean" / "again.png")

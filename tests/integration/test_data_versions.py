@@ -43,7 +43,7 @@ def test_commit_stores_the_version_everywhere(versions: DataVersions, tmp_path: 
 
 
 def test_dvc_agrees_with_the_id_and_reads_the_tag(versions: DataVersions, tmp_path: Path) -> None:
-    """What `dvc` itself says of the workspace: nothing to commit, nothing to push."""
+    """`dvc` itself reports nothing to commit and nothing to push."""
     version = commit_first(versions, tmp_path)
     commit_drop(versions, num=2)
     versions.rollback(version)  # its pointer is written by us and not by DVC

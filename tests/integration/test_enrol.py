@@ -1,4 +1,4 @@
-"""A product comes and goes while a client keeps asking: a real workspace, a real server, a model that nobody trained."""
+"""Enrols and withdraws a product while a client keeps asking: real workspace, real server, an untrained model."""
 
 from __future__ import annotations
 

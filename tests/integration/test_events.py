@@ -1,4 +1,4 @@
-"""What happens to data and models reaches a real Prefect server, and its automations act on it."""
+"""Events about data and models reach a real Prefect server, and its automations act on them."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ with Workspace.find(Path({str(workspace.root)!r})).lock("retrain"):
 
 
 def test_a_foreign_dvc_is_waited_for(place: Path) -> None:
-    """Somebody's own `dvc` command holds DVC's lock for longer than DVC itself would wait."""
+    """A `dvc` command of the user holds DVC's lock for longer than DVC itself would wait."""
     lock = place / "shop" / ".dvc" / "tmp" / "lock"
     held = f"held = zc.lockfile.LockFile({str(lock)!r})"
     code = f"import time, zc.lockfile; {held}; print('held', flush=True); time.sleep(5)"
@@ -141,7 +141,7 @@ def small_disk(folder: Path, megabytes: int) -> bool:
     ids=["while-packing", "while-pushing", "while-adding"],
 )
 def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, taken: int) -> None:
-    """On a disk of 12 MB, photos of 49 kB: 260 do not fit once, 120 not twice; 60 when there is hardly room."""
+    """A disk of 12 MB: 260 photos of 49 kB do not fit once, 120 not twice, and 60 leave hardly any room."""
     disk = tmp_path / "disk"
     if not small_disk(disk, 12):
         pytest.skip("this machine permits no tmpfs mounts")

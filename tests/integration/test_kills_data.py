@@ -1,4 +1,4 @@
-"""Commands that change data, killed anywhere: the next command repairs, and every promise is checked by hashing anew."""
+"""Commands that change data, killed anywhere: the next command repairs, and every promise is checked by hashing the files again."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Once:
 
 
 def children(entries: Sequence[Entry], versions: DataVersions) -> Counter[tuple[str | None, str, str]]:
-    """How many versions each (parent, step, config) has made."""
+    """Number of versions by (parent, step, config)."""
     found = {entry.id: json.loads((versions.materialise(entry.id) / "VERSION.json").read_bytes()) for entry in entries}
     return Counter((facts["parent"], facts["step"], facts["config"]) for facts in found.values())
 
@@ -209,7 +209,7 @@ COMMANDS = {"ingest": ("ingest", "shop", "more"), "rollback": ("data", "rollback
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """What each command does from beginning to end."""
+    """File operations of each command from beginning to end."""
     place = tmp_path_factory.mktemp("undisturbed")
     return {verb: run(*command(verb, prepared, place / verb), log=place / f"{verb}.log") for verb in COMMANDS}
 
@@ -221,7 +221,7 @@ def command(verb: str, prepared: Path, place: Path) -> Sequence[object]:
 
 
 def number_of(turn: str, passed: Sequence[Sequence[str]]) -> int:
-    """Which of the fault points that is."""
+    """Index of a fault point with that name."""
     what, ending = TURNS[turn]
     return 1 + next(
         n for n, (did, *words) in enumerate(passed) if did == what and any(w.endswith(ending) for w in words)

@@ -44,7 +44,7 @@ def unfinished(workspace: Workspace) -> int:
 
 
 def is_free(workspace: Workspace) -> bool:
-    """Whether no process is left, and none holds a lock."""
+    """True if no process is left and no lock is held."""
     with workspace.lock("check"), workspace.lock("check", name="serving"):
         return until(lambda: not processes(workspace.state), timeout_s=20)
 

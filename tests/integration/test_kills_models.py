@@ -37,7 +37,7 @@ PHOTOS = {"apple": 9, "bean": 9, "corn": 6}
 
 
 def recipe(**train: Any) -> Recipe:
-    """Of a loss that remembers; a checkpoint after each step."""
+    """A training with a stateful loss and a checkpoint after each step."""
     tables = {
         "name": "tiny",
         "members": [{"backbone": "test_resnet", "size": 32, "seed": 3}],

@@ -84,7 +84,7 @@ def test_switch(kills: Kills, shop: Shop) -> None:
     def check(_: Path) -> None:
         assert set(served.endpoint.active()) <= {1, 2}
         # Triton completes what it was told, so the version that answers may change meanwhile.
-        assert load.meet(1, 2, more=5), "somebody answers before anything is put right"
+        assert load.meet(1, 2, more=5), "some version answers before the repair"
         with workspace.lock("reconcile", name="serving"):  # the kernel freed it
             serve_registered(workspace, served.endpoint)
             served.endpoint.sweep(served.repository)

@@ -1,4 +1,4 @@
-"""Each link of a published model broken in turn, and named: a real workspace, a real file, a model that nobody trained."""
+"""Breaks each link of a published model in turn and expects its name: real workspace, real files, an untrained model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def own(shop: Workspace, tmp_path: Path) -> Workspace:
 
 
 def git(workspace: Workspace, *args: str) -> str:
-    """As somebody would type it; who that is need not be known to the machine."""
+    """Runs git as a user would, on a machine without a git identity."""
     command = ["git", "-C", str(workspace.root), "-c", "user.name=a", "-c", "user.email=a@b", *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

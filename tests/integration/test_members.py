@@ -1,4 +1,4 @@
-"""What a recipe may ask of its members, through the real flow: they differ, are tuned and weighed; crops are chosen."""
+"""Members of a recipe in the real flow: they differ, are fine-tuned and weighted; crops are chosen."""
 
 from __future__ import annotations
 

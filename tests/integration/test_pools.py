@@ -52,7 +52,7 @@ def template(kind: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def environment(server: str, shop: Workspace) -> dict[str, str]:
-    """Of commands, as compose.yaml has it."""
+    """Environment of the commands in compose.yaml."""
     ours = {
         "PREFECT_API_URL": server,
         "PREFECT_HOME": str(shop.state / "prefect"),
@@ -64,7 +64,7 @@ def environment(server: str, shop: Workspace) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def deployed(environment: dict[str, str]) -> dict[str, Any]:
-    """What the server knows of each deployment."""
+    """Deployments as the server lists them."""
     command = ["prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

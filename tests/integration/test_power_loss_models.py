@@ -32,7 +32,7 @@ EXPORT = {"card": {}, "ensemble": {"weights": [1.0]}, "crops": {"crops": 1, "enl
 
 
 def in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
-    """What was renamed, each once all of its bytes had been fsynced, and the names in its folder later."""
+    """Names of the renamed files; each was fsynced before its rename, and its folder after it."""
     synced, named = set(), []
     for number, (what, *paths) in enumerate(passed):
         if what == "fsync":

@@ -93,7 +93,7 @@ def delivered(
 
 @pytest.fixture(scope="module")
 def first(delivered: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Report]:
-    """That workspace after its first retraining."""
+    """The workspace after its first retraining."""
     workspace = copy(delivered, tmp_path_factory.mktemp("first") / "shop")
     return workspace, retrain(workspace, load_recipe("smoke", overrides=QUICK))
 
@@ -222,7 +222,7 @@ def test_the_same_again_runs_nothing_and_publishes_nothing(first: tuple[Workspac
     again = retrain(workspace, load_recipe("smoke", overrides=QUICK))
     after = stages(workspace)
     assert {name: time for name, time in after.items() if name in done} == done
-    assert [name.split("-")[0] for name in after if name not in done] == ["measure"], "of the model that serves now"
+    assert [name.split("-")[0] for name in after if name not in done] == ["measure"], "of the current model"
     assert history(workspace) == versions
     assert (again.data_before, again.data_after, again.model_version) == (before.data_before, before.data_after, 1)
     assert again.seen == before.seen

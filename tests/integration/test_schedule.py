@@ -56,7 +56,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def flow_runs(shop: Workspace) -> list[tuple[str, str, str]]:
-    """Of the database, when no server runs: deployment, state and message of each run that began, oldest first."""
+    """Deployment, state and message of each run that began, oldest first, read from the database without a server."""
     asked = """select d.name, r.state_type, s.message from flow_run r join deployment d on d.id = r.deployment_id
                join flow_run_state s on s.id = r.state_id where r.start_time is not null order by r.start_time"""
     with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
@@ -110,7 +110,7 @@ def test_it_is_one_per_workspace_wakes_for_new_data_and_ends_when_asked(
         assert until(lambda: status(shop)["running"], timeout_s=120), said(shop.root)
         second = refusal(cleanshelf("schedule", "-w", shop.root))
         assert second.startswith(f"{shop.root} is busy: `schedule` (process {process.pid}) holds it")
-        recipe.write_text("name = 1")  # read anew by each run
+        recipe.write_text("name = 1")  # each run reads it again
 
         assert come_to(shop.root, "failed"), "it looks for data that came before it\n" + said(shop.root)
         take_in(shop, deliver(tmp_path / "more", {"tea": 2}, first_seed=100))

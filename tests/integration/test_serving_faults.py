@@ -1,4 +1,4 @@
-"""Requests that no well-meaning client sends, to a real server: each gets its answer, and nobody else notices."""
+"""Malformed requests to a real server: each is answered, and no other client notices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _nobody_notices(others: Load) -> Iterator[None]:
     """After each fault the other client has rightly been answered, and goes on so."""
     yield
     assert others.meet(1)
-    assert others.faults == []
+    faults, others.faults = others.faults, []  # a fault is blamed on one test alone
+    assert faults == []
 
 
 def question(

@@ -1,4 +1,4 @@
-"""What happens to requests, versions and disks when processes are killed, disks fill up and servers are not there."""
+"""Requests, versions and disks when processes are killed, disks fill up and servers are missing."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_server_killed_in_mid_request(slow: Served) -> None:
 def test_a_server_that_is_down(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        url = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, and nobody listens
+        url = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, but no server listens
         with connect(url) as client:
             start = time.monotonic()
             for ask in (

@@ -1,4 +1,4 @@
-"""What keeps the data: garbage goes and versions stay, and a second workspace gets everything through the remotes."""
+"""Storage of the data: garbage goes, versions stay, and a second workspace gets everything through the remotes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with three versions, a copy of each, and things that nobody needs."""
+    """A workspace with three versions, a copy of each, and garbage."""
     place = tmp_path_factory.mktemp("prepared")
     versions = DataVersions(Workspace.init(place / "shop"))
     for step in (lambda: commit_first(versions, place), *[lambda n=n: commit_drop(versions, num=n) for n in (2, 4)]):

@@ -250,7 +250,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
             served.endpoint.switch(served.repository, version)
         assert load.meet(1)
     assert load.faults == []
-    assert set(load.answered) == {1}, "nobody gets an answer of a version that was not proven"
+    assert set(load.answered) == {1}, "no client gets an answer of an unchecked version"
     assert served.repository.configured() == (1,)
     assert served.ask(golden_images(1)).version == 1
     served.endpoint.golden_check(served.repository, 1)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.triton
 
 
 def test_a_folder_with_spaces_and_quotes_is_served(tmp_path: Path, local_server: Callable[..., LocalServer]) -> None:
-    folder = tmp_path / 'a stranger\'s "shop"'
+    folder = tmp_path / 'a user\'s "shop"'
     repository = ModelRepository(folder / "repository")
     folder.mkdir()
     stage(repository, folder, 1, 2)

@@ -125,7 +125,7 @@ def test_a_killed_start_is_cleared_away(own: LocalServer) -> None:
     with start_in_child(own) as child:
         assert process.until(lambda: any("tritonserver" in trace for trace in traces(own)), timeout_s=30)
         child.kill()
-    assert running(own.state) is None  # nobody is told of a server that was never proved
+    assert running(own.state) is None  # a server that failed its check is not announced
     server = own.start()  # on the same ports
     assert running(own.state) == server
 

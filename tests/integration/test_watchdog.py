@@ -1,4 +1,4 @@
-"""What a look at a real server says: slow is not dead, and ready is not alive."""
+"""Probes a real server: slow is not dead, and ready is not alive."""
 
 from __future__ import annotations
 

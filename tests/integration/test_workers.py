@@ -185,7 +185,7 @@ def test_workers_learn_the_numbers_of_a_loss_as_one_does(
     monkeypatch.setattr(sys, "argv", ["", str(data), str(trusted), str(tmp_path)])
     exec(LEARNING, {})
     alone, *both = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
-    assert torch.equal(*both), "all workers move alike"
+    assert torch.equal(*both), "all workers take the same step"
     torch.testing.assert_close(both[0], alone, rtol=1e-9, atol=0)
     for ours, theirs in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
         assert ours == pytest.approx(theirs, rel=5e-3), "a difference in float32, divided by its own size"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -109,6 +111,34 @@ def test_import_contracts_hold() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "caught"),
+    [
+        ("flows/data/columns.py", "from flows import cli", "flows.data is not allowed to import flows.cli"),
+        ("flows/gate/gates.py", "import prefect", "flows.gate.gates -> prefect"),
+        (
+            "models/losses/lq.py",
+            "import models.training.train",
+            "models.losses is not allowed to import models.training",
+        ),
+        ("serving/wire.py", "import serving.client.client", "serving.wire is not allowed to import serving.client"),
+        ("flows/new_room.py", "", "flows.new_room"),
+    ],
+)
+def test_a_planted_import_is_caught_by_name(tmp_path: Path, module: str, statement: str, caught: str) -> None:
+    for name in ("flows", "models", "serving", "pixels", "durable", "contract"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a", encoding="utf-8") as file:
+        file.write(f"\n\nif False:\n    {statement or 'pass'}\n")
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert caught in " ".join(done.stdout.split())
 
 
 def test_changelog_names_the_versions_that_are_pinned() -> None:
