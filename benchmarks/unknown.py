@@ -202,7 +202,7 @@ def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
     table = label_probabilities(output(head, test), truth).numpy()
     at = [int(np.argmin(abs(TEMPERATURES - each))) for each in (1.0, temperature)]
     before, after = (nll(table, one, [each]) for each in at)
-    return Asked(by_name, {name: tuple(told) for name, told in chosen.told_apart.items()},
+    return Asked(by_name, {name: tuple(told) for name, told in chosen.separation.items()},
                  [float((each >= chosen.calibration.threshold).mean()) for each in column], chosen.calibration.score,
                  (before, after), temperature)  # fmt: skip
 

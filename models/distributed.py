@@ -1,7 +1,9 @@
-"""One training by several workers: `torchrun --nproc_per_node N -m models.training.train ...`; without torchrun, one worker alone.
+"""Exchange between the workers of a training, which `torchrun --nproc_per_node N -m models.training.train ...` starts.
 
-Each worker takes its part of every batch. What they learn is summed, what they see is gathered in the order of the samples,
-so that neither depends on how many they are. Every worker must call the functions that exchange something, in one order.
+Without torchrun there is one worker.
+Each worker takes its part of every batch. Gradients are summed, and values per photo are gathered in the order of the
+samples, so the result does not depend on the number of workers. All workers must call the functions that exchange data,
+in the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 @contextmanager
 def workers() -> Iterator[None]:
-    """Meets the other workers that torchrun started, and leaves them at the end: nccl on GPUs, gloo on CPUs."""
+    """Context in which the workers started by torchrun are connected: by nccl on GPUs, by gloo on CPUs."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
@@ -31,30 +33,30 @@ def workers() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Which worker this is, from 0; the first alone writes files and logs."""
+    """Number of this worker, from 0; only worker 0 writes files and logs."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world() -> int:
-    """How many workers there are."""
+    """Number of workers."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def part(length: int) -> slice:
-    """This worker's part of `length` things; the parts are as even as it goes, contiguous and in the order of the ranks."""
+    """This worker's part of `length` items. Parts are contiguous, nearly equal, and in the order of the ranks."""
     bounds = np.cumsum([0] + [len(each) for each in np.array_split(np.empty(length), world())])
     return slice(int(bounds[rank()]), int(bounds[rank() + 1]))
 
 
 def concat(rows: Tensor) -> Tensor:
-    """(n, ...) of each worker, n may differ, to (sum of n, ...) in the order of the ranks, for all of them."""
+    """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
-    lengths = [torch.zeros(1, dtype=torch.int64, device=_meeting_place()) for _ in range(world())]
-    distributed.all_gather(lengths, torch.tensor([len(rows)], device=_meeting_place()))
+    lengths = [torch.zeros(1, dtype=torch.int64, device=_exchange_device()) for _ in range(world())]
+    distributed.all_gather(lengths, torch.tensor([len(rows)], device=_exchange_device()))
     width = rows[:1].numel() if len(rows) else int(np.prod(rows.shape[1:]))
     size = max(int(length) for length in lengths) * width * rows.element_size()
-    ours = torch.zeros(size, dtype=torch.uint8, device=_meeting_place())  # bytes, as not every dtype travels
+    ours = torch.zeros(size, dtype=torch.uint8, device=_exchange_device())  # bytes, as not every dtype can be sent
     flat = rows.detach().contiguous().reshape(-1).view(torch.uint8)
     ours[: len(flat)] = flat
     theirs = [torch.empty_like(ours) for _ in lengths]
@@ -65,11 +67,11 @@ def concat(rows: Tensor) -> Tensor:
 
 
 def gather(index: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """All workers' pairs, for all of them, sorted by index and then by value: the same however many workers there are.
+    """Pairs of all workers, on all workers, sorted by index and then by value: the same for any number of workers.
 
     Args:
-        index: (n,) whole numbers; n may differ between workers, and an index may occur often.
-        value: (n,) or (n, k) of any dtype; rows of k are compared from the first column on.
+        index: (n,) integers; n may differ between workers, and an index may occur several times.
+        value: (n,) or (n, k) of any dtype; rows of k columns are compared from the first column on.
     """
     index, value = concat(index), concat(value)
     order = torch.arange(len(index), device=index.device)
@@ -89,48 +91,47 @@ def summed(value: Tensor) -> Tensor:
     """Sum over the workers of tensors of one shape."""
     if world() == 1:
         return value
-    shared = value.detach().to(_meeting_place(), copy=True)
+    shared = value.detach().to(_exchange_device(), copy=True)
     distributed.all_reduce(shared)
     return shared.to(value.device)
 
 
 def agree(answer: bool) -> bool:
-    """The first worker's answer."""
+    """Answer of the first worker, on all workers."""
     if world() == 1:
         return answer
-    shared = torch.tensor([int(answer)], device=_meeting_place())
+    shared = torch.tensor([int(answer)], device=_exchange_device())
     distributed.broadcast(shared, src=0)
     return bool(shared)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds up the workers' gradients; a worker whose part of the batch was empty has none, and receives the others'.
+    """Sums the gradients of all workers.
 
-    A parameter without a gradient on every worker stays without, as the optimiser passes over it.
+    A worker whose part of the batch was empty has none and receives those of the others. A parameter that has no gradient
+    on any worker keeps none, so that the optimiser skips it.
     """
     if world() == 1:
         return
-    trainable_parameters = list(parameters)
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable_parameters]
-    present = torch.tensor([float(p.grad is not None) for p in trainable_parameters], device=_meeting_place())
+    params = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    present = torch.tensor([float(p.grad is not None) for p in params], device=_exchange_device())
     shared = torch.cat([*(grad.float().reshape(-1).to(present.device) for grad in grads), present])
     distributed.all_reduce(shared)
-    sums = shared[: len(shared) - len(trainable_parameters)].split([p.numel() for p in trainable_parameters])
-    for p, grad, found in zip(
-        trainable_parameters, sums, shared[len(shared) - len(trainable_parameters) :].tolist(), strict=True
-    ):
-        p.grad = grad.view_as(p).to(p) if found else None
+    *sums, num_present = shared.split([*(p.numel() for p in params), len(params)])
+    for p, grad, count in zip(params, sums, num_present.tolist(), strict=True):
+        p.grad = grad.view_as(p).to(p) if count else None
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Running statistics that each worker took on its part become their mean. Running means are linear, so the moment is free."""
+    """Averages the running statistics of all workers. Running means are linear, so any moment gives the same result."""
     for buffer in module.buffers() if world() > 1 else ():
         if buffer.is_floating_point():
-            shared = buffer.to(_meeting_place())
+            shared = buffer.to(_exchange_device())
             distributed.all_reduce(shared)
             buffer.copy_(shared / world())
 
 
-def _meeting_place() -> torch.device:
-    """Where tensors must lie to be exchanged."""
+def _exchange_device() -> torch.device:
+    """Device on which tensors must be to be exchanged."""
     return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")

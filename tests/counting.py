@@ -1,4 +1,4 @@
-"""A loss with state per photo, and a training with it by several workers: `torchrun ... -m tests.counting DATA OUT`."""
+"""A loss with state per photo, and trainings with it by several workers: `torchrun ... -m tests.counting DATA OUT`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ALL = dataclasses.replace(
 
 
 class Counting(losses.Loss):
-    """Cross-entropy that remembers log p_y of each photo, and weighs photos by it from the next epoch on."""
+    """Cross-entropy that records log p_y of each photo and weights photos by it from the next epoch on."""
 
     needs_index = True
 
@@ -101,7 +101,7 @@ class Counting(losses.Loss):
 
 
 def plain_network(member: Member, *, num_classes: int) -> Network:
-    """Without batch norm, so that a photo's answer depends on that photo alone."""
+    """Network without batch norm, so that the output for a photo depends only on that photo."""
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3),
                       member=member)  # fmt: skip
@@ -110,14 +110,14 @@ def plain_network(member: Member, *, num_classes: int) -> Network:
 
 
 def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any) -> Job:
-    """A training of photos with the keys of `train` that are given."""
+    """Training with some keys of `train` changed."""
     out.mkdir(exist_ok=True)
     changed = dataclasses.replace(recipe, train=Train(**vars(recipe.train) | settings))
     return Job(data=data, recipe=changed, member=0, out=out)
 
 
 def train(job: Job, *, halt_after: int = -1) -> None:
-    """Trains a plain network with the recipe's loss, or with Counting for "ce", which may halt it after so many steps."""
+    """Trains a plain network with the recipe's loss, or with Counting for "ce", which can halt it after `halt_after` steps."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(models.training.train, "build_network", plain_network)
         if job.recipe.loss.name == "ce":
@@ -128,7 +128,7 @@ def train(job: Job, *, halt_after: int = -1) -> None:
 
 
 def main() -> None:
-    """By 2 workers: views, features and state, and a training that is halted; by others, which goes on."""
+    """Trains on views, on features and with state. The last training is halted by 2 workers, and resumed by another number."""
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with workers():
         train(counting_job(data, out / f"views-{world()}"))

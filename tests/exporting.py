@@ -1,6 +1,6 @@
-"""Exports that the tests kill: `python -m tests.exporting VERB ...`.
+"""Exports for tests that kill them: `python -m tests.exporting VERB ...`.
 
-`write GRAPH OUT`; `export WORKSPACE ARGUMENT...`, as a stage, with the arguments of `models.export` but for its folder.
+`write GRAPH OUT`; `export WORKSPACE ARGUMENT...`, as a step, with the arguments of `models.export` except --out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SMALL = 1 << 10  # bytes
 
 
 def write(graph: str, out: str) -> None:
-    """The graph once more, its weights beside it as those of one that protobuf cannot hold."""
-    onnx_file.LARGEST = SMALL
+    """Writes a copy of the graph with external weights, like one that is too large for protobuf."""
+    onnx_file.MAX_BYTES = SMALL
     onnx_file.save(onnx.load(graph), Path(out))
 
 
 def export(root: str, *arguments: str) -> Path:
-    """The stage's folder."""
+    """Runs an export as a step, and returns its folder."""
 
     def work(out: Path) -> None:
         sys.argv[:] = ["models.export", *arguments, "--out", str(out)]
@@ -36,7 +36,7 @@ def export(root: str, *arguments: str) -> Path:
 
 
 def main() -> None:
-    """Runs one."""
+    """Runs the export named on the command line."""
     {"write": write, "export": export}[sys.argv[1]](*sys.argv[2:])
 
 

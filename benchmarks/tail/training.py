@@ -59,7 +59,7 @@ def trained_head(
     with tempfile.TemporaryDirectory() as folder:
         inputs = Features(photos.views[:, rows], network.head, augment=augment)
         fit(network, loss, inputs, sampler=sampler, out=Path(folder), key="",
-            emphasis=_emphasis(settings, target, errors, weight), ask=_nothing, meta=Constant(loss))  # fmt: skip
+            sample_weights=_emphasis(settings, target, errors, weight), ask=_nothing, meta=Constant(loss))  # fmt: skip
     network.head.eval()
     return network.head
 

@@ -24,6 +24,7 @@ from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
+from models.data.samplers import spread_over_classes
 from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
@@ -79,8 +80,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
-    rows = rows[np.argsort(manifest.target[rows], kind="stable")]
-    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    chosen = spread_over_classes(rows, manifest.target[rows], count=count)
     with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [

@@ -1,4 +1,4 @@
-"""The table of a data version that says which classes are given for which: confusion.parquet, written by cleaning."""
+"""Confusion table of a data version, confusion.parquet: the estimated noise of its labels, written by cleaning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from models.errors import ManifestError
 
 NAME = "confusion.parquet"
 SCHEMA = pa.schema([("true", pa.string()), ("given", pa.string()), ("share", pa.float64())])
-ANY_OTHER = ""  # as `given`: each class that is no pair with `true`
+ANY_OTHER = ""  # value of `given` for each class that does not form a pair with `true`
 
 
 def write_confusion(noise: Noise, folder: Path, *, classes: list[str]) -> None:
-    """One row for each pair that occurs, each class with itself, and each class with any other; share is P(given | true)."""
+    """Writes P(given | true) as share: for each pair of classes, each class with itself, and each with any other."""
     names = np.array(classes, dtype=object)
     true = np.concatenate([names, names, names[noise.true]])
     given = np.concatenate([names, np.full(len(names), ANY_OTHER, object), names[noise.given]])
@@ -27,12 +27,12 @@ def write_confusion(noise: Noise, folder: Path, *, classes: list[str]) -> None:
 
 
 def read_confusion(folder: Path, *, classes: list[str]) -> Noise | None:
-    """What `write_confusion` wrote, in the order of these classes; None where a version has no such table.
+    """Table of `write_confusion`, in the order of these classes; None if the version has no such table.
 
-    A class that it does not name is taken for right.
+    Classes that the table does not name are assumed to have correct labels.
 
     Raises:
-        ManifestError: not such a table.
+        ManifestError: the file is not a confusion table.
     """
     path = folder / NAME
     if not path.exists():
@@ -42,9 +42,9 @@ def read_confusion(folder: Path, *, classes: list[str]) -> Noise | None:
         true, given, share = (table[name].to_numpy(zero_copy_only=False) for name in SCHEMA.names)
         rate = float(table.schema.metadata[b"rate"])
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
-        raise ManifestError(f"{path}: no confusion of classes ({error}); take the data version again") from None
-    place = {name: position for position, name in enumerate(classes)} | {ANY_OTHER: -1}
-    row, column = (np.array([place.get(name, -2) for name in names], np.int64) for names in (true, given))
+        raise ManifestError(f"{path}: not a confusion table of classes ({error}); restore the data version") from None
+    position = {name: i for i, name in enumerate(classes)} | {ANY_OTHER: -1}
+    row, column = (np.array([position.get(name, -2) for name in names], np.int64) for names in (true, given))
     kept, rest = np.ones(len(classes)), np.zeros(len(classes))
     own, other, pair = ((row >= 0) & mask for mask in (row == column, column == -1, (column >= 0) & (row != column)))
     kept[row[own]], rest[row[other]] = share[own], share[other]

@@ -1,7 +1,7 @@
-"""The tables of a data version, as arrays.
+"""Tables of a data version, read as arrays by ingestion, training and cleaning.
 
-One reader for ingestion, training and cleaning. A data version is a folder with `index.parquet` (where each photo
-lies), `labels.parquet` (what it is taken for) and `shards/<sha256>.tar`; docs/inside/architecture.md lists every column.
+A data version is a folder with `index.parquet` (location of each photo), `labels.parquet` (labels and decisions) and
+`shards/<sha256>.tar`; docs/inside/architecture.md lists every column.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-FLAGGED = ("dropped", "doubted", "relabelled")  # what cleaning decides, and takes back
-CHECKED = "checked"  # by a person; cleaning leaves it as it is
-OUTSIDE = ("conflict", "near-test", "near-train")  # what ingestion decides: neither learnt from nor judged
+FLAGGED = ("dropped", "doubted", "relabelled")  # decisions of cleaning, which it may revise
+CHECKED = "checked"  # decision of a person, which cleaning never changes
+OUTSIDE = ("conflict", "near-test", "near-train")  # decisions of ingestion: excluded from training and cleaning
 DECISIONS = ("", *FLAGGED, *OUTSIDE, CHECKED)
 
 INDEX = pa.schema(
@@ -54,7 +54,7 @@ LABELS = pa.schema(
         ("judge", pa.string()),
     ]
 )
-ADDED = ("judge",)  # columns that versions of earlier releases lack: empty texts
+ADDED = ("judge",)  # text columns that versions of earlier releases lack; read as empty
 CONFLICTS = pa.schema([(name, pa.string()) for name in ("id", "label", "source", "path")])
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("path", "label", "source", "field", "reason")])
 
@@ -63,11 +63,11 @@ TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine"
 
 @dataclass(frozen=True)
 class Manifest:
-    """The photos of one data version, one element per photo in every array, sorted by id.
+    """Photos of one data version; every array has one element per photo, sorted by id.
 
     id, given_label, label, split, decision, judge, shard: str objects; kept: bool; offset, size: bytes in the shard;
-    score: float32 quality of the given label in [0, 1], NaN where it was never judged; round: int8 in which it was last
-    judged, 0 = as delivered; judge: names of the stages whose networks did, "" = none.
+    score: float32 quality of the given label in [0, 1], NaN if it was never scored; round: int8 round of cleaning that
+    last scored it, 0 = as delivered; judge: names of the steps whose networks scored it, "" = none.
     """
 
     data: Path
@@ -89,18 +89,18 @@ class Manifest:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Sorted labels of the train photos, as given or as decided; stable when cleaning empties a class."""
+        """Sorted given and decided labels of the train photos; unchanged if cleaning empties a class."""
         train = self.split == "train"
         return sorted({*self.given_label[train], *self.label[train]})
 
     @cached_property
     def target(self) -> NDArray[np.int64]:
-        """(N,) position of each photo's label in `classes`; -1 for a label that no train photo bears."""
+        """(N,) position of each photo's label in `classes`; -1 for a label that no train photo has."""
         return self._positions(self.label)
 
     @cached_property
     def given_target(self) -> NDArray[np.int64]:
-        """(N,) the same of the labels as received, which is what cleaning judges."""
+        """(N,) position of each photo's given label in `classes`; -1 as above. Cleaning scores given labels."""
         return self._positions(self.given_label)
 
     def _positions(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
@@ -117,32 +117,33 @@ class Manifest:
 
 
 def read_manifest(data: Path) -> Manifest:
-    """The tables of the data version in folder `data`.
+    """Photos of the data version in folder `data`.
 
     Raises:
-        ManifestError: a file or column is missing, has another type, holds an unknown value, or the tables disagree.
+        ManifestError: a file or column is missing, has another type or holds an unknown value, or the tables disagree.
     """
     labels = read_table(data, name="labels")
     index = read_table(data, name="index")
     ids = labels["id"].to_numpy()
     if not labels["id"].equals(index["id"]):
         raise ManifestError(
-            f"{data / 'labels.parquet'}: column id differs from that of index.parquet; take the data version again"
+            f"{data / 'labels.parquet'}: column id differs from that of index.parquet; restore the data version"
         )
     if np.any(ids[1:] <= ids[:-1]):
-        raise ManifestError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
+        raise ManifestError(
+            f"{data / 'labels.parquet'}: column id is not sorted or has duplicates; restore the data version"
+        )
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
     texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "judge")}
     score = pc.fill_null(labels["score"], float("nan")).to_numpy()
+    score = np.where(texts["judge"] != "", score, np.float32("nan"))  # earlier releases wrote log margins, and no judge
     return Manifest(
         data=data,
         id=ids,
         **texts,
         kept=labels["kept"].to_numpy(),
-        score=np.where(
-            texts["judge"] != "", score, np.float32("nan")
-        ),  # earlier releases wrote log margins, and no judge
+        score=score,
         round=labels["round"].to_numpy(),
         shard=_strings(index, "shard"),
         offset=index["offset"].to_numpy(),
@@ -151,28 +152,32 @@ def read_manifest(data: Path) -> Manifest:
 
 
 def write_labels(folder: Path, manifest: Manifest) -> None:
-    """Write the label columns of `manifest` as `folder`/labels.parquet; the same manifest gives the same bytes."""
-    score = pa.array(manifest.score, pa.float32(), from_pandas=True)  # NaN back to null
+    """Writes the label columns of `manifest` as `folder`/labels.parquet; the same manifest gives the same bytes."""
+    score = pa.array(manifest.score, pa.float32(), from_pandas=True)  # NaN becomes null
     columns = {name: getattr(manifest, name) for name in LABELS.names} | {"score": score}
     write_table(folder, columns, name="labels")
 
 
 def read_table(data: Path, *, name: str) -> pa.Table:
-    """The table `name` (a key of TABLES), checked against its schema; nulls are allowed in `score` only."""
+    """Table `name` (a key of TABLES), checked against its schema; only `score` may have nulls.
+
+    Raises:
+        ManifestError: the file or a column is missing, or a column has another type or nulls.
+    """
     path = data / f"{name}.parquet"
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; is {data} a data version?") from None
     except pa.ArrowInvalid as error:
-        raise ManifestError(
-            f"{path}: not a Parquet file that can be read ({error}); take the data version again"
-        ) from None
+        raise ManifestError(f"{path}: not a readable Parquet file ({error}); restore the data version") from None
     for field in TABLES[name]:
         if field.name in ADDED and field.name not in table.column_names:
             table = table.append_column(field, pa.array([""] * len(table), field.type))
         if field.name not in table.column_names:
-            raise ManifestError(f"{path}: column {field.name} is missing; it has {', '.join(table.column_names)}")
+            raise ManifestError(
+                f"{path}: column {field.name} is missing; the columns are {', '.join(table.column_names)}"
+            )
         column = table[field.name]
         if column.type != field.type:
             raise ManifestError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
@@ -182,7 +187,7 @@ def read_table(data: Path, *, name: str) -> pa.Table:
 
 
 def write_table(folder: Path, columns: Mapping[str, Any], *, name: str) -> None:
-    """Write `columns` as `folder`/`name`.parquet, zstd; the same columns give the same bytes."""
+    """Writes `columns` as `folder`/`name`.parquet, compressed by zstd; the same columns give the same bytes."""
     pq.write_table(pa.table(dict(columns), schema=TABLES[name]), folder / f"{name}.parquet", compression="zstd")
 
 
@@ -198,18 +203,18 @@ def read_photo(data: Path, shard: str, offset: int, size: int) -> bytes:
             file.seek(offset)
             photo = file.read(size)
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such shard; take the data version again") from None
+        raise ManifestError(f"{path}: no such shard; restore the data version") from None
     if len(photo) != size:
         raise ManifestError(
-            f"{path}: ends before offset {offset} + size {size} of index.parquet; take the data version again"
+            f"{path}: ends before offset {offset} + size {size} of index.parquet; restore the data version"
         )
     return photo
 
 
 def write_version(folder: Path, *, parent: str | None, step: str, config: str = "", code: str = "") -> dict[str, int]:
-    """Write `folder`/VERSION.json from the tables beside it, and give its counts.
+    """Writes `folder`/VERSION.json for the tables in `folder`; returns its counts.
 
-    Canonical JSON without a clock, so that the same step on the same parent is the same version.
+    The JSON is canonical and has no time stamp, so that the same step on the same parent gives the same version.
     """
     counts = count(folder)
     version = {"format": 1, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
@@ -219,7 +224,7 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
 
 
 def count(data: Path) -> dict[str, int]:
-    """How many photos of each kind the tables in `data` hold; splits and classes count kept photos only."""
+    """Numbers of photos of each kind in the tables of `data`; splits count kept photos only."""
     labels = read_table(data, name="labels")
     decided, split = tally(labels["decision"]), tally(labels["split"].filter(labels["kept"]))
     train = pc.equal(labels["split"], "train")
@@ -238,13 +243,13 @@ def count(data: Path) -> dict[str, int]:
 
 
 def tally(column: pa.ChunkedArray) -> Counter[str]:
-    """How often each text occurs in a column."""
-    found = pc.value_counts(column)
-    return Counter(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)))
+    """Number of occurrences of each text in a column."""
+    counts = pc.value_counts(column)
+    return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
 
 
 def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:
-    """A text column as str objects that share memory where they repeat (labels, splits, shards)."""
+    """A text column as str objects; equal ones (labels, splits, shards) share memory."""
     encoded = table[name].combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
@@ -255,4 +260,4 @@ def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:
 def _check_values(path: Path, table: pa.Table, *, column: str, known: tuple[str, ...]) -> None:
     for value in pc.unique(table[column]).to_pylist():
         if value not in known:
-            raise ManifestError(f"{path}: column {column} holds {value!r}; known are {', '.join(map(repr, known))}")
+            raise ManifestError(f"{path}: column {column} holds {value!r}; allowed are {', '.join(map(repr, known))}")

@@ -1,7 +1,7 @@
 """Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019): each photo of a batch is mixed with another.
 
-The other is the next of the batch, and of the last the first. A batch lies in drawn order, so the next is as random a partner as
-any, and a worker needs one photo beyond its part to come to the result of one worker alone.
+The partner is the next photo of the batch, and the first photo for the last. Batches are in random order, so the next
+photo is a random partner, and a worker needs only one photo beyond its part to get the same result as a single worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from models.recipe.config import Augment
 
 @dataclass(frozen=True)
 class Label:
-    """What photos show, and how much of each is that. share: in [0, 1]. target: (N,) classes. index: (N,) whose label it is."""
+    """Labels of N mixed photos that apply to a share of each.
+
+    share: in [0, 1]. target: (N,) classes. index: (N,) positions of the photos whose labels these are.
+    """
 
     share: float
     target: Tensor
@@ -29,7 +32,7 @@ class Label:
 
 
 class Mixed(NamedTuple):
-    """A worker's part of a batch, (n, ...), and the share that each photo has in its own view, in [0, 1]."""
+    """A worker's part of a mixed batch, (n, ...), and the share in [0, 1] that each photo keeps in its own view."""
 
     photos: Tensor
     share: float
@@ -37,16 +40,17 @@ class Mixed(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed.
+    """Parameters of mixing a batch.
 
-    share: of a photo itself, in [0, 1]. box: rows and columns that come from the next; None: both photos are faded.
+    share: share that a photo keeps, in [0, 1]. box: rows and columns taken from the partner (CutMix); None: photos are
+    blended (mixup).
     """
 
     share: float
     box: tuple[slice, slice] | None = None
 
-    def of(self, photos: Tensor) -> Tensor:
-        """(n + 1, ...), the last of which is a partner only, to (n, ...)."""
+    def apply(self, photos: Tensor) -> Tensor:
+        """Mixed photos (n, ...) of photos (n + 1, ...), the last of which serves only as a partner."""
         if self.box is None:
             return self.share * photos[:-1] + (1 - self.share) * photos[1:]
         mixed, (rows, columns) = photos[:-1].clone(), self.box
@@ -54,25 +58,27 @@ class Mix:
         return mixed
 
 
-def places(length: int, augment: Augment) -> NDArray[np.int64]:
-    """Places in a batch of what a worker needs: its part, and with mixing the one after it."""
+def needed_positions(length: int, augment: Augment) -> NDArray[np.int64]:
+    """Positions in a batch that a worker needs: its part, and with mixing the one after it."""
     own = distributed.part(length)
     return np.arange(own.start, own.stop + augment.mixes) % length
 
 
-def mixed(photos: Tensor, augment: Augment, generator: torch.Generator) -> Mixed:
-    """Views or features of the photos at `places`, mixed as augment says."""
+def mix_batch(photos: Tensor, augment: Augment, generator: torch.Generator) -> Mixed:
+    """Views or features of the photos at `needed_positions`, mixed as augment says."""
     if not augment.mixes:
         return Mixed(photos, 1.0)
     mix = draw_mix(augment, size=photos.shape[-1], generator=generator)
-    return Mixed(mix.of(photos), mix.share)
+    return Mixed(mix.apply(photos), mix.share)
 
 
 def draw_mix(augment: Augment, *, size: int, generator: torch.Generator) -> Mix:
-    """One share for a whole batch, from Beta(alpha, alpha), as in the authors' codes; where both are on, a coin says which.
+    """Mix for a whole batch, with one share from Beta(alpha, alpha), as in the authors' code.
+
+    If both mixup and CutMix are on, each is used for half of the batches, at random.
 
     Args:
-        size: pixels of a side; CutMix counts them, so that the share is exact where a box ends at the border.
+        size: side in pixels; CutMix counts the pixels of its box, so that the share is exact at the border too.
     """
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     cuts = rng.random() < (0.5 if augment.mixup else 1.0) if augment.cutmix else False
@@ -86,12 +92,12 @@ def draw_mix(augment: Augment, *, size: int, generator: torch.Generator) -> Mix:
 
 
 def labels_of(batch: NDArray[np.int64], target: Tensor, *, share: float, device: torch.device) -> Sequence[Label]:
-    """What this worker's part of a batch shows.
+    """Labels of this worker's part of a batch, with their shares.
 
     Args:
         batch: (n,) positions in `target` of the whole batch.
-        share: of each photo itself; the rest shows what the next one does.
+        share: share of each photo itself; the rest has the label of the next photo.
     """
     own, index = distributed.part(len(batch)), torch.from_numpy(batch)
-    shown = [(share, index[own]), (1 - share, index.roll(-1)[own])]
-    return [Label(each, target[rows].to(device), rows.to(device)) for each, rows in shown if each]
+    shares = [(share, index[own]), (1 - share, index.roll(-1)[own])]
+    return [Label(each, target[rows].to(device), rows.to(device)) for each, rows in shares if each]

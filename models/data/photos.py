@@ -1,4 +1,4 @@
-"""Photos of a data version as uint8 batches, decoded by threads and kept in memory while they fit."""
+"""Photos of a data version as uint8 batches, decoded by threads and cached in memory if they fit."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 import pixels
 from models.data.manifest import Manifest
 
-CACHE_BYTES = 2_000_000_000  # decoded photos are kept up to this; larger sets are decoded anew each epoch
+CACHE_BYTES = 2_000_000_000  # larger sets of decoded photos are not cached, but decoded again in each epoch
 THREADS = 2
 
 
 class Photos:
-    """Rows of a manifest as squares of `side` pixels.
+    """Rows of a manifest as square photos of `side` pixels.
 
     Args:
-        rows: (N,) positions in the manifest; position i of this source is row rows[i].
+        rows: (N,) positions in the manifest; position i here is row rows[i] there.
     """
 
     def __init__(self, manifest: Manifest, rows: NDArray[np.int64], *, side: int) -> None:
@@ -32,7 +32,7 @@ class Photos:
         return len(self.rows)
 
     def batches(self, order: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """One (n, side, side, 3) uint8 tensor per array of positions; the next batch is decoded while one is used."""
+        """Batches (n, side, side, 3) uint8, one per array of positions; the next is decoded while one is used."""
         with ThreadPoolExecutor(THREADS) as pool:
             ahead = None
             for positions in order:
@@ -44,7 +44,7 @@ class Photos:
                 yield _stack([future.result() for future in ahead])
 
     def in_order(self, batch_size: int, *, part: slice = slice(None)) -> Iterator[Tensor]:
-        """The photos of a part, first to last."""
+        """Batches of the photos of a part, in order."""
         start, stop, _ = part.indices(len(self))
         return self.batches([np.arange(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)])
 

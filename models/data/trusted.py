@@ -1,6 +1,6 @@
-"""Photos whose labels are trusted: what steps are judged by (`[proof]`), what a loss's own numbers are learnt from (`[meta]`).
+"""Photos with trusted labels: selection photos (`[proof]`), and photos that adjust a loss's hyperparameters (`[meta]`).
 
-They are never trained on.
+No network is trained on them.
 """
 
 from __future__ import annotations
@@ -21,91 +21,94 @@ from models.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-VALIDATION = "val"  # of `meta.photos`: the validation photos instead of a file
-LEAST = 2  # photos of a batch, because of batch norm
+VALIDATION = "val"  # value of `meta.photos` that means the validation photos instead of a file
+MIN_PHOTOS = 2  # photos of a batch, because of batch norm
 
 
 def selection_photos(manifest: Manifest) -> NDArray[np.bool_]:
-    """(N,) the photos that steps are judged by: validation photos of a class that is learnt, whatever cleaning says of them.
+    """(N,) True for the selection photos: validation photos of a trained class, except those that ingestion excluded.
 
-    A photo that came under several labels has none to be judged by.
-
-    Those that it believes are the ones its own networks recognise: they prefer what resembles these networks, and leave whole
-    classes without a say. Wrong labels shrink every gain alike (docs/tasks/kept-steps.md has figures).
+    Decisions of cleaning are ignored, because the photos that it keeps are those that its own networks recognise: they
+    would favour steps that resemble these networks, and whole classes would be missing. Wrong labels shrink every gain
+    equally (docs/tasks/kept-steps.md has figures).
     """
     return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
 
 
 def with_selection_photos(manifest: Manifest, photos: str) -> Manifest:
-    """The manifest as a run sees it whose steps are judged by the photos that `proof.photos` names: the same for "".
+    """The manifest with the photos that `proof.photos` names as its validation photos; unchanged for "".
 
-    They become the validation photos, kept whatever cleaning says of them; the other validation photos are learnt from.
+    They are kept regardless of the decisions of cleaning; the former validation photos are moved to the train split.
 
     Raises:
-        ConfigError: the file cannot be read, names unknown or test photos, or leaves a class without photos to learn from.
+        ConfigError: the file cannot be read, names unknown or test photos, or leaves a class without train photos.
     """
     if not photos:
         return manifest
     named = _named(Path(photos), manifest, key="proof.photos")
     split = np.where((manifest.split == VALIDATION) & (manifest.target >= 0), "train", manifest.split).astype(object)
     split[named] = VALIDATION
-    seen = dataclasses.replace(manifest, split=split, kept=manifest.kept | named)
-    lost = sorted({*manifest.classes} - {*seen.classes})
+    changed = dataclasses.replace(manifest, split=split, kept=manifest.kept | named)
+    lost = sorted({*manifest.classes} - {*changed.classes})
     if lost:
         raise ConfigError(
-            f"proof.photos: {photos}: names every photo of {len(lost)} classes, first {lost[0]!r}, and leaves none to learn "
-            "them from; take some out"
+            f"proof.photos: {photos}: names every photo of {len(lost)} classes, first {lost[0]!r}, and leaves none to train on; "
+            "remove some"
         )
-    return seen
+    return changed
 
 
 def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
-    """Positions in the manifest of the photos that `meta.photos` names, sorted; none for "".
+    """Sorted positions in the manifest of the photos that `meta.photos` names; none for "".
 
-    Dropped photos, and photos of a class without a train photo, are left out.
+    Dropped photos and photos of a class without train photos are left out.
 
     Raises:
-        ConfigError: the file cannot be read, names unknown or test photos, or fewer than two can be used.
+        ConfigError: the file cannot be read, names unknown or test photos, or fewer than two photos can be used.
     """
     if not photos:
         return np.empty(0, np.int64)
     named = manifest.split == VALIDATION if photos == VALIDATION else _named(Path(photos), manifest, key="meta.photos")
     rows = np.flatnonzero(named & manifest.kept & (manifest.target >= 0))
-    if len(rows) < LEAST:
+    if len(rows) < MIN_PHOTOS:
         raise ConfigError(
-            f"meta.photos: {photos} leaves {len(rows)} photos to learn from ({int(named.sum())} before dropped ones and "
-            f"unknown classes); give at least {LEAST}, better one of each class"
+            f"meta.photos: {photos} leaves {len(rows)} photos to learn from ({int(named.sum())} with dropped photos and "
+            f"unknown classes); give at least {MIN_PHOTOS}, better one of each class"
         )
     missing = len(manifest.classes) - len(np.unique(manifest.target[rows]))
     if missing:
-        log.warning("meta.photos: %d of %d classes have no trusted photo; what is learnt suits the others",
+        log.warning("meta.photos: %d of %d classes have no trusted photo; the loss is adjusted to the other classes only",
                     missing, len(manifest.classes))  # fmt: skip
     return rows
 
 
 def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
+    """(N,) True for the photos that a file names."""
     ids = np.array(read_ids(path, key=key), dtype=object)
     unknown = ids[~np.isin(ids, manifest.id)]
     if len(unknown):
         raise ConfigError(
             f"{key}: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {unknown[0]!r}; "
-            "take them from column id of its labels.parquet"
+            "use ids of its labels.parquet, column id"
         )
     named: NDArray[np.bool_] = np.isin(manifest.id, ids)
     tests = manifest.id[named & (manifest.split == "test")]
     if len(tests):
         raise ConfigError(
-            f"{key}: {path}: {len(tests)} ids are test photos, first {tests[0]!r}, and a model must not learn from "
-            "what it is judged by; take them out"
+            f"{key}: {path}: {len(tests)} ids are test photos, first {tests[0]!r}, and a model must not be fitted to the "
+            "photos that evaluate it; remove them"
         )
     return named
 
 
 def read_ids(path: Path, *, key: str) -> list[str]:
-    """Ids of a text file, one a line, or of column `id` of a .csv or .parquet file; `key` of the recipe names it.
+    """Ids in a text file with one id per line, or in column `id` of a .csv or .parquet file.
+
+    Args:
+        key: key of the recipe that names the file, for messages.
 
     Raises:
-        ConfigError: no such file or column, or not of the kind that its name says.
+        ConfigError: the file or the column does not exist, or the file is not of the kind that its name says.
     """
     try:
         if path.suffix == ".parquet":
@@ -115,16 +118,18 @@ def read_ids(path: Path, *, key: str) -> list[str]:
                 return [row["id"] for row in csv.DictReader(file)]
             return [line.strip() for line in file if line.strip()]
     except KeyError:
-        raise ConfigError(f"{key}: {path}: has no column id; name one so in its first line") from None
+        raise ConfigError(f"{key}: {path}: there is no column id; add it to the first line") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(
-            f"{key}: {path} cannot be read ({type(error).__name__}); give a file of ids: text with one a line, or .csv or "
+            f"{key}: {path} cannot be read ({type(error).__name__}); give a file of ids: text with one id per line, or .csv or "
             ".parquet with a column id"
         ) from None
 
 
 class Draws:
-    """Batches of trusted photos without end: every class alike where they are uneven. The n-th depends on n and seed only.
+    """Endless batches of trusted photos, class-balanced if the classes differ in size.
+
+    Batch n depends only on n and the seed.
 
     Args:
         target: (N,) classes of the photos.
@@ -137,7 +142,7 @@ class Draws:
         self.power = 1.0 if counts.min() == counts.max() else 0.0
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
-        """(batch_size,) positions in `target`; a pass over the photos ends with its last whole batch."""
-        turn, place = divmod(number, len(self.target) // self.batch_size)
-        drawn = draw_epoch(self.target, power=self.power, seed=self.seed, epoch=turn)
-        return drawn[place * self.batch_size : (place + 1) * self.batch_size]
+        """(batch_size,) positions in `target`; each pass over the photos ends with its last full batch."""
+        epoch, batch = divmod(number, len(self.target) // self.batch_size)
+        drawn = draw_epoch(self.target, power=self.power, seed=self.seed, epoch=epoch)
+        return drawn[batch * self.batch_size : (batch + 1) * self.batch_size]

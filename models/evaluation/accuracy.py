@@ -1,4 +1,4 @@
-"""How well classes were told apart: all photos, the mean of the classes, and the head, middle and tail thirds."""
+"""Accuracy over all photos, as the mean over the classes, and over the head, middle and tail thirds of the classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares in [0, 1], NaN where no photo was asked.
+    """Accuracies in [0, 1]; NaN without photos.
 
-    Thirds are of the classes, by number of training photos, each the mean of its classes.
+    Head, middle and tail are means over the classes of each third, ordered by number of training photos.
     """
 
     top1: float
@@ -24,16 +24,16 @@ class Accuracy:
     tail: float
 
     def to_dict(self) -> dict[str, float | None]:
-        """For JSON; None where there was nothing to measure."""
+        """Content for JSON; None for NaN."""
         return {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(self).items()}
 
 
 def thirds(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(C,) 0 for the third of the classes with most training photos, 1 for the middle, 2 for the tail."""
+    """(C,) 0 for the third of the classes with the most training photos (head), 1 for the middle, 2 for the tail."""
     order = np.argsort(-train_counts, kind="stable")
     third = np.empty(len(train_counts), np.int64)
     rank = np.arange(len(train_counts))
-    third[order] = rank * 3 // len(rank) if len(rank) > 2 else 2 - rank[::-1]  # there is always a tail to look after
+    third[order] = rank * 3 // len(rank) if len(rank) > 2 else 2 - rank[::-1]  # with few classes, the tail comes first
     return third
 
 
@@ -42,15 +42,16 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
     Args:
         ranked: (N, K) classes, best first.
-        target: (N,) true classes; -1 (a class the network does not know) is wrong in top1 and top5, and nowhere else.
-        train_counts: (C,) training photos per class, which decides the thirds.
+        target: (N,) true classes; -1 (a class that the network does not know) counts as an error, in top1 and top5
+            only.
+        train_counts: (C,) training photos per class, which define the thirds.
     """
     hit = ranked[:, 0] == target
     known = target >= 0
-    shown = np.bincount(target[known], minlength=len(train_counts))
+    total = np.bincount(target[known], minlength=len(train_counts))
     right = np.bincount(target[known & hit], minlength=len(train_counts))
-    present = shown > 0
-    per_class = np.divide(right, shown, out=np.full(len(shown), np.nan), where=present)
+    present = total > 0
+    per_class = np.divide(right, total, out=np.full(len(total), np.nan), where=present)
     group = thirds(train_counts)
 
     return Accuracy(
@@ -64,5 +65,5 @@ def accuracy(ranked: NDArray[np.int64], target: NDArray[np.int64], *, train_coun
 
 
 def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float:
-    """NaN of nothing, without a warning."""
+    """Mean of the values; NaN for none, without numpy's warning."""
     return float(np.mean(values)) if len(values) else float("nan")

@@ -1,6 +1,6 @@
-"""What a network says of a set of photos: the probability of the given label and the ten best classes, never N x C.
+"""Scores of a network for a set of photos: the probability of the label and the ten best classes.
 
-At 2.5 million photos and 50,030 classes a dense table is 500 GB; this one is 0.2 GB.
+For 2.5 million photos and 50,030 classes, a dense table N x C would take 500 GB; this one takes 0.2 GB.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ KEEP = 10
 
 @dataclass(frozen=True)
 class Scores:
-    """One row per photo, N rows, K = min(KEEP, C) classes kept.
+    """Scores of N photos, with the best K = min(KEEP, C) classes of each.
 
     Attributes:
-        id: (N,) sample ids.
-        target: (N,) class of the label the photo had when it was scored; -1 where no class of the network bears it.
+        id: (N,) ids of the photos.
+        target: (N,) class of the label that the photo had when it was scored; -1 if the network does not know the
+            label.
         p_label: (N,) float32 probability of that class, in [0, 1].
         top: (N, K) classes, most probable first.
-        probs: (N, K) float32, their probabilities, falling.
+        probs: (N, K) float32 probabilities of these classes, descending.
     """
 
     id: NDArray[np.str_]
@@ -39,24 +40,24 @@ class Scores:
         return len(self.id)
 
     def select(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> Scores:
-        """The rows of a mask or of positions."""
+        """Scores of the photos given by a mask or by positions."""
         return Scores(self.id[mask], self.target[mask], self.p_label[mask], self.top[mask], self.probs[mask])
 
     @property
     def hit(self) -> NDArray[np.bool_]:
-        """(N,) whether the best class is that of the label."""
+        """(N,) True if the best class is that of the label."""
         first: NDArray[np.bool_] = self.top[:, 0] == self.target
         return first
 
     def best_other(self) -> NDArray[np.float32]:
-        """(N,) probability of the best class that is not the label's."""
+        """(N,) probability of the best class other than the label's."""
         other = np.where(self.top == self.target[:, None], np.float32(0), self.probs)
         best: NDArray[np.float32] = other.max(axis=1)
         return best
 
 
 def write_scores(scores: Scores, path: Path) -> None:
-    """As Parquet, zstd."""
+    """Writes scores as a Parquet file, compressed by zstd."""
     k = scores.top.shape[1]
     table = pa.table(
         {
@@ -71,7 +72,7 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """What `write_scores` wrote."""
+    """Reads a file of `write_scores`."""
     table = pq.read_table(path)
 
     def matrix(name: str) -> NDArray[np.generic]:
@@ -88,7 +89,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:
-    """The rows of several, in order of id."""
+    """All rows of several scores, sorted by id."""
     ids = np.concatenate([part.id for part in parts])
     order = np.argsort(ids)
     return Scores(
@@ -101,20 +102,23 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
 
 
 def mean(members: Sequence[Scores], *, num_classes: int, weights: Sequence[float] | None = None) -> Scores:
-    """The ensemble: each member's kept probabilities, averaged; the rows must be the same photos in the same order.
+    """Scores of an ensemble: weighted mean of the members' kept probabilities, for the same photos in the same order.
 
-    Keeping ten per member before the mean is the AliProducts report's rule (arXiv 2106.10683, section 2.4), and is what
-    the exported graph does.
+    Only the ten best classes of each member enter the mean, as in the AliProducts report (arXiv 2106.10683, section
+    2.4) and in the exported graph.
 
     Args:
-        weights: what each member counts, with the sum 1; None: alike.
+        weights: weights of the members, with sum 1; None: equal weights.
+
+    Raises:
+        ValueError: the members scored different photos.
     """
     first = members[0]
     parts = np.array(weights or [1 / len(members)] * len(members), np.float32)
     if any(not np.array_equal(first.id, other.id) for other in members):
         raise ValueError("members scored different photos; score them on the same rows")
     top, probs = np.empty_like(first.top), np.empty_like(first.probs)
-    for start in range(0, len(first), 256):  # a block at a time: never N x C
+    for start in range(0, len(first), 256):  # in blocks, to avoid an array N x C
         rows = slice(start, start + 256)
         total = np.zeros((len(first.id[rows]), num_classes), np.float32)
         for part, member in zip(parts, members, strict=True):

@@ -1,1 +1,1 @@
-"""From trained networks to one self-describing ONNX file."""
+"""Export of trained networks as one self-describing ONNX file."""

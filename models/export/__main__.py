@@ -1,8 +1,9 @@
-"""Fuse networks into one graph: `python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --crops FILE
---calibration FILE --card FILE --out DIR`.
+"""Fuse networks into one graph:
+`python -m models.export --data DIR --recipe FILE --networks FILE... --ensemble FILE --crops FILE --calibration FILE
+--card FILE --out DIR`.
 
-What it leaves in --out: model.onnx (with its card as metadata), answers.npz (what it says of the test photos),
-accuracy.json, parity.json, golden.npy (a few test photos for the check over the wire).
+Files written to --out: model.onnx (with the card as metadata), answers.npz (its answers for the test photos),
+accuracy.json, parity.json, and golden.npy (a few test photos for the check on the server).
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.samplers import spread_over_classes
 from models.export.calibrate import read_calibration
 from models.export.crops import with_chosen_crops
-from models.export.graph import DeployGraph, in_use
+from models.export.graph import DeployGraph, used_networks
 from models.export.measure import test_rows, write_answers
 from models.export.onnx_file import write_onnx
 from models.export.ood import UNCALIBRATED, Calibration
 from models.export.parity import measure_parity, require_parity
 from models.export.patch import name_classes, stamp
 from models.export.session import decisive
+from models.networks.network import set_threads
 from models.recipe.config import Export, Recipe
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
@@ -43,12 +45,13 @@ def export(
     networks: list[Path], *, data: Path, recipe: Recipe, card: dict[str, str], out: Path,
     weights: Sequence[float] | None = None, calibration: Calibration = UNCALIBRATED,
 ) -> None:  # fmt: skip
-    """Writes the graph, proves it equal to torch, measures it, and stamps the figures into its metadata.
+    """Writes the graph, checks its parity with torch, measures its accuracy, and adds the figures to its metadata.
 
     Args:
-        weights: what each network counts, with the sum 1; None: alike.
+        card: metadata of the graph, such as its data version.
+        weights: weights of the networks, with sum 1; None: equal weights.
     """
-    torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
+    set_threads(recipe.train.threads)
     members = [load_network(path) for path in networks]
     manifest = read_manifest(data)
     graph = DeployGraph(members, settings=recipe.export, weights=weights, calibration=calibration)
@@ -74,23 +77,37 @@ def export(
 def describe(
     members: list[Trained], graph: DeployGraph, *, settings: Export, calibration: Calibration
 ) -> dict[str, str]:
-    """What the graph says of itself: labels; its members and what they started from; how it looks at a photo, and accepts one."""
+    """Metadata of the graph: labels, members and the weights they started from, crops, and calibration of `known`."""
     weights = graph.weights.flatten().tolist()
-    told = [{"backbone": m.member.backbone, "size": m.member.size, "tau": m.tau, "temperature": calibration.of(number),
-             "weight": round(weight, 6), "started_from": Path(m.member.weights).name, "licence": licence(m)}
-            for number, (m, weight) in enumerate(zip(members, weights, strict=True))]  # fmt: skip
-    known = {"score": calibration.score, "slope": calibration.slope, "threshold": calibration.threshold,
-             "accept": settings.accept, "reject": settings.reject}  # fmt: skip
+    described = [
+        {
+            "backbone": trained.member.backbone,
+            "size": trained.member.size,
+            "tau": trained.tau,
+            "temperature": calibration.temperature_of(number),
+            "weight": round(weight, 6),
+            "started_from": Path(trained.member.weights).name,
+            "licence": licence(trained),
+        }
+        for number, (trained, weight) in enumerate(zip(members, weights, strict=True))
+    ]
+    known = {
+        "score": calibration.score,
+        "slope": calibration.slope,
+        "threshold": calibration.threshold,
+        "accept": settings.accept,
+        "reject": settings.reject,
+    }
     return {
         **name_classes(members[0].classes),
-        "members": json.dumps(told),
+        "members": json.dumps(described),
         "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
         "known": json.dumps(known),
     }
 
 
 def licence(trained: Trained) -> str:
-    """Of the weights that a network started from, as timm states it for its backbone, or "unknown"; "none" from scratch."""
+    """Licence of a network's initial weights, as stated by timm, or "unknown"; "none" for random weights."""
     if not trained.member.weights:
         return "none"
     own = cast("Mapping[str, str | None]", trained.network.backbone.pretrained_cfg)
@@ -98,21 +115,22 @@ def licence(trained: Trained) -> str:
 
 
 def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
-    """(n, side, side, 3) uint8: test photos spread over the classes, else whatever there is."""
+    """(n, side, side, 3) uint8 test photos, spread over the classes; any kept photos if there are no test photos."""
     rows = test_rows(manifest)
     rows = rows if len(rows) else np.flatnonzero(manifest.kept)
-    rows = rows[np.argsort(manifest.target[rows], kind="stable")]
-    chosen = rows[np.linspace(0, len(rows) - 1, min(PARITY_PHOTOS, len(rows))).astype(int)]
+    chosen = spread_over_classes(rows, manifest.target[rows], count=PARITY_PHOTOS)
     return np.concatenate([batch.numpy() for batch in Photos(manifest, chosen, side=side).in_order(8)])
 
 
 def main() -> None:
-    """The command line of one export."""
+    """Command line that exports one graph."""
     parser = parser_for(
         "data recipe networks ensemble crops out", description="Fuse trained networks into one ONNX graph."
     )
-    parser.add_argument("--calibration", type=Path, required=True, help="JSON object of models.export.calibrate")
-    parser.add_argument("--card", type=Path, required=True, help="JSON object of strings for the graph's metadata")
+    parser.add_argument("--calibration", type=Path, required=True, help="JSON file of models.export.calibrate")
+    parser.add_argument(
+        "--card", type=Path, required=True, help="JSON object of strings to add to the graph's metadata"
+    )
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +139,7 @@ def main() -> None:
     calibration, evidence = read_calibration(args.calibration)
     card["calibration"] = json.dumps(evidence)
     recipe = dataclasses.replace(recipe, export=with_chosen_crops(recipe.export, args.crops))
-    networks, weights = in_use(args.networks, args.ensemble)
+    networks, weights = used_networks(args.networks, args.ensemble)
     export(networks, data=args.data, recipe=recipe, card=card, out=args.out, weights=weights,
            calibration=calibration)  # fmt: skip
 

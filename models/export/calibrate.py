@@ -1,10 +1,10 @@
 """Calibrate an ensemble: `python -m models.export.calibrate --data DIR --recipe FILE --networks FILE... --ensemble FILE
 --crops FILE --out DIR`.
 
-The graph itself is asked about the validation photos: at which temperatures its probabilities are as sure as they are right,
-and which score tells best what is of the assortment. No photo of an unknown product is needed: the same photos stand for them,
-once with their own class taken out of every classifier (a product like those we know), once cut into tiles that are shuffled
-(anything else). What it leaves in --out is calibration.json: the calibration, and why.
+The temperatures and the score of `known` are fitted on the selection photos, with the graph itself. No photo of an
+unknown product is needed. Two kinds of out-of-distribution photos are made of the selection photos: without their own
+class in any classifier (a product similar to known ones), and cut into shuffled tiles (anything else). Writes
+calibration.json, with the calibration and its evidence, to --out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
 from models.export.crops import with_chosen_crops
-from models.export.graph import DeployGraph, in_use
+from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
 from models.export.ood import (
     SCORES,
@@ -39,96 +39,103 @@ from models.export.ood import (
     separation_of,
 )
 from models.export.temperature import fit_temperatures, label_probabilities
-from models.networks.network import best_device
+from models.networks.network import best_device, set_threads
 from models.recipe.config import Export
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
 log = logging.getLogger(__name__)
 
-TILES = 8  # of a side, shuffled
+TILES = 8  # per side of a photo that is cut into shuffled tiles
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A calibration, and the evidence for it.
+    """A calibration and its evidence.
 
-    photos: how many judged. surprise: mean negative log likelihood of their labels at temperature 1, and at that chosen.
-    accepted: share of them. told_apart: of each score, from the same photos without their class, and in tiles.
+    photos: number of selection photos. nll: mean negative log-likelihood of their labels, at temperature 1 and at the
+    chosen temperatures. accepted: share of these photos that is accepted. separation: of each score, from both kinds of
+    out-of-distribution photos.
     """
 
     calibration: Calibration
     photos: int = 0
     nll: tuple[float, float] | None = None
     accepted: float | None = None
-    told_apart: dict[str, Separation] = field(default_factory=dict)
+    separation: dict[str, Separation] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON; `read_calibration` reads the calibration back."""
-        plain = dataclasses.asdict(self)
-        separation = {name: each._asdict() for name, each in self.told_apart.items()}
-        return {"calibration": plain.pop("calibration"), "evidence": plain | {"told_apart": separation}}
+        """Content for JSON; `read_calibration` reads it. Model versions carry the evidence under these keys."""
+        evidence = {
+            "photos": self.photos,
+            "surprise": self.nll,
+            "accepted": self.accepted,
+            "told_apart": {name: each._asdict() for name, each in self.separation.items()},
+        }
+        return {"calibration": dataclasses.asdict(self.calibration), "evidence": evidence}
 
 
 def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
-    """Of a calibration.json, with the evidence."""
-    separation = json.loads(path.read_text(encoding="utf-8"))
-    plain = separation["calibration"]
+    """Calibration in a calibration.json, and its evidence."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    plain = content["calibration"]
     temperature = plain["temperature"] and tuple(plain["temperature"])
-    return Calibration(**plain | {"temperature": temperature}), separation["evidence"]
+    return Calibration(**plain | {"temperature": temperature}), content["evidence"]
 
 
 def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export) -> Chosen:
-    """Of an ensemble that looks at photos as `settings` say; nothing where there is no photo to judge by, or a single class."""
+    """Calibration of an ensemble with these export settings; none without selection photos or with a single class."""
     rows = np.flatnonzero(selection_photos(manifest))
     if not len(rows) or len(manifest.classes) < 2:
         return Chosen(UNCALIBRATED)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     graph = DeployGraph(members, settings=settings, weights=weights)
-    temperature, sure = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
+    temperature, nll = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
     graph = DeployGraph(members, settings=settings, weights=weights, calibration=Calibration(temperature))
-    return accept(Chosen(Calibration(temperature), len(rows), sure), *ask(graph, photos, target), share=settings.accept)
+    chosen = Chosen(Calibration(temperature), len(rows), nll)
+    return accept(chosen, *score_photos(graph, photos, target), share=settings.accept)
 
 
 @torch.inference_mode()
 def measure_temperature(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """The temperatures of an uncalibrated graph's members, and the surprise at the labels (N,) before and after."""
+    """Temperatures for the members of an uncalibrated graph, and the NLL of the labels (N,) before and after."""
     parts = [label_probabilities(graph.output(image), label).cpu() for image, label in batches(graph, photos, target)]
     weights = graph.weights.flatten().double().cpu().numpy()
     return fit_temperatures(torch.cat(parts).numpy(), weights, num_classes=num_classes)
 
 
 @torch.inference_mode()
-def ask(
+def score_photos(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(N, S) all SCORES of the photos; of the photos without the class (N,) of their label; of the photos in tiles."""
-    found: tuple[list[Tensor], ...] = ([], [], [])
+    """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles."""
+    columns: tuple[list[Tensor], ...] = ([], [], [])
     for image, label in batches(graph, photos, target):
         outputs = graph.output(image)
-        for part, seen in zip(found, (outputs, without(outputs, label), graph.output(in_tiles(image))), strict=True):
-            part.append(scores(graph, seen).cpu())
-    known, masked, tiles = (torch.cat(part).double().numpy() for part in found)
+        kinds = (outputs, without(outputs, label), graph.output(in_tiles(image)))
+        for column, kind in zip(columns, kinds, strict=True):
+            column.append(scores(graph, kind).cpu())
+    known, masked, tiles = (torch.cat(column).double().numpy() for column in columns)
     return known, masked, tiles
 
 
 def batches(graph: DeployGraph, photos: Photos, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Photos (B, S, S, 3) and their labels (B,), on the best device, where the graph is from now on."""
+    """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved."""
     device = graph.to(best_device()).eval().weights.device
     for image, label in zip(photos.in_order(BATCH), torch.from_numpy(target).split(BATCH), strict=True):
         yield image.to(device), label.to(device)
 
 
 def scores(graph: DeployGraph, outputs: Sequence[MemberOutput]) -> Tensor:
-    """(B, S) all SCORES."""
+    """(B, S) all SCORES of the photos that gave these outputs."""
     mean = graph.mean(outputs)
     return torch.cat([score_of(name, outputs, mean, graph.weights) for name in SCORES], 1)
 
 
 def without(outputs: Sequence[MemberOutput], label: Tensor) -> list[MemberOutput]:
-    """The looks of an ensemble that never learnt the classes (B,) of the photos."""
+    """Outputs of an ensemble that does not know the classes (B,) of the photos: their logits are -inf."""
     return [
         output._replace(logits=output.logits.scatter(2, label.expand(len(output.logits), -1)[..., None], -torch.inf))
         for output in outputs
@@ -136,60 +143,66 @@ def without(outputs: Sequence[MemberOutput], label: Tensor) -> list[MemberOutput
 
 
 def in_tiles(image: Tensor) -> Tensor:
-    """(B, S, S, 3) the photos, TILES x TILES tiles of them in another order, which is always the same; a margin may stay."""
+    """(B, S, S, 3) photos with their TILES x TILES tiles in a fixed random order; a margin at the end stays."""
     tile = image.shape[1] // TILES
     side, grid = tile * TILES, (TILES, TILES)
     order = torch.randperm(TILES * TILES, generator=torch.Generator().manual_seed(0)).to(image.device)
     tiles = image[:, :side, :side].unflatten(2, (TILES, tile)).unflatten(1, (TILES, tile)).transpose(2, 3).flatten(1, 2)
-    made = image.clone()
-    made[:, :side, :side] = tiles[:, order].unflatten(1, grid).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return made
+    shuffled = image.clone()
+    shuffled[:, :side, :side] = tiles[:, order].unflatten(1, grid).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return shuffled
 
 
 def accept(
     chosen: Chosen, known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64], *, share: float
 ) -> Chosen:
-    """With the score that tells photos best from both kinds of stranger, and a line that accepts this share of them."""
+    """Adds the score that best separates photos from both kinds of out-of-distribution photos, and its threshold.
+
+    Args:
+        known, masked, tiles: (N, S) as returned by `score_photos`.
+        share: share of the photos that the threshold accepts.
+    """
     separation = {name: separation_of(known[:, i], masked[:, i], tiles[:, i]) for i, name in enumerate(SCORES)}
     best = max(separation, key=lambda name: separation[name].mean)
     column = SCORES.index(best)
-    line = fit_threshold(known[:, column], np.concatenate([masked[:, column], tiles[:, column]]), accept=share)
-    if line is None:
-        return dataclasses.replace(chosen, told_apart=separation)
-    calibration = dataclasses.replace(chosen.calibration, score=best, slope=line.slope, threshold=line.threshold)
-    accepted = float((known[:, column] >= line.threshold).mean())
-    return dataclasses.replace(chosen, calibration=calibration, accepted=round(accepted, 6), told_apart=separation)
+    fitted = fit_threshold(known[:, column], np.concatenate([masked[:, column], tiles[:, column]]), accept=share)
+    if fitted is None:
+        return dataclasses.replace(chosen, separation=separation)
+    calibration = dataclasses.replace(chosen.calibration, score=best, slope=fitted.slope, threshold=fitted.threshold)
+    accepted = float((known[:, column] >= fitted.threshold).mean())
+    return dataclasses.replace(chosen, calibration=calibration, accepted=round(accepted, 6), separation=separation)
 
 
 def main() -> None:
-    """The command line of one calibration."""
-    args = parser_for(
+    """Command line that calibrates one ensemble."""
+    parser = parser_for(
         "data recipe networks ensemble crops out", description="Calibrate an ensemble on validation photos."
-    ).parse_args()
+    )
+    args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
-    torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
-    networks, weights = in_use(args.networks, args.ensemble)
+    set_threads(recipe.train.threads)
+    networks, weights = used_networks(args.networks, args.ensemble)
+    members = [load_network(path) for path in networks]
     manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
-    chosen = calibrate([load_network(path) for path in networks], weights, manifest,
-                       settings=with_chosen_crops(recipe.export, args.crops))  # fmt: skip
-    log.info("%s", in_words(chosen))
+    chosen = calibrate(members, weights, manifest, settings=with_chosen_crops(recipe.export, args.crops))
+    log.info("%s", summary(chosen))
     (args.out / "calibration.json").write_text(
         json.dumps(chosen.to_dict(), indent=1, allow_nan=False), encoding="utf-8"
     )
 
 
-def in_words(chosen: Chosen) -> str:
-    """One line for people."""
-    made = chosen.calibration
-    if chosen.nll is None or made.temperature is None:
-        return "no photo to judge by: temperature 1, and known is the top probability as it is"
-    degrees, (before, after) = ", ".join(f"{t:.2f}" for t in made.temperature), chosen.nll
-    sure = f"temperature {degrees}: surprise at labels {before:.3f} -> {after:.3f} on {chosen.photos} photos"
-    if made.slope is None:
-        return f"{sure}; no score tells strangers, so known is the top probability as it is"
-    return f"{sure}; known by {made.score} from {made.threshold:.3g} on, which accepts {chosen.accepted:.1%}"
+def summary(chosen: Chosen) -> str:
+    """One line for the log."""
+    calibration = chosen.calibration
+    if chosen.nll is None or calibration.temperature is None:
+        return "no validation photos to calibrate on: temperature is 1, and known is the top probability"
+    temperatures, (before, after) = ", ".join(f"{t:.2f}" for t in calibration.temperature), chosen.nll
+    fitted = f"temperature {temperatures}: NLL of labels {before:.3f} -> {after:.3f} on {chosen.photos} photos"
+    if calibration.slope is None:
+        return f"{fitted}; no score separates out-of-distribution photos, so known is the top probability"
+    return f"{fitted}; known by {calibration.score} >= {calibration.threshold:.3g}, which accepts {chosen.accepted:.1%}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Choose crops and their enlargement: `python -m models.export.crops --data DIR --recipe FILE --networks FILE... --ensemble FILE
---out DIR`.
+"""Choose crops and their enlargement:
+`python -m models.export.crops --data DIR --recipe FILE --networks FILE... --ensemble FILE --out DIR`.
 
-Where `export.enlarge` names several ratios, the graph itself is asked about the validation photos with each, and with one view of
-the whole photo. The smallest ratio within one standard error of the best is taken, and one view, which costs a tenth, unless the
-bootstrap says that crops are better. What it leaves in --out is crops.json: the choice, and why.
+If `export.enlarge` names several ratios, the graph is evaluated on the selection photos with each ratio, and with a
+single crop. The smallest ratio within one standard error of the best is taken. Crops are used only if the bootstrap
+proves that they are better than a single crop, which costs a tenth. Writes crops.json, with the choice and its
+evidence, to --out.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
-from models.export.graph import DeployGraph, in_use
+from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
-from models.networks.network import best_device
+from models.networks.network import best_device, set_threads
 from models.recipe.config import Export
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tried:
-    """One way to look at a photo: mean-class accuracy on validation photos, and its standard error to the best ratio's."""
+    """Mean-class accuracy with some crops on the selection photos, and standard error of its difference to the best."""
 
     crops: int
     enlarge: float
@@ -45,14 +46,14 @@ class Tried:
 
 @dataclass(frozen=True)
 class CropChoice:
-    """The settings with what was chosen, and the evidence: what crops gain over one view; None where nothing was to choose."""
+    """Settings with the chosen crops, and the evidence: the gain of crops over a single crop; None without a choice."""
 
     settings: Export
     gain: Gain | None = None
     tried: tuple[Tried, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Content for JSON."""
         return {
             "crops": self.settings.crops,
             "enlarge": self.settings.enlarge[0],
@@ -62,7 +63,7 @@ class CropChoice:
 
 
 def with_chosen_crops(settings: Export, chosen: Path) -> Export:
-    """The settings with the choice of a crops.json."""
+    """Settings with the choice of a crops.json."""
     content = json.loads(chosen.read_text(encoding="utf-8"))
     return dataclasses.replace(settings, crops=content["crops"], enlarge=(content["enlarge"],))
 
@@ -70,61 +71,73 @@ def with_chosen_crops(settings: Export, chosen: Path) -> Export:
 def choose_crops(
     members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
 ) -> CropChoice:
-    """Crops and ratio for an ensemble; the recipe's first ratio where there is one alone, or no photo to judge by."""
+    """Crops and ratio for an ensemble; the recipe's first ratio if there is no other or there are no selection photos."""
     first = dataclasses.replace(settings, enlarge=settings.enlarge[:1])
     rows = np.flatnonzero(selection_photos(manifest))
     if settings.crops == 1 or len(settings.enlarge) == 1 or not len(rows):
         return CropChoice(first)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
-    ways = [dataclasses.replace(settings, enlarge=(ratio,)) for ratio in sorted(set(settings.enlarge))]
+    candidates = [dataclasses.replace(settings, enlarge=(ratio,)) for ratio in sorted(set(settings.enlarge))]
     single = dataclasses.replace(first, crops=1)
-    hits = [ask(DeployGraph(members, settings=way, weights=weights), photos) == target for way in (*ways, single)]
-    return weigh(ways, single, np.stack(hits[:-1]), hits[-1], target, confidence=confidence)
+    hits = []
+    for each in (*candidates, single):
+        hits.append(first_classes(DeployGraph(members, settings=each, weights=weights), photos) == target)
+    return choose_ratio(candidates, single, np.stack(hits[:-1]), hits[-1], target, confidence=confidence)
 
 
-def ask(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
-    """(N,) the class that the graph ranks first."""
+def first_classes(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
+    """(N,) class that the graph ranks first for each photo."""
     graph.to(best_device()).eval()
     with torch.inference_mode():
         ids = [graph(batch.to(graph.weights.device)).ids[:, 0].cpu() for batch in photos.in_order(BATCH)]
     return torch.cat(ids).numpy()
 
 
-def weigh(
-    ways: Sequence[Export], single: Export, hits: NDArray[np.bool_], single_hit: NDArray[np.bool_], target: NDArray[np.int64],
-    *, confidence: float,
-) -> CropChoice:  # fmt: skip
-    """The choice between ratios, from the smallest up, and one view.
+def choose_ratio(
+    candidates: Sequence[Export],
+    single: Export,
+    hits: NDArray[np.bool_],
+    single_hit: NDArray[np.bool_],
+    target: NDArray[np.int64],
+    *,
+    confidence: float,
+) -> CropChoice:
+    """Choice between R ratios, in ascending order, and a single crop.
 
     Args:
-        hits: (R, N) whether each photo was recognised with each ratio; single_hit: (N,) with one view.
+        candidates, single: settings with each ratio, and with a single crop.
+        hits: (R, N) True for each photo recognised with each ratio.
+        single_hit: (N,) True for each photo recognised with a single crop.
+        target: (N,) classes of the photos.
+        confidence: as in models.evaluation.bootstrap.
     """
     share = class_share(target)
     curve = (hits * share).sum(1) / share.sum()
     best = hits[int(curve.argmax())]
     errors = np.array([standard_error(best, hit, target, seed=0) for hit in (*hits, single_hit)])
     chosen = int(np.flatnonzero(curve >= curve.max() - errors[:-1])[0])
-    found = gain(single_hit, hits[chosen], target, confidence=confidence)
-    accuracy = [*curve, found.before]
-    tried = (Tried(way.crops, way.enlarge[0], round(float(value), 6), round(float(error), 6))
-             for way, value, error in zip((*ways, single), accuracy, errors, strict=True))  # fmt: skip
-    return CropChoice(ways[chosen] if found.stays else single, found, tuple(tried))
+    gained = gain(single_hit, hits[chosen], target, confidence=confidence)
+    accuracy = [*curve, gained.before]
+    tried = (Tried(each.crops, each.enlarge[0], round(float(value), 6), round(float(error), 6))
+             for each, value, error in zip((*candidates, single), accuracy, errors, strict=True))  # fmt: skip
+    return CropChoice(candidates[chosen] if gained.stays else single, gained, tuple(tried))
 
 
 def main() -> None:
-    """The command line of one choice."""
-    args = parser_for(
+    """Command line that chooses the crops of one ensemble."""
+    parser = parser_for(
         "data recipe networks ensemble out", description="Choose crops and their enlargement on validation photos."
-    ).parse_args()
+    )
+    args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
-    torch.set_num_threads(recipe.train.threads or torch.get_num_threads())
-    networks, weights = in_use(args.networks, args.ensemble)
+    set_threads(recipe.train.threads)
+    networks, weights = used_networks(args.networks, args.ensemble)
     members = [load_network(path) for path in networks]
     manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
     choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
-    log.info("%d crops, enlarged %.2f times, of %d ways", choice.settings.crops, choice.settings.enlarge[0],
+    log.info("chose %d crops, enlarged %.2f times, from %d candidates", choice.settings.crops, choice.settings.enlarge[0],
              len(choice.tried) or 1)  # fmt: skip
     (args.out / "crops.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
 

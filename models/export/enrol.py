@@ -1,7 +1,8 @@
-"""A product more in a finished ONNX file, or one less: seconds, no training, no checkpoint.
+"""Add a product to a finished ONNX file, or remove one, within seconds, without training or a checkpoint.
 
-Weight imprinting (Qi et al., CVPR 2018, arXiv 1712.07136): the direction of the mean embedding of a few photos is a classifier's
-row. Here every member of the graph gets one, as long as its other rows are on average, with a bias that fits theirs.
+Weight imprinting (Qi et al., CVPR 2018, arXiv 1712.07136): the direction of the mean embedding of a few photos becomes
+a row of the classifier. Here, every member of the graph gets one, of the mean length of its other rows and with a
+suitable bias.
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from models.errors import EnrolmentError
-from models.export.patch import Graph, name_classes, put, read_graph, read_metadata, write
+from models.export.patch import Graph, name_classes, read_graph, read_metadata, replace_classifier, write
 from models.export.session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
-LIFT = 0.05  # of a cosine, by which one photo's own row is preferred; n photos divide it by sqrt(n). docs/inside/log.md
-NEVER = -1e4  # as bias: a class that is not answered, also in half precision
+# cosine by which a photo is closer to a row made of it; divided by sqrt(n) for n photos (docs/inside/log.md)
+LIFT = 0.05
+NEVER = -1e4  # bias of a class that is never predicted; finite, to fit half precision
 TOLERANCE = 1e-6  # of a probability
-LEAST = 2  # products that a graph tells apart
+MIN_PRODUCTS = 2  # in a graph
 
 
 def new_row(
     rows: NDArray[np.floating], bias: NDArray[np.floating], embedding: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], float]:
-    """Row (d,) and bias of a product for a classifier of rows (C, d) and bias (C,).
+    """Row (d,) and bias of a new product for a classifier with rows (C, d) and bias (C,).
 
-    The row is the direction of the mean embedding, of the mean length that rows have; tau-normalised rows all have it. The bias is
-    the median one plus what the row loses on photos it was not made of: the mean of few photos lies beside its class's.
+    The row is the direction of the mean embedding, with the mean length of the other rows (tau-normalised rows all have
+    the same length). The bias is the median of the others, plus what the row loses on photos that it was not made of,
+    because the mean of a few photos differs from that of the class.
 
     Args:
-        embedding: (G, V, d) of G photos in V views.
+        embedding: (G, V, d) embeddings of G photos in V crops.
     """
     mean = embedding.astype(np.float64).mean((0, 1))
     length = np.linalg.norm(rows.astype(np.float64), axis=1).mean()
@@ -51,24 +54,23 @@ def new_row(
 
 
 def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequence[str], out: Path) -> None:
-    """Writes the graph with one class more, the last; external data beside it, where there were some.
+    """Writes the graph with an additional last class, and its external data, if any, beside it.
 
     Args:
-        photos: (G, S, S, 3) of the product.
-        sha256: of the photos' files, for the card.
+        photos: (G, S, S, 3) photos of the product.
+        sha256: hashes of the photos' files, for the metadata.
 
     Raises:
-        EnrolmentError: the label cannot be taken, or the graph cannot be patched.
+        EnrolmentError: the label is not valid or not new, or the graph cannot be patched.
     """
     whole = read_graph(graph)
     check_label(label, whole.labels)
     for each, embedding in zip(whole.classifiers, embeddings(graph, photos), strict=True):
         row, bias = new_row(each.rows, each.bias, embedding)
-        put(whole, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
+        replace_classifier(whole, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
     added = [*enrolled(graph), {"label": label, "photos": len(photos), "sha256": list(sha256)}]
-    write(
-        whole, out, metadata=name_classes([*whole.labels, label]) | {"enrolled": json.dumps(added, ensure_ascii=False)}
-    )
+    metadata = name_classes([*whole.labels, label]) | {"enrolled": json.dumps(added, ensure_ascii=False)}
+    write(whole, out, metadata=metadata)
 
 
 def withdraw(graph: Path, *, label: str, out: Path) -> None:
@@ -79,60 +81,60 @@ def withdraw(graph: Path, *, label: str, out: Path) -> None:
     """
     whole = read_graph(graph)
     check_leaving(label, whole.labels)
-    gone = whole.labels.index(label)
+    position = whole.labels.index(label)
     for each in whole.classifiers:
-        put(whole, each, rows=np.delete(each.rows, gone, 0), bias=np.delete(each.bias, gone))
-    stay = [entry for entry in enrolled(graph) if entry["label"] != label]
-    left = [each for each in whole.labels if each != label]
-    write(whole, out, metadata=name_classes(left) | {"enrolled": json.dumps(stay, ensure_ascii=False)})
+        replace_classifier(whole, each, rows=np.delete(each.rows, position, 0), bias=np.delete(each.bias, position))
+    still_enrolled = [entry for entry in enrolled(graph) if entry["label"] != label]
+    labels = [each for each in whole.labels if each != label]
+    metadata = name_classes(labels) | {"enrolled": json.dumps(still_enrolled, ensure_ascii=False)}
+    write(whole, out, metadata=metadata)
 
 
 def check_label(label: str, labels: Sequence[str]) -> None:
-    """EnrolmentError unless a product of this name can be added to those."""
+    """Raises EnrolmentError unless a product of this name can be added to those."""
     if not label.strip() or "\n" in label or label != label.strip():
-        raise EnrolmentError(f"LABEL {label!r}: want a name on one line, without space around it; correct it")
+        raise EnrolmentError(f"LABEL {label!r}: give a name on one line, without spaces at its ends")
     if label in labels:
         raise EnrolmentError(
-            f"LABEL {label!r} is a product of the serving model already; for new photos of it make a delivery, and `cleanshelf "
-            f"ingest` and `retrain`; to replace it, run `cleanshelf withdraw` first"
+            f"LABEL {label!r} is already a product of the current model; to add photos of it, make a delivery and run "
+            "`cleanshelf ingest` and `cleanshelf retrain`; to replace it, run `cleanshelf withdraw` first"
         )
 
 
 def check_leaving(label: str, labels: Sequence[str]) -> None:
-    """EnrolmentError unless a product of this name can be taken from those."""
+    """Raises EnrolmentError unless a product of this name can be removed from those."""
     if label not in labels:
         near = difflib.get_close_matches(label, labels, n=3)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else f", which knows {len(labels)}; correct it"
+        raise EnrolmentError(f"LABEL {label!r} is not a product of the current model{hint}")
+    if len(labels) <= MIN_PRODUCTS:
         raise EnrolmentError(
-            f"LABEL {label!r} is no product of the serving model"
-            + (f"; did you mean {', '.join(map(repr, near))}?" if near else f", which knows {len(labels)}; correct it")
-        )
-    if len(labels) <= LEAST:
-        raise EnrolmentError(
-            f"LABEL {label!r}: {len(labels) - 1} products would be left, want {LEAST}; enrol another first"
+            f"LABEL {label!r}: {len(labels) - 1} products would be left, but a model needs {MIN_PRODUCTS}; "
+            "enrol another product first"
         )
 
 
 def enrolled(graph: Path) -> list[dict[str, Any]]:
-    """The products that were added to the file since it was exported: label, number of photos, their sha256."""
+    """Products that were added to the file after its export: label, number of photos, and their sha256."""
     entries: list[dict[str, Any]] = json.loads(read_metadata(graph).get("enrolled", "[]"))
     return entries
 
 
 def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """(G, V, d) of photos (G, S, S, 3) in the V views that each member takes of them, as its classifier sees them."""
+    """Inputs (G, V, d) of each member's classifier, for photos (G, S, S, 3) in the member's V crops."""
     whole = read_graph(graph)
     for each in whole.classifiers:
         kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
         whole.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
     names = [each.source for each in whole.classifiers]
-    with asked(whole) as session:
-        answers = [session.run(names, {"image": photo[None]}) for photo in photos]
-    return [np.stack(of_member) for of_member in zip(*answers, strict=True)]
+    with temporary_session(whole) as session:
+        outputs = [session.run(names, {"image": photo[None]}) for photo in photos]
+    return [np.stack(of_member) for of_member in zip(*outputs, strict=True)]
 
 
 @contextmanager
-def asked(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
-    """A session of a graph in memory, which is used up."""
+def temporary_session(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
+    """Session of a graph in memory. The graph cannot be used afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         write(graph, Path(folder) / "model.onnx")
         yield open_session(Path(folder) / "model.onnx")
@@ -140,9 +142,10 @@ def asked(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two files, once the one product that they differ in is never answered.
+    """Differences between the answers of two files, apart from the one product that only one of them knows.
 
-    different_ids: photos, of those asked, whose answers differ by more than TOLERANCE. probability, known: largest differences.
+    photos: number of photos compared. different_ids: photos whose answers differ by more than TOLERANCE. probability,
+    known: largest differences.
     """
 
     photos: int
@@ -152,48 +155,48 @@ class Agreement:
 
 
 def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uint8]) -> Agreement:
-    """Whether two files that differ in `label`, which only `larger` knows, are the same in all else; photos (N, S, S, 3).
+    """Agreement of two files on photos (N, S, S, 3), apart from `label`, which only `larger` knows.
 
-    In `larger` the product gets a bias under which its probability is exactly 0, so rounding is all that may differ.
+    In `larger`, the product gets a bias that makes its probability exactly 0, so only rounding may differ.
     """
     whole = read_graph(larger)
-    silent = np.array(whole.labels) == label
+    is_label = np.array(whole.labels) == label
     for each in whole.classifiers:
-        put(whole, each, rows=each.rows, bias=np.where(silent, NEVER, each.bias))
-    with asked(whole) as session:
-        one = answered(session, whole.labels, photos)
-    other = answered(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
-    off = [a.off(b) for a, b in zip(one, other, strict=True)]
+        replace_classifier(whole, each, rows=each.rows, bias=np.where(is_label, NEVER, each.bias))
+    with temporary_session(whole) as session:
+        one = answers(session, whole.labels, photos)
+    other = answers(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
+    differences = [a.difference(b) for a, b in zip(one, other, strict=True)]
     known = max(abs(a.known - b.known) for a, b in zip(one, other, strict=True))
-    return Agreement(len(photos), sum(not each <= TOLERANCE for each in off), max(off), known)
+    return Agreement(len(photos), sum(not each <= TOLERANCE for each in differences), max(differences), known)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities of the ranked labels, best first; `floor`: the least of them; `known` as the graph gives it."""
+    """Answer to one photo: probabilities of the ranked labels, best first, their minimum `floor`, and `known`."""
 
     ranked: dict[str, float]
     floor: float
     known: float
 
-    def off(self, other: Answer) -> float:
-        """The largest difference of a probability; below the larger floor a label may have been cut off."""
+    def difference(self, other: Answer) -> float:
+        """Largest difference of a probability; those below the larger floor count as the floor, as they may be cut."""
         floor = max(self.floor, other.floor)
         pairs = ((self.ranked.get(name, 0.0), other.ranked.get(name, 0.0)) for name in self.ranked | other.ranked)
         return max((abs(max(one, floor) - max(two, floor)) for one, two in pairs), default=0.0)
 
 
-def answered(session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]) -> list[Answer]:
-    """Of photos (N, S, S, 3), each asked alone."""
-    found = []
+def answers(session: onnxruntime.InferenceSession, labels: Sequence[str], photos: NDArray[np.uint8]) -> list[Answer]:
+    """Answers to photos (N, S, S, 3), in batches of one."""
+    collected = []
     for photo in photos:
         ids, probs, known = session.run(["ids", "probs", "known"], {"image": photo[None]})
         ranked = {labels[i]: float(p) for i, p in zip(ids[0], probs[0], strict=True) if i >= 0}
-        found.append(Answer(ranked, float(probs.min()), float(known[0, 0])))
-    return found
+        collected.append(Answer(ranked, float(probs.min()), float(known[0, 0])))
+    return collected
 
 
 def first_labels(graph: Path, photos: NDArray[np.uint8]) -> list[str]:
-    """What the file answers first to each photo (N, S, S, 3); "" where nothing."""
-    answers = answered(open_session(graph), json.loads(read_metadata(graph)["labels"]), photos)
-    return [next(iter(each.ranked), "") for each in answers]
+    """First label of the file's answer to each photo (N, S, S, 3); "" if it has none."""
+    labels = json.loads(read_metadata(graph)["labels"])
+    return [next(iter(each.ranked), "") for each in answers(open_session(graph), labels, photos)]

@@ -1,10 +1,10 @@
-"""The graph that is served: uint8 photos in; ranked classes, their probabilities and an embedding out.
+"""The served graph: from uint8 photos to ranked classes, their probabilities, the score `known` and an embedding.
 
 photo (B, S, S, 3) uint8
-  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier, divided by
-              the temperature -> softmax -> mean over crops -> ten best classes kept
+  per member: resize to enlarge x its size -> crops -> normalise -> backbone -> embedding -> tau-normalised classifier,
+              divided by the temperature -> softmax -> mean over crops -> ten best classes kept
   weighted mean over members -> k best: ids (B, k) int64, probs (B, k) float32
-  a score of logits and embeddings (models.export.unknown) -> known (B, 1) float32: is it of the assortment?
+  a score of logits and embeddings (models.export.ood) -> known (B, 1) float32: is it a product of the assortment?
   embedding (B, 512) float32 of the first member
 """
 
@@ -29,18 +29,19 @@ from models.training.classifiers import tau_normalise
 from models.training.train import Trained
 
 
-def in_use(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path], list[float]]:
-    """Files of the networks that count, and how much each does, by the weights in a JSON file."""
+def used_networks(networks: Sequence[Path], ensemble: Path) -> tuple[list[Path], list[float]]:
+    """Files of the networks with a positive weight, and their weights, from the JSON file of an ensemble."""
     weights = json.loads(ensemble.read_text(encoding="utf-8"))["weights"]
     used = [(path, weight) for path, weight in zip(networks, weights, strict=True) if weight]
     return [path for path, _ in used], [weight for _, weight in used]
 
 
 def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.Linear, nn.Linear]:
-    """Embedding with its neck folded in, and the tau-normalised classifier over its temperature; exact up to float32 rounding.
+    """Embedding layer with the neck folded in, and tau-normalised classifier divided by its temperature.
 
-    With g = gamma / sqrt(var + eps) the embedding's rows are scaled by g and shifted by beta - mean g. Tau is applied to the
-    raw rows first: their norms would change once the neck were folded the other way, into the classifier.
+    Exact up to float32 rounding. With g = gamma / sqrt(var + eps), the embedding's rows are scaled by g and shifted by
+    beta - mean g. The neck is folded into the embedding and not into the classifier, where it would change the norms
+    that tau uses.
     """
     neck = head.neck
     assert neck.running_var is not None
@@ -48,7 +49,7 @@ def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.L
     gain = neck.weight.double() / (neck.running_var.double() + neck.eps).sqrt()
     shift = neck.bias.double() - neck.running_mean.double() * gain
     embed = nn.Linear(head.embed.in_features, head.embed.out_features)
-    classifier = copy.deepcopy(head.classifier)  # with its bias, where re-balancing gave it one
+    classifier = copy.deepcopy(head.classifier)  # with its bias, if re-balancing added one
     embed.weight.data = (head.embed.weight.double() * gain[:, None]).float()
     embed.bias.data = shift.float()
     classifier.weight.data = tau_normalise(head.classifier.weight.detach(), tau) / temperature
@@ -58,10 +59,10 @@ def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.L
 
 
 def resize_matrix(source: int, target: int) -> Tensor:
-    """(target, source) weights of an antialiased bilinear resize, so that the resize is two matrix products.
+    """(target, source) weights of an antialiased bilinear resize, with which a resize is two matrix products.
 
-    Made by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to 1e-4 and
-    is missing in some runtimes; a product is the same everywhere.
+    Computed by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to
+    1e-4 and is missing in some runtimes; a matrix product is the same everywhere.
     """
     eye = torch.eye(source, dtype=torch.float64)[None, None]
     rows = functional.interpolate(eye, size=(target, source), mode="bilinear", antialias=True, align_corners=False)
@@ -69,20 +70,20 @@ def resize_matrix(source: int, target: int) -> Tensor:
 
 
 def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
-    """(top, left, mirrored) of 1, 2, 5 or 10 crops: the centre, then the corners, each followed by mirror images.
+    """(top, left, mirrored) boxes of 1, 2, 5 or 10 crops: the centre, then the corners, then their mirror images.
 
-    Those that coincide come once: their mean is the same.
+    Coinciding crops are listed once, which does not change their mean.
     """
     room = full - size
     centre = (room // 2, room // 2)
     corners = [(0, 0), (0, room), (room, 0), (room, room)]
-    places = [centre] if crops <= 2 else [centre, *corners]
+    origins = [centre] if crops <= 2 else [centre, *corners]
     mirrors = (False, True) if crops in (2, 10) else (False,)
-    return list(dict.fromkeys((top, left, mirrored) for mirrored in mirrors for top, left in places))
+    return list(dict.fromkeys((top, left, mirrored) for mirrored in mirrors for top, left in origins))
 
 
 class Branch(nn.Module):
-    """One member inside the graph; of settings.enlarge the first ratio is used."""
+    """One member inside the graph; uses the first ratio of settings.enlarge."""
 
     resize: Tensor
     mean: Tensor
@@ -91,9 +92,11 @@ class Branch(nn.Module):
     def __init__(self, trained: Trained, *, settings: Export, temperature: float = 1.0) -> None:
         super().__init__()
         size = trained.member.size
-        full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size  # with a centre
+        # an even margin, so that the centre crop is exactly in the centre
+        full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size
         self.size, self.crops = size, crop_boxes(full, size, settings.crops)
-        self.is_resized = full != settings.input_size  # else a product with a unit matrix, a tenth of a small network
+        # skips products with a unit matrix, which take a tenth of the time of a small network
+        self.is_resized = full != settings.input_size
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
         self.register_buffer("mean", trained.network.mean)
         self.register_buffer("std", trained.network.std)
@@ -102,7 +105,7 @@ class Branch(nn.Module):
         self.sphere = trained.network.head.sphere
 
     def forward(self, pixels: Tensor) -> MemberOutput:
-        """(B, 3, S, S) in [0, 1] to logits and embeddings of each crop."""
+        """Logits and embeddings of each crop of pixels (B, 3, S, S) in [0, 1]."""
         full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
         views = torch.cat([self._crop(full, *box) for box in self.crops])
         embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
@@ -115,20 +118,21 @@ class Branch(nn.Module):
 
 
 class GraphOutput(NamedTuple):
-    """What the graph gives, in the order of its outputs."""
+    """Outputs of the graph, in order."""
 
-    ids: Tensor  # (B, k) int64, best first; with fewer than k classes they end in -1; all -1 where rejected, if asked for
+    ids: Tensor  # (B, k) int64, best first; padded by -1; all -1 for photos that export.reject rejects
     probs: Tensor  # (B, k) float32
-    known: Tensor  # (B, 1) float32: how sure it is that the photo shows one of its classes; accepted from 0.5 on
+    known: Tensor  # (B, 1) float32 in [0, 1]: score that the photo shows a product of the assortment; accepted from 0.5
     embedding: Tensor  # (B, 512) float32, of unit length
 
 
 class DeployGraph(nn.Module):
-    """Everything between a uint8 photo and the ranked classes. Beside the classifiers only the reshape of their logits by crops
-    says how many classes there are.
+    """Module that computes everything between a uint8 photo and the ranked classes.
+
+    Only the classifiers and the reshape of their logits by crops depend on the number of classes.
 
     Args:
-        weights: what each member counts, with the sum 1; None: alike.
+        weights: weights of the members, with sum 1; None: equal weights.
     """
 
     weights: Tensor
@@ -139,12 +143,12 @@ class DeployGraph(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if any(member.classes != members[0].classes for member in members):
-            raise WeightsMismatch("networks of one graph must know the same classes; train them on one data version")
+            raise WeightsMismatch("the networks of a graph know different classes; train them on the same data version")
         self.num_classes = len(members[0].classes)
         self.keep, self.top_k = settings.keep, settings.top_k
         self.reject = settings.reject
         self.branches = nn.ModuleList(
-            Branch(member, settings=settings, temperature=calibration.of(number))
+            Branch(member, settings=settings, temperature=calibration.temperature_of(number))
             for number, member in enumerate(members)
         )
         parts = torch.tensor(weights or [1 / len(members)] * len(members))
@@ -152,7 +156,7 @@ class DeployGraph(nn.Module):
         self.known = KnownScore(calibration)
 
     def forward(self, image: Tensor) -> GraphOutput:
-        """(B, S, S, 3) uint8 photos to what is known of each."""
+        """Answers to uint8 photos (B, S, S, 3)."""
         outputs = self.output(image)
         mean = self.mean(outputs)
         known = self.known(outputs, mean, self.weights)
@@ -162,16 +166,17 @@ class DeployGraph(nn.Module):
         return GraphOutput(ids, probs.clamp_min(0), known, functional.normalize(outputs[0].embedding.mean(0)))
 
     def output(self, image: Tensor) -> list[MemberOutput]:
-        """What each member sees in (B, S, S, 3) uint8 photos."""
+        """Output of each member for uint8 photos (B, S, S, 3)."""
         pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
         return [branch(pixels) for branch in self.branches]
 
     def mean(self, outputs: Sequence[MemberOutput]) -> Tensor:
-        """(B, C) weighted mean over the members of their best classes' probabilities, each the mean over its crops."""
+        """(B, C) weighted mean of the members' probabilities, each the mean over its crops, cut to its best classes."""
         return (self.weights * torch.stack([self._kept(output.logits.softmax(2).mean(0)) for output in outputs])).sum(0)
 
     def _kept(self, probabilities: Tensor) -> Tensor:
-        """The best classes of one member, the others 0; a scatter keeps exactly `keep` of them even where they tie."""
-        columns = functional.pad(probabilities, (0, self.keep))  # enough to rank, however few classes there are
+        """Probabilities of the best classes of one member, 0 for the others; exactly `keep` of them, even with ties."""
+        columns = functional.pad(probabilities, (0, self.keep))  # enough to rank, even with few classes
         best = columns.topk(self.keep)
-        return (columns * 0).scatter(1, best.indices, best.values)[:, : -self.keep]  # zeros_like would fix their number
+        # zeros_like would write the number of classes into the graph as a constant
+        return (columns * 0).scatter(1, best.indices, best.values)[:, : -self.keep]

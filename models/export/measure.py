@@ -1,4 +1,4 @@
-"""Ask an ONNX file, as it will be served, about the test photos of a data version.
+"""Measure the accuracy of an ONNX file, as it will be served, on the test photos of a data version.
 
 `python -m models.export.measure --graph FILE --data DIR [--among FILE] --out DIR`
 """
@@ -26,7 +26,7 @@ BATCH = 8
 
 
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
-    """(N, k) classes of the graph, best first."""
+    """(N, k) classes that the graph answers, best first."""
     none = np.empty((0, session.get_outputs()[0].shape[1]), np.int64)
     return np.concatenate(
         [none, *(session.run(["ids"], {"image": batch.numpy()})[0] for batch in photos.in_order(BATCH))]
@@ -34,20 +34,20 @@ def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDA
 
 
 def test_rows(manifest: Manifest) -> NDArray[np.int64]:
-    """Positions of the photos that accuracy is measured on."""
+    """Positions of the photos on which accuracy is measured."""
     return np.flatnonzero((manifest.split == "test") & manifest.kept)
 
 
 def known_to(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the rows whose label is a class of the graph."""
+    """The rows whose label is a class of the graph."""
     return rows[np.isin(manifest.label[rows].astype(str), json.loads(read_metadata(graph)["labels"]))]
 
 
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What the graph answers for rows of a data version, in classes of that version: ranked (N, k) and target (N,).
+    """Answers of the graph for rows of a data version, as classes of that version: ranked (N, k) and target (N,).
 
-    The graph may know other labels than the version (it may be older): they are matched by name, and a label that only the
-    graph knows becomes -2, which is never right.
+    The labels of the graph and of the version may differ, as the graph may be older. They are matched by name; a label
+    that only the graph knows becomes -2, which is never correct.
     """
     session = open_session(graph)
     side = session.get_inputs()[0].shape[1]
@@ -58,10 +58,10 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
 
 
 def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | None = None) -> dict[str, float | None]:
-    """Asks the graph about the test photos; leaves answers.npz and accuracy.json in `out`, and gives the accuracy.
+    """Writes the graph's answers to the test photos (answers.npz) and its accuracy (accuracy.json); returns the latter.
 
     Args:
-        among: another graph, where only photos count whose label it knows.
+        among: another graph; only photos whose label it knows are counted.
     """
     rows = test_rows(manifest) if among is None else known_to(among, manifest, test_rows(manifest))
     ranked, target = measure(graph, manifest, rows)
@@ -72,10 +72,10 @@ def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | N
 
 
 def main() -> None:
-    """The command line of one measurement."""
-    parser = parser_for("data out", description="Measure an ONNX file on the test photos of a data version.")
-    parser.add_argument("--graph", type=Path, required=True)
-    parser.add_argument("--among", type=Path, help="a graph: only photos whose label it knows count")
+    """Command line that measures one file."""
+    parser = parser_for("data out", description="Measure the accuracy of an ONNX file on the test photos.")
+    parser.add_argument("--graph", type=Path, required=True, help="ONNX file to measure")
+    parser.add_argument("--among", type=Path, help="ONNX file; count only photos whose label it knows")
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)

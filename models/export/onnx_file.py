@@ -1,4 +1,4 @@
-"""Writing the graph as an ONNX file that describes itself."""
+"""Writing of graphs as self-describing ONNX files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from models.export.graph import DeployGraph
 from models.export.patch import stamp_weights
 
 OPSET = 20
-LARGEST = 1 << 30  # bytes of weights in the graph's own file; protobuf ends at 2 GB
+MAX_BYTES = 1 << 30  # of weights in the graph's own file; protobuf allows 2 GB
 
 
 def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Mapping[str, str]) -> None:
-    """Exports, checks and writes the graph with its metadata; the path holds a whole file or none.
+    """Exports, checks and writes the graph with its metadata, atomically.
 
-    The example batch has two photos, because a batch of one is silently specialised.
+    The example batch has two photos, because the exporter would silently fix a batch size of one.
 
     Raises:
-        ExportError: the exporter or onnx's checker refuses the graph.
+        ExportError: the exporter or onnx's checker rejects the graph.
     """
     example = torch.randint(0, 256, (2, input_size, input_size, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -36,29 +36,29 @@ def write_onnx(graph: DeployGraph, path: Path, *, input_size: int, metadata: Map
             input_names=[INPUT], output_names=list(OUTPUTS), dynamic_shapes={INPUT: {0: batch}},
         )  # fmt: skip
         assert program is not None
-    except Exception as error:  # the exporter raises a dozen kinds
+    except Exception as error:  # the exporter raises a dozen kinds of exceptions
         raise ExportError(f"the graph cannot be exported: {error}") from error
     program.model.metadata_props.update(metadata)
     _write(path, program.save)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Checks and writes a model, its weights beside it where protobuf cannot hold them; the path holds a whole file or none.
+    """Checks and writes a model atomically, with its weights in a second file if they exceed MAX_BYTES.
 
     Raises:
-        ExportError: onnx's checker refuses it.
+        ExportError: onnx's checker rejects it.
     """
-    beside = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_BYTES
 
     def write(target: Path) -> None:
-        onnx.save(model, target, save_as_external_data=beside, location=f"{path.name}.data")
-        onnx.checker.check_model(target, full_check=True)  # types and shapes too: the exporter did not see to them
+        onnx.save(model, target, save_as_external_data=external, location=f"{path.name}.data")
+        onnx.checker.check_model(target, full_check=True)  # checks types and shapes, too
 
     _write(path, write)
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """What `write` makes, and puts beside it."""
+    """Moves the files that `write` makes in a temporary folder to the folder of `path`."""
     folder = path.parent / f".{path.name}.{os.getpid()}"
     folder.mkdir(parents=True)
     try:
@@ -69,11 +69,11 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
         for file in files:
             sync(file)
         if len(files) > 1:
-            path.unlink(missing_ok=True)  # a former graph must not be met beside these weights
+            path.unlink(missing_ok=True)  # an old graph must never be read together with the new weights
         for file in files:
             file.replace(path.parent / file.name)
         sync(path.parent)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx's checker refuses the graph: {error}") from error
+        raise ExportError(f"onnx's checker rejects the graph: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

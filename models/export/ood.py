@@ -1,13 +1,13 @@
-"""Is a photo of the assortment at all? Scores of it, and the module that makes `known` of one; no state grows with the classes.
+"""Out-of-distribution detection: scores that a photo shows a product of the assortment, and the module for `known`.
 
-probability  of the best class, in the mean of the ensemble (Hendrycks and Gimpel, ICLR 2017, arXiv 1610.02136)
+probability  probability of the best class, averaged over members (Hendrycks and Gimpel, ICLR 2017, arXiv 1610.02136)
 energy       log of the sum of exp(logits) (Liu et al., NeurIPS 2020, arXiv 2010.03759)
-logit        the largest (Hendrycks et al., ICML 2022, arXiv 1911.11132)
-angle        the largest logit over the length of the embedding: length of the best class's row times the cosine to it
+logit        largest logit (Hendrycks et al., ICML 2022, arXiv 1911.11132)
+angle        largest logit divided by the length of the embedding: length of the best class's row times the cosine to it
 
-Logits are those at the calibrated temperature. All but the first are means over crops and members.
-
-What stands for unknown products while a score is chosen is said in models.export.calibrate.
+Logits are taken at the calibrated temperature. All scores but the first are averaged over crops and members. No state
+grows with the number of classes. models.export.calibrate describes the photos that replace unknown products when a
+score is chosen.
 """
 
 from __future__ import annotations
@@ -25,38 +25,39 @@ from models.evaluation.bootstrap import auroc
 
 
 class MemberOutput(NamedTuple):
-    """What one member sees in the n crops of B photos."""
+    """Output of one member for n crops of B photos."""
 
     logits: Tensor  # (n, B, C)
     embedding: Tensor  # (n, B, 512)
 
 
 def energy(output: MemberOutput) -> Tensor:
-    """(n, B, 1)."""
+    """(n, B, 1) log of the sum of exp(logits)."""
     return output.logits.logsumexp(2, keepdim=True)
 
 
 def logit(output: MemberOutput) -> Tensor:
-    """(n, B, 1)."""
+    """(n, B, 1) largest logit."""
     return output.logits.amax(2, keepdim=True)
 
 
 def angle(output: MemberOutput) -> Tensor:
-    """(n, B, 1)."""
+    """(n, B, 1) largest logit divided by the length of the embedding."""
     return logit(output) / output.embedding.norm(dim=2, keepdim=True).clamp_min(1e-12)
 
 
 PROBABILITY = "probability"
 NEWTON_STEPS = 50
-OF_OUTPUTS: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
-SCORES = (PROBABILITY, *OF_OUTPUTS)
+OUTPUT_SCORES: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
+SCORES = (PROBABILITY, *OUTPUT_SCORES)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an ensemble's answers are divided by, and how its scores become `known`.
+    """Temperatures of an ensemble, and the parameters of `known`.
 
-    temperature: one for each member; None: 1. slope: `known` is sigmoid(slope (score - threshold)); None: the score itself.
+    temperature: one per member; None: 1. score: name of the score. slope, threshold: `known` is sigmoid(slope (score -
+    threshold)), or the score itself if the slope is None.
     """
 
     temperature: tuple[float, ...] | None = None
@@ -64,8 +65,8 @@ class Calibration:
     slope: float | None = None
     threshold: float = 0.5
 
-    def of(self, member: int) -> float:
-        """The temperature of one member."""
+    def temperature_of(self, member: int) -> float:
+        """Temperature of one member."""
         return 1.0 if self.temperature is None else self.temperature[member]
 
 
@@ -73,7 +74,7 @@ UNCALIBRATED = Calibration()
 
 
 class KnownScore(nn.Module):
-    """(B, 1) in [0, 1], at least 0.5 for what is accepted."""
+    """Module that computes `known`: (B, 1) in [0, 1], at least 0.5 for accepted photos."""
 
     slope: Tensor
     threshold: Tensor
@@ -86,54 +87,55 @@ class KnownScore(nn.Module):
 
     @property
     def rounding(self) -> float:
-        """What a float32 score that is one step off at the threshold, where the slope is steepest, makes of `known`."""
+        """Change of `known` by a float32 rounding error of the score at the threshold, where the slope is steepest."""
         return float(self.slope) / 4 * abs(float(self.threshold)) * torch.finfo(torch.float32).eps
 
     def forward(self, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
-        """Of the members' looks, their mean probabilities (B, C) and their weights (M, 1, 1)."""
+        """`known` from the members' outputs, their mean probabilities (B, C) and their weights (M, 1, 1)."""
         score = score_of(self.score, outputs, mean, weights)
         return torch.sigmoid(self.slope * (score - self.threshold)) if self.is_calibrated else score
 
 
 def score_of(name: str, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
-    """(B, 1) the score of that name; the larger, the more likely a product of the assortment."""
+    """(B, 1) score of this name; the larger, the more likely a product of the assortment."""
     if name == PROBABILITY:
         return mean.amax(1, keepdim=True)
-    return (weights * torch.stack([OF_OUTPUTS[name](output).mean(0) for output in outputs])).sum(0)
+    return (weights * torch.stack([OUTPUT_SCORES[name](output).mean(0) for output in outputs])).sum(0)
 
 
 class Separation(NamedTuple):
-    """How well a score tells known photos from strangers: AUROC in [0, 1]."""
+    """AUROC in [0, 1] with which a score separates known photos from each kind of out-of-distribution photos."""
 
     without_class: float
     in_tiles: float
 
     @property
     def mean(self) -> float:
-        """Of both kinds of stranger."""
+        """Mean over both kinds of out-of-distribution photos."""
         return (self.without_class + self.in_tiles) / 2
 
 
 def separation_of(known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64]) -> Separation:
-    """Of one score's values for photos, and for both kinds of stranger."""
+    """Separation by one score, from its values for photos and for both kinds of out-of-distribution photos."""
     return Separation(*(round(auroc(known, ood), 6) for ood in (masked, tiles)))
 
 
 class Threshold(NamedTuple):
-    """`known` is sigmoid(slope (score - threshold))."""
+    """Parameters of `known` = sigmoid(slope (score - threshold))."""
 
     slope: float
     threshold: float
 
 
 def fit_threshold(known: NDArray[np.float64], ood: NDArray[np.float64], *, accept: float) -> Threshold | None:
-    """Slope of a logistic fit in which both groups weigh the same; threshold midway below the share of known that is accepted.
+    """Slope of a logistic fit with equal weight for both groups, and the threshold that accepts this share of `known`.
 
-    None where a larger score does not speak for a known photo. Targets are a little inside 0 and 1 (Platt 1999), or the slope of
-    groups that do not overlap would have no end.
+    The threshold is midway between the last rejected and the first accepted score. None if known photos do not have
+    larger scores. The targets of the fit lie slightly inside (0, 1) (Platt 1999); otherwise the slope for groups that
+    do not overlap would be infinite.
     """
     order = np.sort(known)
-    cut = int((1 - accept) * len(order) + 1e-9)  # so many are not accepted
+    cut = int((1 - accept) * len(order) + 1e-9)  # number of rejected photos
     spread = float(np.concatenate([known, ood]).std())
     below = order[cut - 1] if cut else order[0] - 1e-3 * spread
     slope = logistic_slope(known, ood)
@@ -141,7 +143,7 @@ def fit_threshold(known: NDArray[np.float64], ood: NDArray[np.float64], *, accep
 
 
 def logistic_slope(known: NDArray[np.float64], ood: NDArray[np.float64]) -> float:
-    """Of the log odds by the score, by Newton's method; 0 where all values are one."""
+    """Slope of the log odds over the score, by Newton's method; 0 if all values are equal."""
     value, num = np.concatenate([known, ood]), np.array([len(known), len(ood)])
     centre, spread = value.mean(), value.std()
     if spread == 0:
@@ -153,7 +155,5 @@ def logistic_slope(known: NDArray[np.float64], ood: NDArray[np.float64]) -> floa
         p = (1 + np.tanh(columns @ line / 2)) / 2
         curvature = (columns * (each * p * (1 - p))[:, None]).T @ columns
         step = np.linalg.solve(curvature + 1e-9 * np.eye(2), columns.T @ (each * (p - target)))
-        line = line - step / max(
-            1.0, float(np.linalg.norm(step))
-        )  # whole steps may swing away where groups lie far apart
+        line = line - step / max(1.0, float(np.linalg.norm(step)))  # full steps may diverge if the groups are far apart
     return float(line[0] / spread)

@@ -1,4 +1,4 @@
-"""Does the ONNX file answer as the torch module does? Asked on real photos, at several batch sizes."""
+"""Parity check: compares the answers of the ONNX file and of the torch module, on real photos in several batch sizes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from models.export.graph import DeployGraph
 from models.export.session import open_session
 
 TOLERANCE = 1e-6  # of a probability, float32
-ROUNDINGS = 4  # times what torch itself is off by in float32, where that is more: deep networks round more
+ROUNDINGS = 4  # tolerance as a multiple of torch's own float32 error, if that is larger: deep networks round more
 BATCHES = (1, 2, 7)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences over all photos and batch sizes; rounding: of torch's own float32 answers from those in float64."""
+    """Largest differences over all photos and batch sizes; rounding: those between torch in float32 and in float64."""
 
     photos: int
     different_ids: int
@@ -34,17 +34,17 @@ class Parity:
 
     @property
     def allowed(self) -> float:
-        """Largest difference of a probability that is rounding and nothing else."""
+        """Largest difference of a probability that rounding can explain."""
         return max(TOLERANCE, ROUNDINGS * self.rounding)
 
     @property
     def known_allowed(self) -> float:
-        """The same of `known`, whose slope enlarges what rounding does to a score."""
+        """Largest difference of `known` that rounding can explain; its slope amplifies rounding errors of the score."""
         return max(TOLERANCE, ROUNDINGS * self.known_rounding)
 
 
 def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) -> Parity:
-    """Both sides asked the same photos (N, S, S, 3), in batches of 1, 2 and 7."""
+    """Differences between the graph and its ONNX file on photos (N, S, S, 3), in batches of 1, 2 and 7."""
     session = open_session(path)
     graph = graph.cpu().eval()
     rounding = _rounding(graph, photos)
@@ -52,18 +52,18 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
     for size in BATCHES:
         for start in range(0, len(photos), size):
             batch = photos[start : start + size]
-            said = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": batch}), strict=True))
+            exported = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": batch}), strict=True))
             with torch.inference_mode():
                 own = {name: t.numpy() for name, t in graph(torch.from_numpy(batch))._asdict().items()}
-            different += int((said["ids"] != own["ids"]).sum())
+            different += int((exported["ids"] != own["ids"]).sum())
             for name, before in largest.items():  # np.maximum, unlike max, keeps a NaN
-                largest[name] = float(np.maximum(before, np.abs(said[name] - own[name]).max()))
+                largest[name] = float(np.maximum(before, np.abs(exported[name] - own[name]).max()))
     return Parity(len(photos), different, largest["probs"], largest["known"], largest["embedding"], *rounding)
 
 
 @torch.inference_mode()
 def _rounding(graph: DeployGraph, photos: NDArray[np.uint8]) -> tuple[float, float]:
-    """Of probabilities and of `known`."""
+    """Largest float32 errors of torch, of probabilities and of `known`."""
     exact, probs, known = copy.deepcopy(graph).double(), 0.0, graph.known.rounding
     for batch in torch.from_numpy(photos).split(max(BATCHES)):
         single, double = graph(batch), exact(batch)
@@ -73,8 +73,8 @@ def _rounding(graph: DeployGraph, photos: NDArray[np.uint8]) -> tuple[float, flo
 
 
 def require_parity(parity: Parity) -> None:
-    """ParityError unless all ids are equal, and probabilities and `known` differ by rounding alone."""
-    same = parity.probability <= parity.allowed and parity.known <= parity.known_allowed  # a NaN is no agreement
+    """Raises ParityError unless all ids are equal, and probabilities and `known` differ only by rounding."""
+    same = parity.probability <= parity.allowed and parity.known <= parity.known_allowed  # False for NaN
     if parity.different_ids or not same:
         raise ParityError(
             f"the ONNX graph differs from torch on {parity.photos} photos: {parity.different_ids} ids, probabilities by "

@@ -1,4 +1,4 @@
-"""An ONNX file as it will be asked, by ONNX Runtime on the CPU; nothing here needs torch."""
+"""ONNX Runtime sessions on the CPU; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """The graph on the CPU. ONNX Runtime is needed where graphs are made, not where networks are trained."""
-    import onnxruntime
+    """Session of a graph on the CPU."""
+    import onnxruntime  # imported here, as trainings run without it
 
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photos, the clearest ranking and acceptance first: near ties would fail a check over the wire for nothing."""
+    """The photos, those with the clearest ranking and acceptance first.
+
+    Golden answers should not be near ties, where rounding on the server may change an answer.
+    """
     probs, known = open_session(path).run(["probs", "known"], {INPUT: photos})
     clearance = abs(known[:, 0] - ACCEPTED)
     if probs.shape[1] > 1:

@@ -1,8 +1,8 @@
-"""By what the logits of an ensemble's members are divided, so that its probabilities are as sure as they are right.
+"""Temperature scaling (Guo et al., ICML 2017, arXiv 1706.04599) of an ensemble, for the mean over crops and members.
 
-Temperature scaling (Guo et al., ICML 2017, arXiv 1706.04599) for the mean over crops and members: a mean is less sure than its
-parts, so a temperature that is right for each member is not right for all. Each member first gets its own, as classifiers of
-different making differ by more than ten times; then all are moved together.
+A mean is less confident than its parts, so temperatures that calibrate each member do not calibrate the ensemble. Each
+member first gets its own temperature, because those of different methods differ by more than a factor of ten; then all
+are scaled by a common factor.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from models.export.ood import MemberOutput
 
-TEMPERATURES = np.geomspace(1 / 32, 32, 81)  # tried; 1 in the middle, each 9 % above the last
-ONE = len(TEMPERATURES) // 2
-LEAST = 1e-12  # probability, for its logarithm
+TEMPERATURES = np.geomspace(1 / 32, 32, 81)  # candidates in steps of 9 %
+ONE = len(TEMPERATURES) // 2  # position of temperature 1
+MIN_PROBABILITY = 1e-12  # floor before taking the logarithm
 
 
 def label_probabilities(outputs: Sequence[MemberOutput], label: Tensor) -> Tensor:
-    """(B, M, T) what each member gives the label (B,) of each photo at each temperature; mean over its crops, never B x C x T."""
+    """(B, M, T) probability of each label (B,) by member and temperature, averaged over crops; avoids B x C x T."""
     return torch.stack(
         [torch.stack([_probability(output, label, float(t)) for t in TEMPERATURES], 1) for output in outputs], 1
     )
@@ -35,31 +35,32 @@ def _probability(output: MemberOutput, label: Tensor, temperature: float) -> Ten
 
 
 def nll(probabilities: NDArray[np.float32], weights: NDArray[np.float64], tried: Sequence[int]) -> float:
-    """Mean negative log likelihood of the labels, by the weighted mean of the members at these temperatures each.
+    """Mean negative log-likelihood of the labels, by the weighted mean of the members at these temperatures.
 
     Args:
         probabilities: (N, M, T) of the labels. weights: (M,). tried: (M,) positions in TEMPERATURES.
     """
     own = probabilities[:, np.arange(len(tried)), list(tried)].astype(np.float64)
-    return float(-np.log(np.maximum(own @ weights, LEAST)).mean())
+    return float(-np.log(np.maximum(own @ weights, MIN_PROBABILITY)).mean())
 
 
 def nll_with_prior(
     probabilities: NDArray[np.float32], weights: NDArray[np.float64], tried: Sequence[int], *, num_classes: int
 ) -> float:
-    """The surprise once one more photo, as these are, turns out to have another label (the rule of succession).
+    """NLL with an add-one prior: it includes one more, average photo that has another label (rule of succession).
 
-    On photos that are all recognised, the colder the better; that one keeps a few of them from promising certainty.
+    If all photos are recognised, the plain NLL falls with the temperature; the additional photo keeps a few photos from
+    leading to certainty.
     """
     own = probabilities[:, np.arange(len(tried)), list(tried)].astype(np.float64) @ weights
-    other = -np.log(np.maximum((1 - own) / (num_classes - 1), LEAST)).mean()
+    other = -np.log(np.maximum((1 - own) / (num_classes - 1), MIN_PROBABILITY)).mean()
     return (nll(probabilities, weights, tried) * len(own) + float(other)) / (len(own) + 1)
 
 
 def fit_temperatures(
     probabilities: NDArray[np.float32], weights: NDArray[np.float64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """(M,) the temperatures of the members; and the surprise at 1, and at them, which is never more.
+    """(M,) temperatures of the members; and the NLL at temperature 1 and at these temperatures, which is never larger.
 
     Args:
         probabilities: (N, M, T) of the labels, N > 0. weights: (M,). num_classes: at least 2.
@@ -67,9 +68,9 @@ def fit_temperatures(
     one, last = [ONE] * len(weights), len(TEMPERATURES) - 1
     own = [min(range(last + 1), key=lambda each: nll_with_prior(alone, np.ones(1), [each], num_classes=num_classes))
            for alone in np.split(probabilities, len(one), axis=1)]  # fmt: skip
-    ways = [one, *([min(max(each + step, 0), last) for each in own] for step in range(-last, last + 1))]
+    candidates = [one, *([min(max(each + step, 0), last) for each in own] for step in range(-last, last + 1))]
     before = nll(probabilities, weights, one)
-    better = [way for way in ways if nll(probabilities, weights, way) <= before]
-    best = min(better, key=lambda way: nll_with_prior(probabilities, weights, way, num_classes=num_classes))
-    sure = (round(before, 6), round(nll(probabilities, weights, best), 6))
-    return tuple(round(float(TEMPERATURES[each]), 6) for each in best), sure
+    better = [each for each in candidates if nll(probabilities, weights, each) <= before]
+    best = min(better, key=lambda each: nll_with_prior(probabilities, weights, each, num_classes=num_classes))
+    after = nll(probabilities, weights, best)
+    return tuple(round(float(TEMPERATURES[each]), 6) for each in best), (round(before, 6), round(after, 6))

@@ -1,8 +1,10 @@
-"""Variants of one graph: `python -m models.export.variants --data DIR --recipe FILE --graph DIR [--levels DIR...] --out DIR`.
+"""Variants of one graph:
+`python -m models.export.variants --data DIR --recipe FILE --graph DIR [--levels DIR...] --out DIR`.
 
-fp16 and bf16 for GPUs, int8 for CPUs; and levels: the same networks with other numbers of crops, exported beforehand. Each is
-asked about the validation photos and timed beside the float32 graph. What it leaves in --out: variants.json, NAME.onnx for each
-precision, and the files of an export for what is published: the variant of `export.precision` if it is offered, else float32.
+Variants are fp16 and bf16 for GPUs, int8 for CPUs, and levels: the same networks with other numbers of crops, exported
+beforehand. Each is evaluated on the selection photos and timed side by side with the float32 graph. Files written to
+--out: variants.json, NAME.onnx for each precision, and the files of an export, for the variant that `export.precision`
+names if it is offered, otherwise for the float32 graph.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ CALIBRATION_PHOTOS = 128
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the graph, asked about the validation photos; shares in [0, 1].
+    """A variant of the graph with its figures on the selection photos; shares in [0, 1].
 
-    agreement: with the float32 graph on the best class. ms: per photo, asked alone, on one thread or the GPU; fp32_ms: of the
-    float32 graph between; None: this machine cannot run it, and it was judged by what rounding alone does to the answers.
+    agreement: share of photos with the same best class as the float32 graph. ms: time per photo in batches of one, on
+    one thread or the GPU; fp32_ms: the same of the float32 graph, measured in turns; None if this machine cannot run
+    the variant, whose accuracy is then that of a graph with the same rounding.
     """
 
     name: str
@@ -50,28 +53,28 @@ class Variant:
     agreement: float
     ms: float | None = None
     fp32_ms: float | None = None
-    refused: str = ""  # why it is not offered
+    refused: str = ""  # reason why it is not offered
 
     @property
     def offered(self) -> bool:
-        """Whether it may be published."""
+        """True if it may be published."""
         return not self.refused
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON; None for NaN."""
+        """Content for JSON; None for NaN."""
         plain = {key: round(value, 6) if isinstance(value, float) else value
                  for key, value in dataclasses.asdict(self).items()}  # fmt: skip
         return {key: None if value != value else value for key, value in plain.items()} | {"offered": self.offered}
 
     def __str__(self) -> str:
         speed = f"{self.fp32_ms / self.ms:.2f} times as fast" if self.ms and self.fp32_ms else "speed not measured"
-        said = f"{self.name}: top-1 {self.top1:.3f}, agrees on {self.agreement:.1%}, {speed}"
-        return f"{said}; not offered: {self.refused}" if self.refused else said
+        text = f"{self.name}: top-1 {self.top1:.3f}, agrees with float32 on {self.agreement:.1%}, {speed}"
+        return f"{text}; not offered: {self.refused}" if self.refused else text
 
 
 @dataclass(frozen=True)
 class Base:
-    """The float32 graph, and what it says of the photos that judge: ranked (N, k) and target (N,)."""
+    """The float32 graph, and its answers for the selection photos: ranked (N, k) and target (N,)."""
 
     graph: Path
     manifest: Manifest
@@ -81,52 +84,56 @@ class Base:
     target: NDArray[np.int64]
 
     @classmethod
-    def of(cls, graph: Path, manifest: Manifest) -> Base:
-        """Asked once, for all variants."""
+    def measured(cls, graph: Path, manifest: Manifest) -> Base:
+        """Evaluates the float32 graph once, for all variants."""
         rows, side = np.flatnonzero(selection_photos(manifest)), open_session(graph).get_inputs()[0].shape[1]
         return cls(graph, manifest, side, rows, *measure(graph, manifest, rows))
 
-    def ask(self, name: str, path: Path) -> Variant:
-        """What another graph says of them; NaN where there are none."""
+    def compare(self, name: str, path: Path) -> Variant:
+        """Figures of another graph; NaN without selection photos."""
         ranked, target = measure(path, self.manifest, self.rows)
-        found = accuracy(ranked, target, train_counts=self.manifest.train_counts())
+        figures = accuracy(ranked, target, train_counts=self.manifest.train_counts())
         same = ranked[:, 0] == self.ranked[:, 0]
-        return Variant(name, found.top1, found.mean_class, float(np.mean(same)) if len(same) else np.nan)
+        return Variant(name, figures.top1, figures.mean_class, float(np.mean(same)) if len(same) else np.nan)
 
     def timed(self, variant: Variant, path: Path, *, provider: str) -> Variant:
-        """The variant with its time and that of the float32 graph."""
+        """The variant with its time per photo and that of the float32 graph."""
         ms, fp32_ms = time_each((path, self.graph), provider=provider)
         return dataclasses.replace(variant, ms=ms, fp32_ms=fp32_ms)
 
     @property
     def top1(self) -> float:
-        """NaN without photos."""
+        """Top-1 accuracy of the float32 graph; NaN without selection photos."""
         return float(np.mean(self.ranked[:, 0] == self.target)) if len(self.target) else np.nan
 
 
-def of_precision(name: str, base: Base, out: Path, *, largest_fall: float) -> Variant:
-    """Makes the variant out/NAME.onnx, and judges it: as accurate as float32 within `largest_fall` of top-1, and faster."""
+def make_precision(name: str, base: Base, out: Path, *, largest_fall: float) -> Variant:
+    """Writes the variant out/NAME.onnx and evaluates it.
+
+    It is offered if it loses at most `largest_fall` of the top-1 accuracy of the float32 graph and is faster.
+    """
     path = out / f"{name}.onnx"
     if name in HALVES:
         write_half(base.graph, path, precision=name)
-        rounded = out / f".rounded-{name}.onnx"  # which a CPU can be asked
+        rounded = out / f".rounded-{name}.onnx"  # a CPU can evaluate this one
         write_rounded(base.graph, rounded, precision=name)
-        found, provider = base.ask(name, rounded), CUDA
-        for file in out.glob(f"{rounded.name}*"):  # with its weights, where they lie beside it
+        variant, provider = base.compare(name, rounded), CUDA
+        for file in out.glob(f"{rounded.name}*"):  # with its external data, if any
             file.unlink()
     else:
         write_int8(base.graph, path, photos=calibration_photos(base.manifest, side=base.side))
-        found, provider = base.ask(name, path), CPU
+        variant, provider = base.compare(name, path), CPU
     if not has_kernels(path):
-        return dataclasses.replace(found, refused="ONNX Runtime cannot answer golden photos with it on a CPU")
-    found = base.timed(found, path, provider=provider) if has_provider(provider) else found
-    return dataclasses.replace(found, refused=why_refused(found, base.top1, largest_fall=largest_fall))
+        return dataclasses.replace(variant, refused="ONNX Runtime cannot run it on a CPU to check its golden answers")
+    if has_provider(provider):
+        variant = base.timed(variant, path, provider=provider)
+    return dataclasses.replace(variant, refused=why_refused(variant, base.top1, largest_fall=largest_fall))
 
 
 def why_refused(variant: Variant, before: float, *, largest_fall: float) -> str:
-    """Why a precision is not offered in the place of the float32 graph; "" where it is."""
+    """Reason why a precision is not offered instead of the float32 graph; "" if it is offered."""
     if np.isnan(variant.top1):
-        return "there are no validation photos to judge it by"
+        return "there are no validation photos to evaluate it on"
     if before - variant.top1 > largest_fall:
         return f"top-1 falls from {before:.4f} to {variant.top1:.4f}, by more than {largest_fall:g} (export.fall)"
     if variant.ms is None or variant.fp32_ms is None:
@@ -136,56 +143,56 @@ def why_refused(variant: Variant, before: float, *, largest_fall: float) -> str:
     return ""
 
 
-def of_level(level: Path, base: Base) -> Variant:
-    """The float32 graph with another number of crops."""
+def measure_level(level: Path, base: Base) -> Variant:
+    """Figures of the float32 graph with another number of crops."""
     crops = json.loads(read_metadata(level)["views"])["crops"]
-    return base.timed(base.ask(f"crops{crops}", level), level, provider=CPU)
+    return base.timed(base.compare(f"crops{crops}", level), level, provider=CPU)
 
 
 def undominated(levels: Sequence[Variant]) -> list[Variant]:
-    """The levels; refused are those that cost more than another, and are not more accurate."""
-    found = []
-    for one in levels:
-        better = [each for each in levels if _cost(each) < _cost(one) and each.top1 >= one.top1]
-        found.append(
-            dataclasses.replace(one, refused=f"{better[0].name} costs less and is as accurate" if better else "")
-        )
-    return found
+    """All levels; those that cost more than another without being more accurate are marked as refused."""
+    marked = []
+    for level in levels:
+        better = [each for each in levels if _cost(each) < _cost(level) and each.top1 >= level.top1]
+        refused = f"{better[0].name} costs less and is as accurate" if better else ""
+        marked.append(dataclasses.replace(level, refused=refused))
+    return marked
 
 
 def _cost(level: Variant) -> float:
-    """In times of the published graph."""
+    """Time per photo, relative to that of the published graph."""
     assert level.ms is not None
     assert level.fp32_ms is not None
     return level.ms / level.fp32_ms
 
 
 def calibration_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:
-    """(n, side, side, 3): up to 128 kept training photos, drawn at random."""
+    """(n, side, side, 3) uint8: up to 128 random kept training photos."""
     rows = np.flatnonzero((manifest.split == "train") & manifest.kept)
     drawn = np.random.default_rng(0).permutation(rows)[:CALIBRATION_PHOTOS]
     return np.concatenate([batch.numpy() for batch in Photos(manifest, drawn, side=side).in_order(8)])
 
 
 def publish(settings: Export, made: Sequence[Variant], graph: Path, out: Path, manifest: Manifest) -> None:
-    """Leaves in `out` what an export leaves, of the variant that the recipe names, or of the float32 graph where it is refused.
+    """Writes the files of an export to `out`, for the variant that the recipe names, or for float32 if it is refused.
 
-    A run that was asked for int8 still ends with a model: a lower precision saves time, and is no reason to serve last week's.
+    A run with export.precision=int8 then still gives a new model: a lower precision only saves time, so its refusal
+    should not keep an old model in service.
     """
     chosen = next((each for each in made if each.name == settings.precision and each.offered), None)
     if chosen is None and settings.precision != "fp32":
-        log.warning("export.precision: %s is not offered, the float32 graph is published", settings.precision)
+        log.warning("export.precision: %s is not offered, so the float32 graph is published", settings.precision)
     source = out / f"{chosen.name}.onnx" if chosen else graph / "model.onnx"
-    place(source, out)
-    for name in ("golden.npy", "parity.json"):  # of the float32 graph, which is what torch is compared with
+    copy_graph(source, out)
+    for name in ("golden.npy", "parity.json"):  # of the float32 graph, which was compared with torch
         shutil.copyfile(graph / name, out / name)
     figures = write_answers(out / "model.onnx", manifest, out)
     if chosen:
         stamp(out / "model.onnx", {"metrics": json.dumps(figures), "variant": json.dumps(chosen.to_dict())})
 
 
-def place(source: Path, out: Path) -> None:
-    """Copies a graph, and the weights beside it, to out/model.onnx; the names inside stay true."""
+def copy_graph(source: Path, out: Path) -> None:
+    """Copies a graph to out/model.onnx, and its external weights, to which it refers by name, to `out`."""
     for name in external_files(source):
         if not (out / name).exists():
             shutil.copyfile(source.parent / name, out / name)
@@ -193,24 +200,24 @@ def place(source: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """The command line of the variants of one export."""
-    parser = parser_for(
-        "data recipe out", description="Make variants of a graph, and see which of them are worth offering."
+    """Command line that makes the variants of one export."""
+    parser = parser_for("data recipe out", description="Make variants of a graph and decide which of them to offer.")
+    parser.add_argument("--graph", type=Path, required=True, help="output folder of models.export")
+    parser.add_argument(
+        "--levels", type=Path, nargs="*", default=[], help="output folders of models.export with other numbers of crops"
     )
-    parser.add_argument("--graph", type=Path, required=True, help="what models.export left")
-    parser.add_argument("--levels", type=Path, nargs="*", default=[], help="likewise, with other numbers of crops")
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
     manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
-    base = Base.of(args.graph / "model.onnx", manifest)
-    made = [of_precision(name, base, args.out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]
-    levels = undominated([of_level(folder / "model.onnx", base) for folder in (args.graph, *args.levels)])
-    found = [*made, *(levels if args.levels else [])]
-    for variant in found:
+    base = Base.measured(args.graph / "model.onnx", manifest)
+    made = [make_precision(name, base, args.out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]
+    levels = undominated([measure_level(folder / "model.onnx", base) for folder in (args.graph, *args.levels)])
+    variants = [*made, *(levels if args.levels else [])]
+    for variant in variants:
         log.info("%s", variant)
-    content = json.dumps([variant.to_dict() for variant in found], indent=1, allow_nan=False)
+    content = json.dumps([variant.to_dict() for variant in variants], indent=1, allow_nan=False)
     (args.out / "variants.json").write_text(content, encoding="utf-8")
     publish(recipe.export, made, args.graph, args.out, manifest)
 

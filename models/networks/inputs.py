@@ -1,4 +1,4 @@
-"""What a network is fed: random views of photos, or features computed once when its backbone is frozen."""
+"""Inputs of a network: random views of photos, or features computed once if the backbone is frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import distributed
 from models.data.augment import draw_views, random_view, whole_view
-from models.data.mixing import Mixed, mixed, places
+from models.data.mixing import Mixed, mix_batch, needed_positions
 from models.data.photos import Photos
 from models.networks.network import Head, Network, Output
 from models.recipe.config import Augment
@@ -23,27 +23,31 @@ MIRRORED = Augment()
 
 
 class Inputs(Protocol):
-    """Batches of one set of photos, and the part of the network that they go through.
-
-    training: this worker's part of each batch of `order`, each photo mixed with the next of the batch where augment says so; the
-        generator is used when a batch is asked for, not before. Views have `size_share` of the side, to the next 8 pixels.
-    evaluation: a part of the photos as they are, first to last.
-    embedding: (N, 512) what forward gives, without the logits.
-    """
+    """Batches of a set of photos, and the part of the network that processes them."""
 
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
-    ) -> Iterator[Mixed]: ...
+    ) -> Iterator[Mixed]:
+        """This worker's part of each batch of `order`; photos are mixed with the next of the batch if augment says so.
 
-    def evaluation(self, part: slice) -> Iterator[Tensor]: ...
+        Args:
+            order: positions of the photos of each batch.
+            generator: used when a batch is requested, not before.
+            size_share: side of the views, relative to the full size; rounded up to the next multiple of 8 pixels.
+        """
 
-    def forward(self, batch: Tensor) -> Output: ...
+    def evaluation(self, part: slice) -> Iterator[Tensor]:
+        """Batches of a part of the photos, unaugmented and in order."""
 
-    def embedding(self, batch: Tensor) -> Tensor: ...
+    def forward(self, batch: Tensor) -> Output:
+        """Logits and embeddings of a batch."""
+
+    def embedding(self, batch: Tensor) -> Tensor:
+        """(N, 512) embeddings of a batch, without computing the logits."""
 
 
 class Views:
-    """Photos through the whole network, a fresh random view at each training draw."""
+    """Photos that pass through the whole network, with a new random view at each draw."""
 
     def __init__(self, photos: Photos, network: Network, *, size: int, augment: Augment) -> None:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
@@ -52,34 +56,38 @@ class Views:
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
-        needed = [positions[places(len(positions), self.augment)] for positions in order]
+        """Random views (n, 3, size, size) in [0, 1] of each batch."""
+        needed = [positions[needed_positions(len(positions), self.augment)] for positions in order]
         size = view_size(self.size, size_share)
         for positions, photos in zip(order, self.photos.batches(needed), strict=True):
             draw = draw_views(len(positions), augment=self.augment, generator=generator)
-            own = torch.from_numpy(places(len(positions), self.augment))
-            yield mixed(random_view(photos.to(self.device), size, draw[own]), self.augment, generator)
+            own = torch.from_numpy(needed_positions(len(positions), self.augment))
+            yield mix_batch(random_view(photos.to(self.device), size, draw[own]), self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
+        """Whole photos (n, 3, size, size) in [0, 1], in order."""
         for photos in self.photos.in_order(EVAL_BATCH, part=part):
             yield whole_view(photos.to(self.device), self.size)
 
     def forward(self, batch: Tensor) -> Output:
+        """Logits and embeddings of a batch of views."""
         output: Output = self.network(batch)
         return output
 
     def embedding(self, batch: Tensor) -> Tensor:
+        """(N, 512) embeddings of a batch of views."""
         return self.network.embedding(batch)
 
 
 def view_size(size: int, share: float) -> int:
-    """Pixels of a side that is `share` of `size`: the next multiple of 8, at most the whole."""
+    """Side in pixels of a view that is `share` of `size`, rounded up to a multiple of 8, at most `size`."""
     return min(8 * math.ceil(size * share / 8), size)
 
 
 class Features:
-    """Fixed features through a head: views (2, N, d), of each photo as it is and of its mirror image.
+    """Fixed features that pass through a head only: views (2, N, d), of each photo and of its mirror image.
 
-    Of `augment`, flip and mixup have an effect.
+    Only flip and mixup of `augment` have an effect.
     """
 
     def __init__(self, views: Tensor, head: Head, *, augment: Augment = MIRRORED) -> None:
@@ -88,24 +96,28 @@ class Features:
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
+        """Features (n, d) of each batch; the size has no effect."""
         for positions in order:
             view = torch.randint(1 + self.augment.flip, (len(positions),), generator=generator)
-            own = torch.from_numpy(places(len(positions), self.augment))
-            yield mixed(self.views[view[own], torch.from_numpy(positions)[own]], self.augment, generator)
+            own = torch.from_numpy(needed_positions(len(positions), self.augment))
+            yield mix_batch(self.views[view[own], torch.from_numpy(positions)[own]], self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
+        """Features (n, d) of the unmirrored photos, in order."""
         yield from self.views[0, part].split(1024)
 
     def forward(self, batch: Tensor) -> Output:
+        """Logits and embeddings of a batch of features."""
         output: Output = self.head(batch)
         return output
 
     def embedding(self, batch: Tensor) -> Tensor:
+        """(N, 512) embeddings of a batch of features."""
         return self.head.embedding(batch)
 
 
 def extract(photos: Photos, network: Network, *, size: int, augment: Augment = MIRRORED) -> Features:
-    """What a frozen backbone makes of photos, computed once; workers share it."""
+    """Features of photos from a frozen backbone; the workers share the computation."""
     network.backbone.eval()
     none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
     plain, mirrored = [none], [none]
@@ -115,4 +127,4 @@ def extract(photos: Photos, network: Network, *, size: int, augment: Augment = M
             plain.append(network.features(view))
             mirrored.append(network.features(view.flip(3)))
         views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
-    return Features(views.clone(), network.head, augment=augment)  # a clone is usable in autograd
+    return Features(views.clone(), network.head, augment=augment)  # autograd rejects inference tensors, but not a clone

@@ -1,10 +1,10 @@
-"""The network: a timm backbone, a 512-d embedding behind a BNNeck, a bias-free classifier.
+"""The network: a timm backbone, a 512-d embedding with a BNNeck, and a bias-free classifier.
 
 backbone -> pooled feature (d) -> Linear(d, 512) -> BatchNorm1d(512, shift fixed at 0) -> Linear(512, C, no bias)
 
-The neck follows Luo et al. 2019 (BNNeck); the 512-d layer keeps the classifier small at 50,030 classes, as in the
-AliProducts report (arXiv 2106.10683, section 2.1). Without bias, tau-normalisation of the classifier is exact; a bias comes
-from re-balancing alone (models.training.classifiers).
+The neck follows Luo et al. 2019 (BNNeck). The 512-d layer keeps the classifier small at 50,030 classes, as in the
+AliProducts report (arXiv 2106.10683, section 2.1). Without a bias, tau-normalisation of the classifier is exact; only
+re-balancing may add a bias (models.training.classifiers).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ LINEAR = Member()
 
 
 class Output(NamedTuple):
-    """logits (N, C) and the embedding (N, 512) behind the neck."""
+    """Logits (N, C), and the embedding (N, 512) after the neck."""
 
     logits: Tensor
     embedding: Tensor
 
 
 class Head(nn.Module):
-    """Embedding, neck and classifier, which a member says the kind of; works on pooled features (N, d)."""
+    """Embedding, neck and classifier of the kind that the member names; works on pooled features (N, d)."""
 
     sphere: nn.Module
     classifier: nn.Linear
@@ -54,30 +54,31 @@ class Head(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def embedding(self, features: Tensor) -> Tensor:
-        """(N, 512) behind the neck; of length sqrt(512) for a classifier of angles."""
+        """(N, 512) embedding after the neck; of length sqrt(512) for an angular classifier."""
         embedding: Tensor = self.sphere(self.neck(self.embed(features)))
         return embedding
 
     @property
     def rows(self) -> Tensor:
-        """(C, 512) that the embedding is multiplied by; of an angular classifier several for a class, side by side."""
+        """(C, 512) rows that multiply the embedding; an angular classifier may have several adjacent rows per class."""
         return self.classifier.rows if isinstance(self.classifier, Angular) else self.classifier.weight
 
     def forward(self, features: Tensor) -> Output:
+        """Logits and embeddings of pooled features (N, d)."""
         embedding = self.embedding(features)
         return Output(self.classifier(embedding), embedding)
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per RGB channel, of values in [0, 1]."""
+    """Mean and standard deviation of each RGB channel, for values in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class Network(nn.Module):
-    """Pixels in [0, 1], (N, 3, size, size), to Output; normalises for its own backbone."""
+    """Whole network: pixels (N, 3, size, size) in [0, 1] to Output; it normalises pixels as its backbone expects."""
 
     mean: Tensor
     std: Tensor
@@ -103,21 +104,22 @@ class Network(nn.Module):
         return pooled
 
     def embedding(self, pixels: Tensor) -> Tensor:
-        """(N, 512), without the logits."""
+        """(N, 512) embeddings, without computing the logits."""
         return self.head.embedding(self.features(pixels))
 
     def forward(self, pixels: Tensor) -> Output:
+        """Logits and embeddings of pixels (N, 3, size, size)."""
         output: Output = self.head(self.features(pixels))
         return output
 
 
 def build_network(member: Member, *, num_classes: int) -> Network:
-    """The member's network with its starting weights, on the CPU.
+    """A member's network with its initial weights, on the CPU.
 
-    Weights are loaded at the size that the backbone is made for, and position embeddings then resized to the member's.
+    Weights are loaded at the backbone's native size; position embeddings are then resized to the member's size.
 
     Raises:
-        ConfigError: timm has no such backbone, or it does not take the arguments or the size.
+        ConfigError: timm has no such backbone, or the backbone does not accept the arguments or the size.
         WeightsMismatch: the weights file does not fit the backbone.
     """
     backbone = _backbone(member)
@@ -129,18 +131,18 @@ def build_network(member: Member, *, num_classes: int) -> Network:
 
 
 def set_size(backbone: nn.Module, member: Member) -> int:
-    """Makes a backbone take photos of the member's size; the width of its pooled feature.
+    """Adapts a backbone to photos of the member's size; returns the width of its pooled feature.
 
-    Position embeddings and windows follow by timm's own rules. The width is measured, as timm's num_features misses it where a
-    conv head follows.
+    timm resizes position embeddings and windows. The width is measured, because timm's num_features is wrong for
+    backbones with a convolutional head.
 
     Raises:
-        ConfigError: the backbone does not take the size.
+        ConfigError: the backbone does not accept the size.
     """
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1, 1))[0]
-    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"), torch.no_grad():
+    with _config_error(f"members.args or members.size: {member.backbone} at {member.size} px"), torch.no_grad():
         if member.size % patch:
-            raise ValueError(f"its patches of {patch} px would leave a margin out")
+            raise ValueError(f"its patches of {patch} px would not cover the photo")
         if callable(resize := getattr(backbone, "set_input_size", None)):
             resize(img_size=(member.size, member.size))
         width: int = backbone.eval()(torch.zeros(1, 3, member.size, member.size)).shape[1]
@@ -148,20 +150,20 @@ def set_size(backbone: nn.Module, member: Member) -> int:
 
 
 @contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """ConfigError about `what` for whatever timm's models raise on arguments that do not fit."""
+def _config_error(field: str) -> Iterator[None]:
+    """Turns any exception that a timm model raises for unsuitable arguments into a ConfigError about `field`."""
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"{what}: {_first_line(error)}; correct them") from None
+        raise ConfigError(f"{field}: {_first_line(error)}; correct them") from None
 
 
 def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
         near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() names them"
+        hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() lists the models"
         raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
-    with _blaming(f"members.args or members.size: {member.backbone} at {member.size} px"):
+    with _config_error(f"members.args or members.size: {member.backbone} at {member.size} px"):
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
     return backbone
 
@@ -172,7 +174,7 @@ def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:
 
 
 def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
-    """Loads all weights of the backbone; only the file's own classifier may be left over."""
+    """Loads the weights of the backbone; the file may hold nothing else but its own classifier."""
     try:
         tensors = (
             load_file(path)
@@ -181,30 +183,31 @@ def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
         )
     except FileNotFoundError:
         raise WeightsMismatch(
-            f"members.weights: {path} does not exist; correct it, or leave it out to start at random"
+            f"members.weights: {path} does not exist; correct the path, or omit it to start from random weights"
         ) from None
-    except Exception as error:  # safetensors and torch have no common error for a broken file
+    except Exception as error:  # safetensors and torch have no common exception for a damaged file
         raise WeightsMismatch(
-            f"members.weights: {path} cannot be read ({type(error).__name__}); take a .safetensors or torch file of weights alone"
+            f"members.weights: {path} cannot be read ({type(error).__name__}); give a .safetensors file, or a torch file that "
+            "holds only weights"
         ) from None
     if not isinstance(tensors, Mapping):
         raise WeightsMismatch(
-            f"members.weights: {path} holds a {type(tensors).__name__}, want named tensors (a state_dict)"
+            f"members.weights: {path} holds a {type(tensors).__name__} instead of named tensors; give a file of a state_dict"
         )
     own = backbone.state_dict()
     wrong = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
     wrong += [key for key in tensors if key not in own and key.split(".")[0] not in _classifier(backbone)]
     if wrong:
         raise WeightsMismatch(
-            f"members.weights: {path} does not fit {name}: {len(wrong)} tensors are missing, left over or of "
-            f"another shape, first {wrong[0]!r}; take the weights of {name}, or set members.backbone to theirs"
+            f"members.weights: {path} does not fit {name}: {len(wrong)} tensors are missing, unexpected or of another shape, "
+            f"first {wrong[0]!r}; give weights of {name}, or set members.backbone to the backbone of these weights"
         )
     backbone.load_state_dict({key: tensors[key] for key in own})
 
 
 def _classifier(backbone: nn.Module) -> set[str]:
-    """First words of the names under which the backbone's own classifier lies in a file, such as fc or head."""
-    names = backbone.pretrained_cfg["classifier"]  # type: ignore[index]  # timm's, one name or several
+    """First parts of the names of the backbone's own classifier in a file, such as fc or head."""
+    names = backbone.pretrained_cfg["classifier"]  # type: ignore[index]  # timm gives one name or several
     return {name.split(".")[0] for name in ([names] if isinstance(names, str) else names)}
 
 
@@ -213,10 +216,15 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def set_threads(threads: int) -> None:
+    """Sets the number of CPU threads that torch uses; 0 keeps torch's default."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of scalars that learning may change."""
+    """Number of trainable scalars."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
-"""Ask a network about a set of photos: scores for cleaning and evaluation, answers for a loss, embeddings for balancing.
+"""Predictions of a network on a set of photos: scores for cleaning and evaluation, answers for a loss, embeddings.
 
-Workers share the asking, and all of them receive everything.
+The workers share the computation of scores and answers, and all of them receive the whole result.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from models.networks.network import EMBEDDING, Network
 
 
 def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
-    """Scores (N rows) of the photos of `inputs`, in its order; N may be 0.
+    """Scores of the N photos of `inputs`, in order; N may be 0.
 
     Args:
-        ids: (N,) sample ids.
-        target: (N,) classes of their labels, -1 for a label the network does not know.
+        ids: (N,) ids of the photos.
+        target: (N,) classes of their labels; -1 for a label that the network does not know.
     """
     k = min(KEEP, network.head.classifier.out_features)
     tops, probs, p_label = [torch.empty(0, k, dtype=torch.int64)], [torch.empty(0, k)], [torch.empty(0)]
-    for log_p, wanted in _asked(network, inputs, target):
+    for log_p, label in _log_probabilities(network, inputs, target):
         p = log_p.exp()
-        picked = p.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
-        p_label.append(torch.where(wanted >= 0, picked, 0.0).cpu())
+        picked = p.gather(1, label.clamp(min=0)[:, None])[:, 0]
+        p_label.append(torch.where(label >= 0, picked, 0.0).cpu())
         best = p.topk(k)
         tops.append(best.indices.cpu())
         probs.append(best.values.cpu())
-    found = [distributed.concat(torch.cat(parts)).numpy() for parts in (p_label, tops, probs)]
-    return Scores(ids.astype(str), target, *found)
+    columns = [distributed.concat(torch.cat(parts)).numpy() for parts in (p_label, tops, probs)]
+    return Scores(ids.astype(str), target, *columns)
 
 
 def answers(network: Network, inputs: Inputs, *, target: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """(N,) float32 log-probability of each label, and (N,) whether it is the network's first answer; on the CPU.
+    """(N,) float32 log-probability of each label, and (N,) True if it is the predicted class; on the CPU.
 
     Args:
-        target: (N,) classes of the labels; -1 for a label the network does not know, of probability 0.
+        target: (N,) classes of the labels; -1 for a label that the network does not know, which has probability 0.
     """
     log_ps, hits = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
-    for log_p, wanted in _asked(network, inputs, target):
-        picked = log_p.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
-        log_ps.append(torch.where(wanted >= 0, picked, -torch.inf).cpu())
-        hits.append((log_p.argmax(1) == wanted).cpu())
+    for log_p, label in _log_probabilities(network, inputs, target):
+        picked = log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
+        log_ps.append(torch.where(label >= 0, picked, -torch.inf).cpu())
+        hits.append((log_p.argmax(1) == label).cpu())
     return distributed.concat(torch.cat(log_ps)), distributed.concat(torch.cat(hits))
 
 
-def _asked(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Log-probabilities (n, C) and labels (n,) of this worker's part of the photos, batch by batch."""
+def _log_probabilities(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probabilities (n, C) and labels (n,) of each batch of this worker's part of the photos."""
     network.eval()
     own = distributed.part(len(target))
     labels, done = torch.from_numpy(target[own]), 0
@@ -65,7 +65,7 @@ def _asked(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Itera
 
 
 def embeddings(network: Network, inputs: Inputs) -> Tensor:
-    """(N, 512) float32 embeddings behind the neck, on the CPU, by one worker alone."""
+    """(N, 512) float32 embeddings after the neck, on the CPU, computed by a single worker."""
     network.eval()
     with torch.inference_mode():
         parts = [inputs.embedding(batch).float().cpu() for batch in inputs.evaluation(slice(None))]

@@ -1,4 +1,4 @@
-"""Files of weights that are whole or absent, and that belong to one data version and one configuration."""
+"""Atomic checkpoint files, tied by a key to one data version and one configuration."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from models.errors import CheckpointMismatch
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes the whole file or none of it."""
+    """Writes the file atomically."""
     with replacing(path) as file:
         torch.save(content, file)
 
 
 def load(path: Path, *, key: str = "") -> dict[str, Any]:
-    """The content of a file written by `save`.
+    """Content of a file written by `save`.
 
-    The zip's own checksums are looked at first: torch writes and never reads them, and a flipped bit would be another weight.
+    The zip checksums are verified first: torch writes them but never reads them, so a flipped bit would silently change
+    a weight.
 
     Raises:
-        CheckpointMismatch: it is broken, or was made under another key (data version and configuration).
+        CheckpointMismatch: the file is damaged, or was written under another key (data version and configuration).
     """
     try:
         with zipfile.ZipFile(path) as parts:
             if broken := parts.testzip():
                 raise zipfile.BadZipFile(broken)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a broken file
+    except Exception as error:  # torch raises half a dozen kinds of exceptions for a damaged file
         raise CheckpointMismatch(
-            f"{path} cannot be read ({type(error).__name__}); delete it to start this stage anew"
+            f"{path} cannot be read ({type(error).__name__}); delete it to start this step again"
         ) from None
     if key and content.get("key") != key:
         raise CheckpointMismatch(
-            f"{path} was made for {content.get('key', 'no training')}, not for {key}: other data or another recipe; "
-            "delete it to start anew"
+            f"{path} was written for {content.get('key', 'no training')}, not for {key}: the data or the recipe differ; "
+            "delete it to start again"
         )
     return content

@@ -1,54 +1,49 @@
-"""Classifiers made from a trained one and fixed embeddings: rows (C, d), and a bias (C,) where the method has one.
+"""Re-balanced classifiers, made from a trained one and fixed embeddings: rows (C, d), and a bias (C,) for some methods.
 
-All are linear in the embedding, so each is the last layer of the exported graph and costs nothing there. After Kang et al.,
-ICLR 2020 (arXiv 1910.09217): cRT (section 4.1), tau-normalisation (4.3), LWS (4.4), nearest class mean (4.2); and after Menon et
-al., ICLR 2021 (arXiv 2007.07314): logit adjustment of a trained classifier (equation 9).
+All are linear in the embedding, so each can be the last layer of the exported graph at no extra cost. Methods of Kang
+et al., ICLR 2020 (arXiv 1910.09217): cRT (section 4.1), nearest class mean (4.2), tau-normalisation (4.3), LWS (4.4);
+and of Menon et al., ICLR 2021 (arXiv 2007.07314): logit adjustment of a trained classifier (equation 9).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from models import distributed
+from models.data.samplers import draw_epoch
+from models.losses.base import COUNT_FLOOR
 from models.networks.margins import Angular
 
 if TYPE_CHECKING:
     from models.networks.inputs import Inputs
     from models.networks.network import Network
 
-
-from collections.abc import Callable, Iterator
-
-from torch import nn
-from torch.nn import functional
-
-from models.data.samplers import draw_epoch
-from models.losses.base import COUNT_FLOOR
-
 BATCH = 256
 TINY = 1e-12
-NEVER = -1e4  # a class without photos is not answered; finite, so that half precision can hold it
-SCALES = np.geomspace(0.02, 50, 40)  # tried for the temperature of class means
+NEVER = -1e4  # bias of a class without photos, which is then never predicted; finite, to fit half precision
+SCALES = np.geomspace(0.02, 50, 40)  # inverse temperatures tried for the class means
 
 
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     """Rows of a bias-free classifier (C, d), each divided by (its norm / the mean norm)^tau.
 
-    tau 0 changes nothing, tau 1 gives rows of one length. Kang et al. divide by the norm itself; dividing by the mean norm
-    as well scales all logits alike, so decisions are theirs while the probabilities keep their temperature, which the mean
-    over an ensemble depends on.
+    tau 0 changes nothing; tau 1 gives all rows the same length. Kang et al. divide by the norm alone. The mean norm
+    scales all logits equally, so the predicted classes are theirs, but the probabilities keep their temperature, which
+    matters for the average over an ensemble.
     """
-    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays one
+    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays zero
     return weight / (norm / norm.mean()) ** tau
 
 
 def prior_bias(counts: NDArray[np.int64], tau: float) -> Tensor:
-    """(C,) -tau log prior of classes with so many training photos; a class without any counts as with one. tau 0 gives zeros."""
+    """(C,) -tau log prior, from the counts of training photos; an empty class counts as one photo. Zeros for tau 0."""
     n = counts.clip(COUNT_FLOOR)
     return torch.from_numpy(-tau * np.log(n / n.sum())).float()
 
@@ -56,36 +51,42 @@ def prior_bias(counts: NDArray[np.int64], tau: float) -> Tensor:
 def retrain_rows(
     embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, epochs: int, lr: float, seed: int
 ) -> Tensor:
-    """cRT: fresh rows (C, d) on fixed embeddings (N, d), every class drawn equally often, cross-entropy."""
+    """cRT: new rows (C, d), trained on fixed embeddings (N, d) with cross-entropy and class-balanced sampling."""
     torch.manual_seed(seed)
     weight = torch.empty(num_classes, embedding.shape[1]).normal_(std=0.01).requires_grad_()
     optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.05)
-    _learn(optimizer, lambda batch: embedding[batch] @ weight.T, target, epochs=epochs, seed=seed)
+    _fit(optimizer, lambda batch: embedding[batch] @ weight.T, target, epochs=epochs, seed=seed)
     return weight.detach()
 
 
 def scale_rows(
     weight: Tensor, embedding: Tensor, target: NDArray[np.int64], *, epochs: int, lr: float, seed: int
 ) -> Tensor:
-    """LWS: the trained rows (C, d), each times a factor of its own, learnt as `retrain_rows` learns rows; (C, d).
+    """LWS: (C, d) trained rows, each multiplied by a factor that is trained like the rows of `retrain_rows`.
 
-    The logarithm of the factor is what is learnt, so that none changes its sign.
+    The trainable parameter is the logarithm of the factor, so the factor stays positive.
     """
     log_scale = torch.zeros(len(weight), requires_grad=True)
     optimizer = torch.optim.AdamW([log_scale], lr=lr, weight_decay=0.0)
-    _learn(optimizer, lambda batch: (embedding[batch] @ weight.T) * log_scale.exp(), target, epochs=epochs, seed=seed)
+    _fit(optimizer, lambda batch: (embedding[batch] @ weight.T) * log_scale.exp(), target, epochs=epochs, seed=seed)
     return weight * log_scale.detach().exp()[:, None]
 
 
-def _learn(
-    optimizer: torch.optim.Optimizer, answer: Callable[[Tensor], Tensor], target: NDArray[np.int64], *, epochs: int, seed: int
-) -> None:  # fmt: skip
+def _fit(
+    optimizer: torch.optim.Optimizer,
+    logits: Callable[[Tensor], Tensor],
+    target: NDArray[np.int64],
+    *,
+    epochs: int,
+    seed: int,
+) -> None:
+    """Class-balanced epochs of cross-entropy on the logits of positions."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     targets = torch.from_numpy(target)
     for epoch in range(epochs):
         drawn = torch.from_numpy(draw_epoch(target, power=0.0, seed=seed, epoch=epoch))
         for batch in drawn.split(BATCH):
-            loss = functional.cross_entropy(answer(batch), targets[batch])
+            loss = functional.cross_entropy(logits(batch), targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -95,11 +96,14 @@ def _learn(
 def class_means(
     embedding: Tensor, target: NDArray[np.int64], *, num_classes: int, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """NCM: rows (C, d) and bias (C,) of the classifier by the angle to each class's mean, once the mean of all is taken off.
+    """NCM: rows (C, d) and bias (C,) of a classifier by the angle to each class mean, about the global mean.
 
-    With u the direction of a centred class mean and g the mean of all, u (e - g) = u e - u g: linear in the embedding e, and the
-    class of the largest is that of the smallest angle. Its temperature is the one under which the training photos' own labels are
-    most probable, every class alike. `weight` (N,): what each photo counts in its class, from 0 up; None: alike.
+    With u the direction of a centred class mean and g the global mean, u (e - g) = u e - u g is linear in the embedding
+    e, and its largest value belongs to the class at the smallest angle. The temperature maximises the likelihood of the
+    training labels, with equal weight for every class.
+
+    Args:
+        weight: (N,) weight >= 0 of each photo within its class; None: equal weights.
     """
     centre, targets = embedding.mean(0), torch.from_numpy(target)
     weight = torch.ones(len(target)) if weight is None else weight
@@ -119,33 +123,38 @@ def class_means(
 
 
 def blend(
-    trained: Tensor, embedding: Tensor, target: NDArray[np.int64], *, counts: NDArray[np.int64], weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Rows (C, d) and bias (C,) of the mean logits of two: the trained classifier, adjusted by the full prior, and the class means.
+    trained: Tensor,
+    embedding: Tensor,
+    target: NDArray[np.int64],
+    *,
+    counts: NDArray[np.int64],
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rows (C, d) and bias (C,) whose logits are the mean of `class_means` and of the prior-adjusted trained classifier.
 
-    Ours. The trained rows know what tells siblings apart and have learnt some wrong labels, the means know neither; their
-    mistakes differ. Both count every class alike, and both are as sure as the training photos made them.
+    Our own method. The trained rows separate similar classes but have fitted some wrong labels; the class means do
+    neither, so their mistakes differ. Both treat all classes equally, and both have temperatures fitted to the training
+    photos.
     """
     means, bias = class_means(embedding, target, num_classes=len(trained), weight=weight)
     return (trained + means) / 2, (prior_bias(counts, 1.0) + bias) / 2
 
 
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) whether the first answer to each embedding (N, d) is its class."""
-    targets = torch.from_numpy(target)
-    found = [
-        functional.linear(embedding[part], weight, bias).argmax(1) == targets[part] for part in _parts(len(target))
-    ]
-    return torch.cat([torch.empty(0, dtype=torch.bool), *found]).numpy()
+    """(N,) True for each embedding (N, d) whose predicted class is its target."""
+    targets, none = torch.from_numpy(target), torch.empty(0, dtype=torch.bool)
+    parts = _parts(len(target))
+    hit = [functional.linear(embedding[part], weight, bias).argmax(1) == targets[part] for part in parts]
+    return torch.cat([none, *hit]).numpy()
 
 
 def _parts(n: int) -> Iterator[slice]:
-    """A few rows at a time: never N x C."""
+    """Slices of BATCH rows, so that logits of all photos (N x C) are never held at once."""
     return (slice(start, start + BATCH) for start in range(0, n, BATCH))
 
 
 def set_classifier(head: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Puts rows (C, d) and a bias (C,) in the place of a head's classifier, on its device."""
+    """Replaces a head's classifier by one with these rows (C, d) and bias (C,), on the same device."""
     classifier = nn.Linear(weight.shape[1], len(weight), bias=bias is not None)
     with torch.no_grad():
         classifier.weight.copy_(weight)
@@ -156,9 +165,9 @@ def set_classifier(head: nn.Module, weight: Tensor, bias: Tensor | None) -> None
 
 @torch.no_grad()
 def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Tensor:
-    """(C, d) rows of a linear classifier in the place of an angular one: of each class the centre nearest to most of its photos.
+    """(C, d) rows that replace those of an angular classifier: for each class, the centre nearest to most of its photos.
 
-    Deng et al. 2020 call it dominant. Equal centres: the first. Every worker must call this.
+    Deng et al. 2020 call it the dominant centre. Ties go to the first. Every worker must call this function.
 
     Args:
         target: (N,) classes of the photos of `inputs`.
@@ -173,9 +182,9 @@ def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> 
     count = torch.zeros(num_classes, centres, device=rows.device)
     for batch in inputs.evaluation(own) if centres > 1 else ():
         embedding = inputs.embedding(batch)
-        of = labels[done : done + len(embedding)]
+        label = labels[done : done + len(embedding)]
         done += len(embedding)
-        chosen = (rows[of] @ embedding[:, :, None]).squeeze(2).argmax(1)
-        count.index_put_((of, chosen), torch.ones_like(of, dtype=count.dtype), accumulate=True)
+        nearest = (rows[label] @ embedding[:, :, None]).squeeze(2).argmax(1)
+        count.index_put_((label, nearest), torch.ones_like(label, dtype=count.dtype), accumulate=True)
     dominant = distributed.summed(count).argmax(1)
     return rows[torch.arange(num_classes, device=rows.device), dominant]

@@ -1,4 +1,4 @@
-"""What the command lines of models have in common: paths, progress on stdout, and an end that the caller can read."""
+"""Shared parts of the command lines of models: path options, progress logging, and the exit code for refused input."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from models.errors import ModelError
 from models.recipe.config import Recipe, from_dict
 from pixels import BadPhoto
 
-REFUSED = 65  # the exit code of refused input: neither Python's own 1 nor argparse's 2
-
-
+REFUSED = 65  # exit code for refused input; Python itself uses 1, and argparse 2
 PATHS: Mapping[str, dict[str, Any]] = {
-    "data": {"help": "a materialised data version"},
-    "recipe": {"help": "a resolved recipe, as JSON"},
-    "network": {"help": "network.pt of a training, in its folder"},
+    "data": {"help": "folder of a materialised data version"},
+    "recipe": {"help": "JSON file of a resolved recipe"},
+    "network": {"help": "network.pt in the output folder of a training"},
     "networks": {"nargs": "+", "help": "network.pt of each member"},
-    "ensemble": {"help": "JSON object with the weights of the networks"},
-    "crops": {"help": "JSON object with crops and enlarge"},
-    "out": {"help": "folder for what comes out"},
+    "ensemble": {"help": "JSON file with the weights of the members"},
+    "crops": {"help": "JSON file of models.export.crops, with the number of crops and their enlargement"},
+    "out": {"help": "output folder; created if missing"},
 }
 
 
 def parser_for(names: str, *, description: str) -> argparse.ArgumentParser:
-    """A parser of PATHS, all required; names: such as "data recipe out"."""
+    """Parser with required options for the PATHS of these names, such as "data recipe out"."""
     parser = argparse.ArgumentParser(description=description)
     for name in names.split():
         parser.add_argument(f"--{name}", type=Path, required=True, **PATHS[name])
@@ -37,25 +35,25 @@ def parser_for(names: str, *, description: str) -> argparse.ArgumentParser:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The resolved recipe in a JSON file."""
+    """Resolved recipe in a JSON file."""
     return from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def log_progress() -> None:
-    """Our own lines at INFO; `__main__` is the module that was started."""
+    """Shows log lines of models at INFO, and those of other packages at WARNING."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("models", "__main__"):
+    for name in ("models", "__main__"):  # __main__ is the module that was started
         logging.getLogger(name).setLevel(logging.INFO)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command line; input that it refuses becomes one last line and the exit code REFUSED, without a traceback."""
+    """Runs a command line. If it refuses its input, prints the reason as the last line and exits with REFUSED."""
     try:
         main()
     except (ModelError, BadPhoto) as error:
         if not isinstance(error, ValueError):
             raise
-        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        sys.stdout.write(f"{said}\n")  # in one piece, where print makes two: several workers share the pipe
+        message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        sys.stdout.write(f"{message}\n")  # one write, where print makes two: several workers share the pipe
         sys.stdout.flush()
         sys.exit(REFUSED)

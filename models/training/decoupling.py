@@ -1,16 +1,16 @@
-"""Re-balance the classifier of a trained network.
+"""Re-balance the classifier of a trained network:
+`python -m models.training.decoupling --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
 
-    python -m models.training.decoupling --data DIR --recipe FILE --network FILE --out DIR
-
-
-After Kang et al., ICLR 2020 (arXiv 1910.09217): the representation learns from the data as it lies, and the classifier alone is
-put right afterwards. `models.training.classifiers` has the ways; this chooses among them on validation photos, and writes down why.
+After Kang et al., ICLR 2020 (arXiv 1910.09217): the representation is trained on the imbalanced data, and only the
+classifier is re-balanced afterwards. `models.training.classifiers` implements the methods; this module chooses among
+them on the selection photos and records the evidence in balance.json.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from models.evaluation.accuracy import Accuracy, accuracy
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.evaluation.scores import write_scores
 from models.networks.inputs import Features, extract
-from models.networks.network import best_device
+from models.networks.network import best_device, set_threads
 from models.networks.predict import embeddings, score
 from models.recipe.config import Balance
 from models.training.classifiers import (
@@ -50,68 +50,75 @@ from models.training.train import load_network, save_network
 
 log = logging.getLogger(__name__)
 
-LWS_RATE = 10.0  # rows start at hundredths, logarithms of factors have to move by whole units
-METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # from the gentlest on
+# factor of the learning rate: weights are about 0.01 in size, but log factors have to move by whole units
+LWS_RATE = 10.0
+METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # those that change least come first
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, d) of photos and their classes (N,); weight (N,) in [0, 1] is how much these are believed, None: fully."""
+    """Embeddings (N, d) of photos, their classes (N,), and their label confidence: weight (N,) in [0, 1]; None: 1."""
 
     embedding: Tensor
     target: NDArray[np.int64]
     weight: Tensor | None = None
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Embedded:
-        at = torch.from_numpy(rows)
-        return Embedded(self.embedding[at], self.target[rows], None if self.weight is None else self.weight[at])
+        positions = torch.from_numpy(rows)
+        weight = None if self.weight is None else self.weight[positions]
+        return Embedded(self.embedding[positions], self.target[rows], weight)
 
     @property
     def trusted(self) -> Embedded:
-        """Those that are more right than wrong."""
+        """The photos whose label is more likely right than wrong."""
         return self if self.weight is None else self[np.flatnonzero(self.weight.numpy() >= HALF)]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One classifier to choose: `bias` (C,) or None, and rows (C, d) that are tau-normalised by `tau` before use."""
+    """A candidate classifier: `bias` (C,) or None, and `weight` (C, d), which is tau-normalised by `tau` before use."""
 
     weight: Tensor
     bias: Tensor | None = None
     tau: float = 0.0
-    strength: float = 0.0  # of what was done to the trained one; the smaller is taken where both do
+    strength: float = 0.0  # of the change to the trained classifier; the smaller one is preferred
 
     @property
     def rows(self) -> Tensor:
+        """(C, d) rows after tau-normalisation."""
         return tau_normalise(self.weight, self.tau) if self.tau else self.weight
 
 
 @dataclass(frozen=True)
 class ClassifierChoice:
-    """A method's option, with the evidence: mean-class accuracy on validation by strength, and one standard error."""
+    """The option chosen for one method, with its evidence on the selection photos."""
 
     method: str
     option: Option
-    figures: Accuracy  # on the validation photos
-    error: float  # of the difference between this option and the best of the method
-    curve: tuple[tuple[float, float], ...]
-    hit: NDArray[np.bool_]  # of the validation photos
+    figures: Accuracy
+    error: float  # standard error of the difference to the method's best option
+    curve: tuple[tuple[float, float], ...]  # strength and mean-class accuracy of every option
+    hit: NDArray[np.bool_]  # (N,) photos that the option recognises
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON; None where there was no validation photo to measure on."""
-        error = None if self.error != self.error else round(self.error, 6)
-        what = {"method": self.method, "tau": self.option.strength}
-        return {**what, **self.figures.to_dict(), "error": error, "curve": self.curve}
+        """Content for JSON; figures are None without selection photos."""
+        return {
+            "method": self.method,
+            "tau": self.option.strength,
+            **self.figures.to_dict(),
+            "error": None if math.isnan(self.error) else round(self.error, 6),
+            "curve": self.curve,
+        }
 
 
 def options(
     method: str, trained: Tensor, known: Embedded, *, counts: NDArray[np.int64], settings: Balance, seed: int
 ) -> Iterator[Option]:
-    """The classifiers of a method, from the gentlest on.
+    """Candidate classifiers of a method, in order of strength.
 
     Args:
-        trained: (C, d) the trained rows.
-        known: training photos, for what learns from them.
+        trained: (C, d) trained rows.
+        known: training photos, used by the methods that train on them.
         counts: (C,) training photos per class.
     """
     learning = {"epochs": settings.epochs, "seed": seed}
@@ -128,44 +135,44 @@ def options(
     elif method == "ncm":
         yield Option(*class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
     elif method == "lws":
-        right = known.trusted
-        yield Option(scale_rows(trained, right.embedding, right.target, lr=LWS_RATE * settings.lr, **learning))
+        trusted = known.trusted
+        yield Option(scale_rows(trained, trusted.embedding, trusted.target, lr=LWS_RATE * settings.lr, **learning))
     else:
-        right = known.trusted
-        yield Option(retrain_rows(right.embedding, right.target, num_classes=len(trained), lr=settings.lr, **learning))
+        trusted = known.trusted
+        yield Option(
+            retrain_rows(trusted.embedding, trusted.target, num_classes=len(trained), lr=settings.lr, **learning)
+        )
 
 
 def grid(largest: float, step: float) -> list[float]:
-    """0, step, ... up to the largest."""
+    """0, step, 2 step, ... up to the largest."""
     return [float(t) for t in np.arange(0, largest + 1e-9, step).round(4)]
 
 
 def choose_option(
-    method: str, ways: Iterator[Option], validation: Embedded, *, counts: NDArray[np.int64], seed: int
+    method: str, candidates: Iterator[Option], validation: Embedded, *, counts: NDArray[np.int64], seed: int
 ) -> ClassifierChoice:
-    """The gentlest option whose mean-class accuracy is within one standard error of the best: that of their difference.
+    """The weakest option whose mean-class accuracy is within one standard error (of the difference) of the best.
 
-    Only classes with validation photos have a say. Without any photo the first option is taken.
+    Only classes with selection photos count. Without any such photo, the first option is chosen.
     """
-    target = validation.target
-    found = [(way, hits(way.rows, way.bias, validation.embedding, target)) for way in ways]
-    if len(target) == 0:
-        return ClassifierChoice(
-            method, found[0][0], _figures(found[0][0], validation, counts), float("nan"), (), found[0][1]
-        )
-    hit = np.stack([each for _, each in found])
-    share = class_share(target)
-    curve = (hit * share).sum(1) / share.sum()
-    best = int(curve.argmax())
-    errors = [standard_error(hit[best], other, target, seed=seed) for other in hit]
-    chosen = int(np.flatnonzero(curve >= curve[best] - np.array(errors))[0])
-    pairs = tuple((way.strength, round(float(a), 6)) for (way, _), a in zip(found, curve, strict=True))
-    return ClassifierChoice(
-        method, found[chosen][0], _figures(found[chosen][0], validation, counts), errors[chosen], pairs, hit[chosen]
-    )
+    target, tried = validation.target, list(candidates)
+    hit = np.stack([hits(option.rows, option.bias, validation.embedding, target) for option in tried])
+    chosen, error, curve = 0, math.nan, tuple[tuple[float, float], ...]()
+    if len(target):
+        share = class_share(target)
+        accuracies = (hit * share).sum(1) / share.sum()
+        best = int(accuracies.argmax())
+        errors = [standard_error(hit[best], other, target, seed=seed) for other in hit]
+        chosen = int(np.flatnonzero(accuracies >= accuracies[best] - np.array(errors))[0])
+        error = errors[chosen]
+        curve = tuple((option.strength, round(float(a), 6)) for option, a in zip(tried, accuracies, strict=True))
+    option = tried[chosen]
+    return ClassifierChoice(method, option, _figures(option, validation, counts), error, curve, hit[chosen])
 
 
 def _figures(option: Option, validation: Embedded, counts: NDArray[np.int64]) -> Accuracy:
+    """Accuracy of an option on the selection photos."""
     k = min(5, len(counts))
     parts = [functional.linear(e, option.rows, option.bias).topk(k).indices for e in validation.embedding.split(256)]
     ranked = torch.cat([torch.empty(0, k, dtype=torch.int64), *parts]).numpy()
@@ -173,21 +180,26 @@ def _figures(option: Option, validation: Embedded, counts: NDArray[np.int64]) ->
 
 
 def choose_classifier(
-    trained: Tensor, known: Embedded, validation: Embedded, *, counts: NDArray[np.int64], settings: Balance, confidence: float,
+    trained: Tensor,
+    known: Embedded,
+    validation: Embedded,
+    *,
+    counts: NDArray[np.int64],
+    settings: Balance,
+    confidence: float,
     seed: int,
-) -> tuple[ClassifierChoice, list[ClassifierChoice], Gain]:  # fmt: skip
-    """What balance.method asks for, all that was tried, and what the former gains over the classifier as it was trained.
+) -> tuple[ClassifierChoice, list[ClassifierChoice], Gain]:
+    """The classifier chosen by balance.method, all candidates, and the gain of the best over the trained classifier.
 
-    Of "best" the gentlest method that is within one standard error of the best, again that of their difference, and only if its
-    gain is proven (`confidence` of models.evaluation.bootstrap): without validation photos the classifier stays as it was trained.
+    "best" takes the first of METHODS that is within one standard error (of the difference) of the best, and only if its
+    gain is proven (`confidence` of models.evaluation.bootstrap). Without selection photos, the trained classifier
+    stays.
     """
-    methods: list[str] = [settings.method]
-    if settings.method == "best":
-        learnt = () if settings.epochs else ("lws", "crt")
-        methods = [name for name in METHODS if name not in learnt] if len(validation.target) else ["none"]
-    tried = [choose_option(name, options(name, trained, known, counts=counts, settings=settings, seed=seed), validation,
-                    counts=counts, seed=seed) for name in methods]  # fmt: skip
-    best = gentlest(tried, validation.target, seed=seed)
+    tried = []
+    for method in methods_to_try(settings, num_photos=len(validation.target)):
+        candidates = options(method, trained, known, counts=counts, settings=settings, seed=seed)
+        tried.append(choose_option(method, candidates, validation, counts=counts, seed=seed))
+    best = first_within_error(tried, validation.target, seed=seed)
     before = hits(trained, None, validation.embedding, validation.target)
     gained = gain(before, best.hit, validation.target, confidence=confidence, seed=seed)
     if settings.method == "best" and not gained.stays:
@@ -195,19 +207,31 @@ def choose_classifier(
     return best, tried, gained
 
 
-def gentlest(tried: list[ClassifierChoice], target: NDArray[np.int64], *, seed: int) -> ClassifierChoice:
-    """The first that is within one standard error, that of their difference, of the best."""
+def methods_to_try(settings: Balance, *, num_photos: int) -> list[str]:
+    """Methods that balance.method stands for, given the number of selection photos."""
+    if settings.method != "best":
+        return [settings.method]
+    if not num_photos:
+        return ["none"]
+    return [name for name in METHODS if settings.epochs or name not in ("lws", "crt")]  # both need epochs
+
+
+def first_within_error(tried: list[ClassifierChoice], target: NDArray[np.int64], *, seed: int) -> ClassifierChoice:
+    """The first choice within one standard error (of the difference) of the most accurate one."""
     if len(tried) == 1:
         return tried[0]
-    top = max(tried, key=lambda choice: choice.figures.mean_class)
-    least = [top.figures.mean_class - standard_error(top.hit, choice.hit, target, seed=seed) for choice in tried]
-    return next(c for c, bound in zip(tried, least, strict=True) if c.figures.mean_class >= bound)
+    best = max(tried, key=lambda choice: choice.figures.mean_class)
+    for choice in tried:
+        error = standard_error(best.hit, choice.hit, target, seed=seed)
+        if choice.figures.mean_class >= best.figures.mean_class - error:
+            return choice
+    return best
 
 
 def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
     """Writes the re-balanced network, its scores and the evidence for the choice (balance.json) to `out`."""
     settings = read_recipe(recipe)
-    torch.set_num_threads(settings.train.threads or torch.get_num_threads())
+    set_threads(settings.train.threads)
     trained = load_network(network)
     net, seed = trained.network.to(best_device()), settings.members[member].seed
     manifest = with_selection_photos(read_manifest(data), settings.proof.photos)
@@ -216,26 +240,30 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     def features(chosen: NDArray[np.int64]) -> Features:
         return extract(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
 
-    of_held_out, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
-    judging = selection_photos(manifest)[held_out]
-    validation = Embedded(embeddings(net, of_held_out)[torch.from_numpy(judging)], manifest.target[held_out][judging])
-    _tell(validation, manifest)
+    held_out_features, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
+    selection = selection_photos(manifest)[held_out]
+    validation = Embedded(
+        embeddings(net, held_out_features)[torch.from_numpy(selection)], manifest.target[held_out][selection]
+    )
+    _warn_of_missing_classes(validation, manifest)
     known = Embedded(torch.empty(0, weight.shape[1]), np.empty(0, np.int64))
     if settings.balance.needs_training_photos:
-        weighs = settings.clean.use == "weigh"
-        trusted = torch.from_numpy(label_confidence(manifest, rows, clean=settings.clean)).float() if weighs else None
-        known = best_scored(Embedded(embeddings(net, features(rows)), manifest.target[rows], trusted), manifest.score[rows], weight,
-                            count=settings.balance.best_photos)  # fmt: skip
-    best, tried, gained = choose_classifier(weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
-                                            confidence=settings.proof.confidence, seed=seed)  # fmt: skip
+        confidence: Tensor | None = None
+        if settings.clean.use == "weigh":
+            confidence = torch.from_numpy(label_confidence(manifest, rows, clean=settings.clean)).float()
+        known = Embedded(embeddings(net, features(rows)), manifest.target[rows], confidence)
+        known = best_scored(known, manifest.score[rows], weight, count=settings.balance.best_photos)
+    best, tried, gained = choose_classifier(
+        weight, known, validation, counts=manifest.train_counts(), settings=settings.balance,
+        confidence=settings.proof.confidence, seed=seed,
+    )  # fmt: skip
     log.info("%s, tau %.2f: mean-class accuracy %.3f, top-1 %.3f on %d validation photos", best.method,
              best.option.strength, best.figures.mean_class, best.figures.top1, len(validation.target))  # fmt: skip
     set_classifier(net.head, best.option.weight, best.option.bias)
     save_network(out / "network.pt", net, member=trained.member, classes=trained.classes, tau=best.option.tau)
     set_classifier(net.head, best.option.rows, best.option.bias)
-    write_scores(
-        score(net, of_held_out, ids=manifest.id[held_out], target=manifest.target[held_out]), out / "scores.parquet"
-    )
+    scores = score(net, held_out_features, ids=manifest.id[held_out], target=manifest.target[held_out])
+    write_scores(scores, out / "scores.parquet")
     evidence = {
         "chosen": best.to_dict(),
         "gain": gained.to_dict(),
@@ -244,17 +272,19 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     (out / "balance.json").write_text(json.dumps(evidence, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _tell(validation: Embedded, manifest: Manifest) -> None:
-    shown, trained = len(np.unique(validation.target)), int(np.count_nonzero(manifest.train_counts()))
-    if shown < trained:
-        log.warning("validation photos show %d of %d classes; the others have no say in the choice of a classifier%s",
-                    shown, trained, "" if shown else ", and there is none")  # fmt: skip
+def _warn_of_missing_classes(validation: Embedded, manifest: Manifest) -> None:
+    present, trained = len(np.unique(validation.target)), int(np.count_nonzero(manifest.train_counts()))
+    if not present:
+        log.warning("there are no validation photos, so the classifier cannot be chosen by accuracy")
+    elif present < trained:
+        log.warning("only %d of %d classes have validation photos; the choice of a classifier ignores the others",
+                    present, trained)  # fmt: skip
 
 
 def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *, count: int) -> Embedded:
-    """At most `count` photos of each class, 0 for all: those whose label cleaning believes most.
+    """The `count` photos of each class with the best label quality; all photos if `count` is 0.
 
-    Where it judged none, the trained classifier (C, d) says how probable each label is.
+    Before any cleaning, the probability of the label under the trained classifier (C, d) replaces its quality.
     """
     if count == 0:
         return known
@@ -266,9 +296,9 @@ def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *,
 
 
 def main() -> None:
-    """The command line of one re-balancing."""
+    """Command line that re-balances one network."""
     parser = parser_for("data recipe network out", description="Re-balance the classifier of a trained network.")
-    parser.add_argument("--member", type=int, default=0)
+    parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
-"""Train on at a larger size: `python -m models.training.finetune --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
+"""Fine-tune a network at a larger size:
+`python -m models.training.finetune --data DIR --recipe FILE --network FILE --member 0 --out DIR`.
 
-Training at a small size is cheap, and a few epochs at a larger one recover what it hides (the AliProducts report, arXiv
-2106.10683, section 2.5: 256, then 384 pixels). Position embeddings are resized; `finetune.learn` says what may still move: all, or
-the norms and the head, whose statistics are what another size upsets (FixRes: Touvron et al., NeurIPS 2019, arXiv 1906.06423),
-or the head alone. The loop, its checkpoints and what it leaves in --out are those of `models.training.train`.
+Training at a small size is cheap, and a few epochs at a larger size recover the detail that it misses (the AliProducts
+report, arXiv 2106.10683, section 2.5: 256, then 384 pixels). Position embeddings are resized. `finetune.learn` selects
+the trainable parameters: all; the norms and the head, whose statistics depend most on the size (FixRes: Touvron et al.,
+NeurIPS 2019, arXiv 1906.06423); or only the head. The loop, its checkpoints and its output are those of
+`models.training.train`.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ from models.training.train import load_network, train
 
 
 def finetune(job: Job) -> None:
-    """Trains the network of job.start on, or continues where a killed run left it."""
+    """Fine-tunes the network of job.start, or resumes a killed run."""
     assert job.start is not None
     network = load_network(job.start).network
     set_size(network.backbone, job.network)
     if job.network.head == "arcface":
         network.head.classifier = angular(network.head.classifier.weight, scale=job.network.scale)
     if job.recipe.finetune.learn == "norms":
-        still_but_norms(network)
+        freeze_all_but_norms(network)
     train(job, network)
 
 
-def still_but_norms(network: Network) -> None:
-    """Leaves of the backbone only its norms to learn. They are known by the names of their classes: timm has two dozen."""
+def freeze_all_but_norms(network: Network) -> None:
+    """Freezes the backbone except its norm layers, recognised by class name, as timm has two dozen of them."""
     network.backbone.requires_grad_(False)
     for module in network.backbone.modules():
         if "norm" in type(module).__name__.lower():
@@ -37,9 +39,9 @@ def still_but_norms(network: Network) -> None:
 
 
 def main() -> None:
-    """The command line of one fine-tuning."""
-    parser = parser_for("data recipe network out", description="Train a network on at a larger size.")
-    parser.add_argument("--member", type=int, default=0)
+    """Command line that fine-tunes one network."""
+    parser = parser_for("data recipe network out", description="Fine-tune a trained network at a larger size.")
+    parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)

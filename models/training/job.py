@@ -1,4 +1,4 @@
-"""One training: which photos, which network, where to; and the name of its result."""
+"""Description of one training: its photos, network, output folder and checkpoint key."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from models.recipe.config import Augment, Member, Recipe, Train, content, digest
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What `python -m models.training.train` was asked for."""
+    """One training, as requested from `python -m models.training.train` or `finetune`."""
 
-    data: Path  # a materialised data version
+    data: Path  # folder of a materialised data version
     recipe: Recipe
     member: int
     out: Path
-    fold: int | None = None  # leave this fold of the training photos out, and score it
-    start: Path | None = None  # the network.pt of a training that goes on as finetune says
+    fold: int | None = None  # hold out this fold of the training photos, and score it
+    start: Path | None = None  # network.pt to fine-tune
 
     @cached_property
     def own(self) -> Recipe:
-        """The recipe of the member alone."""
+        """Recipe of this member only."""
         return self.recipe.of(self.member)
 
     @property
     def network(self) -> Member:
-        """What is trained, at its size."""
+        """Member to train, at the size of this training."""
         (member,) = self.own.members
         return member if self.start is None else self.recipe.finetune.resized(member)
 
     @property
     def train(self) -> Train:
-        """As the recipe says; what judges photos is trained for clean.epochs."""
+        """Training settings of the recipe; networks that score a fold are trained for clean.epochs."""
         settings = self.own.train
         if self.start is not None:
             return self.recipe.finetune.settings(settings)
@@ -50,24 +50,25 @@ class Job:
 
     @property
     def epochs_before(self) -> int:
-        """Of the training that goes on."""
+        """Epochs of the training that is fine-tuned; 0 if there is none."""
         return 0 if self.start is None else self.own.train.epochs
 
     @property
     def state(self) -> str:
-        """The samples.parquet from which the loss knows the photos already; "" for none."""
+        """Path of the samples.parquet with the state per photo from which the loss starts; "" for none."""
         if self.start is None:
             return self.train.state
-        left = self.start.with_name("samples.parquet")
-        return str(left) if left.exists() else ""
+        samples = self.start.with_name("samples.parquet")
+        return str(samples) if samples.exists() else ""
 
     @property
     def seed(self) -> int:
+        """Seed of the member."""
         return self.network.seed
 
     @property
     def key(self) -> str:
-        """Names everything that the result depends on."""
+        """Digest of everything that the result depends on."""
         labels = hashlib.sha256((self.data / "labels.parquet").read_bytes()).hexdigest()
         recipe = self.own
         parts = (
@@ -88,25 +89,25 @@ class Job:
 
 
 def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the photos to train on and of those to score; nothing is ever in both.
+    """Positions of the photos to train on and of those to score; the two never overlap.
 
-    Validation photos that cleaning dropped are scored all the same: what a step gains on them shows how far the others flatter it.
-    A fold also scores what cleaning dropped, so that its next round can take that back. Folds go by given labels: a photo stays
-    in its own through all rounds.
+    Validation photos that cleaning dropped are scored too: gains on the kept ones alone would be optimistic. A fold
+    also scores dropped train photos, so that the next round of cleaning can restore them. Folds are stratified by given
+    label, so that a photo stays in its fold through all rounds.
     """
     rows = np.flatnonzero(manifest.kept & (manifest.split == "train"))
     if fold is None:
         return rows, np.flatnonzero((manifest.split == "val") | (manifest.split == "test") & manifest.kept)
-    judged = manifest.kept | (manifest.decision == "dropped")
-    train, validation = (np.flatnonzero(judged & (manifest.split == split)) for split in ("train", "val"))
-    of_fold = train[folds(manifest.given_target[train], manifest.id[train], num_folds=num_folds) == fold]
-    return np.setdiff1d(rows, of_fold), np.concatenate([of_fold, validation])
+    scored = manifest.kept | (manifest.decision == "dropped")
+    train, validation = (np.flatnonzero(scored & (manifest.split == split)) for split in ("train", "val"))
+    held_out = train[folds(manifest.given_target[train], manifest.id[train], num_folds=num_folds) == fold]
+    return np.setdiff1d(rows, held_out), np.concatenate([held_out, validation])
 
 
 def require_mixable(augment: Augment, loss: Loss) -> None:
-    """ConfigError where photos are to be mixed and the loss keeps state per photo: a mixed one says nothing of either."""
+    """Raises ConfigError if photos are mixed and the loss keeps state per photo, which a mixed photo cannot update."""
     if augment.mixes and loss.needs_index:
         raise ConfigError(
-            f"augment.{'mixup' if augment.mixup else 'cutmix'}: {type(loss).__name__} judges each photo by the network's answer "
-            "to it, and a mixed photo is two; set it to 0, or take a loss without state per photo"
+            f"augment.{'mixup' if augment.mixup else 'cutmix'}: {type(loss).__name__} keeps state per photo, and a mixed photo "
+            "is two photos; set it to 0, or choose a loss without state per photo"
         )

@@ -1,4 +1,4 @@
-"""What is learnt at which rate, and how rates change over a training."""
+"""Optimiser, its parameter groups, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from models.networks.network import Network
 from models.recipe.config import Train
 
 MOMENTUM = 0.9  # of SGD
-STEP = 0.1  # what the learning rate falls to at each of train.step_epochs
+STEP = 0.1  # factor of the learning rate at each of train.step_epochs
 
 
 def make_optimizer(network: Network, loss: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """AdamW or SGD; no decay on biases, norms and what the loss learns, and the backbone at its own rate."""
+    """AdamW or SGD. The backbone has its own rate; biases, norms and parameters of the loss have no weight decay."""
     groups = [{"params": [p for p in loss.parameters() if p.requires_grad], "lr": settings.lr, "weight_decay": 0.0}]
     for part, scale in ((network.backbone, settings.backbone_lr_scale), (network.head, 1.0)):
         for decays in (True, False):
@@ -33,7 +33,7 @@ def trainable_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]
 
 
 def learning_rate(step: int, *, steps: int, settings: Train) -> float:
-    """Factor in [0, 1]: linear warm-up, then cosine to 0 over the whole training, or a tenth at each of train.step_epochs."""
+    """Factor of the learning rate in [0, 1]: linear warm-up, then cosine decay to 0 or steps at train.step_epochs."""
     warm = settings.warmup_epochs * steps
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -44,6 +44,6 @@ def learning_rate(step: int, *, steps: int, settings: Train) -> float:
 
 
 def absolute_weights(network: Network, *, frozen: bool) -> Tensor:
-    """L1 norm of the matrices and convolutions that learn, as published with active negative losses (Ye et al., NeurIPS 2023)."""
+    """L1 norm of the trained matrices and convolutions, as used with active negative losses (Ye et al., NeurIPS 2023)."""
     part = network.head if frozen else network
     return torch.stack([p.abs().sum() for p in part.parameters() if p.ndim > 1]).sum()

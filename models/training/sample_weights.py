@@ -1,4 +1,4 @@
-"""How much each photo and each class counts in a training: weights of classes, weights of photos, HAR."""
+"""Sample weights of a training: class weights, photo weights, label confidence, and HAR (Cao et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from models.data.manifest import Manifest
 from models.errors import ConfigError
 from models.recipe.config import Clean, Train
 
-ERROR_POWER, COUNT_POWER = 0.6, 0.4  # of HAR's class weights, as in the authors' code
+ERROR_POWER, COUNT_POWER = 0.6, 0.4  # exponents of HAR's class weights, as in the authors' code
 
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """weight: (N,) factor of each training photo's loss, mean 1. har: (C,) strength of HAR for each class, or None."""
+    """Sample weights and regularisation of a training.
+
+    weight: (N,) factor of each training photo's loss, with mean 1. har: (C,) strength of HAR for each class, or None.
+    """
 
     weight: Tensor
     har: Tensor | None = None
 
     def to(self, device: torch.device) -> SampleWeights:
-        """The same on a device."""
+        """Copy on a device."""
         return SampleWeights(self.weight.to(device), None if self.har is None else self.har.to(device))
 
 
 def make_sample_weights(settings: Train, manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> SampleWeights:
-    """What a recipe asks for, for the training photos `rows` of a manifest.
+    """Sample weights of the training photos `rows` of a manifest, as the recipe asks.
 
     Raises:
-        ConfigError: train.photo_weights cannot be read, or holds what is no weight.
+        ConfigError: train.photo_weights cannot be read, or holds an invalid weight.
     """
     target = manifest.target[rows]
     counts = np.bincount(target, minlength=len(manifest.classes))
@@ -48,7 +51,9 @@ def make_sample_weights(settings: Train, manifest: Manifest, rows: NDArray[np.in
     if clean.use == "weigh":
         weight = weight * label_confidence(manifest, rows, clean=clean)
     if not weight.sum():
-        raise ConfigError(f"train.photo_weights: {settings.photo_weights} gives every photo the weight 0; raise some")
+        raise ConfigError(
+            f"train.photo_weights: {settings.photo_weights} gives every photo the weight 0; give some photos a larger one"
+        )
     har = None
     if settings.har:
         har = torch.from_numpy(settings.har * har_weights(counts, error_rates(manifest))).float()
@@ -56,9 +61,10 @@ def make_sample_weights(settings: Train, manifest: Manifest, rows: NDArray[np.in
 
 
 def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArray[np.float64]:
-    """(C,) 1 / effective number of photos, (1 - beta) / (1 - beta^n) (Cui et al., CVPR 2019); "inverse" is its limit, 1 / n.
+    """(C,) class weights by kind; a class without photos counts as one with a single photo.
 
-    "" weighs all classes alike. A class without photos counts as one with one.
+    "effective" gives 1 / effective number of photos, (1 - beta) / (1 - beta^n) (Cui et al., CVPR 2019); "inverse" is
+    its limit, 1 / n; "" gives equal weights.
     """
     n = counts.clip(1).astype(np.float64)
     if kind == "inverse":
@@ -67,29 +73,29 @@ def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArr
 
 
 def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
-    """(N,) weights of the photos with these ids, from the columns id and weight of a .csv or .parquet file; 1 where it has none.
+    """(N,) weights of photos by id, from the columns id and weight of a .csv or .parquet file; 1 for other photos.
 
     Raises:
-        ConfigError: no such file or columns, or a weight that is not a number >= 0.
+        ConfigError: the file or a column does not exist, or a weight is not a number >= 0.
     """
     given = _read_weights(path)
     wrong = next((photo for photo, weight in given.items() if not 0 <= weight < math.inf), None)
     if wrong is not None:
         raise ConfigError(
-            f"train.photo_weights: {path}: {given[wrong]} of {wrong} is no weight; give numbers from 0 up"
+            f"train.photo_weights: {path}: {given[wrong]} of photo {wrong} is not a weight; give a number >= 0"
         )
     return np.array([given.get(str(each), 1.0) for each in ids], dtype=np.float64)
 
 
 def label_confidence(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clean) -> NDArray[np.float64]:
-    """(N,) weights in [0, 1] of the labels of `rows`, by `label_weights` of their scores; 1 where none was ever judged.
+    """(N,) label confidence in [0, 1] of the photos `rows`: `label_weights` of their quality; 1 for unscored labels.
 
-    A score is of the given label, so a photo that was relabelled counts by what its old label lacks.
+    Scores measure the given label, so a relabelled photo has quality 1 - score.
     """
     score, labels = manifest.score[rows], manifest.target[rows]
     quality = np.where(manifest.decision[rows] == "relabelled", 1 - score, score)
-    judged = ~np.isnan(quality)
-    weights = label_weights(np.where(judged, labels, -1), np.where(judged, quality, 1), floor_share=clean.floor_share,
+    scored = ~np.isnan(quality)
+    weights = label_weights(np.where(scored, labels, -1), np.where(scored, quality, 1), floor_share=clean.floor_share,
                             floor_count=clean.floor_count)  # fmt: skip
     return weights.astype(np.float64)
 
@@ -109,32 +115,32 @@ def _read_weights(path: Path) -> dict[str, float]:
 
 
 def error_rates(manifest: Manifest) -> NDArray[np.float64]:
-    """(C,) share of each given class's train photos whose label cleaning does not believe; 1 of a class never judged.
+    """(C,) share of label issues among the train photos of each given class; 1 for a class without scores.
 
-    Dropped photos take part: they are most of the errors.
+    Dropped photos are counted: they are most of the errors.
     """
-    judged = (manifest.split == "train") & ~np.isnan(manifest.score)
-    target, num_classes = manifest.given_target[judged], len(manifest.classes)
-    shown = np.bincount(target, minlength=num_classes)
-    wrong = np.bincount(target[manifest.score[judged] < HALF], minlength=num_classes)
-    return np.divide(wrong, shown, out=np.ones(num_classes), where=shown > 0)
+    scored = (manifest.split == "train") & ~np.isnan(manifest.score)
+    target, num_classes = manifest.given_target[scored], len(manifest.classes)
+    count = np.bincount(target, minlength=num_classes)
+    wrong = np.bincount(target[manifest.score[scored] < HALF], minlength=num_classes)
+    return np.divide(wrong, count, out=np.ones(num_classes), where=count > 0)
 
 
 def har_weights(counts: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(C,) error^0.6 / n^0.4, divided by the largest (Cao et al., ICLR 2021, as their code has it)."""
+    """(C,) error^0.6 / n^0.4, divided by the largest (Cao et al., ICLR 2021, as in their code)."""
     weight = errors**ERROR_POWER / counts.clip(1) ** COUNT_POWER
     return weight / weight.max() if weight.max() else weight
 
 
 def jacobian_norm(logits: Tensor, target: Tensor, classifier: Tensor) -> Tensor:
-    """(N,) length of the gradient of cross-entropy by the embedding, (p - e_y) W: what HAR keeps small.
+    """(N,) norm of the gradient of cross-entropy with respect to the embedding, (p - e_y) W, which HAR penalises.
 
-    Cao et al. take the sum over all batch norms, which needs a second way back through the network. This is the last of them, the
-    neck, where the gradient is known in closed form; with a frozen backbone there is no other.
+    Cao et al. sum over all batch norms, which needs a second backward pass. This is the term of the last one, the neck,
+    where the gradient has a closed form; with a frozen backbone it is the only one.
 
     Args:
-        logits: (N, C). target: (N,). classifier: (C, d) without bias.
+        logits: (N, C). target: (N,). classifier: (C, d) rows without bias.
     """
-    slope = logits.float().softmax(1)
-    slope = slope - torch.nn.functional.one_hot(target, logits.shape[1])
-    return (slope @ classifier).square().sum(1).add(1e-12).sqrt()  # the root of 0 has no gradient
+    gradient = logits.float().softmax(1)
+    gradient = gradient - torch.nn.functional.one_hot(target, logits.shape[1])
+    return (gradient @ classifier).square().sum(1).add(1e-12).sqrt()  # the square root has no gradient at 0

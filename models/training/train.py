@@ -1,14 +1,14 @@
 """Train one network: `python -m models.training.train --data DIR --recipe FILE.json --member 0 --out DIR`.
 
-By several workers under `torchrun --nproc_per_node N -m models.training.train ...`, to the same result. The loop
-itself is in models.training.epochs. What it leaves in --out:
-    network.pt       the trained network with its classes
-    scores.parquet   what it says of photos it was not trained on: validation and test; with --fold, the fold and validation
-    embeddings.npy   with --fold, where the cleaning rule compares photos: (N, 512) float16, in the order of scores.parquet;
-                     of a frozen backbone features.npy instead, (N, d), which are alike for all folds
-    samples.parquet  what the loss remembers of each photo, if it does
+Several workers, started by `torchrun --nproc_per_node N -m models.training.train ...`, give the same result as one. The
+training loop is in models.training.epochs. Files written to --out:
+    network.pt       trained network with its classes
+    scores.parquet   out-of-sample scores: of validation and test photos, or with --fold of the fold and validation photos
+    embeddings.npy   only with --fold and a cleaning rule that compares photos: (N, 512) float16, in the order of
+                     scores.parquet; a frozen backbone writes features.npy (N, d) instead, which are the same for all folds
+    samples.parquet  state that the loss keeps per photo, if any
     metrics.jsonl    one object per epoch
-    checkpoint.pt    only while it runs: a killed training continues there, in mid-epoch, bit for bit on a CPU
+    checkpoint.pt    only while it runs: a killed training resumes from it, also in mid-epoch, bit for bit on a CPU
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.losses.correction import Correction
 from models.networks.inputs import Features, Inputs, Views, extract
 from models.networks.margins import margin_of
-from models.networks.network import Network, best_device, build_network, count_parameters
+from models.networks.network import Network, best_device, build_network, count_parameters, set_threads
 from models.networks.predict import answers, embeddings, score
 from models.recipe.config import Member, from_dict, to_dict
 from models.training import checkpoint
@@ -51,12 +51,12 @@ log = logging.getLogger(__name__)
 
 
 def train(job: Job, network: Network | None = None) -> None:
-    """Trains the network of a job, or continues where a killed run left it.
+    """Trains the network of a job, or resumes a killed run.
 
     Args:
-        network: of job.start, at the size that it is trained at; None: a fresh one.
+        network: network to fine-tune, resized to the size of this training; None: a new one.
     """
-    torch.set_num_threads(job.train.threads or torch.get_num_threads())
+    set_threads(job.train.threads)
     torch.manual_seed(job.seed)
     manifest = with_selection_photos(read_manifest(job.data), job.recipe.proof.photos)
     rows, held_out = split_rows(manifest, fold=job.fold, num_folds=job.recipe.clean.folds)
@@ -64,7 +64,7 @@ def train(job: Job, network: Network | None = None) -> None:
     rows = np.setdiff1d(rows, trusted)
     if len(rows) < 2:
         raise ManifestError(
-            f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training; deliver at least two"
+            f"{job.data / 'labels.parquet'}: {len(rows)} photos are kept for training, but 2 are needed; ingest more photos"
         )
     network = to_device(network or build_network(job.network, num_classes=len(manifest.classes)))
     log.info("%s at %d px: %d photos, %d classes, %d parameters on %s", job.network.backbone, job.network.size, len(rows),
@@ -77,15 +77,15 @@ def train(job: Job, network: Network | None = None) -> None:
         return log_p, validation_accuracy(job, network, manifest)
 
     sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
-    emphasis = make_sample_weights(job.train, manifest, rows, clean=job.recipe.clean)
-    fit(network, loss, inputs, sampler=sampler, emphasis=emphasis, out=job.out, key=job.key, ask=ask,
+    sample_weights = make_sample_weights(job.train, manifest, rows, clean=job.recipe.clean)
+    fit(network, loss, inputs, sampler=sampler, sample_weights=sample_weights, out=job.out, key=job.key, ask=ask,
         meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
-    unseen = make_inputs(job, network, manifest, held_out)
-    judged = manifest.target if job.fold is None else manifest.given_target
-    scores = score(network, unseen, ids=manifest.id[held_out], target=judged[held_out])
+    held_out_inputs = make_inputs(job, network, manifest, held_out)
+    target = manifest.target if job.fold is None else manifest.given_target
+    scores = score(network, held_out_inputs, ids=manifest.id[held_out], target=target[held_out])
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
-            save_embeddings(job.out, network, unseen)
+            save_embeddings(job.out, network, held_out_inputs)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
@@ -94,7 +94,10 @@ def train(job: Job, network: Network | None = None) -> None:
 
 
 def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
-    """What photos are compared by. A head is a fold's own; a frozen backbone's features can be compared across all folds."""
+    """Saves the vectors by which cleaning compares photos.
+
+    Each fold has its own head, but features of a frozen backbone are comparable across folds, so these are preferred.
+    """
     if isinstance(inputs, Features):
         np.save(out / "features.npy", inputs.views.mean(0).half().cpu().numpy())
     else:
@@ -102,23 +105,23 @@ def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
 
 
 def to_device(network: Network) -> Network:
-    """The network on the best device. On GPUs batch norm takes the statistics of all workers' parts together."""
+    """The network on the best device. On GPUs, batch norm takes its statistics over the parts of all workers."""
     network.to(best_device())
-    if distributed.world() > 1 and network.mean.device.type == "cuda":
-        timm.layers.convert_sync_batchnorm(network)  # torch has none for CPUs: there, each worker's part has its own
+    if distributed.world() > 1 and network.mean.device.type == "cuda":  # on CPUs, torch has no synchronised batch norm
+        timm.layers.convert_sync_batchnorm(network)
     return network
 
 
 def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
-    """The member's loss, which has been told of the photos to train on."""
+    """The member's loss, initialised with the training photos."""
     settings = job.own.loss
     loss = build_loss(settings.name, num_classes=len(manifest.classes), **settings.params)
     require_mixable(job.own.augment, loss)
     log.info("loss %s: %s", settings.name, tolerance(loss))
     loss.margin = margin_of(job.network)
     if job.recipe.clean.correct and (noise := read_confusion(job.data, classes=manifest.classes)):
-        log.info("forward correction: %.1f%% of the labels are thought wrong, by %d confusions", 100 * noise.rate,
-                 len(noise.true))  # fmt: skip
+        log.info("forward correction: %.1f%% of the labels are estimated to be wrong, in %d pairs of classes",
+                 100 * noise.rate, len(noise.true))  # fmt: skip
         loss.correction = Correction(noise)
     loss.begin(Samples(id=manifest.id[rows], target=manifest.target[rows], classes=manifest.classes))
     if job.state and loss.memory is not None:
@@ -127,29 +130,29 @@ def make_loss(job: Job, manifest: Manifest, rows: NDArray[np.int64]) -> Loss:
 
 
 def make_meta(job: Job, network: Network, loss: Loss, manifest: Manifest, trusted: NDArray[np.int64]) -> Constant:
-    """What the recipe wants done to the loss's own numbers while it is used."""
+    """Handler of the loss's hyperparameters during training, as [meta] asks."""
     settings = job.recipe.meta
     if settings.replay:
         return Replay(loss, Path(settings.replay))
     if not settings.photos:
         return Constant(loss)
-    log.info("meta: %s of the loss are learnt from %d trusted photos", ", ".join(loss.learnable()), len(trusted))
+    log.info("meta: learning %s of the loss from %d trusted photos", ", ".join(loss.learnable()), len(trusted))
     inputs = make_inputs(job, network, manifest, trusted)
     return Adjuster(loss, settings, network=network, inputs=inputs, target=manifest.target[trusted], seed=job.seed)
 
 
 def tolerance(loss: Loss) -> str:
-    """What theory promises of a loss under label noise, at its number of classes."""
+    """Noise rates that a loss tolerates in theory at its number of classes, as a text for the log."""
     ratio, classes = asymmetry_ratio(loss), loss.num_classes
     symmetric, pair = (max_noise(loss, classes, kind) for kind in ("symmetric", "pair"))
     promise = f"tolerates {symmetric:.1%} symmetric and {pair:.1%} pair noise, in theory"
     if not symmetric:
-        promise = "no noise rate is tolerated for sure: given time, it learns wrong labels too"
+        promise = "there is no noise rate that it tolerates in theory: with time, it fits wrong labels too"
     return f"asymmetry ratio {ratio:.3g}; at {classes} classes {promise}"
 
 
 def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Inputs:
-    """Random views, or the fixed features of a frozen backbone."""
+    """Random views of photos, or their fixed features if the backbone is frozen."""
     photos = Photos(manifest, rows, side=job.recipe.export.input_size)
     if job.train.backbone_lr_scale == 0:
         return extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
@@ -157,25 +160,24 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
 
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
-    """Share of the validation photos that are recognised; NaN where there are none."""
+    """Share of the selection photos that the network recognises; NaN if there are none."""
     rows = np.flatnonzero(selection_photos(manifest))
     _, hits = answers(network, make_inputs(job, network, manifest, rows), target=manifest.target[rows])
     return float(hits.double().mean())
 
 
 def save_network(path: Path, network: Network, *, member: Member, classes: list[str], tau: float = 0.0) -> None:
-    """A network with all that is needed to build it again."""
+    """Saves a network with everything that is needed to build it again."""
     content = {"member": to_dict(member), "classes": list(classes), "tau": tau, "state": network.state_dict()}
     checkpoint.save(path, content)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as `save_network` wrote it, in evaluation mode; tau is not yet applied to its classifier.
+    """A network written by `save_network`, in evaluation mode; tau is not yet applied to its classifier.
 
-    What member.weights names was the start; it need not be there any more.
-
-    Training gives a classifier without a bias; some ways of re-balancing give it one.
+    The file of member.weights, from which it started, need not exist any more. Training gives a classifier without a
+    bias; some re-balancing methods add one.
     """
 
     network: Network
@@ -185,7 +187,7 @@ class Trained:
 
 
 def load_network(path: Path) -> Trained:
-    """What `save_network` wrote."""
+    """Reads a file of `save_network`."""
     content = checkpoint.load(path)
     member = from_dict({"name": "", "members": [content["member"]]}).members[0]
     network = build_network(dataclasses.replace(member, weights=""), num_classes=len(content["classes"]))
@@ -196,10 +198,10 @@ def load_network(path: Path) -> Trained:
 
 
 def main() -> None:
-    """The command line of one training."""
-    parser = parser_for("data recipe out", description="Train one network of a recipe on a materialised data version.")
-    parser.add_argument("--member", type=int, default=0)
-    parser.add_argument("--fold", type=int)
+    """Command line that trains one network."""
+    parser = parser_for("data recipe out", description="Train one network of a recipe on a data version.")
+    parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
+    parser.add_argument("--fold", type=int, help="hold out this fold of the training photos and score it, for cleaning")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)

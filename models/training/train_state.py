@@ -1,4 +1,4 @@
-"""All that changes while a network is trained, in one place, so that a checkpoint holds all of it."""
+"""Training state: everything that changes during a training, so that a checkpoint can hold all of it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A training that stands after `step` steps of `epoch`.
+    """State of a training after `step` steps of `epoch`.
 
-    Randomness is no part of it: every step draws from a seed of its own, named by its numbers.
+    It needs no random state, because every step has its own seed, made of the recipe's seed, the epoch and the step.
     """
 
     network: Network
     loss: Loss
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
-    meta: Constant  # of the loss's own numbers
+    meta: Constant  # of the loss's hyperparameters
     average: Average  # of the weights
-    epoch: int = 0  # in progress, from 0
-    step: int = 0  # done in it
-    total: float = 0.0  # of the loss over the photos that this worker saw in it
-    seconds: float = 0.0  # that it took
+    epoch: int = 0  # present epoch, from 0
+    step: int = 0  # steps done in this epoch
+    total: float = 0.0  # summed loss of this worker's photos in this epoch
+    seconds: float = 0.0  # spent in this epoch
 
     def save(self, path: Path, *, key: str) -> None:
-        """Called by every worker, as each holds a part of what is saved."""
+        """Saves a checkpoint. Every worker must call this, because each holds a part of the state."""
         distributed.average_buffers(self.network)
         content = {
             "key": key,
@@ -60,22 +60,22 @@ class TrainState:
             checkpoint.save(path, content)
 
     def restore(self, path: Path, *, key: str) -> None:
-        """Goes on where `save` was called, by as many workers as there are now."""
+        """Restores a checkpoint; the number of workers may differ from that at `save`."""
         content = checkpoint.load(path, key=key)
         for name in ("network", "loss", "optimizer", "schedule", "meta", "average"):
             getattr(self, name).load_state_dict(content[name])
         self.epoch, self.step, self.seconds = content["epoch"], content["step"], content["seconds"]
         self.total = content["total"] if distributed.rank() == 0 else 0.0
-        log.info("continuing after epoch %d and %d steps of the next", self.epoch, self.step)
+        log.info("resuming after epoch %d and %d steps of the next", self.epoch, self.step)
 
     def next_epoch(self) -> None:
-        """On to the next epoch."""
+        """Advances to the next epoch."""
         self.epoch, self.step, self.total, self.seconds = self.epoch + 1, 0, 0.0, 0.0
 
 
 @dataclass
 class Interval:
-    """Says when `minutes` are over, again and again."""
+    """Timer that reports when `minutes` have passed, repeatedly."""
 
     minutes: float
     clock: Callable[[], float] = time.monotonic
@@ -85,6 +85,7 @@ class Interval:
         self.since = self.clock()
 
     def over(self) -> bool:
+        """True if `minutes` have passed since the last time this was True."""
         if self.clock() - self.since < self.minutes * 60:
             return False
         self.since = self.clock()
@@ -92,7 +93,7 @@ class Interval:
 
 
 def seed_step(generator: torch.Generator, *numbers: int) -> None:
-    """Seeds a step by its numbers: the generator of its views, alike for all workers, and torch's own, of dropout."""
+    """Seeds a step by its numbers: the generator of its views, equal on all workers, and torch's own, per worker."""
     views, *dropout = np.random.SeedSequence(numbers).generate_state(1 + distributed.world(), np.uint64) >> np.uint64(1)
     generator.manual_seed(int(views))
     torch.manual_seed(int(dropout[distributed.rank()]))

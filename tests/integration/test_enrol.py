@@ -197,7 +197,7 @@ def test_photos_that_are_none_are_all_named(own: Workspace, few: list[Path], tmp
 def test_what_cannot_be_enrolled_or_withdrawn_is_refused(own: Workspace, few: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EnrolmentError, match="already"):
         enrol_product(own, KNOWN[0].label, few)
-    with pytest.raises(EnrolmentError, match="is no product of the serving model"):
+    with pytest.raises(EnrolmentError, match="is not a product of the current model"):
         withdraw_product(own, NEW.label)
     with pytest.raises(UnknownVersion, match="retrain"):
         enrol_product(Workspace.init(tmp_path / "empty"), NEW.label, few)

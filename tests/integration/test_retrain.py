@@ -380,7 +380,7 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     assert history(workspace) == history(undisturbed), "cleaning was done"
 
     kill_retraining(workspace, tmp_path / "2.log", once=lambda: any(model.glob(".stage-*")) or (model / "1").exists())
-    assert "continuing after epoch" in (tmp_path / "2.log").read_text()
+    assert "resuming after epoch" in (tmp_path / "2.log").read_text()
     late = stages(workspace)
     assert {name: time for name, time in late.items() if name in early} == early
     assert set(late) == set(stages(undisturbed))

@@ -166,7 +166,7 @@ with workers(), pytest.MonkeyPatch.context() as patch:
     x, y = torch.randn(2, 9, 6, dtype=torch.float64), torch.randint(5, (2, 9))
     batch, clean = ((x[i, part(9)], y[i, part(9)]) for i in range(2))
     found = hyper_gradient(build_loss("sce", 5), ["alpha", "beta"], parameters=list(answer.parameters()), rates=[.1, .2],
-                           answer=answer, batch=batch, trusted=clean, ignore_length=True)
+                           logits_of=answer, batch=batch, trusted=clean, ignore_length=True)
     patch.setattr(models.training.train, "build_network", plain_network)
     recipe = dataclasses.replace(RECIPE, loss=Loss(name="sce"), meta=meta)
     models.training.train.train(counting_job(data, out / str(world()), recipe))
@@ -207,7 +207,7 @@ def test_a_flow_stops_its_workers_and_goes_on_where_they_were(data: Path, tmp_pa
     done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     before = (done["epoch"], done["step"])
     run_child("models.training.train", arguments, say=said.append, workers=2)
-    assert f"continuing after epoch {before[0]} and {before[1]} steps of the next" in said
+    assert f"resuming after epoch {before[0]} and {before[1]} steps of the next" in said
     assert [line["epoch"] for line in metrics(tmp_path / "out")] == list(range(1, 9))
     assert len([line for line in said if line.startswith("loss ce:")]) == 2, (
         "the first worker alone talks, in both runs"

@@ -27,7 +27,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes, long-tailed, one of them with a single photo; read only."""
+    """Data version with four long-tailed classes, one of them with a single photo; read only."""
     source = deliver(tmp_path_factory.mktemp("source"), CLASSES, side=SIDE)
     out = tmp_path_factory.mktemp("version") / "data"
     ingest(source, base=None, out=out)
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def variant(data: Path, tmp_path: Path) -> Callable[[Callable[[Manifest], dict[str, Any]]], Path]:
-    """The same photos under other labels, splits or decisions."""
+    """Function that makes a data version of the same photos with other labels, splits or decisions."""
 
     def make(change: Callable[[Manifest], dict[str, Any]]) -> Path:
         copy = Path(shutil.copytree(data, tmp_path / "variant"))

@@ -23,7 +23,7 @@ def drawn(n: int = 6, **keys: float) -> Draw:
 
 @pytest.fixture
 def photos() -> Tensor:
-    """Colours in the middle, so that none is cut off at black or white."""
+    """Photos with medium colours, so that none is clipped at black or white."""
     return torch.randint(100, 156, (6, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,13 +42,13 @@ def test_photos_may_stand_on_their_heads(photos: Tensor) -> None:
 
 
 def slow_blur(photo: Tensor, width_px: float) -> Tensor:
-    """(3, S, S), pixel by pixel."""
+    """Gaussian blur of a photo (3, S, S), pixel by pixel."""
     size = photo.shape[-1]
-    at = torch.arange(size, dtype=torch.float64)
+    position = torch.arange(size, dtype=torch.float64)
     blurred = torch.empty_like(photo, dtype=torch.float64)
     for row in range(size):
         for column in range(size):
-            square = (at[:, None] - row) ** 2 + (at[None] - column) ** 2
+            square = (position[:, None] - row) ** 2 + (position[None] - column) ** 2
             weight = torch.exp(-square / (2 * width_px**2))
             blurred[:, row, column] = (photo.double() * weight).sum((1, 2)) / weight.sum()
     return blurred

@@ -1,4 +1,4 @@
-"""Means of weights against plain loops, and the statistics that belong to them."""
+"""Averages of weights, compared with plain loops, and their batch norm statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.data.samplers import Sampler
 from models.networks.inputs import Features, extract
 from models.networks.network import build_network
 from models.recipe.config import Recipe, Train
-from models.training.averages import Average, measuring
+from models.training.averages import Average, recomputing_bn
 from models.training.epochs import take_step
 from models.training.job import Job, split_rows
 from models.training.train import load_network, train
@@ -44,7 +44,7 @@ def test_ema_is_a_plain_loop(decay: float) -> None:
         d = min(decay, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * now
     average.end_epoch(left=0)
-    average.put()
+    average.apply()
     torch.testing.assert_close(weight.data, expected)
 
 
@@ -56,7 +56,7 @@ def test_a_soup_is_the_mean_of_the_last_epochs() -> None:
         weight.data.copy_(now)
         average.end_step()
         average.end_epoch(left=7 - epoch - 1)
-    average.put()
+    average.apply()
     torch.testing.assert_close(weight.data, torch.stack(ends[-3:]).mean(0))
 
 
@@ -68,7 +68,7 @@ def test_statistics_are_means_over_the_batches_and_all_else_answers() -> None:
     network(torch.randn(9, 4))
     before = kept.running_mean.clone()  # type: ignore[union-attr]  # a norm with statistics
     batches = [3 + 2 * torch.randn(n, 4) for n in (5, 8, 2)]
-    with torch.no_grad(), measuring(network, part=part):
+    with torch.no_grad(), recomputing_bn(network, part=part):
         for batch in batches:
             network(batch)
     seen = [kept(batch) for batch in batches]
@@ -97,13 +97,13 @@ def test_what_is_saved_is_the_average(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def step_and_look(course: Any, *args: Any, **named: Any) -> None:
+    def step_and_record(state: Any, *args: Any, **named: Any) -> None:
         if not seen:
-            seen.append({key: value.clone() for key, value in course.network.named_parameters()})
-        take_step(course, *args, **named)
-        seen.append({key: value.detach().clone() for key, value in course.network.named_parameters()})
+            seen.append({key: value.clone() for key, value in state.network.named_parameters()})
+        take_step(state, *args, **named)
+        seen.append({key: value.detach().clone() for key, value in state.network.named_parameters()})
 
-    monkeypatch.setattr(models.training.epochs, "take_step", step_and_look)
+    monkeypatch.setattr(models.training.epochs, "take_step", step_and_record)
     run(data, recipe, tmp_path / "ema", backbone_lr_scale=scale, ema=0.8)
     expected = dict(seen[0])
     for t, now in enumerate(seen[1:]):
@@ -121,7 +121,7 @@ def test_what_is_saved_is_the_average(
 
 
 def test_the_statistics_are_those_of_the_averaged_weights(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    """On frozen features, where the neck alone has any: computed anew, batch by batch, from the saved weights."""
+    """Recomputed batch by batch from the saved weights, on frozen features, where only the neck has statistics."""
     job = run(data, recipe, tmp_path / "out", backbone_lr_scale=0.0, soup_epochs=2)
     manifest, trained = read_manifest(data), load_network(job.out / "network.pt")
     rows, _ = split_rows(manifest, fold=None, num_folds=2)

@@ -1,4 +1,4 @@
-"""Bits that flip in what a training leaves: the file is named, or what it says is what was written (I21)."""
+"""Flipped bits in the files of a training: reading names the file, or returns exactly what was written (I21)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 
 
 def never_wrong(path: Path, read: Callable[[], Any], *, flips: int) -> None:
-    """Broken in every way, it is refused by name or is read as it was written."""
+    """Breaks a file in every way: reading must name it in an error, or return what was written."""
     whole, refused = read(), 0
     for way in ways(path, flips=flips):
         try:

@@ -1,4 +1,4 @@
-"""Temperatures, scores of the unknown and what `known` makes of them: fitted on real photos, folded, exported, asked."""
+"""Calibration: temperatures, out-of-distribution scores and `known`, fitted on real photos and exported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def photos() -> torch.Tensor:
 
 
 def biased(member: Trained) -> Trained:
-    """As re-balancing leaves some: with a bias."""
+    """The member with a bias, as some re-balancing methods leave it."""
     head = member.network.head
     head.classifier.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(member.classes)))
     return member
@@ -52,28 +52,30 @@ def biased(member: Trained) -> Trained:
 @torch.no_grad()
 def test_temperatures_fold_exactly(photos: torch.Tensor) -> None:
     pair = [biased(trained(32, seed=1, tau=0.7)), trained(24, seed=2)]
-    plain = DeployGraph(pair, settings=SETTINGS).look(photos)
-    looks = DeployGraph(pair, settings=SETTINGS, calibration=Calibration((4.0, 0.3))).look(photos)
-    for before, after, temperature in zip(plain, looks, (4.0, 0.3), strict=True):
+    plain = DeployGraph(pair, settings=SETTINGS).output(photos)
+    outputs = DeployGraph(pair, settings=SETTINGS, calibration=Calibration((4.0, 0.3))).output(photos)
+    for before, after, temperature in zip(plain, outputs, (4.0, 0.3), strict=True):
         torch.testing.assert_close(after.logits, before.logits / temperature, rtol=1e-5, atol=1e-5)
         assert torch.equal(after.embedding, before.embedding)
 
 
 def drawn(num: int, *, scales: list[float], seed: int = 0) -> tuple[list[MemberOutput], torch.Tensor, torch.Tensor]:
-    """Logits of members that are right, then multiplied; the labels are drawn from the mean of the members."""
+    """Logits of calibrated members, multiplied by scales; labels are drawn from the mean of the members."""
     draw = torch.Generator().manual_seed(seed)
     right = [2 * torch.randn(2, num, 6, generator=draw) for _ in scales]
     mean = torch.stack([logits.softmax(2).mean(0) for logits in right]).mean(0)
     label = mean.multinomial(1, generator=draw)[:, 0]
-    looks = [MemberOutput(scale * logits, torch.ones(2, num, 512)) for scale, logits in zip(scales, right, strict=True)]
-    return looks, label, mean
+    outputs = [
+        MemberOutput(scale * logits, torch.ones(2, num, 512)) for scale, logits in zip(scales, right, strict=True)
+    ]
+    return outputs, label, mean
 
 
 @pytest.mark.parametrize("scales", [[1.0], [6.0], [0.2], [12.0, 0.5], [1.0, 1.0, 9.0]])
 def test_the_temperature_of_drawn_labels_is_found(scales: list[float]) -> None:
-    looks, label, mean = drawn(4000, scales=scales)
+    outputs, label, mean = drawn(4000, scales=scales)
     weights = np.full(len(scales), 1 / len(scales))
-    found, (before, after) = fit_temperatures(label_probabilities(looks, label).numpy(), weights, num_classes=6)
+    found, (before, after) = fit_temperatures(label_probabilities(outputs, label).numpy(), weights, num_classes=6)
     assert found == pytest.approx(scales, rel=0.25)
     entropy = -(mean * mean.log()).sum(1).mean()
     assert after == pytest.approx(float(entropy), abs=0.05), "as sure as it is right"
@@ -81,14 +83,14 @@ def test_the_temperature_of_drawn_labels_is_found(scales: list[float]) -> None:
 
 
 def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
-    """Two members who are each right alone, and know different things: the mean is less sure than it could be."""
+    """Members that are calibrated alone but see different clues: their mean is less confident than it should be."""
     draw = torch.Generator().manual_seed(1)
     label = torch.randint(0, 6, (3000,), generator=draw)
     clue = torch.nn.functional.one_hot(label, 6) * 2.0
-    looks = [
+    outputs = [
         MemberOutput((clue + torch.randn(3000, 6, generator=draw))[None], torch.ones(1, 3000, 512)) for _ in range(4)
     ]
-    table, weights = label_probabilities(looks, label).numpy(), np.full(4, 0.25)
+    table, weights = label_probabilities(outputs, label).numpy(), np.full(4, 0.25)
     alone = [fit_temperatures(table[:, [member]], np.ones(1), num_classes=6)[0][0] for member in range(4)]
     together, (_, after) = fit_temperatures(table, weights, num_classes=6)
     assert (np.array(together) < np.array(alone)).all()
@@ -97,11 +99,11 @@ def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_temperature_is_worse_than_one(seed: int) -> None:
-    looks, label, _ = drawn(12, scales=[1.0, 3.0], seed=seed)
-    table, weights = label_probabilities(looks, label).numpy(), np.array([0.3, 0.7])
+    outputs, label, _ = drawn(12, scales=[1.0, 3.0], seed=seed)
+    table, weights = label_probabilities(outputs, label).numpy(), np.array([0.3, 0.7])
     found, (before, after) = fit_temperatures(table, weights, num_classes=6)
     assert before == pytest.approx(nll(table, weights, [ONE, ONE]), abs=1e-6)
-    mean = sum(w * (look.logits / t).softmax(2).mean(0) for w, look, t in zip(weights, looks, found, strict=True))
+    mean = sum(w * (output.logits / t).softmax(2).mean(0) for w, output, t in zip(weights, outputs, found, strict=True))
     own = -mean.gather(1, label[:, None]).log().mean()
     assert after == pytest.approx(float(own), abs=1e-5)
     assert after <= before
@@ -109,9 +111,9 @@ def test_no_temperature_is_worse_than_one(seed: int) -> None:
 
 def test_a_few_photos_that_are_all_recognised_promise_no_certainty() -> None:
     label = torch.arange(20) % 6
-    looks = [MemberOutput((3.0 * torch.nn.functional.one_hot(label, 6))[None], torch.ones(1, 20, 512))]
-    (found,), _ = fit_temperatures(label_probabilities(looks, label).numpy(), np.ones(1), num_classes=6)
-    sure = (looks[0].logits / found).softmax(2).amax().item()
+    outputs = [MemberOutput((3.0 * torch.nn.functional.one_hot(label, 6))[None], torch.ones(1, 20, 512))]
+    (found,), _ = fit_temperatures(label_probabilities(outputs, label).numpy(), np.ones(1), num_classes=6)
+    sure = (outputs[0].logits / found).softmax(2).amax().item()
     assert found < 1
     assert sure == pytest.approx(20 / 21, abs=0.01), "one in 21 is another"
 
@@ -120,8 +122,8 @@ def test_a_few_photos_that_are_all_recognised_promise_no_certainty() -> None:
 @pytest.mark.parametrize("num", [3, 40, 1001])
 def test_the_line_accepts_the_share_that_is_asked_for(accept: float, num: int) -> None:
     draw = np.random.default_rng(num)
-    known, strangers = draw.normal(2, 1, num), draw.normal(0, 1, 2 * num)
-    line = fit_threshold(known, strangers, accept=accept)
+    known, unknown = draw.normal(2, 1, num), draw.normal(0, 1, 2 * num)
+    line = fit_threshold(known, unknown, accept=accept)
     assert line is not None
     share = (known >= line.threshold).mean()
     assert accept - 1e-9 <= share < accept + 1 / num, "no photo more than must be"
@@ -129,7 +131,7 @@ def test_the_line_accepts_the_share_that_is_asked_for(accept: float, num: int) -
 
 
 def test_the_slope_is_that_of_a_logistic_fit_of_groups_that_weigh_the_same() -> None:
-    """Two normals of one spread: the log odds rise by (difference of means) / variance, however many there are of each."""
+    """Log odds of two normals of equal variance rise by (difference of means) / variance, for any group sizes."""
     draw = np.random.default_rng(0)
     for num in (20_000, 2_000):
         line = fit_threshold(draw.normal(30, 2, 20_000), draw.normal(26, 2, num), accept=0.9)
@@ -166,14 +168,14 @@ def test_tiles_are_the_photo_in_another_order() -> None:
 @torch.no_grad()
 def test_a_photo_without_its_class_is_never_known_better(members: list[Trained], photos: torch.Tensor) -> None:
     graph = DeployGraph(members, settings=SETTINGS).eval()
-    looks = graph.look(photos)
-    first = graph.mean(looks).argmax(1)
-    masked = without(looks, first)
-    for before, after in zip(looks, masked, strict=True):
+    outputs = graph.output(photos)
+    first = graph.mean(outputs).argmax(1)
+    masked = without(outputs, first)
+    for before, after in zip(outputs, masked, strict=True):
         left = torch.nn.functional.one_hot(first, 4) == 0
         assert torch.equal(after.logits[:, left], before.logits[:, left])
     for name in SCORES:
-        own, other = (score_of(name, seen, graph.mean(seen), graph.weights) for seen in (looks, masked))
+        own, other = (score_of(name, seen, graph.mean(seen), graph.weights) for seen in (outputs, masked))
         assert other.isfinite().all()
         if name != "probability":  # its mates share what the class had
             assert (other < own if name == "energy" else other <= own).all(), name
@@ -182,8 +184,8 @@ def test_a_photo_without_its_class_is_never_known_better(members: list[Trained],
 @torch.no_grad()
 def test_the_scores_are_their_formulas(members: list[Trained], photos: torch.Tensor) -> None:
     graph = DeployGraph(members, settings=SETTINGS, weights=[0.25, 0.75]).eval()
-    looks = graph.look(photos)
-    mean = graph.mean(looks)
+    outputs = graph.output(photos)
+    mean = graph.mean(outputs)
     formulas: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         "energy": lambda logits, _: logits.double().exp().sum(2).log(),
         "logit": lambda logits, _: logits.max(2).values,
@@ -191,14 +193,14 @@ def test_the_scores_are_their_formulas(members: list[Trained], photos: torch.Ten
     }
     assert set(SCORES) == {"probability", *formulas}
     for name, formula in formulas.items():
-        one, two = (formula(*look).mean(0) for look in looks)
+        one, two = (formula(*output).mean(0) for output in outputs)
         torch.testing.assert_close(
-            score_of(name, looks, mean, graph.weights)[:, 0].double(),
+            score_of(name, outputs, mean, graph.weights)[:, 0].double(),
             (one / 4 + 3 * two / 4).double(),
             rtol=1e-5,
             atol=1e-6,
         )
-    assert torch.equal(score_of("probability", looks, mean, graph.weights)[:, 0], graph(photos).probs[:, 0])
+    assert torch.equal(score_of("probability", outputs, mean, graph.weights)[:, 0], graph(photos).probs[:, 0])
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -208,8 +210,8 @@ def test_the_file_knows_and_rejects_as_the_module(
 ) -> None:
     plain = DeployGraph(members, settings=SETTINGS, calibration=Calibration((0.5, 2.0))).eval()
     with torch.no_grad():
-        looks = plain.look(photos)
-        values = score_of(score, looks, plain.mean(looks), plain.weights)[:, 0]
+        outputs = plain.output(photos)
+        values = score_of(score, outputs, plain.mean(outputs), plain.weights)[:, 0]
         best = plain(photos)
     middle = float(values.sort().values[3:5].mean())
     calibration = Calibration((0.5, 2.0), score, slope=3.0 / float(values.std()), threshold=middle)
@@ -242,14 +244,14 @@ def test_uncalibrated_the_top_probability_is_known_as_it_is(members: list[Traine
 
 @pytest.fixture(scope="module")
 def lifelike(data: Path) -> list[Trained]:
-    """Two networks that tell the photos of the tiny version apart: class means of their own embeddings are their rows."""
+    """Two networks that recognise the photos of the tiny version: the class means of their embeddings are their rows."""
     manifest = read_manifest(data)
     rows = np.flatnonzero(manifest.target >= 0)
     images = torch.cat(list(Photos(manifest, rows, side=40).in_order(64)))
     pair = [trained(32, seed=1), trained(24, seed=2)]
     for member in pair:
         with torch.no_grad():
-            seen = DeployGraph([member], settings=SETTINGS).eval().look(images)[0].embedding.mean(0)
+            seen = DeployGraph([member], settings=SETTINGS).eval().output(images)[0].embedding.mean(0)
             means = torch.stack([seen[torch.from_numpy(manifest.target[rows] == each)].mean(0) for each in range(4)])
             member.network.head.classifier.weight.copy_(torch.nn.functional.normalize(means - seen.mean(0)))
     return pair
@@ -272,7 +274,7 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
         for each in (UNCALIBRATED, made)
     ]
     with torch.no_grad():
-        before, after = (-graph.mean(graph.look(images)).gather(1, label[:, None]).log().mean() for graph in asked)
+        before, after = (-graph.mean(graph.output(images)).gather(1, label[:, None]).log().mean() for graph in asked)
         answers = asked[1](images)
     assert chosen.nll == pytest.approx((float(before), float(after)), abs=1e-4)
     assert after < before, "rows of length 1 are far from sure enough"
@@ -280,14 +282,14 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
     accepted = float((answers.known >= 0.5).float().mean())
     assert chosen.accepted == pytest.approx(accepted)
     assert 0.8 <= accepted < 0.8 + 1 / len(rows)
-    told = chosen.told_apart
-    assert set(told) == set(SCORES)
-    assert told[made.score].mean == max(each.mean for each in told.values())
-    assert told[made.score].without_class > 0.6, "a photo without its class is less known"
+    separation = chosen.separation
+    assert set(separation) == set(SCORES)
+    assert separation[made.score].mean == max(each.mean for each in separation.values())
+    assert separation[made.score].without_class > 0.6, "a photo without its class is less known"
     column = SCORES.index(made.score)
-    scores = calibrate.ask(asked[1], Photos(manifest, rows, side=40), manifest.target[rows])
-    known, *strangers = (each[:, column] for each in scores)
-    assert told[made.score] == pytest.approx([auroc(known, each) for each in strangers], abs=1e-6)
+    scores = calibrate.score_photos(asked[1], Photos(manifest, rows, side=40), manifest.target[rows])
+    known, *unknown = (each[:, column] for each in scores)
+    assert separation[made.score] == pytest.approx([auroc(known, each) for each in unknown], abs=1e-6)
 
 
 @pytest.mark.parametrize("change", ["no validation photo", "one class"])
@@ -302,7 +304,7 @@ def test_with_nothing_to_judge_by_nothing_is_calibrated(change: str, variant: Va
     one = trained(32, seed=1, classes=manifest.classes)
     chosen = calibrate.calibrate([one], [1.0], manifest, settings=SETTINGS)
     assert chosen == Chosen(UNCALIBRATED)
-    assert "known is the top probability as it is" in calibrate.in_words(chosen)
+    assert "known is the top probability" in calibrate.summary(chosen)
 
 
 def test_the_command_line_leaves_what_the_export_reads(
@@ -323,10 +325,11 @@ def test_the_command_line_leaves_what_the_export_reads(
     chosen = calibrate.calibrate(lifelike[1:], [1.0], read_manifest(data), settings=settings)
     assert calibration == chosen.calibration
     assert evidence == json.loads(json.dumps(chosen.to_dict()["evidence"]))
+    assert list(evidence) == ["photos", "surprise", "accepted", "told_apart"], "keys that model versions carry"
 
 
 def test_initialisers_can_be_told_by_name(members: list[Trained], tmp_path: Path) -> None:
-    """Enrolment appends rows to them."""
+    """Enrolment finds them by name and appends rows."""
     import onnx
 
     graph = DeployGraph([members[0], biased(trained(24, seed=2))], settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""What a retraining asks before anything is trained."""
+"""Checks of a recipe and its data before anything is trained."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_what_can_be_trained_passes(data: Path) -> None:
             ConfigError,
             r"^members\.1\.train\.batch_size: 3 of \d+ photos",
         ),
-        (DEIT, ConfigError, r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"),
+        (DEIT, ConfigError, r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would not cover the photo"),
         (
             f"{DEIT}\nfinetune.enlarge=1.5\ntrain.start_size=0.5",
             ConfigError,
-            r"train\.start_size: 0\.5 is 16 px, and deit_.* takes 32 alone",
+            r"train\.start_size: 0\.5 gives 16 px, but deit_.* takes only 32 px",
         ),
         (
             "clean.params.margin=1",
@@ -78,7 +78,7 @@ def test_what_can_be_trained_passes(data: Path) -> None:
             ConfigError,
             r"clean\.params\.prior: 2\.0 is outside \[0, 1\]; .*--set clean\.params\.prior=",
         ),
-        ("clean.folds=12", ConfigError, r"clean\.folds: of \d+ train photos fold \d+ of 12 would judge 0"),
+        ("clean.folds=12", ConfigError, r"clean\.folds: fold \d+ of 12 would score 0 of \d+ train photos"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained(data: Path, override: str, error: type[ModelError], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Ways of balancing a classifier: against slow formulas, on a planted long tail, and folded into the graph."""
+"""Re-balancing methods: compared with slow formulas, on a planted long tail, and folded into the graph."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def mean_class(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: n
 
 
 def clusters(counts: list[int], seed: int, spread: float = 0.7) -> tuple[Tensor, np.ndarray]:
-    """Points about the corners of a simplex, so many per class, as embeddings (N, C)."""
+    """Points about the corners of a simplex, `counts` per class, as embeddings (N, C)."""
     target = np.repeat(np.arange(len(counts)), counts)
     noise = spread * torch.randn(len(target), len(counts), generator=torch.Generator().manual_seed(seed))
     return torch.eye(len(counts))[torch.from_numpy(target)] + noise, target
 
 
 def long_tail(counts: list[int], seed: int) -> tuple[Tensor, np.ndarray]:
-    """Overlapping clusters about fixed centres, so many points per class, as embeddings (N, 8)."""
+    """Overlapping clusters about fixed centres, `counts` points per class, as embeddings (N, 8)."""
     centres = torch.randn(len(counts), 8, generator=torch.Generator().manual_seed(7))
     target = np.repeat(np.arange(len(counts)), counts)
     noise = torch.randn(len(target), 8, generator=torch.Generator().manual_seed(seed))
@@ -58,7 +58,7 @@ KNOWN, HELD_OUT = long_tail(COUNTS, seed=1), long_tail([100] * 10, seed=2)
 
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
-    """The classifier that a long tail as it lies gives."""
+    """Classifier trained on the long tail without any balancing."""
     embedding, target = KNOWN
     weight = torch.zeros(10, 8, requires_grad=True)
     optimizer = torch.optim.Adam([weight], lr=0.05)
@@ -96,7 +96,7 @@ def test_a_row_of_zeros_stays_one() -> None:
 
 @pytest.mark.parametrize("tau", [0.5, 1.0])
 def test_adjusted_probabilities_are_those_under_the_other_prior(tau: float) -> None:
-    """p(y | x) / prior^tau, renewed; at 1 what Bayes gives where every class is as frequent."""
+    """p(y | x) / prior^tau, normalised; for tau = 1, Bayes' rule with equally frequent classes."""
     counts = np.array([70, 29, 1, 0])
     logits = torch.randn(50, 4, dtype=torch.float64)
     prior = torch.tensor([0.7, 0.29, 0.01, 0.01], dtype=torch.float64)  # none counts as one
@@ -190,7 +190,7 @@ def network() -> Network:
 
 
 def methods() -> dict[str, tuple[Tensor, Tensor | None, float]]:
-    """Rows, bias and tau of each way, from embeddings of the network's own width."""
+    """Rows, bias and tau of each method, from embeddings of the network's width."""
     weight = network().head.classifier.weight.detach()
     counts = [30, 12, 8, 4, 2, 1, 1]
     target = np.repeat(np.arange(7), counts)

@@ -23,7 +23,7 @@ from tests.unit.models.clusters import clusters
 
 @pytest.fixture
 def noise() -> Noise:
-    """Of eight classes, a quarter of whose labels are wrong."""
+    """Noise of eight classes, a quarter of whose labels are wrong."""
     given, _, probs, embeddings = clusters()
     return estimate_noise(given, probs, embeddings)
 
@@ -101,7 +101,7 @@ def test_no_table_is_no_confusion_and_a_broken_one_is_named(tmp_path: Path) -> N
     assert read_confusion(tmp_path, classes=["a"]) is None
     (tmp_path / NAME).write_bytes(b"broken")
     with pytest.raises(
-        ManifestError, match=r"confusion\.parquet: no confusion of classes .*take the data version again"
+        ManifestError, match=r"confusion\.parquet: not a confusion table of classes .*restore the data version"
     ):
         read_confusion(tmp_path, classes=["a"])
 

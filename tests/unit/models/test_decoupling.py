@@ -1,4 +1,4 @@
-"""Choosing among balanced classifiers on validation photos, and what a re-balancing leaves."""
+"""Choice among balanced classifiers on selection photos, and the output of a re-balancing."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ LONG_TAIL = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # rows a
 
 
 def chosen_tau(weight: Tensor, validation: Embedded, settings: Balance) -> ClassifierChoice:
-    ways = options("tau", weight, validation, counts=COUNTS, settings=settings, seed=0)
-    return choose_option("tau", ways, validation, counts=COUNTS[: len(weight)], seed=0)
+    candidates = options("tau", weight, validation, counts=COUNTS, settings=settings, seed=0)
+    return choose_option("tau", candidates, validation, counts=COUNTS[: len(weight)], seed=0)
 
 
 def test_the_grid_holds_both_ends() -> None:
@@ -52,7 +52,7 @@ def test_the_grid_holds_both_ends() -> None:
 
 
 def test_tau_is_the_smallest_within_one_standard_error_of_the_best() -> None:
-    """The error is that of the difference on the same photos, drawn anew 200 times, classes weighing alike."""
+    """The error is the standard deviation of the paired difference over 200 draws, with equal weight per class."""
     validation = Embedded(*clusters([40, 30, 20, 10], seed=3))
     choice = chosen_tau(LONG_TAIL, validation, Balance(tau_max=1.0, tau_step=0.1))
     target = validation.target
@@ -79,9 +79,9 @@ def test_tau_stays_at_0_without_a_reason_to_move() -> None:
     validation = Embedded(*clusters([10, 10, 10], seed=1, spread=0.01))
     assert chosen_tau(torch.eye(3), validation, Balance()).option.tau == 0.0
     assert chosen_tau(torch.eye(3), validation, Balance(tau_max=0)).curve == ((0.0, 1.0),)
-    nobody = chosen_tau(torch.eye(3), Embedded(validation.embedding[:0], validation.target[:0]), Balance())
-    assert (nobody.option.tau, nobody.curve) == (0.0, ())
-    assert nobody.to_dict()["mean_class"] is None
+    empty = chosen_tau(torch.eye(3), Embedded(validation.embedding[:0], validation.target[:0]), Balance())
+    assert (empty.option.tau, empty.curve) == (0.0, ())
+    assert empty.to_dict()["mean_class"] is None
 
 
 def test_strength_0_gives_the_trained_classifier() -> None:
@@ -92,7 +92,7 @@ def test_strength_0_gives_the_trained_classifier() -> None:
         assert first.bias is None or not first.bias.any()
 
 
-def test_best_is_the_gentlest_method_within_one_standard_error_of_the_best() -> None:
+def test_best_is_the_first_method_within_one_standard_error_of_the_best() -> None:
     known, validation = Embedded(*long_tail([100, 30, 10, 3], seed=1)), Embedded(*long_tail([25] * 4, seed=2))
     counts = np.bincount(known.target)
     trained = retrain_rows(known.embedding, known.target, num_classes=4, epochs=5, lr=0.05, seed=0)
@@ -140,7 +140,7 @@ def test_a_method_by_name_is_the_only_one_tried(method: str) -> None:
 
 
 def test_only_classes_with_validation_photos_have_a_say() -> None:
-    """The class without photos has the shortest row, which nobody pleads for."""
+    """The class without photos has the shortest row, so accuracy gives no reason to lengthen it."""
     embedding, target = clusters([30, 30, 0, 0], seed=1, spread=0.1)
     assert chosen_tau(LONG_TAIL, Embedded(embedding, target), Balance()).option.tau == 0.0
 
@@ -176,7 +176,7 @@ Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
 
 def rebalanced(data: Path, recipe: Recipe, folder: Path) -> Path:
-    """A training and its re-balancing in that folder."""
+    """Trains in a folder unless it has a network, and re-balances it; the folder of the latter."""
     if not (folder / "network.pt").exists():
         train(Job(data=data, recipe=recipe, member=0, out=folder))
     (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)))
@@ -192,7 +192,7 @@ def test_a_rebalanced_network_keeps_its_backbone_and_says_why(
     with caplog.at_level(logging.WARNING):
         out = rebalanced(data, recipe, tmp_path)
     shown = len(set(read_manifest(data).target[read_manifest(data).split == "val"]))
-    assert f"validation photos show {shown} of 4 classes" in caplog.text
+    assert f"only {shown} of 4 classes have validation photos" in caplog.text
     evidence = json.loads((out / "balance.json").read_text())
     assert [candidate["method"] for candidate in evidence["candidates"]] == list(METHODS)
     assert evidence["chosen"] in evidence["candidates"]

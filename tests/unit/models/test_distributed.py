@@ -1,4 +1,4 @@
-"""One worker alone; several are tested with real processes in tests/integration/test_workers.py."""
+"""A single worker; several workers are tested with real processes in tests/integration/test_workers.py."""
 
 from __future__ import annotations
 

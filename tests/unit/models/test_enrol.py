@@ -1,4 +1,4 @@
-"""A product more or less in a finished file, against the torch module that was built with it."""
+"""Adding and removing a product in a finished file, compared with a torch module that has the same rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LABEL = "fennel, näher"
 
 
 def network(size: int, *, seed: int, classes: Sequence[str], has_bias: bool = False) -> Trained:
-    """One with statistics of its own, whose classifier has opinions."""
+    """A network with batch norm statistics of random photos and a classifier with clear preferences."""
     torch.manual_seed(seed)
     member = Member(backbone="test_resnet", size=size, seed=seed)
     made = build_network(member, num_classes=len(classes)).train()
@@ -65,14 +65,14 @@ def photos(count: int, *, seed: int) -> NDArray[np.uint8]:
 
 
 def with_product(graph: DeployGraph, own: NDArray[np.uint8]) -> DeployGraph:
-    """The module with the row appended that its own embeddings of the photos ask for."""
+    """Copy of the module with the row appended that its embeddings of the photos give."""
     larger = copy.deepcopy(graph)
     with torch.no_grad():
-        looks = graph.look(torch.from_numpy(own))
-        for branch, look in zip(larger.branches, looks, strict=True):
+        outputs = graph.output(torch.from_numpy(own))
+        for branch, output in zip(larger.branches, outputs, strict=True):
             rows = branch.classifier.weight.data
             bias = torch.zeros(len(rows)) if branch.classifier.bias is None else branch.classifier.bias.data
-            row, own_bias = new_row(rows.numpy(), bias.numpy(), look.embedding.transpose(0, 1).numpy())
+            row, own_bias = new_row(rows.numpy(), bias.numpy(), output.embedding.transpose(0, 1).numpy())
             branch.classifier = nn.Linear(rows.shape[1], len(rows) + 1)
             branch.classifier.weight.data = torch.cat([rows, torch.from_numpy(row).float()[None]])
             branch.classifier.bias.data = torch.cat([bias, torch.tensor([own_bias])])
@@ -95,14 +95,14 @@ def asked() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeployGraph, Path]:
-    """Fewer classes than an answer has places, two members of which one has a bias."""
+    """Graph with fewer classes than an answer ranks, and two members, one of which has a bias."""
     graph = graph_of(CLASSES)
     return graph, write(graph, tmp_path_factory.mktemp("few") / "model.onnx", CLASSES)
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeployGraph, Path]:
-    """More classes than a member keeps."""
+    """Graph with more classes than a member keeps."""
     graph = graph_of(MANY, crops=5)
     return graph, write(graph, tmp_path_factory.mktemp("many") / "model.onnx", MANY)
 
@@ -130,10 +130,10 @@ def test_the_patched_file_is_the_module_with_the_row_appended(
 def test_embeddings_are_those_of_every_view(many: tuple[DeployGraph, Path], own: NDArray[np.uint8]) -> None:
     graph, path = many
     with torch.inference_mode():
-        looks = graph.look(torch.from_numpy(own))
-    for found, look in zip(embeddings(path, own), looks, strict=True):
+        outputs = graph.output(torch.from_numpy(own))
+    for found, output in zip(embeddings(path, own), outputs, strict=True):
         assert found.shape == (3, 5, 512)
-        np.testing.assert_allclose(found, look.embedding.transpose(0, 1).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, output.embedding.transpose(0, 1).numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["few", "many"])
@@ -186,7 +186,7 @@ def test_the_card_names_the_product_and_its_photos(
 
 
 def test_members_that_share_their_constants_get_rows_of_their_own(own: NDArray[np.uint8], tmp_path: Path) -> None:
-    """The exporter writes equal constants once, such as the bias of members that one prior adjusts."""
+    """The exporter writes equal constants once, such as the bias of members that are adjusted by the same prior."""
     graph = graph_of(CLASSES, biases=(True, True))
     graph.branches[1].classifier.bias.data = graph.branches[0].classifier.bias.data.clone()
     path = write(graph, tmp_path / "model.onnx", CLASSES)
@@ -228,7 +228,7 @@ def test_weights_beside_the_file_come_along(
 def test_a_product_and_a_bias_apart_and_transposed_are_read_too(
     few: tuple[DeployGraph, Path], own: NDArray[np.uint8], asked: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """As other tools write a linear layer: x @ W.T, then + b."""
+    """Other tools write a linear layer as x @ W.T, then + b."""
     _, path = few
     model = onnx.load(path)
     gemm = next(
@@ -238,12 +238,12 @@ def test_a_product_and_a_bias_apart_and_transposed_are_read_too(
     )
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == gemm.input[1])
     model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(weight).T.copy(), "turned"))
-    place = list(model.graph.node).index(gemm)
+    position = list(model.graph.node).index(gemm)
     apart = [helper.make_node("MatMul", [gemm.input[0], "turned"], ["product"]),
              helper.make_node("Add", ["product", gemm.input[2]], list(gemm.output))]  # fmt: skip
     model.graph.node.remove(gemm)
     for node in reversed(apart):
-        model.graph.node.insert(place, node)
+        model.graph.node.insert(position, node)
     onnx.save(model, tmp_path / "apart.onnx")
     enrol(path, own, label=LABEL, sha256=["a", "b", "c"], out=tmp_path / "1.onnx")
     enrol(tmp_path / "apart.onnx", own, label=LABEL, sha256=["a", "b", "c"], out=tmp_path / "2.onnx")
@@ -304,8 +304,8 @@ def test_a_temperature_or_a_common_bias_changes_no_decision(scale: float, shift:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("", "want a name"),
-        (" ", "want a name"),
+        ("", "give a name"),
+        (" ", "give a name"),
         ("a\nb", "on one line"),
         (" apple", "without space"),
         ("bean", "already"),
@@ -320,7 +320,7 @@ def test_a_label_that_cannot_be_added_is_refused(
 
 
 def test_a_label_that_cannot_be_taken_out_is_refused(few: tuple[DeployGraph, Path], tmp_path: Path) -> None:
-    with pytest.raises(EnrolmentError, match=r"'beam' is no product .* did you mean 'bean'"):
+    with pytest.raises(EnrolmentError, match=r"'beam' is not a product .* did you mean 'bean'"):
         withdraw(few[1], label="beam", out=tmp_path / "model.onnx")
     withdraw(few[1], label="bean", out=tmp_path / "3.onnx")
     withdraw(tmp_path / "3.onnx", label="corn", out=tmp_path / "2.onnx")
@@ -331,14 +331,14 @@ def test_a_label_that_cannot_be_taken_out_is_refused(few: tuple[DeployGraph, Pat
 def test_a_graph_whose_classifier_cannot_be_read_is_refused_with_the_way_out(
     few: tuple[DeployGraph, Path], own: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """A constant that is computed, as a quantised one is."""
+    """The weight is the result of an operator, as in a quantised graph."""
     model = onnx.load(few[1])
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm" and "classifier" in node.input[1])
     model.graph.node.insert(0, helper.make_node("Identity", [gemm.input[1]], ["computed"]))
     gemm.input[1] = "computed"
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(
-        EnrolmentError, match=r"1 classifiers of 4 classes can be read in the graph, 2 expected.*retrain"
+        EnrolmentError, match=r"the graph has 1 readable classifiers of 4 classes instead of 2.*retrain"
     ):
         enrol(tmp_path / "model.onnx", own, label=LABEL, sha256=[], out=tmp_path / "out.onnx")
 

@@ -1,4 +1,4 @@
-"""A training that is stopped in mid-epoch goes on to the same bits, its loss's state included."""
+"""A training that is stopped in mid-epoch resumes to the same bits, including the state of its loss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
     data: Path, whole: Path, tmp_path: Path, steps: int
 ) -> None:
-    """Three steps an epoch; answers are taken after three."""
+    """An epoch has three steps; the loss takes answers after the first epoch."""
     job = counting_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name))
     train(job, halt_after=steps)
     saved = torch.load(job.out / "checkpoint.pt")
@@ -101,7 +101,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 def test_every_technique_goes_on_in_mid_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, halt_in: str
 ) -> None:
-    """Halted after the second step of the second epoch, or after all of them, before the average is taken."""
+    """Halted after the second step of the second epoch, or after the last step, before the average is applied."""
     keys = dict(TECHNIQUES[name])
     settings = Train(**vars(RECIPE.train) | keys.pop("train", {}))
     if halt_in == "update_bn" and not settings.averages:
@@ -135,7 +135,7 @@ def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[0]["kept"] == 1
     assert lines[1]["kept"] != 1, "answers were taken before the second epoch"
-    assert len({line["gain"] for line in lines}) == 3, "the loss's own parameter is optimised"
+    assert len({line["gain"] for line in lines}) == 3, "the loss's parameter is optimised"
 
 
 def test_pieces_of_a_batch_give_what_the_batch_gives(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -169,15 +169,15 @@ def test_every_step_has_randomness_of_its_own() -> None:
 def test_an_interval_is_over_again_and_again() -> None:
     now = 0.0
     interval = Interval(0.5, clock=lambda: now)
-    said = []
+    over = []
     for now in (29.0, 30.0, 31.0, 59.0, 61.0):  # noqa: B007  # the clock reads it
-        said.append(interval.over())
-    assert said == [False, True, False, False, True]
+        over.append(interval.over())
+    assert over == [False, True, False, False, True]
     assert Interval(0).over()
 
 
 def test_a_batch_too_small_for_its_workers_is_refused() -> None:
     assert num_steps(21, Train(batch_size=4), workers=1) == 6
-    message = r"train\.batch_size: 4 of 21 photos gives batches of 3, and each of 2 workers needs 2; .*train\.workers"
+    message = r"train\.batch_size: 4 of 21 photos gives batches of 3, but each of 2 workers needs 2; .*train\.workers"
     with pytest.raises(ConfigError, match=message):
         num_steps(21, Train(batch_size=4), workers=2)

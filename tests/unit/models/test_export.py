@@ -1,4 +1,4 @@
-"""The one graph: exported once, then asked everything."""
+"""The exported graph, compared with its networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CLASSES = ["apple", "bean", "corn", "dill"]
 
 
 def trained(size: int, *, seed: int, tau: float = 0.0, classes: list[str] = CLASSES) -> Trained:
-    """A network with statistics of its own and a classifier that has opinions."""
+    """A network with batch norm statistics of random photos and a classifier with clear preferences."""
     torch.manual_seed(seed)
     member = Member(backbone="test_resnet", size=size, seed=seed)
     network = build_network(member, num_classes=len(classes)).train()
@@ -53,7 +53,7 @@ def members() -> list[Trained]:
 
 @pytest.fixture(scope="module")
 def exported(members: list[Trained], data: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python -m models.export` leaves."""
+    """Output folder of an export."""
     out = tmp_path_factory.mktemp("export")
     for i, member in enumerate(members):
         save_network(out / f"{i}.pt", member.network, member=member.member, classes=member.classes, tau=member.tau)
@@ -108,7 +108,7 @@ def test_one_crop_sees_the_whole_photo() -> None:
 
 
 def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean probabilities (C,) and the first member's direction (512,), crop by crop with the unfolded networks."""
+    """Mean probabilities (C,) and the first member's normalised embedding (512,), crop by crop with the unfolded networks."""
     image = torch.from_numpy(photo).permute(2, 0, 1)[None].double() / 255
     answers, embedding = [], None
     for member in members:
@@ -170,7 +170,7 @@ def test_only_the_ten_best_of_a_member_take_part_in_the_mean() -> None:
 
 @pytest.mark.parametrize(("size", "enlarge"), [(32, 1.25), (24, 1.5), (33, 1.15)])
 def test_ten_crops_are_torchvisions(size: int, enlarge: float) -> None:
-    """The same views, whatever their order."""
+    """The crops are equal, in any order."""
     settings = Export(input_size=40, crops=10, enlarge=(enlarge,))
     branch = Branch(trained(size, seed=1), settings=settings)
     pixels = torch.rand(1, 3, 40, 40)
@@ -188,7 +188,7 @@ def test_crops_that_coincide_are_asked_once() -> None:
 
 @pytest.mark.parametrize("weights", [[0.75, 0.25], [0.1, 0.9]])
 def test_weights_fold_exactly(members: list[Trained], weights: list[float], tmp_path: Path) -> None:
-    """The file gives the weighted mean of what each member gives alone."""
+    """The file gives the weighted mean of the members' answers."""
     photos = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     graph = DeployGraph(members, settings=SETTINGS, weights=weights)
     write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
@@ -231,7 +231,7 @@ def test_a_member_without_weight_is_no_part_of_the_graph(
 
 
 def test_members_must_know_the_same_classes(members: list[Trained]) -> None:
-    with pytest.raises(WeightsMismatch, match="must know the same classes"):
+    with pytest.raises(WeightsMismatch, match="know different classes"):
         DeployGraph([members[0], trained(24, seed=2, classes=["apple", "bean", "corn", "date"])], settings=SETTINGS)
 
 
@@ -254,11 +254,11 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
         parity.require_parity(found)
 
 
-@pytest.mark.parametrize(("figure", "said"), [("probability", "probabilities"), ("known", "known")])
-def test_an_answer_that_is_no_number_is_no_agreement(figure: str, said: str) -> None:
+@pytest.mark.parametrize(("figure", "word"), [("probability", "probabilities"), ("known", "known")])
+def test_an_answer_that_is_no_number_is_no_agreement(figure: str, word: str) -> None:
     same = parity.Parity(1, 0, probability=0.0, known=0.0, embedding=0.0, rounding=0.0, known_rounding=0.0)
     parity.require_parity(same)
-    with pytest.raises(ParityError, match=f"{said} by nan"):
+    with pytest.raises(ParityError, match=f"{word} by nan"):
         parity.require_parity(dataclasses.replace(same, **{figure: float("nan")}))
 
 
@@ -283,7 +283,7 @@ def test_the_file_describes_itself(exported: Path, data: Path) -> None:
 
 
 def test_the_card_says_what_members_started_from(exported: Path) -> None:
-    """By the name of the file, not the place where it lay; a network from scratch owes nobody anything."""
+    """Initial weights are named by their file name without its folder; random weights have no licence."""
     fresh = load_network(exported / "0.pt")
     started = dataclasses.replace(
         fresh, member=dataclasses.replace(fresh.member, weights="/some/where/net.safetensors")
@@ -342,7 +342,7 @@ Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 
 
 def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, data: Path, variant: Variant) -> None:
-    """In the newer version apple is gone, a class has come before all others, and one only exists in test."""
+    """The newer version lacks apple, has a new first class, and has a class that only exists in test."""
     names = {"apple": "aaa", "bean": "bean", "corn": "corn", "dill": "dill"}
     renamed = lambda labels: np.array([names[label] for label in labels], dtype=object)  # noqa: E731
 

@@ -22,7 +22,7 @@ CLASSES = [f"product {number}" for number in range(200)]
 
 
 def trained(backbone: str, *, tau: float) -> Trained:
-    """Random weights with statistics of batch norm that fit them, and a classifier that has opinions."""
+    """A network with random weights, batch norm statistics that fit them, and a classifier with clear preferences."""
     torch.manual_seed(0)
     member = Member(backbone=backbone, size=SIDE)
     network = build_network(member, num_classes=len(CLASSES)).train()

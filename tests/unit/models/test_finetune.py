@@ -1,4 +1,4 @@
-"""A network is trained on at a larger size: what learns, what is counted on, and that a kill costs nothing."""
+"""Fine-tuning at a larger size: its trainable parameters, counters and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from models.training.train import load_network, train
 
 @pytest.fixture(scope="module")
 def trained(data: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training at 32 pixels."""
+    """Output folder of a training at 32 pixels."""
     out = tmp_path_factory.mktemp("trained")
     train(Job(data=data, recipe=recipe, member=0, out=out))
     return out
@@ -51,7 +51,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """Names of the tensors that are not what they were."""
+    """Names of the tensors that differ."""
     ours, theirs = state(before), state(after)
     assert ours.keys() == theirs.keys()
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
@@ -104,13 +104,15 @@ def test_a_frozen_backbone_stays_frozen(data: Path, recipe: Recipe, trained: Pat
 def test_the_loss_counts_the_epochs_of_training(
     data: Path, recipe: Recipe, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that warms up with cross-entropy does not warm up again."""
-    told: list[int] = []
+    """A loss that warms up with cross-entropy does not warm up again."""
+    started: list[int] = []
     start_epoch = AnyLoss.start_epoch
-    monkeypatch.setattr(AnyLoss, "start_epoch", lambda self, epoch: (told.append(epoch), start_epoch(self, epoch))[1])
+    monkeypatch.setattr(
+        AnyLoss, "start_epoch", lambda self, epoch: (started.append(epoch), start_epoch(self, epoch))[1]
+    )
     warm = dataclasses.replace(recipe, loss=Loss(name="gce", params={"warmup_ce_epochs": 2}))
     finetune(job(data, warm, trained, tmp_path / "out", epochs=2))
-    assert told == [0, 3, 4], "0 when it is built"
+    assert started == [0, 3, 4], "0 when it is built"
 
 
 def test_what_the_loss_remembers_goes_on(
@@ -173,7 +175,7 @@ def test_a_transformer_learns_at_more_places_and_is_exported(
     shapes = [each.network.backbone.get_parameter("pos_embed").shape[1] for each in (before, after)]
     assert shapes == [2 * 2 + 1, 3 * 3 + 1]
     moved = not torch.equal(*(each.network.backbone.get_parameter("pos_embed")[:, 0] for each in (before, after)))
-    assert moved == (learn == "all"), "of norms, the position embedding is none"
+    assert moved == (learn == "all"), "the position embedding is not a norm"
     if learn == "all":
         graph = DeployGraph([after], settings=Export(input_size=40, crops=2, enlarge=(1.25,)))
         write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
@@ -191,15 +193,15 @@ def test_views_grow_over_the_epochs(
     assert view_size(45, 1.0) == 45
     seen: list[set[int]] = []
 
-    def note(course: Any, inputs: Any, *args: Any, **named: Any) -> None:
+    def record(state: Any, inputs: Any, *args: Any, **named: Any) -> None:
         sizes = set()
         forward = inputs.forward
         inputs.forward = lambda batch: (sizes.add(batch.shape[-1]), forward(batch))[1]
-        train_epoch(course, inputs, *args, **named)
+        train_epoch(state, inputs, *args, **named)
         inputs.forward = forward
         seen.append(sizes)
 
-    monkeypatch.setattr(models.training.epochs, "train_epoch", note)
+    monkeypatch.setattr(models.training.epochs, "train_epoch", record)
     growing = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, start_size=0.5))
     train(Job(data=data, recipe=growing, member=0, out=tmp_path))
     assert seen == [{16}, {24}, {32}]

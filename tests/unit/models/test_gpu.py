@@ -1,4 +1,4 @@
-"""Training and re-balancing on a CUDA device; skipped, and said to be, where there is none."""
+"""Training and re-balancing on a CUDA device; skipped if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hyper-gradient by a finite difference against the exact one, by formulas that can be differentiated twice."""
+"""The hypergradient by a finite difference, compared with the exact one of formulas that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.training.hypergradient import hyper_gradient
 
 
 def slow(name: str, logits: Tensor, target: Tensor, n: dict[str, Tensor]) -> Tensor:
-    """The formula by plain autograd, differentiable twice; the heavy-tailed softmax by 100 bisections and a Newton step."""
+    """Loss that autograd can differentiate twice; the heavy-tailed softmax takes 100 bisections and two Newton steps."""
     log_p = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
     if name == "gce":
         return (1 - log_p.exp() ** n["q"]) / n["q"]
@@ -48,7 +48,7 @@ def slow(name: str, logits: Tensor, target: Tensor, n: dict[str, Tensor]) -> Ten
 def test_the_difference_is_the_double_backward(
     name: str, ignore_length: bool, step: float, error: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is chosen for float32; in float64 the error falls with its square."""
+    """The default step suits float32; in float64, the error falls with the square of the step."""
     monkeypatch.setattr("models.training.hypergradient.STEP", step)
     torch.manual_seed(3)
     network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).double()
@@ -57,7 +57,7 @@ def test_the_difference_is_the_double_backward(
     loss, parameters, rates = build_loss(name, 5), list(network.parameters()), [0.2, 0.1, 0.5, 0.4]
     names = list(loss.learnable())
     before = [p.detach().clone() for p in parameters]
-    found = hyper_gradient(loss, names, parameters=parameters, rates=rates, answer=network, batch=(x, y),
+    found = hyper_gradient(loss, names, parameters=parameters, rates=rates, logits_of=network, batch=(x, y),
                            trusted=(trusted, trusted_y), ignore_length=ignore_length)  # fmt: skip
 
     n = {key: torch.tensor(getattr(loss, key), dtype=torch.float64, requires_grad=True) for key in names}

@@ -1,4 +1,4 @@
-"""Tables that are damaged or foreign are told by file and column."""
+"""Errors of damaged or foreign tables name the file and the column."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def change(data: Path, column: str, values: list[object] | None, kind: pa.DataTy
         ("label", None, "column label is missing"),
         ("label", [1, 2], "column label is int64, expected string"),
         ("label", ["cup", None], "column label has 1 empty cells"),
-        ("split", ["train", "training"], "column split holds 'training'; known are 'train', 'val', 'test'"),
+        ("split", ["train", "training"], "column split holds 'training'; allowed are 'train', 'val', 'test'"),
         ("decision", ["", "gone"], "column decision holds 'gone'"),
         ("id", ["a", "c"], "column id differs from that of index.parquet"),
     ],
@@ -98,7 +98,7 @@ def test_bad_columns_are_named(data: Path, column: str, values: list[object] | N
 
 def test_bad_files_are_named(data: Path) -> None:
     (data / "labels.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"labels\.parquet: not a Parquet file"):
+    with pytest.raises(ValueError, match=r"labels\.parquet: not a readable Parquet file"):
         read_manifest(data)
     (data / "labels.parquet").unlink()
     with pytest.raises(ValueError, match=r"labels\.parquet: no such file"):

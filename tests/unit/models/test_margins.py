@@ -1,4 +1,4 @@
-"""Angular classifiers against the formulas of the papers, in training, and as the linear ones that they become."""
+"""Angular classifiers: compared with the papers' formulas, in training, and converted to linear ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss's own numbers learnt from trusted photos."""
+"""Hyperparameters of a loss, learnt from trusted photos."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_number_starts_where_the_loss_is_and_stays_in_its_bounds(name: str
 
 
 class Table:
-    """Vectors in the place of photos."""
+    """Inputs that are vectors instead of photos."""
 
     def __init__(self, head: nn.Module, rows: Tensor) -> None:
         self.head, self.rows = head, rows
@@ -62,7 +62,7 @@ class Table:
 
 
 def clusters(seed: int) -> Callable[[int, float], tuple[Tensor, Tensor, Tensor]]:
-    """Draws vectors of ten classes, their labels with symmetric noise, and the true ones."""
+    """Function that draws vectors of ten classes, their labels with symmetric noise, and their true labels."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, 20, generator=generator)
 
@@ -140,8 +140,8 @@ def test_a_killed_training_goes_on_to_the_same_trajectory(
     train(whole)
     for last in (2, 3):  # killed twice, after an epoch was reported and before it was saved
 
-        def report_and_die(out: Path, *, epoch: int, of: int, last: int = last, **figures: float) -> None:
-            report(out, epoch=epoch, of=of, **figures)
+        def report_and_die(out: Path, *, epoch: int, num_epochs: int, last: int = last, **figures: float) -> None:
+            report(out, epoch=epoch, num_epochs=num_epochs, **figures)
             if epoch == last:
                 raise KeyboardInterrupt
 
@@ -161,7 +161,7 @@ def test_a_killed_training_goes_on_to_the_same_trajectory(
 def test_trusted_photos_are_not_trained_on_and_trials_leave_no_trace(
     data: Path, recipe: Recipe, tmp_path: Path, variant: Variant, head_only: bool
 ) -> None:
-    """With an outer rate that cannot move q, the network is what it would be had the trusted photos been dropped."""
+    """The network equals one trained without the trusted photos, if the outer rate is too small to move q."""
     manifest = read_manifest(data)
     trusted = np.flatnonzero(manifest.split == "train")[:6]
     (tmp_path / "ids").write_text("\n".join(manifest.id[trusted]))
@@ -190,18 +190,18 @@ def test_a_replay_follows_the_schedule(data: Path, recipe: Recipe, tmp_path: Pat
 @pytest.mark.parametrize(
     ("meta", "loss", "message"),
     [
-        ({"photos": "ids"}, {}, r"ids: 2 of 4 ids are not in this data version, first 'nobody'; take them from"),
-        ({"photos": "tests"}, {}, r"tests: 1 ids are test photos, first '[0-9a-f]{16}'.* take them out"),
+        ({"photos": "ids"}, {}, r"ids: 2 of 4 ids are not in this data version, first 'unknown'; use ids of"),
+        ({"photos": "tests"}, {}, r"tests: 1 ids are test photos, first '[0-9a-f]{16}'.* remove them"),
         ({"photos": "one"}, {}, r"meta.photos: .*one leaves 1 photos to learn from .* give at least 2"),
-        ({"photos": "all"}, {}, r"meta.photos: .*all names all but 1 of the photos to train on; keep 2"),
+        ({"photos": "all"}, {}, r"meta.photos: .*all leaves 1 photos to train on, but training needs 2"),
         ({"photos": "none"}, {}, r"meta.photos: .*none cannot be read \(FileNotFoundError\); give a file of ids"),
-        ({"photos": "bad.csv"}, {}, r"meta.photos: .*bad.csv: has no column id; name one"),
+        ({"photos": "bad.csv"}, {}, r"meta.photos: .*bad.csv: there is no column id; add it"),
         ({"photos": "ids.parquet"}, {}, r"meta.photos: .*ids.parquet cannot be read \(ArrowInvalid\)"),
-        ({"photos": "val"}, {"name": "mae"}, r"meta: MAE has no number to learn; .* one of bi_tempered, gce, polysoft, sce, "),
-        ({"photos": "val"}, {"params": {"q": 1.0}}, r"loss.params.q: from 1 meta cannot start; set it inside \(0, 1\)"),
-        ({"photos": "val"}, {"params": {"init_match": "batch"}}, r"loss.params.init_match: 'batch' divides"),
-        ({"replay": "none"}, {}, r"meta.replay: .*none is no schedule of q \(FileNotFoundError: .*metrics.jsonl"),
-        ({"replay": "plain"}, {}, r"meta.replay: .*plain is no schedule of q \(KeyError: 'loss.params.q'\)"),
+        ({"photos": "val"}, {"name": "mae"}, r"meta: MAE has no hyperparameter .*one of bi_tempered, gce, polysoft, sce, "),
+        ({"photos": "val"}, {"params": {"q": 1.0}}, r"loss.params.q: meta cannot start from 1; set it inside \(0, 1\)"),
+        ({"photos": "val"}, {"params": {"init_match": "batch"}}, r"loss.params.init_match: 'batch' rescales"),
+        ({"replay": "none"}, {}, r"meta.replay: .*none is not a schedule of q \(FileNotFoundError: .*metrics.jsonl"),
+        ({"replay": "plain"}, {}, r"meta.replay: .*plain is not a schedule of q \(KeyError: 'loss.params.q'\)"),
         ({"replay": "beyond"}, {}, r"meta.replay: .*beyond holds \{'q': 1.5\}; the bounds are q in \[0, 1\]"),
         ({"replay": "empty"}, {}, r"meta.replay: .*empty holds no epoch"),
     ],
@@ -220,7 +220,7 @@ def test_bad_input_is_refused_before_training(
 def write_bad_files(manifest: Manifest) -> None:
     train, tests = manifest.id[manifest.split == "train"], manifest.id[manifest.split == "test"]
     files = {
-        "ids": [*train[:2], "nobody", "nothing"],
+        "ids": [*train[:2], "unknown", "nothing"],
         "tests": [*train[:2], tests[0]],
         "one": train[:1],
         "all": train[:-1],

@@ -54,7 +54,7 @@ def test_a_box_comes_from_the_next_and_the_share_is_what_is_left() -> None:
     shares = []
     for seed in range(200):
         mix = draw_mix(Augment(cutmix=1.0), size=20, generator=generator(seed))
-        mixed = mix.of(colours)
+        mixed = mix.apply(colours)
         assert mixed.shape == (6, 3, 20, 20)
         own = mixed == colours[:6]
         assert bool((own | (mixed == colours[1:])).all())
@@ -80,39 +80,39 @@ def test_of_both_half_of_the_batches_get_each() -> None:
 
 
 def given(name: str) -> tuple[Any, Features, Tensor, Tensor]:
-    """Course, inputs, a batch (6, 6) and the targets of 20 samples."""
+    """Training state, inputs, a batch (6, 6), and the classes of 20 photos."""
     own = {"width": 512} if "width" in LOSSES.find(name).parameters else {}
     loss = build_loss(name, num_classes=5, **own)
     inputs = features(Augment())
     target = torch.randint(5, (20,), generator=generator(1))
     loss.begin(Samples(np.array([str(i) for i in range(20)], object), target.numpy(), list("abcde")))
     torch.nn.init.normal_(inputs.head.classifier.weight, std=0.3, generator=generator(2))
-    course = SimpleNamespace(loss=loss, network=SimpleNamespace(head=inputs.head.eval()))
-    return course, inputs, torch.randn(6, 6, generator=generator(4)), target
+    state = SimpleNamespace(loss=loss, network=SimpleNamespace(head=inputs.head.eval()))
+    return state, inputs, torch.randn(6, 6, generator=generator(4)), target
 
 
 @pytest.mark.parametrize("rows", [0, 4])
 @pytest.mark.parametrize("name", STATELESS)
 def test_the_loss_of_a_mixed_photo_is_the_mean_of_both_labels(name: str, rows: int) -> None:
-    course, inputs, batch, target = given(name)
+    state, inputs, batch, target = given(name)
     weight = torch.linspace(0.5, 1.5, 20)
     order = np.array([3, 9, 0, 14, 9, 2])
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(course, inputs, batch, labels, rows=rows, emphasis=SampleWeights(weight))
+    found = loss_of(state, inputs, batch, labels, rows=rows, sample_weights=SampleWeights(weight))
     logits, embedding = inputs.forward(batch)
     expected = torch.zeros(6)
     for share, rolled in ((0.3, order), (0.7, np.roll(order, -1))):
         for i, sample in enumerate(rolled):
-            of_one = course.loss(logits[i : i + 1], target[[sample]], torch.tensor([sample]), embedding[i : i + 1])
+            of_one = state.loss(logits[i : i + 1], target[[sample]], torch.tensor([sample]), embedding[i : i + 1])
             expected[i] += share * weight[sample] * of_one[0]
     torch.testing.assert_close(found, expected)
 
 
 def test_with_cross_entropy_it_is_that_of_the_mixed_target() -> None:
-    course, inputs, batch, target = given("ce")
+    state, inputs, batch, target = given("ce")
     order = np.arange(6)
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(course, inputs, batch, labels, rows=0, emphasis=SampleWeights(torch.ones(20)))
+    found = loss_of(state, inputs, batch, labels, rows=0, sample_weights=SampleWeights(torch.ones(20)))
     one_hot = functional.one_hot(target[:6], 5).float()
     soft = 0.3 * one_hot + 0.7 * one_hot.roll(-1, 0)
     torch.testing.assert_close(found, functional.cross_entropy(inputs.forward(batch).logits, soft, reduction="none"))
@@ -155,14 +155,14 @@ def test_features_are_mirrored_only_where_photos_may_be() -> None:
 
 def test_photos_are_whole_again_at_either_end() -> None:
     photos = torch.rand(4, 3, 5, 5)
-    assert torch.equal(Mix(1.0).of(photos), photos[:3])
-    assert torch.equal(Mix(0.0).of(photos), photos[1:])
+    assert torch.equal(Mix(1.0).apply(photos), photos[:3])
+    assert torch.equal(Mix(0.0).apply(photos), photos[1:])
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_a_loss_with_state_per_photo_is_refused(kind: str, data: Path, recipe: Recipe, tmp_path: Path) -> None:
     mixing = dataclasses.replace(recipe, loss=Loss(name="marvel"), augment=Augment(**{kind: 0.2}))
-    message = rf"augment\.{kind}: Marvel judges each photo .* set it to 0, or take a loss without state per photo"
+    message = rf"augment\.{kind}: Marvel keeps state per photo.* set it to 0, or choose a loss without state per photo"
     with pytest.raises(ConfigError, match=message):
         check(mixing, data=data)
     with pytest.raises(ConfigError, match=message):

@@ -67,7 +67,7 @@ def test_arguments_and_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ConfigError, match=r"members\.args or members\.size: test_resnet at 32 px: .*depth_of_field"):
         build_network(Member(backbone="test_resnet", size=32, args={"depth_of_field": 2}), num_classes=2)
     with pytest.raises(
-        ConfigError, match=r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would leave a margin out"
+        ConfigError, match=r"deit_tiny_patch16_224 at 40 px: its patches of 16 px would not cover the photo"
     ):
         build_network(Member(backbone="deit_tiny_patch16_224", size=40), num_classes=2)
     with pytest.raises(ConfigError, match=r"levit_128s at 64 px: .* must match .*; correct them"):
@@ -75,7 +75,7 @@ def test_arguments_and_sizes_that_do_not_fit_are_named() -> None:
 
 
 def test_position_embeddings_follow_the_size(tmp_path: Path) -> None:
-    """Weights of the size that the backbone is made for; the class token's place stays, the grid is resized as a picture."""
+    """Weights have the backbone's native size; the class token's embedding stays, the grid is resized like an image."""
     given = timm.create_model("deit_tiny_patch16_224", num_classes=0).state_dict()
     given["pos_embed"] = torch.randn_like(given["pos_embed"])
     save_file(given, tmp_path / "w.safetensors")
@@ -90,7 +90,7 @@ def test_position_embeddings_follow_the_size(tmp_path: Path) -> None:
 
 
 def test_a_grid_that_is_enlarged_lies_between_its_neighbours() -> None:
-    """In one direction alone, by a slow cubic interpolation (a = -0.5) whose weights add up to 1."""
+    """Compared in one direction with a slow cubic interpolation (a = -0.5) whose weights add up to 1."""
     network = build_network(Member(backbone="deit_tiny_patch16_224", size=32), num_classes=3)
     before = network.backbone.get_parameter("pos_embed").data
     before[0, 1:] = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]  # 2 x 2, rising from left to right
@@ -119,9 +119,7 @@ def test_weights_fit_and_their_classifier_is_left_over(tmp_path: Path, name: str
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     given = timm.create_model("test_resnet", num_classes=0).state_dict()
     first = next(iter(given))
-    reason = (
-        f"w.safetensors does not fit test_resnet: 1 tensors are missing, left over or of another shape, first '{first}'"
-    )
+    reason = f"w.safetensors does not fit test_resnet: 1 tensors are missing, unexpected or of another shape, first '{first}'"
     with pytest.raises(WeightsMismatch, match=reason):
         build_network(file_of(tmp_path, given | {first: torch.zeros(1)}), num_classes=3)
     with pytest.raises(WeightsMismatch, match=reason):
@@ -129,10 +127,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_a_deeper_networks_weights_are_not_taken_for_a_shallower_ones(tmp_path: Path) -> None:
-    """All of the shallower one's tensors are among them, so it would load and be wrong."""
+    """The shallower network's tensors are all among them, so they would load without an error."""
     given = timm.create_model("test_resnet", num_classes=0).state_dict()
     deeper = given | {"layer4.7.conv1.weight": torch.zeros(3, 3)}
-    with pytest.raises(WeightsMismatch, match=r"left over .*first 'layer4\.7\.conv1\.weight'"):
+    with pytest.raises(WeightsMismatch, match=r"unexpected .*first 'layer4\.7\.conv1\.weight'"):
         build_network(file_of(tmp_path, deeper), num_classes=3)
 
 

@@ -30,7 +30,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_in_steps_it_is_a_tenth_from_each_epoch_on() -> None:
-    """As the report has it: 2 epochs of warm-up, falls at 14 and 20 of 40."""
+    """The schedule of the report: 2 epochs of warm-up, and falls after 14 and 20 of 40 epochs."""
     settings = Train(epochs=40, warmup_epochs=2, schedule="step")
     rates = np.array([learning_rate(step, steps=7, settings=settings) for step in range(40 * 7)]).reshape(40, 7)
     assert rates[:2].ravel() == pytest.approx(np.arange(1, 15) / 15)

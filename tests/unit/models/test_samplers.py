@@ -1,4 +1,4 @@
-"""What an epoch draws, and how folds fall."""
+"""Draws of an epoch, folds, and selections per class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import distributed
-from models.data.samplers import Sampler, best_of_class, class_shares, draw_epoch, folds
+from models.data.samplers import Sampler, best_of_class, class_shares, draw_epoch, folds, spread_over_classes
 from models.recipe.config import Train
 
 LABELS = np.repeat(np.arange(3), [6400, 1600, 400])
@@ -101,7 +101,7 @@ def test_the_last_epochs_are_balanced_or_on_the_best_photos() -> None:
 
 
 def test_the_order_is_the_same_for_any_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers slice the batches of one order; what they take together is that order."""
+    """Workers take slices of the batches of one order; together, the slices are that order."""
     drawn = sampler(epochs=3, progressive=True, epoch_length=1003).draw(1)
     for workers in (1, 2, 3):
         monkeypatch.setattr(distributed, "world", lambda workers=workers: workers)
@@ -129,8 +129,15 @@ def test_the_best_of_each_class_are_those_that_sorting_finds(pairs: list[tuple[i
     assert best_of_class(labels, score, count=count).tolist() == sorted(slow)
 
 
+def test_rows_are_spread_over_the_classes() -> None:
+    rows, target = np.array([3, 5, 8, 9, 12, 20]), np.array([1, 0, 2, 0, 1, 2])
+    assert spread_over_classes(rows, target, count=3).tolist() == [5, 3, 20]
+    assert spread_over_classes(rows, target, count=9).tolist() == [5, 9, 3, 12, 8, 20]
+    assert spread_over_classes(rows[:0], target[:0], count=3).tolist() == []
+
+
 def test_balanced_draws_of_many_classes_need_no_more_than_the_photos() -> None:
-    """max(n) x C would be 400 million draws."""
+    """The published sampler would draw max(n) x C = 400 million times."""
     counts = np.maximum(8_000 // np.arange(1, 50_031), 1)
     labels = np.repeat(np.arange(50_030), counts)
     tracemalloc.start()

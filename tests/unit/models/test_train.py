@@ -48,7 +48,7 @@ def epochs(out: Path) -> list[int]:
 
 
 def killed_after_an_epoch(job: Job, tmp_path: Path) -> int:
-    """Runs a training as the flow does, and kills it once it has a checkpoint; the epochs it had done."""
+    """Runs a training as the flow does, and kills it once it has a checkpoint; returns the number of epochs done."""
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(to_dict(job.recipe)))
     command: list[str | Path] = [
@@ -102,8 +102,8 @@ def test_an_epoch_that_was_reported_but_not_saved_is_done_again(
 ) -> None:
     whole, halved = (job(data, recipe, tmp_path / name, backbone_lr_scale=scale) for name in ("whole", "halved"))
 
-    def report_and_die(out: Path, *, epoch: int, of: int, **figures: float) -> None:
-        report(out, epoch=epoch, of=of, **figures)
+    def report_and_die(out: Path, *, epoch: int, num_epochs: int, **figures: float) -> None:
+        report(out, epoch=epoch, num_epochs=num_epochs, **figures)
         if epoch == 2:
             raise KeyboardInterrupt
 
@@ -170,7 +170,7 @@ def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, rec
 
 
 def test_folds_on_a_frozen_backbone_leave_features_that_they_share(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    """Validation photos are seen by both folds, alike; their heads are not."""
+    """Features of the validation photos are equal in both folds, although the heads differ."""
     asking = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, rule="posterior"))
     ids, found = [], []
     for fold in (0, 1):
@@ -222,10 +222,10 @@ def test_another_recipes_checkpoint_is_refused(data: Path, recipe: Recipe, tmp_p
     out = tmp_path / "out"
     other = job(data, recipe, out, lr=0.5)
     checkpoint.save(out / "checkpoint.pt", {"key": other.key, "epoch": 1})
-    with pytest.raises(CheckpointMismatch, match=rf"checkpoint\.pt was made for {other.key}, not for .* delete it"):
+    with pytest.raises(CheckpointMismatch, match=rf"checkpoint\.pt was written for {other.key}, not for .* delete it"):
         train(job(data, recipe, out))
     checkpoint.save(out / "checkpoint.pt", {"state": {}})
-    with pytest.raises(CheckpointMismatch, match="was made for no training"):
+    with pytest.raises(CheckpointMismatch, match="was written for no training"):
         train(job(data, recipe, out))
     (out / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointMismatch, match=r"checkpoint\.pt cannot be read"):
@@ -288,7 +288,7 @@ def test_a_class_that_only_exists_in_test_has_no_probability(recipe: Recipe, tmp
 
 @pytest.mark.parametrize("batch_size", [1, 2, 20])
 def test_no_batch_of_one_photo(recipe: Recipe, tmp_path: Path, variant: Variant, batch_size: int) -> None:
-    """Three photos of one class, two or fewer or more at a time: batch norm cannot learn from one."""
+    """Three photos of one class, in batches of one, two or more: batch norm needs at least two photos."""
 
     def three(manifest: Manifest) -> dict[str, Any]:
         train = np.flatnonzero(manifest.split == "train")
@@ -307,7 +307,7 @@ def test_too_few_photos_are_named(recipe: Recipe, tmp_path: Path, variant: Varia
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, logger="models")
     return caplog
 
@@ -315,35 +315,35 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 @pytest.mark.parametrize(
     ("loss", "line"),
     [
-        (Loss(name="ce"), "loss ce: asymmetry ratio 0; at 4 classes no noise rate is tolerated for sure"),
+        (Loss(name="ce"), "loss ce: asymmetry ratio 0; at 4 classes there is no noise rate that it tolerates in theory"),
         (Loss(name="mae"), "loss mae: asymmetry ratio 1; at 4 classes tolerates 75.0% symmetric and 50.0% pair noise, in theory"),
     ],
 )  # fmt: skip
 def test_a_training_says_what_noise_its_loss_tolerates(
-    data: Path, recipe: Recipe, tmp_path: Path, said: pytest.LogCaptureFixture, loss: Loss, line: str
+    data: Path, recipe: Recipe, tmp_path: Path, logged: pytest.LogCaptureFixture, loss: Loss, line: str
 ) -> None:
     train(job(data, dataclasses.replace(recipe, loss=loss), tmp_path / "out", epochs=1))
-    assert any(message.startswith(line) for message in said.messages)
+    assert any(message.startswith(line) for message in logged.messages)
 
 
 def test_what_a_loss_remembers_is_carried_to_another_data_version(
-    data: Path, recipe: Recipe, tmp_path: Path, variant: Variant, said: pytest.LogCaptureFixture
+    data: Path, recipe: Recipe, tmp_path: Path, variant: Variant, logged: pytest.LogCaptureFixture
 ) -> None:
     marvel = dataclasses.replace(recipe, loss=Loss(name="marvel"))
     train(job(data, marvel, tmp_path / "first"))
-    left = tmp_path / "first" / "samples.parquet"
-    first = pq.read_table(left)
+    samples = tmp_path / "first" / "samples.parquet"
+    first = pq.read_table(samples)
     manifest = read_manifest(data)
     trained = np.flatnonzero(manifest.kept & (manifest.split == "train"))
     assert sorted(first["id"].to_pylist()) == sorted(manifest.id[trained])
-    gone, other = trained[0], trained[1]
-    at = np.arange(len(manifest))
+    dropped, relabelled = trained[0], trained[1]
+    row = np.arange(len(manifest))
     changed = variant(lambda manifest: {
-        "kept": at != gone,
-        "label": np.where(at == other, np.where(manifest.label == "apple", "bean", "apple"), manifest.label),
+        "kept": row != dropped,
+        "label": np.where(row == relabelled, np.where(manifest.label == "apple", "bean", "apple"), manifest.label),
     })  # fmt: skip
-    train(job(changed, marvel, tmp_path / "second", epochs=1, state=str(left)))
-    assert f"train.state {left}: Counts(kept={len(trained) - 2}, reset=1, dropped=1, new=0)" in said.messages
+    train(job(changed, marvel, tmp_path / "second", epochs=1, state=str(samples)))
+    assert f"train.state {samples}: Counts(kept={len(trained) - 2}, reset=1, dropped=1, new=0)" in logged.messages
     assert len(pq.read_table(tmp_path / "second" / "samples.parquet")) == len(trained) - 1
 
 

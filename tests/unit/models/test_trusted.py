@@ -1,4 +1,4 @@
-"""Which photos are trusted, and how they are drawn."""
+"""Selection photos, trusted photos, and batches of these."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def test_judges_leave_each_class_a_photo_to_learn_from(data: Path, tmp_path: Pat
     (tmp_path / "ids.txt").write_text("\n".join(whole))
     with pytest.raises(ConfigError, match=rf"proof.photos: .*ids.txt: names every photo of 1 classes, first '{label}'"):
         with_selection_photos(manifest, str(tmp_path / "ids.txt"))
-    (tmp_path / "ids.txt").write_text("nobody")
+    (tmp_path / "ids.txt").write_text("unknown")
     with pytest.raises(ConfigError, match=r"proof.photos: .*ids.txt: 1 of 1 ids are not in this data version"):
         with_selection_photos(manifest, str(tmp_path / "ids.txt"))

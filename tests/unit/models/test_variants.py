@@ -1,4 +1,4 @@
-"""Graphs of other precisions and numbers of crops: what they compute, and which are offered."""
+"""Variants of a graph with other precisions and numbers of crops: their answers, and the choice of those offered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models.export.__main__ import export
 from models.export.int8 import write_int8
 from models.export.patch import external_files, read_metadata
 from models.export.precision import HALVES, in_backbone, write_half, write_rounded
-from models.export.variants import Variant, main, place, publish, undominated, why_refused
+from models.export.variants import Variant, copy_graph, main, publish, undominated, why_refused
 from models.recipe.config import Export, Recipe, to_dict
 from models.training.train import save_network
 from serving.signature import Signature
@@ -64,7 +64,7 @@ def answers(path: Path, photos: NDArray[np.uint8]) -> dict[str, NDArray]:
 
 
 def weights(path: Path) -> dict[str, int]:
-    """Initialiser -> its type."""
+    """Type of each initialiser."""
     return {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
 
 
@@ -141,11 +141,11 @@ def test_large_weights_lie_beside_the_variant(
     (tmp_path / "large").mkdir()
     make = {"fp16": partial(write_half, precision="fp16"), "int8": partial(write_int8, photos=photos)}[precision]
     make(graph, usual)
-    monkeypatch.setattr("models.export.onnx_file.LARGEST", 1000)
+    monkeypatch.setattr("models.export.onnx_file.MAX_BYTES", 1000)
     make(graph, large)
     assert external_files(large) == [f"{precision}.onnx.data"]
     assert external_files(usual) == []
-    place(large, tmp_path / "large")
+    copy_graph(large, tmp_path / "large")
     found, want = answers(tmp_path / "large" / "model.onnx", photos), answers(usual, photos)
     assert all(np.array_equal(found[name], want[name]) for name in OUTPUTS)
     assert read_metadata(large)["weights_sha256"] == sha256(large.with_name(f"{precision}.onnx.data"))
@@ -175,9 +175,9 @@ VARIANT = Variant("int8", top1=0.60, mean_class=0.6, agreement=0.9, ms=1.0, fp32
 def test_a_precision_is_offered_if_it_is_as_accurate_and_faster(
     change: dict[str, float], before: float, reason: str
 ) -> None:
-    told = why_refused(dataclasses.replace(VARIANT, **change), before, largest_fall=0.005 + 1e-9)
-    assert reason in told
-    assert bool(told) == bool(reason)
+    refused = why_refused(dataclasses.replace(VARIANT, **change), before, largest_fall=0.005 + 1e-9)
+    assert reason in refused
+    assert bool(refused) == bool(reason)
 
 
 def test_more_crops_are_offered_where_they_tell_more() -> None:
@@ -186,9 +186,15 @@ def test_more_crops_are_offered_where_they_tell_more() -> None:
     assert {each.name for each in undominated(levels) if each.offered} == {"crops10", "crops2", "crops1"}
 
 
-def leave(exported: dict[int, Path], data: Path, recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch,
-          **settings: object) -> dict[str, dict]:  # fmt: skip
-    """What `python -m models.export.variants` leaves in variants.json."""
+def make_variants(
+    exported: dict[int, Path],
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    **settings: object,
+) -> dict[str, dict]:
+    """Content of the variants.json of `python -m models.export.variants`, by name."""
     out.mkdir()
     asked = dataclasses.replace(recipe, export=dataclasses.replace(SETTINGS, **settings))  # type: ignore[arg-type]
     (out / "recipe.json").write_text(json.dumps(to_dict(asked)))
@@ -201,14 +207,14 @@ def leave(exported: dict[int, Path], data: Path, recipe: Recipe, out: Path, monk
 def test_the_float32_graph_is_published_where_a_precision_is_refused(
     exported: dict[int, Path], data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = leave(exported, data, recipe, tmp_path / "out", monkeypatch, precision="fp16")
-    assert set(told) == {"fp16", "bf16", "int8", "crops1", "crops2"}
-    assert told["crops2"]["agreement"] == 1
-    assert told["crops2"]["ms"] > 0
-    assert "golden photos" in told["bf16"]["refused"]
-    assert "finds no GPU" in told["fp16"]["refused"] or told["fp16"]["ms"] > 0
-    assert all(0 <= each["top1"] <= 1 and 0 <= each["agreement"] <= 1 for each in told.values())
-    if not told["fp16"]["offered"]:
+    made = make_variants(exported, data, recipe, tmp_path / "out", monkeypatch, precision="fp16")
+    assert set(made) == {"fp16", "bf16", "int8", "crops1", "crops2"}
+    assert made["crops2"]["agreement"] == 1
+    assert made["crops2"]["ms"] > 0
+    assert "golden answers" in made["bf16"]["refused"]
+    assert "finds no GPU" in made["fp16"]["refused"] or made["fp16"]["ms"] > 0
+    assert all(0 <= each["top1"] <= 1 and 0 <= each["agreement"] <= 1 for each in made.values())
+    if not made["fp16"]["offered"]:
         assert (tmp_path / "out" / "model.onnx").read_bytes() == (exported[2] / "model.onnx").read_bytes()
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert {path.name for path in exported[2].iterdir()} <= left

@@ -1,4 +1,4 @@
-"""What a step is worth: paired, class by class alike, and only as sure as the photos allow."""
+"""Validation gain of a step: paired, with equal weight per class, and as certain as the photos allow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_clear_gain_stays_and_a_loss_does_not() -> None:
 
 
 def test_the_bound_holds_as_often_as_it_says() -> None:
-    """Steps that gain nothing on average are taken for a gain in about one of ten cases at 90 %."""
+    """About one in ten steps without a true gain is kept at 90 %."""
     target, rng, taken = np.repeat(np.arange(20), 10), np.random.default_rng(1), 0
     for seed in range(200):
         before, after = rng.random(200) < 0.6, rng.random(200) < 0.6
@@ -44,9 +44,9 @@ def test_the_bound_holds_as_often_as_it_says() -> None:
 def test_what_both_agree_on_makes_it_surer() -> None:
     rng, target = np.random.default_rng(2), np.arange(300) % 10
     before = rng.random(300) < 0.5
-    alike = before ^ (rng.random(300) < 0.05)
+    similar = before ^ (rng.random(300) < 0.05)
     other = rng.random(300) < 0.5
-    assert standard_error(alike, before, target, seed=0) < standard_error(other, before, target, seed=0) / 2
+    assert standard_error(similar, before, target, seed=0) < standard_error(other, before, target, seed=0) / 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
@@ -61,7 +61,7 @@ def test_differences_are_those_of_a_slow_loop(photos: list[tuple[int, bool, bool
     assert np.all(np.abs(found) <= 1)
 
 
-def test_whoever_asks_nothing_takes_every_step() -> None:
+def test_without_confidence_every_step_is_kept() -> None:
     target = np.arange(40) % 4
     assert gain(np.ones(40, bool), np.zeros(40, bool), target, confidence=0).stays
 

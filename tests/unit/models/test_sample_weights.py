@@ -1,4 +1,4 @@
-"""Weights of classes and photos, and HAR: against slow formulas, and in a real training."""
+"""Class weights, photo weights, label confidence and HAR: against slow formulas, and in a real training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_har_weights_rise_with_errors_and_fall_with_photos() -> None:
 
 def test_error_rates_are_of_photos_that_were_judged(data: Path) -> None:
     manifest = read_manifest(data)
-    assert error_rates(manifest).tolist() == [1, 1, 1, 1], "nobody judged"
+    assert error_rates(manifest).tolist() == [1, 1, 1, 1], "never scored"
     apples = np.flatnonzero((manifest.split == "train") & (manifest.target == 0))
     score = np.where(manifest.split == "train", np.float32(1), np.nan)
     score[apples[:2]] = 0.4
@@ -112,9 +112,9 @@ def test_weights_multiply_and_their_mean_is_one(data: Path, weights: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,weight\n0,-1\n", r"weights\.csv: -1\.0 of 0 is no weight; give numbers from 0 up"),
-        ("id,weight\n0,nan\n", r"nan of 0 is no weight"),
-        ("id,weight\n0,inf\n", r"inf of 0 is no weight"),
+        ("id,weight\n0,-1\n", r"weights\.csv: -1\.0 of photo 0 is not a weight; give a number >= 0"),
+        ("id,weight\n0,nan\n", r"nan of photo 0 is not a weight"),
+        ("id,weight\n0,inf\n", r"inf of photo 0 is not a weight"),
         ("id,weight\n0,heavy\n", r"cannot be read \(ValueError: .*heavy.*give a \.csv or \.parquet file"),
         ("id,weight\n0\n", r"cannot be read \(TypeError"),
         ("photo,weight\n0,1\n", r"cannot be read \(KeyError: 'id'\)"),
@@ -156,9 +156,8 @@ def test_labels_are_weighed_by_their_scores(data: Path) -> None:
     expected = np.array([0.8, 0.2, 0.1, 1, 1, *[0.9] * (len(rows) - 5)])
     assert made.weight.numpy() == pytest.approx(expected / expected.mean(), rel=1e-5)
     assert make_sample_weights(Train(), judged, rows, clean=Clean()).weight.tolist() == [1.0] * len(rows)
-    assert make_sample_weights(Train(), manifest, rows, clean=WEIGH).weight.tolist() == [1.0] * len(rows), (
-        "nobody judged"
-    )
+    unscored = make_sample_weights(Train(), manifest, rows, clean=WEIGH)
+    assert unscored.weight.tolist() == [1.0] * len(rows)
 
 
 def test_of_a_class_that_nobody_believes_the_best_still_count(data: Path) -> None:
@@ -202,7 +201,7 @@ def test_training_keys_out_of_range_are_refused(table: dict[str, Any], message: 
 
 
 def figures(data: Path, recipe: Recipe, out: Path, **keys: Any) -> list[float]:
-    """Loss by epoch of a training on frozen features with these keys."""
+    """Loss per epoch of a training on frozen features with these keys."""
     out.mkdir()
     settings = dataclasses.replace(recipe.train, backbone_lr_scale=0.0, **keys)
     train(Job(data=data, recipe=dataclasses.replace(recipe, train=settings), member=0, out=out))
@@ -210,14 +209,14 @@ def figures(data: Path, recipe: Recipe, out: Path, **keys: Any) -> list[float]:
 
 
 def test_every_key_trains_and_changes_the_training(data: Path, recipe: Recipe, weights: Path, tmp_path: Path) -> None:
-    ways: list[dict[str, Any]] = [
+    settings: list[dict[str, Any]] = [
         {}, {"progressive": True}, {"balanced_epochs": 1}, {"best_epochs": 1, "best_photos": 1}, {"epoch_length": 16},
         {"class_weights": "inverse"}, {"class_weights": "effective", "class_beta": 0.9}, {"photo_weights": str(weights)},
         {"har": 1.0}, {"class_weights": "inverse", "head_rows": 3},
     ]  # fmt: skip
-    found = [figures(data, recipe, tmp_path / str(i), **way) for i, way in enumerate(ways)]
-    assert len({tuple(each) for each in found[:-1]}) == len(ways) - 1
-    assert found[-1] == pytest.approx(found[5], rel=1e-5), "a few rows at a time are weighted alike"
+    losses = [figures(data, recipe, tmp_path / str(i), **keys) for i, keys in enumerate(settings)]
+    assert len({tuple(each) for each in losses[:-1]}) == len(settings) - 1
+    assert losses[-1] == pytest.approx(losses[5], rel=1e-5), "chunks have the same weights"
 
 
 def test_a_class_of_one_photo_and_a_class_without_are_weighted(data: Path) -> None:

@@ -1,4 +1,4 @@
-"""Crops and their enlargement are chosen on validation photos, and only where they pay."""
+"""Choice of crops and their enlargement on selection photos."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.export import crops as views
-from models.export.crops import CropChoice, ask, choose_crops, weigh
+from models.export import crops
+from models.export.crops import CropChoice, choose_crops, choose_ratio, first_classes
 from models.export.graph import DeployGraph
 from models.networks.network import build_network
 from models.recipe.config import Export, Member
@@ -35,9 +35,9 @@ def members(data: Path) -> list[Trained]:
 
 
 def chosen(hits: list[np.ndarray], single: np.ndarray, target: np.ndarray, confidence: float = 0.9) -> CropChoice:
-    ways = [Export(crops=10, enlarge=(ratio,)) for ratio in (1.0, 1.25, 1.5)]
+    candidates = [Export(crops=10, enlarge=(ratio,)) for ratio in (1.0, 1.25, 1.5)]
     one = Export(crops=1, enlarge=(1.5,))
-    return weigh(ways, one, np.stack(hits), single, target, confidence=confidence)
+    return choose_ratio(candidates, one, np.stack(hits), single, target, confidence=confidence)
 
 
 def test_the_smallest_ratio_within_one_standard_error_is_taken() -> None:
@@ -70,7 +70,7 @@ def test_one_view_is_enough_where_crops_prove_nothing() -> None:
     assert (choice.settings.crops, choice.settings.enlarge) == (1, (1.5,))
     assert choice.gain is not None
     assert not choice.gain.stays
-    assert chosen(hits, best, target, confidence=0.0).settings.crops == 10, "every step unasked"
+    assert chosen(hits, best, target, confidence=0.0).settings.crops == 10, "every step is kept"
 
 
 def test_the_graph_itself_is_asked(members: list[Trained], data: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_graph_itself_is_asked(members: list[Trained], data: Path) -> None:
         graph = DeployGraph(members, settings=settings)
         with torch.no_grad():
             first = graph(images)[0][:, 0].numpy()
-        assert np.array_equal(ask(graph, photos), first)
+        assert np.array_equal(first_classes(graph, photos), first)
         target = manifest.target[rows]
         accuracy = np.mean([(first == target)[target == c].mean() for c in np.unique(target)])
         assert tried.mean_class == pytest.approx(accuracy, abs=1e-6)
@@ -99,7 +99,7 @@ def test_the_graph_itself_is_asked(members: list[Trained], data: Path) -> None:
 def test_where_nothing_is_to_choose_nothing_is_asked(
     members: list[Trained], data: Path, settings: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "ask", None)
+    monkeypatch.setattr(crops, "first_classes", None)
     choice = choose_crops(members, [1.0], read_manifest(data), settings=settings, confidence=0.9)
     assert choice == CropChoice(dataclasses.replace(settings, enlarge=(1.5,)))
     assert choice.to_dict() == {"crops": settings.crops, "enlarge": 1.5, "gain": None, "tried": []}
