@@ -18,7 +18,7 @@ help:  ## List the commands
 
 setup: .venv/ready .venv-triton/requirements.sha256  ## Install everything: .venv, and .venv-triton for the server (about 7 GB)
 
-demo: setup  ## The whole story on drawn products: data to endpoint in minutes
+demo: setup  ## The whole path on drawn products, from data to endpoint, in minutes
 	@$(BIN)/cleanshelf demo
 
 test: setup  ## All tests but the slow ones: unit, then integration with real parts
@@ -41,8 +41,11 @@ soak: setup  ## Kill and break everything, 20 times each, and write the tables o
 bench: setup  ## Run benchmarks/ and write docs/figures/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
-lock: setup  ## Compile constraints.txt anew from pyproject.toml (needs uv)
+lock: setup  ## Compile constraints.txt again from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
+
+docs: setup  ## Write the list of rooms into docs/inside/architecture.md
+	@$(BIN)/python -m tests.architecture
 
 down:  ## Stop the demo's endpoint
 	@$(BIN)/cleanshelf serve --stop --workspace build/demo
@@ -50,4 +53,4 @@ down:  ## Stop the demo's endpoint
 clean:  ## Remove what was built, not what was installed
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo test test-all check soak bench lock down clean
+.PHONY: help setup demo test test-all check soak bench docs lock down clean

@@ -1,4 +1,4 @@
-"""Data versions for tests: two small ones, and the bytes behind them."""
+"""Data versions for tests: two small ones, and access to their bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def commit_first(versions: DataVersions, tmp_path: Path) -> str:
 
 
 def commit_drop(versions: DataVersions, *, num: int) -> str:
-    """The selected version with its first `num` photos dropped."""
+    """Commits the selected version with its first `num` photos dropped; returns the new id."""
     parent = versions.resolve("selected")
     data = versions.materialise(parent)
     folder = versions.new_folder()
@@ -37,7 +37,10 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
 
 
 def two_versions(place: Path, *, photos: int) -> Workspace:
-    """The workspace `shop` with two versions, the second selected; the first has so many photos a class. And a delivery `more`."""
+    """The workspace `shop` with two versions, the second selected, and a delivery `more` beside it.
+
+    The first version has `photos` photos per class.
+    """
     deliver(place / "first", {"a": photos, "b b": photos})
     deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
     deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
@@ -48,11 +51,12 @@ def two_versions(place: Path, *, photos: int) -> Workspace:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file below a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def damage(path: Path) -> None:
-    """Flip one bit in the middle, read-only or not."""
+    """Flips one bit in the middle of a file, even of a read-only one."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
@@ -67,7 +71,7 @@ def objects_of(store: Path, data: Path, name: str) -> Path:
 
 
 def check_whole(versions: DataVersions) -> None:
-    """Pointer, data, ledger and tags tell the same story, and every tag keeps its promise (I1 to I3)."""
+    """Asserts that pointer, data, ledger and tags agree, and that every tag leads to whole data (I1 to I3)."""
     entries = versions.log()
     assert versions.selected() == entries[0].id
     versions.check_clean()

@@ -1,7 +1,7 @@
 """Published test accuracies in %, mean and standard deviation of 3 seeds, and the settings they belong to.
 
-A row names the method as `--methods` does; a
-bare `ce` on the command line means the row of that loss and noise, so that the sources' settings need not be typed.
+A row names the method as `--methods` does. A bare `ce` on the command line means the row of that loss and noise, so that the
+sources' settings need not be typed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOISES = ("clean", *(f"symmetric:0.{k}" for k in (2, 4, 6, 8)), *(f"asymmetric:0
 
 
 class Figure(NamedTuple):
-    """Mean and standard deviation in %, the latter nan where none is given; source is a key of SOURCES."""
+    """Mean and standard deviation in %, the latter nan if none is given; source is a key of SOURCES."""
 
     mean: float
     deviation: float
@@ -30,7 +30,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class LossBatch:
-    """One method's figures on CIFAR-10 by noise."""
+    """Figures of one method on CIFAR-10 by noise."""
 
     method: Method
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def as_published(method: Method, noise: Noise) -> Method:
 
 
 def published(data: str, method: Method, noise: Noise) -> Figure | None:
-    """The figure of a method with exactly its published settings; None where the sources have none."""
+    """Figure of a method with exactly its published settings; None if the sources have none."""
     if data != "cifar10":
         return None
     found = (row.figures.get(str(noise)) for row in CIFAR10 if row.method.resolved() == method.resolved())
