@@ -21,8 +21,10 @@ FlowError
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class FlowError(Exception):
+
+class FlowError(CleanShelfError):
     """Base of everything raised on purpose by flows."""
 
 

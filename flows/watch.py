@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from contract import CleanShelfError
 from flows.endpoint.server import access, choose_registered, serve_registered
-from flows.errors import EndpointMissing, FlowError, WorkspaceBusy, WorldError
+from flows.errors import EndpointMissing, WorkspaceBusy, WorldError
 from flows.registry.repository import repository
 from flows.settings import Settings
 from flows.workspace import Workspace
 from serving.access import Access
-from serving.errors import ServingError
 from serving.server import process
 from serving.server.control import Endpoint
 from serving.server.probe import Health, Probe
@@ -70,7 +70,7 @@ class Watch:
             self.failures = 0
         except WorkspaceBusy:  # a switch is under way, and sees for itself whether the model answers
             return
-        except (FlowError, ServingError, ValueError, OSError) as error:  # ValueError: a config.pbtxt that is none
+        except (CleanShelfError, ValueError, OSError) as error:  # ValueError: a config.pbtxt that is none
             self.failures += 1
             log.error("watch: %s", error)
 

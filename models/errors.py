@@ -14,8 +14,10 @@ ModelError
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class ModelError(Exception):
+
+class ModelError(CleanShelfError):
     """Base of everything raised on purpose by models."""
 
 

@@ -25,8 +25,10 @@ The ValueError family is for the user to put right (exit 2), the RuntimeError fa
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class ServingError(Exception):
+
+class ServingError(CleanShelfError):
     """Base of everything raised on purpose by serving."""
 
 

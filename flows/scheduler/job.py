@@ -19,14 +19,13 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
-from flows.errors import FlowError, GateRefused, WorkspaceBusy
+from contract import CleanShelfError
+from flows.errors import GateRefused, WorkspaceBusy
 from flows.report.terminal import show_progress
 from flows.retrain import retrain
 from flows.run.inputs import ended_before, inputs
 from flows.workspace import Workspace
-from models.errors import ModelError
 from models.recipe.config import Recipe, load_recipe
-from serving.errors import ServingError
 from serving.server.process import birth
 
 log = logging.getLogger("cleanshelf")
@@ -60,7 +59,7 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
         outcome, why = retrain_if_changed(place, load_recipe(recipe, overrides=overrides or []))
     except GateRefused as error:
         outcome, why = "refused", str(error)
-    except (FlowError, ModelError, ServingError, OSError) as error:
+    except (CleanShelfError, OSError) as error:
         outcome, why = "failed", str(error)
     note(place, replace(fired, outcome=outcome, why=why))
     log.info("scheduled run %s: %s", outcome, why)
