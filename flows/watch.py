@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from contract import CleanShelfError
 from flows.endpoint.server import access, choose_registered, serve_registered
 from flows.errors import EndpointMissing, WorkspaceBusy, WorldError
 from flows.registry.repository import repository
+from flows.run.signals import stop_requested
 from flows.settings import Settings
 from flows.workspace import Workspace
 from serving.access import Access
@@ -147,12 +144,12 @@ def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -
     """
     server = None if Settings().remote() else running(workspace.state)
     local = server.again(Settings().triton_env) if server else None
-    with stop_requested() as asked:
+    with stop_requested() as stop:
         try:
             with watching(workspace.state):
                 keeper = Watch(workspace, local)
                 keeper.check()
-                while not asked.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
+                while not stop.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
                     keeper.reconcile()
         finally:
             if local and stop_server:
@@ -174,15 +171,3 @@ def watch_detached(workspace: Workspace, *, period_s: float) -> None:
     process.spawn(command, variables=os.environ, log=workspace.state / "watch.log")
     if not process.until(lambda: watcher(workspace.state) is not None, timeout_s=DETACH_TIMEOUT_S):
         raise WorldError(f"the process that watches did not start; see {workspace.state / 'watch.log'}")
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Set when a signal asks this process to end."""
-    asked = threading.Event()
-    former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -14,10 +14,8 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +29,7 @@ from pydantic import ValidationError
 from flows.errors import InputError, WorkspaceBusy, WorldError
 from flows.orchestrator.events import announce, scheduler_server
 from flows.orchestrator.server import crash_unfinished, end, serving
+from flows.run.signals import stop_requested
 from flows.scheduler.job import history
 from flows.scheduler.runner import Plan
 from flows.settings import REPOSITORY
@@ -140,10 +139,8 @@ def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) ->
     Raises:
         WorldError: the runner or the server ended by itself.
     """
-    told = threading.Event()
-    former = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not told.wait(0.5):
+    with stop_requested() as stop:
+        while not stop.wait(0.5):
             if runner.poll() is not None:
                 raise WorldError(
                     f"the runner of scheduled flows ended with code {runner.returncode}; start the scheduler again"
@@ -152,9 +149,6 @@ def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) ->
                 raise WorldError(
                     f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}"
                 )
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def status(workspace: Workspace) -> dict[str, Any]:
