@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from contract import CleanShelfError
-from flows.endpoint.server import access, choose_registered, serve_registered
+from flows.endpoint.server import access, choose_registered, remote, serve_registered
 from flows.errors import EndpointMissing, WorkspaceBusy, WorldError
 from flows.registry.repository import repository
 from flows.run.signals import stop_requested
@@ -142,7 +142,7 @@ def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -
         EndpointMissing: there is nothing to watch.
         AlreadyRunning: another process watches it.
     """
-    server = None if Settings().remote() else running(workspace.state)
+    server = None if remote(Settings()) else running(workspace.state)
     local = server.again(Settings().triton_env) if server else None
     with stop_requested() as stop:
         try:

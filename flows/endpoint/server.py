@@ -32,10 +32,21 @@ def local_server(
                        http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening)  # fmt: skip
 
 
+def remote(settings: Settings) -> Access | None:
+    """Address and tokens of the external server that the settings name, or None.
+
+    Raises:
+        BadRequest: a CA is given without TLS, or its file does not exist.
+    """
+    if not settings.triton_url:
+        return None
+    return Access(settings.triton_url, settings.triton_token, settings.triton_control_token, settings.triton_ca)
+
+
 def access(workspace: Workspace) -> Access | None:
     """The way to the server that the settings name, else to the workspace's own where it runs."""
     server = running(workspace.state)
-    return Settings().remote() or (server.access if server else None)
+    return remote(Settings()) or (server.access if server else None)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -19,6 +20,7 @@ from urllib.request import Request, urlopen
 from uuid import uuid4
 
 from durable import overwrite
+from flows.errors import DiskFull
 from flows.workspace import Workspace
 from serving.server.process import birth
 
@@ -26,8 +28,40 @@ if TYPE_CHECKING:
     from flows.data.history import Entry
 
 log = logging.getLogger("cleanshelf")
+PREFECT_BYTES = 8_000_000  # a fresh database and its log take 5.5 MB
 LIMIT_S = 3.0  # a server on a busy machine answers within one
 FAILURES = (OSError, HTTPException, ValueError)  # the last of an address that is none
+
+
+def prepare_prefect(state: Path) -> None:
+    """Sets the environment variables that Prefect reads; must be called before Prefect is imported.
+
+    Prefect's home lies in the workspace, it sends nothing to anyone, and its local server may take long to start: 9 to 25 s
+    were measured on two busy cores, more than Prefect's own limit of 20 s.
+
+    Raises:
+        DiskFull: its server could not write its database, and would report that only after the time limit.
+    """
+    free = shutil.disk_usage(state).free
+    if free < PREFECT_BYTES:
+        raise DiskFull(
+            f"{state}: {free / 1e6:.0f} MB are free, {PREFECT_BYTES / 1e6:.0f} are needed; free some space and run it again"
+        )
+    os.environ |= {
+        "PREFECT_HOME": str(state / "prefect"),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # we report a failure once, without Prefect's traceback
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "cleanshelf",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state / "prefect" / "results"),
+    }
 
 
 @dataclass(frozen=True)

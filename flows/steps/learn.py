@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from durable import sha256
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.run import Run
 from flows.run.step import step
-from flows.settings import num_workers
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores

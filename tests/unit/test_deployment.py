@@ -61,7 +61,7 @@ def test_images_install_pinned_and_do_not_run_as_root(target: str) -> None:
 
 
 def test_images_are_private_as_the_flows_are() -> None:
-    settings = (ROOT / "flows" / "settings.py").read_text(encoding="utf-8")
+    settings = (ROOT / "flows" / "orchestrator" / "events.py").read_text(encoding="utf-8")
     private = re.findall(
         r"\b((?:DO_NOT_TRACK|PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*))=(\w+)", stages()["flows"]
     )

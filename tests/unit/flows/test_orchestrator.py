@@ -18,6 +18,7 @@ from flows.orchestrator.events import (
     answers,
     happened,
     post,
+    prepare_prefect,
     scheduler_server,
     standing_server,
 )
@@ -34,6 +35,14 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (tmp_path / "state").mkdir()
     return Workspace(tmp_path)
+
+
+def test_prefect_lives_in_the_workspace_and_tells_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    prepare_prefect(tmp_path)
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / "prefect")
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
 def test_an_event_says_what_happened_to_what() -> None:
