@@ -34,7 +34,8 @@ class Check:
 
 def examine(workspace: Workspace | None) -> list[Check]:
     """Everything that can be checked without changing anything."""
-    return [*_machine(), *_packages(), _triton(), *_workspace(workspace)]
+    settings = Settings()
+    return [*_machine(), *_packages(settings), _triton(settings), *_workspace(workspace, settings)]
 
 
 def _machine() -> Iterator[Check]:
@@ -50,8 +51,8 @@ def _machine() -> Iterator[Check]:
     yield Check("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
 
 
-def _packages() -> Iterator[Check]:
-    wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if Settings().dask else {})
+def _packages(settings: Settings) -> Iterator[Check]:
+    wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if settings.dask else {})
     for name, way_out in wanted.items():
         try:
             yield Check(name, True, importlib.metadata.version(name))
@@ -59,11 +60,11 @@ def _packages() -> Iterator[Check]:
             yield Check(name, False, f"not installed; {way_out}")
 
 
-def _triton() -> Check:
-    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, fit for the server")
+def _triton(settings: Settings) -> Check:
+    return _check("triton environment", lambda: f"python {inspect(settings.triton_env).python}, fit for the server")
 
 
-def _workspace(workspace: Workspace | None) -> Iterator[Check]:
+def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Check]:
     if workspace is None:
         yield Check("workspace", True, "none here; make one with `cleanshelf init`")
         return
@@ -78,16 +79,16 @@ def _workspace(workspace: Workspace | None) -> Iterator[Check]:
         return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)
-    yield _check("endpoint", lambda: _endpoint(workspace))
+    yield _check("endpoint", lambda: _endpoint(workspace, settings))
     yield _check("watchdog", lambda: _watchdog(workspace))
 
 
-def _endpoint(workspace: Workspace) -> str:
+def _endpoint(workspace: Workspace, settings: Settings) -> str:
     """That it answers a golden image; a readiness call would say yes either way."""
-    found = access(workspace)
+    found = access(workspace, settings)
     if found is None:
         return "not running; start it with `cleanshelf serve`"
-    versions = repository(workspace)
+    versions = repository(workspace, settings)
     with Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S) as control:
         active = control.active()
         for version in versions.configured():

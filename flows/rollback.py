@@ -14,6 +14,7 @@ from flows.orchestrator.events import happened, post, selected
 from flows.purge import select
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
+from flows.settings import Settings
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.server.control import Endpoint, load_on_start
@@ -45,10 +46,11 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
     Raises:
         UnknownVersion: no such version, or it never served.
     """
-    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    settings = Settings()
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace, settings)
     with workspace.lock("model rollback", name="serving"):
         target = rollback_target(workspace, version)
-        found = access(workspace)
+        found = access(workspace, settings)
         if found is None:
             load_on_start(versions, target)
         else:

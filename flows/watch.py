@@ -39,6 +39,7 @@ class Watch:
 
     workspace: Workspace
     local: LocalServer | None
+    settings: Settings = field(default_factory=Settings)
     failures: int = 0
     last_health: Health = Health.ANSWERS
     _settled: tuple[int, ...] | None = None  # what config.pbtxt named when it agreed with the registry
@@ -91,20 +92,20 @@ class Watch:
     def _heal(self, *, is_hung: bool) -> None:
         watchdog = self._watchdog()
         with self.workspace.lock("watch", name="serving"):
-            if serve_registered(self.workspace, watchdog.endpoint):
+            if serve_registered(self.workspace, watchdog.endpoint, self.settings):
                 return
             for model in watchdog.heal(is_hung=is_hung):
                 log.warning("watch: unloaded and loaded %s again; it answers", model)
 
     def _tidy(self) -> None:
         """After a switch that was killed: the version that the registry names, and no candidate left."""
-        versions = repository(self.workspace)
+        versions = repository(self.workspace, self.settings)
         chosen = versions.configured()
         if chosen == self._settled and not versions.leftovers():
             return
         control = self._watchdog().endpoint
         with self.workspace.lock("watch", name="serving"):
-            serve_registered(self.workspace, control)
+            serve_registered(self.workspace, control, self.settings)
             control.sweep(versions)
             self._settled = versions.configured()
 
@@ -112,18 +113,18 @@ class Watch:
         """With the version that the registry names."""
         with self.workspace.lock("watch", name="serving"):
             if running(local.state) is None:
-                choose_registered(self.workspace)
+                choose_registered(self.workspace, self.settings)
                 started = local.start()
                 log.warning("watch: started the server again; it answers at %s", started.url)
 
     def _watchdog(self) -> Probe:
         """The address of a server stays the same when it is started again."""
-        found = access(self.workspace) or next(iter(self._watchdogs), None)
+        found = access(self.workspace, self.settings) or next(iter(self._watchdogs), None)
         if found is None:
             raise EndpointMissing("no endpoint runs for this workspace; start one with `cleanshelf serve`")
         if found not in self._watchdogs:
             control = Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S)
-            self._watchdogs = {found: Probe(control, repository(self.workspace))}
+            self._watchdogs = {found: Probe(control, repository(self.workspace, self.settings))}
         return self._watchdogs[found]
 
     def _tell(self, pulse: Health) -> None:
@@ -142,12 +143,13 @@ def watch(workspace: Workspace, *, period_s: float, stop_server: bool = False) -
         EndpointMissing: there is nothing to watch.
         AlreadyRunning: another process watches it.
     """
-    server = None if remote(Settings()) else running(workspace.state)
-    local = server.again(Settings().triton_env) if server else None
+    settings = Settings()
+    server = None if remote(settings) else running(workspace.state)
+    local = server.again(settings.triton_env) if server else None
     with stop_requested() as stop:
         try:
             with watching(workspace.state):
-                keeper = Watch(workspace, local)
+                keeper = Watch(workspace, local, settings)
                 keeper.check()
                 while not stop.wait(keeper.pause_s(period_s)) and workspace.state.is_dir():
                     keeper.reconcile()

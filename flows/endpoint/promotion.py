@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flows.endpoint.server import endpoint
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
+from flows.settings import Settings
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.repository.repository import ModelRepository
@@ -28,14 +29,21 @@ def register_and_promote(
     workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
     """Lets a judged graph answer; its number. Arguments and locks as for `register` and `promote`."""
-    with endpoint(workspace):  # before anything is registered: a server that does not start leaves no trace
-        number = register(workspace, graph, lineage=lineage, labels=labels, golden=golden)
-        promote(workspace, number)
+    settings = Settings()
+    with endpoint(workspace, settings):  # first: if the server does not start, nothing has been registered
+        number = register(workspace, graph, lineage=lineage, labels=labels, golden=golden, settings=settings)
+        promote(workspace, number, settings)
     return number
 
 
 def register(
-    workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
+    workspace: Workspace,
+    graph: Path,
+    *,
+    lineage: Mapping[str, Any],
+    labels: Sequence[str],
+    golden: NDArray[np.uint8],
+    settings: Settings | None = None,
 ) -> int:
     """Registers the graph and stages it in the repository, whole and not yet served; its number.
 
@@ -45,7 +53,7 @@ def register(
         lineage: all but `version` and `files`; `graph_sha256` is that of the graph.
         golden: (G, S, S, 3).
     """
-    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace, settings)
     versions.sweep()
     versions.check_contract(graph)
     number = number_for(lineage, models=models, versions=versions)
@@ -55,13 +63,14 @@ def register(
     return number
 
 
-def promote(workspace: Workspace, number: int) -> None:
+def promote(workspace: Workspace, number: int, settings: Settings | None = None) -> None:
     """Loads a staged version beside the one that serves, checks golden photos over the wire, switches.
 
     The caller holds the lock "serving".
     """
-    with endpoint(workspace) as access, Endpoint(access) as control:
-        control.switch(repository(workspace), number)
+    settings = settings or Settings()
+    with endpoint(workspace, settings) as access, Endpoint(access) as control:
+        control.switch(repository(workspace, settings), number)
         ModelVersions(Ledger(workspace.root)).promote(number)
     log.info("model version %d answers", number)
 

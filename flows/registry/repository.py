@@ -13,13 +13,13 @@ from serving.repository.accelerator import Accelerator
 from serving.repository.repository import ModelRepository
 
 
-def repository(workspace: Workspace) -> ModelRepository:
-    """The model repository of a workspace, for the server that the settings describe.
+def repository(workspace: Workspace, settings: Settings | None = None) -> ModelRepository:
+    """The model repository of a workspace, for the server that the settings (default: the environment's) describe.
 
     Raises:
         BadRequest, InputError: as `accelerator`.
     """
-    settings = Settings()
+    settings = settings or Settings()
     return ModelRepository(
         workspace.repository, instances=settings.triton_instances or None, accelerator=accelerator(settings)
     )
