@@ -1,4 +1,4 @@
-"""The workspace's Triton endpoint: one that somebody else runs, our own, or one that lives as long as it is needed."""
+"""The Triton server of a workspace: an external one, the workspace's own, or a temporary one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def serve_registered(workspace: Workspace, control: Endpoint, settings: Settings
     active = control.active()
     if wanted is None or (active == (wanted,) and versions.is_configured(wanted)):
         return False
-    log.info("endpoint: version %d is to answer, the server has %s; switching", wanted, list(active) or "none")
+    log.info("endpoint: version %d is the current model, the server has %s; switching", wanted, list(active) or "none")
     control.switch(versions, wanted)
     return True
 
@@ -103,17 +103,19 @@ def serve_registered(workspace: Workspace, control: Endpoint, settings: Settings
 def start_endpoint(
     workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int, listening: Listening = LOCAL
 ) -> RunningServer:
-    """Starts the workspace's own server with the version that the registry names.
+    """Starts the workspace's own server with the current model.
 
     Raises:
-        InputError: the settings name a server elsewhere.
-        ServingError: it did not start, or does not answer.
+        InputError: the settings name an external server.
+        ServingError: the server did not start, or does not answer.
     """
     settings = Settings()
     if url := settings.triton_url:
-        raise InputError(f"CLEANSHELF_TRITON_URL names the server {url}; unset it to run one here")
+        raise InputError(f"CLEANSHELF_TRITON_URL names the external server {url}; unset it to run one here")
     with workspace.lock("serve", name="serving"):
-        if running(workspace.state) is None:  # else it is refused below, and its configuration is left alone
+        if (
+            running(workspace.state) is None
+        ):  # else start() refuses, and the configuration of the running server must stay
             choose_registered(workspace, settings)
         return local_server(
             workspace,
@@ -126,13 +128,13 @@ def start_endpoint(
 
 
 def stop_endpoint(workspace: Workspace) -> None:
-    """Ends the workspace's own server, if one runs, and who watches it."""
+    """Stops the workspace's own server and its watcher, if they run."""
     end_watcher(workspace.state)
     local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on the loopback that nothing listens on at this moment."""
+    """Ports of 127.0.0.1 that nothing listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

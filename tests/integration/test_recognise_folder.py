@@ -170,7 +170,7 @@ def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: P
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
     said = refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
     assert said.startswith(f'{out} was begun with {{"folder": "{folder}", "model": "m"}}')
-    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to begin anew")
+    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to start over")
     with pytest.raises(InputError, match="was begun with"):
         recognise_folder(folder / "a", out, recognizer=LocalRecognizer(graph), asked={"model": "m"})
     with Parts.of(out, SCHEMA, plan={"folder": str(folder), "model": "m"}), pytest.raises(WorkspaceBusy):
