@@ -77,5 +77,7 @@ def rollback_target(workspace: Workspace, version: int | None) -> int:
     target = models.previous() if version is None else version
     models.lineage(target)
     if target not in models.promoted():
-        raise UnknownVersion(f"model version {target} never served; `cleanshelf promote {target}` lets it")
+        raise UnknownVersion(
+            f"model version {target} has never been the current model; `cleanshelf promote {target}` promotes it"
+        )
     return target

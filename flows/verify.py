@@ -50,7 +50,7 @@ def verify(workspace: Workspace, version: int | None = None) -> Verified:
     models = ModelVersions(Ledger(workspace.root))
     wanted = models.current() if version is None else version
     if wanted is None:
-        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
+        raise UnknownVersion("there is no current model yet; run `cleanshelf retrain` first")
     chain = ModelLinks(wanted, workspace, models, repository(workspace))
     return Verified(wanted, chain.check(), chain.gone())
 

@@ -51,7 +51,7 @@ def test_the_verb_needs_the_file_alone(graph: Path, tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == read_card(graph)
     for part in ("8, sha256 abab", "0123456789abcdef", "12345678", "9876543210", "robust", "10 crops, enlarged 1.25 times",
-                 "angle, accepted from 0.31 on", "gets no classes", "95.2% of 84 validation photos", "0.771", "0.912",
+                 "angle, accepted from 0.31 on", "get no classes", "95.2% of 84 validation photos", "0.771", "0.912",
                  "1.250 -> 0.875", "0 ids differ from torch", "net.safetensors", "apache-2.0", "0.350", "1.500",
                  "head", "0.880"):  # fmt: skip
         assert part in cleanshelf("model", "show", graph).stdout, part
@@ -82,7 +82,7 @@ def test_known_as_it_is_is_told(tmp_path: Path) -> None:
     evidence = json.dumps({"photos": 0, "surprise": None, "accepted": None, "told_apart": {}})
     plain = write_graph(tmp_path / "plain.onnx", metadata=CARD | {"known": known, "calibration": evidence})
     told = summary(read_card(plain))
-    assert told["known"] == "the top probability as it is, not calibrated; accepted from 0.5 on"
+    assert told["known"] == "the top probability, not calibrated; accepted from 0.5 on"
     assert "temperature" not in told
 
 
