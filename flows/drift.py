@@ -22,7 +22,7 @@ from contract import ACCEPTED
 from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.orchestrator.events import answers, happened, standing_server
-from flows.orchestrator.server import emit, told
+from flows.orchestrator.server import emit, reporting_to
 from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
@@ -198,7 +198,7 @@ def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """
     url = standing_server(workspace)
     if url and answers(url):
-        with told(url):
+        with reporting_to(url):
             return drift_flow(str(workspace.root), str(traffic), photos)
     if url:
         log.warning("drift: %s does not answer, so Prefect is not told", url)

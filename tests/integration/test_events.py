@@ -139,4 +139,4 @@ def test_a_server_that_is_down_stops_nothing(shop: Workspace, tmp_path: Path) ->
     assert f"drift: {url} does not answer, so Prefect is not told" in seen.stderr
     done = cleanshelf("model", "rollback", *where, env=down)
     assert (done.returncode, done.stdout) == (0, "model version 1 answers\n")
-    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not take the event: ")
+    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not accept the event: ")

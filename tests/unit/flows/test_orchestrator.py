@@ -81,7 +81,7 @@ def test_a_server_that_hangs_costs_seconds_and_a_line(
         post(workspace, EVENT)
         assert time.monotonic() - began < LIMIT_S + 10, "a limit, and not a speed"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{EVENT.name}: {url} did not take the event: timed out"
+        f"{EVENT.name}: {url} did not accept the event: timed out"
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_server_that_is_down_is_a_line(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
     post(workspace, EVENT)
-    assert f"cleanshelf.model.rolled-back: {url} did not take the event: " in caplog.text
+    assert f"cleanshelf.model.rolled-back: {url} did not accept the event: " in caplog.text
     assert not answers(url)
 
 

@@ -28,11 +28,11 @@ def shop(tmp_path: Path) -> Workspace:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cron": "0 25 * * 1"}, "--cron '0 25 \\* \\* 1' is no cron expression; write minute, hour"),
-        ({"cron": "Monday"}, "--cron 'Monday' is no cron expression"),
-        ({"cron": "0 3 * * R"}, "is no cron expression"),
-        ({"every": "soon"}, "--every 'soon' is no period; write a number and s, m, h or d"),
-        ({"every": "0h"}, "--every '0h' is no period"),
+        ({"cron": "0 25 * * 1"}, "--cron '0 25 \\* \\* 1' is not a cron expression; write minute, hour"),
+        ({"cron": "Monday"}, "--cron 'Monday' is not a cron expression"),
+        ({"cron": "0 3 * * R"}, "is not a cron expression"),
+        ({"every": "soon"}, "--every 'soon' is not a period; write a number and s, m, h or d"),
+        ({"every": "0h"}, "--every '0h' is not a period"),
         ({"every": "1h", "cron": WEEKLY}, "--cron and --every exclude each other"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_before_it_published_does_not_count(shop: Workspac
 
 def test_a_run_on_another_machine_is_not_taken_for_crashed(shop: Workspace) -> None:
     note(shop, ScheduledRun("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7@elsewhere"))
-    assert [fired.outcome for fired in history(shop)] == ["running"]
+    assert [run.outcome for run in history(shop)] == ["running"]
 
 
 def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> None:
@@ -98,9 +98,9 @@ def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> N
     note(shop, ScheduledRun("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x@y"))
     with (shop.state / "scheduled.jsonl").open("a") as file:
         file.write('{"at": "2026-01-15T03')  # killed in the middle of a line
-    assert [(fired.flow_run, fired.outcome) for fired in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
+    assert [(run.flow_run, run.outcome) for run in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
     note(shop, ScheduledRun("2026-01-22T03:00:00Z", "published", "version 1", "c", "3@x"))
-    assert [fired.flow_run for fired in history(shop)] == ["c", "b", "a"], "and the next one goes on"
+    assert [run.flow_run for run in history(shop)] == ["c", "b", "a"], "and the next one goes on"
 
 
 @pytest.mark.faults
