@@ -1,4 +1,4 @@
-"""Is everything here that CleanShelf needs? One line per part, with the way out where it is missing."""
+"""Checks that everything CleanShelf needs is there: one line per part, with the fix if something is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Check:
-    """One part: whether it is all right, and what was seen or is to be done."""
+    """The state of one part, with what was found or what to do."""
 
     part: str
     ok: bool
@@ -33,7 +33,7 @@ class Check:
 
 
 def examine(workspace: Workspace | None) -> list[Check]:
-    """Everything that can be checked without changing anything."""
+    """All checks, of which none changes anything; the workspace is skipped if None."""
     settings = Settings()
     return [*_machine(), *_packages(settings), _triton(settings), *_workspace(workspace, settings)]
 
@@ -61,12 +61,12 @@ def _packages(settings: Settings) -> Iterator[Check]:
 
 
 def _triton(settings: Settings) -> Check:
-    return _check("triton environment", lambda: f"python {inspect(settings.triton_env).python}, fit for the server")
+    return _check("triton environment", lambda: f"python {inspect(settings.triton_env).python}, complete")
 
 
 def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Check]:
     if workspace is None:
-        yield Check("workspace", True, "none here; make one with `cleanshelf init`")
+        yield Check("workspace", True, "none here; create one with `cleanshelf init`")
         return
     versions = DataVersions(workspace)
 
@@ -76,7 +76,7 @@ def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Chec
         problems = versions.verify(selected) if selected else []
         if problems:
             raise ValueError("; ".join(map(str, problems)))
-        return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
+        return f"version {selected[:12]}, every hash matches" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)
     yield _check("endpoint", lambda: _endpoint(workspace, settings))
@@ -84,7 +84,7 @@ def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Chec
 
 
 def _endpoint(workspace: Workspace, settings: Settings) -> str:
-    """That it answers a golden image; a readiness call would say yes either way."""
+    """State of the endpoint, once it has answered a golden photo; Triton calls a model ready that does not answer."""
     found = access(workspace, settings)
     if found is None:
         return "not running; start it with `cleanshelf serve`"
@@ -98,7 +98,7 @@ def _endpoint(workspace: Workspace, settings: Settings) -> str:
 
 def _watchdog(workspace: Workspace) -> str:
     pid = watcher(workspace.state)
-    return f"pid {pid}" if pid else "none; `cleanshelf watch` brings an endpoint back that dies"
+    return f"pid {pid}" if pid else "none; `cleanshelf watch` restarts an endpoint that dies"
 
 
 def _check(part: str, inspect: Callable[[], str]) -> Check:

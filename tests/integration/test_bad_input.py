@@ -375,4 +375,7 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
 
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
     said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
-    assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+    assert (
+        said
+        == "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with --model"
+    )

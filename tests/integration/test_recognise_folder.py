@@ -198,7 +198,7 @@ def test_the_endpoint_of_a_workspace_answers(
     stage(repository, tmp_path, 1)
     repository.configure([1])
     out = tmp_path / "out.parquet"
-    assert "no endpoint runs" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
+    assert "no endpoint is running" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
     server = local_server(workspace.repository, workspace.state)
     server.start()
     try:

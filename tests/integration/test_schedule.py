@@ -65,7 +65,9 @@ def flow_runs(shop: Workspace) -> list[tuple[str, str, str]]:
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_starts(shop: Workspace) -> None:
     told = refusal(cleanshelf("schedule", "smoke", "-w", shop.root, "--cron", "Monday"))
-    assert told == "--cron 'Monday' is not a cron expression; write minute, hour, day, month, weekday, such as '0 3 * * 1'"
+    assert (
+        told == "--cron 'Monday' is not a cron expression; write minute, hour, day, month, weekday, such as '0 3 * * 1'"
+    )
     assert not (shop.state / "prefect-server.log").exists()
 
 
