@@ -86,7 +86,7 @@ class Watch:
             self._reload(is_hung=health is Health.HUNG)
 
     def _reload(self, *, is_hung: bool) -> None:
-        """Switches to the current model if another one is loaded, else unloads the models that are dead and loads them again."""
+        """Switches to the current model if another version is loaded, else unloads and reloads the models that are dead."""
         probe = self._probe()
         with self.workspace.lock("watch", name="serving"):
             if serve_registered(self.workspace, probe.endpoint, self.settings):
