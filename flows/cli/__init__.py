@@ -16,11 +16,11 @@ from flows.cli import data, storage, model, steps, schedule, product, endpoint, 
 
 
 def main() -> None:
-    """Runs a verb; what was foreseen becomes one line and an exit code: 2 input, 3 world, 4 gate."""
+    """Runs a verb; a foreseen error becomes one line and an exit code: 2 input, 3 world, 4 gate."""
     from contract import CleanShelfError
     from flows.errors import GateRefused
 
-    for stream in (sys.stdout, sys.stderr):  # labels and file names may hold what an old locale cannot print
+    for stream in (sys.stdout, sys.stderr):  # labels and file names may contain characters that the locale cannot print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    """One line; only what broke by itself may need more, such as the last words of a process."""
+    """Prints one line; only a WorldError may need more, such as the last lines of a process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     print(f"cleanshelf: {error if code == WORLD else '; '.join(lines)}", file=sys.stderr)
     sys.exit(code)

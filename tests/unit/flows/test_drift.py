@@ -94,8 +94,8 @@ def test_a_refused_photo_counts_as_one_of_which_nothing_is_said(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("count", "columns", "message"),
     [
-        (99, {}, "x: 99 answers, and at least 100 are needed"),
-        (200, {"model_version": 2}, "x, column model_version: answers of version 2, and 3 serves"),
+        (99, {}, "x: 99 answers, at least 100 are needed"),
+        (200, {"model_version": 2}, "x, column model_version: answers of version 2, but version 3 is the current model"),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, columns: Any, message: str) -> None:
@@ -106,5 +106,5 @@ def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, column
 def test_what_is_no_table_of_answers_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "a.parquet")
     for name in ("a.parquet", "b.parquet"):
-        with pytest.raises(InputError, match="no table of answers"):
+        with pytest.raises(InputError, match="not a table of answers"):
             read_answers(tmp_path / name, version=3, name="x")
