@@ -1,4 +1,4 @@
-"""Verbs of the endpoint: serve, watch, recognise, drift."""
+"""Commands of the endpoint: serve, watch, recognise, drift."""
 
 from __future__ import annotations
 

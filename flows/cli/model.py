@@ -1,4 +1,4 @@
-"""Verbs of the models: retrain, and `model` log, show, rollback."""
+"""Commands of the models: retrain, verify, and `model` log, show, rollback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that add or remove a product without training: enrol, withdraw."""
+"""Commands that add or remove a product without training: enrol, withdraw."""
 
 from __future__ import annotations
 

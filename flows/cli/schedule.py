@@ -1,4 +1,4 @@
-"""The verb of scheduled retraining: schedule."""
+"""The command of scheduled retraining: schedule."""
 
 from __future__ import annotations
 
