@@ -95,7 +95,11 @@ def test_a_refused_photo_counts_as_one_of_which_nothing_is_said(tmp_path: Path) 
     ("count", "columns", "message"),
     [
         (99, {}, "x: 99 answers, at least 100 are needed"),
-        (200, {"model_version": 2}, "x, column model_version: answers of version 2, but version 3 is the current model"),
+        (
+            200,
+            {"model_version": 2},
+            "x, column model_version: answers of version 2, but version 3 is the current model",
+        ),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, columns: Any, message: str) -> None:
