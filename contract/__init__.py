@@ -1,4 +1,4 @@
-"""The contract between an exported graph and whoever serves it or asks it. Standard library only.
+"""The contract between an exported graph and the code that serves it. Standard library only.
 
 A graph takes `image` UINT8 (B, size, size, 3) and returns the tensors of OUTPUTS. `models` writes such graphs, `serving`
 loads and asks them, and the Triton model for encoded photos carries a copy of this file. `CleanShelfError` stands here

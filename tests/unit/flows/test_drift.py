@@ -1,4 +1,4 @@
-"""Recent answers against those of the test photos."""
+"""Comparison of recent answers with the answers to the test photos."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_the_worst_measure_decides_and_the_mix_of_classes_is_told() -> None:
 
 
 def test_it_is_told_in_words_and_tables() -> None:
-    told = markdown(compare(answers(0, tea=100), answers(5, tea=160, a=1.0)))
-    assert told.startswith("# drifted\n\n200 recent photos, ")
-    assert "| measure     | index" in told
-    assert "| milk    | 0.500  | 0.200 |" in told
+    report = markdown(compare(answers(0, tea=100), answers(5, tea=160, a=1.0)))
+    assert report.startswith("# drifted\n\n200 recent photos, ")
+    assert "| measure     | index" in report
+    assert "| milk    | 0.500  | 0.200 |" in report
 
 
 def write(path: Path, count: int, **columns: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Which data versions a rollback withdrew, and which models are left."""
+"""Data versions that a rollback withdrew, and models on the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
 
 
 def history(*steps: str) -> list[Entry]:
-    """Oldest first; "a" adds version a, "<a" rolls back to it, "-ab" purges photos from a, which makes b of it."""
+    """History entries, oldest first; "a" adds version a, "<a" rolls back to a, "-ab" purges photos of a, which makes b."""
     names = [step.lstrip("<-") for step in steps]
     return [
         Entry(number, name[-1], name[:-1] or None, STEPS[step.removesuffix(name)], "", "", {}, False)

@@ -1,4 +1,4 @@
-"""Telling a Prefect server that stays up, without ever waiting for one."""
+"""Prefect's environment, and events to a permanent Prefect server without waiting for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVENT = happened("model.rolled-back", to="model", name="1", model_version=1, ins
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """As far as it matters here."""
+    """A folder with the parts of a workspace that events need."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (tmp_path / "state").mkdir()
     return Workspace(tmp_path)

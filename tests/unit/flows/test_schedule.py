@@ -1,4 +1,4 @@
-"""Plans that can be and cannot, and what counts as the same retraining again."""
+"""Valid and invalid plans, the record of scheduled runs, and retrainings that are skipped."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_without_a_time_it_is_weekly_unless_data_wake_it(shop: Workspace) -> Non
 
 
 def ended(shop: Workspace, *, version: int | None, passed: bool = True, **inputs: Any) -> None:
-    """A run of these inputs, as a retraining leaves it behind."""
+    """Writes the folder of a finished run with these inputs."""
     folder = shop.runs / "20260101-030000-abcdef"
     folder.mkdir()
     run = {"model_version": version, "verdict": {"passed": passed, "reasons": ["tail accuracy 0.2"]}}
@@ -106,7 +106,7 @@ def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> N
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["run.json", "inputs.json"])
 def test_a_broken_record_of_a_run_proves_nothing_else(shop: Workspace, name: str) -> None:
-    """Then stages are found again, or done again, and a new record is written (I21)."""
+    """Cached results are then reused or made again, and a new record is written (I21)."""
     ended(shop, version=1)
     said = ended_before(shop, NOW)
     assert said

@@ -1,4 +1,4 @@
-"""Settings are read from the environment, and need no client of Triton for it."""
+"""Settings from the environment."""
 
 from __future__ import annotations
 
