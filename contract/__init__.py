@@ -19,8 +19,8 @@ ACCEPTED = 0.5  # threshold on `known`: at or above it the photo shows one of th
 class CleanShelfError(Exception):
     """Base of every error that CleanShelf raises on purpose.
 
-    Each is also a ValueError, which the user can fix (exit code 2), or a RuntimeError, which the environment caused (exit
-    code 3); only `GateRefused` is neither (exit code 4).
+    Each is also a ValueError, which the user can fix (exit code 2), or a RuntimeError, which the environment caused
+    (exit code 3); only `GateRefused` is neither (exit code 4).
     """
 
 

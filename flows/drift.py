@@ -1,4 +1,4 @@
-"""Detects drift: compares the current model's answers to recent photos with its answers to the test photos. Needs no labels."""
+"""Detects drift by comparing the current model's answers to recent photos with those to the test photos, without labels."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def read_answers(table: Path, *, version: int, name: str) -> Traffic:
     others = sorted({each for each in rows["model_version"].to_pylist() if each not in (None, version)})
     if others:
         raise InputError(
-            f"{name}, column model_version: answers of version {others[0]}, but version {version} is the current model; "
-            "recognise the photos again"
+            f"{name}, column model_version: answers of version {others[0]}, but version {version} is the current "
+            "model; recognise the photos again"
         )
     if len(rows) < LEAST:
         raise InputError(f"{name}: {len(rows)} answers, at least {LEAST} are needed to detect drift; give more photos")
@@ -132,8 +132,10 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:photos])
     if len(chosen) < LEAST:
-        raise InputError(f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, at least {LEAST} are "
-                         "needed to detect drift; ingest more with split `test`")  # fmt: skip
+        raise InputError(
+            f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, at least {LEAST} are "
+            "needed to detect drift; ingest more with split `test`"
+        )
     return recognise(graph, [manifest.read_photo(int(row)) for row in chosen])
 
 
@@ -163,10 +165,10 @@ def compare(before: Traffic, now: Traffic) -> Drift:
 
 
 def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -> DistributionShift:
-    """Population stability index over deciles of the reference, and the largest distance of the cumulative distributions.
+    """Population stability index over deciles of the reference, and the Kolmogorov-Smirnov distance.
 
-    For two samples of one distribution, of sizes n and m, the index times nm / (n + m) is chi-squared distributed with one
-    degree of freedom less than there are bins. An index below the .999 quantile is not drift, however large it looks.
+    For two samples of one distribution, of sizes n and m, the index times nm / (n + m) is chi-squared distributed with
+    one degree of freedom less than there are bins. An index below the .999 quantile is not drift, however large it looks.
     """
     edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
     counts = [
@@ -217,8 +219,8 @@ def markdown(found: Drift) -> str:
     """The report: verdict, measures, and the products whose share changed most."""
     return "\n\n".join([
         f"# {found.verdict}",
-        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, compared with {found.reference_photos} test photos, "
-        f"{found.reference_unknown:.1%} of them unknown.",
+        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, compared with {found.reference_photos} test "
+        f"photos, {found.reference_unknown:.1%} of them unknown.",
         table([asdict(shift) for shift in found.shifts]),
         table(found.shares()),
     ]) + "\n"  # fmt: skip

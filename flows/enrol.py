@@ -1,6 +1,6 @@
 """Adds a product to the current model, or removes one, without training: its ONNX file is patched, judged and promoted.
 
-These are plain functions, not flows: apart from the test photos they take seconds, and they have to work during a training.
+These are plain functions, not flows: they take seconds, apart from the test photos, and have to work during a training.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[s
 
 
 def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
-    """Verdict on a patch: the graphs differ in the one product only, and the others do not suffer. Stamps the figures."""
+    """Verdict on a patch: the graphs differ in one product only, and the others do not suffer. Stamps the figures."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
     gate = run.recipe.gate

@@ -59,7 +59,8 @@ def _access(workspace: Workspace) -> Access:
     found = access(workspace)
     if found is None:
         raise EndpointMissing(
-            "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with --model"
+            "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with "
+            "--model"
         )
     return found
 

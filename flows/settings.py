@@ -1,4 +1,4 @@
-"""Settings of a machine or deployment, read from CLEANSHELF_* environment variables. Nothing here changes what is learnt."""
+"""Settings of a machine, read from CLEANSHELF_* environment variables. None of them changes what is learnt."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ModelLinks:
     versions: ModelRepository
 
     def check(self) -> list[Broken]:
-        """The broken links, from the version number to what the model was made of; checks that need intact files may be skipped.
+        """The broken links, in the order of the module's docstring; the graph's metadata are checked only in intact files.
 
         Raises:
             UnknownVersion: neither the registry nor the repository knows the number.

@@ -52,8 +52,8 @@ class Watch:
     def reconcile(self) -> None:
         """Probes once and repairs what is wrong. A failure is logged and tried again later.
 
-        A model that does not answer is reloaded after the second probe that says so: on a busy machine the server may take
-        a process for dead that is only late.
+        A model that does not answer is reloaded after the second probe that says so: on a busy machine the server may
+        take a process for dead that is only late.
         """
         try:
             health = self._probe().check()
@@ -86,7 +86,7 @@ class Watch:
             self._reload(is_hung=health is Health.HUNG)
 
     def _reload(self, *, is_hung: bool) -> None:
-        """Switches to the current model if another version is loaded, else unloads and reloads the models that are dead."""
+        """Switches to the current model if another version is loaded, else unloads and reloads dead models."""
         probe = self._probe()
         with self.workspace.lock("watch", name="serving"):
             if serve_registered(self.workspace, probe.endpoint, self.settings):

@@ -49,8 +49,9 @@ def serve(
         listening=Listening(host, tls_cert, tls_key, tls_ca),
     )
     print(
-        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}"
-        f"\nTokens: {found.state / 'triton.token'} for inference, {found.state / 'triton.control-token'} for loading models",
+        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, "
+        f"metrics 127.0.0.1:{started.metrics_port}\nTokens: {found.state / 'triton.token'} for inference, "
+        f"{found.state / 'triton.control-token'} for loading models",
         flush=True,
     )
     if detach:

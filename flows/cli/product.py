@@ -54,7 +54,8 @@ def _print(done: Any) -> None:
     if done.model_version is None:
         verb = "added" if enrolled else "removed"
         return print(
-            f"{done.label} can be {verb}, which makes {done.products} products; the gate did not judge, nothing was changed"
+            f"{done.label} can be {verb}, which makes {done.products} products; the gate did not judge, and nothing "
+            "was changed"
         )
     print(f"model version {done.model_version} answers instead of {done.parent}: {done.label} "
           f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products")  # fmt: skip

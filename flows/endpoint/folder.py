@@ -69,7 +69,7 @@ def recognise_folder(
     progress: Callable[[int], None] = lambda done: None,
     rows: int = ROWS,
 ) -> Summary:
-    """Recognises every file below `folder` and writes the answers to the table `out`; a bad photo is a row with a reason.
+    """Recognises every file below `folder` and writes the table `out`; a bad photo is a row with a reason.
 
     Args:
         asked: identifies the model; a later run with the same `out` resumes only if it is the same.
@@ -199,7 +199,7 @@ def _done(parts: Parts, summary: Summary) -> _Paths:
 
 @dataclass(frozen=True)
 class _Paths:
-    """A set of paths as ascending digests of 8 bytes; for a million paths the chance of a collision is 1 in 37 million."""
+    """A set of paths as ascending 8-byte digests; for a million paths the chance of a collision is 1 in 37 million."""
 
     digests: NDArray[np.uint64]
 

@@ -98,6 +98,7 @@ class Parts:
         former = path.read_text() if path.exists() else text
         if former != text:
             raise InputError(
-                f"{self.out} was begun with {former} and this run has {text}; use the same, or remove {self.folder} to start over"
+                f"{self.out} was begun with {former} and this run has {text}; use the same, or remove {self.folder} "
+                "to start over"
             )
         overwrite(path, text.encode())

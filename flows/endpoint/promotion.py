@@ -44,7 +44,7 @@ def register(
 ) -> int:
     """Writes the graph to the repository, registers it without loading it, and returns its version.
 
-    The caller holds the lock "serving". A graph that has a version keeps it, so that a killed publication can be repeated.
+    The caller holds the lock "serving". A graph keeps a version that it has, so that a killed publication can be repeated.
 
     Args:
         lineage: everything but `version` and `files`; `graph_sha256` is the hash of `graph`.
@@ -75,8 +75,8 @@ def promote(workspace: Workspace, number: int, settings: Settings | None = None)
 def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
     """The version that holds exactly this graph, else the next unused number.
 
-    A graph promoted by an override gets a version of its own. Files are written before the version is registered, so a killed
-    publication may have left a version that only the repository knows.
+    A graph promoted by an override gets a version of its own. Files are written before the version is registered, so a
+    killed publication may have left a version that only the repository knows.
     """
     registered = {entry.version: entry.lineage for entry in models.log()}
     written = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}

@@ -36,8 +36,8 @@ FAILURES = (OSError, HTTPException, ValueError)  # ValueError: the address is no
 def prepare_prefect(state: Path) -> None:
     """Sets the environment variables that Prefect reads; must be called before Prefect is imported.
 
-    Prefect's home lies in the workspace, it sends nothing to anyone, and its local server may take long to start: 9 to 25 s
-    were measured on two busy cores, more than Prefect's own limit of 20 s.
+    Prefect's home lies in the workspace, it sends nothing to anyone, and its local server may take long to start: 9 to
+    25 s were measured on two busy cores, more than Prefect's own limit of 20 s.
 
     Raises:
         DiskFull: its server could not write its database, and would report that only after the time limit.
@@ -45,7 +45,8 @@ def prepare_prefect(state: Path) -> None:
     free = shutil.disk_usage(state).free
     if free < PREFECT_BYTES:
         raise DiskFull(
-            f"{state}: {free / 1e6:.0f} MB are free, {PREFECT_BYTES / 1e6:.0f} are needed; free some space and run it again"
+            f"{state}: {free / 1e6:.0f} MB are free, {PREFECT_BYTES / 1e6:.0f} are needed; "
+            "free some space and run the command again"
         )
     os.environ |= {
         "PREFECT_HOME": str(state / "prefect"),

@@ -1,8 +1,8 @@
 """The Prefect server that a workspace's flows report to: a child process of ours, unless one is running already.
 
-Prefect would start one by itself. That one outlives a killed flow, dies of Ctrl-C in the terminal before the flow can report
-how it ended (and the flow waits a minute for it), and its failure to start is reported after two minutes. Ours leads its own
-process group and ends with us, however we end (flows.run.child).
+Prefect would start one by itself. That one outlives a killed flow, dies of Ctrl-C in the terminal before the flow can
+report how it ended (and the flow waits a minute for it), and reports its failure to start after two minutes. Ours leads its
+own process group and ends with us, however we end (flows.run.child).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 def orchestrated(workspace: Workspace) -> Iterator[str]:
     """API address of the server that flows in the block report to; all reports are delivered before the block ends.
 
-    The server is that of PREFECT_API_URL, or the workspace's scheduler's, or one that runs for the block. The caller holds
-    `workspace.lock`.
+    The server is that of PREFECT_API_URL, or the workspace's scheduler's, or one that runs for the block. The caller
+    holds `workspace.lock`.
 
     Raises:
         WorldError: the server did not start; the message quotes its last error.
@@ -75,7 +75,7 @@ def reporting_to(url: str) -> Iterator[None]:
 
 @contextmanager
 def prefect_server(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectServer]:
-    """A new server on the workspace's database, which ends with the block or with this process; port 0 for any free one.
+    """A new server on the workspace's database, which ends with the block or this process; port 0 for any free one.
 
     Raises:
         InputError: the port is taken.
@@ -141,9 +141,9 @@ def _any_left(group: int) -> bool:
 
 
 def crash_unfinished(*, by_hand: bool = False) -> int:
-    """Marks unfinished flow runs and their tasks as crashed and returns the number of runs. Call it only while no run is alive.
+    """Marks unfinished flow runs and their tasks as crashed and returns the number of runs.
 
-    A killed process cannot report its end, and Prefect would show its runs as running for ever.
+    Call it only while no run is alive. A killed process cannot report its end, and Prefect would show its runs as running for ever.
 
     Args:
         by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.

@@ -40,7 +40,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """The part of a model's lineage that its file contains: the card, with the hash of the labels instead of the labels.
+    """The part of a model's lineage that is in its file: the card, with the hash of the labels instead of the labels.
 
     Raises:
         BadGraph: as `read_card`.

@@ -33,7 +33,7 @@ def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str,
 
 
 def model_history(workspace: Workspace) -> list[dict[str, Any]]:
-    """All model versions, newest first; `data_withdrawn` is True if their data, or an ancestor of these, were withdrawn."""
+    """All model versions, newest first; `data_withdrawn` is True if their data or ancestors of these were withdrawn."""
     models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
     return [
         {

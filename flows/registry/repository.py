@@ -45,8 +45,8 @@ def _gpu_and_driver() -> str:
     gpus = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() if nvidia_smi else ""
     if not gpus:
         raise InputError(
-            "CLEANSHELF_TRITON_ACCELERATOR: a TensorRT engine fits one GPU and driver, and this machine has no GPU; set "
-            "CLEANSHELF_TRITON_GPU to the output of `nvidia-smi --query-gpu=name,driver_version --format=csv,noheader` on "
-            "the server"
+            "CLEANSHELF_TRITON_ACCELERATOR: a TensorRT engine fits one GPU and driver, and this machine has no GPU; "
+            "set CLEANSHELF_TRITON_GPU to the output of "
+            "`nvidia-smi --query-gpu=name,driver_version --format=csv,noheader` on the server"
         )
     return gpus.splitlines()[0]

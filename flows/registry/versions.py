@@ -1,7 +1,7 @@
 """The model registry: annotated git tags in GTO's format, and the lineage of each version on a side ref.
 
-`products@v3.0.0` registers version 3; `products#prod#7` is the seventh promotion. Tags are only added: a rollback is one
-more promotion, of an earlier version. Any tool that knows GTO can read the registry.
+`products@v3.0.0` registers version 3; `products#prod#7` is the seventh promotion. Tags are only added: a rollback is
+one more promotion, of an earlier version. Any tool that knows GTO can read the registry.
 """
 
 from __future__ import annotations

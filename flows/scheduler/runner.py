@@ -52,7 +52,7 @@ def main() -> None:
 
 
 async def run(plan: Plan) -> None:
-    """Executes the plan until the process is ended. Runs missed while no scheduler ran are not made up for, new data are."""
+    """Executes the plan until the process ends. Of what it missed while it was down, it makes up for new data only."""
     runner = Runner(name="cleanshelf", limit=1, query_seconds=TICK_S, pause_on_shutdown=False)
     deployment = await runner.aadd_flow(
         scheduled, name=NAME, cron=plan.cron, interval=plan.every_s,

@@ -111,7 +111,7 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
 
 
 def reconcile(workspace: Workspace) -> None:
-    """Marks runs as crashed that Prefect shows as running and that are not; skipped while a command holds the workspace."""
+    """Marks runs as crashed that Prefect wrongly shows as running; skipped while a command holds the workspace."""
     try:
         with workspace.lock("schedule"):
             crashed = crash_unfinished()

@@ -1,4 +1,4 @@
-"""Work pools of prefect.yaml agree with their templates, the image and Prefect's own templates; checked without an engine."""
+"""Work pools agree with their templates, the image and Prefect's own templates; checked without an engine."""
 
 from __future__ import annotations
 

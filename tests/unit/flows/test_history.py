@@ -13,7 +13,7 @@ STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
 
 
 def history(*steps: str) -> list[Entry]:
-    """History entries, oldest first; "a" adds version a, "<a" rolls back to a, "-ab" purges photos of a, which makes b."""
+    """Entries, oldest first: "a" adds version a, "<a" rolls back to a, "-ab" purges photos of a, which makes b."""
     names = [step.lstrip("<-") for step in steps]
     return [
         Entry(number, name[-1], name[:-1] or None, STEPS[step.removesuffix(name)], "", "", {}, False)
