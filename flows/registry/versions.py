@@ -78,7 +78,7 @@ class ModelVersions:
             if version != history[0]:
                 return version
         promoted = f"was promoted before {history[0]}" if history else "has been promoted yet"
-        raise UnknownVersion(f"no model version {promoted}; {self._registered()}")
+        raise UnknownVersion(f"no model version {promoted}; {self._existing()}")
 
     def lineage(self, version: int) -> dict[str, Any]:
         """The lineage of `version`.
@@ -144,12 +144,12 @@ class ModelVersions:
     def _sha(self, version: int) -> str:
         sha = self.ledger.tip(f"refs/tags/{tag_of(version)}")
         if sha is None:
-            raise UnknownVersion(f"there is no model version {version}; {self._registered()}")
+            raise UnknownVersion(f"there is no model version {version}; {self._existing()}")
         return sha
 
-    def _registered(self) -> str:
+    def _existing(self) -> str:
         newest = ", ".join(map(str, sorted(self.versions(), reverse=True)[:8]))
-        return f"registered versions: {newest}" if newest else "none is registered yet; run `cleanshelf retrain` first"
+        return f"there are: {newest}" if newest else "there are none yet; run `cleanshelf retrain` first"
 
 
 def tag_of(version: int) -> str:

@@ -249,11 +249,11 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
         ("data rollback beef", "'beef' is no data version; there are: "),
         ("data show beef", "'beef' is no data version; there are: "),
         ("data diff selected beef", "'beef' is no data version; there are: "),
-        ("model show 7", "there is no model version 7; none is registered yet; run `cleanshelf retrain` first"),
+        ("model show 7", "there is no model version 7; there are none yet; run `cleanshelf retrain` first"),
         ("model show", "there is no current model yet; run `cleanshelf retrain` first"),
-        ("model rollback 7", "there is no model version 7; none is registered yet"),
-        ("model rollback", "no model version has been promoted yet; none is registered yet"),
-        ("model rollback --dry-run", "no model version has been promoted yet; none is registered yet"),
+        ("model rollback 7", "there is no model version 7; there are none yet"),
+        ("model rollback", "no model version has been promoted yet; there are none yet"),
+        ("model rollback --dry-run", "no model version has been promoted yet; there are none yet"),
     ],
 )
 def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str) -> None:

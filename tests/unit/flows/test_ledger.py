@@ -82,7 +82,7 @@ def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
 def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
     models = ModelVersions(Ledger(root))
     assert (models.current(), models.log()) == (None, [])
-    with pytest.raises(UnknownVersion, match="none is registered yet"):
+    with pytest.raises(UnknownVersion, match="there are none yet"):
         models.promote(1)
     for n in range(3):
         models.register({"version": n + 1, "run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}})
