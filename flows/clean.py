@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefect import flow
 
 from flows.errors import InputError
 from flows.run.run import Run
-from flows.steps.clean import rounds
-from flows.steps.start import select_data, started
+from flows.steps.clean import clean_labels
+from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder
 from models.data.manifest import count
 from models.recipe.config import Recipe
 
@@ -33,13 +33,13 @@ def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
     """
     if not recipe.clean.rounds:
         raise InputError("clean.rounds: 0, so there is nothing to do; set 1 or more")
-    with started(workspace, recipe, verb="clean") as (run, runner):
+    with new_run(workspace, recipe, verb="clean") as (run, runner):
         before, after = cleaning.with_options(task_runner=runner)(run)
     return Cleaned(before.name, after.name, count(after))
 
 
 @flow(name="clean", validate_parameters=False)
-def cleaning(run: Run) -> tuple[Path, Path]:
+def cleaning(run: Run) -> tuple[DataFolder, DataFolder]:
     """The folders of the data version before and after."""
     delivered = select_data(run)
-    return delivered, rounds(run, delivered)
+    return delivered, clean_labels(run, delivered)

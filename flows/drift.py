@@ -27,6 +27,7 @@ from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.report.markdown import table
+from flows.report.run_report import NO_PRODUCT
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 from serving import LocalRecognizer
@@ -38,7 +39,6 @@ WATCH, DRIFTED = 0.1, 0.25  # thresholds on the index, by convention (Siddiqi, C
 Z_999 = 3.0902  # quantile .999 of the normal distribution
 LEAST = 100  # photos; with fewer the index says nothing
 MOVED = 5  # classes in the report
-REFUSED = ("", 0.0)  # label and probability of a photo that a graph with export.reject refuses
 COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
@@ -122,7 +122,7 @@ def read_answers(table: Path, *, version: int, name: str) -> Traffic:
         )
     if len(rows) < LEAST:
         raise InputError(f"{name}: {len(rows)} answers, at least {LEAST} are needed to detect drift; give more photos")
-    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, REFUSED, strict=False))
+    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, NO_PRODUCT, strict=False))
     return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
@@ -142,7 +142,7 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
 def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
     """The graph's answers to encoded photos."""
     answers = LocalRecognizer(graph).recognise(photos)
-    best = [answer.best or REFUSED for answer in answers]
+    best = [answer.best or NO_PRODUCT for answer in answers]
     return Traffic([label for label, _ in best], np.array([p for _, p in best], np.float32),
                    np.array([answer.score for answer in answers], np.float32))  # fmt: skip
 

@@ -30,6 +30,7 @@ from flows.run.measure import measure_graph, read_answers
 from flows.run.run import Run
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder
 from models.data.manifest import read_manifest
 from models.export.enrol import agreement, enrol, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
@@ -203,7 +204,7 @@ def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
     gate = run.recipe.gate
     allowed = replace(gate, mean_class=gate.enrol)  # almost any new product costs the others a little
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
-    data = DataVersions(run.workspace).materialise("selected")
+    data = DataFolder(DataVersions(run.workspace).materialise("selected"))
     before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     metrics = json.loads((after / "accuracy.json").read_bytes())
     stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(metrics),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from prefect import flow
 
@@ -16,8 +15,9 @@ from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
 from flows.run.step import step
 from flows.steps.gate import gate
-from flows.steps.publish import released
+from flows.steps.publish import publish_or_refuse
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder, Exported
 from models.recipe.config import from_dict
 
 
@@ -66,20 +66,20 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
 @flow(name="publish", validate_parameters=False)
 def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Report:
     """Data, graph, judge, publish, ask."""
-    data = take(run, report.data_after)
+    data = fetch_data(run, report.data_after)
     graph = find_graph(run, report.verdict.graph_sha256)
     verdict = gate(run, data, graph, despite=despite)
-    return released(run, data, graph, replace(report, verdict=verdict), promote=promote)
+    return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
 
 
-@step("take data version")
-def take(run: Run, version: str) -> Path:
+@step("fetch data version")
+def fetch_data(run: Run, version: str) -> DataFolder:
     """The data version that the graph was trained and judged on."""
-    return DataVersions(run.workspace).materialise(version)
+    return DataFolder(DataVersions(run.workspace).materialise(version))
 
 
 @step("find graph")
-def find_graph(run: Run, graph_sha256: str) -> Path:
+def find_graph(run: Run, graph_sha256: str) -> Exported:
     """The folder of a stage that made exactly these bytes, every file verified.
 
     Raises:
@@ -87,6 +87,6 @@ def find_graph(run: Run, graph_sha256: str) -> Path:
     """
     for graph in sorted(run.workspace.runs.glob("stages/*/model.onnx")):
         if sha256(graph) == graph_sha256 and is_finished(graph.parent):
-            return graph.parent
+            return Exported(graph.parent)
     way_out = "run `cleanshelf retrain` with its recipe, which makes it again"
     raise InputError(f"the graph of run {run.id} is not in {run.workspace.runs / 'stages'} any more; {way_out}")

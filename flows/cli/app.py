@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from flows.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
@@ -38,15 +41,19 @@ Version = Annotated[str, typer.Argument(help="The first digits of a version's id
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
 
 
-def find(workspace: Path) -> Any:
-    """The workspace; WorkspaceMissing where there is none."""
+def find(workspace: Path) -> Workspace:
+    """The workspace at this folder or above it.
+
+    Raises:
+        WorkspaceMissing: there is none.
+    """
     from flows.workspace import Workspace
 
     return Workspace.find(workspace)
 
 
-def prepare(workspace: Path) -> Any:
-    """The workspace, with logging and Prefect set up for it; before Prefect is imported."""
+def prepare(workspace: Path) -> Workspace:
+    """The workspace, with logging and Prefect set up for it. Call it before Prefect is imported."""
     found = find(workspace)
     set_up_logging(found.state)
     return found

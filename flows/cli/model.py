@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
 from flows.cli.show import pairs, show, table
+
+if TYPE_CHECKING:
+    from flows.report.run_report import Report
 
 
 @app.command()
@@ -112,7 +115,7 @@ def _say_card(card: dict[str, Any]) -> None:
     table(ACCURACY, [card["metrics"]] if "metrics" in card else [])
 
 
-def _say_report(report: Any) -> None:
+def _say_report(report: Report) -> None:
     from flows.report.terminal import print_report
 
     print_report(report)

@@ -12,6 +12,9 @@ from flows.gate.verdict import Verdict
 from flows.report.figures import Figure
 from flows.report.steps import StepAccuracy
 
+# Label and probability if a graph with export.reject takes a photo for none of the products.
+NO_PRODUCT = ("", 0.0)
+
 
 @dataclass(frozen=True)
 class Report:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.workspace.results import Balanced, Crops, DataFolder, Exported, Trained, Weights
 from models.data.manifest import Manifest, read_manifest
 from models.evaluation.accuracy import Accuracy, accuracy
 from models.evaluation.scores import Scores, mean, read_scores
@@ -27,19 +29,26 @@ class StepAccuracy:
     tail: float | None
 
 
-def effects(
-    first: list[Path], retrained: list[Path], finetuned: list[Path], balanced: list[Path], weights: Path, crops: Path, graph: Path,
-    data: Path,
-) -> list[StepAccuracy]:  # fmt: skip
+def step_accuracies(
+    data: DataFolder,
+    *,
+    as_delivered: list[Trained],
+    cleaned: list[Trained],
+    finetuned: list[Trained],
+    balanced: list[Balanced],
+    weights: Weights,
+    crops: Crops,
+    graph: Exported,
+) -> list[StepAccuracy]:
     """One row per step of the recipe.
 
     "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
     tail are the thirds of the classes, by number of photos. `finetuned` is empty where nothing was fine-tuned.
     """
     manifest = read_manifest(data)
-    steps = {
-        "labels as delivered": first,
-        "after cleaning": retrained,
+    steps: dict[str, Sequence[Path]] = {
+        "labels as delivered": as_delivered,
+        "after cleaning": cleaned,
         "at high resolution": finetuned,
         "re-balanced": balanced,
     }

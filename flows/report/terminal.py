@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.report.cell import cell
+
 if TYPE_CHECKING:
     from flows.delivery.build import IntakeReport
     from flows.report.run_report import Report, SampleAnswer
@@ -63,17 +65,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*(cell(row.get(column, ""), false="") for column in columns))
     width = None if Console().is_terminal else 160
     # Labels are not markup: [red] and :smile: are names like any other.
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table) if rows else print("none yet")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
 
 
 def print_intake(report: IntakeReport, outcome: str) -> None:
@@ -135,4 +131,4 @@ def outcome(report: Report) -> str:
     """What became of the model, and why."""
     version = report.model_version
     does = "answers" if report.promoted else f"is staged, `cleanshelf promote {version}` lets it answer"
-    return f"model  version {version} {does}: {'; '.join(report.verdict.told)}"
+    return f"model  version {version} {does}: {'; '.join(report.verdict.explanation)}"

@@ -9,11 +9,10 @@ from typing import Any
 from flows.data.history import uncleaned
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
-from flows.run.run import code_hash
+from flows.run.run import deciding_hash
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
-from models.recipe.config import Recipe, digest
-from models.recipe.learning import content
+from models.recipe.config import Recipe, digest, training_inputs
 
 DECIDING = ("data_version", "config", "code")
 
@@ -31,15 +30,14 @@ def version_to_train_on(versions: DataVersions, recipe: Recipe) -> str:
 def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
     """All that decides how a retraining started now would end.
 
-    data_version: what it starts from; config: of the recipe and the files it names; code: of models and pixels;
+    data_version: what it starts from; config: of the recipe and the files it names; code: of all source that decides;
     serving: the model version that the gate would compare with, or None.
     """
-    named = [content(member.weights) for member in recipe.members]
-    named += [recipe.meta.file, recipe.proof.file, content(recipe.train.state), content(recipe.train.photo_weights)]
+    trainings = [training_inputs(recipe.of(member)) for member in range(len(recipe.members))]
     return {
         "data_version": version_to_train_on(DataVersions(workspace), recipe),
-        "config": digest(recipe, named),
-        "code": code_hash(),
+        "config": digest(recipe, *(part for training in trainings for part in training)),
+        "code": deciding_hash(),
         "serving": ModelVersions(Ledger(workspace.root)).current(),
     }
 

@@ -13,13 +13,14 @@ from durable import sha256
 from flows.gate.gates import Hits
 from flows.run.launch import run_child
 from flows.run.run import Run
+from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
 from models.evaluation.accuracy import thirds
 
 log = logging.getLogger("cleanshelf")
 
 
-def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = None) -> Path:
+def measure_graph(run: Run, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
     """The folder with what a graph says of the test photos of a data version: answers.npz and accuracy.json.
 
     Args:
@@ -31,7 +32,7 @@ def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = Non
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return run.cached("measure", *depends_on, work=work)
+    return Measured(run.cached("measure", *depends_on, work=work))
 
 
 def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
@@ -44,7 +45,7 @@ def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
     return tuple(json.loads((folder / "timing.json").read_bytes()))
 
 
-def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Hits:
+def read_answers(manifest: Manifest, new: Exported | Measured, serving: Measured | None) -> Hits:
     """The answers in two folders of `measure_graph` of the same photos; a label that no training photo bears counts for nothing."""
     found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
     target = found[0]["target"]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from models.recipe.config import Recipe, digest, to_dict
 
 log = logging.getLogger("cleanshelf")
 RECIPE = "recipe.json"
+# Packages and modules below the repository. What only decides is not in COMPUTES: a changed gate leaves trainings valid.
+COMPUTES = ("models", "pixels", "contract")
+DECIDES = (*COMPUTES, "flows/retrain.py", "flows/steps", "flows/gate", "flows/run/measure.py")
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,20 @@ class Run:
 
 @functools.cache
 def code_hash() -> str:
-    """Of the source that learning runs: a changed loss makes every stage stale."""
-    files = sorted(path for package in ("models", "pixels") for path in (REPOSITORY / package).rglob("*.py"))
+    """Hash of the source that computes cached results: a changed loss makes all of them stale."""
+    return _hash_of_source(COMPUTES)
+
+
+@functools.cache
+def deciding_hash() -> str:
+    """Hash of all source that decides how a run ends: also which labels, steps and models pass."""
+    return _hash_of_source(DECIDES)
+
+
+def _hash_of_source(parts: Sequence[str]) -> str:
+    """Hash of the names and the content of the Python files that these are or hold."""
+    roots = [REPOSITORY / part for part in parts]
+    files = sorted(path for root in roots for path in (root.rglob("*.py") if root.is_dir() else [root]))
     total = hashlib.sha256()
     for path in files:
         total.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())

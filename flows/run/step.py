@@ -55,7 +55,7 @@ def parallel_tasks(workspace: Workspace, *, num_parallel: int, reads: Path | Non
         yield runner
 
 
-def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:
+def together(futures: Sequence[PrefectFuture[R]]) -> list[R]:
     """The results of stages that run side by side, once all of them ended."""
     try:
         for future in futures:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from durable import sha256
 from flows.run.launch import num_workers, run_child
 from flows.run.run import Run
-from flows.run.step import step
+from flows.run.step import step, together
+from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
-from models.recipe.config import Recipe, to_dict
+from models.recipe.config import Recipe, to_dict, training_inputs
 from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
@@ -35,79 +35,81 @@ def check(recipe: Recipe, data: Path) -> None:
         run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
 
 
+def train_members(run: Run, labels: Sequence[DataFolder]) -> list[Trained]:
+    """All members trained side by side, each on the labels of its own data version."""
+    return together([train.submit(run, data, member) for member, data in enumerate(labels)])
+
+
+def finetune_members(run: Run, labels: Sequence[DataFolder], networks: Sequence[Trained]) -> list[Trained]:
+    """All members fine-tuned side by side."""
+    pairs = zip(labels, networks, strict=True)
+    return together([finetune.submit(run, data, member, trained) for member, (data, trained) in enumerate(pairs)])
+
+
+def balance_members(run: Run, data: DataFolder, networks: Sequence[Trained]) -> list[Balanced]:
+    """All members re-balanced side by side."""
+    return together([balance.submit(run, data, member, trained) for member, trained in enumerate(networks)])
+
+
 @step("train member {member}")
-def train(run: Run, data: Path, member: int) -> Path:
+def train(run: Run, data: DataFolder, member: int) -> Trained:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
-    return _train(run, data, member, name=_name("train", run, member))
+    return Trained(_train(run, data, member, name=_name("train", run, member)))
 
 
 @step("score fold {fold}")
-def score_fold(run: Run, data: Path, fold: int) -> Path:
+def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
     """Scores of one fold of the training photos, by a network that never saw them."""
     settings = run.recipe.clean
     parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
-    return _train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold])
+    return Fold(_train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold]))
 
 
 @step("fine-tune member {member}")
-def finetune(run: Run, data: Path, member: int, trained: Path) -> Path:
+def finetune(run: Run, data: DataFolder, member: int, trained: Trained) -> Trained:
     """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
-    return _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
-                  parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
+    folder = _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
+                    parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
+    return Trained(folder)
 
 
 def _train(
-    run: Run, data: Path, member: int, *, name: str, module: str = "models.training.train", parts: Sequence[object] = (),
+    run: Run, data: DataFolder, member: int, *, name: str, module: str = "models.training.train", parts: Sequence[object] = (),
     options: Sequence[object] = (),
 ) -> Path:  # fmt: skip
     """A training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
-    files = [own.members[0].weights, own.train.state, own.train.photo_weights]
-    contents = [*(_content(path) for path in files), own.meta.file, own.proof.file]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.cached(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
-                     own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
+    return run.cached(name, data.name, *training_inputs(own), *parts, work=work)
 
 
 def _name(what: str, run: Run, member: int) -> str:
     return f"{what}-{member + 1}-{run.recipe.members[member].backbone}"
 
 
-def _content(path: str) -> str:
-    """Names a file by what it holds, so that a new one of the same name is another start."""
-    return sha256(Path(path)) if path and Path(path).is_file() else path
-
-
 @step("balance member {member}")
-def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
+def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanced:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
     name = _name("balance", run, member)
 
     def work(out: Path) -> None:
-        arguments = [
-            "--data",
-            data,
-            "--recipe",
-            run.recipe_file,
-            "--network",
-            trained / "network.pt",
-            "--member",
-            member,
-        ]
-        run_child("models.training.decoupling", [*arguments, "--out", out], say=_say(name))
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
+        arguments += ["--member", member, "--out", out]
+        run_child("models.training.decoupling", arguments, say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
-                     recipe.export.input_size, seed, work=work)  # fmt: skip
+    folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+                        recipe.export.input_size, seed, work=work)  # fmt: skip
+    return Balanced(folder)
 
 
-@step("ensemble")
-def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
+@step("weigh members")
+def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weights:
     """What each member counts, with the evidence: ensemble.json."""
     settings = run.recipe.ensemble
 
@@ -122,34 +124,34 @@ def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
     names, proof = [folder.name for folder in balanced], run.recipe.proof
-    return run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
+    return Weights(run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work))
 
 
 @step("choose crops")
-def choose_crops(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
+def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights) -> Crops:
     """How the graph will look at a photo, with the evidence: crops.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
         run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"))
 
-    names, proof = [folder.name for folder in (*balanced, chosen)], run.recipe.proof
-    return run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
+    names, proof = [folder.name for folder in (*balanced, weights)], run.recipe.proof
+    return Crops(run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work))
 
 
 @step("calibrate")
-def calibrate(run: Run, data: Path, balanced: list[Path], chosen: Path, crops: Path) -> Path:
+def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops) -> Calibration:
     """How sure the graph may be, and what it takes for a product of the assortment, with the evidence: calibration.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
         arguments += ["--crops", crops / "crops.json"]
         run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
 
-    names = [folder.name for folder in (*balanced, chosen, crops)]
-    return run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work)
+    names = [folder.name for folder in (*balanced, weights, crops)]
+    return Calibration(run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work))
 
 
 def _say(name: str) -> Callable[[str], None]:

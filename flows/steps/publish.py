@@ -18,20 +18,20 @@ from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.report.markdown import markdown, tell
-from flows.report.run_report import Report, SampleAnswer, to_json
+from flows.report.markdown import markdown, publish_report
+from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import read_manifest
 from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
-REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it takes for no product
 
 
 @step("publish")
-def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: bool = True) -> int:
+def publish(run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, promote: bool = True) -> int:
     """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
 
     The model that serves already is not published twice, and bytes that have a number keep it: a killed publication goes on.
@@ -62,7 +62,7 @@ def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: boo
                     golden=np.load(graph / "golden.npy"))  # fmt: skip
 
 
-def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
+def describe(run: Run, graph: Exported, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
     """The lineage of a model version: all that its file says of itself, and why these bytes may be served."""
     return {
         **facts(graph / "model.onnx"),
@@ -74,8 +74,8 @@ def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> 
     }
 
 
-@step("recognise")
-def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer]:
+@step("recognise samples")
+def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[SampleAnswer]:
     """Asks the endpoint about a few test photos, spread over the classes."""
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
@@ -85,7 +85,7 @@ def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
     return [
         SampleAnswer(
-            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0
+            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or NO_PRODUCT), answer.model_version or 0
         )
         for row, answer in zip(chosen, answers, strict=True)
     ]
@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool) -> Report:
+def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
     """What becomes of a judged graph: published and asked, or refused.
 
     Raises:
@@ -107,17 +107,17 @@ def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
         serves = ModelVersions(Ledger(run.workspace.root)).current() == version  # it did before
-        return record(run, replace(report, model_version=version, promoted=serves))
+        return write_report(run, replace(report, model_version=version, promoted=serves))
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
         seen = recognise_samples(run, data)
-    return record(run, replace(report, model_version=version, promoted=True, seen=seen))
+    return write_report(run, replace(report, model_version=version, promoted=True, seen=seen))
 
 
-@step("record")
-def record(run: Run, report: Report) -> Report:
+@step("write report")
+def write_report(run: Run, report: Report) -> Report:
     """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
     (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    tell(report)
+    publish_report(report)
     return report

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from prefect.task_runners import TaskRunner
@@ -19,11 +18,12 @@ from flows.run.step import parallel_tasks, step
 from flows.settings import Settings
 from flows.steps.learn import check
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
 
 
 @contextmanager
-def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
+def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
     """A new run on the selected data version, and what runs its trainings side by side.
 
     The workspace is locked meanwhile, and a Prefect server is there.
@@ -57,7 +57,7 @@ def preview(workspace: Workspace, recipe: Recipe) -> str:
     return data.name
 
 
-def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
+def data_to_train_on(workspace: Workspace, recipe: Recipe) -> DataFolder:
     """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
 
     Raises:
@@ -66,10 +66,10 @@ def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
     """
     versions = DataVersions(workspace)
     versions.check_clean()
-    return versions.materialise(version_to_train_on(versions, recipe))
+    return DataFolder(versions.materialise(version_to_train_on(versions, recipe)))
 
 
 @step("select data")
-def select_data(run: Run) -> Path:
+def select_data(run: Run) -> DataFolder:
     """The photos and labels that the run starts from."""
     return data_to_train_on(run.workspace, run.recipe)

@@ -73,7 +73,7 @@ def cleaned(shop: Workspace) -> Cleaned:
 @pytest.fixture(scope="module")
 def refused(shop: Workspace, cleaned: Cleaned) -> str:
     """A run that the gate refused: cleaning was to decide nothing away."""
-    with pytest.raises(GateRefused, match="cleaning decided away more than 0% of "):
+    with pytest.raises(GateRefused, match="cleaning flagged more than 0% of "):
         retrain(shop, recipe(decided_away=0))
     [report] = shop.runs.glob("*/run.json")
     return report.parent.name
@@ -124,7 +124,7 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
             publish_run(shop, name)
     done = cleanshelf("publish", refused, "--workspace", shop.root)
     assert (done.returncode, done.stdout) == (4, "")
-    assert "cleaning decided away" in done.stderr.splitlines()[-1]
+    assert "cleaning flagged more than" in done.stderr.splitlines()[-1]
     assert snapshot(shop.root) == before, "the same verdict, over again"
 
 

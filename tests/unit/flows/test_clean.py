@@ -10,7 +10,7 @@ import pytest
 
 from flows.data.history import Entry, made_by_cleaning, uncleaned
 from flows.delivery.build import ingest
-from flows.steps.clean import compared, settled
+from flows.steps.clean import embeddings_of, settled
 from models.data.manifest import read_manifest, write_labels
 from models.evaluation.scores import Scores, concatenate
 from tests.deliveries import deliver
@@ -49,7 +49,7 @@ def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, sto
     assert settled(tmp_path / "before", tmp_path / "after", stop_share=stop_share) is expected
 
 
-def test_photos_are_compared_by_shared_features_where_all_folds_left_them(tmp_path: Path) -> None:
+def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path: Path) -> None:
     ids = np.array(["a", "b", "c"])
     parts = [
         Scores(ids[rows], np.zeros(len(rows), np.int64), np.ones(len(rows), np.float32), np.zeros((len(rows), 1), np.int64),
@@ -59,10 +59,10 @@ def test_photos_are_compared_by_shared_features_where_all_folds_left_them(tmp_pa
     for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
         folder.mkdir()
         np.save(folder / "embeddings.npy", np.full((len(part), 2), number, np.float16))
-    own = compared(folders, parts, concatenate(parts))
+    own = embeddings_of(folders, parts, concatenate(parts))
     assert (own.embeddings[:, 0].tolist(), own.fold.tolist()) == ([0, 1, 0], [0, 1, 0])
     np.save(folders[0] / "features.npy", np.ones((2, 3), np.float16))
-    assert compared(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
+    assert embeddings_of(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
     np.save(folders[1] / "features.npy", np.ones((1, 3), np.float16))
-    shared = compared(folders, parts, concatenate(parts))
+    shared = embeddings_of(folders, parts, concatenate(parts))
     assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flows.gate.gates import Decided, GateInput, Hits, judge, wilson
+from flows.gate.gates import FlaggedLabels, GateInput, Hits, judge, wilson
 from flows.gate.verdict import Finding, Verdict
 from models.recipe.config import Gate
 
@@ -29,8 +29,10 @@ def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Hits:
     return Hits(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
 
 
-def ask(found: Hits, parity: dict[str, float] = EXACT, decided: Decided | None = None, **allowed: float) -> Verdict:
-    return judge(GateInput(parity, found, decided), settings=Gate(**allowed), graph_sha256="abc", against=7)
+def ask(
+    found: Hits, parity: dict[str, float] = EXACT, cleaning: FlaggedLabels | None = None, **allowed: float
+) -> Verdict:
+    return judge(GateInput(parity, found, cleaning), settings=Gate(**allowed), graph_sha256="abc", against=7)
 
 
 def said(verdict: Verdict, gate: str) -> Finding:
@@ -45,7 +47,7 @@ WORSE_TAIL = answers(hits(40, 40, 40, 40, 20, 20, of=40), hits(40, 40, 40, 40, 3
 def test_the_first_model_has_nothing_to_be_worse_than() -> None:
     verdict = ask(answers(hits(1, 1, 1, 1, 1, 1, of=4), None))
     assert verdict.passed
-    assert "nothing is serving yet" in verdict.reasons[1]
+    assert "no model is serving yet" in verdict.reasons[1]
     assert (verdict.graph_sha256, verdict.against) == ("abc", 7)
     assert [finding.gate for finding in verdict.findings] == ["parity", "class_floor"]
 
@@ -60,7 +62,7 @@ def test_a_graph_that_differs_from_torch_is_refused(found: Hits) -> None:
 def test_what_the_graph_was_compared_with_is_named() -> None:
     evidence = GateInput({"different_ids": 1, "probability": 0.2}, ALIKE, reference="version 7")
     verdict = judge(evidence, settings=Gate(), graph_sha256="abc")
-    assert verdict.reasons == ("parity: 1 answers differ from version 7",)
+    assert verdict.reasons == ("parity: 1 answer differs from version 7",)
 
 
 def test_as_good_passes_and_says_all_figures() -> None:
@@ -194,16 +196,16 @@ def test_many_lost_classes_are_counted() -> None:
     assert "tea (0 of 60 photos) and 1 more" in reasons[0]
 
 
-def decided(*away: int, given: int) -> Decided:
-    return Decided(LABELS, np.full(6, given), np.array(away))
+def flagged(*photos: int, given: int) -> FlaggedLabels:
+    return FlaggedLabels(LABELS, np.full(6, given), np.array(photos))
 
 
 def test_a_class_that_cleaning_decided_away_is_named() -> None:
-    verdict = ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100))
-    assert verdict.reasons == ("cleaning decided away more than 50% of wine (80 of 100 photos); look at their labels",)
-    assert ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
-    assert ask(ALIKE, decided=decided(1, 1, 1, 1, 1, 6, given=10)).passed, "of few photos nothing is certain"
-    assert ask(ALIKE, decided=decided(0, 0, 0, 0, 0, 0, given=0)).passed
+    verdict = ask(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100))
+    assert verdict.reasons == ("cleaning flagged more than 50% of wine (80 of 100 photos); check their labels",)
+    assert ask(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
+    assert ask(ALIKE, cleaning=flagged(1, 1, 1, 1, 1, 6, given=10)).passed, "of few photos nothing is certain"
+    assert ask(ALIKE, cleaning=flagged(0, 0, 0, 0, 0, 0, given=0)).passed
 
 
 def test_the_budget_of_time_is_kept_or_not() -> None:
@@ -231,7 +233,7 @@ def test_an_override_names_who_why_and_what_and_parity_allows_none() -> None:
     assert asdict(meant.override) == {
         "by": "Ada <ada@shop>", "reason": "half of these are discontinued", "gates": ["mean_class", "tail"]
     }  # fmt: skip
-    assert meant.told == [*refused.reasons, "overridden by Ada <ada@shop>: half of these are discontinued"]
+    assert meant.explanation == [*refused.reasons, "overridden by Ada <ada@shop>: half of these are discontinued"]
     broken = ask(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).despite("never mind", by="Ada")
     assert not broken.may_serve
     assert broken.reasons[-1] == "parity cannot be overridden"

@@ -1,27 +1,89 @@
-"""The number of trainings that run at a time."""
+"""A child process ends with its flow, however that ends."""
 
 from __future__ import annotations
 
-import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
 
 import pytest
 
-from flows.run import launch
-from flows.run.launch import num_parallel, num_workers
+from flows.errors import ChildFailed, InputError
+from flows.run.launch import end_children, run_child
+from serving.server.process import birth, until
+
+pytestmark = pytest.mark.faults
+
+# timeit stands for a training: a module that runs a statement.
+SLEEPER = ("timeit", ["-n", "1", "-r", "1", "import os, time; print(os.getpid(), flush=True); time.sleep(100)"])
+# one write to the pipe that both workers share: print makes several, and their lines would mix
+SHARED = "import os, time; os.write(1, (os.environ['RANK'] + f' {os.getpid()}' + chr(10)).encode()); time.sleep(100)"
+FLOW = f"from flows.run.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
 
 
-def test_one_training_per_core_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_num_gpus", lambda: 0)
-    assert num_parallel(0) == os.cpu_count()
+def test_a_killed_flow_takes_its_children_along() -> None:
+    command = [sys.executable, "-c", FLOW]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as flow:
+        assert flow.stdout is not None
+        child = int(flow.stdout.readline())
+        born = birth(child)
+        assert born is not None
+        flow.send_signal(signal.SIGKILL)
+    assert until(lambda: birth(child) != born, timeout_s=10)
 
 
-def test_one_training_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_num_gpus", lambda: 3)
-    assert num_parallel(0) == 3
-    assert num_parallel(0, workers=num_workers(0)) == 1, "or all of them for one training"
-    assert num_workers(2) == 2
+def test_an_interrupted_flow_ends_the_children_of_its_threads() -> None:
+    said: Queue[str] = Queue()
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(run_child, *SLEEPER, say=said.put) for _ in range(2)]
+        for _ in running:
+            said.get(timeout=20)
+        end_children()
+        for each in running:
+            assert isinstance(each.exception(timeout=20), ChildFailed)
+            assert "killed by signal 9" in str(each.exception())
 
 
-def test_a_limit_counts_more_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_num_gpus", lambda: 3)
-    assert num_parallel(5) == 5
+def test_a_child_gets_its_arguments_and_tells_its_lines() -> None:
+    said: list[str] = []
+    statement = "import sys; print(sys.argv[0]); print(sys.argv[-1][-5:])  # last"
+    run_child("timeit", ["-n", "1", "-r", "1", statement], say=said.append)
+    assert Path(said[0]).name == "timeit.py", "as with python -m"
+    assert said[1] == " last"
+
+
+def test_an_interrupted_flow_ends_all_workers_of_a_child() -> None:
+    said: Queue[str] = Queue()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_child, "timeit", ["-n", "1", "-r", "1", SHARED], say=said.put, workers=2)
+        found = dict(said.get(timeout=60).split() for _ in range(2))
+        assert set(found) == {"0", "1"}
+        born = {int(pid): birth(int(pid)) for pid in found.values()}
+        assert None not in born.values()
+        end_children()
+        assert isinstance(running.exception(timeout=20), ChildFailed)
+    assert all(birth(pid) != at for pid, at in born.items()), "none is left when run_child is over"
+
+
+def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
+    arguments = ("timeit", ["-n", "1", "-r", "1", SHARED])
+    said = "say=lambda line: print(line, flush=True)"
+    flow_of_two = f"from flows.run.launch import run_child; run_child(*{arguments}, {said}, workers=2)"
+    command = [sys.executable, "-c", flow_of_two]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as flow:
+        assert flow.stdout is not None
+        born = {pid: birth(pid) for pid in (int(flow.stdout.readline().split()[1]) for _ in range(2))}
+        assert None not in born.values()
+        flow.send_signal(signal.SIGKILL)
+    assert until(lambda: all(birth(pid) != at for pid, at in born.items()), timeout_s=10)
+
+
+def test_what_a_worker_refuses_is_told_as_one_alone_would() -> None:
+    refusing = "import os; os.write(1, b'recipe.json: no such key' + bytes([10])); os._exit(65)"
+    with pytest.raises(InputError, match=r"^recipe\.json: no such key$"):
+        run_child("timeit", ["-n", "1", "-r", "1", refusing], say=lambda line: None, workers=2)
+    with pytest.raises(ChildFailed, match=r"timeit ended with code 3; its last lines"):
+        run_child("timeit", ["-n", "1", "-r", "1", "import os; os._exit(3)"], say=lambda line: None, workers=2)

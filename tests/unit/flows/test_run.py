@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from flows.errors import CorruptObject
+from flows.run import inputs as inputs_module
 from flows.run import run as module
-from flows.run.run import Run, code_hash, is_finished
+from flows.run.inputs import ended_before, inputs
+from flows.run.run import DECIDES, Run, code_hash, deciding_hash, is_finished
 from flows.workspace import Workspace
 from models.recipe.config import Loss, Recipe, Train, from_dict
 from tests.breaking import ways
@@ -61,19 +64,47 @@ def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.Monk
     assert len(set(folders)) == work.calls == 6
 
 
-def test_the_code_hash_is_of_all_that_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models" / "losses").mkdir(parents=True)
-    (tmp_path / "pixels").mkdir()
-    source = tmp_path / "models" / "losses" / "lq.py"
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the source that both hashes read."""
+    for part in DECIDES:
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        copy(REPOSITORY / part, tmp_path / part)
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
-    hashes = []
-    for text in ("a", "b", "a"):
-        source.write_text(text)
-        hashes.append(code_hash.__wrapped__())
-    source.rename(source.with_name("gce.py"))
-    hashes.append(code_hash.__wrapped__())
-    assert hashes[0] == hashes[2]
-    assert len(set(hashes)) == 3
+    return tmp_path
+
+
+COMPUTING = ["models/losses/lq.py", "models/decisions.py", "pixels/__init__.py", "contract/__init__.py"]
+DECIDING = [
+    "flows/retrain.py",
+    "flows/gate/gates.py",
+    "flows/gate/verdict.py",
+    "flows/run/measure.py",
+    *(f"flows/steps/{name}.py" for name in ("clean", "gate", "learn", "selection")),
+]
+
+
+@pytest.mark.parametrize("changed", [*COMPUTING, *DECIDING])
+def test_a_run_depends_on_all_source_that_decides_and_cached_results_on_what_computes_them(
+    source: Path, changed: str
+) -> None:
+    computes, decides = code_hash.__wrapped__(), deciding_hash.__wrapped__()
+    text = (source / changed).read_text()
+    (source / changed).write_text(text + "# changed\n")
+    assert deciding_hash.__wrapped__() != decides
+    assert (code_hash.__wrapped__() == computes) == (changed in DECIDING), "a changed gate leaves trainings valid"
+    (source / changed).write_text(text)
+    assert (code_hash.__wrapped__(), deciding_hash.__wrapped__()) == (computes, decides)
+    (source / changed).rename(source / changed.replace(".py", "_.py"))
+    if changed not in DECIDES:
+        assert deciding_hash.__wrapped__() != decides
+
+
+def test_source_that_decides_nothing_is_not_hashed(source: Path) -> None:
+    decides = deciding_hash.__wrapped__()
+    (source / "flows" / "doctor.py").write_text("1")
+    assert deciding_hash.__wrapped__() == decides
 
 
 @pytest.mark.parametrize("harm", ["bit", "gone", "marker", "empty marker"])
@@ -171,3 +202,17 @@ def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
             calls = work.calls
             run.cached("train", work=work)
             assert (work.calls, (folder / name).read_bytes()) == (calls + 1, whole), way
+
+
+def test_a_changed_gate_is_another_retraining(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workspace.init(tmp_path / "shop")
+    monkeypatch.setattr(inputs_module, "version_to_train_on", lambda versions, recipe: "d" * 32)
+    monkeypatch.setattr(inputs_module, "deciding_hash", deciding_hash.__wrapped__)
+    before = inputs(shop, Recipe(name="r"))
+    folder = shop.runs / "20260101-030000-abcdef"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"model_version": 1, "verdict": {"passed": True, "reasons": []}}))
+    (folder / "inputs.json").write_text(json.dumps(before))
+    assert ended_before(shop, inputs(shop, Recipe(name="r")))
+    (source / "flows" / "gate" / "gates.py").write_text("THIRDS = ()")
+    assert ended_before(shop, inputs(shop, Recipe(name="r"))) == ""

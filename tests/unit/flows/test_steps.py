@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report.steps import StepAccuracy, effects
+from flows.report.steps import StepAccuracy, step_accuracies
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
 
@@ -80,7 +80,10 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     third = pytest.approx(1 / 3)
     retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
     crops = write_views(tmp_path / "looks", crops=10)
-    steps = effects(first, retrained, [], balanced, weights, crops, graph, data)
+    given = {"balanced": balanced, "graph": graph}
+    steps = step_accuracies(
+        data, as_delivered=first, cleaned=retrained, finetuned=[], weights=weights, crops=crops, **given
+    )
     assert steps == [
         StepAccuracy("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
         StepAccuracy("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -91,7 +94,9 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     finetuned = [network("sharp", ALL_C)]
     weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
     crops = write_views(tmp_path / "other looks", crops=1)
-    more = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
+    more = step_accuracies(
+        data, as_delivered=first, cleaned=retrained, finetuned=finetuned, weights=weights, crops=crops, **given
+    )
     assert more[2] == StepAccuracy("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
     assert more[4] == StepAccuracy("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
     assert [*more[:2], more[3]] == steps[:3]
@@ -103,5 +108,7 @@ def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Calla
     folder = network("any", RIGHT)
     weights, crops = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
     graph = write_graph(tmp_path / "graph", [], [])
-    for row in effects([folder], [folder], [], [folder], weights, crops, graph, data):
+    steps = step_accuracies(data, as_delivered=[folder], cleaned=[folder], finetuned=[], balanced=[folder], weights=weights,
+                    crops=crops, graph=graph)  # fmt: skip
+    for row in steps:
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step

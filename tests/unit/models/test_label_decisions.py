@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.manifest import Manifest
-from models.decisions import FoldEmbeddings, confusion, decide, fold_embeddings, moves, out_of_sample, scored_by
+from models.decisions import (
+    FoldEmbeddings,
+    changed_labels,
+    confusion,
+    decide,
+    fold_embeddings,
+    out_of_sample,
+    scored_by,
+)
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
 
@@ -112,8 +120,8 @@ def test_decisions_are_taken_back_where_the_next_round_believes_the_label() -> N
     second = decided_on(first, again, floor_count=1, round=2)
     assert second.decision.tolist() == ["dropped", "", "", ""]
     assert second.kept.tolist() == [False, True, True, True]
-    assert moves(photos, first) == (2, 0, 0.5)
-    assert moves(first, second) == (1, 2, 0.75)
+    assert changed_labels(photos, first) == (2, 0, 0.5)
+    assert changed_labels(first, second) == (1, 2, 0.75)
 
 
 def test_a_conflict_is_not_for_cleaning_to_decide() -> None:
