@@ -18,7 +18,7 @@ help:  ## List the commands
 
 setup: .venv/ready .venv-triton/requirements.sha256  ## Install everything: .venv, and .venv-triton for the server (about 7 GB)
 
-demo: setup  ## The whole way on drawn products, from data to endpoint, in minutes
+demo: setup  ## The whole path on drawn products, from data to endpoint, in minutes
 	@$(BIN)/cleanshelf demo
 
 test: setup  ## All tests except slow ones: unit tests, then integration tests with real servers

@@ -27,7 +27,7 @@ from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.run.measure import measure_graph, read_answers
-from flows.run.run import Run
+from flows.run.run import ResultCache
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
@@ -35,7 +35,7 @@ from models.data.manifest import read_manifest
 from models.export.enrol import agreement, enrol, first_labels, withdraw
 from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
-from models.recipe.config import Recipe, from_dict
+from models.recipe.config import Gate, Recipe, from_dict
 from models.recipe.tables import set_key
 from pixels import BadPhoto, decode, to_square
 from serving.signature import Signature
@@ -184,8 +184,9 @@ def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[s
     golden = np.concatenate(
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
-    run = Run(workspace, recipe_of(workspace, patch.lineage["run"], overrides), id=patch.step)
-    verdict = _judge(run, patch, golden)
+    gate = recipe_of(workspace, patch.lineage["run"], overrides).gate
+    allowed = replace(gate, mean_class=gate.enrol)  # almost any new product costs the others a little
+    verdict = _judge(workspace, patch, golden, settings=allowed)
     if not verdict.passed:
         raise GateRefused([*verdict.reasons, "try other photos, allow more with --set gate.enrol=0.02, or retrain"])
     lineage = describe(patch, verdict)
@@ -197,20 +198,19 @@ def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[s
     return replace(_change(patch), reasons=verdict.reasons, model_version=number)
 
 
-def _judge(run: Run, patch: Patch, photos: NDArray[np.uint8]) -> Verdict:
+def _judge(workspace: Workspace, patch: Patch, photos: NDArray[np.uint8], *, settings: Gate) -> Verdict:
     """Verdict on a patch: the graphs differ in one product only, and the others do not suffer. Stamps the figures."""
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
-    gate = run.recipe.gate
-    allowed = replace(gate, mean_class=gate.enrol)  # almost any new product costs the others a little
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
-    data = DataFolder(DataVersions(run.workspace).materialise("selected"))
-    before, after = (measure_graph(run, data, graph, among=smaller) for graph in (patch.former, patch.graph))
+    data = DataFolder(DataVersions(workspace).materialise("selected"))
+    results = ResultCache(workspace)
+    before, after = (measure_graph(results, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     metrics = json.loads((after / "accuracy.json").read_bytes())
     stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(metrics),
                         "parity": json.dumps(parity)})  # fmt: skip
     answers = read_answers(read_manifest(data), after, before)
-    return judge(GateInput(parity, answers, reference=reference), settings=allowed,
+    return judge(GateInput(parity, answers, reference=reference), settings=settings,
                  graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
 
 

@@ -60,6 +60,17 @@ class Run:
         overwrite(self.folder / RECIPE, self._resolved)
 
     def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+        """The folder with the result of a step, as `ResultCache.cached`."""
+        return ResultCache(self.workspace).cached(name, *depends_on, work=work)
+
+
+@dataclass(frozen=True)
+class ResultCache:
+    """Cached results of steps in a workspace, shared by all runs."""
+
+    workspace: Workspace
+
+    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
         """The folder with the result of a stage, worked out now or found from an earlier run.
 
         A stage is named by everything it depends on: the arguments given, and the source of models. A result counts only if
