@@ -46,13 +46,13 @@ def ask_endpoint_of_folder(
         EndpointMissing: no server is running.
     """
     with Recognizer(_access(workspace), timeout_s=TIMEOUT_S, patience_s=PATIENCE_S) as recognizer:
-        return recognise_folder(folder, out, recognizer=recognizer, asked={"model": "endpoint"}, progress=progress)
+        return recognise_folder(folder, out, recognizer=recognizer, model="endpoint", progress=progress)
 
 
 def ask_file_of_folder(graph: Path, folder: Path, out: Path, *, progress: Callable[[int], None]) -> Summary:
     """Writes the table `out` with the answers of an ONNX file; see `recognise_folder`."""
     recognizer = LocalRecognizer(graph)
-    return recognise_folder(folder, out, recognizer=recognizer, asked={"model": sha256(graph)}, progress=progress)
+    return recognise_folder(folder, out, recognizer=recognizer, model=sha256(graph), progress=progress)
 
 
 def _access(workspace: Workspace) -> Access:

@@ -65,14 +65,14 @@ def recognise_folder(
     out: Path,
     *,
     recognizer: Recognizer | LocalRecognizer,
-    asked: Mapping[str, Any],
+    model: str,
     progress: Callable[[int], None] = lambda done: None,
     rows: int = ROWS,
 ) -> Summary:
     """Recognises every file below `folder` and writes the table `out`; a bad photo is a row with a reason.
 
     Args:
-        asked: identifies the model; a later run with the same `out` resumes only if it is the same.
+        model: identifies who answers; a later run with the same `out` resumes only if it is the same.
         progress: called with the number of photos done, including those of earlier runs.
         rows: photos of a part.
 
@@ -83,7 +83,7 @@ def recognise_folder(
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name one, or omit --out to ask about single photos")
     started, summary = time.monotonic(), Summary()
-    with Parts.of(out, SCHEMA, plan={**asked, "folder": printable(str(folder.absolute()))}) as parts:
+    with Parts.of(out, SCHEMA, plan={"model": model, "folder": printable(str(folder.absolute()))}) as parts:
         done = _done(parts, summary)
         progress(summary.photos)
         if not out.exists():
