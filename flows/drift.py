@@ -143,8 +143,11 @@ def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
     """The graph's answers to encoded photos."""
     answers = LocalRecognizer(graph).recognise(photos)
     best = [answer.best or NO_PRODUCT for answer in answers]
-    return Traffic([label for label, _ in best], np.array([p for _, p in best], np.float32),
-                   np.array([answer.score for answer in answers], np.float32))  # fmt: skip
+    return Traffic(
+        [label for label, _ in best],
+        np.array([p for _, p in best], np.float32),
+        np.array([answer.score for answer in answers], np.float32),
+    )
 
 
 def compare(before: Traffic, now: Traffic) -> Drift:
@@ -217,10 +220,9 @@ def drift_flow(workspace: str, traffic: str, photos: int = 1000) -> Drift:
 
 def markdown(found: Drift) -> str:
     """The report: verdict, measures, and the products whose share changed most."""
-    return "\n\n".join([
-        f"# {found.verdict}",
-        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, compared with {found.reference_photos} test "
-        f"photos, {found.reference_unknown:.1%} of them unknown.",
-        table([asdict(shift) for shift in found.shifts]),
-        table(found.shares()),
-    ]) + "\n"  # fmt: skip
+    counts = (
+        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, compared with {found.reference_photos} "
+        f"test photos, {found.reference_unknown:.1%} of them unknown."
+    )
+    measures = table([asdict(shift) for shift in found.shifts])
+    return "\n\n".join([f"# {found.verdict}", counts, measures, table(found.shares())]) + "\n"

@@ -193,8 +193,13 @@ def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[s
     with workspace.lock(patch.step, name="serving"):
         if ModelVersions(Ledger(workspace.root)).current() != patch.parent:
             raise WorkspaceBusy(f"version {patch.parent} is no longer the current model; run the command again")
-        number = register_and_promote(workspace, patch.graph, lineage=lineage, labels=patch.labels,
-                         golden=decisive(patch.graph, golden)[:GOLDEN_PHOTOS])  # fmt: skip
+        number = register_and_promote(
+            workspace,
+            patch.graph,
+            lineage=lineage,
+            labels=patch.labels,
+            golden=decisive(patch.graph, golden)[:GOLDEN_PHOTOS],
+        )
     return replace(_change(patch), reasons=verdict.reasons, model_version=number)
 
 
@@ -207,11 +212,22 @@ def _judge(workspace: Workspace, patch: Patch, photos: NDArray[np.uint8], *, set
     results = ResultCache(workspace)
     before, after = (measure_graph(results, data, graph, among=smaller) for graph in (patch.former, patch.graph))
     metrics = json.loads((after / "accuracy.json").read_bytes())
-    stamp(patch.graph, {"made_from": sha256(patch.former), "step": patch.title, "metrics": json.dumps(metrics),
-                        "parity": json.dumps(parity)})  # fmt: skip
+    stamp(
+        patch.graph,
+        {
+            "made_from": sha256(patch.former),
+            "step": patch.title,
+            "metrics": json.dumps(metrics),
+            "parity": json.dumps(parity),
+        },
+    )
     answers = read_answers(read_manifest(data), after, before)
-    return judge(GateInput(parity, answers, reference=reference), settings=settings,
-                 graph_sha256=sha256(patch.graph), against=patch.parent)  # fmt: skip
+    return judge(
+        GateInput(parity, answers, reference=reference),
+        settings=settings,
+        graph_sha256=sha256(patch.graph),
+        against=patch.parent,
+    )
 
 
 def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:

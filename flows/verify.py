@@ -213,8 +213,11 @@ class ModelLinks:
     @cached_property
     def _results(self) -> list[Result]:
         stages = self.workspace.runs / "stages"
-        return [Result.read(stages / stage, name, sha256)
-                for stage, files in self._lineage.get("stages", {}).items() for name, sha256 in files.items()]  # fmt: skip
+        return [
+            Result.read(stages / stage, name, sha256)
+            for stage, files in self._lineage.get("stages", {}).items()
+            for name, sha256 in files.items()
+        ]
 
     def _stages(self) -> Iterator[Broken]:
         for result in self._results:

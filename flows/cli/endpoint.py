@@ -132,5 +132,7 @@ def drift(
 def _print_drift(result: Any) -> None:
     table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in result.shifts])
     table(("product", "before", "now"), result.shares())
-    print(f"unknown: {result.reference_unknown:.1%} of {result.reference_photos} test photos, {result.unknown:.1%} of "
-          f"{result.photos} recent ones\n{result.verdict}")  # fmt: skip
+    print(
+        f"unknown: {result.reference_unknown:.1%} of {result.reference_photos} test photos, {result.unknown:.1%} of "
+        f"{result.photos} recent ones\n{result.verdict}"
+    )

@@ -57,10 +57,15 @@ def _print(done: Any) -> None:
             f"{done.label} can be {verb}, which makes {done.products} products; the gate did not judge, and nothing "
             "was changed"
         )
-    print(f"model version {done.model_version} answers instead of {done.parent}: {done.label} "
-          f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products")  # fmt: skip
+    print(
+        f"model version {done.model_version} answers instead of {done.parent}: {done.label} "
+        f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products"
+    )
     for reason in done.reasons:
         print(f"  {reason}")
-    print("The next retraining forgets this product unless its photos are in a delivery by then." if enrolled else
-          "The next retraining brings it back as long as the data have photos of it.")  # fmt: skip
+    print(
+        "The next retraining forgets this product unless its photos are in a delivery by then."
+        if enrolled
+        else "The next retraining brings it back as long as the data have photos of it."
+    )
     print("The gate of a retraining compares products by label.")

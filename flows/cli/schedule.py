@@ -51,7 +51,9 @@ def _print_status(state: dict[str, Any]) -> None:
 
 
 def _plan(state: dict[str, Any]) -> str:
-    parts = [f"cron {state['cron']} (UTC)" if state["cron"] else "",
-             f"every {state['every_s']:g} s" if state["every_s"] else "",
-             "on new data" if state["on_new_data"] else ""]  # fmt: skip
+    parts = [
+        f"cron {state['cron']} (UTC)" if state["cron"] else "",
+        f"every {state['every_s']:g} s" if state["every_s"] else "",
+        "on new data" if state["on_new_data"] else "",
+    ]
     return f"recipe {state['recipe']}, {', '.join(filter(None, parts))}"

@@ -34,8 +34,15 @@ def local_server(
 ) -> LocalServer:
     """The workspace's own server on these ports, not started."""
     workspace.repository.mkdir(parents=True, exist_ok=True)
-    return LocalServer(workspace.repository, workspace.state, (settings or Settings()).triton_env,
-                       http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening)  # fmt: skip
+    return LocalServer(
+        workspace.repository,
+        workspace.state,
+        (settings or Settings()).triton_env,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        listening=listening,
+    )
 
 
 def remote(settings: Settings) -> Access | None:

@@ -139,8 +139,13 @@ def post(workspace: Workspace, event: Event) -> None:
 
 
 def _send(url: str, event: Event) -> None:
-    body = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": event.name, "resource": event.resource,
-            "payload": event.payload}  # fmt: skip
+    body = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": event.name,
+        "resource": event.resource,
+        "payload": event.payload,
+    }
     content, headers = json.dumps([body]).encode(), {"Content-Type": "application/json"}
     try:
         urlopen(Request(f"{url}/events", content, headers), timeout=LIMIT_S).close()

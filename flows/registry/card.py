@@ -70,8 +70,10 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
         lines["temperature"] = f"negative log-likelihood of validation photos {before:.3f} -> {after:.3f}"
     if parity := card.get("parity"):
         reference = parity.get("reference", "torch")
-        lines["parity"] = (f"{parity['different_ids']} ids differ from {reference}, probabilities by {parity['probability']:.1e}, "
-                           f"known by {parity['known']:.1e}, on {parity['photos']} photos")  # fmt: skip
+        lines["parity"] = (
+            f"{parity['different_ids']} ids differ from {reference}, probabilities by {parity['probability']:.1e}, "
+            f"known by {parity['known']:.1e}, on {parity['photos']} photos"
+        )
     return lines
 
 
@@ -84,5 +86,7 @@ def _known(known: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
     if not calibration:
         return line
     auroc = calibration["told_apart"][known["score"]]
-    return (f"{line}; {calibration['accepted']:.1%} of {calibration['photos']} validation photos are accepted; AUROC "
-            f"{auroc['without_class']:.3f} without their class, {auroc['in_tiles']:.3f} in tiles")  # fmt: skip
+    return (
+        f"{line}; {calibration['accepted']:.1%} of {calibration['photos']} validation photos are accepted; AUROC "
+        f"{auroc['without_class']:.3f} without their class, {auroc['in_tiles']:.3f} in tiles"
+    )
