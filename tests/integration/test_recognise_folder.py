@@ -181,7 +181,7 @@ def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: P
 def test_what_is_there_is_not_overwritten(folder: Path, tmp_path: Path, graph: Path) -> None:
     out = tmp_path / "out.parquet"
     out.write_text("mine")
-    assert "is there already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
+    assert "exists already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
     assert out.read_text() == "mine"
     for wrong in ([folder / "nowhere"], [folder / "a", folder / "b"]):
         said = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
