@@ -1,4 +1,4 @@
-"""The command's groups of verbs, the options they share, and the workspace that they work on."""
+"""Groups of verbs, the options that they share, and the workspace that they work on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ app.add_typer(model_verbs, name="model")
 
 At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen and change nothing.")]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")]
 
 
 def setting(what: str) -> Any:
-    """The option --set, which may be given several times."""
+    """The option --set, which may be given several times; `what` completes its help."""
     return typer.Option(
         "--set", metavar="KEY=VALUE", default_factory=list, show_default=False, help=f"Override {what}."
     )
@@ -34,9 +34,9 @@ def setting(what: str) -> Any:
 
 Set = Annotated[list[str], setting("a recipe key, e.g. train.epochs=3")]
 NoPromote = Annotated[
-    bool, typer.Option("--no-promote", help="Register and stage the model only; `cleanshelf promote` lets it answer.")
+    bool, typer.Option("--no-promote", help="Only register the model; `cleanshelf promote` makes it the current one.")
 ]
-Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
+Version = Annotated[str, typer.Argument(help="The first digits of a data version's id, or `selected`.")]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
 
@@ -60,14 +60,14 @@ def prepare(workspace: Path) -> Workspace:
 
 
 def log_to_stderr() -> None:
-    """Progress to the terminal, without Prefect."""
+    """Prints progress to the terminal, without Prefect."""
     from flows.report.terminal import show_progress
 
     show_progress()
 
 
 def set_up_logging(state: Path) -> None:
-    """Progress to the terminal, and Prefect's home into the workspace."""
+    """Prints progress to the terminal, and puts Prefect's home into the workspace."""
     from flows.orchestrator.events import prepare_prefect
     from flows.report.terminal import show_progress
 

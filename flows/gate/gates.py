@@ -84,12 +84,14 @@ def same_as_its_networks(evidence: GateInput) -> Finding:
     """Refuses a graph that answers a single photo otherwise than the networks it was made from."""
     parity, reference, variant = evidence.parity, evidence.reference, evidence.variant
     different = int(parity["different_ids"])
-    said = f"probabilities differ from {reference} by at most {parity['probability']:.1e}"
+    message = f"probabilities differ from {reference} by at most {parity['probability']:.1e}"
     if different:
-        said = f"{different} answer{'s differ' if different > 1 else ' differs'} from {reference}"
+        message = f"{different} answer{'s differ' if different > 1 else ' differs'} from {reference}"
     elif variant is not None:
-        said += f"; its {variant['name']} variant agrees with it on {variant['agreement']:.1%} of the validation photos"
-    return _finding("parity", not different, f"parity: {said}", 0, different)
+        message += (
+            f"; its {variant['name']} variant agrees with it on {variant['agreement']:.1%} of the validation photos"
+        )
+    return _finding("parity", not different, f"parity: {message}", 0, different)
 
 
 def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[Finding]:
@@ -113,17 +115,17 @@ def falls_no_further(
     """
     words, allowed = f"{name.replace('_', '-')} accuracy", float(getattr(settings, name))
     if not len(target):
-        said = f"{words} cannot be measured: the data version has no test photos of these classes"
-        return Finding(name, False, said, allowed)
+        message = f"{words} cannot be measured: the data version has no test photos of these classes"
+        return Finding(name, False, message, allowed)
     share = class_share(target)
     after, before = (float((hit * share).sum() / share.sum()) for hit in (new, serving))
     drawn = differences(new, serving, target, seed=0, draws=DRAWS)
     low, high = (float(np.quantile(drawn, q)) for q in (1 - settings.confidence, settings.confidence))
     passed = after >= before - allowed or high >= -allowed
-    said = f"{after:.3f} against {before:.3f} now serving"
+    message = f"{after:.3f} against {before:.3f} now serving"
     if not passed:
-        said = f"{after:.3f} is more than {allowed:.3f} below the serving model's {before:.3f}"
-    return _finding(name, passed, f"{words} {said} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high)
+        message = f"{after:.3f} is more than {allowed:.3f} below the serving model's {before:.3f}"
+    return _finding(name, passed, f"{words} {message} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high)
 
 
 def no_class_lost(answers: Hits, settings: Gate) -> Finding:
@@ -142,11 +144,11 @@ def no_class_lost(answers: Hits, settings: Gate) -> Finding:
         held = np.bincount(row, answers.serving)
         lost &= wilson(held, shown, confidence=settings.confidence)[1] >= floor
     worst = np.lexsort((high, ~lost))[0]
-    said = f"no class falls below {floor:.2f} beyond doubt"
+    message = f"no class falls below {floor:.2f} beyond doubt"
     if lost.any():
-        said = f"recognised less often than {floor:.2f}: {_listed(answers.labels[classes], lost, right, shown)}"
+        message = f"recognised less often than {floor:.2f}: {_listed(answers.labels[classes], lost, right, shown)}"
     after, before = right[worst] / shown[worst], None if held is None else held[worst] / shown[worst]
-    return _finding("class_floor", not lost.any(), said, floor, after, before, low[worst], high[worst])
+    return _finding("class_floor", not lost.any(), message, floor, after, before, low[worst], high[worst])
 
 
 def few_labels_flagged(cleaning: FlaggedLabels, settings: Gate) -> Finding:
@@ -154,22 +156,22 @@ def few_labels_flagged(cleaning: FlaggedLabels, settings: Gate) -> Finding:
     allowed, given = settings.decided_away, np.maximum(cleaning.given, 1)
     low, high = wilson(cleaning.flagged, given, confidence=settings.confidence)
     refused, worst = low > allowed, int(np.argmax(low))
-    said = f"no class has more than {allowed:.0%} of its labels flagged beyond doubt"
+    message = f"no class has more than {allowed:.0%} of its labels flagged beyond doubt"
     if refused.any():
         which = _listed(cleaning.labels, refused, cleaning.flagged, given)
-        said = f"cleaning flagged more than {allowed:.0%} of {which}; check their labels"
+        message = f"cleaning flagged more than {allowed:.0%} of {which}; check their labels"
     after = cleaning.flagged[worst] / given[worst]
-    return _finding("decided_away", not refused.any(), said, allowed, after, None, low[worst], high[worst])
+    return _finding("decided_away", not refused.any(), message, allowed, after, None, low[worst], high[worst])
 
 
 def quick_enough(ms: tuple[float, ...], settings: Gate) -> Finding:
     """Refuses a graph that takes longer per photo than the budget; models.export.timing measures it."""
     after, before = ms[0], ms[1] if len(ms) > 1 else None
-    said = f"{after:.1f} ms per photo" + ("" if before is None else f" against {before:.1f} ms now serving")
+    message = f"{after:.1f} ms per photo" + ("" if before is None else f" against {before:.1f} ms now serving")
     passed = after <= settings.latency_ms
     if not passed:
-        said += f": more than the budget of {settings.latency_ms:g} ms"
-    return _finding("latency_ms", passed, said, settings.latency_ms, after, before)
+        message += f": more than the budget of {settings.latency_ms:g} ms"
+    return _finding("latency_ms", passed, message, settings.latency_ms, after, before)
 
 
 def wilson(
@@ -185,10 +187,10 @@ def wilson(
     return middle - reach, middle + reach
 
 
-def _finding(gate: str, passed: bool, said: str, allowed: float, *measured: float | None) -> Finding:
+def _finding(gate: str, passed: bool, message: str, allowed: float, *measured: float | None) -> Finding:
     """A finding with plain numbers of six decimals. measured: after, before, low, high; fewer if there are no more."""
     plain = (None if each is None else round(float(each), 6) for each in measured)
-    return Finding(gate, bool(passed), said, allowed, *plain)
+    return Finding(gate, bool(passed), message, allowed, *plain)
 
 
 def _listed(labels: NDArray[np.object_], some: NDArray[np.bool_], part: NDArray[Any], whole: NDArray[np.int64]) -> str:

@@ -1,4 +1,4 @@
-"""What each step was worth, on the same test photos."""
+"""Accuracy after each step of a retraining, on the same test photos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.evaluation.scores import Scores, mean, read_scores
 
 @dataclass(frozen=True)
 class StepAccuracy:
-    """Accuracy after one step; shares in [0, 1], None where there are no test photos of such classes."""
+    """Accuracy after one step; shares in [0, 1], None if there are no test photos of such classes."""
 
     step: str
     top1: float | None
@@ -42,8 +42,8 @@ def step_accuracies(
 ) -> list[StepAccuracy]:
     """One row per step of the recipe.
 
-    "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
-    tail are the thirds of the classes, by number of photos. `finetuned` is empty where nothing was fine-tuned.
+    Rows of "one network" are means over the members, so that the gain of the ensemble shows separately. Head, middle and
+    tail are thirds of the classes by number of training photos. `finetuned` is empty if nothing was fine-tuned.
     """
     manifest = read_manifest(data)
     steps: dict[str, Sequence[Path]] = {
@@ -52,8 +52,10 @@ def step_accuracies(
         "at high resolution": finetuned,
         "re-balanced": balanced,
     }
-    rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
-            for name, folders in steps.items() if folders]  # fmt: skip
+    rows = []
+    for name, folders in steps.items():
+        if folders:
+            rows.append(_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest))
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
     num_crops = json.loads((crops / "crops.json").read_text(encoding="utf-8"))["crops"]
     members = [_test_scores(folder, manifest) for folder in balanced]

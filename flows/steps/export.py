@@ -1,4 +1,4 @@
-"""Exports the networks as one ONNX graph, with its variants."""
+"""Export of the networks as one ONNX graph, and of its variants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.recipe.config import digest
 def export(
     run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops, calibration: Calibration
 ) -> Exported:
-    """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
+    """The graph with its card, checked against torch and measured: model.onnx, parity.json, accuracy.json."""
     made_from = (*balanced, weights, crops, calibration)
     card = {
         "data_version": data.name,
@@ -49,7 +49,7 @@ def export(
 
 @step("use {count} crops")
 def in_crops(run: Run, crops: Crops, count: int) -> Crops:
-    """crops.json with `count` crops at the chosen enlargement; nothing was measured of it yet."""
+    """crops.json with `count` crops at the chosen enlargement, without measurements."""
     chosen = read_json(crops / "crops.json")
 
     def work(out: Path) -> None:
@@ -62,7 +62,7 @@ def in_crops(run: Run, crops: Crops, count: int) -> Crops:
 def export_other_crops(
     run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops
 ) -> list[Exported]:
-    """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
+    """The same networks exported with every other number of crops, if the recipe asks for variants."""
     chosen = read_json(crops / "crops.json")["crops"]
     others = [in_crops(run, crops, count) for count in run.recipe.export.levels if count != chosen]
     calibrations = [calibrate(run, data, balanced, weights, each) for each in others]
@@ -71,7 +71,7 @@ def export_other_crops(
 
 @step("choose variant")
 def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exported]) -> Exported:
-    """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
+    """The graph to publish: the export, or its variant in the recipe's precision if that is offered; with variants.json."""
     settings = run.recipe.export
     if not settings.precisions:
         return graph
@@ -85,7 +85,7 @@ def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exp
 
 
 def commit() -> str:
-    """The git commit that CleanShelf itself runs from, with + where its files were changed; "" outside a clone."""
+    """The git commit of CleanShelf itself, followed by + if its files were changed; "" outside a clone."""
     asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""The learning stages as Prefect tasks: each gives the folder of its result; what is heavy runs in a child process."""
+"""The steps that learn, as Prefect tasks. Each returns the folder of its result; the heavy work runs in a child process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("cleanshelf")
 
 
 def check(recipe: Recipe, data: Path) -> None:
-    """Sees that the recipe can be trained on the data version in folder `data`; it takes seconds, and leaves nothing.
+    """Checks within seconds that the recipe can be trained on a data version. Leaves no files.
 
     Raises:
-        InputError: naming the recipe's key, or what the data lack.
+        InputError: it cannot; the message names the key of the recipe, or what the data lack.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
@@ -59,7 +59,7 @@ def train(run: Run, data: DataFolder, member: int) -> Trained:
 
 @step("score fold {fold}")
 def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
-    """Scores of one fold of the training photos, by a network that never saw them."""
+    """Scores of one fold of the training photos, by a network that was not trained on them."""
     settings = run.recipe.clean
     parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
     return Fold(_train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold]))
@@ -67,17 +67,23 @@ def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
 
 @step("fine-tune member {member}")
 def finetune(run: Run, data: DataFolder, member: int, trained: Trained) -> Trained:
-    """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
+    """The member trained further at a larger size: network.pt and scores.parquet, as `train` leaves them."""
     folder = _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
                     parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
     return Trained(folder)
 
 
 def _train(
-    run: Run, data: DataFolder, member: int, *, name: str, module: str = "models.training.train", parts: Sequence[object] = (),
+    run: Run,
+    data: DataFolder,
+    member: int,
+    *,
+    name: str,
+    module: str = "models.training.train",
+    parts: Sequence[object] = (),
     options: Sequence[object] = (),
-) -> Path:  # fmt: skip
-    """A training of a member, which depends on its own part of the recipe and on `parts`."""
+) -> Path:
+    """The folder of a training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
 
     def work(out: Path) -> None:
@@ -87,8 +93,8 @@ def _train(
     return run.cached(name, data.name, *training_inputs(own), *parts, work=work)
 
 
-def _name(what: str, run: Run, member: int) -> str:
-    return f"{what}-{member + 1}-{run.recipe.members[member].backbone}"
+def _name(work: str, run: Run, member: int) -> str:
+    return f"{work}-{member + 1}-{run.recipe.members[member].backbone}"
 
 
 @step("balance member {member}")
@@ -110,16 +116,18 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
 
 @step("weigh members")
 def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weights:
-    """What each member counts, with the evidence: ensemble.json."""
+    """The weight of each member, with the measurements: ensemble.json."""
     settings = run.recipe.ensemble
 
     def work(out: Path) -> None:
         manifest = with_selection_photos(read_manifest(data), run.recipe.proof.photos)
-        judging = manifest.id[selection_photos(manifest)].astype(str)
+        selected = manifest.id[selection_photos(manifest)].astype(str)
         scores = [read_scores(folder / "scores.parquet") for folder in balanced]
-        choice = choose_weights([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
-                        confidence=run.recipe.proof.confidence)  # fmt: skip
-        log.info("ensemble, %s: members count %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights))
+        scores = [each.select(np.isin(each.id, selected)) for each in scores]
+        choice = choose_weights(scores, method=settings.method, confidence=run.recipe.proof.confidence)
+        log.info(
+            "ensemble, %s: weights of the members %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights)
+        )
         content = json.dumps({"method": settings.method} | choice.to_dict(), indent=1, allow_nan=False)
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
@@ -129,7 +137,7 @@ def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weigh
 
 @step("choose crops")
 def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights) -> Crops:
-    """How the graph will look at a photo, with the evidence: crops.json."""
+    """The number of crops and their enlargement, with the measurements: crops.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
@@ -142,7 +150,7 @@ def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: 
 
 @step("calibrate")
 def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops) -> Calibration:
-    """How sure the graph may be, and what it takes for a product of the assortment, with the evidence: calibration.json."""
+    """The temperature of the probabilities and the fit of the score `known`, with the measurements: calibration.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
@@ -155,5 +163,5 @@ def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Wei
 
 
 def _say(name: str) -> Callable[[str], None]:
-    """Lines of a child process go to the log, behind the stage's name."""
+    """A function that logs the lines of a child process after the name of its step."""
     return lambda line: log.info("%s: %s", name, line)

@@ -33,7 +33,7 @@ class Selection:
 
 @step("keep gains of {step}")
 def keep_gains(run: Run, data: DataFolder, step: str, before: Selection, after: list[Trained]) -> Selection:
-    """For each member the network after the step if the step gained, otherwise the network before it."""
+    """The selection after a step: each member's network after the step if the step gained, otherwise the one before."""
     measured = SelectionPhotos(with_selection_photos(read_manifest(data), run.recipe.proof.photos))
     kept: list[Trained] = []
     decisions = list(before.decisions)

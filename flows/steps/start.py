@@ -1,4 +1,4 @@
-"""What the flows that train have at their start in common: data and recipe that go together, a run, and who waits for whom."""
+"""The start of every flow that trains: a check that recipe and data fit together, a run, and a task runner."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from models.recipe.config import Recipe, digest
 
 @contextmanager
 def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
-    """A new run on the selected data version, and what runs its trainings side by side.
+    """A new run on the selected data version, and the task runner for its trainings.
 
-    The workspace is locked meanwhile, and a Prefect server is there.
+    Within the block the workspace is locked and a Prefect server is running.
 
     Raises:
-        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
+        InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
@@ -41,16 +41,16 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
 
 
 def num_trainings(recipe: Recipe) -> int:
-    """For how many at once this machine has room."""
+    """The number of trainings that this machine can run in parallel."""
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
     return num_parallel(Settings().parallel, workers=workers)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:
-    """The id of the data version that `retrain` would train on, once data and recipe are seen to go together.
+    """The id of the data version that `retrain` would train on, after a check that the recipe fits it.
 
     Raises:
-        InputError: they do not, or data/ was edited by hand.
+        InputError: it does not, or data/ was edited by hand.
     """
     data = data_to_train_on(workspace, recipe)
     check(recipe, data)
@@ -58,10 +58,12 @@ def preview(workspace: Workspace, recipe: Recipe) -> str:
 
 
 def data_to_train_on(workspace: Workspace, recipe: Recipe) -> DataFolder:
-    """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
+    """The verified folder of the selected data version, or of the version before its cleaning if the recipe cleans.
+
+    No rollback changes this folder.
 
     Raises:
-        UnknownVersion: there is none yet.
+        UnknownVersion: there is no data version yet.
         LocalEdits: data/ was edited by hand.
     """
     versions = DataVersions(workspace)

@@ -110,16 +110,16 @@ def test_clean_makes_the_data_version_of_a_retraining_and_no_model(
 
 
 def test_where_there_is_nothing_to_clean_the_recipe_is_refused(shop: Workspace) -> None:
-    with pytest.raises(InputError, match=r"clean.rounds: 0, so there is nothing to do"):
+    with pytest.raises(InputError, match=r"clean\.rounds: 0 leaves nothing to do"):
         clean_data(shop, replace(recipe(), clean=Clean(rounds=0)))
 
 
 def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refused: str) -> None:
     before = snapshot(shop.root)
     for reason in ("", "  "):
-        with pytest.raises(InputError, match="--despite: gives no reason"):
+        with pytest.raises(InputError, match="--despite: the reason is blank"):
             publish_run(shop, refused, despite=reason)
-    for name, what in (("2", "is the beginning of several runs"), ("7", "is no run; there are: ")):
+    for name, what in (("2", "matches several runs"), ("7", "matches no run; there are: ")):
         with pytest.raises(InputError, match=f"'{name}' {what}"):
             publish_run(shop, name)
     done = cleanshelf("publish", refused, "--workspace", shop.root)
@@ -196,7 +196,7 @@ def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refuse
     shop = copied(overridden, tmp_path)
     stale, other, harmed = staged(shop, parent=7), staged(shop, graph_sha256="0"), staged(shop)
     (repository(shop).path(harmed) / "labels.txt").write_text("x")
-    way_out = f"no model serves now; `cleanshelf publish {refused}` judges it anew"
+    way_out = f"no model serves now; `cleanshelf publish {refused}` judges it again"
     for number, error, message in (
         (stale, GateRefused, f"was judged against model version 7, but {way_out}"),
         (other, CorruptObject, "its graph is not the one that was judged"),

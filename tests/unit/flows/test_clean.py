@@ -1,4 +1,4 @@
-"""The history that rounds of cleaning make, and when there is no further one."""
+"""The history that rounds of cleaning make, and the rule that ends them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.evaluation.scores import Scores, concatenate
 from tests.deliveries import deliver
 
 
-def test_labels_are_judged_from_before_the_cleaning() -> None:
+def test_cleaning_starts_from_the_version_before_earlier_cleaning() -> None:
     def entry(version: str, parent: str | None, step: str) -> Entry:
         return Entry(0, version, parent, step, "", "", {}, False)
 
@@ -38,7 +38,9 @@ def test_labels_are_judged_from_before_the_cleaning() -> None:
 @pytest.mark.parametrize(
     ("changed", "stop_share", "expected"), [(0, 0.0, True), (1, 0.0, False), (1, 0.11, True), (2, 0.11, False)]
 )
-def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, stop_share: float, expected: bool) -> None:
+def test_a_round_that_changes_little_is_the_last(
+    tmp_path: Path, changed: int, stop_share: float, expected: bool
+) -> None:
     shares = {"test_share": 0.0, "val_share": 0.0}
     ingest(deliver(tmp_path / "source", {"a": 5, "b": 5}), base=None, out=tmp_path / "before", **shares)  # type: ignore[arg-type]  # passed on
     ingest(tmp_path / "source", base=None, out=tmp_path / "after", **shares)  # type: ignore[arg-type]  # passed on

@@ -1,4 +1,4 @@
-"""Stages are found again by what they depend on, as long as their files are unharmed."""
+"""Cached results are found again by what they depend on, as long as their files are undamaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Run:
 
 
 class Work:
-    """Writes two files, and counts how often it was asked to."""
+    """Writes two files, and counts the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -42,7 +42,7 @@ class Work:
         (folder / "scores").write_text("1")
 
 
-def test_the_same_stage_is_found_again(run: Run) -> None:
+def test_the_same_result_is_found_again(run: Run) -> None:
     work = Work()
     first = run.cached("train", "data", run.recipe.loss, work=work)
     later = dataclasses.replace(run, id="2").cached("train", "data", run.recipe.loss, work=work)
@@ -50,7 +50,7 @@ def test_the_same_stage_is_found_again(run: Run) -> None:
     assert sorted(path.name for path in first.iterdir()) == ["done.json", "network.pt", "scores"]
 
 
-def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_is_named_by_everything_it_depends_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work, recipe = Work(), run.recipe
     folders = [
         run.cached("train", "data", recipe.loss, recipe.train, work=work),
@@ -107,11 +107,11 @@ def test_source_that_decides_nothing_is_not_hashed(source: Path) -> None:
     assert deciding_hash.__wrapped__() == decides
 
 
-@pytest.mark.parametrize("harm", ["bit", "gone", "marker", "empty marker"])
-def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["bit", "gone", "marker", "empty marker"])
+def test_a_damaged_result_is_computed_again(run: Run, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     work = Work()
     folder = run.cached("train", work=work)
-    match harm:
+    match damage:
         case "bit":
             (folder / "network.pt").write_bytes(b"wEights")
         case "gone":
@@ -124,13 +124,13 @@ def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest
     assert run.cached("train", work=work) == folder
     assert work.calls == 2
     assert (folder / "network.pt").read_bytes() == b"weights"
-    assert not (folder / "stale").exists(), "nothing of a harmed result is used again"
+    assert not (folder / "stale").exists(), "nothing of a damaged result is reused"
     assert folder.name in caplog.text
     run.cached("train", work=work)
     assert work.calls == 2
 
 
-def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
+def test_a_failed_step_continues_in_its_own_folder(run: Run) -> None:
     def fail(folder: Path) -> None:
         (folder / "checkpoint.pt").touch()
         (folder / ".network.pt.123").write_bytes(b"half")
@@ -171,7 +171,7 @@ run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").cached("train", 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["in work", "before the rename"])
-def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None:
+def test_a_killed_step_is_not_taken_for_finished(run: Run, moment: str) -> None:
     command = [sys.executable, "-c", KILLED, str(run.workspace.root), moment]
     assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     work = Work()
@@ -182,8 +182,8 @@ def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None
 
 
 @pytest.mark.faults
-def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
-    """Stages are named by the recipe in memory: what is read from the file has to be the same (I21)."""
+def test_a_recipe_file_that_changes_during_a_run_ends_the_run(run: Run) -> None:
+    """Cached results are named by the recipe in memory, so the file has to hold the same recipe (I21)."""
     run.open({})
     assert from_dict(json.loads(run.recipe_file.read_bytes())) == run.recipe
     for way in ways(run.folder / "recipe.json", flips=8):
@@ -193,7 +193,7 @@ def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
 
 
 @pytest.mark.faults
-def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
+def test_every_broken_file_of_a_result_is_found(run: Run) -> None:
     work = Work()
     folder = run.cached("train", work=work)
     for name in ("network.pt", "scores", "done.json"):
