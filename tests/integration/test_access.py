@@ -116,7 +116,7 @@ def named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 @pytest.mark.parametrize("token", ["", "guess", "control"])
 def test_inference_needs_its_own_token(remote: Remote, token: str) -> None:
     wrong = replace(remote.access, token=remote.access.control_token if token == "control" else token)
-    with pytest.raises(Forbidden, match=r"docs/security\.md") as caught:
+    with pytest.raises(Forbidden, match=r"docs/tasks/security\.md") as caught:
         remote.ask(wrong)
     assert isinstance(caught.value, ValueError), "nothing that asking again would cure"
     assert remote.access.token not in str(caught.value)

@@ -308,7 +308,7 @@ def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         said = refusal(cleanshelf("serve", "--workspace", prepared, "--http-port", port, env=env))
-    assert said == f"http_port {port} cannot be had (Address already in use); choose another with --http-port"
+    assert said == f"http_port {port} is not available (Address already in use); choose another with --http-port"
     same = ("--http-port", port, "--grpc-port", port)
     said = refusal(cleanshelf("serve", "--workspace", prepared, *same, env=env))
     assert said == f"grpc_port {port} is http_port too; give each its own"
