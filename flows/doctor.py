@@ -84,7 +84,7 @@ def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Chec
 
 
 def _endpoint(workspace: Workspace, settings: Settings) -> str:
-    """State of the endpoint, once it has answered a golden photo; Triton calls a model ready that does not answer."""
+    """State of the endpoint, once it has answered a golden photo: a dead model may still be reported as ready."""
     found = access(workspace, settings)
     if found is None:
         return "not running; start it with `cleanshelf serve`"
