@@ -1,4 +1,4 @@
-"""The whole story on drawn sample products: what is asked of a user's data, told in a few minutes on two CPU cores."""
+"""A demonstration of the whole pipeline on drawn sample products, in a few minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flows.endpoint.server import free_ports, local_server, stop_endpoint
 from flows.ingest import Ingested, ingest
 from flows.orchestrator.server import orchestrated
 from flows.report.run_report import Report
-from flows.report.terminal import print_seen, print_steps
+from flows.report.terminal import print_answers, print_steps
 from flows.retrain import retrain
 from flows.sample.build import SEED, TRUTH, VAL_SHARE
 from flows.sample.deliver import Truth, deliver, read_truth
@@ -31,37 +31,39 @@ from serving.server.server import RunningServer
 
 log = logging.getLogger("cleanshelf")
 
-# What is served first: the labels are believed, one view per photo, the classifier as it was trained.
+# Overrides of the first model: labels as delivered, one crop per photo, the classifier as it was trained.
 BASELINE = ("name=baseline", "clean.rounds=0", "balance.method=none", "export.crops=1")
 WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.deliver
 
 
 @dataclass(frozen=True)
-class Found:
-    """What cleaning disbelieved, against what was planted among the photos that it judged."""
+class FoundErrors:
+    """The labels that cleaning flagged, against the errors planted among the photos that it scored."""
 
     planted: int
-    disbelieved: int
-    right: int
+    flagged: int
+    both: int
 
     def __str__(self) -> str:
-        return (f"{self.right} of {self.planted} planted label errors found ({self.right / max(self.planted, 1):.0%}); "
-                f"of {self.disbelieved} disbelieved labels {self.right / max(self.disbelieved, 1):.0%} were wrong")  # fmt: skip
+        recall, precision = self.both / max(self.planted, 1), self.both / max(self.flagged, 1)
+        found = f"{self.both} of {self.planted} planted label errors found ({recall:.0%})"
+        return f"{found}; of {self.flagged} flagged labels {precision:.0%} were wrong"
 
 
 def run_demo(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
-    """Adopts the repository's sample, ingests a further delivery, publishes a baseline, retrains, and shows what it was worth.
+    """Imports the repository's sample, ingests a delivery, publishes a baseline, retrains, and prints what each step gained.
 
     Args:
-        recipe, overrides: of the retraining, as for `load_recipe`; the baseline is the same recipe without its remedies.
+        recipe, overrides: the recipe of the retraining, as for `load_recipe`; the baseline is the same recipe without its
+            remedies.
     """
-    with orchestrated(workspace):  # one server for all its flows
+    with orchestrated(workspace):  # one Prefect server for all flows
         _run_demo(workspace, recipe, overrides)
 
 
 def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
     began = time.perf_counter()
-    adopted = import_sample(workspace)
+    sample = import_sample(workspace)
     delivered, truth = ingest_delivery(workspace)
     server = start_endpoint(workspace)
     try:
@@ -71,19 +73,19 @@ def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> No
         stop_endpoint(workspace)
         raise
     found = count_found(workspace, report, truth)
-    conclude(workspace, server, [adopted, delivered.data_version], found, baseline, report)
+    conclude(workspace, server, [sample, delivered.data_version], found, baseline, report)
     print(f"\nThe flow took {time.perf_counter() - began:.0f} s.")
 
 
 def import_sample(workspace: Workspace) -> str:
-    """The sample of the repository's own data.dvc, verified, as the first data version."""
+    """Imports the sample of the repository's own data.dvc, verified, as the first data version. Returns its id."""
     version = DataVersions(workspace).import_from(REPOSITORY)
     log.info("sample: data version %s restored from data.dvc, every hash verified", version[:12])
     return version
 
 
 def ingest_delivery(workspace: Workspace) -> tuple[Ingested, Truth]:
-    """A further week's delivery, drawn now: more photos, more wrong labels, a few broken files."""
+    """Draws and ingests another delivery: more photos, more wrong labels, a few broken files."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "delivery"
         truth = deliver(source, seed=SEED, part="delivery")
@@ -91,37 +93,42 @@ def ingest_delivery(workspace: Workspace) -> tuple[Ingested, Truth]:
 
 
 def start_endpoint(workspace: Workspace) -> RunningServer:
-    """Triton on its usual ports, or on free ones where those are taken; it stays up after the demo."""
+    """Starts Triton on its usual ports, or on free ones if those are taken. It keeps running after the demo."""
     try:
         server = local_server(workspace, http_port=8000, grpc_port=8001, metrics_port=8002).start()
     except PortInUse:
         http, grpc, metrics = free_ports(3)
         server = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics).start()
-    log.info("triton: started, nothing to serve yet; gRPC %s", server.url)
+    log.info("triton: started without a model; gRPC %s", server.url)
     return server
 
 
-def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found:
-    """Compares cleaning's decisions with the truth of both deliveries, which it never saw."""
+def count_found(workspace: Workspace, report: Report, delivered: Truth) -> FoundErrors:
+    """Compares the decisions of cleaning with the true labels of both deliveries, which it never sees."""
     manifest = read_manifest(DataVersions(workspace).materialise(report.data_after))
     rows = [*read_truth(TRUTH).to_pylist(), *delivered.to_pylist()]
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
-    judged = manifest.round > 0
-    planted = np.array([photo in wrong for photo in manifest.id[judged]], bool)
-    found = np.isin(manifest.decision[judged], FLAGGED)
-    return Found(int(planted.sum()), int(found.sum()), int((found & planted).sum()))
+    scored = manifest.round > 0
+    planted = np.array([photo in wrong for photo in manifest.id[scored]], bool)
+    flagged = np.isin(manifest.decision[scored], FLAGGED)
+    return FoundErrors(int(planted.sum()), int(flagged.sum()), int((flagged & planted).sum()))
 
 
 def conclude(
-    workspace: Workspace, server: RunningServer, versions: list[str], found: Found, baseline: Report, report: Report
+    workspace: Workspace,
+    server: RunningServer,
+    versions: list[str],
+    found: FoundErrors,
+    baseline: Report,
+    report: Report,
 ) -> None:
-    """The table at the end, and what to try next."""
-    place = shlex.quote(os.path.relpath(workspace.root))
+    """Prints the results, and commands to try next."""
+    folder = shlex.quote(os.path.relpath(workspace.root))
     photos = DataVersions(workspace).log()[0].counts["test"]
     print(f"\nWhat each step was worth, on the same {photos} clean test photos:\n")
     print_steps(report.steps)
     print(f"\nCleaning: {found}.\n\nThe endpoint, asked about test photos:\n")
-    print_seen(report.seen)
+    print_answers(report.seen)
     print(f"\ndata      {' -> '.join(v[:12] for v in [*versions, report.data_after])}   (sample, delivery, cleaned)")
     print(f"models    {baseline.model_version} (baseline, labels as delivered) -> {report.model_version} (answers now)")
     print(f"gate      {'; '.join(report.verdict.reasons)}")
@@ -133,4 +140,4 @@ def conclude(
         ("data log", "every data version and where it came from"),
         ("serve --stop", "stop the endpoint"),
     ):
-        print(f"  .venv/bin/cleanshelf {command} -w {place}".ljust(64) + f"  # {what}")
+        print(f"  .venv/bin/cleanshelf {command} -w {folder}".ljust(64) + f"  # {what}")

@@ -1,4 +1,4 @@
-"""The flow that lets a staged model version answer. Back to one that answered before, a rollback goes without any flow."""
+"""The flow that promotes a registered model version. A rollback to an earlier version needs no flow (flows.rollback)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from flows.workspace.ledger import Ledger
 
 
 def promote_version(workspace: Workspace, version: int) -> int:
-    """Makes a registered version answer, without a request lost; its number.
+    """Makes a registered version the current model without losing a request. Returns its number.
 
     Raises:
-        UnknownVersion: no such version.
-        GateRefused: its verdict is not about these bytes, or compared them with what does not serve any more.
+        UnknownVersion: there is no such version.
+        CorruptObject: its graph is not the one that was judged.
+        GateRefused: its verdict compared it with a model that is no longer current.
     """
     with workspace.lock("promote"):
         DataVersions(workspace).repair()
@@ -32,35 +33,36 @@ def promote_version(workspace: Workspace, version: int) -> int:
 
 @flow(name="promote", validate_parameters=False)
 def promotion(workspace: Workspace, version: int) -> int:
-    """Verify, switch."""
+    """Checks the verdict and promotes the version."""
     before = ModelVersions(Ledger(workspace.root)).current()
     with workspace.lock("promote", name="serving"):
         if check_verdict(workspace, version):
-            load(workspace, version)
+            switch(workspace, version)
             emit(happened("model.promoted", to="model", name=str(version), model_version=version, instead_of=before))
     return version
 
 
 @step("check verdict")
 def check_verdict(workspace: Workspace, version: int) -> bool:
-    """Whether there is something to do, once every file is what was judged, against what serves now.
+    """True if the version has to be promoted; False if it is the current model already.
 
-    Whatever is registered was let pass by the gates, or by somebody who overrode them.
+    Every registered version passed the gates, or a user overrode them. So it is enough to check that its files are those
+    that were judged, and that they were judged against the current model.
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    lineage, serving = models.lineage(version), models.current()
+    lineage, current = models.lineage(version), models.current()
     versions.verify(version)
     if versions.lineage(version)["files"]["model.onnx"] != lineage["graph_sha256"]:
         raise CorruptObject(f"model version {version}: its graph is not the one that was judged; publish its run again")
-    if serving not in (version, lineage["parent"]):
-        anew = f"`cleanshelf publish {lineage['run']}` judges it anew"
-        way_out = "enrol or withdraw again" if "step" in lineage else anew
+    if current not in (version, lineage["parent"]):
+        publish = f"`cleanshelf publish {lineage['run']}` judges it again"
+        way_out = "enrol or withdraw again" if "step" in lineage else publish
         judged = f"model version {version} was judged against {named(lineage['parent'])}"
-        raise GateRefused([f"{judged}, but {named(serving)} serves now; {way_out}"])
-    return serving != version
+        raise GateRefused([f"{judged}, but {named(current)} serves now; {way_out}"])
+    return current != version
 
 
 @step("switch")
-def load(workspace: Workspace, version: int) -> None:
-    """Loads it beside the one that serves, asks it golden photos, switches."""
+def switch(workspace: Workspace, version: int) -> None:
+    """Loads the version beside the current model, checks its golden answers, and switches to it."""
     promote(workspace, version)

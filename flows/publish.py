@@ -1,10 +1,9 @@
-"""The flow that publishes the graph of an earlier run: one that was killed before that, staged only, or refused."""
+"""The flow that publishes the graph of an earlier run which was killed before that, only registered, or refused."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from prefect import flow
 
@@ -16,25 +15,28 @@ from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
 from flows.run.step import step
 from flows.steps.gate import gate
-from flows.steps.publish import released
+from flows.steps.publish import publish_or_refuse
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder, Exported
 from models.recipe.config import from_dict
 
 
 def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, promote: bool = True) -> Report:
-    """Judges the graph of a run against the model that serves now, and publishes it.
+    """Judges the graph of a run against the current model, and publishes it.
 
     Args:
-        name: of the run, or its first characters.
-        despite: the reason why it is to be published even if the gate refuses; kept with the model version.
-        promote: False only registers and stages it.
+        name: the name of the run, or its first characters.
+        despite: the reason to publish it even if a gate refuses; recorded with the model version.
+        promote: False only registers it.
 
     Raises:
-        InputError: no such run, or its graph is gone; or `despite` gives no reason.
-        GateRefused: nothing but the run's verdict.json was changed.
+        InputError: there is no such run, its graph is gone, or `despite` is blank.
+        GateRefused: a gate refuses; only verdict.json of the run was changed.
     """
     if despite is not None and not despite.strip():
-        raise InputError("--despite: gives no reason; say in a few words why the model is to serve all the same")
+        raise InputError(
+            "--despite: the reason is blank; say in a few words why the model should serve despite the gate"
+        )
     with workspace.lock("publish"):
         DataVersions(workspace).repair()
         report, run = earlier(workspace, name)
@@ -43,50 +45,50 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
 
 
 def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
-    """The run of that name, and what it did up to the gate.
+    """The run whose name starts with `name`, and its report.
 
     Raises:
-        InputError: there is none, or several, or it was not judged, or its files are damaged.
+        InputError: no run matches, or several do, or it was not judged, or its files are damaged.
     """
     found = [folder for folder in sorted(workspace.runs.glob("*-*")) if name and folder.name.startswith(name)]
     if len(found) != 1:
-        there = ", ".join(path.parent.name for path in sorted(workspace.runs.glob("*/run.json"))[-8:])
-        what = "is the beginning of several runs" if found else "is no run"
-        raise InputError(f"{name!r} {what}; there are: {there or 'none yet; run `cleanshelf retrain` first'}")
+        recent = ", ".join(path.parent.name for path in sorted(workspace.runs.glob("*/run.json"))[-8:])
+        what = "matches several runs" if found else "matches no run"
+        raise InputError(f"{name!r} {what}; there are: {recent or 'none yet; run `cleanshelf retrain` first'}")
     try:
         report = Report.of(json.loads((found[0] / "run.json").read_bytes()))
         recipe = from_dict(json.loads((found[0] / "recipe.json").read_bytes()))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         what = "ended before its graph was judged, or its run.json or recipe.json is damaged"
-        way_out = "run `cleanshelf retrain` with its recipe, which goes on where it ended"
+        way_out = "run `cleanshelf retrain` with its recipe, which continues where it ended"
         raise InputError(f"run {found[0].name} {what}; {way_out}") from None
     return report, Run(workspace, recipe, id=found[0].name)
 
 
 @flow(name="publish", validate_parameters=False)
 def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Report:
-    """Data, graph, judge, publish, ask."""
-    data = take(run, report.data_after)
+    """Fetches data and graph of the run, judges the graph again and publishes it."""
+    data = fetch_data(run, report.data_after)
     graph = find_graph(run, report.verdict.graph_sha256)
     verdict = gate(run, data, graph, despite=despite)
-    return released(run, data, graph, replace(report, verdict=verdict), promote=promote)
+    return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
 
 
-@step("take data version")
-def take(run: Run, version: str) -> Path:
-    """The data version that the graph was trained and judged on."""
-    return DataVersions(run.workspace).materialise(version)
+@step("fetch data version")
+def fetch_data(run: Run, version: str) -> DataFolder:
+    """The folder of the data version that the graph was trained and judged on."""
+    return DataFolder(DataVersions(run.workspace).materialise(version))
 
 
 @step("find graph")
-def find_graph(run: Run, graph_sha256: str) -> Path:
-    """The folder of a stage that made exactly these bytes, every file verified.
+def find_graph(run: Run, graph_sha256: str) -> Exported:
+    """The cached result that holds this graph, every file verified.
 
     Raises:
-        InputError: it is gone, or a file in it is not what it was.
+        InputError: it is gone, or one of its files was changed.
     """
     for graph in sorted(run.workspace.runs.glob("stages/*/model.onnx")):
         if sha256(graph) == graph_sha256 and is_finished(graph.parent):
-            return graph.parent
+            return Exported(graph.parent)
     way_out = "run `cleanshelf retrain` with its recipe, which makes it again"
-    raise InputError(f"the graph of run {run.id} is not in {run.workspace.runs / 'stages'} any more; {way_out}")
+    raise InputError(f"the graph of run {run.id} is no longer in {run.workspace.runs / 'stages'}; {way_out}")

@@ -1,71 +1,89 @@
-"""The retraining flow, from a data version to an endpoint that answers. This file is the table of contents."""
+"""The retraining flow, from a data version to a model that answers requests. This file is its table of contents."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from prefect import flow
 
 from flows.report.figures import figures
 from flows.report.run_report import Report
-from flows.report.steps import effects
+from flows.report.steps import step_accuracies
 from flows.run.run import Run
-from flows.run.step import together
-from flows.steps.clean import rounds
-from flows.steps.export import export, levels, variants
+from flows.steps.clean import clean_labels
+from flows.steps.export import choose_variant, export, export_other_crops
 from flows.steps.gate import gate
-from flows.steps.learn import balance, calibrate, choose_crops, ensemble, finetune, train
-from flows.steps.prove import evidence, prove
-from flows.steps.publish import record, released
-from flows.steps.start import select_data, started
+from flows.steps.learn import (
+    balance_members,
+    calibrate,
+    choose_crops,
+    finetune_members,
+    train_members,
+    weigh_members,
+)
+from flows.steps.publish import publish_or_refuse, write_report
+from flows.steps.selection import Selection, decisions_of, keep_gains
+from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
+from flows.workspace.results import Trained
 from models.recipe.config import Recipe
 
 
 def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Report:
-    """Retrains on the selected data version and publishes the result; the workspace is locked meanwhile.
+    """Retrains on the selected data version and publishes the model. The workspace is locked meanwhile.
 
-    promote: False only registers and stages the model; `cleanshelf promote` lets it answer.
+    promote: False only registers the model; `cleanshelf promote` makes it the current model later.
 
     Raises:
-        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
-        GateRefused: the model is worse than the one that serves; the run's verdict.json says why, and it is not served.
+        InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
+        GateRefused: the candidate is worse than the current model, which keeps serving; verdict.json of the run says why.
     """
-    with started(workspace, recipe, verb="retrain") as (run, runner):
+    with new_run(workspace, recipe, verb="retrain") as (run, runner):
         return retraining.with_options(task_runner=runner)(run, promote=promote)
 
 
 @flow(name="retrain", validate_parameters=False)
 def retraining(run: Run, *, promote: bool) -> Report:
-    """Data, train, clean, retrain, tune, balance, weigh, calibrate, export, judge, publish, ask; what has not changed is there.
+    """Runs every step. A step whose inputs have not changed reuses its cached result.
 
-    What a step made is used where validation photos prove that it pays, else what was there before.
+    A step that does not gain on the selection photos is dropped: later steps use the result before it.
     """
-    members = range(len(run.recipe.members))
+    delivered = select_data(run)
+    as_delivered = train_members(run, [delivered for _ in run.recipe.members])
 
-    delivered = select_data(run)  # labels as they came
-    first = together([train.submit(run, delivered, member) for member in members])
+    cleaned = clean_labels(run, delivered)
+    labels = [delivered if member.data == "delivered" else cleaned for member in run.recipe.members]
+    retrained = train_members(run, labels)
+    kept = keep_gains(run, cleaned, "cleaning", Selection(as_delivered), retrained)
 
-    data = rounds(run, delivered)  # each round of cleaning makes a data version
-    labels = [delivered if member.data == "delivered" else data for member in run.recipe.members]
-    retrained = together([train.submit(run, labels[member], member) for member in members])
-    proven = prove(run, data, "cleaning", first, retrained)
-
-    finetuned: list[Path] = []
+    finetuned: list[Trained] = []
     if run.recipe.finetune.epochs:
-        finetuned = together([finetune.submit(run, labels[member], member, proven[member]) for member in members])
-        proven = prove(run, data, "fine-tuning", proven, finetuned)
-    balanced = together([balance.submit(run, data, member, proven[member]) for member in members])
+        finetuned = finetune_members(run, labels, kept.networks)
+        kept = keep_gains(run, cleaned, "fine-tuning", kept, finetuned)
+    balanced = balance_members(run, cleaned, kept.networks)
 
-    weights = ensemble(run, data, balanced)
-    crops = choose_crops(run, data, balanced, weights)
-    calibrated = calibrate(run, data, balanced, weights, crops)
-    exported = export(run, data, balanced, weights, crops, calibrated)
-    graph = variants(run, data, exported, levels(run, data, balanced, weights, crops))
-    verdict = gate(run, data, graph)
-    steps = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
+    weights = weigh_members(run, cleaned, balanced)
+    crops = choose_crops(run, cleaned, balanced, weights)
+    calibration = calibrate(run, cleaned, balanced, weights, crops)
+    exported = export(run, cleaned, balanced, weights, crops, calibration)
+    other_crops = export_other_crops(run, cleaned, balanced, weights, crops)
+    graph = choose_variant(run, cleaned, exported, other_crops)
+    verdict = gate(run, cleaned, graph)
 
-    proofs, shown = evidence(run, balanced, weights, crops), figures(data, balanced, graph)
-    report = record(run, Report(run.id, delivered.name, data.name, steps, proofs, verdict, shown))
-
-    return released(run, data, graph, report, promote=promote)
+    report = Report(
+        run=run.id,
+        data_before=delivered.name,
+        data_after=cleaned.name,
+        steps=step_accuracies(
+            cleaned,
+            as_delivered=as_delivered,
+            cleaned=retrained,
+            finetuned=finetuned,
+            balanced=balanced,
+            weights=weights,
+            crops=crops,
+            graph=graph,
+        ),
+        evidence=decisions_of(kept, balanced, weights, crops),
+        verdict=verdict,
+        figures=figures(cleaned, balanced, graph),
+    )
+    return publish_or_refuse(run, cleaned, graph, write_report(run, report), promote=promote)

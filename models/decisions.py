@@ -1,4 +1,4 @@
-"""What networks say of photos they never saw becomes decisions: arrays in, a manifest out, nothing removed."""
+"""Decisions on labels from out-of-sample scores: arrays in, a manifest out. No photo is removed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from models.recipe.config import Clean
 
 
 def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
-    """One row per training and validation photo that can be judged, by networks that did not train on it.
+    """Scores of the training and validation photos by networks that did not train on them, one row per photo.
 
-    Each fold's scores hold its own part of the training photos and all validation photos: the former are taken as they are,
-    the latter are the mean over the folds. A validation photo of a class without training photos cannot be judged.
+    The scores of each fold cover its own part of the training photos and all validation photos. The former are taken as they
+    are; the latter are averaged over the folds. A validation photo of a class without training photos cannot be scored.
     """
     validation = manifest.id[manifest.split == "val"].astype(str)
     of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
@@ -30,7 +30,7 @@ def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
 
 
 def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
-    """(N,) which folds judged each photo of `scores`: the one that held it out, or of validation photos all."""
+    """(N,) the folds that scored each photo of `scores`: the fold that held it out, or all folds for a validation photo."""
     judge = np.full(len(scores), " ".join(names), object)
     held_out = np.stack([np.isin(scores.id, fold.id) for fold in folds])
     for name, own in zip(names, held_out & (held_out.sum(0) == 1), strict=True):
@@ -39,7 +39,7 @@ def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> 
 
 
 class FoldEmbeddings(NamedTuple):
-    """embeddings (N, d), and the fold (N,) whose network made them: those of different networks cannot be compared."""
+    """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared."""
 
     embeddings: NDArray[np.floating]
     fold: NDArray[np.int64]
@@ -48,16 +48,18 @@ class FoldEmbeddings(NamedTuple):
 def fold_embeddings(
     embeddings: Sequence[NDArray[np.floating]], folds: Sequence[Scores], scores: Scores, *, shared: bool
 ) -> FoldEmbeddings:
-    """Of the photos of `scores`, by the fold that held them out; of validation photos, which all folds did, by the first.
+    """The embeddings of the photos of `scores`, by the fold that held them out; for validation photos by the first fold.
 
-    shared: all folds had the same network for it; then all photos belong to one.
+    shared: all folds used the same network, so that all photos count as of one fold.
     """
-    found = FoldEmbeddings(np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64))
+    result = FoldEmbeddings(
+        np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64)
+    )
     for number in reversed(range(len(folds))):
-        judged = np.isin(folds[number].id, scores.id)
-        row = np.searchsorted(scores.id, folds[number].id[judged])
-        found.embeddings[row], found.fold[row] = embeddings[number][judged], 0 if shared else number
-    return found
+        scored = np.isin(folds[number].id, scores.id)
+        row = np.searchsorted(scores.id, folds[number].id[scored])
+        result.embeddings[row], result.fold[row] = embeddings[number][scored], 0 if shared else number
+    return result
 
 
 def decide(
@@ -69,11 +71,11 @@ def decide(
     judge: NDArray[np.object_],
     fold_embeddings: FoldEmbeddings | None = None,
 ) -> Manifest:
-    """The manifest with the score of every judged photo and a decision on its given label; earlier decisions are taken back.
+    """The manifest with a score and a decision for every photo of `scores`; these replace earlier decisions.
 
-    Of the training photos the worst are disbelieved, down to the floor of each class and within the budget: dropped, kept as
-    doubted where labels are weighed, or relabelled where that is asked for. A validation photo is dropped or kept, without a
-    floor: that guards what is learnt, and a doubtful photo measures nothing.
+    The worst labels of the training photos are flagged, down to the floor of each class and within the budget. Flagged photos
+    are dropped, or downweighted if `clean.use` is "weigh", or relabelled if `clean.relabel` allows it. Validation photos are
+    kept or dropped without a floor: the floor protects what is learnt, and a photo with a doubtful label measures nothing.
     """
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
     embeddings, fold = fold_embeddings or (None, None)
@@ -103,12 +105,12 @@ def decide(
 
 
 def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbeddings) -> Noise:
-    """Which class is given for which among the training photos."""
+    """The label noise among the training photos: how often each class is given for another."""
     train = np.isin(scores.id, manifest.id[manifest.split == "train"].astype(str))
-    seen, classes = scores.select(train), len(manifest.classes)
+    known, classes = scores.select(train), len(manifest.classes)
     return estimate_noise(
-        seen.target,
-        TopK(seen.top, seen.probs, seen.p_label, classes),
+        known.target,
+        TopK(known.top, known.probs, known.p_label, classes),
         fold_embeddings.embeddings[train],
         groups=fold_embeddings.fold[train],
     )
@@ -121,17 +123,17 @@ def _set(column: NDArray[Any], row: NDArray[np.int64], new: Any) -> NDArray[Any]
     return changed
 
 
-class Moves(NamedTuple):
-    """Numbers of photos: disbelieved now and not before, believed again, and the share of the judged that both are."""
+class ChangedLabels(NamedTuple):
+    """Numbers of photos flagged now and restored now, and the share of the scored photos that changed."""
 
     flagged: int
     restored: int
     share: float
 
 
-def moves(before: Manifest, after: Manifest) -> Moves:
-    """What a round changed; a photo that is disbelieved in another way than before moves too."""
+def changed_labels(before: Manifest, after: Manifest) -> ChangedLabels:
+    """The labels that a round changed; a photo that is flagged in another way than before counts as flagged now."""
     was, now = (np.isin(each.decision, FLAGGED) for each in (before, after))
     changed = (before.decision != after.decision) | (before.label != after.label)
-    judged = max(1, int(np.count_nonzero(~np.isnan(after.score))))
-    return Moves(int((changed & now).sum()), int((was & ~now).sum()), float(changed.sum()) / judged)
+    scored = max(1, int(np.count_nonzero(~np.isnan(after.score))))
+    return ChangedLabels(int((changed & now).sum()), int((was & ~now).sum()), float(changed.sum()) / scored)

@@ -1,6 +1,6 @@
-"""Inference: begins at an ONNX file and ends at ranked products. Knows no torch, orchestrator or data versioning.
+"""Inference, from an ONNX file to ranked products, without torch, an orchestrator or data versioning.
 
-What a program that asks for products needs is here; it is loaded when it is first named, so that a client over the
+This package exports everything that a client program needs. Each name is imported on first use, so a client over the
 network needs neither ONNX nor ONNX Runtime.
 """
 

@@ -1,7 +1,7 @@
-"""How to reach a server and prove who asks: its address, two tokens and the authority that vouches for it.
+"""Access to a server: its address, two tokens, and the certificate authority that it is verified by.
 
-The tokens are the keys of Triton's restricted APIs. One lets through inference, the other what changes the server; a
-client that only asks needs the first alone.
+The tokens are the keys of Triton's restricted APIs. One allows inference, the other allows changes to the server. A
+client that only requests inference needs the first one only.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from serving.errors import BadRequest
 
 TOKEN_HEADER = "cleanshelf-token"
 CONTROL_HEADER = "cleanshelf-control-token"
-GRPC_PREFIX = "triton-grpc-protocol-"  # Triton's own, of the headers of restricted protocols
+GRPC_PREFIX = "triton-grpc-protocol-"  # Triton puts it before the names of restricted headers
 SCHEME = "grpcs://"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_BYTES = 32
-TOKEN = re.compile(rb"[!-~]+")  # as made here, or the owner's own
-RECONNECT_MS = (100, 1000)  # of the first try, and at most
+TOKEN = re.compile(rb"[!-~]+")  # made by `keep_token`, or chosen by the owner
+RECONNECT_MS = (100, 1000)  # pause before the first attempt, and the longest pause
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Access:
 
     Args:
         url: host:port of its gRPC, or grpcs://host:port for TLS.
-        token: for inference; "" where the server asks for none.
-        control_token: for loading models; clients leave it empty.
-        ca: PEM file of the authority that signed the server's certificate; None: those of the system.
+        token: allows inference; "" if the server requires none.
+        control_token: allows loading models; clients leave it empty.
+        ca: PEM file of the authority that signed the server's certificate; None for the authorities of the system.
     """
 
     url: str
@@ -46,35 +46,37 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.ca and not self.is_tls:
-            raise BadRequest(f"url {self.url}: has a certificate authority but no TLS; write {SCHEME}{self.url}")
+            raise BadRequest(
+                f"url {self.url}: a certificate authority is given, but the url has no TLS; write {SCHEME}{self.url}"
+            )
         if self.ca and not self.ca.is_file():
             raise BadRequest(f"ca {self.ca}: no such file; name the PEM file of the server's certificate authority")
 
     @classmethod
     def of(cls, server: Access | str) -> Access:
-        """`server` itself, or that of a bare url."""
+        """Access without tokens for a bare url; an Access is returned unchanged."""
         return server if isinstance(server, Access) else cls(server)
 
     @property
     def is_tls(self) -> bool:
-        """Whether the way is encrypted and the server has to prove who it is."""
+        """True if the connection is encrypted and the server has to present a certificate."""
         return self.url.startswith(SCHEME)
 
     @property
     def address(self) -> str:
-        """host:port."""
+        """Address as host:port, without the scheme."""
         return self.url.removeprefix(SCHEME)
 
     def headers(self) -> dict[str, str]:
-        """What every gRPC call carries."""
+        """Headers that every gRPC call carries: the tokens."""
         tokens = {TOKEN_HEADER: self.token, CONTROL_HEADER: self.control_token}
         return {GRPC_PREFIX + name: token for name, token in tokens.items() if token}
 
     def options(self) -> dict[str, Any]:
-        """Arguments for a gRPC client of tritonclient, sync or async, beside `address`.
+        """Keyword arguments for a gRPC client of tritonclient, sync or async, in addition to `address`.
 
-        A server that comes back is met within a second, whatever another client of this process found before. A proxy of
-        the environment is not asked for this machine itself.
+        The client reaches a restarted server within a second, even if another client of this process failed before.
+        A proxy named in the environment is not used for addresses of this machine.
         """
         channel: list[tuple[str, int]] = [
             ("grpc.max_send_message_length", -1),
@@ -88,33 +90,34 @@ class Access:
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}
 
 
-class Tokens(InferenceServerClientPlugin):
-    """Puts the tokens on every call of a tritonclient client, sync or async."""
+class Tokens(InferenceServerClientPlugin):  # type: ignore[misc]  # tritonclient has no types
+    """Plugin that adds the tokens to every call of a tritonclient client, sync or async."""
 
     def __init__(self, access: Access) -> None:
         self._headers = access.headers()
 
     def __call__(self, request: Any) -> None:
-        """Called by tritonclient before each request."""
+        """Adds the headers; tritonclient calls this before each request."""
         request.headers = {**request.headers, **self._headers}
 
 
 def keep_token(path: Path) -> str:
-    """The token in the file, which only its owner can read; made on the first call, and anew where it is none any more.
+    """Token in the file at `path`; only the owner can read the file.
 
-    A server that runs asks for the former one until it is started again.
+    A new token is written if the file is missing or does not hold a valid token. A running server requires the former
+    token until it is restarted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not TOKEN.fullmatch(path.read_bytes().strip()):
         path.unlink()
     if not path.exists():
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # its owner's alone
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # readable by the owner only
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(TOKEN_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # the first of two makers wins
+            os.link(temporary, path)  # if two processes get here, the first one wins
         except FileExistsError:
             pass
         finally:

@@ -1,4 +1,4 @@
-"""Bytes that are on the disk when a function returns."""
+"""The error of a full disk, for code that writes to the model repository."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from serving.errors import DiskFull
 
 @contextmanager
 def disk_full_named(path: Path) -> Iterator[None]:
-    """Say DiskFull where the system says ENOSPC, or EDQUOT, for writes to `path`."""
+    """Raises DiskFull in place of an OSError with ENOSPC or EDQUOT; the message names `path`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space left at {path}; nothing half-written remains: free some and try again") from None
+            raise DiskFull(f"no space left at {path}; no partial file remains: free some space and try again") from None
         raise

@@ -1,85 +1,87 @@
-"""What can go wrong in serving.
+"""Errors of serving.
 
 ServingError
-├── PortInUse (ValueError)              another process listens on a port the server needs
-├── AlreadyRunning (ValueError)         this state directory already has a live server
-├── BadEnvironment (ValueError)         the server's private environment would be silently wrong
+├── PortInUse (ValueError)              another process listens on a port that the server needs
+├── AlreadyRunning (ValueError)         the state directory already has a running server, or a watcher
+├── BadEnvironment (ValueError)         the server's private environment is incomplete or would give wrong answers
 ├── BadGraph (ValueError)               a graph, labels or golden images that break the endpoint's contract
-├── BadRequest (ValueError)             wrong shape, type or batch
-├── Forbidden (ValueError)              the token is missing or is another one; asking again will not help
-├── Untrusted (ValueError)              the server's certificate is not vouched for, or it speaks no TLS
-├── ContractChanged (ValueError)        a graph whose signature differs from the one now served: clients would break
+├── BadRequest (ValueError)             wrong shape, type, batch size or setting
+├── Forbidden (ValueError)              the token is missing or wrong; asking again does not help
+├── Untrusted (ValueError)              the server's certificate is not trusted, or the server does not use TLS
+├── ContractChanged (ValueError)        the graph's signature differs from the current model's: clients would break
 ├── RepositoryError
 │   ├── VersionNotFound (ValueError)    no such version
 │   ├── VersionInUse (ValueError)       the number is taken; versions are immutable
-│   ├── DiskFull (ValueError)           no space left; nothing half-written remains
-│   └── CorruptVersion (RuntimeError)   a file that no longer matches its hash
-├── ServerUnavailable (RuntimeError)    nobody answers, or the server ended
+│   ├── DiskFull (ValueError)           no space left; no partial file remains
+│   └── CorruptVersion (RuntimeError)   a file no longer matches its hash
+├── ServerUnavailable (RuntimeError)    no server answers, or the server ended
 ├── ModelNotReady (RuntimeError)        the server answers, the model does not
 ├── RequestTimeout (RuntimeError)       no answer within the deadline
-├── RequestRejected (RuntimeError)      the server's queue is full, or another request spoilt its batch; try again
-└── GoldenMismatch (RuntimeError)       the server answers, but not what the graph answers locally
+├── RequestRejected (RuntimeError)      the queue is full, or another request of the batch was invalid; try again
+└── GoldenMismatch (RuntimeError)       the server's answer differs from the one computed locally
 
-The ValueError family is for the user to put right (exit 2), the RuntimeError family is the world's (exit 3).
+The user can correct a ValueError (exit 2); a RuntimeError comes from the environment (exit 3).
 """
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class ServingError(Exception):
-    """Base of everything raised on purpose by serving."""
+
+class ServingError(CleanShelfError):
+    """Base class of every error that serving raises on purpose."""
 
 
 class PortInUse(ServingError, ValueError):
-    """Another process listens there."""
+    """Another process listens on the port."""
 
 
 class AlreadyRunning(ServingError, ValueError):
-    """One state directory has one server."""
+    """The state directory already has a running server, or a process that watches it."""
 
 
 class BadEnvironment(ServingError, ValueError):
-    """The private environment of the server lacks something or would give silently wrong answers."""
+    """The server's private environment lacks a part or would silently give wrong answers."""
 
 
 class BadGraph(ServingError, ValueError):
-    """Not what the endpoint's contract asks of a graph, its labels or its golden images."""
+    """A graph, its labels or its golden images break the endpoint's contract."""
 
 
 class BadRequest(ServingError, ValueError):
-    """The server refuses this input."""
+    """The request, or a setting of it, is invalid."""
 
 
 class Forbidden(ServingError, ValueError):
-    """The server wants another token for this call."""
+    """The server requires another token for this call."""
 
 
 class Untrusted(ServingError, ValueError):
-    """TLS could not be agreed on."""
+    """No trusted TLS connection could be made."""
 
 
 class ContractChanged(ServingError, ValueError):
-    """Input size, k or embedding width differ from the version now configured."""
+    """Input size, k or embedding width differ from those of the configured version."""
 
 
 class RepositoryError(ServingError):
-    """Base of what goes wrong in the model repository."""
+    """Base class of the model repository's errors."""
 
 
 class VersionNotFound(RepositoryError, ValueError):
-    """No such version."""
+    """The repository has no such version."""
 
 
 class VersionInUse(RepositoryError, ValueError):
-    """The version exists already."""
+    """A version with this number exists already."""
 
 
 class DiskFull(RepositoryError, ValueError):
-    """No space left on the device."""
+    """No space is left on the device."""
 
 
 class CorruptVersion(RepositoryError, RuntimeError):
-    """Bytes do not match the version's lineage."""
+    """A file does not match the hash in the version's lineage."""
 
 
 class ServerUnavailable(ServingError, RuntimeError):
@@ -87,16 +89,16 @@ class ServerUnavailable(ServingError, RuntimeError):
 
 
 class ModelNotReady(ServingError, RuntimeError):
-    """The server lives, the model does not answer."""
+    """The server answers, but the model does not."""
 
 
 class RequestTimeout(ServingError, RuntimeError):
-    """The deadline passed."""
+    """No answer came before the deadline."""
 
 
 class RequestRejected(ServingError, RuntimeError):
-    """The queue is full, or the batch was spoilt by another request."""
+    """The queue is full, or another request made the common batch invalid."""
 
 
 class GoldenMismatch(ServingError, RuntimeError):
-    """The answer over the wire differs from the one computed when the version was staged."""
+    """The server's answer differs from the golden answer that was computed when the version was written."""

@@ -1,4 +1,4 @@
-"""The inputs and outputs of an ONNX graph, held against the contract."""
+"""Inputs and outputs of an ONNX graph, checked against the endpoint's contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.errors import BadGraph
 if TYPE_CHECKING:
     import onnx
 
-ELEMENT_TYPES = {2: "TYPE_UINT8", 7: "TYPE_INT64", 1: "TYPE_FP32"}  # by the number of ONNX's TensorProto.DataType
+ELEMENT_TYPES = {2: "TYPE_UINT8", 7: "TYPE_INT64", 1: "TYPE_FP32"}  # keys: ONNX's TensorProto.DataType
 CONTRACT = {
     "image": "TYPE_UINT8",
     "ids": "TYPE_INT64",
@@ -26,7 +26,7 @@ CONTRACT = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: Triton's type name and the dims after the batch dimension."""
+    """One input or output, with Triton's name of its type and its dims after the batch dimension."""
 
     name: str
     data_type: str
@@ -35,7 +35,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph takes and gives, without the leading dynamic batch dimension; `metadata` are its own strings."""
+    """Inputs and outputs of a graph, without the dynamic batch dimension, and the strings of its metadata."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -43,10 +43,10 @@ class Signature:
 
     @classmethod
     def read(cls, path: Path) -> Signature:
-        """The signature of the graph at `path`; only the file itself is read, never its external data.
+        """Signature of the graph at `path`; external data is not read.
 
         Raises:
-            BadGraph: not ONNX, or not image -> ids, probs, known, embedding as the endpoint's contract says.
+            BadGraph: not an ONNX file, or its tensors are not image -> ids, probs, known, embedding as in the contract.
         """
         model = load_header(path)
         initialised = {tensor.name for tensor in model.graph.initializer}
@@ -58,12 +58,12 @@ class Signature:
 
     @property
     def size(self) -> int:
-        """Side S of the square input, in pixels."""
+        """Side S of the square input in pixels."""
         return self.inputs[0].dims[0]
 
     @property
     def k(self) -> int:
-        """How many ranked classes an answer holds."""
+        """Number of ranked classes in an answer."""
         return next(spec.dims[0] for spec in self.outputs if spec.name == "ids")
 
     def __str__(self) -> str:
@@ -80,28 +80,29 @@ class Signature:
         ranked = len(outputs["ids"]) == 1 and outputs["ids"] == outputs["probs"]
         if not (square and ranked and outputs["known"] == (1,) and len(outputs["embedding"]) == 1):
             raise BadGraph(
-                f"{path}: want image [SxSx3], ids [k], probs [k], known [1], embedding [d]; found {self}; export it again"
+                f"{path}: the shapes are {self}, want image [SxSx3], ids [k], probs [k], known [1], embedding [d]; "
+                "export it again"
             )
 
 
 def load_header(path: Path) -> onnx.ModelProto:
-    """The graph's protobuf without its external data.
+    """Protobuf of the graph without its external data.
 
     Raises:
-        BadGraph: the file is missing or is not ONNX.
+        BadGraph: the file is missing or is not an ONNX file.
     """
     import onnx
 
     try:
-        return onnx.load(path, format="protobuf", load_external_data=False)  # whatever the file is called
+        return onnx.load(path, format="protobuf", load_external_data=False)  # for any file name
     except (OSError, DecodeError) as error:
         raise BadGraph(f"{path} is not an ONNX file that can be read ({error}); export it again") from None
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
     tensor = value.type.tensor_type
-    sizes = [dim.dim_value for dim in tensor.shape.dim]  # 0 where a dimension is dynamic
+    sizes = [dim.dim_value for dim in tensor.shape.dim]  # 0: a dynamic dimension
     dims = tuple(sizes[1:])
     if not sizes or sizes[0] or not all(dim > 0 for dim in dims):
-        raise BadGraph(f"{path}: {value.name} must have a dynamic batch dimension, then fixed ones; export it again")
+        raise BadGraph(f"{path}: tensor {value.name} needs a dynamic batch dimension, then fixed ones; export it again")
     return TensorSpec(value.name, ELEMENT_TYPES.get(tensor.elem_type, f"ONNX type {tensor.elem_type}"), dims)

@@ -1,4 +1,4 @@
-"""gRPC to the server: one call for an inference, and one place where its errors get our names."""
+"""gRPC calls to the server, with the errors of the client library translated into those of serving."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ NO_CONNECTION = (
     "errors resolving",
     "uri is not valid",
     "server is stopping",
-    "received http2 header",  # by something that is not Triton
+    "received http2 header",  # from a server that is not Triton
 )
 NO_TRUST = ("ssl handshake failed", "certificate_verify_failed", "peer did not return a certificate", "hostname verif")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one inference returned: named arrays, batch first, and the version that computed them."""
+    """Result of one inference: arrays by name, batch dimension first, and the version that computed them."""
 
-    arrays: dict[str, NDArray]
+    arrays: dict[str, NDArray[Any]]
     version: int
 
 
 def connect(access: Access | str) -> grpc.InferenceServerClient:
-    """A client that carries the tokens with every call; nothing is sent yet."""
+    """Client that sends the tokens with every call; opens no connection yet."""
     access = Access.of(access)
     client = grpc.InferenceServerClient(access.address, **access.options())
     client.register_plugin(Tokens(access))
@@ -61,7 +61,7 @@ def connect(access: Access | str) -> grpc.InferenceServerClient:
 
 
 def connect_async(access: Access | str) -> aio.InferenceServerClient:
-    """The same for asyncio; belongs to the loop that runs now."""
+    """Same as `connect` for asyncio; the client belongs to the running loop."""
     access = Access.of(access)
     client = aio.InferenceServerClient(access.address, **access.options())
     client.register_plugin(Tokens(access))
@@ -70,7 +70,7 @@ def connect_async(access: Access | str) -> aio.InferenceServerClient:
 
 def infer(
     client: grpc.InferenceServerClient,
-    image: NDArray,
+    image: NDArray[Any],
     *,
     url: str,
     model: str,
@@ -78,10 +78,10 @@ def infer(
     version: str = "",
     timeout_s: float,
 ) -> Answer:
-    """Ask for `outputs` of a batch of images; version "" is whichever the server now serves.
+    """Requests `outputs` for a batch of images (B, S, S, 3); version "" means the current model.
 
     Raises:
-        ServingError: every fault, as `translate` names it.
+        ServingError: every error, as `translate` maps it.
     """
     with errors_named(url):
         arguments = question(tensor_of(image), model=model, outputs=outputs, version=version, timeout_s=timeout_s)
@@ -97,12 +97,13 @@ def infer_encoded(
     outputs: Sequence[str],
     timeout_s: float,
 ) -> Answer:
-    """Ask for `outputs` of a batch of photos in any format that `pixels` decodes; the server decodes them.
+    """Requests `outputs` for a batch of encoded photos in any format of `pixels`; the server decodes them.
 
-    A photo that cannot be used fails alone: its row of `error`, which always comes, says why. The version is 0 where all do.
+    A bad photo does not affect the others: its row of `error`, which is always returned, gives the reason. The version of
+    the answer is 0 if all photos are bad.
 
     Raises:
-        ServingError: every fault of the whole request, as `translate` names it.
+        ServingError: every error of the request as a whole, as `translate` maps it.
     """
     names = [*outputs, *({"error", "version"} - set(outputs))]
     with errors_named(url):
@@ -115,9 +116,9 @@ def infer_encoded(
 def question(
     tensor: grpc.InferInput, *, model: str, outputs: Sequence[str], version: str = "", timeout_s: float
 ) -> dict[str, Any]:
-    """The arguments of `infer` of a tritonclient client, sync or async.
+    """Arguments for the method `infer` of a tritonclient client, sync or async.
 
-    The deadline is told to the server too, so that a request nobody waits for is not computed.
+    The server gets the deadline too, so that it does not compute a request whose client has given up.
     """
     return {
         "model_name": model,
@@ -130,67 +131,71 @@ def question(
 
 
 def answer(result: grpc.InferResult, outputs: Sequence[str]) -> Answer:
-    """What `infer` of a tritonclient client, sync or async, returned."""
+    """Answer made of the result of a tritonclient client's `infer`, sync or async."""
     return Answer({name: result.as_numpy(name) for name in outputs}, int(result.get_response().model_version))
 
 
-def tensor_of(image: NDArray) -> grpc.InferInput:
-    """A batch of images (B, S, S, 3) as it is sent."""
+def tensor_of(image: NDArray[Any]) -> grpc.InferInput:
+    """Input tensor of a batch of images (B, S, S, 3)."""
     tensor = grpc.InferInput("image", list(image.shape), _type_name(image))
     tensor.set_data_from_numpy(np.ascontiguousarray(image))
     return tensor
 
 
 def tensor_of_files(photos: Sequence[bytes]) -> grpc.InferInput:
-    """A batch of photos as their files' bytes, as it is sent."""
+    """Input tensor of a batch of encoded photos."""
     tensor = grpc.InferInput("photo", [len(photos), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([*photos], object).reshape(-1, 1))
     return tensor
 
 
-def texts(array: NDArray) -> NDArray:
-    """Strings of what Triton sent as bytes."""
+def texts(array: NDArray[Any]) -> NDArray[Any]:
+    """Strings decoded from an array of bytes, of the same shape."""
     return np.array([text.decode() for text in array.flat], object).reshape(array.shape)
 
 
 @contextmanager
 def errors_named(url: str) -> Iterator[None]:
-    """Let no exception of tritonclient or gRPC through."""
+    """Translates every exception of tritonclient and gRPC into a ServingError."""
     try:
         yield
     except InferenceServerException as error:
         raise translate(error, url) from error
-    except (ValueError, UsageError, InternalError) as error:  # gRPC's word for a channel that its owner closed
+    except (ValueError, UsageError, InternalError) as error:  # gRPC raises these on a closed channel
         if isinstance(error, ServingError):
             raise
-        raise BadRequest(f"{url}: nothing can be sent ({error}); connect again after a close") from error
+        raise BadRequest(f"{url}: the request cannot be sent ({error}); connect again after a close") from error
     except RpcError as error:
-        raise ServerUnavailable(f"{url}: the call broke off ({error}); send it again") from error
+        raise ServerUnavailable(
+            f"{url}: the connection broke during the call ({error}); send the request again"
+        ) from error
 
 
 def translate(error: InferenceServerException, url: str) -> ServingError:
-    """Our name for what the client library or the server said; the server's own words are kept."""
+    """ServingError for an error of the client library or the server; its message quotes the original one."""
     text = " ".join(error.message().split())
     words = text.lower()
     status = str(error.status() or "").removeprefix("StatusCode.")
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in words:
-        return RequestTimeout(f"{url}: no answer in time ({text}); allow more, or send less at once")
+        return RequestTimeout(f"{url}: no answer in time ({text}); allow more time, or send fewer photos at once")
     if "is restricted, expecting header" in words:
         return Forbidden(
-            f"{url} wants another token for this ({text}); see docs/tasks/security.md for which and where it is"
+            f"{url} requires another token for this call ({text}); see docs/tasks/security.md for the two tokens"
         )
     if any(phrase in words for phrase in NO_TRUST):
-        return Untrusted(f"{url}: no trusted connection ({text}); name the authority that signed its certificate")
+        return Untrusted(
+            f"{url}: the connection is not trusted ({text}); name the authority that signed its certificate"
+        )
     if words.startswith("load failed"):
-        return ModelNotReady(f"{url}: {text}; keep the version that served and stage this graph again")
+        return ModelNotReady(f"{url}: {text}; keep the current model and publish this graph again")
     if "maximum queue size" in words:
         return RequestRejected(f"{url}: the queue is full ({text}); try again later")
-    if "max allowed is" in words:  # Triton sees a batch size of 2**32 * n only when it has joined several requests
+    if "max allowed is" in words:  # Triton notices a batch size of 2**32 * n only after it has joined several requests
         return RequestRejected(
-            f"{url}: the server joined this with a request of a false batch size ({text}); send it again"
+            f"{url}: the server joined this request with one of a false batch size ({text}); send it again"
         )
     if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):
-        return ServerUnavailable(f"no server answers at {url} ({text}); start it with `cleanshelf serve`")
+        return ServerUnavailable(f"no server answers at {url} ({text}); start one with `cleanshelf serve`")
     if status in ("", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"):
         return BadRequest(f"{url} refuses the request: {text}")
     if status == "CANCELLED":
@@ -198,8 +203,8 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
     return ModelNotReady(f"{url}: the model does not answer ({text}); see the server's log")
 
 
-def _type_name(array: NDArray) -> str:
+def _type_name(array: NDArray[Any]) -> str:
     names = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
     if array.dtype.name not in names:
-        raise BadRequest(f"image: type {array.dtype} cannot be sent; want uint8")
+        raise BadRequest(f"image: arrays of type {array.dtype} cannot be sent; convert them to uint8")
     return names[array.dtype.name]

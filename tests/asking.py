@@ -1,4 +1,4 @@
-"""A client that never pauses, for switches under load."""
+"""Client that sends requests without a pause, for switches under load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.access import Access
 
 @contextmanager
 def served(workspace: Workspace) -> Iterator[Access]:
-    """Its endpoint, on free ports."""
+    """Runs the workspace's endpoint on free ports for the duration of the block."""
     try:
         with endpoint(workspace) as access:
             yield access
@@ -25,19 +25,19 @@ def served(workspace: Workspace) -> Iterator[Access]:
 
 
 class Asking:
-    """A client that asks one photo after the other until told to stop."""
+    """Client that recognises a photo again and again in a thread, for the duration of the block."""
 
     def __init__(self, workspace: Workspace, access: Access) -> None:
         self.answered: list[int] = []
         self.failed: list[Exception] = []
-        self._asked = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask, args=(workspace, access))
 
     def _ask(self, workspace: Workspace, access: Access) -> None:
         manifest = read_manifest(workspace.data)
         photo = manifest.read_photo(0)
         with Recognizer(access, labels=repository(workspace).labels) as recognizer:
-            while not self._asked.is_set():
+            while not self._stopping.is_set():
                 try:
                     self.answered.append(recognizer.recognise([photo])[0].model_version or 0)
                 except Exception as error:
@@ -48,11 +48,11 @@ class Asking:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._asked.set()
+        self._stopping.set()
         self._thread.join()
 
     def wait_for(self, count: int) -> None:
-        """Until so many more answers came."""
+        """Waits for `count` further answers, or a failure."""
         wanted = len(self.answered) + count
         while len(self.answered) < wanted and not self.failed:
-            self._asked.wait(0.01)
+            self._stopping.wait(0.01)

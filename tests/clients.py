@@ -1,4 +1,4 @@
-"""What tests of the client share: a server to ask, and a client that notes what it does."""
+"""Helpers for tests of the client: a running server, and a client that records its calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.server.server import LocalServer, RunningServer
 
 @dataclass
 class Upstream:
-    """A running server with version 1."""
+    """Running server with version 1."""
 
     repository: ModelRepository
     server: LocalServer
@@ -28,17 +28,17 @@ class Upstream:
 
     @property
     def access(self) -> Access:
-        """With both tokens."""
+        """Access with both tokens."""
         return self.running.access
 
     @property
     def graph(self) -> Path:
-        """The file of the version that answers."""
+        """Path of the current model's graph."""
         return self.repository.path(1) / "model.onnx"
 
 
 class Counting(Recognizer):
-    """Notes what is under way at a time, which calls were made, and how often it paused."""
+    """Recognizer that records its calls, its pauses, and the largest number of batches in progress at once."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.under_way = self.most = self.pauses = 0
@@ -65,14 +65,14 @@ class Counting(Recognizer):
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A file of (H, W, 3)."""
+    """PNG file of pixels (H, W, 3)."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """A file of (H, W, 3)."""
+    """JPEG file of pixels (H, W, 3)."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)
     return file.getvalue()

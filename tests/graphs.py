@@ -1,6 +1,6 @@
-"""Tiny ONNX graphs that keep the endpoint's contract without any learning: the mean colour decides the class.
+"""Tiny ONNX graphs that meet the endpoint's contract without training, and model versions made of them.
 
-And model versions made of them.
+The mean colour of a photo decides its class.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ def write_graph(
     external: bool = False,
     reject: bool = False,
 ) -> Path:
-    """image -> mean colour -> 8 logits -> softmax -> top k; `work` adds that many 512-wide products to be slow.
+    """Writes a graph: image -> mean colour -> 8 logits -> softmax -> top k.
 
-    reject: it takes every photo for none of its products.
+    Args:
+        work: number of 512-wide matrix products that make it slow.
+        external: store the weights in a file beside the graph.
+        reject: the graph rejects every photo.
     """
     random = np.random.default_rng(seed)
     weights = {
@@ -47,8 +50,8 @@ def write_graph(
         "top": np.array([min(k, len(LABELS))], np.int64),
         "pad": np.array([0, 0, 0, max(0, k - len(LABELS))], np.int64),
         "zero": np.float32(0),
-        "nobody": np.int64(-1),
-        **({"no": np.array(False)} if reject else {}),
+        "rejected": np.int64(-1),
+        **({"accept": np.array(False)} if reject else {}),
         "last": np.array([1], np.int64),
     }
     if work:
@@ -59,14 +62,14 @@ def write_graph(
         helper.make_node("ReduceMean", ["unit", "axes"], ["colour"], keepdims=0),
         helper.make_node("MatMul", ["colour", "widen"], ["wide"]),
         *_work(work),
-        helper.make_node("Identity", ["tired" if work else "wide"], ["embedding"]),
+        helper.make_node("Identity", ["worked" if work else "wide"], ["embedding"]),
         helper.make_node("MatMul", ["embedding", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["all"], axis=1),
         helper.make_node("TopK", ["all", "top"], ["best", "classes"]),
         helper.make_node("Pad", ["best", "pad", "zero"], ["probs"]),
         helper.make_node("ReduceMax", ["all", "last"], ["known"], keepdims=1),
-        helper.make_node("Pad", ["classes", "pad", "nobody"], ["those" if reject else "ids"]),
-        *([helper.make_node("Where", ["no", "those", "nobody"], ["ids"])] if reject else []),
+        helper.make_node("Pad", ["classes", "pad", "rejected"], ["classified" if reject else "ids"]),
+        *([helper.make_node("Where", ["accept", "classified", "rejected"], ["ids"])] if reject else []),
     ]
     graph = helper.make_graph(
         nodes,
@@ -90,14 +93,14 @@ def write_graph(
 
 
 def golden_images(count: int = 4, *, size: int = SIZE, seed: int = 1) -> NDArray[np.uint8]:
-    """(count, size, size, 3) uint8, each of another colour."""
+    """Images (count, size, size, 3) uint8, each in a different colour."""
     random = np.random.default_rng(seed)
     colours = random.integers(0, 256, (count, 1, 1, 3))
     return np.clip(colours + random.integers(-20, 20, (count, size, size, 3)), 0, 255).astype(np.uint8)
 
 
 def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: Any) -> None:
-    """Versions whose seed is their number and whose data version is `data<number>`."""
+    """Writes versions whose seed is their number and whose data version is `data<number>`."""
     for version in versions:
         path = write_graph(
             folder / f"{version}.onnx", seed=version, metadata={"data_version": f"data{version}"}, **graph
@@ -106,14 +109,14 @@ def stage(repository: ModelRepository, folder: Path, *versions: int, **graph: An
 
 
 def sign(folder: Path) -> None:
-    """Make the lineage true again, so that hashes alone cannot find the damage."""
+    """Updates the hashes in the lineage of a damaged version, so that comparing hashes does not find the damage."""
     lineage = json.loads((folder / "lineage.json").read_text())
     lineage["files"] = {name: sha256(folder / name) for name in lineage["files"]}
     (folder / "lineage.json").write_text(json.dumps(lineage))
 
 
 def make_endless(path: Path) -> None:
-    """Let the graph begin to compute and never end."""
+    """Changes the graph so that its computation never ends."""
     model = onnx.load(path)
     first = next(number for number, node in enumerate(model.graph.node) if "wide" in node.output)
     for node in list(model.graph.node)[first + 1 :]:
@@ -139,7 +142,7 @@ def make_endless(path: Path) -> None:
 
 
 def _work(count: int) -> list[onnx.NodeProto]:
-    """Multiply by one, slowly: 1024 copies of each row through `count` identity matrices."""
+    """Nodes that multiply 1024 copies of each row by `count` identity matrices, which takes time and changes nothing."""
     if not count:
         return []
     last = ["busy0", *(f"busy{number}" for number in range(1, count + 1))]
@@ -149,5 +152,5 @@ def _work(count: int) -> list[onnx.NodeProto]:
         helper.make_node("Unsqueeze", ["wide", "first"], ["row"]),
         helper.make_node("MatMul", ["rows", "row"], ["busy0"]),
         *steps,
-        helper.make_node("ReduceMean", [last[-1], "first"], ["tired"], keepdims=0),
+        helper.make_node("ReduceMean", [last[-1], "first"], ["worked"], keepdims=0),
     ]

@@ -1,4 +1,4 @@
-"""A real server with two versions, and clients that ask it without a pause."""
+"""Real server with two versions, and clients that send requests without a pause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.graphs import stage
 
 @dataclass
 class Served:
-    """A server, its repository and how to reach it."""
+    """Running server with its repository, its control and the access of its owner."""
 
     repository: ModelRepository
     server: LocalServer
@@ -39,7 +39,7 @@ class Served:
         version: str = "",
         timeout_s: float = 20.0,
     ) -> Answer:
-        """What the server answers to a batch of squares."""
+        """Answer of the server to a batch of images (B, S, S, 3)."""
         with connect(self.access) as client:
             return infer(
                 client,
@@ -54,7 +54,7 @@ class Served:
 
 @contextmanager
 def serve(folder: Path, local_server: Callable[..., LocalServer]) -> Iterator[Served]:
-    """Versions 1 and 2 staged, 1 served."""
+    """Runs a server with versions 1 and 2, of which 1 is loaded."""
     repository = ModelRepository(folder / "repository")
     stage(repository, folder, 1, 2)
     repository.configure([1])
@@ -64,19 +64,19 @@ def serve(folder: Path, local_server: Callable[..., LocalServer]) -> Iterator[Se
 
 @contextmanager
 def serving(repository: ModelRepository, server: LocalServer) -> Iterator[Served]:
-    """The server started."""
+    """Runs the server for the duration of the block."""
     started = server.start()
     try:
         with Endpoint(started.access) as endpoint:
             yield Served(repository, server, endpoint, started.access)
     finally:
-        process.kill([started.pid])  # asked nicely, it would wait for what a test let hang
+        process.kill([started.pid])  # a normal stop would wait for a graph that a test made hang
         server.stop()
 
 
 @dataclass
 class Load:
-    """Clients in a closed loop that check each answer against the golden one of the version that gave it."""
+    """Clients in a closed loop, which compare each answer with the golden one of the version that gave it."""
 
     served: Served
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -84,6 +84,7 @@ class Load:
     faults: list[str] = field(default_factory=list)
 
     def loop(self) -> None:
+        """Sends requests one after the other until `stopping` is set."""
         golden = {version: self.served.repository.golden(version) for version in (1, 2)}
         with connect(self.served.access) as client:
             number = 0
@@ -100,7 +101,7 @@ class Load:
                     self.faults.append(str(error))
 
     def meet(self, *versions: int, more: int = 20) -> bool:
-        """Waits until so many more requests were answered by these versions together, however busy the machine is."""
+        """Waits until these versions have answered `more` further requests; returns False after 60 s."""
 
         def answers() -> int:
             return sum(self.answered.get(version, 0) for version in versions)
@@ -111,6 +112,7 @@ class Load:
 
 @contextmanager
 def closed_loop(served: Served, *, clients: int = 2) -> Iterator[Load]:
+    """Runs clients in threads for the duration of the block."""
     load = Load(served)
     threads = [threading.Thread(target=load.loop) for _ in range(clients)]
     for thread in threads:

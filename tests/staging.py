@@ -1,4 +1,4 @@
-"""A publication that the tests kill: `python -m tests.staging REPOSITORY GRAPH VERSION`."""
+"""Process that writes a version and is killed by tests: `python -m tests.staging REPOSITORY GRAPH VERSION`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.graphs import LABELS, golden_images
 
 
 def stage_graph(repository: ModelRepository, graph: Path, version: int) -> None:
-    """The graph as a version that could be served."""
+    """Writes the graph as a version."""
     repository.write(graph, version=version, labels=LABELS, lineage={"run": "a"}, golden=golden_images())
 
 

@@ -1,6 +1,6 @@
 """The `cleanshelf` command: one verb per flow, in the order of the pipeline.
 
-Imports live inside the verbs, so that `--help` is instant and `recognise --model` needs neither Prefect nor DVC.
+Verbs import what they need when they run, so `--help` is instant and `recognise --model` needs neither Prefect nor DVC.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import sys
 
 from flows.cli.app import GATE, INPUT, WORLD, app
 
-# Each module registers its verbs when it is imported, and the help shows them in this order.
+# Importing a module registers its verbs, and the help shows them in the order of these imports.
 # isort: off
 from flows.cli import data, storage, model, steps, schedule, product, endpoint, about  # noqa: F401
 
 
 def main() -> None:
-    """Runs a verb; what was foreseen becomes one line and an exit code: 2 input, 3 world, 4 gate."""
-    from flows.errors import FlowError, GateRefused
-    from models.errors import ModelError
-    from pixels import BadPhoto
-    from serving.errors import ServingError
+    """Runs a verb. Expected errors become one line on stderr and an exit code: 2 input, 3 world, 4 gate."""
+    from contract import CleanShelfError
+    from flows.errors import GateRefused
 
-    for stream in (sys.stdout, sys.stderr):  # labels and file names may hold what an old locale cannot print
+    for stream in (sys.stdout, sys.stderr):  # an old locale cannot print every label or file name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         app()
     except GateRefused as error:
         _fail(error, GATE)
-    except (FlowError, ModelError, ServingError, BadPhoto) as error:
+    except CleanShelfError as error:
         _fail(error, INPUT if isinstance(error, ValueError) else WORLD)
     except OSError as error:
         if error.errno is None:
@@ -38,7 +36,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    """One line; only what broke by itself may need more, such as the last words of a process."""
+    """Prints the error in one line; an error of the world may take more, such as the last lines of a process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     print(f"cleanshelf: {error if code == WORLD else '; '.join(lines)}", file=sys.stderr)
     sys.exit(code)

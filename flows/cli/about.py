@@ -1,4 +1,4 @@
-"""Verbs for looking around: losses, doctor, demo."""
+"""Verbs to get to know CleanShelf: losses, doctor, demo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def losses(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The losses that a recipe may name: formula, parameters, needs, source."""
+    """List the losses that a recipe may name: formula, parameters, needs, source."""
     from models.losses.catalogue import catalogue, markdown, outline
 
     if as_markdown:
@@ -30,7 +30,7 @@ def losses(
 
 @app.command()
 def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """Check that everything is here that CleanShelf needs."""
+    """Check that everything that CleanShelf needs is installed and works."""
     from flows.doctor import examine
     from flows.errors import WorkspaceMissing
 
@@ -46,7 +46,7 @@ def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(workspace: At = Path("build/demo")) -> None:
-    """The whole story on drawn sample products, in a workspace of its own."""
+    """Run the whole pipeline on drawn sample products, in a workspace of its own."""
     from flows.sample.workspace import fresh_workspace
 
     found = fresh_workspace(workspace.absolute())

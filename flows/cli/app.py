@@ -1,11 +1,14 @@
-"""The command's groups of verbs, the options they share, and the workspace that they work on."""
+"""Groups of verbs, the options that they share, and the workspace that they work on."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from flows.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
@@ -18,12 +21,12 @@ app.add_typer(model_verbs, name="model")
 
 At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen and change nothing.")]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")]
 
 
 def setting(what: str) -> Any:
-    """The option --set, which may be given several times."""
+    """The option --set, which may be given several times; `what` completes its help."""
     return typer.Option(
         "--set", metavar="KEY=VALUE", default_factory=list, show_default=False, help=f"Override {what}."
     )
@@ -31,38 +34,42 @@ def setting(what: str) -> Any:
 
 Set = Annotated[list[str], setting("a recipe key, e.g. train.epochs=3")]
 NoPromote = Annotated[
-    bool, typer.Option("--no-promote", help="Register and stage the model only; `cleanshelf promote` lets it answer.")
+    bool, typer.Option("--no-promote", help="Only register the model; `cleanshelf promote` makes it the current one.")
 ]
-Version = Annotated[str, typer.Argument(help="The first digits of a version's id, or `selected`.")]
+Version = Annotated[str, typer.Argument(help="The first digits of a data version's id, or `selected`.")]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
 
 
-def find(workspace: Path) -> Any:
-    """The workspace; WorkspaceMissing where there is none."""
+def find(workspace: Path) -> Workspace:
+    """The workspace at this folder or above it.
+
+    Raises:
+        WorkspaceMissing: there is none.
+    """
     from flows.workspace import Workspace
 
     return Workspace.find(workspace)
 
 
-def prepare(workspace: Path) -> Any:
-    """The workspace, with logging and Prefect set up for it; before Prefect is imported."""
+def prepare(workspace: Path) -> Workspace:
+    """The workspace, with logging and Prefect set up for it. Call it before Prefect is imported."""
     found = find(workspace)
     set_up_logging(found.state)
     return found
 
 
 def log_to_stderr() -> None:
-    """Progress to the terminal, without Prefect."""
+    """Prints progress to the terminal, without Prefect."""
     from flows.report.terminal import show_progress
 
     show_progress()
 
 
 def set_up_logging(state: Path) -> None:
-    """Progress to the terminal, and Prefect's home into the workspace."""
+    """Prints progress to the terminal, and puts Prefect's home into the workspace."""
+    from flows.orchestrator.events import prepare_prefect
     from flows.report.terminal import show_progress
-    from flows.settings import prepare_prefect
 
     prepare_prefect(state)
     show_progress()

@@ -1,15 +1,18 @@
-"""Verbs of the models: retrain, and `model` log, show, rollback."""
+"""Verbs for models: retrain, verify, and `model` log, show, rollback."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
 from flows.cli.show import pairs, show, table
+
+if TYPE_CHECKING:
+    from flows.report.run_report import Report
 
 
 @app.command()
@@ -22,30 +25,30 @@ def retrain(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train, clean, retrain, re-balance, export one graph, judge it, publish it."""
+    """Train, clean, retrain, re-balance, export one graph, judge it and publish it."""
     found = prepare(workspace)
     from models.recipe.config import load_recipe, to_dict
 
     resolved = load_recipe(recipe, overrides=overrides)
-    from flows.retrain import retrain as flow
+    from flows.retrain import retrain as run_retraining
     from flows.steps.start import preview
 
     if dry_run:
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
-    report = flow(found, resolved, promote=not no_promote)
-    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_report(report))
+    report = run_retraining(found, resolved, promote=not no_promote)
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report))
 
 
 @model_verbs.command("log")
 def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """The published models, newest first."""
+    """List the registered models, newest first."""
     from flows.registry.history import advice, model_history
 
     entries = model_history(find(workspace))
-    measured = ("top1", "mean_class", "head", "middle", "tail")
-    columns = ("version", "serving", *measured, "data_version", "data_withdrawn", "recipe", "run")
-    rows = [{**e, **e["metrics"], "data_version": e["data_version"][:12]} for e in entries]
+    metrics = ("top1", "mean_class", "head", "middle", "tail")
+    columns = ("version", "serving", *metrics, "data_version", "data_withdrawn", "recipe", "run")
+    rows = [{**entry, **entry["metrics"], "data_version": entry["data_version"][:12]} for entry in entries]
 
     def say() -> None:
         table(columns, rows)
@@ -57,35 +60,33 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 @model_verbs.command("show")
 def model_show(
-    model: Annotated[
-        str | None, typer.Argument(metavar="VERSION|FILE", help="By default the version that serves.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="VERSION|FILE", help="By default the current model.")] = None,
     workspace: At = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """One model: the lineage of a version, and its card; of an ONNX file the card, which needs no workspace."""
+    """Show the lineage and the card of a version, or the card of an ONNX file, which needs no workspace."""
     from flows.registry.card import read_card
 
     if model is not None and not model.isdecimal():
         card = read_card(Path(model))
-        return show(card, as_json=as_json, say=lambda: _say_card(card))
+        return show(card, as_json=as_json, say=lambda: _print_card(card))
     from flows.registry.history import model_lineage
     from flows.registry.repository import repository
 
     found = find(workspace)
     lineage = model_lineage(found, None if model is None else int(model))
     card = read_card(repository(found).path(lineage["version"]) / "model.onnx")
-    show(lineage | {"card": card}, as_json=as_json, say=lambda: _say_version(lineage, card))
+    show(lineage | {"card": card}, as_json=as_json, say=lambda: _print_version(lineage, card))
 
 
 @model_verbs.command("rollback")
 def model_rollback(
-    version: Annotated[int | None, typer.Argument(help="By default the one that served before.")] = None,
+    version: Annotated[int | None, typer.Argument(help="By default the model before the current one.")] = None,
     workspace: At = Path("."),
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Let an earlier model answer again, without a request lost. The data are not touched."""
+    """Make an earlier model the current one again without losing a request. The data are not touched."""
     from flows.rollback import rollback_model, rollback_target
 
     found = find(workspace)
@@ -96,13 +97,13 @@ def model_rollback(
     show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
 
 
-def _say_version(lineage: dict[str, Any], card: dict[str, Any]) -> None:
+def _print_version(lineage: dict[str, Any], card: dict[str, Any]) -> None:
     pairs(lineage)
     print()
-    _say_card(card)
+    _print_card(card)
 
 
-def _say_card(card: dict[str, Any]) -> None:
+def _print_card(card: dict[str, Any]) -> None:
     from flows.registry.card import ACCURACY, MEMBER, summary
 
     pairs(summary(card))
@@ -112,7 +113,7 @@ def _say_card(card: dict[str, Any]) -> None:
     table(ACCURACY, [card["metrics"]] if "metrics" in card else [])
 
 
-def _say_report(report: Any) -> None:
+def _print_report(report: Report) -> None:
     from flows.report.terminal import print_report
 
     print_report(report)
@@ -121,16 +122,16 @@ def _say_report(report: Any) -> None:
 @app.command()
 def verify(
     version: Annotated[
-        int | None, typer.Argument(metavar="MODEL_VERSION", help="By default the one that serves.")
+        int | None, typer.Argument(metavar="MODEL_VERSION", help="By default the current model.")
     ] = None,
     workspace: At = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Check every link from a model's number to its bytes, to what is served, and to what it was made of."""
-    from flows.verify import verify as follow
+    """Check every link from a model's number to its bytes, to what is served, and to what it was made from."""
+    from flows.verify import verify as check
 
-    found = follow(find(workspace), version)
-    lines = [*map(str, found.broken), *(f"not here any more: {path}" for path in found.gone)]
+    found = check(find(workspace), version)
+    lines = [*map(str, found.broken), *(f"no longer here: {path}" for path in found.gone)]
     if not found.broken:
         lines.append(f"every link of model version {found.version} holds")
     show(dataclasses.asdict(found), as_json=as_json, say=lambda: print("\n".join(lines)))

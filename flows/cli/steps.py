@@ -1,4 +1,4 @@
-"""Verbs of the steps of a retraining that can be taken alone: clean, publish, promote."""
+"""Verbs for the parts of a retraining that can run alone: clean, publish, promote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def clean(
     overrides: Set,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the labels, as a retraining by this recipe would; the result is a data version, no model is made."""
+    """Clean the labels as a retraining by this recipe would. The result is a data version; no model is trained."""
     found = prepare(workspace)
     from models.recipe.config import load_recipe
 
@@ -33,16 +33,18 @@ def clean(
 
 @app.command()
 def publish(
-    run: Annotated[str, typer.Argument(help="An earlier retraining, as `model log` and the folder runs/ name it.")],
+    run: Annotated[
+        str, typer.Argument(help="Name of an earlier retraining, as in `model log` and in the folder runs/.")
+    ],
     workspace: At = Path("."),
     despite: Annotated[
         str | None,
-        typer.Option("--despite", metavar="REASON", help="Publish even if the gate refuses; the reason is kept."),
+        typer.Option("--despite", metavar="REASON", help="Publish even if a gate refuses; the reason is recorded."),
     ] = None,
     no_promote: NoPromote = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the graph of an earlier run: it is judged anew, against the model that serves now."""
+    """Publish the graph of an earlier run, after judging it again against the current model."""
     found = prepare(workspace)
     from flows.publish import publish_run
     from flows.report.terminal import outcome
@@ -53,11 +55,11 @@ def publish(
 
 @app.command()
 def promote(
-    version: Annotated[int, typer.Argument(help="A model version that was published with --no-promote.")],
+    version: Annotated[int, typer.Argument(help="A model version that was registered with --no-promote.")],
     workspace: At = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Let a staged model version answer, if its verdict still holds, without a request lost."""
+    """Make a registered model version the current one, if its verdict still holds, without losing a request."""
     found = prepare(workspace)
     from flows.promote import promote_version
 

@@ -1,4 +1,4 @@
-"""What the gates found: each finding, whether the graph may be served, and who said so against them."""
+"""The verdict on a graph: what each gate found, whether the graph may serve, and who overrode a refusal."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-FINAL = ("parity",)  # a graph that answers otherwise than its networks is not what was proven on the way
+# Gates that cannot be overridden: a graph that differs from its networks is not what the run measured.
+FINAL = ("parity",)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one gate measured, and what it said of it.
+    """The measurement of one gate, and its message `said`.
 
-    gate: "parity" or the recipe's key.
-    after, before: of the new model and the serving one; None where there is none, or nothing to measure by.
-    low, high: what the change lies between (of "class_floor": the accuracy itself), each at `gate.confidence`, one-sided.
+    gate: "parity" or the gate's key in the recipe.
     allowed: the recipe's bound.
+    after, before: of the new and of the current model; None if there is none, or if nothing could be measured.
+    low, high: bounds of the change (for "class_floor" of the accuracy itself), each one-sided at `gate.confidence`.
     """
 
     gate: str
@@ -31,37 +32,37 @@ class Finding:
 
 @dataclass(frozen=True)
 class Override:
-    """Somebody's word that a refused graph is to serve all the same."""
+    """A user's decision to serve a graph that gates refused."""
 
     by: str
     reason: str
-    gates: list[str]  # that had refused it
+    gates: list[str]  # the gates that refused it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model may be served, and why not or why so."""
+    """The gates' judgement of a graph, with the reasons."""
 
     passed: bool
-    reasons: tuple[str, ...]
-    graph_sha256: str  # of exactly the bytes that were judged
-    against: int | None = None  # the model version that served then
+    reasons: tuple[str, ...]  # of the refusal if there is one, otherwise of passing
+    graph_sha256: str  # of the bytes that were judged
+    against: int | None = None  # the current model at that time
     findings: tuple[Finding, ...] = ()
     override: Override | None = None
 
     @property
     def may_serve(self) -> bool:
-        """Whether it passed, or somebody answers for it."""
+        """True if the graph passed or a user overrode the refusal."""
         return self.passed or self.override is not None
 
     @property
-    def told(self) -> list[str]:
-        """The reasons, and who overrode them."""
-        told = self.override
-        return [*self.reasons, *([f"overridden by {told.by}: {told.reason}"] if told else [])]
+    def explanation(self) -> list[str]:
+        """The reasons, and the override if there is one."""
+        overridden = [f"overridden by {self.override.by}: {self.override.reason}"] if self.override else []
+        return [*self.reasons, *overridden]
 
     def despite(self, reason: str, *, by: str) -> Verdict:
-        """The verdict with an override of the gates that refused; itself where none did, or one that nobody may override."""
+        """The verdict with an override of the refusing gates; without one if it passed or a gate cannot be overridden."""
         gates = [finding.gate for finding in self.findings if not finding.passed]
         if self.passed:
             return self
@@ -71,7 +72,7 @@ class Verdict:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Verdict:
-        """From what `asdict` made of it, through JSON; of earlier releases, too."""
+        """Reads a verdict from the JSON of its `asdict`, also that of earlier releases."""
         override = Override(**content["override"]) if content.get("override") else None
         findings = tuple(Finding(**each) for each in content.get("findings", ()))
         return cls(**{**content, "reasons": tuple(content["reasons"]), "findings": findings, "override": override})

@@ -1,4 +1,4 @@
-"""The story of a retraining: report.md in its folder; where Prefect shows it, the same as an artifact, and an event."""
+"""report.md of a retraining, which Prefect also shows as an artifact, and the event about its outcome."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.orchestrator.events import happened
 from flows.orchestrator.server import emit
+from flows.report.cell import cell
 
 if TYPE_CHECKING:
     from flows.report.figures import Figure
     from flows.report.run_report import Report
 
 EVIDENCE = ("step", "member", "method", "before", "after", "low", "photos", "stays")
-BAR = 20  # characters of the longest
+BAR = 20  # characters of the longest bar
 
 
-def tell(report: Report) -> None:
-    """Artifact `retraining` and event `cleanshelf.model.published`, `.staged` or `.refused`; neither before it is decided."""
+def publish_report(report: Report) -> None:
+    """Creates the artifact `retraining` and emits `cleanshelf.model.published`, `.staged` or `.refused`.
+
+    Does nothing while the outcome is still open.
+    """
     if (outcome := outcome_of(report)) == "judged":
         return
     create_markdown_artifact(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
-    emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version,
-                  data_version=report.data_after, reasons=report.verdict.told))  # fmt: skip
+    details = {"data_version": report.data_after, "reasons": report.verdict.explanation}
+    emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version, **details))
 
 
 def outcome_of(report: Report) -> str:
-    """published, staged, refused, or judged: between the two, or killed there."""
+    """The outcome: published, staged or refused; judged if the run passed the gate and has not been published yet."""
     if report.model_version is not None:
         return "published" if report.promoted else "staged"
     return "judged" if report.verdict.may_serve else "refused"
 
 
 def markdown(report: Report) -> str:
-    """What each step was worth, why it stayed, what the gate said, what the endpoint answered, and the figures."""
+    """The report: verdict, accuracy after each step, why steps were kept, answers of the endpoint, and the figures."""
     outcome = outcome_of(report)
-    seen = [{"photo": each.photo, "says": each.label, "probability": each.probability, "truth": each.truth}
-            for each in report.seen]  # fmt: skip
+    answers = [
+        {"photo": each.photo, "says": each.label, "probability": each.probability, "truth": each.truth}
+        for each in report.seen
+    ]
     model = f"model version {report.model_version}"
-    titles = {"published": f"{model} answers", "staged": f"{model} is staged"}
+    titles = {"published": f"{model} answers", "staged": f"{model} is registered"}
     sections = {
         "Accuracy on test photos after each step": table([asdict(row) for row in report.steps]),
         "Mean-class accuracy on validation photos, which decides what stays": table(report.evidence, columns=EVIDENCE),
-        "The endpoint, asked about test photos": table(seen),
+        "The endpoint, asked about test photos": table(answers),
         **{figure.title: table(drawn(figure)) for figure in report.figures},
     }
     parts = [
         f"# {report.run}: {titles.get(outcome, outcome)}",
-        "\n".join(f"- {reason}" for reason in report.verdict.told),
+        "\n".join(f"- {reason}" for reason in report.verdict.explanation),
         f"Data: {report.data_before[:12]} -> {report.data_after[:12]}",
         *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]
@@ -58,14 +64,19 @@ def markdown(report: Report) -> str:
 
 
 def drawn(figure: Figure) -> list[dict[str, Any]]:
-    """The rows with bars before the numbers; the longest stands for the largest number, at least 1."""
-    full = {name: max(1, *(row[name] for row in figure.rows)) for name in figure.bars if figure.rows}
-    return [row | {name: f"{'█' * round(BAR * row[name] / full[name])} {_cell(row[name])}".lstrip() for name in full}
-            for row in figure.rows]  # fmt: skip
+    """The rows with a bar before each number of `bars`; the longest bar stands for the largest number, at least 1."""
+    if not figure.rows:
+        return []
+    largest = {name: max(1, *(row[name] for row in figure.rows)) for name in figure.bars}
+
+    def with_bar(name: str, number: float) -> str:
+        return f"{'█' * round(BAR * number / largest[name])} {_cell(number)}".lstrip()
+
+    return [row | {name: with_bar(name, row[name]) for name in figure.bars} for row in figure.rows]
 
 
 def table(rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()) -> str:
-    """In GitHub's form, aligned for who reads the file itself; by default the columns of the first row."""
+    """The rows as a Markdown table with aligned columns; by default with the columns of the first row."""
     if not rows:
         return ""
     names = columns or tuple(rows[0])
@@ -76,7 +87,5 @@ def table(rows: Sequence[dict[str, Any]], *, columns: Sequence[str] = ()) -> str
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    """The text of a cell, in which no character is read as Markdown's table or as HTML."""
+    return cell(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

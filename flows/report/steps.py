@@ -1,15 +1,17 @@
-"""What each step was worth, on the same test photos."""
+"""Accuracy after each step of a retraining, on the same test photos."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.workspace.results import Balanced, Crops, DataFolder, Exported, Trained, Weights
 from models.data.manifest import Manifest, read_manifest
 from models.evaluation.accuracy import Accuracy, accuracy
 from models.evaluation.scores import Scores, mean, read_scores
@@ -17,7 +19,7 @@ from models.evaluation.scores import Scores, mean, read_scores
 
 @dataclass(frozen=True)
 class StepAccuracy:
-    """Accuracy after one step; shares in [0, 1], None where there are no test photos of such classes."""
+    """Accuracy after one step; shares in [0, 1], None if there are no test photos of such classes."""
 
     step: str
     top1: float | None
@@ -27,24 +29,33 @@ class StepAccuracy:
     tail: float | None
 
 
-def effects(
-    first: list[Path], retrained: list[Path], finetuned: list[Path], balanced: list[Path], weights: Path, crops: Path, graph: Path,
-    data: Path,
-) -> list[StepAccuracy]:  # fmt: skip
+def step_accuracies(
+    data: DataFolder,
+    *,
+    as_delivered: list[Trained],
+    cleaned: list[Trained],
+    finetuned: list[Trained],
+    balanced: list[Balanced],
+    weights: Weights,
+    crops: Crops,
+    graph: Exported,
+) -> list[StepAccuracy]:
     """One row per step of the recipe.
 
-    "One network" rows are the mean over the members, so that the ensemble's own gain stands alone; head, middle and
-    tail are the thirds of the classes, by number of photos. `finetuned` is empty where nothing was fine-tuned.
+    Rows of "one network" are means over the members, so that the gain of the ensemble shows separately. Head, middle and
+    tail are thirds of the classes by number of training photos. `finetuned` is empty if nothing was fine-tuned.
     """
     manifest = read_manifest(data)
-    steps = {
-        "labels as delivered": first,
-        "after cleaning": retrained,
+    steps: dict[str, Sequence[Path]] = {
+        "labels as delivered": as_delivered,
+        "after cleaning": cleaned,
         "at high resolution": finetuned,
         "re-balanced": balanced,
     }
-    rows = [_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest)
-            for name, folders in steps.items() if folders]  # fmt: skip
+    rows = []
+    for name, folders in steps.items():
+        if folders:
+            rows.append(_row(f"one network, {name}", [_test_scores(folder, manifest) for folder in folders], manifest))
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
     num_crops = json.loads((crops / "crops.json").read_text(encoding="utf-8"))["crops"]
     members = [_test_scores(folder, manifest) for folder in balanced]

@@ -1,4 +1,4 @@
-"""What people see: progress on stderr, results on stdout."""
+"""Output for people: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.report.cell import cell
+
 if TYPE_CHECKING:
     from flows.delivery.build import IntakeReport
     from flows.report.run_report import Report, SampleAnswer
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def show_progress() -> None:
-    """Lets the stages' log lines through to stderr; Prefect records the same lines."""
+    """Prints the log lines of the steps to stderr; Prefect records the same lines."""
     log = logging.getLogger("cleanshelf")
     log.setLevel(logging.INFO)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
@@ -40,15 +42,17 @@ def show_progress() -> None:
 
 @contextmanager
 def photo_bar(photos: Iterable[str]) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, with rate and time left, told how many photos are done; they are counted meanwhile."""
+    """A progress bar on a terminal, with rate and time left; yields a function that sets the number of photos done.
+
+    The photos are counted in the background.
+    """
     rate = TextColumn("{task.fields[rate]}")
     columns = (BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, rate="")
         if console.is_terminal:
-            count = Thread(target=lambda: bar.update(task, total=sum(1 for _ in photos)), daemon=True)
-            count.start()
+            Thread(target=lambda: bar.update(task, total=sum(1 for _ in photos)), daemon=True).start()
 
         def done(number: int) -> None:
             speed = bar.tasks[0].speed
@@ -58,29 +62,23 @@ def photo_bar(photos: Iterable[str]) -> Iterator[Callable[[int], None]]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows as an aligned table, whole also when the output is not a terminal."""
+    """Prints rows as an aligned table, which is not cut off if the output is not a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*(cell(row.get(column, ""), false="") for column in columns))
     width = None if Console().is_terminal else 160
     # Labels are not markup: [red] and :smile: are names like any other.
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table) if rows else print("none yet")
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return f"{value:.3f}" if isinstance(value, float) else str("-" if value is None else value)
-
-
 def print_intake(report: IntakeReport, outcome: str) -> None:
-    """What became of a delivery's rows."""
-    print(f"{report.delivered} rows: {report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts, "
-          f"{report.near} near the other side of the test split, "
-          f"{sum(report.quarantined.values())} quarantined")  # fmt: skip
+    """Prints what became of the rows of a delivery."""
+    added = f"{report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts"
+    near, quarantined = f"{report.near} near the other side of the test split", sum(report.quarantined.values())
+    print(f"{report.delivered} rows: {added}, {near}, {quarantined} quarantined")
     for reason, count in sorted(report.quarantined.items()):
         print(f"  quarantined {count}: {reason}")
     for warning in report.warnings:
@@ -89,13 +87,20 @@ def print_intake(report: IntakeReport, outcome: str) -> None:
 
 
 def print_steps(steps: Sequence[StepAccuracy]) -> None:
-    """Accuracy after each step, and what the step changed."""
+    """Prints the accuracy after each step, and the change by the step."""
     before = (None, *steps[:-1])
     rows = [
-        {"step": row.step, "top-1": row.top1, "mean class": row.mean_class, "change": _change(last, row), "head third": row.head,
-         "middle third": row.middle, "tail third": row.tail}
+        {
+            "step": row.step,
+            "top-1": row.top1,
+            "mean class": row.mean_class,
+            "change": _change(last, row),
+            "head third": row.head,
+            "middle third": row.middle,
+            "tail third": row.tail,
+        }
         for row, last in zip(steps, before, strict=True)
-    ]  # fmt: skip
+    ]
     print_table(("step", "top-1", "mean class", "change", "head third", "middle third", "tail third"), rows)
 
 
@@ -105,34 +110,47 @@ def _change(last: StepAccuracy | None, row: StepAccuracy) -> str:
 
 
 def print_evidence(evidence: Sequence[Mapping[str, Any]]) -> None:
-    """Why each step stayed or went."""
-    rows = [{"step": each["step"] + (f": {each['method']}" if "method" in each else ""), "member": each["member"],
-             "before": each["before"], "after": each["after"], "gains at least": each["low"], "photos": each["photos"],
-             "stays": each["stays"]} for each in evidence]  # fmt: skip
+    """Prints why each step was kept or dropped."""
+    rows = [
+        {
+            **each,
+            "step": f"{each['step']}: {each['method']}" if "method" in each else each["step"],
+            "gains at least": each["low"],
+        }
+        for each in evidence
+    ]
     print_table(("step", "member", "before", "after", "gains at least", "photos", "stays"), rows)
 
 
-def print_seen(seen: Sequence[SampleAnswer]) -> None:
-    """What the endpoint said of some test photos."""
-    rows = [{"photo": s.photo[:8], "endpoint says": s.label, "probability": s.probability, "truth": s.truth,
-             "right": "yes" if s.label == s.truth else "NO"} for s in seen]  # fmt: skip
+def print_answers(answers: Sequence[SampleAnswer]) -> None:
+    """Prints the answers of the endpoint to some test photos."""
+    rows = [
+        {
+            "photo": answer.photo[:8],
+            "endpoint says": answer.label,
+            "probability": answer.probability,
+            "truth": answer.truth,
+            "right": "yes" if answer.label == answer.truth else "NO",
+        }
+        for answer in answers
+    ]
     print_table(("photo", "endpoint says", "probability", "truth", "right"), rows)
 
 
 def print_report(report: Report) -> None:
-    """The end of a retraining."""
+    """Prints the report of a retraining."""
     print_steps(report.steps)
     print("\nMean-class accuracy on validation photos, which decides what stays:\n")
     print_evidence(report.evidence)
     print()
-    print_seen(report.seen)
+    print_answers(report.seen)
     print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
     print(outcome(report))
     print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")
 
 
 def outcome(report: Report) -> str:
-    """What became of the model, and why."""
+    """The outcome for the model, with the reasons, in one line."""
     version = report.model_version
-    does = "answers" if report.promoted else f"is staged, `cleanshelf promote {version}` lets it answer"
-    return f"model  version {version} {does}: {'; '.join(report.verdict.told)}"
+    state = "answers" if report.promoted else f"is registered, `cleanshelf promote {version}` makes it answer"
+    return f"model  version {version} {state}: {'; '.join(report.verdict.explanation)}"

@@ -1,7 +1,7 @@
-"""A module run on behalf of a flow: `python -m flows.run.child MODULE ARGUMENTS...`, standard input a pipe from the flow.
+"""A module run on behalf of a flow: `python -m flows.run.child MODULE ARGUMENTS...`, with a pipe from the flow as stdin.
 
-Nothing is ever written to that pipe. The kernel closes it when the flow ends, also when it is killed, and then the child
-ends with all that it started. An orphan would go on writing in the folder where the next run of the stage continues.
+Nothing is ever written to that pipe. The kernel closes it when the flow ends, even when it is killed; then the child ends
+together with everything that it started. An orphan would keep writing to the folder in which the next run continues.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 
 
 def main() -> None:
-    """Runs the module as `python -m` would."""
+    """Runs the module as `python -m` does."""
     threading.Thread(target=_end_with_flow, daemon=True).start()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""What a retraining depends on, and whether one of the very same has ended before."""
+"""The inputs of a retraining, and a search for an earlier run with the same inputs."""
 
 from __future__ import annotations
 
@@ -9,53 +9,53 @@ from typing import Any
 from flows.data.history import uncleaned
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
-from flows.run.run import code_hash
+from flows.run.run import deciding_hash
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
-from models.recipe.config import Recipe, digest
-from models.recipe.learning import content
+from models.recipe.config import Recipe, digest, training_inputs
 
 DECIDING = ("data_version", "config", "code")
 
 
 def version_to_train_on(versions: DataVersions, recipe: Recipe) -> str:
-    """The selected data version, or what it was cleaned from where the recipe cleans.
+    """The selected data version, or the version before its cleaning if the recipe cleans.
 
     Raises:
-        UnknownVersion: there is none yet.
+        UnknownVersion: there is no data version yet.
     """
     selected = versions.resolve("selected")
     return uncleaned(selected, versions.log()) if recipe.clean.rounds else selected
 
 
 def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
-    """All that decides how a retraining started now would end.
+    """Everything that decides how a retraining started now would end.
 
-    data_version: what it starts from; config: of the recipe and the files it names; code: of models and pixels;
-    serving: the model version that the gate would compare with, or None.
+    data_version: the version that it starts from.
+    config: digest of the recipe and of the files that it names.
+    code: hash of all source that decides.
+    serving: the current model version, with which the gate compares; None if there is none.
     """
-    named = [content(member.weights) for member in recipe.members]
-    named += [recipe.meta.file, recipe.proof.file, content(recipe.train.state), content(recipe.train.photo_weights)]
+    trainings = [training_inputs(recipe.of(member)) for member in range(len(recipe.members))]
     return {
         "data_version": version_to_train_on(DataVersions(workspace), recipe),
-        "config": digest(recipe, named),
-        "code": code_hash(),
+        "config": digest(recipe, *(part for training in trainings for part in training)),
+        "code": deciding_hash(),
         "serving": ModelVersions(Ledger(workspace.root)).current(),
     }
 
 
 def ended_before(workspace: Workspace, now: dict[str, Any]) -> str:
-    """Why a retraining with these inputs would change nothing, with the run that shows it; "" where it may.
+    """The reason why a retraining with these inputs would change nothing, with the run that shows it; "" if there is none.
 
-    What was published is not published again, even where it no longer serves: who rolled a model back wanted it gone. What was
-    refused may pass once another model serves.
+    A published model is not published again even if it no longer serves, because a rollback is meant to last. A refused
+    model may pass once another model is current.
     """
     for folder in sorted(path.parent for path in workspace.runs.glob("*/run.json")):
         try:
             if why := _ended(_read(folder / "run.json"), _read(folder / "inputs.json"), now):
                 return f"data version {now['data_version'][:12]}, recipe and code are those of run {folder.name}, {why}"
         except (FileNotFoundError, ValueError, KeyError):
-            continue  # killed before it wrote them, or not readable any more: it proves nothing
+            continue  # the run was killed before it wrote them, or they are damaged: it proves nothing
     return ""
 
 

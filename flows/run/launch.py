@@ -1,4 +1,4 @@
-"""Heavy stages as child processes: they end when told to, and a crash in one is an exit code, not a dead flow."""
+"""Heavy steps as child processes, which can be ended at any time, and whose crash is an exit code instead of a dead flow."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from flows.errors import ChildFailed, DiskFull, InputError
 from flows.settings import REPOSITORY
 from models.training.command import REFUSED
 
-TAIL = 12
-LOOK_S = 0.5
-# glibc gives large blocks back to the kernel at once, and every activation of a network is then mapped and zeroed anew:
-# MobileNetV2 at 160 px, 64 photos, one core: 1.1 s a batch of which 0.7 s in the kernel; with these 0.35 s and 0.01 s.
+TAIL = 12  # lines of a failed child that are reported
+POLL_S = 0.5
+# glibc returns large blocks to the kernel at once, so every activation of a network is mapped and zeroed again.
+# MobileNetV2 at 160 px, 64 photos, one core: 1.1 s per batch, 0.7 s of it in the kernel; with these 0.35 s and 0.01 s.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 _running: set[subprocess.Popen[str]] = set()
 
 
 def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1) -> None:
-    """Runs `python -m module arguments`, by several workers if told so, passing each line it prints to `say`.
+    """Runs `python -m module arguments` and passes each line that it prints to `say`.
 
-    The child leads a process group of its own, which ends with us on any exception, a cancelled flow included; if we are
-    killed, the pipe to its standard input closes and it ends itself (flows.run.child). On a Dask worker it also ends once
-    nobody waits for its stage: the flow was cancelled or killed, perhaps on another machine.
+    The child leads a process group of its own. We end that group on any exception, also if the flow is cancelled. If we are
+    killed, the pipe to the child's standard input closes and the child ends itself (flows.run.child). On a Dask worker the
+    child also ends once the scheduler no longer waits for its step: the flow was cancelled or killed, perhaps elsewhere.
+
+    Args:
+        workers: number of processes that share the work (flows.run.workers).
 
     Raises:
-        InputError: the child refused its input (its last line is the message).
-        DiskFull: no space was left.
-        ChildFailed: it ended in any other way; the message ends with its last lines.
+        InputError: the child refused its input; its last line is the message.
+        DiskFull: no space was left on the device.
+        ChildFailed: it failed in any other way; the message ends with its last lines.
     """
     shared = ["flows.run.workers", str(workers)] if workers > 1 else []
     command = [sys.executable, "-m", "flows.run.child", *shared, module, *map(str, arguments)]
@@ -56,7 +60,7 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
             child.wait()
         except BaseException:
             _end(child)
-            child.stdout.read()  # to its end, which is that of the last worker: none goes on writing after us
+            child.stdout.read()  # until the last worker has ended, so that none writes after us
             raise
         finally:
             _running.discard(child)
@@ -65,13 +69,27 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
 
 
 def end_children() -> None:
-    """Ends the children of all threads, which then raise ChildFailed."""
+    """Ends the children of all threads; their `run_child` then raises ChildFailed."""
     for child in tuple(_running):
         _end(child)
 
 
+def num_parallel(limit: int, *, workers: int = 1) -> int:
+    """Trainings to run at a time, of `workers` processes each; limit: processes in all, 0 for one per GPU or CPU core."""
+    return max((limit or _num_gpus() or os.cpu_count() or 1) // workers, 1)
+
+
+def num_workers(wanted: int) -> int:
+    """Processes of one training; wanted: `train.workers` of the recipe, 0 for one per GPU."""
+    return wanted or _num_gpus() or 1
+
+
+def _num_gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+
+
 def _wanted_by_dask() -> Callable[[], bool] | None:
-    """Whether the scheduler still wants the task that this thread works at; None where we are no Dask worker."""
+    """A function that tells if the scheduler still wants the task of this thread; None outside a Dask worker."""
     if "distributed.worker" not in sys.modules:
         return None
     from distributed import get_worker
@@ -89,11 +107,11 @@ def _end_unwanted(child: subprocess.Popen[str], is_wanted: Callable[[], bool]) -
         if not is_wanted():
             _end(child)
             return
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """Ends its process group, and the workers beyond it, which wait for the end of their standard input."""
+    """Ends the child's process group, and its workers outside the group by closing their standard input."""
     assert child.stdin is not None
     child.stdin.close()
     with suppress(ProcessLookupError):  # it ended by itself
@@ -103,7 +121,9 @@ def _end(child: subprocess.Popen[str]) -> None:
 def _failure(module: str, code: int, tail: deque[str]) -> Exception:
     last = tail[-1] if tail else ""
     if f"[Errno {errno.ENOSPC}]" in last:
-        return DiskFull(f"no space left on the device while running {module}; free some and run the same command again")
+        return DiskFull(
+            f"no space left on the device while {module} was running; free some and run the same command again"
+        )
     if code == REFUSED:
         return InputError(last)
     end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -1,4 +1,4 @@
-"""Measures a graph on test photos: its answers, its accuracy and its latency."""
+"""Measurements of a graph on test photos: answers, accuracy and latency."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from durable import sha256
 from flows.gate.gates import Hits
 from flows.run.launch import run_child
-from flows.run.run import Run
+from flows.run.run import ResultCache
+from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
 from models.evaluation.accuracy import thirds
 
 log = logging.getLogger("cleanshelf")
 
 
-def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = None) -> Path:
-    """The folder with what a graph says of the test photos of a data version: answers.npz and accuracy.json.
+def measure_graph(results: ResultCache, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
+    """The answers of a graph to the test photos of a data version, and its accuracy: answers.npz and accuracy.json.
 
     Args:
-        among: another graph; only photos count whose label this one knows.
+        among: another graph; only photos whose label it knows count.
     """
 
     def work(out: Path) -> None:
@@ -31,23 +33,32 @@ def measure_graph(run: Run, data: Path, graph: Path, *, among: Path | None = Non
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return run.cached("measure", *depends_on, work=work)
+    return Measured(results.cached("measure", *depends_on, work=work))
 
 
-def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
-    """ms per photo of each graph, by ONNX Runtime on one thread of this machine's CPU; they are asked in turns."""
+def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ...]:
+    """Milliseconds per photo of each graph in ONNX Runtime on one CPU thread of this machine, measured in turns."""
 
     def work(out: Path) -> None:
         run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
 
-    folder = run.cached("time", *map(sha256, graphs), work=work)
+    folder = results.cached("time", *map(sha256, graphs), work=work)
     return tuple(json.loads((folder / "timing.json").read_bytes()))
 
 
-def read_answers(manifest: Manifest, new: Path, serving: Path | None) -> Hits:
-    """The answers in two folders of `measure_graph` of the same photos; a label that no training photo bears counts for nothing."""
-    found = [np.load(folder / "answers.npz") for folder in (new, serving) if folder is not None]
-    target = found[0]["target"]
-    hits = [each["ranked"][:, 0] == target for each in found]
-    known, third = target >= 0, thirds(manifest.train_counts())
-    return Hits(target[known], hits[0][known], hits[1][known] if serving else None, np.array(manifest.classes), third)
+def read_answers(manifest: Manifest, new: Exported | Measured, serving: Measured | None) -> Hits:
+    """The hits of the new and the current model on the same photos. Labels without training photos do not count."""
+    answers = np.load(new / "answers.npz")
+    known = answers["target"] >= 0
+    target = answers["target"][known]
+
+    def hits(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return ranked[known, 0] == target
+
+    return Hits(
+        target=target,
+        new=hits(answers["ranked"]),
+        serving=None if serving is None else hits(np.load(serving / "answers.npz")["ranked"]),
+        labels=np.array(manifest.classes),
+        third=thirds(manifest.train_counts()),
+    )

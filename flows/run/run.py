@@ -1,4 +1,4 @@
-"""One retraining: its recipe, its folder, and stages whose results are found again by what they depend on."""
+"""A run: its recipe, its folder, and cached results that are found again by everything they depend on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from models.recipe.config import Recipe, digest, to_dict
 
 log = logging.getLogger("cleanshelf")
 RECIPE = "recipe.json"
+# Packages and modules below the repository. What only decides is not in COMPUTES: a changed gate leaves trainings valid.
+COMPUTES = ("models", "pixels", "contract")
+DECIDES = (*COMPUTES, "flows/retrain.py", "flows/steps", "flows/gate", "flows/run/measure.py")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A retraining in a workspace."""
+    """One execution of a flow that trains, in a workspace."""
 
     workspace: Workspace
     recipe: Recipe
@@ -32,14 +35,15 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The folder with the recipe, the inputs and the report of the run."""
         return self.workspace.runs / self.id
 
     @property
     def recipe_file(self) -> Path:
-        """The resolved recipe, as the training processes read it; stages are named by the one in memory.
+        """The file with the resolved recipe, which child processes read; cached results are named by the recipe in memory.
 
         Raises:
-            CorruptObject: it is not what `open` wrote.
+            CorruptObject: the file is not what `open` wrote.
         """
         path = self.folder / RECIPE
         if not path.exists() or path.read_bytes() != self._resolved:
@@ -51,20 +55,32 @@ class Run:
         return json.dumps(to_dict(self.recipe), indent=1).encode()
 
     def open(self, inputs: Mapping[str, object]) -> None:
-        """Makes the folder and writes the resolved recipe, and what the run depends on (flows.run.inputs)."""
+        """Creates the folder and writes the resolved recipe and the inputs of the run (flows.run.inputs)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         overwrite(self.folder / "inputs.json", json.dumps(inputs, indent=1).encode())
         overwrite(self.folder / RECIPE, self._resolved)
 
     def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
-        """The folder with the result of a stage, worked out now or found from an earlier run.
+        """The folder with the result of a step, as `ResultCache.cached`."""
+        return ResultCache(self.workspace).cached(name, *depends_on, work=work)
 
-        A stage is named by everything it depends on: the arguments given, and the source of models. A result counts only if
-        every file still has the hash it had when it was finished; a stage that was killed goes on in its own folder.
+
+@dataclass(frozen=True)
+class ResultCache:
+    """Cached results of steps in a workspace, shared by all runs."""
+
+    workspace: Workspace
+
+    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+        """The folder with the result of a step: that of an earlier run, or the one that `work` fills now.
+
+        Its name is a digest of everything that the result depends on: the arguments and the source (`code_hash`). A result
+        is reused only if every file still has the hash recorded when it was finished. A step that was killed continues in
+        the same folder.
         """
         folder = self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
         if is_finished(folder):
-            log.info("%s: found, nothing it depends on has changed", name)
+            log.info("%s: reused, nothing it depends on has changed", name)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         work(folder)
@@ -74,8 +90,20 @@ class Run:
 
 @functools.cache
 def code_hash() -> str:
-    """Of the source that learning runs: a changed loss makes every stage stale."""
-    files = sorted(path for package in ("models", "pixels") for path in (REPOSITORY / package).rglob("*.py"))
+    """Hash of the source that computes cached results: a changed loss makes all of them stale."""
+    return _hash_of_source(COMPUTES)
+
+
+@functools.cache
+def deciding_hash() -> str:
+    """Hash of all source that decides how a run ends: also which labels, steps and models pass."""
+    return _hash_of_source(DECIDES)
+
+
+def _hash_of_source(parts: Sequence[str]) -> str:
+    """Hash of the names and the content of the Python files that these are or hold."""
+    roots = [REPOSITORY / part for part in parts]
+    files = sorted(path for root in roots for path in (root.rglob("*.py") if root.is_dir() else [root]))
     total = hashlib.sha256()
     for path in files:
         total.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
@@ -83,23 +111,23 @@ def code_hash() -> str:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a stage's result is there and unharmed; a harmed one is removed, so that it is worked out again."""
+    """True if the folder holds a complete and undamaged result. Removes a damaged one, so that it is computed again."""
     marker = folder / "done.json"
     if not marker.exists():
         return False
     try:
         files = json.loads(marker.read_bytes())
     except ValueError:
-        files = {marker.name: "of whole JSON"}
-    harmed = [name for name, digest in files.items() if not (folder / name).exists() or sha256(folder / name) != digest]
-    if harmed:
-        log.warning("%s/%s no longer has its hash; the stage runs again", folder.name, harmed[0])
+        files = {marker.name: "not the hash of any file"}
+    damaged = [name for name, known in files.items() if not (folder / name).exists() or sha256(folder / name) != known]
+    if damaged:
+        log.warning("%s/%s no longer has its hash; the step runs again", folder.name, damaged[0])
         shutil.rmtree(folder)
-    return not harmed
+    return not damaged
 
 
 def _finish(folder: Path) -> None:
-    """Writes the hashes of a stage's files, once they are on the disk; what a killed attempt left half-written goes."""
+    """Writes the hashes of the result's files once they are on the disk. Removes temporary files of killed attempts."""
     for leftover in folder.glob(".*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     sync_tree(folder)

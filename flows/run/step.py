@@ -1,6 +1,6 @@
-"""A stage of a flow: a Prefect task whose result is found again by `Run.cached`, never by Prefect's own cache.
+"""Steps of a flow: Prefect tasks whose results `Run.cached` finds again, never Prefect's own cache.
 
-Prefect remembers that a task returned; we need to know that its files are still there and unharmed.
+Prefect remembers that a task returned; we have to know that its files are still there and undamaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Decorator; the name is shown for each run, with parameters in braces filled in."""
+    """Decorator that makes a function a step. Prefect shows `name` with the parameters in braces filled in."""
 
     def make(work: Callable[P, R]) -> Task[P, R]:
         return Task(work, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
@@ -35,13 +35,13 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 @contextmanager
 def parallel_tasks(workspace: Workspace, *, num_parallel: int, reads: Path | None = None) -> Iterator[TaskRunner[Any]]:
-    """Runs stages that do not wait for each other: so many at a time, or as many as the cluster of CLEANSHELF_DASK has workers.
+    """The task runner for independent steps: `num_parallel` threads, or the workers of the cluster of CLEANSHELF_DASK.
 
-    They read the workspace, and `reads` besides.
+    reads: a path that the steps read besides the workspace.
 
     Raises:
         InputError: Dask is not installed, or the cluster cannot be used (flows.run.cluster).
-        WorldError: the cluster ended.
+        WorldError: the cluster ended meanwhile.
     """
     where = Settings().dask
     if not where:
@@ -55,12 +55,12 @@ def parallel_tasks(workspace: Workspace, *, num_parallel: int, reads: Path | Non
         yield runner
 
 
-def together(futures: Sequence[PrefectFuture[Path]]) -> list[Path]:
-    """The results of stages that run side by side, once all of them ended."""
+def together(futures: Sequence[PrefectFuture[R]]) -> list[R]:
+    """The results of steps that run side by side, once all of them have ended."""
     try:
         for future in futures:
             future.wait()
-    except BaseException:  # Ctrl-C reaches this thread alone, which would stay until the children of the others end
+    except BaseException:  # Ctrl-C reaches this thread only, which would wait for the children of the others
         end_children()
         raise
     return [future.result() for future in futures]

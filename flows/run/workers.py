@@ -1,7 +1,7 @@
-"""A module run by several workers on this machine: `python -m flows.run.workers N MODULE ARGUMENTS...`, with torch's own launcher.
+"""A module run by several workers on this machine with torch's launcher: `python -m flows.run.workers N MODULE ARGUMENTS...`.
 
-The launcher gives each worker a session of its own, beyond the reach of a signal to our process group. So each is a
-flows.run.child as well, on the same standard input: when the flow closes it, or ends, all of them end.
+The launcher gives each worker a session of its own, which a signal to our process group does not reach. So each worker is a
+flows.run.child as well, with the same standard input: when the flow closes it or ends, all workers end.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
-    """Ends with the exit code of the worker that failed first; what it said is the last that is printed."""
-    logging.disable()  # the launcher's own lines, which would come after the worker's last
+    """Runs the workers. Exits with the code of the worker that failed first, whose output comes last."""
+    logging.disable()  # the launcher's own lines would come after the last line of the worker
     _, count, *command = sys.argv
     try:
         run.main(["--standalone", "--nproc_per_node", count, "-m", "flows.run.child", *command])

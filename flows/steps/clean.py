@@ -1,4 +1,4 @@
-"""Rounds of cleaning as a stage: what networks say of photos they never saw becomes decisions, and those a data version."""
+"""Rounds of cleaning: out-of-sample scores become decisions on labels, and these a data version."""
 
 from __future__ import annotations
 
@@ -17,21 +17,33 @@ from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
 from flows.workspace.files import link
+from flows.workspace.results import DataFolder, Fold
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
 from models.data.manifest import CHECKED, Manifest, read_manifest, write_labels, write_version
 from models.data.trusted import with_selection_photos
-from models.decisions import FoldEmbeddings, confusion, decide, fold_embeddings, moves, out_of_sample, scored_by
+from models.decisions import (
+    FoldEmbeddings,
+    changed_labels,
+    confusion,
+    decide,
+    fold_embeddings,
+    out_of_sample,
+    scored_by,
+)
 from models.evaluation.scores import Scores, read_scores
 from models.recipe.config import digest
 
 log = logging.getLogger("cleanshelf")
-OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; the others are linked
+OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; all others are linked
 
 
-def rounds(run: Run, data: Path) -> Path:
-    """The data version after all rounds of the recipe, or once one hardly changed anything; `data` where there are none."""
+def clean_labels(run: Run, data: DataFolder) -> DataFolder:
+    """The data version after all rounds of the recipe, or after the first that changes hardly anything.
+
+    `data` itself if the recipe has no rounds.
+    """
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
         before, data = data, clean(run, data, folds, round)
@@ -41,13 +53,13 @@ def rounds(run: Run, data: Path) -> Path:
 
 
 @step("clean, round {round}")
-def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
-    """The data version in which all labels are judged by these folds, with every decision taken anew."""
+def clean(run: Run, data: DataFolder, folds: list[Fold], round: int) -> DataFolder:
+    """The data version in which all labels are scored by these folds, with every decision made afresh."""
     before = read_manifest(data)
-    after, noise = judged(run, before, folds, round)
-    done = moves(before, after)
-    message = f"{done.flagged} labels disbelieved, {done.restored} believed again"
-    log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
+    after, noise = decided(run, before, folds, round)
+    change = changed_labels(before, after)
+    message = f"{change.flagged} labels flagged, {change.restored} restored"
+    log.info("clean, round %d: %s; %.1f%% of the labels changed", round, message, 100 * change.share)
     versions = DataVersions(run.workspace)
     folder = versions.new_folder()
     for path in sorted(data.rglob("*")):
@@ -58,17 +70,17 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
         write_confusion(noise, folder, classes=before.classes)
     config = digest(run.recipe.clean, [fold.name for fold in folds], round)
     write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    if known := made_before(versions, folder):
-        return known
+    if earlier := same_version(versions, folder):
+        return earlier
     version = versions.commit(folder, step=f"clean-{round}", message=message)
     emit(selected("cleaned", versions.log()[0]))
-    return versions.materialise(version)
+    return DataFolder(versions.materialise(version))
 
 
-def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple[Manifest, Noise | None]:
-    """The manifest as the folds' scores decide it, and what is given for what, where the recipe asks for it (`clean.correct`).
+def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tuple[Manifest, Noise | None]:
+    """The manifest with the decisions that the folds' scores lead to, and the label noise if the recipe asks for it.
 
-    Photos whose labels somebody checked (`proof.photos`, `cleanshelf feedback`) stay as they are.
+    Labels that a person checked (`proof.photos`, `cleanshelf feedback`) stay as they are. `clean.correct` asks for the noise.
     """
     parts, settings = [read_scores(folder / "scores.parquet") for folder in folds], run.recipe.clean
     seen = with_selection_photos(manifest, run.recipe.proof.photos)
@@ -77,7 +89,7 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
     if run.recipe.proof.photos:
         checked |= seen.split == "val"
     scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
-    embeddings = compared(folds, parts, scores) if settings.asks_embeddings else None
+    embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
     judge = scored_by([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, judge=judge, fold_embeddings=embeddings)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
@@ -85,23 +97,23 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 
-def compared(folds: list[Path], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
-    """What photos are compared by: features of a backbone that all folds share, else embeddings of each fold's own network."""
+def embeddings_of(folds: list[Fold], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
+    """The embeddings to compare photos by: features of the backbone that all folds share, or of each fold's own network."""
     shared = all((folder / "features.npy").exists() for folder in folds)
     name = "features.npy" if shared else "embeddings.npy"
     return fold_embeddings([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
 
 
-def made_before(versions: DataVersions, folder: Path) -> Path | None:
-    """The version of the same decisions that the selected one is, or was cleaned from; `folder` is gone then.
+def same_version(versions: DataVersions, folder: Path) -> DataFolder | None:
+    """An earlier version with the same decisions, from which the selected one was cleaned or which is selected.
 
-    So a retraining that is repeated adds nothing to the history, however many rounds it has.
+    Removes `folder` if there is one. So a repeated retraining adds nothing to the history, however many rounds it has.
     """
     for version in made_by_cleaning(versions.resolve("selected"), versions.log()):
-        known = versions.workspace.versions / version
-        if all(_bytes(known / name) == _bytes(folder / name) for name in OWN):
+        earlier = versions.workspace.versions / version
+        if all(_bytes(earlier / name) == _bytes(folder / name) for name in OWN):
             shutil.rmtree(folder)
-            return versions.materialise(version)
+            return DataFolder(versions.materialise(version))
     return None
 
 
@@ -109,9 +121,9 @@ def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def settled(before: Path, after: Path, *, stop_share: float) -> bool:
-    """Whether a round changed so little that no further one is worth its folds."""
-    share = moves(read_manifest(before), read_manifest(after)).share
-    if found := share < stop_share or share == 0:
-        log.info("clean: %.2f%% of the labels moved, so there is no further round", 100 * share)
-    return found
+def settled(before: DataFolder, after: DataFolder, *, stop_share: float) -> bool:
+    """True if a round changed so little that another one is not worth its folds."""
+    share = changed_labels(read_manifest(before), read_manifest(after)).share
+    if is_settled := share < stop_share or share == 0:
+        log.info("clean: %.2f%% of the labels changed, so this was the last round", 100 * share)
+    return is_settled

@@ -1,4 +1,4 @@
-"""Exports the networks as one ONNX graph, with its variants."""
+"""Export of the networks as one ONNX graph, and of its variants."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from flows.run.step import step
 from flows.settings import REPOSITORY
 from flows.steps.learn import calibrate
 from flows.steps.publish import log, read_json
+from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Exported, Weights
 from models.recipe.config import digest
 
 
 @step("export")
-def export(run: Run, data: Path, members: list[Path], weights: Path, crops: Path, calibrated: Path) -> Path:
-    """The one graph with its card, proved equal to torch and measured: model.onnx, accuracy.json, parity.json."""
-    made_from = (*members, weights, crops, calibrated)
+def export(
+    run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops, calibration: Calibration
+) -> Exported:
+    """The graph with its card, checked against torch and measured: model.onnx, parity.json, accuracy.json."""
+    made_from = (*balanced, weights, crops, calibration)
     card = {
         "data_version": data.name,
         "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).log())[1:]),
@@ -34,39 +37,41 @@ def export(run: Run, data: Path, members: list[Path], weights: Path, crops: Path
 
     def work(out: Path) -> None:
         (out / "card.json").write_text(json.dumps(card), encoding="utf-8")
-        networks = [folder / "network.pt" for folder in members]
+        networks = [folder / "network.pt" for folder in balanced]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         arguments += ["--ensemble", weights / "ensemble.json", "--crops", crops / "crops.json"]
-        arguments += ["--calibration", calibrated / "calibration.json"]
+        arguments += ["--calibration", calibration / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
     names = [folder.name for folder in made_from]
-    return run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), work=work)
+    return Exported(run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), work=work))
 
 
 @step("use {count} crops")
-def in_crops(run: Run, crops: Path, count: int) -> Path:
-    """crops.json with `count` crops at the chosen enlargement; nothing was measured of it yet."""
+def in_crops(run: Run, crops: Crops, count: int) -> Crops:
+    """crops.json with `count` crops at the chosen enlargement, without measurements."""
     chosen = read_json(crops / "crops.json")
 
     def work(out: Path) -> None:
         content = {"crops": count, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
         (out / "crops.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-    return run.cached(f"crops-{count}", chosen["enlarge"], count, work=work)
+    return Crops(run.cached(f"crops-{count}", chosen["enlarge"], count, work=work))
 
 
-def levels(run: Run, data: Path, members: list[Path], weights: Path, crops: Path) -> list[Path]:
-    """The same networks exported with every number of crops but the chosen one, if the recipe asks for variants."""
+def export_other_crops(
+    run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops
+) -> list[Exported]:
+    """The same networks exported with every other number of crops, if the recipe asks for variants."""
     chosen = read_json(crops / "crops.json")["crops"]
     others = [in_crops(run, crops, count) for count in run.recipe.export.levels if count != chosen]
-    calibrated = [calibrate(run, data, members, weights, each) for each in others]
-    return [export(run, data, members, weights, *pair) for pair in zip(others, calibrated, strict=True)]
+    calibrations = [calibrate(run, data, balanced, weights, each) for each in others]
+    return [export(run, data, balanced, weights, *pair) for pair in zip(others, calibrations, strict=True)]
 
 
-@step("variants")
-def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
-    """What is to be published: the export, or its variant in the recipe's precision where that is offered; and variants.json."""
+@step("choose variant")
+def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exported]) -> Exported:
+    """The graph to publish: the export, or its variant in the recipe's precision if that is offered; with variants.json."""
     settings = run.recipe.export
     if not settings.precisions:
         return graph
@@ -76,11 +81,11 @@ def variants(run: Run, data: Path, graph: Path, others: list[Path]) -> Path:
         run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line))
 
     names = [folder.name for folder in (graph, *others)]
-    return run.cached("variants", data.name, names, settings, run.recipe.proof.file, work=work)
+    return Exported(run.cached("variants", data.name, names, settings, run.recipe.proof.file, work=work))
 
 
 def commit() -> str:
-    """The git commit that CleanShelf itself runs from, with + where its files were changed; "" outside a clone."""
+    """The git commit of CleanShelf itself, followed by + if its files were changed; "" outside a clone."""
     asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -8,37 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from durable import sha256
-from flows.gate.gates import Decided, GateInput, judge
+from flows.gate.gates import FlaggedLabels, GateInput, judge
 from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.run.measure import measure_graph, read_answers, time_graphs
-from flows.run.run import Run
+from flows.run.run import ResultCache, Run
 from flows.run.step import step
 from flows.steps.publish import log, read_json
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import FLAGGED, OUTSIDE, Manifest, read_manifest
 from serving.signature import Signature
 
 
 @step("gate")
-def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
-    """Whether the graph may be served, judged against the model now serving on the same test photos: verdict.json.
+def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> Verdict:
+    """The verdict on the graph, compared with the current model on the same test photos; written to verdict.json.
 
-    despite: why it is to serve even if it is refused; that is recorded with the name of the user.
+    despite: the reason to serve the graph even if it is refused; it is recorded with the name of the user.
     """
     ledger, file, settings = Ledger(run.workspace.root), graph / "model.onnx", run.recipe.gate
-    serving = ModelVersions(ledger).current()
-    now = None if serving is None else intact_graph(run.workspace, serving)
+    results, serving = ResultCache(run.workspace), ModelVersions(ledger).current()
+    current = None if serving is None else intact_graph(run.workspace, serving)
     manifest = read_manifest(data)
     evidence = GateInput(
         parity=read_json(graph / "parity.json"),
-        answers=read_answers(manifest, graph, now and measure_graph(run, data, now)),
-        decided=decided(manifest),
-        ms=time_graphs(run, [file, *([now] if now else [])]) if settings.latency_ms else None,
+        answers=read_answers(manifest, graph, None if current is None else measure_graph(results, data, current)),
+        cleaning=flagged_labels(manifest),
+        ms=time_graphs(results, [file, *([current] if current else [])]) if settings.latency_ms else None,
         variant=variant_of(file),
     )
     verdict = judge(evidence, settings=settings, graph_sha256=sha256(file), against=serving)
@@ -52,25 +54,28 @@ def gate(run: Run, data: Path, graph: Path, *, despite: str = "") -> Verdict:
 
 
 def intact_graph(workspace: Workspace, version: int) -> Path:
-    """The graph of a version; a damaged one would be easy to beat.
+    """The graph of a model version, verified: a damaged one would be easy to beat.
 
     Raises:
-        CorruptVersion: a file of the version is not what was staged.
+        CorruptVersion: a file of the version is not what was written.
     """
     versions = repository(workspace)
     versions.verify(version)
     return versions.path(version) / "model.onnx"
 
 
-def decided(manifest: Manifest) -> Decided:
-    """What cleaning decided on the training photos; those that ingestion left out do not count."""
-    counts = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
-    away = counts & np.isin(manifest.decision, FLAGGED)
-    given, gone = (np.bincount(manifest.given_target[rows], minlength=len(manifest.classes)) for rows in (counts, away))
-    return Decided(np.array(manifest.classes), given, gone)
+def flagged_labels(manifest: Manifest) -> FlaggedLabels:
+    """The training photos that cleaning flagged, per class; photos that ingestion left out do not count."""
+    counted = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
+    flagged = counted & np.isin(manifest.decision, FLAGGED)
+
+    def per_class(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(manifest.given_target[rows], minlength=len(manifest.classes))
+
+    return FlaggedLabels(np.array(manifest.classes), given=per_class(counted), flagged=per_class(flagged))
 
 
 def variant_of(graph: Path) -> dict[str, Any] | None:
-    """What was measured of a graph of a lower precision; None of a float32 graph."""
-    told = Signature.read(graph).metadata.get("variant")
-    return None if told is None else json.loads(told)
+    """The measurements of a graph of a lower precision; None for a float32 graph."""
+    variant = Signature.read(graph).metadata.get("variant")
+    return None if variant is None else json.loads(variant)

@@ -1,4 +1,4 @@
-"""The learning stages as Prefect tasks: each gives the folder of its result; what is heavy runs in a child process."""
+"""The steps that learn, as Prefect tasks. Each returns the folder of its result; the heavy work runs in a child process."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from durable import sha256
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.run import Run
-from flows.run.step import step
-from flows.settings import num_workers
+from flows.run.step import step, together
+from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
-from models.recipe.config import Recipe, to_dict
+from models.recipe.config import Recipe, to_dict, training_inputs
 from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
 
 
 def check(recipe: Recipe, data: Path) -> None:
-    """Sees that the recipe can be trained on the data version in folder `data`; it takes seconds, and leaves nothing.
+    """Checks within seconds that the recipe can be trained on a data version. Leaves no files.
 
     Raises:
-        InputError: naming the recipe's key, or what the data lack.
+        InputError: it cannot; the message names the key of the recipe, or what the data lack.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
@@ -36,123 +35,133 @@ def check(recipe: Recipe, data: Path) -> None:
         run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
 
 
+def train_members(run: Run, labels: Sequence[DataFolder]) -> list[Trained]:
+    """All members trained side by side, each on the labels of its own data version."""
+    return together([train.submit(run, data, member) for member, data in enumerate(labels)])
+
+
+def finetune_members(run: Run, labels: Sequence[DataFolder], networks: Sequence[Trained]) -> list[Trained]:
+    """All members fine-tuned side by side."""
+    pairs = zip(labels, networks, strict=True)
+    return together([finetune.submit(run, data, member, trained) for member, (data, trained) in enumerate(pairs)])
+
+
+def balance_members(run: Run, data: DataFolder, networks: Sequence[Trained]) -> list[Balanced]:
+    """All members re-balanced side by side."""
+    return together([balance.submit(run, data, member, trained) for member, trained in enumerate(networks)])
+
+
 @step("train member {member}")
-def train(run: Run, data: Path, member: int) -> Path:
+def train(run: Run, data: DataFolder, member: int) -> Trained:
     """One member on all kept photos: network.pt, and scores.parquet of the validation and test photos."""
-    return _train(run, data, member, name=_name("train", run, member))
+    return Trained(_train(run, data, member, name=_name("train", run, member)))
 
 
 @step("score fold {fold}")
-def score_fold(run: Run, data: Path, fold: int) -> Path:
-    """Scores of one fold of the training photos, by a network that never saw them."""
+def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
+    """Scores of one fold of the training photos, by a network that was not trained on them."""
     settings = run.recipe.clean
     parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
-    return _train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold])
+    return Fold(_train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold]))
 
 
 @step("fine-tune member {member}")
-def finetune(run: Run, data: Path, member: int, trained: Path) -> Path:
-    """The member trained on at a larger size: network.pt and scores.parquet, as of a training."""
-    return _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
-                  parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
+def finetune(run: Run, data: DataFolder, member: int, trained: Trained) -> Trained:
+    """The member trained further at a larger size: network.pt and scores.parquet, as `train` leaves them."""
+    folder = _train(run, data, member, name=_name("finetune", run, member), module="models.training.finetune",
+                    parts=[trained.name, run.recipe.finetune], options=["--network", trained / "network.pt"])  # fmt: skip
+    return Trained(folder)
 
 
 def _train(
-    run: Run, data: Path, member: int, *, name: str, module: str = "models.training.train", parts: Sequence[object] = (),
+    run: Run,
+    data: DataFolder,
+    member: int,
+    *,
+    name: str,
+    module: str = "models.training.train",
+    parts: Sequence[object] = (),
     options: Sequence[object] = (),
-) -> Path:  # fmt: skip
-    """A training of a member, which depends on its own part of the recipe and on `parts`."""
+) -> Path:
+    """The folder of a training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
-    files = [own.members[0].weights, own.train.state, own.train.photo_weights]
-    contents = [*(_content(path) for path in files), own.meta.file, own.proof.file]
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.cached(name, data.name, contents, own.meta, own.members[0], own.loss, own.train.decisive, own.augment,
-                     own.clean.weighing, own.export.input_size, *parts, work=work)  # fmt: skip
+    return run.cached(name, data.name, *training_inputs(own), *parts, work=work)
 
 
-def _name(what: str, run: Run, member: int) -> str:
-    return f"{what}-{member + 1}-{run.recipe.members[member].backbone}"
-
-
-def _content(path: str) -> str:
-    """Names a file by what it holds, so that a new one of the same name is another start."""
-    return sha256(Path(path)) if path and Path(path).is_file() else path
+def _name(work: str, run: Run, member: int) -> str:
+    return f"{work}-{member + 1}-{run.recipe.members[member].backbone}"
 
 
 @step("balance member {member}")
-def balance(run: Run, data: Path, member: int, trained: Path) -> Path:
+def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanced:
     """The member with its classifier re-balanced and tau chosen on validation photos."""
     recipe = run.recipe
     name = _name("balance", run, member)
 
     def work(out: Path) -> None:
-        arguments = [
-            "--data",
-            data,
-            "--recipe",
-            run.recipe_file,
-            "--network",
-            trained / "network.pt",
-            "--member",
-            member,
-        ]
-        run_child("models.training.decoupling", [*arguments, "--out", out], say=_say(name))
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
+        arguments += ["--member", member, "--out", out]
+        run_child("models.training.decoupling", arguments, say=_say(name))
 
     seed = recipe.members[member].seed
-    return run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
-                     recipe.export.input_size, seed, work=work)  # fmt: skip
+    folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
+                        recipe.export.input_size, seed, work=work)  # fmt: skip
+    return Balanced(folder)
 
 
-@step("ensemble")
-def ensemble(run: Run, data: Path, balanced: list[Path]) -> Path:
-    """What each member counts, with the evidence: ensemble.json."""
+@step("weigh members")
+def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weights:
+    """The weight of each member, with the measurements: ensemble.json."""
     settings = run.recipe.ensemble
 
     def work(out: Path) -> None:
         manifest = with_selection_photos(read_manifest(data), run.recipe.proof.photos)
-        judging = manifest.id[selection_photos(manifest)].astype(str)
+        selected = manifest.id[selection_photos(manifest)].astype(str)
         scores = [read_scores(folder / "scores.parquet") for folder in balanced]
-        choice = choose_weights([each.select(np.isin(each.id, judging)) for each in scores], method=settings.method,
-                        confidence=run.recipe.proof.confidence)  # fmt: skip
-        log.info("ensemble, %s: members count %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights))
+        scores = [each.select(np.isin(each.id, selected)) for each in scores]
+        choice = choose_weights(scores, method=settings.method, confidence=run.recipe.proof.confidence)
+        log.info(
+            "ensemble, %s: weights of the members %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights)
+        )
         content = json.dumps({"method": settings.method} | choice.to_dict(), indent=1, allow_nan=False)
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
     names, proof = [folder.name for folder in balanced], run.recipe.proof
-    return run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work)
+    return Weights(run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work))
 
 
 @step("choose crops")
-def choose_crops(run: Run, data: Path, balanced: list[Path], chosen: Path) -> Path:
-    """How the graph will look at a photo, with the evidence: crops.json."""
+def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights) -> Crops:
+    """The number of crops and their enlargement, with the measurements: crops.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
         run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"))
 
-    names, proof = [folder.name for folder in (*balanced, chosen)], run.recipe.proof
-    return run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work)
+    names, proof = [folder.name for folder in (*balanced, weights)], run.recipe.proof
+    return Crops(run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work))
 
 
 @step("calibrate")
-def calibrate(run: Run, data: Path, balanced: list[Path], chosen: Path, crops: Path) -> Path:
-    """How sure the graph may be, and what it takes for a product of the assortment, with the evidence: calibration.json."""
+def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops) -> Calibration:
+    """The temperature of the probabilities and the fit of the score `known`, with the measurements: calibration.json."""
     networks = [folder / "network.pt" for folder in balanced]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", chosen / "ensemble.json", "--out", out]
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
         arguments += ["--crops", crops / "crops.json"]
         run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
 
-    names = [folder.name for folder in (*balanced, chosen, crops)]
-    return run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work)
+    names = [folder.name for folder in (*balanced, weights, crops)]
+    return Calibration(run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work))
 
 
 def _say(name: str) -> Callable[[str], None]:
-    """Lines of a child process go to the log, behind the stage's name."""
+    """A function that logs the lines of a child process after the name of its step."""
     return lambda line: log.info("%s: %s", name, line)

@@ -1,4 +1,4 @@
-"""From networks to an endpoint: export one graph, judge it, publish it, ask it."""
+"""Publication of a judged graph: register it, promote it, ask the endpoint about a few photos, write the report."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.report.markdown import markdown, tell
-from flows.report.run_report import Report, SampleAnswer, to_json
+from flows.report.markdown import markdown, publish_report
+from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.ledger import Ledger
+from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import read_manifest
 from serving import Recognizer
 
 log = logging.getLogger("cleanshelf")
-REFUSED = ("", 0.0)  # what a graph with export.reject says of a photo that it takes for no product
 
 
 @step("publish")
-def publish(run: Run, data: Path, graph: Path, verdict: Verdict, *, promote: bool = True) -> int:
-    """Stages the version, loads it beside the serving one, checks golden photos over the wire, switches; its number.
+def publish(run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, promote: bool = True) -> int:
+    """Registers the graph and promotes it once the server repeats its golden answers. Returns its version number.
 
-    The model that serves already is not published twice, and bytes that have a number keep it: a killed publication goes on.
+    The current model is not published twice, and a graph that already has a number keeps it, so a killed publication resumes.
 
     Args:
-        promote: False only registers and stages it; `cleanshelf promote` does the rest.
+        promote: False only registers the graph; `cleanshelf promote` does the rest.
 
     Raises:
-        GateRefused: the verdict is no, is not about these bytes, or compared them with what does not serve any more.
+        GateRefused: the verdict refuses, is about other bytes, or compared the graph with a model that is no longer current.
     """
     file = graph / "model.onnx"
     if not verdict.may_serve:
         raise GateRefused(list(verdict.reasons))
     if verdict.graph_sha256 != sha256(file):
-        raise GateRefused(["the graph changed after it was judged"])
+        raise GateRefused([f"{file} changed after it was judged; `cleanshelf publish {run.id}` judges it again"])
     models = ModelVersions(Ledger(run.workspace.root))
     with run.workspace.lock("publish", name="serving"):
         serving = models.current()
         if serving is not None and models.lineage(serving)["graph_sha256"] == verdict.graph_sha256:
-            log.info("publish: model version %d has exactly these bytes and serves already", serving)
+            log.info("publish: this graph is already serving, as model version %d", serving)
             return serving
         if serving != verdict.against:
-            raise GateRefused([f"judged against {named(verdict.against)}, but {named(serving)} serves now; "
-                               f"`cleanshelf publish {run.id}` judges it anew"])  # fmt: skip
+            now = f"judged against {named(verdict.against)}, but {named(serving)} serves now"
+            raise GateRefused([f"{now}; `cleanshelf publish {run.id}` judges it again"])
         lineage = describe(run, graph, verdict, parent=serving)
-        step = register_and_promote if promote else register
-        return step(run.workspace, file, lineage=lineage, labels=read_manifest(data).classes,
-                    golden=np.load(graph / "golden.npy"))  # fmt: skip
+        labels, golden = read_manifest(data).classes, np.load(graph / "golden.npy")
+        publication = register_and_promote if promote else register
+        return publication(run.workspace, file, lineage=lineage, labels=labels, golden=golden)
 
 
-def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
-    """The lineage of a model version: all that its file says of itself, and why these bytes may be served."""
+def describe(run: Run, graph: Exported, verdict: Verdict, *, parent: int | None) -> dict[str, Any]:
+    """The lineage of a model version: the metadata of its graph, its run and parent, and the verdict."""
     return {
         **facts(graph / "model.onnx"),
         "run": run.id,
@@ -74,21 +74,21 @@ def describe(run: Run, graph: Path, verdict: Verdict, *, parent: int | None) -> 
     }
 
 
-@step("recognise")
-def recognise_samples(run: Run, data: Path, count: int = 6) -> list[SampleAnswer]:
-    """Asks the endpoint about a few test photos, spread over the classes."""
+@step("recognise samples")
+def recognise_samples(run: Run, data: DataFolder, count: int = 6) -> list[SampleAnswer]:
+    """Answers of the endpoint to a few test photos, spread over the classes."""
     manifest = read_manifest(data)
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     rows = rows[np.argsort(manifest.target[rows], kind="stable")]
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     with endpoint(run.workspace) as access, Recognizer(access, labels=repository(run.workspace).labels) as recognizer:
         answers = recognizer.recognise([manifest.read_photo(int(row)) for row in chosen])
-    return [
-        SampleAnswer(
-            str(manifest.id[row]), str(manifest.label[row]), *(answer.best or REFUSED), answer.model_version or 0
-        )
-        for row, answer in zip(chosen, answers, strict=True)
-    ]
+    samples = []
+    for row, answer in zip(chosen, answers, strict=True):
+        label, probability = answer.best or NO_PRODUCT
+        photo, truth = str(manifest.id[row]), str(manifest.label[row])
+        samples.append(SampleAnswer(photo, truth, label, probability, answer.model_version or 0))
+    return samples
 
 
 def read_json(path: Path) -> Any:
@@ -96,28 +96,28 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def released(run: Run, data: Path, graph: Path, report: Report, *, promote: bool) -> Report:
-    """What becomes of a judged graph: published and asked, or refused.
+def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
+    """Publishes a judged graph and asks the endpoint about sample photos. Returns the completed report.
 
     Raises:
-        GateRefused: what serves goes on.
+        GateRefused: the verdict refuses; the current model keeps serving.
     """
     if not report.verdict.may_serve:
         raise GateRefused(list(report.verdict.reasons))
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
-        serves = ModelVersions(Ledger(run.workspace.root)).current() == version  # it did before
-        return record(run, replace(report, model_version=version, promoted=serves))
+        was_current = ModelVersions(Ledger(run.workspace.root)).current() == version
+        return write_report(run, replace(report, model_version=version, promoted=was_current))
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
-        seen = recognise_samples(run, data)
-    return record(run, replace(report, model_version=version, promoted=True, seen=seen))
+        answers = recognise_samples(run, data)
+    return write_report(run, replace(report, model_version=version, promoted=True, seen=answers))
 
 
-@step("record")
-def record(run: Run, report: Report) -> Report:
-    """Writes what the run did, run.json for programs and report.md for people; Prefect is told too, once it is decided."""
+@step("write report")
+def write_report(run: Run, report: Report) -> Report:
+    """Writes the report, run.json for programs and report.md for people. Prefect gets it once the outcome is decided."""
     (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
     (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    tell(report)
+    publish_report(report)
     return report

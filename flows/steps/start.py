@@ -1,11 +1,10 @@
-"""What the flows that train have at their start in common: data and recipe that go together, a run, and who waits for whom."""
+"""The start of every flow that trains: a check that recipe and data fit together, a run, and a task runner."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from prefect.task_runners import TaskRunner
@@ -13,22 +12,24 @@ from prefect.task_runners import TaskRunner
 from flows.data.versions import DataVersions
 from flows.orchestrator.server import orchestrated
 from flows.run.inputs import inputs, version_to_train_on
+from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run
 from flows.run.step import parallel_tasks, step
-from flows.settings import Settings, num_workers
+from flows.settings import Settings
 from flows.steps.learn import check
 from flows.workspace import Workspace
+from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
 
 
 @contextmanager
-def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
-    """A new run on the selected data version, and what runs its trainings side by side.
+def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
+    """A new run on the selected data version, and the task runner for its trainings.
 
-    The workspace is locked meanwhile, and a Prefect server is there.
+    Within the block the workspace is locked and a Prefect server is running.
 
     Raises:
-        InputError: recipe and data do not go together, or data/ was edited by hand; nothing was started.
+        InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
@@ -40,35 +41,37 @@ def started(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
 
 
 def num_trainings(recipe: Recipe) -> int:
-    """For how many at once this machine has room."""
+    """The number of trainings that this machine can run in parallel."""
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    return Settings().num_parallel(workers=workers)
+    return num_parallel(Settings().parallel, workers=workers)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:
-    """The id of the data version that `retrain` would train on, once data and recipe are seen to go together.
+    """The id of the data version that `retrain` would train on, after a check that the recipe fits it.
 
     Raises:
-        InputError: they do not, or data/ was edited by hand.
+        InputError: it does not, or data/ was edited by hand.
     """
     data = data_to_train_on(workspace, recipe)
     check(recipe, data)
     return data.name
 
 
-def data_to_train_on(workspace: Workspace, recipe: Recipe) -> Path:
-    """The selected data version, or what it was cleaned from where the recipe cleans: a verified folder that no rollback changes.
+def data_to_train_on(workspace: Workspace, recipe: Recipe) -> DataFolder:
+    """The verified folder of the selected data version, or of the version before its cleaning if the recipe cleans.
+
+    No rollback changes this folder.
 
     Raises:
-        UnknownVersion: there is none yet.
+        UnknownVersion: there is no data version yet.
         LocalEdits: data/ was edited by hand.
     """
     versions = DataVersions(workspace)
     versions.check_clean()
-    return versions.materialise(version_to_train_on(versions, recipe))
+    return DataFolder(versions.materialise(version_to_train_on(versions, recipe)))
 
 
 @step("select data")
-def select_data(run: Run) -> Path:
+def select_data(run: Run) -> DataFolder:
     """The photos and labels that the run starts from."""
     return data_to_train_on(run.workspace, run.recipe)

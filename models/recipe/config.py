@@ -287,6 +287,29 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
 
 
+def training_inputs(recipe: Recipe, *, network: Member | None = None, train: Train | None = None) -> list[Any]:
+    """Everything in a member's own recipe (`Recipe.of`) that its training depends on, for `digest`.
+
+    Files count by content: a new file under the same name makes another training.
+
+    Args:
+        network, train: the member and the training settings, if they are not those of the recipe.
+    """
+    member = network or recipe.members[0]
+    settings = (train or recipe.train).decisive
+    files = [content(path) for path in (member.weights, settings.state, settings.photo_weights)]
+    parts = [
+        member,
+        recipe.loss,
+        recipe.meta,
+        settings,
+        recipe.augment,
+        recipe.clean.weighing,
+        recipe.export.input_size,
+    ]
+    return [*parts, *files, recipe.meta.file, recipe.proof.file]
+
+
 def digest(*parts: Any) -> str:
     """A hex name, 16 digits, of any mixture of recipe parts, strings and numbers: the key of a stage's result."""
     plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]

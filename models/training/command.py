@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.errors import ModelError
+from contract import CleanShelfError
 from models.recipe.config import Recipe, from_dict
-from pixels import BadPhoto
 
 REFUSED = 65  # the exit code of refused input: neither Python's own 1 nor argparse's 2
 
@@ -52,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line; input that it refuses becomes one last line and the exit code REFUSED, without a traceback."""
     try:
         main()
-    except (ModelError, BadPhoto) as error:
+    except CleanShelfError as error:
         if not isinstance(error, ValueError):
             raise
         said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -15,7 +15,7 @@ from models.data.manifest import Manifest
 from models.data.samplers import folds
 from models.errors import ConfigError
 from models.losses import Loss
-from models.recipe.config import Augment, Member, Recipe, Train, content, digest
+from models.recipe.config import Augment, Member, Recipe, Train, content, digest, training_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +70,13 @@ class Job:
         """Names everything that the result depends on."""
         labels = hashlib.sha256((self.data / "labels.parquet").read_bytes()).hexdigest()
         recipe = self.own
-        parts = (
-            self.network,
-            recipe.loss,
-            recipe.meta,
-            recipe.meta.file,
-            self.train.decisive,
-            content(self.train.photo_weights),
+        return digest(
+            *training_inputs(recipe, network=self.network, train=self.train),
             content(str(self.data / NAME)) if recipe.clean.correct else "",
-            recipe.augment,
-            recipe.proof.file,
-            recipe.export.input_size,
             None if self.start is None else [recipe.finetune.learn, content(str(self.start))],
-            recipe.clean.weighing,
+            None if self.fold is None else [self.fold, recipe.clean.folds],
+            labels,
         )
-        return digest(*parts, None if self.fold is None else [self.fold, recipe.clean.folds], labels)
 
 
 def split_rows(manifest: Manifest, *, fold: int | None, num_folds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,6 +1,6 @@
-"""From photos to ranked products over the wire: `Recognizer`, and `AsyncRecognizer` for asyncio.
+"""Clients that send photos to a Triton endpoint: `Recognizer`, and `AsyncRecognizer` for asyncio.
 
-Both ask as serving.client.session says; they differ in who makes the calls.
+Both follow the conversations of serving.client.session; they differ in how they make the calls.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from weakref import WeakSet
 
 from pixels import BadPhoto
 from serving.access import Access
-from serving.client.bulk import Answered, Numbered, Progress, all_good, batches, in_order, in_order_async, merged
+from serving.client.batches import Answered, Numbered, all_good, batches, merged
 from serving.client.conversation import Call, Pause, Steps, T, drive, drive_async
+from serving.client.ordering import Progress, in_order, in_order_async
 from serving.client.photos import Photo
 from serving.client.recognition import Recognition
-from serving.client.session import Session, Wire
+from serving.client.session import Session, Transport
 from serving.wire import connect, connect_async, errors_named
 
 TIMEOUT_S = 10.0
@@ -30,7 +31,7 @@ Labels = Callable[[int], Sequence[str]]
 
 
 class _Client:
-    """What both kinds of client are told, and the conversation that follows from it."""
+    """Arguments and session that both clients share."""
 
     def __init__(
         self,
@@ -38,31 +39,37 @@ class _Client:
         *,
         model: str = "products",
         labels: Labels | None = None,
-        wire: Wire = "uint8",
+        transport: Transport = "uint8",
         timeout_s: float = TIMEOUT_S,
         patience_s: float = PATIENCE_S,
         in_flight: int = IN_FLIGHT,
+        wire: Transport | None = None,
     ) -> None:
-        """A client of one model at one server.
+        """Prepares a client of one model at one server; nothing is sent yet.
 
         Args:
             server: host:port of its gRPC, or an Access with tokens and TLS.
-            labels: the labels of a model version, called once for each version met; None: the server tells them.
-            wire: how photos travel. "uint8": decoded and squeezed here; "encoded": the file as it is, for slow networks;
-                "shared memory": as uint8, through the memory of the machine that client and server share.
-            timeout_s: deadline of a request (at most the server's largest batch of photos) with all its tries.
-            patience_s: how long a server or model that is away is asked again; a full queue is, until the deadline.
-            in_flight: batches that `stream` has under way at a time, each decoded in a thread of its own.
+            labels: returns the labels of a model version, called once per version; None: the server provides them.
+            transport: how photos travel to the server. "uint8": pixels, decoded and resized by the client; "encoded": the
+                file as it is, for slow networks; "shared memory": pixels, through memory of the machine that client and
+                server share.
+            timeout_s: deadline of a request (at most the server's largest batch of photos), including all attempts.
+            patience_s: time for which a server or model that is away is asked again; a full queue, until the deadline.
+            in_flight: batches that `stream` processes in parallel, each decoded in its own thread.
+            wire: `transport` under its name of the previous release; overrides it.
         """
         self.in_flight = in_flight
         self._access = Access.of(server)
-        self._session = Session(self._access.url, model, wire, timeout_s, patience_s, labels)
+        self._session = Session(
+            self._access.url, model, transport if wire is None else wire, timeout_s, patience_s, labels
+        )
 
 
 class Recognizer(_Client):
-    """Recognises photos at a Triton endpoint; a context manager that closes its connection. Threads may share one.
+    """Client that recognises photos at a Triton endpoint; a context manager that closes the connection.
 
-    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size.
+    A photo is a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image, of any size. Threads may share
+    one client.
     """
 
     @cached_property
@@ -82,19 +89,19 @@ class Recognizer(_Client):
         self.close()
 
     def close(self) -> None:
-        """End the streams that were not read to their end, give back shared memory, close the connection."""
+        """Ends unfinished streams, releases shared memory and closes the connection."""
         for stream in list(self._streams):
-            with suppress(ValueError):  # another thread reads it now, and will be told
+            with suppress(ValueError):  # another thread reads it now, and will get the error
                 stream.close()
         self._drive(self._session.end())
         self._client.close()
 
     def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
-        """One answer per photo, in order; `embedding` asks for the (512,) vectors too.
+        """One answer per photo, in order; with `embedding`, also the (512,) vectors.
 
         Raises:
-            BadPhoto: the first photo that is not one; the others were asked in vain.
-            ServingError: what the server or the way to it did.
+            BadPhoto: the first bad photo; the answers to the others are lost.
+            ServingError: an error of the server or of the connection.
         """
         served = self._drive(self._session.learn())
         if len(photos) <= served.batch:
@@ -105,13 +112,13 @@ class Recognizer(_Client):
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
     ) -> Generator[Answered, None, None]:
-        """One answer per photo, in order, as they come; a BadPhoto in the place of a photo that is not one.
+        """Yields one answer per photo, in order; for a bad photo, a BadPhoto.
 
-        Reads `photos` only as far as answers are taken, and `2 * in_flight` batches ahead. `progress` is told how many
-        are done.
+        Reads `photos` at most `2 * in_flight` batches ahead of the answers taken. Calls `progress` with the number of
+        answers so far.
 
         Raises:
-            ServingError: what the server or the way to it did; the answers before it have been given.
+            ServingError: an error of the server or of the connection, after all earlier answers.
         """
         served = self._drive(self._session.learn())
         todo = batches(photos, served.batch)
@@ -137,9 +144,9 @@ class Recognizer(_Client):
 
 
 class AsyncRecognizer(_Client):
-    """`Recognizer` for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
+    """Recognizer for asyncio, with the same arguments: `async with`, `await recognise`, `async for ... in stream`.
 
-    Photos are decoded in threads, so that the loop stays free. Belongs to the loop in which it is first used.
+    Photos are decoded in threads, so the loop is not blocked. A client belongs to the loop in which it is first used.
     """
 
     @cached_property
@@ -159,15 +166,15 @@ class AsyncRecognizer(_Client):
         await self.close()
 
     async def close(self) -> None:
-        """As Recognizer.close."""
+        """Same as Recognizer.close."""
         for stream in list(self._streams):
-            with suppress(RuntimeError):  # another task reads it now, and will be told
+            with suppress(RuntimeError):  # another task reads it now, and will get the error
                 await stream.aclose()
         await self._drive(self._session.end())
         await self._client.close()
 
     async def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
-        """As Recognizer.recognise."""
+        """Same as Recognizer.recognise."""
         served = await self._drive(self._session.learn())
         if len(photos) <= served.batch:
             return all_good(await self._answer(list(enumerate(photos)), embedding))
@@ -177,7 +184,7 @@ class AsyncRecognizer(_Client):
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
     ) -> AsyncGenerator[Answered, None]:
-        """As Recognizer.stream; reads `in_flight` batches ahead."""
+        """Same as Recognizer.stream, but reads at most `in_flight` batches ahead."""
         answers = self._stream(photos, embedding, progress)
         self._streams.add(answers)
         return answers

@@ -1,7 +1,7 @@
-"""A conversation with a server, apart from who makes its calls.
+"""Conversations with a server, written once for sync and async clients.
 
-It is a generator that yields each call it wants made and is sent the reply, or thrown the error. `drive` makes the calls,
-`drive_async` awaits them, so that a protocol is written once for both.
+A conversation is a generator. It yields each call to make; the reply is sent into it, or the error is thrown into it.
+`drive` makes the calls, `drive_async` awaits them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Pause:
-    """Time to let pass."""
+    """Request to wait for some time."""
 
     seconds: float
 
@@ -34,7 +34,7 @@ Steps = Generator[Call | Pause, Any, T]
 
 
 def drive(steps: Steps[T], act: Callable[[Call | Pause], Any]) -> T:
-    """The outcome of a conversation whose calls `act` makes."""
+    """Result of a conversation whose calls and pauses are carried out by `act`."""
     try:
         step = next(steps)
         while True:
@@ -45,13 +45,14 @@ def drive(steps: Steps[T], act: Callable[[Call | Pause], Any]) -> T:
             else:
                 step = steps.send(reply)
     except StopIteration as end:
-        return end.value
+        result: T = end.value
+        return result
     finally:
         steps.close()
 
 
 async def drive_async(steps: Steps[T], act: Callable[[Call | Pause], Awaitable[Any]]) -> T:
-    """The same where `act` is to be awaited."""
+    """Same as `drive`, with an `act` that is awaited."""
     try:
         step = next(steps)
         while True:
@@ -62,6 +63,7 @@ async def drive_async(steps: Steps[T], act: Callable[[Call | Pause], Awaitable[A
             else:
                 step = steps.send(reply)
     except StopIteration as end:
-        return end.value
+        result: T = end.value
+        return result
     finally:
         steps.close()

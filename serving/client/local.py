@@ -1,4 +1,4 @@
-"""From photos to ranked products by an ONNX file alone: no server."""
+"""Recognition of photos from an ONNX file, without a server."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 import onnxruntime
 
 from pixels import BadPhoto
-from serving.client.bulk import Answered, Numbered, Progress, all_good, batches, in_order, merged, prepared
+from serving.client.batches import Answered, Numbered, all_good, batches, merged, prepared
+from serving.client.ordering import Progress, in_order
 from serving.client.photos import Photo, square
 from serving.client.recognition import Recognition, outputs, recognitions
 from serving.errors import BadGraph
 from serving.signature import Signature
 
 BATCH = 8
-IN_FLIGHT = 2  # while one batch is computed on all cores the next is decoded
+IN_FLIGHT = 2  # one batch is computed on all cores while the next one is decoded
 
 
 class LocalRecognizer:
-    """Recognises photos from an ONNX file alone, whose metadata name its labels; takes photos as Recognizer does.
+    """Recogniser that needs an ONNX file only, with labels in its metadata; accepts the same photos as Recognizer.
 
     Raises:
-        BadGraph: not a graph of the endpoint's contract, or without labels.
+        BadGraph: the graph breaks the endpoint's contract or names no labels.
     """
 
     def __init__(self, graph: Path | str) -> None:
@@ -35,20 +36,20 @@ class LocalRecognizer:
         try:
             self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
-            raise BadGraph(f"{graph} cannot answer here ({error}); take the file of a model version") from None
+            raise BadGraph(f"{graph} cannot be loaded here ({error}); take the file of a model version") from None
         self._graph = graph
         self._size = signature.size
         self._data_version = signature.metadata.get("data_version", "")
 
     def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
-        """As Recognizer.recognise."""
+        """Same as Recognizer.recognise."""
         with closing(self.stream(photos, embedding=embedding)) as answers:
             return all_good(answers)
 
     def stream(
         self, photos: Iterable[Photo], *, embedding: bool = False, progress: Progress | None = None
     ) -> Generator[Answered, None, None]:
-        """As Recognizer.stream."""
+        """Same as Recognizer.stream."""
         todo = batches(photos, BATCH)
         return in_order(lambda batch: self._answer(batch, embedding), todo, in_flight=IN_FLIGHT, progress=progress)
 
@@ -62,16 +63,16 @@ class LocalRecognizer:
             arrays = dict(zip(names, self._session.run(names, {"image": np.stack(good)}), strict=True))
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BadGraph(f"{self._graph} cannot answer here ({error}); take the file of a model version") from None
-        told = recognitions(arrays, labels=self._labels, model_version=None, data_version=self._data_version)
-        return merged(batch, squares, told)
+        answers = recognitions(arrays, labels=self._labels, model_version=None, data_version=self._data_version)
+        return merged(batch, squares, answers)
 
 
 def _own_labels(signature: Signature, graph: Path) -> list[str]:
-    """Line i of the metadata's JSON list names class i."""
+    """Names of the classes by id: the JSON list `labels` of the metadata."""
     try:
         labels = json.loads(signature.metadata["labels"])
     except (KeyError, json.JSONDecodeError):
         labels = None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise BadGraph(f"{graph}: metadata `labels` is no JSON list of names; take the file of a model version")
+        raise BadGraph(f"{graph}: metadata `labels` is not a JSON list of names; take the file of a model version")
     return labels

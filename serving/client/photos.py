@@ -1,4 +1,4 @@
-"""Photos as a caller has them, and as a graph wants them."""
+"""Conversion of a caller's photos into what is sent to a graph."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from PIL import Image
 from pixels import BadPhoto, decode, to_square, upright
 
 Photo = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
-# A picture that Pillow opened reads its file when it is first looked at, and two threads may look at the same one.
+# Pillow reads the file of an opened image on first access, and two threads may access the same image.
 PILLOW = threading.Lock()
 
 
 def square(photo: Photo, *, number: int, size: int) -> NDArray[np.uint8]:
-    """(size, size, 3) uint8 RGB of a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image.
+    """(size, size, 3) uint8 RGB pixels of a photo.
+
+    Args:
+        photo: a path, the bytes of a file, an (H, W, 3) uint8 RGB array or a Pillow image.
 
     Raises:
-        BadPhoto: names the photo by its path, or else by its number, and says why.
+        BadPhoto: the message names the photo, by its path or else by its number, and the reason.
     """
-    with faults_named(photo, number):
+    with _faults_named(photo, number):
         return to_square(_image(photo), size)
 
 
 def encoded(photo: Photo, *, number: int, size: int) -> bytes:
-    """A file of the photo: its own where there is one, else one that loses nothing of what `square` gives.
+    """Bytes of the photo's file; of an array or image, a lossless PNG of its `square`.
 
     Raises:
-        BadPhoto: as `square`; but what a file holds is not looked at.
+        BadPhoto: as `square`, but the content of a file is not checked.
     """
-    with faults_named(photo, number):
+    with _faults_named(photo, number):
         if (own := _bytes(photo)) is not None:
             return own
         file = io.BytesIO()
@@ -45,33 +48,38 @@ def encoded(photo: Photo, *, number: int, size: int) -> bytes:
         return file.getvalue()
 
 
+def bad_photo(photo: Photo, number: int, reason: str) -> BadPhoto:
+    """A BadPhoto whose message names the photo, by its path or else by its number."""
+    name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
+    return BadPhoto(f"{name}: {reason}; leave it out or replace it", reason=reason)
+
+
 @contextmanager
-def faults_named(photo: Photo, number: int) -> Iterator[None]:
-    """Say of which photo a fault is, and what to do."""
+def _faults_named(photo: Photo, number: int) -> Iterator[None]:
+    """Turns every fault of a photo into a BadPhoto that names it."""
     try:
         yield
     except (BadPhoto, OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        name = os.fsdecode(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadPhoto(f"{name}: {reason}; leave it out or replace it", reason=reason) from None
+        raise bad_photo(photo, number, reason) from None
 
 
 def _bytes(photo: Any) -> bytes | None:
-    """The photo's file; None for pixels."""
+    """Bytes of the photo's file; None for an array or image."""
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
     return Path(os.fsdecode(photo)).read_bytes() if isinstance(photo, str | os.PathLike) else None
 
 
 def _image(photo: Any) -> Image.Image:
-    """8-bit RGB of any size."""
+    """Image in 8-bit RGB, of any size."""
     if (data := _bytes(photo)) is not None:
         return decode(data)
     if isinstance(photo, Image.Image):
         with PILLOW:
             return upright(photo)
     if not isinstance(photo, np.ndarray):
-        raise BadPhoto(f"a {type(photo).__name__} is no photo; want a path, bytes, a uint8 array or a Pillow image")
+        raise BadPhoto(f"a {type(photo).__name__} is not a photo; want a path, bytes, a uint8 array or a Pillow image")
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
         raise BadPhoto(f"the array is {photo.dtype} {photo.shape}, want uint8 (height, width, 3), RGB")
     return upright(Image.fromarray(np.ascontiguousarray(photo)))

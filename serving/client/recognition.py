@@ -1,9 +1,10 @@
-"""What a recogniser says of a photo."""
+"""Answer of a recogniser to one photo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,13 @@ from contract import ACCEPTED, OUTPUTS, PADDING
 
 @dataclass(frozen=True)
 class Recognition:
-    """One photo's answer: (label, probability) best first, and which model said so (version None: a local file).
+    """Answer to one photo.
 
-    score: how sure the model is that the photo shows a product it knows at all, in [0, 1]; known: it reaches ACCEPTED.
+    Args:
+        ranked: (label, probability), best first.
+        score: how probably the photo shows a product of the assortment, in [0, 1]; the tensor `known`.
+        model_version: the version that answered; None for a local file.
+        data_version: the data version on which that model was trained.
     """
 
     ranked: tuple[tuple[str, float], ...]
@@ -26,24 +31,24 @@ class Recognition:
 
     @property
     def best(self) -> tuple[str, float] | None:
-        """The first of them; None where the graph refused the photo (export.reject)."""
+        """First label with its probability; None if the graph rejected the photo (export.reject)."""
         return self.ranked[0] if self.ranked else None
 
     @property
     def known(self) -> bool:
-        """Whether the model takes the photo for one of its products."""
+        """True if the score reaches ACCEPTED: the photo counts as showing one of the products."""
         return self.score >= ACCEPTED
 
 
 def outputs(embedding: bool) -> list[str]:
-    """The tensors to ask for: most of an answer would be the embedding, so only on wish."""
+    """Names of the tensors to request; the embedding, the largest part of an answer, only if asked for."""
     return [name for name in OUTPUTS if embedding or name != "embedding"]
 
 
 def recognitions(
-    arrays: Mapping[str, NDArray], *, labels: Sequence[str], model_version: int | None, data_version: str
+    arrays: Mapping[str, NDArray[Any]], *, labels: Sequence[str], model_version: int | None, data_version: str
 ) -> list[Recognition]:
-    """One Recognition for each row of a batch's answer; `labels[id]` names a class."""
+    """One Recognition for each row of a batch's output tensors; `labels[id]` is the name of a class."""
     vectors = arrays.get("embedding", [None] * len(arrays["ids"]))
     return [
         Recognition(

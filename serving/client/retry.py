@@ -1,8 +1,8 @@
-"""When a request that failed may be asked again, and how long to wait before.
+"""Rules for repeating a failed request: when, and after which pause.
 
-Only where that is safe and may help: the queue was full, the server was away or its model was being healed, a version
-was switched while it was asked. An inference changes nothing, so that a connection that broke in the middle may be tried
-again, too. A request that is wrong, forbidden or too slow stays so.
+A request is repeated only if that may help: the queue was full, the server was away, its model was being healed, or the
+version was switched during the request. An inference changes nothing, so a request whose connection broke may be
+repeated too. A request that was invalid, forbidden or too slow is not repeated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LONGEST_S = 1.0
 
 @dataclass
 class Retry:
-    """One request with all its tries.
+    """State of one request over all its attempts.
 
-    Pauses double and are drawn from [0, pause], so that clients that were refused together do not come back together
+    Pauses double and are drawn from [0, pause], so that clients rejected at the same time do not return at the same time
     ("full jitter": Brooker, Exponential Backoff and Jitter, 2015).
 
     Args:
-        timeout_s: deadline of the request, counted from now, its tries and pauses included.
-        patience_s: how long a server, or its model, may be away.
+        timeout_s: deadline of the request from now, including all attempts and pauses.
+        patience_s: time for which a server, or its model, may be away.
     """
 
     timeout_s: float
@@ -36,14 +36,14 @@ class Retry:
     _tries: int = 0
 
     def left_s(self) -> float:
-        """Time to the deadline; never 0, which gRPC takes for none."""
+        """Seconds to the deadline; never 0, which gRPC takes for no deadline."""
         return max(self._start + self.timeout_s - time.monotonic(), 0.001)
 
     def pause_s(self, error: ServingError) -> float:
-        """How long to wait before the next try.
+        """Seconds to wait before the next attempt.
 
         Raises:
-            ServingError: `error` itself, where asking again would not help or the time is up.
+            ServingError: `error` itself, if another attempt would not help or the time is up.
         """
         now = time.monotonic()
         end = self._start + self.timeout_s

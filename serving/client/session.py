@@ -1,6 +1,6 @@
-"""How a recogniser talks with a server: which calls, in which order, and what follows from the answers.
+"""Protocol between a recogniser and a server: the calls, their order, and the handling of answers.
 
-Written once for both kinds of client, as conversations (serving.client.conversation).
+Written once for sync and async clients, as conversations (serving.client.conversation).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tritonclient import grpc
 
 from contract import encoded_name
 from pixels import BadPhoto
-from serving.client.bulk import Answered, Numbered, prepared
+from serving.client.batches import Answered, Numbered, prepared
 from serving.client.conversation import Call, Pause, Steps, T
 from serving.client.photos import encoded, square
 from serving.client.recognition import Recognition, outputs, recognitions
@@ -25,60 +25,60 @@ from serving.client.shared_memory import Region
 from serving.errors import BadRequest, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
 from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
-Wire = Literal["uint8", "encoded", "shared memory"]
-IN_USE = "currently in use"  # a request that has just been answered holds its memory a moment longer
-LOST = "unable to find shared memory region"  # the server was started anew
+Transport = Literal["uint8", "encoded", "shared memory"]
+IN_USE = "currently in use"  # a request keeps its memory for a moment after it is answered
+LOST = "unable to find shared memory region"  # the server was restarted
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the configuration of a served model says to its clients."""
+    """Facts for clients in the configuration of a served model."""
 
-    size: int  # side of the square input, in pixels
-    batch: int  # largest request, in photos
+    size: int  # side of the square input in pixels
+    batch: int  # largest request in photos
     parameters: dict[str, str]
 
 
 @dataclass
 class Session:
-    """The conversations with one model at one server, and what is remembered of it.
+    """Conversations with one model at one server, and the facts learnt from them.
 
     Args:
-        labels: the labels of a version; None: as the server tells them.
+        labels: returns the labels of a version; None: the server provides them.
     """
 
     url: str
     model: str
-    wire: Wire
+    transport: Transport
     timeout_s: float
     patience_s: float
     labels: Callable[[int], Sequence[str]] | None
     served: Served | None = None
     _versions: dict[int, tuple[Sequence[str], str]] = field(default_factory=dict)  # labels, data version
-    _regions: list[Region] = field(default_factory=list)  # those that no request uses now
+    _regions: list[Region] = field(default_factory=list)  # not used by a request now
 
     def __post_init__(self) -> None:
-        if self.wire not in get_args(Wire):
-            raise BadRequest(f"wire {self.wire!r} is unknown; use one of {', '.join(get_args(Wire))}")
+        if self.transport not in get_args(Transport):
+            raise BadRequest(f"transport {self.transport!r} is unknown; use one of {', '.join(get_args(Transport))}")
 
     def learn(self) -> Steps[Served]:
-        """What has to be known before the first photo is sent; asked once."""
+        """Facts needed before the first photo is sent; requested once."""
         if self.served is None:
             self.served = yield from self._again(lambda left_s: self._read_config("", left_s))
         return self.served
 
     def prepare(self, batch: Numbered) -> list[Any]:
-        """Each photo as this wire carries it, or the BadPhoto that it is. After `learn`."""
+        """Each photo in the form that the transport carries, or its BadPhoto. Call `learn` first."""
         assert self.served is not None
-        make = encoded if self.wire == "encoded" else square
+        make = encoded if self.transport == "encoded" else square
         return prepared(batch, make, size=self.served.size)
 
     def ask(self, photos: Sequence[NDArray[np.uint8] | bytes], *, embedding: bool) -> Steps[list[Answered]]:
-        """An answer for each square (or encoded photo, over that wire); at most one batch of them."""
+        """One answer for each square, or for each encoded photo with that transport; takes at most one batch."""
         return (yield from self._again(lambda left_s: self._ask_once(photos, embedding, left_s)))
 
     def end(self) -> Steps[None]:
-        """Give back what the server holds for this client. A server that is gone holds nothing."""
+        """Unregisters the shared memory of this client; errors of a server that is gone are ignored."""
         while self._regions:
             region = self._regions.pop()
             try:
@@ -89,13 +89,15 @@ class Session:
                 region.close()
 
     def _again(self, attempt: Callable[[float], Steps[T]]) -> Steps[T]:
-        """The outcome of the first attempt that succeeds, each told how many seconds are left."""
+        """Result of the first successful attempt; each attempt gets the seconds left."""
         retry = Retry(self.timeout_s, self.patience_s)
         while True:
             try:
                 return (yield from attempt(retry.left_s()))
             except ServingError as error:
-                if isinstance(error, ServerUnavailable):  # what comes back may hold other models under the same numbers
+                if isinstance(
+                    error, ServerUnavailable
+                ):  # a restarted server may have other models under the same numbers
                     self._versions.clear()
                 yield Pause(retry.pause_s(error))
 
@@ -103,12 +105,12 @@ class Session:
         self, photos: Sequence[NDArray[np.uint8] | bytes], embedding: bool, left_s: float
     ) -> Steps[list[Answered]]:
         wanted = outputs(embedding)
-        if self.wire == "encoded":
+        if self.transport == "encoded":
             return (yield from self._ask_encoded(cast("Sequence[bytes]", photos), wanted, left_s))
         images = np.stack(photos)
-        ask = self._ask_shared if self.wire == "shared memory" else self._ask_uint8
-        said = yield from ask(images, wanted, left_s)
-        return [*(yield from self._recognitions(said.arrays, said.version, left_s))]
+        ask = self._ask_shared if self.transport == "shared memory" else self._ask_uint8
+        found = yield from ask(images, wanted, left_s)
+        return [*(yield from self._recognitions(found.arrays, found.version, left_s))]
 
     def _ask_uint8(self, images: NDArray[np.uint8], wanted: list[str], left_s: float) -> Steps[Answer]:
         return (yield from self._infer(tensor_of(images), self.model, wanted, left_s))
@@ -125,7 +127,7 @@ class Session:
             is_lost = LOST in str(error).lower()
             if is_lost:
                 raise ServerUnavailable(
-                    f"{self.url} was started anew and lost its shared memory; send it again"
+                    f"{self.url} was restarted and lost its shared memory; send the request again"
                 ) from None
             raise
         finally:
@@ -135,14 +137,14 @@ class Session:
                 self._regions.append(region)
 
     def _ask_encoded(self, photos: Sequence[bytes], wanted: list[str], left_s: float) -> Steps[list[Answered]]:
-        """Each photo is judged for itself: one that cannot be decoded does not harm the others."""
+        """One answer per photo; a photo that cannot be decoded does not affect the others."""
         names = [*wanted, "error", "version"]
-        said = yield from self._infer(tensor_of_files(photos), encoded_name(self.model), names, left_s)
-        found: list[Answered] = [BadPhoto(fault) for fault in texts(said.arrays["error"]).flat]
-        versions = said.arrays["version"][:, 0]
+        reply = yield from self._infer(tensor_of_files(photos), encoded_name(self.model), names, left_s)
+        found: list[Answered] = [BadPhoto(fault) for fault in texts(reply.arrays["error"]).flat]
+        versions = reply.arrays["version"][:, 0]
         for version in sorted({int(v) for v in versions} - {0}):
             rows = np.flatnonzero(versions == version)
-            arrays = {name: said.arrays[name][rows] for name in wanted}
+            arrays = {name: reply.arrays[name][rows] for name in wanted}
             for row, recognition in zip(rows, (yield from self._recognitions(arrays, version, left_s)), strict=True):
                 found[row] = recognition
         return found
@@ -151,25 +153,27 @@ class Session:
         result = yield Call("infer", question(tensor, model=model, outputs=wanted, timeout_s=left_s))
         return answer(result, wanted)
 
-    def _recognitions(self, arrays: dict[str, NDArray], version: int, left_s: float) -> Steps[list[Recognition]]:
+    def _recognitions(self, arrays: dict[str, NDArray[Any]], version: int, left_s: float) -> Steps[list[Recognition]]:
         known = self._versions.get(version)
         labels, data_version = known or (yield from self._learn_version(version, left_s))
         if arrays["ids"].max(initial=0) >= len(labels):
             raise BadRequest(
-                f"{self.url}: version {version} answers more classes than the {len(labels)} labels given it"
+                f"{self.url}: version {version} has more classes than the {len(labels)} labels passed; pass its own labels"
             )
         return recognitions(arrays, labels=labels, model_version=version, data_version=data_version)
 
     def _learn_version(self, version: int, left_s: float) -> Steps[tuple[Sequence[str], str]]:
-        """Labels and data version of a version, as its own configuration tells them."""
+        """Labels and data version of a model version, from its configuration."""
         try:
             parameters = (yield from self._read_config(str(version), left_s)).parameters
         except ModelNotReady as error:
-            raise VersionNotFound(f"{self.url}: version {version} answered and is gone ({error}); ask again") from None
-        told = parameters.get(f"labels.{version}", "null")
-        labels = self.labels(version) if self.labels else _list(told)
+            raise VersionNotFound(
+                f"{self.url}: version {version} answered but is no longer loaded ({error}); ask again"
+            ) from None
+        listed = parameters.get(f"labels.{version}", "null")
+        labels = self.labels(version) if self.labels else _list(listed)
         if labels is None:
-            raise BadRequest(f"{self.url} does not tell the labels of version {version}; pass `labels` yourself")
+            raise BadRequest(f"{self.url} does not provide the labels of version {version}; pass `labels` yourself")
         learnt = labels, parameters.get(f"data_version.{version}", "")
         self._versions[version] = learnt
         return learnt
@@ -181,7 +185,9 @@ class Session:
         config = reply.config
         image = next((list(tensor.dims) for tensor in config.input if tensor.name == "image"), [])
         if len(image) != 3 or image != [image[0], image[0], 3] or not config.max_batch_size:
-            raise BadRequest(f"{self.url}: model {self.model} takes no batches of square images; name another model")
+            raise BadRequest(
+                f"{self.url}: model {self.model} does not take batches of square images; name another model"
+            )
         return Served(
             image[0], config.max_batch_size, {key: value.string_value for key, value in config.parameters.items()}
         )
@@ -196,7 +202,9 @@ class Session:
         except BaseException as error:
             region.close()
             if isinstance(error, ServingError) and "shared memory region" in str(error):
-                raise BadRequest(f"{error}; this machine's memory is not the server's: ask with wire='uint8'") from None
+                raise BadRequest(
+                    f"{error}; the server does not share this machine's memory: ask with transport='uint8'"
+                ) from None
             raise
         finally:
             region.unlink()
@@ -206,7 +214,8 @@ class Session:
         for _ in range(20):
             try:
                 arguments = {"name": region.name, "client_timeout": self.timeout_s}
-                return (yield Call("unregister_system_shared_memory", arguments))
+                yield Call("unregister_system_shared_memory", arguments)
+                return
             except ServingError as error:
                 if IN_USE not in str(error):
                     raise
@@ -214,7 +223,7 @@ class Session:
 
 
 def _list(text: str) -> list[str] | None:
-    """The names in a JSON list; None where it is none."""
+    """Names in a JSON list; None if the text is not a JSON list of strings."""
     try:
         found = json.loads(text)
     except ValueError:

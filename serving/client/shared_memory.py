@@ -1,4 +1,4 @@
-"""Images handed to a server on the same machine through memory that both see, in place of through its socket."""
+"""Shared memory, through which a client on the server's machine sends images instead of through a socket."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from serving.errors import BadRequest
 
 @dataclass(frozen=True)
 class Region:
-    """One batch's worth of memory, used by one request at a time.
+    """Shared memory for one batch, used by one request at a time.
 
-    Its file in /dev/shm goes as soon as the server has opened it: both keep the memory, and a client that is killed
-    leaves no file behind.
+    The file in /dev/shm is unlinked as soon as the server has opened it. Both keep the memory, and a killed client leaves
+    no file behind.
     """
 
     memory: SharedMemory
@@ -26,34 +26,34 @@ class Region:
 
     @classmethod
     def of(cls, num_bytes: int) -> Region:
-        """New memory of that size.
+        """New region of the given size.
 
         Raises:
-            BadRequest: this machine has none left.
+            BadRequest: this machine has no shared memory left.
         """
         try:
             return cls(SharedMemory(create=True, size=num_bytes), f"cleanshelf-{uuid4().hex}")
         except OSError as error:
             raise BadRequest(
-                f"no shared memory of {num_bytes:,} bytes ({error.strerror}); ask with wire='uint8'"
+                f"{num_bytes:,} bytes of shared memory are not available ({error.strerror}); ask with transport='uint8'"
             ) from None
 
     @property
     def key(self) -> str:
-        """Its name in /dev/shm, as the server opens it."""
+        """Name in /dev/shm under which the server opens it."""
         return f"/{self.memory.name.lstrip('/')}"
 
     def tensor_of(self, image: NDArray[np.uint8]) -> grpc.InferInput:
-        """The batch (B, S, S, 3), written into this memory, as it is asked about."""
+        """Input tensor of a batch (B, S, S, 3), after copying the batch into this memory."""
         np.ndarray(image.shape, np.uint8, buffer=self.memory.buf)[:] = image
         tensor = grpc.InferInput("image", list(image.shape), "UINT8")
         tensor.set_shared_memory(self.name, image.nbytes)
         return tensor
 
     def unlink(self) -> None:
-        """Take its name away; those who opened it keep it."""
+        """Removes the file; processes that opened the memory keep it."""
         self.memory.unlink()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Releases the memory of this process."""
         self.memory.close()

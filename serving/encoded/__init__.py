@@ -1,1 +1,1 @@
-"""`products-encoded`: the endpoint for photos as encoded bytes (JPEG, PNG, ...), a Triton model beside `products`."""
+"""Triton model `products-encoded`, which takes encoded photos (JPEG, PNG, ...) for the model `products`."""

@@ -1,7 +1,8 @@
-"""Photos as encoded bytes: decodes them and asks the model beside this one, in the same server.
+"""Triton model that decodes encoded photos and passes them to the product model of the same server.
 
-Run by the stub of Triton's own `python` backend, the wheel's or the container's: it may import nothing of CleanShelf but the
-decoder that lies beside it. It holds no version, so a switch of the other model needs nothing here.
+The stub of Triton's `python` backend runs this file, in the wheel or the container. It may import nothing of CleanShelf but
+the files copied beside it: the decoder and the contract. It holds no version, so a switch of the product model does not
+affect it.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from pixels import BadPhoto, decode, to_square
 
 
 class TritonPythonModel:
-    """One instance; the names of the methods are Triton's."""
+    """Instance of the model; Triton defines the names of the methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Nothing is loaded: what to ask is looked up with each request."""
+        """Reads the settings; the version to ask is determined for each request."""
         config = json.loads(args["model_config"])
         self.max_photo_bytes = int(config["parameters"]["max_photo_bytes"]["string_value"])
-        self.threads = ThreadPoolExecutor(config["max_batch_size"])  # no more requests come at once
-        self.decoding = Lock()  # one photo at a time: there is an instance per core, and a photo may take 700 MB
+        self.threads = ThreadPoolExecutor(config["max_batch_size"])  # Triton passes at most this many requests at once
+        self.decoding = Lock()  # one photo at a time: each core has an instance, and a photo may take 700 MB
         self.model = args["model_name"].removesuffix("-encoded")
         self.config = os.path.join(os.path.dirname(args["model_repository"]), self.model, "config.pbtxt")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Each request for itself: while one waits for its answer, others are decoded."""
+        """Answers the requests in parallel: while one waits for the product model, others are decoded."""
         return list(self.threads.map(self._answer, requests))
 
     def _answer(self, request: Any) -> Any:
@@ -49,7 +50,7 @@ class TritonPythonModel:
         photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().reshape(-1)
         served = Served.read(self.config)
         decoded = [self._decode(photo, served.size) for photo in photos]
-        arrays = served.nothing(len(photos))
+        arrays = served.empty(len(photos))
         arrays["error"][:, 0] = [found if isinstance(found, str) else "" for found in decoded]
         good = [number for number, found in enumerate(decoded) if not isinstance(found, str)]
         if good:
@@ -63,7 +64,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, arrays[name]) for name in arrays if name in wanted])
 
     def _decode(self, photo: bytes, size: int) -> np.ndarray | str:
-        """The square (size, size, 3), or why there is none."""
+        """Pixels (size, size, 3) of the photo, or the reason why it cannot be used."""
         if len(photo) > self.max_photo_bytes:
             return f"{len(photo):,} bytes is over the limit of {self.max_photo_bytes:,}"
         try:
@@ -73,10 +74,10 @@ class TritonPythonModel:
             return str(error)
 
     def _ask(self, image: np.ndarray, request: Any) -> tuple[Any, int]:
-        """The other model's response, and the version that gave it.
+        """Response of the product model, and the version that gave it.
 
-        Asked by number, because a response does not tell its version here. A version that was withdrawn between the choice
-        and the question is no fault of the client: then the one that took its place is asked.
+        The version is chosen here, because the response does not name it. If it is unloaded between the choice and the
+        request, its successor is asked, because that is not the client's fault.
         """
         version = self._newest()
         response = self._ask_version(version, image, request)
@@ -85,14 +86,14 @@ class TritonPythonModel:
         return response, version
 
     def _newest(self) -> int:
-        """The version to ask: one that is to be served, or what still is until that has loaded."""
+        """Version to ask: a configured one, or, until that is loaded, the newest that is still ready."""
         for version in (*Served.read(self.config).versions, *self._present()):
             if pb_utils.is_model_ready(model_name=self.model, model_version=str(version)):
                 return version
-        raise ValueError("no version of it is ready")
+        raise ValueError("no version is ready; see the server's log")
 
     def _present(self) -> Iterator[int]:
-        """Every version in the repository, newest first."""
+        """Yields all versions in the repository, newest first."""
         names = os.listdir(os.path.dirname(self.config))
         yield from sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
@@ -104,14 +105,15 @@ class TritonPythonModel:
             requested_output_names=wanted or ["known"],
             inputs=[pb_utils.Tensor(INPUT, image)],
             timeout=request.timeout(),
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),  # of a graph on the GPU too
+            # outputs in CPU memory, also if the graph runs on a GPU
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
         )
         return question.exec()
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the config.pbtxt of the other model says, newest version first; sizes are of one photo's tensors."""
+    """Facts in the config.pbtxt of the product model: versions, newest first, and the sizes of one photo's tensors."""
 
     versions: tuple[int, ...]
     size: int
@@ -120,15 +122,15 @@ class Served:
 
     @classmethod
     def read(cls, path: str) -> Served:
-        """From the text as CleanShelf writes it; the protobuf is not to be had in the container."""
+        """Facts from the text that CleanShelf writes; Triton's protobuf is not available in the container."""
         try:
             now = os.stat(path)
         except FileNotFoundError:
             raise ValueError(f"no version is served ({path} is missing); publish one") from None
         return _parsed(path, now.st_ino, now.st_mtime_ns)
 
-    def nothing(self, count: int) -> dict[str, np.ndarray]:
-        """The answers to `count` photos of which nothing is known."""
+    def empty(self, count: int) -> dict[str, np.ndarray]:
+        """Output arrays for `count` photos without answers."""
         return {
             "ids": np.full((count, self.k), PADDING, np.int64),
             "probs": np.zeros((count, self.k), np.float32),
@@ -141,7 +143,7 @@ class Served:
 
 @lru_cache(maxsize=1)
 def _parsed(path: str, inode: int, time_ns: int) -> Served:
-    """Read anew when the file was replaced: it also holds the labels, 2 MB of them where there are 50,000."""
+    """Facts of the file, read again only if it was replaced: its labels make it large, 2 MB for 50,000 classes."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     versions = sorted(map(int, re.findall(r"^ +versions: (\d+)$", text, re.MULTILINE)), reverse=True)

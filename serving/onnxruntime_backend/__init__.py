@@ -1,1 +1,1 @@
-"""The python-based backend that LocalServer hands to tritonserver; run by its stub, never imported here."""
+"""Python backend that LocalServer installs for tritonserver; run by the stub, never imported."""

@@ -1,7 +1,7 @@
-"""ONNX Runtime as a python-based Triton backend named `onnxruntime`.
+"""ONNX Runtime as a Python backend of Triton named `onnxruntime`.
 
-Stands in for the native backend of NVIDIA's container, with the same config.pbtxt, where the server is the wheel's.
-Run by Triton's python stub with the private environment's packages: it may import nothing of CleanShelf.
+It replaces the native backend of NVIDIA's container in the server of the wheel, with the same config.pbtxt. Triton's
+Python stub runs it with the packages of the private environment: it may import nothing of CleanShelf.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ SESSION_OPTIONS = {
     "enable_mem_pattern": "enable_mem_pattern",
 }
 PRECISIONS = {"FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
-TAKEN = b"used_dltensor"  # must outlive the capsules that bear it
+TAKEN = b"used_dltensor"  # must outlive the capsules that have this name
 
 
 class TritonPythonModel:
-    """One instance of one version; the names of the methods are Triton's."""
+    """Instance of one version; Triton defines the names of the methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load <version>/model.onnx by path, so that external data beside it is found."""
+        """Loads <version>/model.onnx by its path, so that external data beside it is found."""
         config = json.loads(args["model_config"])
         folder = os.path.join(args["model_repository"], args["model_version"])
         path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
         providers = _providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
         self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=providers)
-        wish = providers[0][0]
-        if self.session.get_providers()[0] != wish:  # ONNX Runtime falls back to the CPU silently
-            raise pb_utils.TritonModelException(f"{wish} is not available to ONNX Runtime; check its CUDA libraries")
+        wanted = providers[0][0]
+        if self.session.get_providers()[0] != wanted:  # ONNX Runtime falls back to the CPU silently
+            raise pb_utils.TritonModelException(f"{wanted} is not available to ONNX Runtime; check its CUDA libraries")
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Compute all requests as one batch; if that fails, one by one, so that only the culprit gets the error."""
+        """Computes all requests as one batch; if that fails, one by one, so that only the faulty one gets the error."""
         try:
             return self._answer(requests)
         except Exception as error:
@@ -66,8 +66,8 @@ class TritonPythonModel:
         ]
 
 
-# The stub is built against numpy 1: under numpy 2 its as_numpy() gives zeros and its Tensor() sends nothing, without a word.
-# DLPack passes the same memory without numpy's own layout, and is right under numpy 2 (the only numpy of Python 3.13).
+# The stub is built against numpy 1: under numpy 2 its as_numpy() silently gives zeros and its Tensor() sends nothing.
+# DLPack passes the same memory independently of numpy's layout, so it works with numpy 2 (the only numpy on Python 3.13).
 _IS_NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 
@@ -81,13 +81,13 @@ def _tensor(name: str, array: np.ndarray) -> Any:
         return pb_utils.Tensor(name, array)
     lent = _Lent(array)
     tensor = pb_utils.Tensor.from_dlpack(name, lent)
-    # The stub marks a capsule as taken under a name that numpy does not know, and numpy would complain for every answer.
+    # The stub marks a used capsule by a name that numpy does not know, and numpy would warn for every answer.
     ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(lent.capsule), TAKEN)
     return tensor
 
 
 class _Lent:
-    """An array whose DLPack capsule stays in reach."""
+    """Array that keeps a reference to its DLPack capsule."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -101,7 +101,7 @@ class _Lent:
 
 
 def _providers(config: dict[str, Any], *, kind: str, device: str) -> list[tuple[str, dict[str, str]]]:
-    """What config.pbtxt asks to compute with, first choice first; the names of the native backend become ONNX Runtime's."""
+    """Execution providers that config.pbtxt asks for, first choice first, under the names of ONNX Runtime."""
     if kind != "GPU":
         return [("CPUExecutionProvider", {})]
     chosen = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
@@ -115,7 +115,7 @@ def _providers(config: dict[str, Any], *, kind: str, device: str) -> list[tuple[
 
 
 def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:
-    """The session's parameters of config.pbtxt, under the names of the native backend."""
+    """Session options from the parameters of config.pbtxt, which have the names of the native backend."""
     options = onnxruntime.SessionOptions()
     for key, name in SESSION_OPTIONS.items():
         if key in parameters:

@@ -1,4 +1,4 @@
-"""What computes a model, in the words of Triton's ONNX Runtime backend: the CPU, CUDA, or TensorRT with CUDA behind it."""
+"""Accelerators of Triton's ONNX Runtime backend: the CPU, CUDA, or TensorRT with CUDA as its fallback."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from serving.errors import BadRequest
 
 Name = Literal["cpu", "cuda", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16", "tensorrt-int8"]
 NAMES: tuple[str, ...] = get_args(Name)
-# Dynamic batches of many sizes: the arena takes what it needs and no power of two more, and memory stays flat.
+# kSameAsRequested: batch sizes vary, and an arena that grows to powers of two would take ever more memory.
 CUDA = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-YES = "True"  # ONNX Runtime's bindings for Python take no 1 for it
+YES = "True"  # ONNX Runtime's Python bindings do not accept "1"
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Where a model runs.
+    """Accelerator that a model runs on.
 
     Args:
-        name: one of NAMES; with TensorRT its precision too.
-        memory_limit_bytes: of ONNX Runtime on the GPU; 0 for as much as it needs.
-        engine_cache: directory on the server where TensorRT keeps what it built. Engines hold for one GPU, one driver and
-            one model, so the directory has to be theirs alone.
+        name: one of NAMES; those of TensorRT include the precision.
+        memory_limit_bytes: GPU memory that ONNX Runtime may use; 0 for no limit.
+        engine_cache: directory on the server where TensorRT keeps its engines. Engines are valid for one GPU, one driver
+            and one model, so each combination needs its own directory.
     """
 
     name: str = "cpu"
@@ -34,20 +34,20 @@ class Accelerator:
         if self.name not in NAMES:
             raise BadRequest(f"accelerator {self.name!r} is unknown; choose one of {', '.join(NAMES)}")
         if self.is_tensorrt and not self.engine_cache:
-            raise BadRequest(f"accelerator {self.name}: needs a directory for its engines; name one")
+            raise BadRequest(f"accelerator {self.name}: the directory for its engines is missing; name one")
 
     @property
     def is_gpu(self) -> bool:
-        """Whether a GPU computes."""
+        """True if the model runs on a GPU."""
         return self.name != "cpu"
 
     @property
     def is_tensorrt(self) -> bool:
-        """Whether engines have to be built first."""
+        """True if TensorRT has to build engines first."""
         return self.name.startswith("tensorrt")
 
     def execution(self, shapes: Mapping[str, tuple[int, ...]], *, max_batch_size: int) -> list[dict[str, Any]]:
-        """Triton's `gpu_execution_accelerator` for inputs of these shapes (without the batch), first choice first."""
+        """Triton's `gpu_execution_accelerator`, first choice first; `shapes` are those of the inputs without the batch."""
         chosen = (
             [{"name": "tensorrt", "parameters": self._tensorrt(shapes, max_batch_size)}] if self.is_tensorrt else []
         )
@@ -58,7 +58,7 @@ class Accelerator:
 
     @classmethod
     def read(cls, chosen: Any) -> Accelerator:
-        """Of Triton's `gpu_execution_accelerator`, as `execution` wrote it."""
+        """Accelerator described by Triton's `gpu_execution_accelerator`, as `execution` wrote it."""
         parameters = {entry.name: dict(entry.parameters) for entry in chosen}
         if not parameters:
             return CPU
@@ -69,7 +69,7 @@ class Accelerator:
         return cls(f"tensorrt-{engines['precision_mode'].lower()}", limit, engines["trt_engine_cache_path"])
 
     def _tensorrt(self, shapes: Mapping[str, tuple[int, ...]], max_batch_size: int) -> dict[str, str]:
-        """One engine for every batch from 1 to the largest: without the profile each new size would build another."""
+        """Parameters for one engine for all batch sizes; without the profile TensorRT would build one for each size."""
 
         def profile(batch: int) -> str:
             return ",".join(f"{name}:{'x'.join(map(str, (batch, *shape)))}" for name, shape in shapes.items())

@@ -1,4 +1,4 @@
-"""A version under another model name, where it has to prove itself before anybody's request meets it."""
+"""Candidate: a version loaded under another model name, where it is checked before any client can reach it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from serving.repository.repository import ModelRepository
 
 @contextmanager
 def candidate_files(repository: ModelRepository, version: int) -> Iterator[ModelRepository]:
-    """The candidate's directory with the version's own files, as hard links; gone afterwards.
+    """Creates the candidate's directory, with hard links to the version's files, and removes it afterwards.
 
     Raises:
         DiskFull: nothing is left behind.
     """
     candidate = repository.candidate(version)
-    clear(candidate)  # of a killed switch
+    clear(candidate)  # left by a killed switch
     try:
         with disk_full_named(repository.model):
             target = candidate.model / str(version)
@@ -34,12 +34,12 @@ def candidate_files(repository: ModelRepository, version: int) -> Iterator[Model
 
 
 def clear(candidate: ModelRepository) -> None:
-    """Remove the directory; it holds links and a configuration only."""
+    """Removes the candidate's directory; it holds only links and a configuration."""
     shutil.rmtree(candidate.model, ignore_errors=True)
 
 
 def _link(path: Path, target: Path) -> None:
     try:
         os.link(path, target)
-    except OSError:  # a file system without hard links, such as a share of another machine
+    except OSError:  # the file system has no hard links, as some network shares
         shutil.copyfile(path, target)

@@ -1,7 +1,7 @@
-"""The contract of `<model>-encoded`, its config.pbtxt, and its files in a model repository.
+"""Contract of `<model>-encoded`, its config.pbtxt, and its files in a model repository.
 
-The model holds nothing of any version: it decodes, and asks the newest version that `<model>` serves. So it is laid once
-and stays as it is whatever is published.
+This model decodes photos and asks the newest version that `<model>` serves. It holds no files of a version, so it is
+installed once and does not change when another version is promoted.
 """
 
 from __future__ import annotations
@@ -22,23 +22,21 @@ from serving.repository.model_config import batching
 
 MAX_BATCH = 8
 MAX_PHOTO_BYTES = 32 * 2**20
-# name -> (Triton's type, dims after the batch dimension; -1: as `<model>` has it)
+# name -> (Triton's type, dims after the batch dimension; -1: the same as in `<model>`)
 INPUTS = {"photo": ("TYPE_STRING", (1,))}
 OUTPUTS = {
     "ids": ("TYPE_INT64", (-1,)),
     "probs": ("TYPE_FP32", (-1,)),
     "known": ("TYPE_FP32", (1,)),
     "embedding": ("TYPE_FP32", (-1,)),
-    "error": (
-        "TYPE_STRING",
-        (1,),
-    ),  # "" where all is well; else why this photo alone has no answer (ids -1, the rest 0)
-    "version": ("TYPE_INT64", (1,)),  # of `<model>` that answered; 0 where none did
+    # "" for a good photo; else the reason why this photo has no answer (ids -1, other outputs 0)
+    "error": ("TYPE_STRING", (1,)),
+    "version": ("TYPE_INT64", (1,)),  # the version of `<model>` that answered; 0 if there is no answer
 }
 
 
 def config_text(model: str, *, instances: int | None = None) -> str:
-    """Its config.pbtxt; `instances` defaults to the cores this process may use, since decoding is what it computes."""
+    """Text of its config.pbtxt; `instances` defaults to the cores that this process may use, as decoding needs a core."""
     config = model_config_pb2.ModelConfig(
         name=encoded_name(model),
         backend="python",
@@ -53,15 +51,15 @@ def config_text(model: str, *, instances: int | None = None) -> str:
 
 
 def install(root: Path, model: str) -> None:
-    """Put `<model>-encoded` into the repository at `root`, each file whole; what is there already stays untouched.
+    """Writes `<model>-encoded` into the repository at `root`; each file is replaced atomically, and only if it differs.
 
     Raises:
-        DiskFull.
+        DiskFull: no file is half written.
     """
     folder = root / encoded_name(model)
     files = {
         folder / "1" / "model.py": (Path(__file__).parents[1] / "encoded" / "model.py").read_bytes(),
-        folder / "1" / "pixels.py": Path(pixels.__file__).read_bytes(),  # the same decoder as everywhere
+        folder / "1" / "pixels.py": Path(pixels.__file__).read_bytes(),  # the decoder that training and clients use
         folder / "1" / "contract.py": Path(contract.__file__).read_bytes(),
         folder / "config.pbtxt": config_text(model).encode(),
     }

@@ -1,4 +1,4 @@
-"""The lineage of a model version: one file, the same to the byte in the version's directory and in the registry."""
+"""Lineage file of a model version, byte for byte the same in the version's directory and in the registry."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 LINEAGE = "lineage.json"
-EARLIER = (
-    "record.json"  # what earlier releases called it; they indented it, and registered it without `version` and `files`
-)
+# Name in earlier releases, which indented the file and registered it without `version` and `files`.
+EARLIER = "record.json"
 
 
 def canonical(facts: Mapping[str, Any]) -> bytes:
-    """JSON in UTF-8 of which there is one for the same facts: keys sorted, no spaces, no NaN, one line feed at the end."""
+    """Canonical JSON of the facts in UTF-8: sorted keys, no spaces, no NaN, one line feed at the end."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
 
 
 def lineage_file(folder: Path) -> Path:
-    """The file in the directory of a version."""
+    """Path of the lineage file in the directory of a version."""
     earlier = folder / EARLIER
     return earlier if earlier.exists() else folder / LINEAGE

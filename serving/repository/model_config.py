@@ -1,7 +1,7 @@
-"""From the signature of an ONNX graph to Triton's config.pbtxt.
+"""Triton's config.pbtxt, made from the signature of an ONNX graph.
 
-The text is written and read through Triton's own protobuf, so it is right for the server of the wheel and for NVIDIA's
-container with its native onnxruntime backend alike.
+The text is written and read through Triton's own protobuf, so it is valid both for the server of the wheel and for
+NVIDIA's container with its native onnxruntime backend.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -18,24 +18,21 @@ from tritonclient.grpc import model_config_pb2
 from serving.repository.accelerator import CPU, Accelerator
 from serving.signature import Signature, TensorSpec
 
-if TYPE_CHECKING:
-    pass  # only those who read a graph need it; clients of a server do not
-
-# ONNX Runtime's session, in the native backend's words. Memory patterns are kept for every batch size that was ever met.
+# ONNX Runtime session options under the native backend's names. No memory patterns: one is kept for each batch size.
 SESSION = {"intra_op_thread_count": "1", "enable_mem_arena": "1", "enable_mem_pattern": "0"}
 
 
 @dataclass(frozen=True)
 class TritonConfig:
-    """One model's config.pbtxt.
+    """Content of one model's config.pbtxt.
 
     Args:
-        versions: the versions to serve, all of them warm; without a version in the request the newest answers.
+        versions: versions to load; a request without a version is answered by the newest.
         max_batch_size: largest batch of one request, and of several requests computed together.
-        instances: copies of the graph that compute side by side, one thread each (0.96 of the machine's limit so).
-        accelerator: what computes; a GPU has one instance in place of `instances` on the CPU.
-        max_queue_size: requests that may wait; the next one is rejected at once.
-        queue_timeout_ms: a request that waited longer is rejected; clients may ask for less.
+        instances: copies of the graph that compute in parallel, one thread each (0.96 of the machine's limit).
+        accelerator: the accelerator to run on; `from_onnx` makes one instance on a GPU.
+        max_queue_size: requests that may wait; further ones are rejected at once.
+        queue_timeout_ms: longest time in the queue, after which a request is rejected; a client may ask for a shorter one.
         warmup: run the smallest and the largest batch before the model counts as loaded.
         parameters: strings for clients to read, such as `data_version.7`.
     """
@@ -62,7 +59,7 @@ class TritonConfig:
         accelerator: Accelerator = CPU,
         **settings: Any,
     ) -> TritonConfig:
-        """The configuration for the graph at `path`; `instances` defaults to the cores this process may use."""
+        """Configuration for the graph at `path`; `instances` defaults to the cores that this process may use."""
         count = 1 if accelerator.is_gpu else instances or len(os.sched_getaffinity(0))
         signature = Signature.read(path)
         return cls(
@@ -70,7 +67,7 @@ class TritonConfig:
         )
 
     def to_pbtxt(self) -> str:
-        """The text of config.pbtxt."""
+        """Text of config.pbtxt."""
         config = model_config_pb2.ModelConfig(
             name=self.name,
             backend="onnxruntime",
@@ -91,10 +88,10 @@ class TritonConfig:
 
     @classmethod
     def parse(cls, text: str) -> TritonConfig:
-        """What `to_pbtxt` wrote, read back.
+        """Configuration read from the text of a config.pbtxt that `to_pbtxt` made.
 
         Raises:
-            ValueError: not the text of a model configuration.
+            ValueError: the text is not a model configuration.
         """
         try:
             config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -104,7 +101,7 @@ class TritonConfig:
 
     @classmethod
     def from_proto(cls, config: Any) -> TritonConfig:
-        """Triton's ModelConfig message, as a server returns it."""
+        """Configuration read from Triton's ModelConfig message, as a server returns it."""
         queue = config.dynamic_batching.default_queue_policy
         parameters = {key: value.string_value for key, value in config.parameters.items() if key not in SESSION}
         return cls(
@@ -133,7 +130,7 @@ class TritonConfig:
 
 
 def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
-    """Triton's dynamic batching, without a delay: with one, a single instance takes every request and the others idle."""
+    """Settings of Triton's dynamic batching. No delay: with one, one instance takes all requests while the others idle."""
     sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
     return {
         "preferred_batch_size": sorted({*sizes, max_batch_size}),

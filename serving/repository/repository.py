@@ -1,4 +1,4 @@
-"""The Triton model repository: versions that exist only whole, and the one file that says which are served."""
+"""Triton model repository: complete, immutable versions, and the config.pbtxt that says which of them are loaded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from serving.repository.model_config import TritonConfig
 from serving.repository.version import Golden, read_labels, write_version
 from serving.signature import Signature
 
-CANDIDATE = "-candidate-"  # between the model's name and the version that has to prove itself
+CANDIDATE = "-candidate-"  # between the model's name and the version in the name of a candidate
 
 
 @dataclass(frozen=True)
 class ModelRepository:
-    """The versions of model `name` under `root`, and how the server is to run them.
+    """Versions of the model `name` under `root`, and the settings that the server runs them with.
 
-    A numeric directory appears by one rename after everything in it has reached the disk, and never changes again.
+    The directory of a version appears by one rename, after all its files have reached the disk, and never changes.
 
     Args:
         max_batch_size, instances, accelerator, warmup: see TritonConfig; written with every `configure`.
@@ -49,13 +49,13 @@ class ModelRepository:
 
     @property
     def model(self) -> Path:
-        """The directory that Triton knows as the model."""
+        """Directory of the model, which Triton reads."""
         return self.root / self.name
 
     def candidate(self, version: int) -> ModelRepository:
-        """Where a version of this model is tried, under a name of its own: one that hangs must not be in another's way.
+        """Repository of the candidate for `version`, under its own model name so that a hanging one blocks no other.
 
-        One instance is enough to see whether it answers, and without a warm-up no load waits for it to do so.
+        One instance is enough for the check, and without a warm-up the load returns even if the graph hangs.
         """
         return replace(self, name=f"{self.name}{CANDIDATE}{version}", instances=1, warmup=False)
 
@@ -68,40 +68,40 @@ class ModelRepository:
         lineage: Mapping[str, Any],
         golden: NDArray[np.uint8],
     ) -> Path:
-        """Make `version` from a graph; returns its directory. The model for encoded photos is laid beside this one.
+        """Writes a graph as `version` and returns its directory; also installs the model for encoded photos.
 
         Args:
-            graph: ONNX file; external data beside it comes along.
-            version: a number >= 1 never used before.
-            labels: line i names class i.
-            lineage: all but `version` and `files`, which are added; `run` is text.
-            golden: (G, S, S, 3) uint8, G >= 1; answered here by local ONNX Runtime and later by the server.
+            graph: ONNX file; external data beside it is copied too.
+            version: a number >= 1 that was never used.
+            labels: names of the classes by id.
+            lineage: all facts but `version` and `files`, which are added; `run` is text.
+            golden: (G, S, S, 3) uint8, G >= 1; answered now by local ONNX Runtime, and later by the server.
 
         Raises:
             VersionInUse, BadGraph, DiskFull: nothing is left behind.
         """
         target = self.model / str(version)
         if version < 1:
-            raise BadGraph(f"version {version}: Triton counts from 1")
+            raise BadGraph(f"version {version}: Triton counts from 1; take the next free number")
         if target.exists():
-            raise VersionInUse(f"{target} exists and versions never change; take the next free number")
+            raise VersionInUse(f"{target} exists, and versions never change; take the next free number")
         self.model.mkdir(parents=True, exist_ok=True)
         install(self.root, self.name)
         with self._staging(version) as staging:
             write_version(staging, graph, labels=labels, lineage={**lineage, "version": version}, golden=golden)
-            self._publish(staging, target)
+            self._move(staging, target)
         return target
 
     def versions(self) -> tuple[int, ...]:
-        """Every whole version, ascending."""
+        """Numbers of all versions, ascending."""
         names = [path.name for path in self.model.glob("[1-9]*") if path.is_dir()] if self.model.is_dir() else []
         return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
     def path(self, version: int) -> Path:
-        """The directory of a version.
+        """Directory of a version.
 
         Raises:
-            VersionNotFound: with the versions that there are.
+            VersionNotFound: there is no such version; the message lists the existing ones.
         """
         path = self.model / str(version)
         if version not in self.versions():
@@ -109,53 +109,55 @@ class ModelRepository:
         return path
 
     def labels(self, version: int) -> tuple[str, ...]:
-        """Line i names class i.
+        """Names of the version's classes by id.
 
         Raises:
-            CorruptVersion: they are not what was staged.
+            CorruptVersion: the file is missing or was changed.
         """
         return read_labels(self._intact(version, "labels.txt"))
 
     def lineage(self, version: int) -> dict[str, Any]:
-        """The lineage of the version, with `files`: name -> sha256.
+        """Lineage of the version, with `files`: name -> sha256.
 
         Raises:
-            CorruptVersion: it is missing or unreadable.
+            CorruptVersion: the file is missing or unreadable.
         """
         path = lineage_file(self.path(version))
         try:
             lineage = json.loads(path.read_bytes())
             return {**lineage, "files": dict(lineage["files"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptVersion(f"{path} cannot be read ({error}); stage the graph again as a new version") from None
+            raise CorruptVersion(f"{path} cannot be read ({error}); publish the graph again as a new version") from None
 
     def golden(self, version: int) -> Golden:
-        """The golden images and their answers.
+        """Golden images of the version with their answers.
 
         Raises:
-            CorruptVersion: they are not what was staged.
+            CorruptVersion: the file is missing or was changed.
         """
         with np.load(self._intact(version, "golden.npz")) as arrays:
             return Golden(arrays["image"], arrays["ids"], arrays["probs"])
 
     def _intact(self, version: int, name: str) -> Path:
-        """A file of the version, its hash seen to be the recorded one."""
+        """Path of a file of the version, after comparing its hash with the recorded one."""
         path, wanted = self.path(version) / name, self.lineage(version)["files"].get(name)
         if not path.is_file() or sha256(path) != wanted:
-            raise CorruptVersion(f"{path} is not what was staged; serve another version and stage this graph again")
+            raise CorruptVersion(
+                f"{path} is missing or was changed; promote another version and publish this graph again"
+            )
         return path
 
     def verify(self, version: int) -> None:
-        """Hash every file of the version again.
+        """Compares the hash of every file of the version with its lineage.
 
         Raises:
-            CorruptVersion: names the first file that is missing, changed or not in the lineage.
+            CorruptVersion: a file is missing, changed or not in the lineage; the message names the first one.
         """
         for path, problem in self.damaged(version):
-            raise CorruptVersion(f"{path}: {problem}; serve another version and stage this graph again")
+            raise CorruptVersion(f"{path}: {problem}; promote another version and publish this graph again")
 
     def damaged(self, version: int) -> Iterator[tuple[Path, str]]:
-        """Every file of the version that is missing, changed or not in its lineage, and what is wrong with it.
+        """Yields each file of the version that is missing, changed or not in its lineage, with the problem.
 
         Raises:
             CorruptVersion: the lineage cannot be read.
@@ -169,27 +171,28 @@ class ModelRepository:
                 yield folder / name, f"sha256 is {found}, {lineage} says {files.get(name, 'nothing')}"
 
     def configure(self, versions: Sequence[int]) -> None:
-        """Write config.pbtxt so that exactly these versions are served, at once or not at all; remove it for none.
+        """Replaces config.pbtxt atomically, so that the server loads exactly these versions; removes it for none.
 
         Raises:
-            VersionNotFound, DiskFull; ContractChanged: the versions do not share one signature.
+            VersionNotFound, DiskFull: config.pbtxt stays as it was.
+            ContractChanged: the versions do not share one signature.
         """
         self.restore(self._config(versions).to_pbtxt() if versions else "")
 
     def is_configured(self, version: int) -> bool:
-        """Whether config.pbtxt is as `configure` would write it for this version alone."""
+        """True if config.pbtxt is what `configure` would write for this version alone."""
         return self.configuration() == self._config((version,)).to_pbtxt()
 
     def configuration(self) -> str:
-        """The text of config.pbtxt; "" if there is none."""
+        """Text of config.pbtxt; "" if there is no such file."""
         path = self.model / "config.pbtxt"
         return path.read_text("utf-8") if path.is_file() else ""
 
     def restore(self, text: str) -> None:
-        """Make config.pbtxt what `configuration` gave.
+        """Replaces config.pbtxt by a text that `configuration` returned.
 
         Raises:
-            DiskFull: it is as it was.
+            DiskFull: config.pbtxt stays as it was.
         """
         if text:
             with disk_full_named(self.model):
@@ -198,13 +201,13 @@ class ModelRepository:
             (self.model / "config.pbtxt").unlink(missing_ok=True)
 
     def astray(self) -> list[str]:
-        """Names of what config.pbtxt tells clients otherwise than the versions' own files do."""
-        found, true = TritonConfig.parse(self.configuration()), self._config(self.configured())
-        names = found.parameters.keys() | true.parameters.keys()
-        return sorted(name for name in names if found.parameters.get(name) != true.parameters.get(name))
+        """Names of the parameters of config.pbtxt that differ from the files of the configured versions."""
+        found, expected = TritonConfig.parse(self.configuration()), self._config(self.configured())
+        names = found.parameters.keys() | expected.parameters.keys()
+        return sorted(name for name in names if found.parameters.get(name) != expected.parameters.get(name))
 
-    def _told(self, version: int, signature: Signature) -> dict[str, str]:
-        """What clients read of a version in the configuration: they see the server alone, not this disk."""
+    def _parameters(self, version: int, signature: Signature) -> dict[str, str]:
+        """Facts of a version for clients, which can read the configuration but not this disk."""
         lineage = self.lineage(version)
         facts = {
             "data_version": signature.metadata.get("data_version", ""),
@@ -216,10 +219,10 @@ class ModelRepository:
         return {f"{name}.{version}": value for name, value in facts.items()}
 
     def configured(self) -> tuple[int, ...]:
-        """The versions that config.pbtxt names; () if there is none.
+        """Versions that config.pbtxt names; () if there is no such file.
 
         Raises:
-            CorruptVersion: it is no configuration.
+            CorruptVersion: config.pbtxt is not a model configuration.
         """
         try:
             text = self.configuration()
@@ -227,23 +230,24 @@ class ModelRepository:
         except ValueError as error:
             path = self.model / "config.pbtxt"
             raise CorruptVersion(
-                f"{path} cannot be read ({error}); remove it, the next start or switch writes it"
+                f"{path} cannot be read ({error}); remove it: the next start or switch writes it again"
             ) from None
 
     def check_contract(self, graph: Path) -> None:
-        """That clients of the version now configured can go on with `graph`.
+        """Checks that clients of the configured version can use `graph` without a change.
 
         Raises:
             ContractChanged: input size, k or embedding width differ.
         """
         signature = Signature.read(graph)
-        if served := self.configured():
-            newest = max(served)
-            self._same(signature, Signature.read(self.path(newest) / "model.onnx"), f"{graph} against version {newest}")
+        if configured := self.configured():
+            newest = max(configured)
+            current = Signature.read(self.path(newest) / "model.onnx")
+            self._check_same(signature, current, f"{graph} against version {newest}")
 
     @contextmanager
     def switching(self) -> Iterator[None]:
-        """Alone: whoever else wants to switch waits, and the kernel lets go of the lock of a killed one."""
+        """Lock for one switch at a time; others wait. The kernel releases the lock of a killed process."""
         self.model.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.model, os.O_RDONLY)
         try:
@@ -253,12 +257,12 @@ class ModelRepository:
             os.close(lock)
 
     def leftovers(self) -> list[Path]:
-        """What killed stages and switches left. Stages under way are left alone."""
+        """Files that killed writes and switches left behind; those of a running write are not included."""
         stages = [path for path in self.model.glob(".stage-*") if not _is_held(path)]
         return [*stages, *self.model.glob(".config.pbtxt.*.part"), *self.root.glob(f"{self.name}{CANDIDATE}*")]
 
     def sweep(self) -> list[Path]:
-        """Remove the leftovers; returns what was removed."""
+        """Removes the leftovers and returns their paths."""
         leftovers = self.leftovers()
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -269,7 +273,7 @@ class ModelRepository:
         signatures = {version: Signature.read(self.path(version) / "model.onnx") for version in chosen}
         newest = max(chosen)
         for version in chosen:
-            self._same(signatures[version], signatures[newest], f"version {version} against {newest}")
+            self._check_same(signatures[version], signatures[newest], f"version {version} against {newest}")
         return TritonConfig.from_onnx(
             self.path(newest) / "model.onnx",
             name=self.name,
@@ -279,27 +283,29 @@ class ModelRepository:
             accelerator=self._accelerator(newest),
             warmup=self.warmup,
             parameters={
-                name: value for version in chosen for name, value in self._told(version, signatures[version]).items()
+                name: value
+                for version in chosen
+                for name, value in self._parameters(version, signatures[version]).items()
             },
         )
 
     def _accelerator(self, version: int) -> Accelerator:
-        """With the engines of this very graph in a directory of their own; ONNX Runtime makes the last level only."""
+        """Accelerator whose engine directory belongs to the graph of this version. One level: ONNX Runtime makes no parents."""
         if not self.accelerator.is_tensorrt:
             return self.accelerator
         graph = self.lineage(version)["files"]["model.onnx"][:12]
         return replace(self.accelerator, engine_cache=f"{self.accelerator.engine_cache}-{graph}")
 
     @staticmethod
-    def _same(one: Signature, other: Signature, who: str) -> None:
-        if one != other:
+    def _check_same(new: Signature, current: Signature, subject: str) -> None:
+        if new != current:
             raise ContractChanged(
-                f"{who}: {one} is not {other}; clients would break, so serve it as another model name"
+                f"{subject}: {new} differs from {current}; clients would break, so serve it under another model name"
             )
 
     @contextmanager
     def _staging(self, version: int) -> Iterator[Path]:
-        """A dot-named directory on the repository's file system, locked while its maker lives, gone if it fails."""
+        """Hidden directory in which a version is written; locked while this process lives, removed if the block fails."""
         with disk_full_named(self.model):
             staging = Path(tempfile.mkdtemp(prefix=f".stage-{version}-", dir=self.model))
             lock = os.open(staging, os.O_RDONLY)
@@ -307,16 +313,16 @@ class ModelRepository:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield staging
             finally:
-                shutil.rmtree(staging, ignore_errors=True)  # after a success the name is gone already
+                shutil.rmtree(staging, ignore_errors=True)  # after a success the directory has its new name
                 os.close(lock)
 
-    def _publish(self, staging: Path, target: Path) -> None:
-        staging.chmod(0o755)  # mkdtemp makes it private; the server may be another user
+    def _move(self, staging: Path, target: Path) -> None:
+        staging.chmod(0o755)  # mkdtemp makes it private; the server may run as another user
         try:
             os.rename(staging, target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise VersionInUse(f"{target} appeared meanwhile; take the next free number") from None
+                raise VersionInUse(f"{target} was written by another process; take the next free number") from None
             raise
         sync(self.model)
 
@@ -324,7 +330,7 @@ class ModelRepository:
 def _is_held(folder: Path) -> bool:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # published between the listing and now
+    except FileNotFoundError:  # renamed between the listing and now
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

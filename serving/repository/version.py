@@ -1,4 +1,4 @@
-"""The files of one model version: the graph, its labels, its golden images with their answers, and its lineage."""
+"""Files of one model version: the graph, its labels, its golden images with their answers, and its lineage."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from serving.signature import Signature, load_header
 
 @dataclass(frozen=True)
 class Golden:
-    """Images and the answers that local ONNX Runtime gave when the version was staged."""
+    """Golden images, and the answers that local ONNX Runtime gave when the version was written."""
 
     image: NDArray[np.uint8]  # (G, S, S, 3)
     ids: NDArray[np.int64]  # (G, k)
     probs: NDArray[np.float32]  # (G, k)
 
-    def differs(self, number: int, ids: NDArray, probs: NDArray, *, tolerance: float, strict: bool = True) -> str:
-        """What is wrong with an answer (k,), (k,) to image `number`; "" if nothing is.
+    def differs(
+        self, number: int, ids: NDArray[Any], probs: NDArray[Any], *, tolerance: float, strict: bool = True
+    ) -> str:
+        """Difference between an answer, `ids` (k,) and `probs` (k,), and the golden one to image `number`; "" if none.
 
         Args:
-            tolerance: in probability.
-            strict: every id has its rank. Otherwise classes closer than twice the tolerance may change places.
+            tolerance: largest difference of a probability.
+            strict: every id needs its rank. Otherwise classes closer than twice the tolerance may swap ranks.
         """
         want = self.probs[number].astype(np.float64)
-        gap = -np.diff(want, append=want[-1]) > 2 * tolerance  # of the last one nobody knows its neighbour
+        gap = -np.diff(want, append=want[-1]) > 2 * tolerance  # the last rank has no known neighbour
         firm = np.full(len(want), True) if strict else gap & np.append(True, gap[:-1])
         off = float(np.abs(probs - want).max())
         if np.array_equal(ids[firm], self.ids[number][firm]) and off <= tolerance:
@@ -50,10 +52,10 @@ class Golden:
 def write_version(
     folder: Path, graph: Path, *, labels: Sequence[str], lineage: Mapping[str, Any], golden: NDArray[np.uint8]
 ) -> None:
-    """Fill `folder` with a whole version, on the disk when this returns.
+    """Writes all files of a version into `folder`; they have reached the disk when this returns.
 
     Raises:
-        BadGraph: graph, labels and golden images do not fit each other or the endpoint's contract.
+        BadGraph: the graph, its labels and its golden images do not match each other or the endpoint's contract.
     """
     signature = Signature.read(graph)
     _check_labels(labels, signature, graph)
@@ -66,7 +68,7 @@ def write_version(
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Line i of labels.txt names class i; only a line feed ends a line."""
+    """Labels of labels.txt: line i names class i, and only a line feed ends a line."""
     return tuple(path.read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
 
 
@@ -77,22 +79,22 @@ def _labels_text(labels: Sequence[str]) -> bytes:
 def _check_labels(labels: Sequence[str], signature: Signature, graph: Path) -> None:
     if not labels or any("\n" in label or not label for label in labels):
         raise BadGraph(
-            f"labels of {graph}: need at least one, none empty, none with a line feed; clean the class names"
+            f"labels of {graph}: want at least one, none empty, none with a line feed; correct the class names"
         )
     expected = signature.metadata.get("labels_sha256")
     if expected and expected != labels_sha256(labels):
         found = labels_sha256(labels)
         raise BadGraph(
-            f"{graph}: metadata labels_sha256 is {expected}, the labels given hash to {found}; pass its own labels"
+            f"{graph}: metadata labels_sha256 is {expected}, that of the labels passed is {found}; pass its own labels"
         )
 
 
 def _copy_graph(graph: Path, folder: Path) -> None:
-    """model.onnx and the external data it points to; the names inside the graph stay true."""
+    """Copies the graph as model.onnx, and its external data under the names that the graph uses."""
     sources = {"model.onnx": graph}
     for name in _external_files(graph):
         if Path(name).name != name:
-            raise BadGraph(f"{graph}: external data at {name!r}, want a file beside the graph; export it again")
+            raise BadGraph(f"{graph}: external data is at {name!r}, want a file beside the graph; export it again")
         sources[name] = graph.parent / name
     for name, source in sources.items():
         shutil.copyfile(source, folder / name)
@@ -105,7 +107,7 @@ def _external_files(graph: Path) -> set[str]:
 
 
 def _answers(graph: Path, images: NDArray[np.uint8], signature: Signature) -> Golden:
-    """What ONNX Runtime says here, one image at a time as the later check over the wire asks it."""
+    """Answers of local ONNX Runtime, one image at a time as in the golden check of the server."""
     want = (signature.size, signature.size, 3)
     if images.dtype != np.uint8 or images.shape[1:] != want or not len(images):
         raise BadGraph(f"golden images are {images.dtype} {images.shape}, want uint8 (G >= 1, {want}); make them again")
@@ -121,7 +123,7 @@ def _answers(graph: Path, images: NDArray[np.uint8], signature: Signature) -> Go
 def _write_golden(folder: Path, golden: Golden, num_classes: int) -> None:
     if golden.ids.max() >= num_classes:
         raise BadGraph(
-            f"the graph answers class {golden.ids.max()}, there are {num_classes} labels; pass its own labels"
+            f"the graph answers class {golden.ids.max()}, but there are {num_classes} labels; pass its own labels"
         )
     with (folder / "golden.npz").open("wb") as file:
         np.savez(file, image=golden.image, ids=golden.ids, probs=golden.probs)

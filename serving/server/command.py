@@ -1,4 +1,4 @@
-"""The command line of a local tritonserver: where it listens, who may do what, and what it loads."""
+"""Command line of a local tritonserver: addresses, access rules and the models to load."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from serving.access import CONTROL_HEADER, LOOPBACK, TOKEN_HEADER, Access
 from serving.errors import BadRequest
 
 HOST = "127.0.0.1"
-EXIT_TIMEOUT_S = 30  # below that a stub was seen to outlive the server
-# Triton's groups of calls. Health stays open for probes, and metrics have no key in Triton.
+EXIT_TIMEOUT_S = 30  # with less, a stub outlived the server in a test
+# Triton's groups of calls. Health stays open for probes; Triton cannot restrict metrics.
 INFERENCE = ("inference", "metadata", "model-config", "statistics")
 CONTROL = ("model-repository", "shared-memory", "trace", "logging")
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where gRPC listens, and with which certificate. HTTP and metrics know no TLS and stay on the loopback.
+    """Address and certificate of gRPC. Triton's HTTP and metrics have no TLS and stay on the loopback.
 
     Args:
-        host: address of the interface; other than the loopback only with TLS, as tokens would cross the network readable.
-        certificate, key: PEM files; the certificate has to name the address that clients use, and 127.0.0.1 where `host`
+        host: address of the interface; other than the loopback only with TLS, or the tokens would be sent unencrypted.
+        certificate, key: PEM files; the certificate has to name the address that clients use, and 127.0.0.1 if `host`
             is 0.0.0.0.
-        ca: PEM file of the certificate's authority; by default the certificate itself, as of a self-signed one.
+        ca: PEM file of the certificate's authority; None if the certificate is self-signed.
     """
 
     host: str = HOST
@@ -37,7 +37,7 @@ class Listening:
             raise BadRequest("TLS needs a certificate and its key; give both --tls-cert and --tls-key")
         if self.certificate is None and self.host not in LOOPBACK:
             raise BadRequest(
-                f"host {self.host}: tokens would cross the network readable; give --tls-cert and --tls-key, or leave --host"
+                f"host {self.host}: tokens would cross the network readable; give --tls-cert and --tls-key, or omit --host"
             )
         for path in (self.certificate, self.key, self.ca):
             if path and not path.is_file():
@@ -45,12 +45,12 @@ class Listening:
 
     @property
     def reached_at(self) -> str:
-        """The address under which this machine itself reaches it."""
+        """Address at which this machine reaches the server."""
         return HOST if self.host == "0.0.0.0" else self.host  # compared, not bound
 
     @property
     def authority(self) -> Path | None:
-        """The PEM file to believe the server by; None without TLS."""
+        """PEM file that the server's certificate is verified with; None without TLS."""
         return self.ca or self.certificate
 
 
@@ -63,12 +63,13 @@ def arguments(
     access: Access,
     backends: Sequence[str],
 ) -> list[str]:
-    """Everything after `tritonserver`.
+    """Arguments of `tritonserver`.
 
     Args:
-        load: the models to load at the start.
-        ports: of http, grpc and metrics.
-        access: the tokens to ask for.
+        load: models to load at the start.
+        ports: ports by service: http, grpc and metrics.
+        access: the tokens to require.
+        backends: options that configure the backends.
     """
     return [
         f"--model-repository={models}",
@@ -87,7 +88,7 @@ def arguments(
 
 
 def _restrictions(access: Access) -> list[str]:
-    """Who may do what; Triton checks that a header has its value, and no more."""
+    """Options that restrict calls to those with a token; Triton only compares a header with its value."""
     inference = f"{','.join(INFERENCE)}:{TOKEN_HEADER}={access.token}"
     control = f"{','.join(CONTROL)}:{CONTROL_HEADER}={access.control_token}"
     options = ("--http-restricted-api", "--grpc-restricted-protocol")

@@ -1,4 +1,4 @@
-"""The control side of the model for encoded photos."""
+"""Control of the model for encoded photos."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from serving.wire import infer_encoded
 
 
 class EncodedEndpoint(Endpoint):
-    """As Endpoint, of `<model>-encoded`: loads it, asks it golden images as files, and heals it.
+    """Endpoint of `<model>-encoded`: loads and heals it, and sends golden images as PNG files.
 
-    It follows what `<model>` serves, so there is nothing to switch.
+    This model follows the versions that `<model>` serves, so it needs no switch. It overrides the hook `Endpoint.ask`.
     """
 
     def __init__(self, server: Access | str, *, model: str = "products", **timeouts: Any) -> None:
         super().__init__(server, model=encoded_name(model), **timeouts)
-        self.asked = model
+        self._decoded_model = model
 
-    def _ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray, NDArray]:
-        """Ids and probabilities (B, k) of the version that serves, which is to be this one."""
+    def ask(self, images: NDArray[np.uint8], version: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Ids and probabilities, each (B, k), of the current model; `version` cannot be chosen and is not checked."""
         answer = infer_encoded(
             self._client,
             [_file(image) for image in images],
             url=self.url,
-            model=self.asked,
+            model=self._decoded_model,
             outputs=("ids", "probs"),
             timeout_s=self.answer_timeout_s,
         )
@@ -39,7 +39,7 @@ class EncodedEndpoint(Endpoint):
 
 
 def _file(image: NDArray[np.uint8]) -> bytes:
-    """A PNG, which loses nothing."""
+    """A lossless PNG of the image."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()

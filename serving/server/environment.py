@@ -1,9 +1,9 @@
-"""The server's private Python environment: what it must hold, how to make it, and the variables that make it right.
+"""Private Python environment of the server: its requirements, its installation and its environment variables.
 
-It is private because the server's Python stub is built for numpy 1 (with numpy 2 inputs arrive as zeros and outputs leave
-empty, silently), while everything else here wants a newer numpy. Python 3.13 has no numpy 1: there our backend exchanges
-tensors by DLPack, which numpy's layout does not touch. The requirements name every package, and are installed without
-looking at dependencies, because the wheel's own metadata forbid numpy 2 also where it works.
+The server's Python stub is built for numpy 1. With numpy 2, inputs silently arrive as zeros and outputs leave empty, while
+the rest of CleanShelf needs a newer numpy. Python 3.13 has no numpy 1; there our backend exchanges tensors by DLPack, which
+does not depend on numpy's layout. The requirements name every package and are installed without dependencies, because the
+wheel's metadata forbid numpy 2 even where it works.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from serving.errors import BadEnvironment
 REQUIREMENTS = Path(__file__).parents[1] / "triton-requirements.txt"
 MARKER = "requirements.sha256"
 PROBE_TIMEOUT_S = 60.0
-WAY_OUT = "remove that directory and run `make setup`"
+REMEDY = "remove that directory and run `make setup`"
 
 NEEDED = {"nvidia-pytriton": "wheel", "onnxruntime-gpu": "onnxruntime", "numpy": "numpy", "pillow": "pillow"}
 
-# Run by the environment's own interpreter; -I, as the stub is isolated too.
+# Run by the environment's own interpreter, with -I because the stub is isolated too.
 PROBE = """
 import ctypes, importlib.metadata as metadata, importlib.util as util, json, os, sys, sysconfig
 def version(name):
@@ -46,32 +46,32 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment that was looked into and found right."""
+    """Environment that was inspected and found suitable."""
 
     path: Path
     python: str  # such as "3.11"
-    site: Path  # its site-packages
-    libdir: Path  # where its interpreter keeps libpython
+    site: Path  # site-packages
+    libdir: Path  # directory of libpython
 
     @property
     def wheel(self) -> Path:
-        """The server as the wheel carries it: bin/, backends/, python_backend_stubs/."""
+        """Server directory of the wheel: bin/, backends/, python_backend_stubs/."""
         return self.site / "pytriton" / "tritonserver"
 
     @property
     def stub(self) -> Path:
-        """The process that runs a python-based backend, for this Python."""
+        """Executable that runs Python backends, for this version of Python."""
         return self.wheel / "python_backend_stubs" / self.python / "triton_python_backend_stub"
 
     @property
     def passes_bytes(self) -> bool:
-        """Whether encoded photos reach a model: with numpy 2, all that Python 3.13 has, the stub dies of them."""
+        """True if the stub can pass bytes, hence encoded photos; with numpy 2, as on Python 3.13, it crashes."""
         return _minor(self.python) < 13
 
     def variables(self) -> dict[str, str]:
-        """The environment variables to start the server with.
+        """Environment variables of the server process.
 
-        The stub takes site-packages from the first python3 on PATH, and libpython must be of that same interpreter.
+        The stub takes site-packages from the first python3 on PATH, and libpython has to belong to that interpreter.
         """
         inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
         return {
@@ -82,19 +82,19 @@ class Environment:
 
 
 def inspect(path: Path) -> Environment:
-    """Look into the environment at `path`, in its own interpreter.
+    """Checks the environment at `path` with its own interpreter.
 
     Raises:
-        BadEnvironment: it is missing, lacks the server or ONNX Runtime, has numpy >= 2, no stub for its Python, or no
-            libpython.
+        BadEnvironment: it is missing, lacks the server or ONNX Runtime, has numpy >= 2 before Python 3.13, or has no stub
+            for its Python or no libpython.
     """
     found = _probe(path)
     environment = Environment(path.absolute(), found["python"], Path(found["site"]), Path(found["libdir"]))
     for package, version in NEEDED.items():
         if not found[version]:
-            raise BadEnvironment(f"{path} lacks {package}; {WAY_OUT}")
+            raise BadEnvironment(f"{path} lacks {package}; {REMEDY}")
     if int(found["numpy"].split(".")[0]) >= 2 and _minor(found["python"]) < 13:
-        raise BadEnvironment(f"{path} has numpy {found['numpy']}, the server needs numpy<2; {WAY_OUT}")
+        raise BadEnvironment(f"{path} has numpy {found['numpy']}, the server needs numpy<2; {REMEDY}")
     if not environment.stub.is_file():
         stubs = ", ".join(sorted(path.name for path in environment.stub.parents[1].glob("3.*")))
         raise BadEnvironment(f"{path} is Python {found['python']}, the server has stubs for {stubs}; use one of these")
@@ -105,13 +105,13 @@ def inspect(path: Path) -> Environment:
 
 
 def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Environment:
-    """The environment at `path`, installed from `requirements` unless a complete one is there already.
+    """Environment at `path`, which is installed from `requirements` unless it is complete already.
 
-    Complete means that the marker, written last, holds the hash of these requirements; what a killed install left is
-    cleared and made again. Takes about 40 s and 0.7 GB.
+    It is complete if the marker, which is written last, holds the hash of these requirements. An incomplete one, as left
+    by a killed installation, is cleared and installed again. An installation takes about 40 s and 0.7 GB.
 
     Raises:
-        BadEnvironment: it could not be installed, or is not fit for the server.
+        BadEnvironment: it could not be installed, or is not suitable for the server.
     """
     marker, wanted = path / MARKER, sha256(requirements).encode()
     if marker.is_file() and marker.read_bytes().strip() == wanted:
@@ -136,7 +136,7 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
 
 
 def _minor(python: str) -> int:
-    """11 of "3.11"."""
+    """Minor version, such as 11 for "3.11"."""
     return int(python.partition(".")[2])
 
 
@@ -152,7 +152,7 @@ def _probe(path: Path) -> dict[str, str]:
         )
         return dict(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise BadEnvironment(f"{python} does not run ({error}); {WAY_OUT}") from None
+        raise BadEnvironment(f"{python} does not run ({error}); {REMEDY}") from None
 
 
 def _run(command: list[str]) -> None:
@@ -160,12 +160,12 @@ def _run(command: list[str]) -> None:
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise BadEnvironment(
-            f"`{' '.join(command)}` failed ({last}); see that the package index is reachable, try again"
+            f"`{' '.join(command)}` failed ({last}); check that the package index is reachable and try again"
         )
 
 
 def main() -> None:
-    """`python -m serving.server.environment PATH`: makes the environment, or says why the server would not run in it."""
+    """Installs the environment, or exits with the reason: `python -m serving.server.environment PATH`."""
     try:
         ensure_environment(Path(sys.argv[1]))
     except BadEnvironment as error:

@@ -1,4 +1,4 @@
-"""Whether a server still does its work: asked by a golden image, not by its readiness calls."""
+"""Probe of a server by a golden image, because its readiness calls cannot be relied on."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.encoded_endpoint import EncodedEndpoint
 
-HUNG_S = 60.0  # the queue lets go of a request after 10 s, so by then everybody was failed several times over
+HUNG_S = 60.0  # the queue drops a request after 10 s, so by then several rounds of requests have failed
 
 
 class Health(Enum):
-    """What one look found."""
+    """Result of one probe."""
 
     ANSWERS = "answers"
-    BUSY = "is busy"  # no answer to us in time, but others get theirs
-    DEAD = "does not answer"  # errors, or wrong answers: its process is gone
-    HUNG = "computes nothing"  # requests wait, and none was answered for HUNG_S
-    GONE = "is not there"  # nobody listens
+    BUSY = "is busy"  # the probe timed out, but other clients get answers
+    DEAD = "does not answer"  # errors or wrong answers: its process is gone
+    HUNG = "hangs"  # requests wait, and none was answered for HUNG_S
+    GONE = "is down"  # no server listens
 
 
 @dataclass
 class Probe:
-    """Looks at the version that config.pbtxt names, by one golden image each time; as a file too where files are taken.
+    """Checks the version that config.pbtxt names by one golden image, and by an encoded one if the server takes these.
 
-    A slow answer is no reason to unload a model that others wait for. So a timeout or a full queue is BUSY as long as
-    the server's own count of answered requests rises, and HUNG only when it stood still for `hung_s`.
+    A slow answer does not justify unloading a model that other clients wait for. So a timeout or a full queue means BUSY
+    while the server's count of answered requests rises, and HUNG only after it has not changed for `hung_s`.
     """
 
     endpoint: Endpoint
@@ -51,13 +51,13 @@ class Probe:
         self._encoded = EncodedEndpoint(self.endpoint.access, model=self.endpoint.model, **timeouts)
 
     def check(self) -> Health:
-        """One look; it takes as long as the endpoint's `answer_timeout_s` at most.
+        """Probes each model once, and takes at most the endpoint's `answer_timeout_s` for each.
 
         Raises:
-            Forbidden, Untrusted, RepositoryError: looking is not possible at all.
+            Forbidden, Untrusted, RepositoryError: a probe is not possible.
         """
         versions = self.repository.configured()
-        if not versions:  # before the first model there is nothing to ask
+        if not versions:  # no version is configured yet, so there is nothing to ask for
             return Health.ANSWERS if self.endpoint.live() else Health.GONE
         try:
             for endpoint in self._endpoints():
@@ -73,7 +73,7 @@ class Probe:
         return Health.ANSWERS
 
     def heal(self, *, is_hung: bool = False) -> Iterator[str]:
-        """Endpoint.heal of each model; the names of those that needed it."""
+        """Heals each model with Endpoint.heal and yields the names of those that were reloaded."""
         for endpoint in self._endpoints():
             if endpoint.heal(self.repository, is_hung=is_hung):
                 yield endpoint.model

@@ -1,4 +1,4 @@
-"""Processes that outlive their parent: start one, prove that a pid is still the same one, end it and its children."""
+"""Processes that outlive their parent: starting, identifying and ending them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 
 def spawn(command: list[str], *, variables: Mapping[str, str], log: Path) -> int:
-    """Start a process in a session of its own, with nothing of ours inherited; its output goes to `log`. Its pid."""
+    """Starts a process in its own session, without inherited descriptors; output goes to `log`. Returns the pid."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
-        *((os.POSIX_SPAWN_CLOSE, number) for number in _handed_down()),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in _inheritable()),
     ]
     return os.posix_spawn(command[0], command, variables, file_actions=actions, setsid=True)
 
 
 def birth(pid: int) -> str | None:
-    """When the process started, so that a number used again is not taken for it; None if it is gone."""
+    """Boot id and start time of the process, which tell a reused pid apart; None if the process is gone."""
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # if it is our child and has ended, let it go
+        os.waitpid(pid, os.WNOHANG)  # reaps it if it is our child and has ended
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -34,7 +34,7 @@ def birth(pid: int) -> str | None:
 
 
 def end(pid: int, *, born: str, grace_s: float) -> None:
-    """Ask the process to stop; after `grace_s` kill its whole group."""
+    """Sends SIGTERM to the process; after `grace_s` kills its whole group."""
     if birth(pid) != born:
         return
     os.kill(pid, signal.SIGTERM)
@@ -43,7 +43,7 @@ def end(pid: int, *, born: str, grace_s: float) -> None:
 
 
 def kill(pids: Sequence[int], *, group: bool = False) -> None:
-    """SIGKILL, and wait until they are gone."""
+    """Sends SIGKILL to the processes and waits until they are gone."""
     for pid in pids:
         try:
             (os.killpg if group else os.kill)(pid, signal.SIGKILL)
@@ -53,7 +53,7 @@ def kill(pids: Sequence[int], *, group: bool = False) -> None:
 
 
 def until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Whether the condition came true in time."""
+    """True if the condition became true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -63,7 +63,7 @@ def until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
 
 
 def commands() -> Iterator[tuple[int, list[str]]]:
-    """(pid, argv) of every process that may be read."""
+    """Yields pid and argv of every process that this user may read."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -71,8 +71,8 @@ def commands() -> Iterator[tuple[int, list[str]]]:
             continue
 
 
-def _handed_down() -> list[int]:
-    """Descriptors that we got from our own parent and a child would get too, such as the pipe of a caller who waits."""
+def _inheritable() -> list[int]:
+    """Descriptors that a child would inherit from us, such as the pipe of a waiting caller."""
     found = []
     for number in (int(name) for name in os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the listing's own descriptor is closed by now

@@ -1,9 +1,9 @@
-"""A local tritonserver from its wheel: one per state directory, on this machine's loopback only, without telemetry.
+"""Local tritonserver from its wheel: one per state directory, by default on the loopback only, without telemetry.
 
 state/
-  triton.json    pid, birth and ports of the server that runs; written once it gives golden answers
-  triton.log     its output (triton.log.1: the run before)
-  triton.token   the token for inference, triton.control-token that for control; made once, only the owner can read them
+  triton.json    pid, birth and ports of the running server; written once it gives golden answers
+  triton.log     output of the server (triton.log.1: of the previous run)
+  triton.token   token for inference (triton.control-token: for control); made once, readable by the owner only
   triton/        backends/ (the wheel's python backend, the stub of its Python, our onnxruntime backend) and a link to the models
 """
 
@@ -37,12 +37,12 @@ from serving.server.environment import Environment, inspect
 START_TIMEOUT_S = 300.0
 LOCAL = Listening()
 SHARED_MEMORY = Path("/dev/shm")
-PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)  # what a shell takes as it is
+PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)  # paths that a shell takes unquoted
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """What triton.json says; `born` tells the process from a later one of the same number."""
+    """Content of triton.json; `born` tells the process from a later one with the same pid."""
 
     pid: int
     born: str
@@ -58,35 +58,35 @@ class RunningServer:
 
     @property
     def listening(self) -> Listening:
-        """Where its gRPC is."""
+        """Address and certificate of its gRPC."""
         paths = [Path(path) if path else None for path in (self.certificate, self.key, self.ca)]
         return Listening(self.host, *paths)
 
     @property
     def url(self) -> str:
-        """Of its gRPC, as Access takes it."""
+        """Url of its gRPC, as Access takes it."""
         return f"{SCHEME if self.certificate else ''}{self.listening.reached_at}:{self.grpc_port}"
 
     @property
     def access(self) -> Access:
-        """What its owner may do: everything."""
+        """Access with both tokens."""
         return _access(Path(self.state), url=self.url, ca=self.listening.authority)
 
     def again(self, environment: Path) -> LocalServer:
-        """How to start it once more as it was."""
+        """LocalServer that starts the same server again."""
         ports = (self.http_port, self.grpc_port, self.metrics_port)
         return LocalServer(Path(self.repository), Path(self.state), environment, *ports, listening=self.listening)
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """How to run a server for a model repository.
+    """Settings of a server for a model repository, with methods that start and stop it.
 
     Args:
-        repository: the directory that holds <model>/<version>/.
-        state: where its files and logs go; one server per state directory.
-        environment: the private Python environment with the server's wheel.
-        listening: beyond the loopback, and with TLS.
+        repository: directory that holds <model>/<version>/.
+        state: directory for the server's files and logs; one server per state directory.
+        environment: private Python environment with the server's wheel.
+        listening: address and TLS of gRPC; by default the loopback without TLS.
     """
 
     repository: Path
@@ -99,23 +99,23 @@ class LocalServer:
     listening: Listening = LOCAL
 
     def start(self) -> RunningServer:
-        """Start the server and return once it gives golden answers over the wire; it survives this process.
+        """Starts the server and returns once it gives golden answers; it outlives this process.
 
         Raises:
             AlreadyRunning, PortInUse, BadEnvironment: nothing was started.
-            ServerUnavailable, GoldenMismatch: it was started, did not serve, and is stopped again.
+            ServerUnavailable, GoldenMismatch: the server did not answer correctly and was stopped again.
         """
         with _locked(self.state):
             if server := running(self.state):
                 raise AlreadyRunning(
-                    f"{self.state} already runs a server (pid {server.pid}, {server.url}); stop it first"
+                    f"{self.state} already has a running server (pid {server.pid}, {server.url}); stop it first"
                 )
             environment = inspect(self.environment)
-            _clear(self.state)  # a start that was killed may hold the ports
+            _clear(self.state)  # the server of a killed start may hold the ports
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
             self._install_backends(environment)
-            install(self.repository, self.model)  # of this release, also where no version is published yet
+            install(self.repository, self.model)  # in the form of this release, even if there is no version yet
             server = self._spawn(environment)
             try:
                 self._wait_ready(server)
@@ -127,12 +127,12 @@ class LocalServer:
             return server
 
     def stop(self) -> None:
-        """Stop the server of this state directory, if there is one, and everything it started."""
+        """Stops the server of this state directory, if one runs, and all processes that it started."""
         with _locked(self.state):
             _stop(running(self.state), self.state)
 
     def last_words(self) -> str:
-        """The last error that the server logged, and where to read on."""
+        """End of a message: the last error in the server's log, and the path of the log."""
         log = _log(self.state)
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
         errors = [line for line in lines if re.match(r"E\d|error:", line)] or lines[-1:]
@@ -151,11 +151,11 @@ class LocalServer:
                 except OSError as error:
                     flag = f"--{option.replace('_', '-')}"
                     raise PortInUse(
-                        f"{option} {port} cannot be had ({error.strerror}); choose another with {flag}"
+                        f"{option} {port} is not available ({error.strerror}); choose another with {flag}"
                     ) from None
 
     def _install_backends(self, environment: Environment) -> None:
-        """Copies, not links: the stub then runs from a path that is ours alone, which is how orphans are known."""
+        """Copies the backends: the stub then runs from a path of this server, by which `_clear` finds orphaned stubs."""
         runtime = _runtime(self.state)
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         if runtime.lstat().st_uid != os.getuid():
@@ -207,7 +207,7 @@ class LocalServer:
         ]
 
     def _models(self, environment: Environment) -> Iterator[str]:
-        """What to load at the start."""
+        """Names of the models to load at the start."""
         if ModelRepository(self.repository, self.model).configured():
             yield self.model
         if environment.passes_bytes:
@@ -233,7 +233,7 @@ class LocalServer:
 
 
 def running(state: Path) -> RunningServer | None:
-    """The live server of a state directory; a triton.json that no longer tells the truth is removed."""
+    """Running server of a state directory, or None; removes a triton.json whose server has ended."""
     path = state / "triton.json"
     try:
         server = RunningServer(**json.loads(path.read_bytes()))
@@ -254,7 +254,7 @@ def _stop(server: RunningServer | None, state: Path) -> None:
 
 
 def _clear(state: Path) -> None:
-    """Remove what a server of this state directory may have left: processes, shared memory, triton.json."""
+    """Removes what a server of this state directory may have left: processes, shared memory, triton.json."""
     stub = str(_backends(state) / "python" / "triton_python_backend_stub")
     option = _backend_option(state)
     process.kill([pid for pid, argv in process.commands() if argv[0] == stub or option in argv])
@@ -266,7 +266,7 @@ def _clear(state: Path) -> None:
 
 @contextmanager
 def _locked(state: Path) -> Iterator[None]:
-    """One start or stop at a time; the kernel releases the lock of a killed one."""
+    """Lock for one start or stop at a time; the kernel releases the lock of a killed process."""
     state.mkdir(parents=True, exist_ok=True)
     with (state / "triton.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -285,15 +285,15 @@ def _is_ready(port: int) -> bool:
 
 
 def _access(state: Path, *, url: str, ca: Path | None = None) -> Access:
-    """With the tokens of a state directory; they are made on the first call."""
+    """Access with the tokens of a state directory; they are made on the first call."""
     return Access(url, keep_token(state / "triton.token"), keep_token(state / "triton.control-token"), ca)
 
 
 def _runtime(state: Path) -> Path:
-    """Where the server finds its backends and models.
+    """Directory in which the server finds its backends and models; `models` is a link to the repository.
 
-    The wheel's python backend starts its stub through a shell and quotes nothing, so a path with a space or a quote gets a
-    plain one elsewhere; `models` there is a link to the repository.
+    The wheel's python backend starts its stub through a shell without quoting. A state directory with a space or a quote
+    in its path is therefore replaced by a directory in /tmp.
     """
     own = state.absolute() / "triton"
     return own if PLAIN.fullmatch(str(own)) else Path("/tmp") / f"cleanshelf-{os.getuid()}-{_digest(state)}"

@@ -1,7 +1,8 @@
-"""A server that ends with the process that needs it, however that ends.
+"""Supervisor of a server that has to end together with the process that needs it.
 
-`python -m serving.server.supervisor REPOSITORY STATE ENVIRONMENT` waits at its standard input, a pipe from that process. A word
-through it says that all is done; the kernel closes it without one when the process was killed, and then the server is stopped.
+`python -m serving.server.supervisor REPOSITORY STATE ENVIRONMENT` reads its standard input, a pipe from that process. DONE on
+the pipe means that the process has stopped the server itself. If the process is killed, the kernel closes the pipe without
+it, and the supervisor stops the server.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DONE = b"done"
 
 @contextmanager
 def guarded(server: LocalServer) -> Iterator[RunningServer]:
-    """The server, started for the time of the block.
+    """Runs the server for the duration of the block; it ends even if this process is killed.
 
     Raises:
         ServingError: as LocalServer.start.
@@ -32,7 +33,7 @@ def guarded(server: LocalServer) -> Iterator[RunningServer]:
         "serving.server.supervisor",
         *map(str, (server.repository, server.state, server.environment)),
     ]
-    guardian = subprocess.Popen(
+    supervisor = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -43,11 +44,11 @@ def guarded(server: LocalServer) -> Iterator[RunningServer]:
         finally:
             server.stop()
     finally:
-        guardian.communicate(DONE)
+        supervisor.communicate(DONE)
 
 
 def main() -> None:
-    """Stops the server of the state directory once its owner is gone without a word."""
+    """Waits for the owner to end, and stops the server if the owner was killed."""
     repository, state, environment = map(Path, sys.argv[1:])
     server = LocalServer(repository, state, environment)
     if not os.read(sys.stdin.fileno(), len(DONE)):

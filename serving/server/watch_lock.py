@@ -1,4 +1,4 @@
-"""The one process that watches a server: state/watcher.json says which it is."""
+"""Lock of the one process that watches a server; state/watcher.json names the process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from durable import write
 from serving.errors import AlreadyRunning
 from serving.server import process
 
-END_TIMEOUT_S = 60.0  # one in the foreground stops its server before it ends
+END_TIMEOUT_S = 60.0  # a watcher in the foreground stops its server before it ends
 
 
 @contextmanager
 def watching(state: Path) -> Iterator[None]:
-    """Be the one that watches.
+    """Holds the lock for the duration of the block.
 
     Raises:
-        AlreadyRunning: another process does.
+        AlreadyRunning: another process watches the server.
     """
     state.mkdir(parents=True, exist_ok=True)
     with (state / "watcher.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(f"{state}: another process watches this server already; stop that one first") from None
+            raise AlreadyRunning(f"{state}: another process already watches this server; stop it first") from None
         record = {"pid": os.getpid(), "born": process.birth(os.getpid())}
         write(state / "watcher.json", json.dumps(record).encode())
         try:
@@ -38,7 +38,7 @@ def watching(state: Path) -> Iterator[None]:
 
 
 def watcher(state: Path) -> int | None:
-    """The pid of the process that watches, if one does."""
+    """Pid of the process that watches the server; None if there is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((state / "watcher.json").read_bytes())
         if process.birth(record["pid"]) == record["born"]:
@@ -47,7 +47,7 @@ def watcher(state: Path) -> int | None:
 
 
 def end_watcher(state: Path) -> None:
-    """Ask the process that watches to end, if there is another one that does, so that it starts nothing again."""
+    """Ends the process that watches, unless it is this one, so that it does not restart the server."""
     pid = watcher(state)
     if pid is not None and pid != os.getpid():
         process.end(pid, born=str(process.birth(pid)), grace_s=END_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Recogniser against a real tritonserver: every kind of photo, every wire, sync and async, many at once, and labels."""
+"""Recogniser against a real tritonserver: every kind of photo, every transport, sync and async, many at once, and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from pixels import BadPhoto
 from serving import Access, AsyncRecognizer, LocalRecognizer, Recognition, Recognizer
-from serving.client.session import Wire
+from serving.client.session import Transport
 from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.process import until
@@ -25,7 +25,7 @@ from tests.graphs import LABELS, golden_images, write_graph
 
 pytestmark = pytest.mark.triton
 MakeServer = Callable[..., LocalServer]
-WIRES: tuple[Wire, ...] = get_args(Wire)
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
 def of_every_kind(folder: Path) -> list[Any]:
@@ -63,16 +63,16 @@ def assert_same(found: Sequence[Any], local: Sequence[Any]) -> None:
         assert (one.model_version, one.data_version) == (1, "data1")
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
 def test_an_address_is_enough_and_answers_equal_local_onnx_runtime(
-    upstream: Upstream, tmp_path: Path, ask: Callable[..., list[Recognition]], wire: Wire
+    upstream: Upstream, tmp_path: Path, ask: Callable[..., list[Recognition]], transport: Transport
 ) -> None:
     photos = of_every_kind(tmp_path)
     local = LocalRecognizer(upstream.graph).recognise(photos, embedding=True)
-    assert_same(ask(upstream.access, photos, wire=wire), local)
+    assert_same(ask(upstream.access, photos, transport=transport), local)
     assert len({one.ranked[0][0] for one in local}) > 1
-    assert ask(upstream.access, [], wire=wire) == []
+    assert ask(upstream.access, [], transport=transport) == []
 
 
 def mixed(folder: Path) -> tuple[list[Any], list[int]]:
@@ -89,18 +89,18 @@ async def stream_async(access: Access, photos: Sequence[Any], **options: Any) ->
         return [answer async for answer in recognizer.stream(photos, embedding=True)]
 
 
-@pytest.mark.parametrize("wire", WIRES)
-def test_a_bad_photo_is_an_answer_in_its_place(upstream: Upstream, tmp_path: Path, wire: Wire) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_bad_photo_is_an_answer_in_its_place(upstream: Upstream, tmp_path: Path, transport: Transport) -> None:
     photos, bad = mixed(tmp_path)
     good = [photo for place, photo in enumerate(photos) if place not in bad]
     local = LocalRecognizer(upstream.graph).recognise(good, embedding=True)
-    with Recognizer(upstream.access, wire=wire) as recognizer:
+    with Recognizer(upstream.access, transport=transport) as recognizer:
         found = list(recognizer.stream(iter(photos), embedding=True))
         with pytest.raises(BadPhoto, match="photo 0: the file is empty"):
             recognizer.recognise(photos)
     for answers in (
         found,
-        asyncio.run(stream_async(upstream.access, photos, wire=wire)),
+        asyncio.run(stream_async(upstream.access, photos, transport=transport)),
         list(LocalRecognizer(upstream.graph).stream(photos, embedding=True)),
     ):
         reasons = [answer for answer in answers if isinstance(answer, BadPhoto)]

@@ -23,7 +23,7 @@ from serving import (
     RequestRejected,
     RequestTimeout,
 )
-from serving.client.session import Wire
+from serving.client.session import Transport
 from serving.client.shared_memory import Region
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
@@ -34,7 +34,7 @@ from tests.clients import Counting, Upstream
 from tests.graphs import LABELS, golden_images, stage
 
 pytestmark = pytest.mark.triton
-WIRES: tuple[Wire, ...] = get_args(Wire)
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def left_in_memory() -> set[str]:
 
 def test_shared_memory_is_given_back(upstream: Upstream) -> None:
     before = left_in_memory()
-    with Recognizer(upstream.access, wire="shared memory", in_flight=3) as recognizer:
+    with Recognizer(upstream.access, transport="shared memory", in_flight=3) as recognizer:
         recognizer.recognise(list(golden_images(16)) * 5)
         assert 0 < len(regions(upstream)) <= 3
         assert left_in_memory() == before  # a kill leaves nothing behind
@@ -89,7 +89,7 @@ def test_shared_memory_is_given_back(upstream: Upstream) -> None:
 def test_shared_memory_is_given_back_after_errors(upstream: Upstream, slow: str) -> None:
     with (
         pytest.raises((RequestRejected, RequestTimeout)),
-        Recognizer(upstream.access, model=slow, wire="shared memory", in_flight=12, timeout_s=0.5) as recognizer,
+        Recognizer(upstream.access, model=slow, transport="shared memory", in_flight=12, timeout_s=0.5) as recognizer,
     ):
         recognizer.recognise(list(golden_images(40)))
     assert until(lambda: regions(upstream) == [], timeout_s=10)
@@ -99,8 +99,8 @@ def test_a_server_elsewhere_cannot_see_our_memory(upstream: Upstream, monkeypatc
     before = left_in_memory()
     monkeypatch.setattr(Region, "key", "/psm_of_another_machine")
     with (
-        Recognizer(upstream.access, wire="shared memory") as recognizer,
-        pytest.raises(BadRequest, match="memory is not the server's: ask with wire='uint8'"),
+        Recognizer(upstream.access, transport="shared memory") as recognizer,
+        pytest.raises(BadRequest, match="does not share this machine's memory: ask with transport='uint8'"),
     ):
         recognizer.recognise(list(golden_images(3)))
     assert left_in_memory() == before
@@ -108,7 +108,7 @@ def test_a_server_elsewhere_cannot_see_our_memory(upstream: Upstream, monkeypatc
 
 def test_a_client_without_the_control_token_has_no_shared_memory(upstream: Upstream) -> None:
     access = replace(upstream.access, control_token="")
-    with Recognizer(access, wire="shared memory") as recognizer, pytest.raises(Forbidden):
+    with Recognizer(access, transport="shared memory") as recognizer, pytest.raises(Forbidden):
         recognizer.recognise(list(golden_images(1)))
 
 
@@ -124,7 +124,7 @@ def test_what_cannot_succeed_is_asked_once(upstream: Upstream, slow: str) -> Non
     with Recognizer(upstream.access, model="elsewhere", patience_s=0.1) as nobody, pytest.raises(ModelNotReady):
         nobody.recognise(list(golden_images(1)))
     with Counting(upstream.access, labels=lambda version: LABELS[:2]) as recognizer:
-        with pytest.raises(BadRequest, match="more classes than the 2 labels"):
+        with pytest.raises(BadRequest, match="more classes than the 2 labels passed"):
             recognizer.recognise(list(golden_images(8)))
         assert recognizer.calls.count("infer") == 1
 
@@ -156,11 +156,11 @@ def start_anew(upstream: Upstream) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("wire", WIRES)
-def test_a_server_that_is_started_anew_is_waited_for(upstream: Upstream, wire: Wire) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_server_that_is_started_anew_is_waited_for(upstream: Upstream, transport: Transport) -> None:
     photos = list(golden_images(16)) * 30
     want = LocalRecognizer(upstream.graph).recognise(photos[:16])
-    with Counting(upstream.access, wire=wire, timeout_s=120, patience_s=60) as recognizer:
+    with Counting(upstream.access, transport=transport, timeout_s=120, patience_s=60) as recognizer:
         answers = recognizer.stream(photos)
         found = [next(answers) for _ in range(20)]
         os.kill(upstream.running.pid, signal.SIGKILL)

@@ -48,7 +48,7 @@ def test_the_demo_tells_its_story(workspace: Workspace, capsys: pytest.CaptureFi
     assert (delivered.parent, cleaned.parent) == (sample.id, delivered.id)
     assert " -> ".join(each.id[:12] for each in (sample, delivered, cleaned)) in said
 
-    found = re.search(r"(\d+) of (\d+) planted label errors found \(\d+%\); of (\d+) disbelieved labels", said)
+    found = re.search(r"(\d+) of (\d+) planted label errors found \(\d+%\); of (\d+) flagged labels", said)
     assert found
     right, planted, disbelieved = map(int, found.groups())
     assert disbelieved == cleaned.counts["dropped"] > 0

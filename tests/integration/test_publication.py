@@ -73,7 +73,7 @@ def cleaned(shop: Workspace) -> Cleaned:
 @pytest.fixture(scope="module")
 def refused(shop: Workspace, cleaned: Cleaned) -> str:
     """A run that the gate refused: cleaning was to decide nothing away."""
-    with pytest.raises(GateRefused, match="cleaning decided away more than 0% of "):
+    with pytest.raises(GateRefused, match="cleaning flagged more than 0% of "):
         retrain(shop, recipe(decided_away=0))
     [report] = shop.runs.glob("*/run.json")
     return report.parent.name
@@ -110,21 +110,21 @@ def test_clean_makes_the_data_version_of_a_retraining_and_no_model(
 
 
 def test_where_there_is_nothing_to_clean_the_recipe_is_refused(shop: Workspace) -> None:
-    with pytest.raises(InputError, match=r"clean.rounds: 0, so there is nothing to do"):
+    with pytest.raises(InputError, match=r"clean\.rounds: 0 leaves nothing to do"):
         clean_data(shop, replace(recipe(), clean=Clean(rounds=0)))
 
 
 def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refused: str) -> None:
     before = snapshot(shop.root)
     for reason in ("", "  "):
-        with pytest.raises(InputError, match="--despite: gives no reason"):
+        with pytest.raises(InputError, match="--despite: the reason is blank"):
             publish_run(shop, refused, despite=reason)
-    for name, what in (("2", "is the beginning of several runs"), ("7", "is no run; there are: ")):
+    for name, what in (("2", "matches several runs"), ("7", "matches no run; there are: ")):
         with pytest.raises(InputError, match=f"'{name}' {what}"):
             publish_run(shop, name)
     done = cleanshelf("publish", refused, "--workspace", shop.root)
     assert (done.returncode, done.stdout) == (4, "")
-    assert "cleaning decided away" in done.stderr.splitlines()[-1]
+    assert "cleaning flagged more than" in done.stderr.splitlines()[-1]
     assert snapshot(shop.root) == before, "the same verdict, over again"
 
 
@@ -158,7 +158,9 @@ def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refus
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
     assert (models.current(), versions.versions(), versions.configured()) == (None, (1,), ())
-    with pytest.raises(UnknownVersion, match="model version 1 never served; `cleanshelf promote 1`"):
+    with pytest.raises(
+        UnknownVersion, match="model version 1 has never been the current model; `cleanshelf promote 1`"
+    ):
         rollback_model(shop, 1)
     assert promote_version(shop, 1) == 1
     assert (models.current(), versions.configured()) == (1, (1,))
@@ -194,12 +196,12 @@ def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refuse
     shop = copied(overridden, tmp_path)
     stale, other, harmed = staged(shop, parent=7), staged(shop, graph_sha256="0"), staged(shop)
     (repository(shop).path(harmed) / "labels.txt").write_text("x")
-    way_out = f"no model serves now; `cleanshelf publish {refused}` judges it anew"
+    way_out = f"no model serves now; `cleanshelf publish {refused}` judges it again"
     for number, error, message in (
         (stale, GateRefused, f"was judged against model version 7, but {way_out}"),
         (other, CorruptObject, "its graph is not the one that was judged"),
         (harmed, CorruptVersion, "labels.txt"),
-        (9, UnknownVersion, "9 is no model version"),
+        (9, UnknownVersion, "there is no model version 9"),
     ):
         with pytest.raises(error, match=message):
             promote_version(shop, number)

@@ -1,4 +1,4 @@
-"""The history that rounds of cleaning make, and when there is no further one."""
+"""The history that rounds of cleaning make, and the rule that ends them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from flows.data.history import Entry, made_by_cleaning, uncleaned
 from flows.delivery.build import ingest
-from flows.steps.clean import compared, settled
+from flows.steps.clean import embeddings_of, settled
 from models.data.manifest import read_manifest, write_labels
 from models.evaluation.scores import Scores, concatenate
 from tests.deliveries import deliver
 
 
-def test_labels_are_judged_from_before_the_cleaning() -> None:
+def test_cleaning_starts_from_the_version_before_earlier_cleaning() -> None:
     def entry(version: str, parent: str | None, step: str) -> Entry:
         return Entry(0, version, parent, step, "", "", {}, False)
 
@@ -38,7 +38,9 @@ def test_labels_are_judged_from_before_the_cleaning() -> None:
 @pytest.mark.parametrize(
     ("changed", "stop_share", "expected"), [(0, 0.0, True), (1, 0.0, False), (1, 0.11, True), (2, 0.11, False)]
 )
-def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, stop_share: float, expected: bool) -> None:
+def test_a_round_that_changes_little_is_the_last(
+    tmp_path: Path, changed: int, stop_share: float, expected: bool
+) -> None:
     shares = {"test_share": 0.0, "val_share": 0.0}
     ingest(deliver(tmp_path / "source", {"a": 5, "b": 5}), base=None, out=tmp_path / "before", **shares)  # type: ignore[arg-type]  # passed on
     ingest(tmp_path / "source", base=None, out=tmp_path / "after", **shares)  # type: ignore[arg-type]  # passed on
@@ -49,7 +51,7 @@ def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, sto
     assert settled(tmp_path / "before", tmp_path / "after", stop_share=stop_share) is expected
 
 
-def test_photos_are_compared_by_shared_features_where_all_folds_left_them(tmp_path: Path) -> None:
+def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path: Path) -> None:
     ids = np.array(["a", "b", "c"])
     parts = [
         Scores(ids[rows], np.zeros(len(rows), np.int64), np.ones(len(rows), np.float32), np.zeros((len(rows), 1), np.int64),
@@ -59,10 +61,10 @@ def test_photos_are_compared_by_shared_features_where_all_folds_left_them(tmp_pa
     for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
         folder.mkdir()
         np.save(folder / "embeddings.npy", np.full((len(part), 2), number, np.float16))
-    own = compared(folders, parts, concatenate(parts))
+    own = embeddings_of(folders, parts, concatenate(parts))
     assert (own.embeddings[:, 0].tolist(), own.fold.tolist()) == ([0, 1, 0], [0, 1, 0])
     np.save(folders[0] / "features.npy", np.ones((2, 3), np.float16))
-    assert compared(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
+    assert embeddings_of(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
     np.save(folders[1] / "features.npy", np.ones((1, 3), np.float16))
-    shared = compared(folders, parts, concatenate(parts))
+    shared = embeddings_of(folders, parts, concatenate(parts))
     assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])

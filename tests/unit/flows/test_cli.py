@@ -1,4 +1,4 @@
-"""The command line, as far as it goes without a workspace."""
+"""The command line without a workspace."""
 
 from __future__ import annotations
 
@@ -71,20 +71,20 @@ def test_json_has_no_nan() -> None:
 
 def test_no_workspace(tmp_path: Path) -> None:
     there = tmp_path / "it's here"
-    said = refusal(cleanshelf("data", "log", "--workspace", there))
-    assert said.startswith(f"no workspace at {there} or above it; make one with `cleanshelf init -w ")
+    message = refusal(cleanshelf("data", "log", "--workspace", there))
+    assert message.startswith(f"no workspace at {there} or above it; make one with `cleanshelf init -w ")
     assert not there.exists()
 
 
 @pytest.mark.parametrize("verb", ["nothing", "ingest", "serve --http-port 0", "ingest x --val-share 2"])
-def test_a_misspelt_command_is_no_traceback(verb: str) -> None:
+def test_a_misspelt_command_prints_its_usage_and_no_traceback(verb: str) -> None:
     done = cleanshelf(*verb.split())
     assert done.returncode == 2
     assert "Usage" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_file_name_that_is_not_unicode_can_be_told(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_unicode_can_be_printed(tmp_path: Path) -> None:
     for locale in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}):
         done = cleanshelf("recognise", b"M\xc3\xbcsli \xff.jpg".decode(errors="surrogateescape"),
                           "--model", tmp_path / "Müsli.onnx", env=locale)  # fmt: skip
@@ -93,13 +93,13 @@ def test_a_file_name_that_is_not_unicode_can_be_told(tmp_path: Path) -> None:
 
 def test_a_child_that_refuses_its_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({"name": "x", "members": []}))
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(InputError) as caught:
-        run_child("models.training.check", ["--data", tmp_path, "--recipe", tmp_path / "recipe.json"], say=said.append)
+        run_child("models.training.check", ["--data", tmp_path, "--recipe", tmp_path / "recipe.json"], say=lines.append)
     assert str(caught.value) == "members: a recipe needs at least one; add a [[members]] table"
-    assert said == [str(caught.value)], "no traceback on the way"
+    assert lines == [str(caught.value)], "no traceback on the way"
 
 
-def test_a_child_that_breaks_is_told_with_its_last_words() -> None:
+def test_a_failure_of_a_child_ends_with_its_last_lines() -> None:
     with pytest.raises(ChildFailed, match=r"^models\.none ended with code 1(.|\n)*No module named models\.none"):
         run_child("models.none", [], say=lambda line: None)

@@ -15,7 +15,7 @@ from flows.delivery.build import ingest
 from flows.errors import BadDelivery
 from flows.feedback import feedback, preview
 from flows.run.run import Run
-from flows.steps.clean import judged
+from flows.steps.clean import decided
 from flows.workspace import Workspace
 from models.data.manifest import Manifest, read_manifest, read_table
 from models.evaluation.scores import Scores, write_scores
@@ -107,7 +107,7 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
         write_scores(scores, folds[-1] / "scores.parquet")
     recipe = load_recipe("smoke", overrides=["clean.floor_share=0", "clean.floor_count=1", "clean.rule=log_margin",
                                              "clean.params.threshold=0"])  # fmt: skip
-    after, _ = judged(Run(shop, recipe, id="x"), manifest, folds, 1)
+    after, _ = decided(Run(shop, recipe, id="x"), manifest, folds, 1)
     assert after.decision[train][:2].tolist() == ["checked"] * 2
     assert after.kept[train][:2].all()
     assert (after.decision[train][2:] == "dropped").sum() >= 4, "all but the floor of each class"

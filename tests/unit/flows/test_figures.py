@@ -1,4 +1,4 @@
-"""What a person wants to see of a retraining, from arrays."""
+"""The figures of a retraining, from arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from flows.report.figures import classifiers, confidences, confusions, tail
 
 
-def test_scores_are_counted_by_tenths_and_by_what_was_decided() -> None:
+def test_scores_are_counted_by_tenths_and_by_decision() -> None:
     score = np.array([0.0, 0.05, 0.45, 0.5, 0.97, 1.0, np.nan, np.nan], np.float32)
     decision = np.array(["dropped", "doubted", "relabelled", "", "", "", "conflict", "checked"], object)
     rows = confidences(score, decision)
@@ -19,17 +19,17 @@ def test_scores_are_counted_by_tenths_and_by_what_was_decided() -> None:
     assert [row["believed"] for row in rows] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 2], "0.5 is believed, and 1.0 has a place"
 
 
-def test_what_no_cleaning_judged_has_no_figure() -> None:
+def test_photos_without_scores_make_no_figure() -> None:
     assert confidences(np.full(3, np.nan, np.float32), np.array(["", "", "conflict"], object)) == []
 
 
 def balance(method: str, taken: float, **curves: list[tuple[float, float]]) -> dict[str, Any]:
-    """A member's balance.json, as far as it matters here."""
+    """The parts of a member's balance.json that the figures read."""
     candidates = [{"method": name, "curve": curve} for name, curve in curves.items()]
     return {"chosen": {"method": method, "tau": taken}, "candidates": candidates}
 
 
-def test_members_are_averaged_over_what_all_of_them_tried() -> None:
+def test_accuracies_are_averaged_over_the_members() -> None:
     one = balance("tau", 0.5, none=[(0.0, 0.5)], tau=[(0.0, 0.5), (0.5, 0.75)])
     other = balance("none", 0.0, none=[(0.0, 0.25)], tau=[(0.0, 0.25), (0.5, 0.25)])
     rows = [tuple(row.values()) for row in classifiers([one, other])]
@@ -40,7 +40,7 @@ def test_members_are_averaged_over_what_all_of_them_tried() -> None:
     ]
 
 
-def test_a_long_curve_is_thinned_but_never_of_what_was_taken() -> None:
+def test_a_long_curve_is_thinned_except_where_a_member_took_it() -> None:
     curve = [(round(0.05 * step, 2), 0.5) for step in range(41)]
     rows = classifiers([balance("tau", 0.35, tau=curve), balance("tau", 0.25, tau=curve)])
     shown = {row["strength"]: row["taken by member"] for row in rows}
@@ -52,7 +52,7 @@ def test_without_validation_photos_there_is_no_curve() -> None:
     assert classifiers([balance("none", 0.0, none=[])]) == []
 
 
-def test_pairs_are_told_by_name_the_most_frequent_first() -> None:
+def test_confusions_are_named_and_the_most_frequent_comes_first() -> None:
     target = np.array([0, 0, 0, 0, 1, 1, 2, -1])
     ranked = np.array([[1], [0], [1], [2], [1], [-2], [2], [0]])
     rows = [tuple(row.values()) for row in confusions(ranked, target, ["tea", "milk", "soap"])]
@@ -60,12 +60,12 @@ def test_pairs_are_told_by_name_the_most_frequent_first() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_where_nothing_is_wrong_no_pair_is(count: int) -> None:
+def test_without_errors_there_are_no_confusions(count: int) -> None:
     target = np.arange(count)
     assert confusions(target[:, None], target, ["a", "b", "c"]) == []
 
 
-def test_classes_are_gathered_by_octaves_of_their_training_photos() -> None:
+def test_classes_are_grouped_by_octaves_of_their_training_photos() -> None:
     counts = np.array([0, 1, 2, 3, 4, 7, 8, 9])
     target = np.array([0, 1, 2, 2, 3, 4, 5, 6, -1])  # none of the last class
     ranked = np.array([[1], [1], [2], [0], [0], [4], [4], [-2], [0]])

@@ -1,4 +1,4 @@
-"""When a model may be served."""
+"""The gates: which graphs may be served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flows.gate.gates import Decided, GateInput, Hits, judge, wilson
+from flows.gate.gates import FlaggedLabels, GateInput, Hits, judge, wilson
 from flows.gate.verdict import Finding, Verdict
 from models.recipe.config import Gate
 
@@ -21,7 +21,7 @@ THIRD = np.array([0, 0, 1, 1, 2, 2])
 
 
 def hits(*per_class: int, of: int) -> NDArray[np.bool_]:
-    """(6 * of,) so many of each class recognised, the first ones."""
+    """(6 * of,) True for the first photos of each class, as many as `per_class` says."""
     return np.concatenate([np.arange(of) < right for right in per_class])
 
 
@@ -29,11 +29,13 @@ def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Hits:
     return Hits(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
 
 
-def ask(found: Hits, parity: dict[str, float] = EXACT, decided: Decided | None = None, **allowed: float) -> Verdict:
-    return judge(GateInput(parity, found, decided), settings=Gate(**allowed), graph_sha256="abc", against=7)
+def verdict_on(
+    found: Hits, parity: dict[str, float] = EXACT, cleaning: FlaggedLabels | None = None, **allowed: float
+) -> Verdict:
+    return judge(GateInput(parity, found, cleaning), settings=Gate(**allowed), graph_sha256="abc", against=7)
 
 
-def said(verdict: Verdict, gate: str) -> Finding:
+def finding_of(verdict: Verdict, gate: str) -> Finding:
     [found] = [finding for finding in verdict.findings if finding.gate == gate]
     return found
 
@@ -43,28 +45,28 @@ WORSE_TAIL = answers(hits(40, 40, 40, 40, 20, 20, of=40), hits(40, 40, 40, 40, 3
 
 
 def test_the_first_model_has_nothing_to_be_worse_than() -> None:
-    verdict = ask(answers(hits(1, 1, 1, 1, 1, 1, of=4), None))
+    verdict = verdict_on(answers(hits(1, 1, 1, 1, 1, 1, of=4), None))
     assert verdict.passed
-    assert "nothing is serving yet" in verdict.reasons[1]
+    assert "no model is serving yet" in verdict.reasons[1]
     assert (verdict.graph_sha256, verdict.against) == ("abc", 7)
     assert [finding.gate for finding in verdict.findings] == ["parity", "class_floor"]
 
 
 @pytest.mark.parametrize("found", [ALIKE, replace(ALIKE, serving=None)])
 def test_a_graph_that_differs_from_torch_is_refused(found: Hits) -> None:
-    verdict = ask(found, {"different_ids": 3, "probability": 0.2})
+    verdict = verdict_on(found, {"different_ids": 3, "probability": 0.2})
     assert not verdict.passed
     assert verdict.reasons == ("parity: 3 answers differ from torch",)
 
 
-def test_what_the_graph_was_compared_with_is_named() -> None:
+def test_a_refusal_names_what_the_graph_was_compared_with() -> None:
     evidence = GateInput({"different_ids": 1, "probability": 0.2}, ALIKE, reference="version 7")
     verdict = judge(evidence, settings=Gate(), graph_sha256="abc")
-    assert verdict.reasons == ("parity: 1 answers differ from version 7",)
+    assert verdict.reasons == ("parity: 1 answer differs from version 7",)
 
 
-def test_as_good_passes_and_says_all_figures() -> None:
-    verdict = ask(ALIKE)
+def test_an_equal_model_passes_with_all_figures() -> None:
+    verdict = verdict_on(ALIKE)
     assert verdict.passed
     assert verdict.reasons[1:5] == (
         "mean-class accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
@@ -74,12 +76,12 @@ def test_as_good_passes_and_says_all_figures() -> None:
     )
 
 
-def test_a_fall_of_the_tail_is_refused_whatever_the_others_gain() -> None:
-    verdict = ask(WORSE_TAIL, mean_class=1)
+def test_a_fall_of_the_tail_is_refused_whatever_other_classes_gain() -> None:
+    verdict = verdict_on(WORSE_TAIL, mean_class=1)
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["tail"]
     [reason] = verdict.reasons
     assert reason.startswith("tail accuracy 0.500 is more than 0.020 below the serving model's 0.875 (-0.")
-    tail = said(verdict, "tail")
+    tail = finding_of(verdict, "tail")
     assert (tail.before, tail.after, tail.allowed) == (0.875, 0.5, 0.02)
     assert tail.low is not None
     assert tail.high is not None
@@ -89,124 +91,128 @@ def test_a_fall_of_the_tail_is_refused_whatever_the_others_gain() -> None:
 def test_each_third_has_its_own_allowance() -> None:
     for place, name in enumerate(("head", "middle", "tail")):
         falls = [30 if third == place else 40 for third in THIRD]
-        verdict = ask(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1)
+        verdict = verdict_on(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1)
         assert [finding.gate for finding in verdict.findings if not finding.passed] == [name]
-        assert ask(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1, **{name: 0.25}).passed
+        assert verdict_on(answers(hits(*falls, of=40), hits(*[40] * 6, of=40)), mean_class=1, **{name: 0.25}).passed
 
 
 def test_what_may_be_chance_passes() -> None:
-    """Of six photos each, two are lost and one is gained: the figure is below, the bound is not."""
+    """The tail loses two of its twelve photos and gains one: the accuracy is below, its bound is not."""
     serving = hits(4, 4, 4, 4, 4, 4, of=6)
     new = serving.copy()
     new[[24, 30]], new[29] = False, True
-    tail = said(ask(answers(new, serving)), "tail")
+    tail = finding_of(verdict_on(answers(new, serving)), "tail")
     assert tail.passed
     assert tail.after is not None
     assert tail.before is not None
     assert tail.after < tail.before - tail.allowed
-    assert not said(ask(answers(new, serving), confidence=0.5), "tail").passed
+    assert not finding_of(verdict_on(answers(new, serving), confidence=0.5), "tail").passed
 
 
 def test_a_gain_can_be_demanded() -> None:
-    assert "mean-class accuracy 0.800 is more than -0.100 below" in ask(ALIKE, mean_class=-0.1).reasons[0]
+    assert "mean-class accuracy 0.800 is more than -0.100 below" in verdict_on(ALIKE, mean_class=-0.1).reasons[0]
     better = answers(hits(9, 9, 9, 9, 9, 9, of=10), hits(8, 8, 8, 8, 8, 8, of=10))
-    assert ask(better, mean_class=-0.1).passed
+    assert verdict_on(better, mean_class=-0.1).passed
 
 
 photos = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=40)
 
 
-def of(drawn: list[tuple[int, bool, bool]]) -> Hits:
+def hits_of(drawn: list[tuple[int, bool, bool]]) -> Hits:
     target, new, serving = (np.array(column) for column in zip(*drawn, strict=True))
     return Hits(target, new, serving, LABELS, THIRD)
 
 
 @settings(max_examples=25, deadline=None)
 @given(photos, st.floats(0.5, 0.98), st.floats(-0.5, 0.5))
-def test_nothing_is_refused_that_is_not_below_and_more_certainty_refuses_less(
+def test_only_a_fall_is_refused_and_more_certainty_refuses_less(
     drawn: list[tuple[int, bool, bool]], confidence: float, allowed: float
 ) -> None:
-    for finding in ask(of(drawn), confidence=confidence, mean_class=allowed, tail=allowed).findings:
+    for finding in verdict_on(hits_of(drawn), confidence=confidence, mean_class=allowed, tail=allowed).findings:
         if finding.gate not in ("mean_class", "tail") or finding.after is None or finding.before is None:
             continue
-        sterner = said(
-            ask(of(drawn), confidence=confidence, mean_class=allowed + 0.1, tail=allowed + 0.1), finding.gate
+        laxer = finding_of(
+            verdict_on(hits_of(drawn), confidence=confidence, mean_class=allowed + 0.1, tail=allowed + 0.1),
+            finding.gate,
         )
-        surer = said(ask(of(drawn), confidence=confidence + 0.01, mean_class=allowed, tail=allowed), finding.gate)
+        more_certain = finding_of(
+            verdict_on(hits_of(drawn), confidence=confidence + 0.01, mean_class=allowed, tail=allowed), finding.gate
+        )
         if finding.passed:
-            assert sterner.passed
-            assert surer.passed
+            assert laxer.passed
+            assert more_certain.passed
         else:
             assert finding.after < finding.before - allowed + 1e-6
 
 
 @settings(max_examples=25, deadline=None)
 @given(photos)
-def test_a_model_that_recognises_all_that_the_other_does_is_never_worse(drawn: list[tuple[int, bool, bool]]) -> None:
-    found = of([(target, new or serving, serving) for target, new, serving in drawn])
-    verdict = ask(found, head=0, middle=0, tail=0, confidence=0.5, class_floor=1)
+def test_a_model_that_recognises_a_superset_is_never_worse(drawn: list[tuple[int, bool, bool]]) -> None:
+    found = hits_of([(target, new or serving, serving) for target, new, serving in drawn])
+    verdict = verdict_on(found, head=0, middle=0, tail=0, confidence=0.5, class_floor=1)
     measured = [finding for finding in verdict.findings if finding.after is not None and finding.gate != "class_floor"]
     assert all(finding.passed for finding in measured)
 
 
-def test_thirds_without_photos_are_not_judged_but_the_tail_is_needed() -> None:
+def test_thirds_without_photos_are_skipped_but_the_tail_is_required() -> None:
     head_only = ALIKE.target < 2
-    verdict = ask(
+    verdict = verdict_on(
         replace(ALIKE, target=ALIKE.target[head_only], new=ALIKE.new[head_only], serving=ALIKE.new[head_only])
     )
     assert [finding.gate for finding in verdict.findings] == ["parity", "mean_class", "head", "tail", "class_floor"]
-    assert [reason[:35] for reason in verdict.reasons] == ["tail accuracy cannot be measured: th"[:35]]
+    [reason] = verdict.reasons
+    assert reason.startswith("tail accuracy cannot be measured: ")
 
 
 def test_without_test_photos_nothing_is_proven() -> None:
     none = np.empty(0, np.int64)
-    verdict = ask(Hits(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
+    verdict = verdict_on(Hits(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["mean_class", "tail"]
 
 
-def test_all_reasons_of_a_refusal_are_told() -> None:
-    assert len(ask(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).reasons) == 3
+def test_a_refusal_has_all_its_reasons() -> None:
+    assert len(verdict_on(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).reasons) == 3
 
 
-def test_a_class_that_is_lost_is_named() -> None:
+def test_a_lost_class_is_named() -> None:
     lost = answers(hits(60, 60, 60, 60, 60, 0, of=60), hits(60, 60, 60, 60, 60, 20, of=60))
-    verdict = ask(lost, mean_class=1, tail=1)
+    verdict = verdict_on(lost, mean_class=1, tail=1)
     assert verdict.reasons == ("recognised less often than 0.10: wine (0 of 60 photos)",)
-    floor = said(verdict, "class_floor")
+    floor = finding_of(verdict, "class_floor")
     assert (floor.after, floor.before, floor.allowed) == (0, pytest.approx(1 / 3), 0.1)
     assert floor.high is not None
     assert floor.high < 0.1
-    assert ask(lost, mean_class=1, tail=1, class_floor=0).passed
+    assert verdict_on(lost, mean_class=1, tail=1, class_floor=0).passed
 
 
-def test_few_photos_are_no_lost_class() -> None:
-    assert ask(answers(hits(9, 9, 9, 9, 9, 0, of=9), hits(9, 9, 9, 9, 9, 3, of=9)), mean_class=1, tail=1).passed
+def test_few_photos_do_not_prove_a_lost_class() -> None:
+    assert verdict_on(answers(hits(9, 9, 9, 9, 9, 0, of=9), hits(9, 9, 9, 9, 9, 3, of=9)), mean_class=1, tail=1).passed
 
 
-def test_a_class_that_the_serving_model_does_not_know_either_is_no_reason_to_keep_that() -> None:
+def test_a_class_that_the_current_model_misses_too_does_not_refuse_a_graph() -> None:
     never = hits(60, 60, 60, 60, 60, 0, of=60)
-    assert ask(answers(never, never)).passed
-    assert not ask(answers(never, None)).passed
+    assert verdict_on(answers(never, never)).passed
+    assert not verdict_on(answers(never, None)).passed
 
 
 def test_many_lost_classes_are_counted() -> None:
-    reasons = ask(answers(hits(0, 0, 0, 0, 0, 0, of=60), None)).reasons
+    reasons = verdict_on(answers(hits(0, 0, 0, 0, 0, 0, of=60), None)).reasons
     assert "tea (0 of 60 photos) and 1 more" in reasons[0]
 
 
-def decided(*away: int, given: int) -> Decided:
-    return Decided(LABELS, np.full(6, given), np.array(away))
+def flagged(*photos: int, given: int) -> FlaggedLabels:
+    return FlaggedLabels(LABELS, np.full(6, given), np.array(photos))
 
 
-def test_a_class_that_cleaning_decided_away_is_named() -> None:
-    verdict = ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100))
-    assert verdict.reasons == ("cleaning decided away more than 50% of wine (80 of 100 photos); look at their labels",)
-    assert ask(ALIKE, decided=decided(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
-    assert ask(ALIKE, decided=decided(1, 1, 1, 1, 1, 6, given=10)).passed, "of few photos nothing is certain"
-    assert ask(ALIKE, decided=decided(0, 0, 0, 0, 0, 0, given=0)).passed
+def test_a_class_with_many_flagged_labels_is_named() -> None:
+    verdict = verdict_on(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100))
+    assert verdict.reasons == ("cleaning flagged more than 50% of wine (80 of 100 photos); check their labels",)
+    assert verdict_on(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
+    assert verdict_on(ALIKE, cleaning=flagged(1, 1, 1, 1, 1, 6, given=10)).passed, "few photos prove nothing"
+    assert verdict_on(ALIKE, cleaning=flagged(0, 0, 0, 0, 0, 0, given=0)).passed
 
 
-def test_the_budget_of_time_is_kept_or_not() -> None:
+def test_a_graph_has_to_keep_the_latency_budget() -> None:
     for ms, passed in (((12.0, 9.0), False), ((8.0, 9.0), True), ((10.0,), True)):
         evidence = GateInput(EXACT, ALIKE, ms=ms)
         verdict = judge(evidence, settings=Gate(latency_ms=10), graph_sha256="abc")
@@ -214,31 +220,33 @@ def test_the_budget_of_time_is_kept_or_not() -> None:
         assert "ms per photo" in verdict.reasons[-1]
 
 
-def test_the_bounds_are_wilsons() -> None:
-    """The well-known intervals of 95 % of 0 and 8 of 10."""
+def test_the_bounds_are_those_of_wilson() -> None:
+    """The published 95 % intervals of 0 of 10 and of 8 of 10."""
     for right, bounds in ((0, (0.0, 0.2775)), (8, (0.4902, 0.9433))):
         low, high = wilson(np.array([right]), np.array([10]), confidence=0.975)
         assert (low[0], high[0]) == pytest.approx(bounds, abs=1e-4)
     one, many = (wilson(np.zeros(count), np.full(count, 10), confidence=0.8)[1][0] for count in (1, 100))
-    assert one < many, "of many classes one is at zero by chance"
+    assert one < many, "among many classes one is at zero by chance"
 
 
-def test_an_override_names_who_why_and_what_and_parity_allows_none() -> None:
-    refused = ask(WORSE_TAIL)
+def test_an_override_records_user_reason_and_gates_and_parity_allows_none() -> None:
+    refused = verdict_on(WORSE_TAIL)
     meant = refused.despite("half of these are discontinued", by="Ada <ada@shop>")
     assert (refused.may_serve, meant.passed, meant.may_serve) == (False, False, True)
     assert meant.override is not None
     assert asdict(meant.override) == {
         "by": "Ada <ada@shop>", "reason": "half of these are discontinued", "gates": ["mean_class", "tail"]
     }  # fmt: skip
-    assert meant.told == [*refused.reasons, "overridden by Ada <ada@shop>: half of these are discontinued"]
-    broken = ask(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).despite("never mind", by="Ada")
+    assert meant.explanation == [*refused.reasons, "overridden by Ada <ada@shop>: half of these are discontinued"]
+    broken = verdict_on(WORSE_TAIL, {"different_ids": 1, "probability": 0.1}).despite("never mind", by="Ada")
     assert not broken.may_serve
     assert broken.reasons[-1] == "parity cannot be overridden"
-    assert ask(ALIKE).despite("to be sure", by="Ada").override is None, "there is nothing to override"
+    assert verdict_on(ALIKE).despite("to be sure", by="Ada").override is None, "there is nothing to override"
 
 
 def test_a_verdict_survives_its_file() -> None:
-    for verdict in (ask(ALIKE), ask(WORSE_TAIL), ask(WORSE_TAIL).despite("so be it", by="Ada")):
+    for verdict in (verdict_on(ALIKE), verdict_on(WORSE_TAIL), verdict_on(WORSE_TAIL).despite("so be it", by="Ada")):
         assert Verdict.of(json.loads(json.dumps(asdict(verdict), allow_nan=False))) == verdict
-    assert Verdict.of({"passed": True, "reasons": ["parity"], "graph_sha256": "abc"}).may_serve, "of an earlier release"
+    assert Verdict.of({"passed": True, "reasons": ["parity"], "graph_sha256": "abc"}).may_serve, (
+        "written by an earlier release"
+    )

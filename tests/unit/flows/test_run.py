@@ -1,10 +1,11 @@
-"""Stages are found again by what they depend on, as long as their files are unharmed."""
+"""Cached results are found again by what they depend on, as long as their files are undamaged."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from flows.errors import CorruptObject
+from flows.run import inputs as inputs_module
 from flows.run import run as module
-from flows.run.run import Run, code_hash, is_finished
+from flows.run.inputs import ended_before, inputs
+from flows.run.run import DECIDES, Run, code_hash, deciding_hash, is_finished
 from flows.workspace import Workspace
 from models.recipe.config import Loss, Recipe, Train, from_dict
 from tests.breaking import ways
@@ -28,7 +31,7 @@ def run(tmp_path: Path) -> Run:
 
 
 class Work:
-    """Writes two files, and counts how often it was asked to."""
+    """Writes two files, and counts the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -39,7 +42,7 @@ class Work:
         (folder / "scores").write_text("1")
 
 
-def test_the_same_stage_is_found_again(run: Run) -> None:
+def test_the_same_result_is_found_again(run: Run) -> None:
     work = Work()
     first = run.cached("train", "data", run.recipe.loss, work=work)
     later = dataclasses.replace(run, id="2").cached("train", "data", run.recipe.loss, work=work)
@@ -47,7 +50,7 @@ def test_the_same_stage_is_found_again(run: Run) -> None:
     assert sorted(path.name for path in first.iterdir()) == ["done.json", "network.pt", "scores"]
 
 
-def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_is_named_by_everything_it_depends_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work, recipe = Work(), run.recipe
     folders = [
         run.cached("train", "data", recipe.loss, recipe.train, work=work),
@@ -61,26 +64,54 @@ def test_whatever_a_stage_depends_on_names_it(run: Run, monkeypatch: pytest.Monk
     assert len(set(folders)) == work.calls == 6
 
 
-def test_the_code_hash_is_of_all_that_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models" / "losses").mkdir(parents=True)
-    (tmp_path / "pixels").mkdir()
-    source = tmp_path / "models" / "losses" / "lq.py"
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the source that both hashes read."""
+    for part in DECIDES:
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        copy(REPOSITORY / part, tmp_path / part)
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
-    hashes = []
-    for text in ("a", "b", "a"):
-        source.write_text(text)
-        hashes.append(code_hash.__wrapped__())
-    source.rename(source.with_name("gce.py"))
-    hashes.append(code_hash.__wrapped__())
-    assert hashes[0] == hashes[2]
-    assert len(set(hashes)) == 3
+    return tmp_path
 
 
-@pytest.mark.parametrize("harm", ["bit", "gone", "marker", "empty marker"])
-def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+COMPUTING = ["models/losses/lq.py", "models/decisions.py", "pixels/__init__.py", "contract/__init__.py"]
+DECIDING = [
+    "flows/retrain.py",
+    "flows/gate/gates.py",
+    "flows/gate/verdict.py",
+    "flows/run/measure.py",
+    *(f"flows/steps/{name}.py" for name in ("clean", "gate", "learn", "selection")),
+]
+
+
+@pytest.mark.parametrize("changed", [*COMPUTING, *DECIDING])
+def test_a_run_depends_on_all_source_that_decides_and_cached_results_on_what_computes_them(
+    source: Path, changed: str
+) -> None:
+    computes, decides = code_hash.__wrapped__(), deciding_hash.__wrapped__()
+    text = (source / changed).read_text()
+    (source / changed).write_text(text + "# changed\n")
+    assert deciding_hash.__wrapped__() != decides
+    assert (code_hash.__wrapped__() == computes) == (changed in DECIDING), "a changed gate leaves trainings valid"
+    (source / changed).write_text(text)
+    assert (code_hash.__wrapped__(), deciding_hash.__wrapped__()) == (computes, decides)
+    (source / changed).rename(source / changed.replace(".py", "_.py"))
+    if changed not in DECIDES:
+        assert deciding_hash.__wrapped__() != decides
+
+
+def test_source_that_decides_nothing_is_not_hashed(source: Path) -> None:
+    decides = deciding_hash.__wrapped__()
+    (source / "flows" / "doctor.py").write_text("1")
+    assert deciding_hash.__wrapped__() == decides
+
+
+@pytest.mark.parametrize("damage", ["bit", "gone", "marker", "empty marker"])
+def test_a_damaged_result_is_computed_again(run: Run, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     work = Work()
     folder = run.cached("train", work=work)
-    match harm:
+    match damage:
         case "bit":
             (folder / "network.pt").write_bytes(b"wEights")
         case "gone":
@@ -93,13 +124,13 @@ def test_a_harmed_result_is_worked_out_again(run: Run, harm: str, caplog: pytest
     assert run.cached("train", work=work) == folder
     assert work.calls == 2
     assert (folder / "network.pt").read_bytes() == b"weights"
-    assert not (folder / "stale").exists(), "nothing of a harmed result is used again"
+    assert not (folder / "stale").exists(), "nothing of a damaged result is reused"
     assert folder.name in caplog.text
     run.cached("train", work=work)
     assert work.calls == 2
 
 
-def test_a_stage_that_failed_goes_on_in_its_own_folder(run: Run) -> None:
+def test_a_failed_step_continues_in_its_own_folder(run: Run) -> None:
     def fail(folder: Path) -> None:
         (folder / "checkpoint.pt").touch()
         (folder / ".network.pt.123").write_bytes(b"half")
@@ -140,7 +171,7 @@ run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").cached("train", 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["in work", "before the rename"])
-def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None:
+def test_a_killed_step_is_not_taken_for_finished(run: Run, moment: str) -> None:
     command = [sys.executable, "-c", KILLED, str(run.workspace.root), moment]
     assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     work = Work()
@@ -151,8 +182,8 @@ def test_a_killed_stage_is_not_taken_for_finished(run: Run, moment: str) -> None
 
 
 @pytest.mark.faults
-def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
-    """Stages are named by the recipe in memory: what is read from the file has to be the same (I21)."""
+def test_a_recipe_file_that_changes_during_a_run_ends_the_run(run: Run) -> None:
+    """Cached results are named by the recipe in memory, so the file has to hold the same recipe (I21)."""
     run.open({})
     assert from_dict(json.loads(run.recipe_file.read_bytes())) == run.recipe
     for way in ways(run.folder / "recipe.json", flips=8):
@@ -162,7 +193,7 @@ def test_a_recipe_that_changes_in_mid_run_ends_the_run(run: Run) -> None:
 
 
 @pytest.mark.faults
-def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
+def test_every_broken_file_of_a_result_is_found(run: Run) -> None:
     work = Work()
     folder = run.cached("train", work=work)
     for name in ("network.pt", "scores", "done.json"):
@@ -171,3 +202,17 @@ def test_every_broken_file_of_a_stage_is_found(run: Run) -> None:
             calls = work.calls
             run.cached("train", work=work)
             assert (work.calls, (folder / name).read_bytes()) == (calls + 1, whole), way
+
+
+def test_a_changed_gate_is_another_retraining(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workspace.init(tmp_path / "shop")
+    monkeypatch.setattr(inputs_module, "version_to_train_on", lambda versions, recipe: "d" * 32)
+    monkeypatch.setattr(inputs_module, "deciding_hash", deciding_hash.__wrapped__)
+    before = inputs(shop, Recipe(name="r"))
+    folder = shop.runs / "20260101-030000-abcdef"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"model_version": 1, "verdict": {"passed": True, "reasons": []}}))
+    (folder / "inputs.json").write_text(json.dumps(before))
+    assert ended_before(shop, inputs(shop, Recipe(name="r")))
+    (source / "flows" / "gate" / "gates.py").write_text("THIRDS = ()")
+    assert ended_before(shop, inputs(shop, Recipe(name="r"))) == ""

@@ -23,7 +23,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.errors import CheckpointMismatch, ConfigError, ManifestError
 from models.evaluation.scores import read_scores
 from models.networks.network import EMBEDDING
-from models.recipe.config import Clean, Loss, Recipe, Train, to_dict
+from models.recipe.config import Clean, Loss, Proof, Recipe, Train, digest, to_dict, training_inputs
 from models.training import checkpoint
 from models.training.epochs import report
 from models.training.job import Job, split_rows
@@ -230,6 +230,28 @@ def test_another_recipes_checkpoint_is_refused(data: Path, recipe: Recipe, tmp_p
     (out / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointMismatch, match=r"checkpoint\.pt cannot be read"):
         train(job(data, recipe, out))
+
+
+def test_a_file_of_the_same_name_and_other_content_is_another_training(
+    data: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Weights, loss state, photo weights and photos to select by, for the checkpoint and the cached result equally."""
+    file = tmp_path / "file"
+    member = dataclasses.replace(recipe.members[0], weights=str(file))
+    recipes = [
+        dataclasses.replace(recipe, members=(member,)),
+        dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, state=str(file))),
+        dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, photo_weights=str(file))),
+        dataclasses.replace(recipe, proof=Proof(photos=str(file))),
+    ]
+    for each in recipes:
+        keys = []
+        for content in ("a", "b", "a"):
+            file.write_text(content)
+            keys.append((job(data, each, tmp_path).key, digest(*training_inputs(each.of(0)))))
+        assert keys[0] == keys[2]
+        assert keys[0][0] != keys[1][0]
+        assert keys[0][1] != keys[1][1]
 
 
 def test_a_key_changes_with_whatever_changes_the_result(

@@ -21,14 +21,14 @@ def repository(tmp_path: Path) -> ModelRepository:
 
 @pytest.fixture
 def staged(repository: ModelRepository, graph: Path) -> ModelRepository:
-    """With version 1."""
+    """Repository with version 1."""
     repository.write(graph, version=1, labels=LABELS, lineage={"run": "r1"}, golden=golden_images())
     return repository
 
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port that was free a moment ago."""
+    """Port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -47,7 +47,7 @@ def test_one_token_is_made_however_many_ask_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_a_token_that_is_none_any_more_is_made_anew(tmp_path: Path) -> None:
-    """An empty one would let everybody in; one with another bit is another token, and refused by name (I21)."""
+    """An empty token would admit every client; one with a flipped bit is another token, which is refused (I21)."""
     path = tmp_path / "token"
     first = keep_token(path)
     for way in ways(path, flips=16):

@@ -102,7 +102,7 @@ def test_a_file_that_is_no_graph_of_ours_is_refused(content: bytes | None, tmp_p
         LocalRecognizer(path)
 
 
-def test_nobody_at_the_other_end(unused_port: int) -> None:
+def test_no_server_at_the_address(unused_port: int) -> None:
     with (
         Recognizer(f"127.0.0.1:{unused_port}", labels=lambda version: LABELS, timeout_s=2) as recognizer,
         pytest.raises(ServerUnavailable, match=f"127.0.0.1:{unused_port}.*cleanshelf serve"),

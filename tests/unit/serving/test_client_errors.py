@@ -1,4 +1,4 @@
-"""Whatever a library raises on the way from a photo to an answer has a name of ours."""
+"""Every exception that a library raises between a photo and an answer becomes an error of serving."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def test_an_address_that_leads_nowhere(url: str) -> None:
     params=[b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(range(256)) * 10, None],
     ids=["closes", "http", "noise", "silent"],
 )
-def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A port where something else listens: it says its sentence and hangs up, or says nothing at all."""
+def other_program(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Port of another program: it sends some bytes and closes the connection, or sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
 
@@ -152,23 +152,24 @@ def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
         connection.close()
 
 
-def test_a_stranger_at_the_port(stranger: str) -> None:
-    with pytest.raises(ServingError, match=stranger):
-        ask(stranger, timeout_s=1, patience_s=0.2)
-    with pytest.raises(ServingError, match=stranger):
-        asyncio.run(ask_async(stranger, timeout_s=1, patience_s=0.2))
+def test_another_program_at_the_port(other_program: str) -> None:
+    with pytest.raises(ServingError, match=other_program):
+        ask(other_program, timeout_s=1, patience_s=0.2)
+    with pytest.raises(ServingError, match=other_program):
+        asyncio.run(ask_async(other_program, timeout_s=1, patience_s=0.2))
 
 
-def test_a_server_that_is_down_is_told_long_before_the_deadline(unused_port: int) -> None:
+def test_a_server_that_is_down_is_reported_long_before_the_deadline(unused_port: int) -> None:
     began = time.monotonic()
     with pytest.raises(ServerUnavailable, match=f"127.0.0.1:{unused_port}"):
         ask(f"127.0.0.1:{unused_port}", timeout_s=60)
     assert time.monotonic() - began < 20
 
 
-def test_an_unknown_wire_is_refused() -> None:
-    with pytest.raises(BadRequest, match="wire 'jpg' is unknown; use one of uint8, encoded, shared memory"):
-        Recognizer("host:1", wire="jpg")  # type: ignore[arg-type]
+@pytest.mark.parametrize("keyword", ["transport", "wire"])  # `wire` is the keyword of the previous release
+def test_an_unknown_transport_is_refused(keyword: str) -> None:
+    with pytest.raises(BadRequest, match="transport 'jpg' is unknown; use one of uint8, encoded, shared memory"):
+        Recognizer("host:1", **{keyword: "jpg"})
 
 
 def test_a_graph_that_fails_in_mid_run_is_named(staged: ModelRepository, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ FIT = {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.31.1", "numpy": "1.26.4
 
 
 def environment(path: Path, packages: dict[str, str], *, stub: str = PYTHON) -> Path:
-    """A real interpreter whose site-packages say that `packages` are installed."""
+    """Makes an environment with a real interpreter whose site-packages list `packages` as installed."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
     site = path / "lib" / f"python{PYTHON}" / "site-packages"
     for name, version in packages.items():

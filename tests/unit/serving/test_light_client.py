@@ -1,4 +1,4 @@
-"""A client over the network is light: what it installs, and what it loads."""
+"""Packages that a client over the network installs and imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """Every package that these need, by what is installed here says of itself."""
+    """Names of all packages that the requirements need, by the metadata of the installed ones."""
     todo, seen = [Requirement(text) for text in requirements], set[tuple[str, frozenset[str]]]()
     while todo:
         wanted = todo.pop()

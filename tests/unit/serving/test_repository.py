@@ -23,12 +23,12 @@ from tests.breaking import ways
 from tests.graphs import LABELS, SIZE, golden_images, write_graph
 
 ROOT = Path(__file__).parents[3]
-STAGE = """
+WRITE = """
 import sys
 from pathlib import Path
 from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
-ModelRepository(Path(sys.argv[1])).stage(Path(sys.argv[2]), version=1, labels=LABELS, lineage={}, golden=golden_images())
+ModelRepository(Path(sys.argv[1])).write(Path(sys.argv[2]), version=1, labels=LABELS, lineage={}, golden=golden_images())
 """
 
 
@@ -36,7 +36,7 @@ def leftovers(repository: ModelRepository) -> list[str]:
     return [path.name for path in repository.model.iterdir() if path.name.startswith(".")]
 
 
-def test_a_staged_version_holds_everything(staged: ModelRepository, graph: Path) -> None:
+def test_a_version_holds_everything(staged: ModelRepository, graph: Path) -> None:
     folder = staged.path(1)
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "labels.txt", "golden.npz", "lineage.json"}
     assert (folder / "model.onnx").read_bytes() == graph.read_bytes()
@@ -93,7 +93,7 @@ def test_versions_never_change(staged: ModelRepository, graph: Path) -> None:
         ({"version": 0}, "counts from 1"),
     ],
 )
-def test_a_refused_stage_leaves_nothing(repository: ModelRepository, graph: Path, change: dict, message: str) -> None:
+def test_a_refused_write_leaves_nothing(repository: ModelRepository, graph: Path, change: dict, message: str) -> None:
     given = {"version": 1, "labels": LABELS, "lineage": {}, "golden": golden_images(), **change}
     with pytest.raises(BadGraph, match=message):
         repository.write(graph, **given)
@@ -123,28 +123,28 @@ def test_verify_names_the_damaged_file(staged: ModelRepository, name: str, damag
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["labels.txt", "golden.npz"])
 def test_labels_and_golden_images_are_those_that_were_staged(staged: ModelRepository, name: str) -> None:
-    """Nobody is told the name of another product, and no answer is compared with what is none (I21)."""
+    """Damaged labels are never returned, and answers are never compared with damaged golden ones (I21)."""
     read = {"labels.txt": staged.labels, "golden.npz": staged.golden}[name]
     for way in ways(staged.path(1) / name, flips=8):
-        with pytest.raises(CorruptVersion, match=f"{name} is not what was staged; serve another version"):
+        with pytest.raises(CorruptVersion, match=f"{name} is missing or was changed; promote another version"):
             pytest.fail(f"{way}: {read(1)}")
     read(1)
 
 
 @pytest.mark.faults
 def test_a_broken_configuration_is_named_or_written_anew(staged: ModelRepository) -> None:
-    """What is to be served is the registry's word: a start writes the file whatever is in it (I21)."""
+    """The registry decides which version is loaded: a start writes the file whatever it contains (I21)."""
     staged.configure([1])
-    whole, told = staged.configuration(), 0
+    whole, reported = staged.configuration(), 0
     for way in ways(staged.model / "config.pbtxt", flips=64):
         try:
             found: object = staged.configured()
         except CorruptVersion as error:
-            found, told = str(error), told + 1
+            found, reported = str(error), reported + 1
         assert found in ((1,), ()) or "config.pbtxt" in str(found) or not staged.is_configured(1), way
         staged.configure([1])
         assert staged.configuration() == whole, way
-    assert told
+    assert reported
 
 
 @pytest.mark.faults
@@ -155,7 +155,7 @@ def test_verify_names_a_damaged_lineage(staged: ModelRepository, text: str) -> N
         staged.verify(1)
 
 
-def test_verify_names_a_file_nobody_recorded(staged: ModelRepository) -> None:
+def test_verify_names_a_file_without_a_record(staged: ModelRepository) -> None:
     (staged.path(1) / "extra.bin").write_bytes(b"x")
     with pytest.raises(CorruptVersion, match=r"extra\.bin"):
         staged.verify(1)
@@ -195,7 +195,7 @@ def test_another_contract_is_refused(staged: ModelRepository, tmp_path: Path, ch
     assert staged.configured() == (1,)
 
 
-def test_sweep_spares_a_stage_under_way(staged: ModelRepository) -> None:
+def test_sweep_spares_a_running_write(staged: ModelRepository) -> None:
     abandoned = staged.model / ".stage-9-abandoned"
     abandoned.mkdir()
     (staged.model / ".config.pbtxt.123.part").write_text("half")
@@ -208,9 +208,9 @@ def test_sweep_spares_a_stage_under_way(staged: ModelRepository) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["model.onnx", "labels.txt", "golden.npz"])
-def test_kill_while_staging(repository: ModelRepository, tmp_path: Path, moment: str) -> None:
+def test_kill_during_a_write(repository: ModelRepository, tmp_path: Path, moment: str) -> None:
     graph = write_graph(tmp_path / "slow.onnx", work=12)  # its golden answers take a second
-    child = subprocess.Popen([sys.executable, "-c", STAGE, repository.root, graph], cwd=ROOT)
+    child = subprocess.Popen([sys.executable, "-c", WRITE, repository.root, graph], cwd=ROOT)
     try:
         while not list(repository.model.glob(f".stage-*/{moment}")) and child.poll() is None:
             time.sleep(0.002)
@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_whole_versions_only(graph: Path, tmp_path: Path) -> 
         check=False,
     )
     if run.returncode in (1, 77) and "Traceback" not in run.stderr:
-        pytest.skip(f"no small file system to be had here: {run.stdout}{run.stderr}")
+        pytest.skip(f"a small file system is not available here: {run.stdout}{run.stderr}")
     assert run.stdout.strip() == "both refused", run.stderr
 
 
@@ -315,8 +315,8 @@ def test_a_version_of_an_earlier_release_is_read(staged: ModelRepository) -> Non
 
 def test_what_clients_read_in_the_configuration(staged: ModelRepository) -> None:
     load_on_start(staged, 1)
-    told = TritonConfig.parse(staged.configuration()).parameters
-    assert {name: told[f"{name}.1"] for name in ("data_version", "graph_sha256", "lineage_sha256", "run")} == {
+    parameters = TritonConfig.parse(staged.configuration()).parameters
+    assert {name: parameters[f"{name}.1"] for name in ("data_version", "graph_sha256", "lineage_sha256", "run")} == {
         "data_version": "0123456789ab",
         "graph_sha256": sha256(staged.path(1) / "model.onnx"),
         "lineage_sha256": sha256(staged.path(1) / "lineage.json"),

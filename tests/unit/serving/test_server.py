@@ -17,7 +17,7 @@ SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sle
 
 @pytest.fixture
 def inherited() -> int:
-    """A pipe that this process hands to its children, as one started by a waiting caller would."""
+    """Pipe that child processes inherit, as that of a waiting caller."""
     ends = os.pipe()
     os.set_inheritable(ends[1], True)
     yield ends[1]
@@ -81,7 +81,7 @@ def test_running_believes_only_the_same_process(sleeper: int, tmp_path: Path) ->
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 1, "surprise": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 1, "unknown": 2}'])
 def test_a_broken_state_file_is_repaired(tmp_path: Path, text: str) -> None:
     (tmp_path / "triton.json").write_text(text)
     assert running(tmp_path) is None

@@ -36,42 +36,42 @@ def test_a_killed_flow_takes_its_children_along() -> None:
 
 
 def test_an_interrupted_flow_ends_the_children_of_its_threads() -> None:
-    said: Queue[str] = Queue()
+    lines: Queue[str] = Queue()
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(run_child, *SLEEPER, say=said.put) for _ in range(2)]
+        running = [pool.submit(run_child, *SLEEPER, say=lines.put) for _ in range(2)]
         for _ in running:
-            said.get(timeout=20)
+            lines.get(timeout=20)
         end_children()
         for each in running:
             assert isinstance(each.exception(timeout=20), ChildFailed)
             assert "killed by signal 9" in str(each.exception())
 
 
-def test_a_child_gets_its_arguments_and_tells_its_lines() -> None:
-    said: list[str] = []
+def test_a_child_gets_its_arguments_and_passes_on_its_lines() -> None:
+    lines: list[str] = []
     statement = "import sys; print(sys.argv[0]); print(sys.argv[-1][-5:])  # last"
-    run_child("timeit", ["-n", "1", "-r", "1", statement], say=said.append)
-    assert Path(said[0]).name == "timeit.py", "as with python -m"
-    assert said[1] == " last"
+    run_child("timeit", ["-n", "1", "-r", "1", statement], say=lines.append)
+    assert Path(lines[0]).name == "timeit.py", "as with python -m"
+    assert lines[1] == " last"
 
 
 def test_an_interrupted_flow_ends_all_workers_of_a_child() -> None:
-    said: Queue[str] = Queue()
+    lines: Queue[str] = Queue()
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(run_child, "timeit", ["-n", "1", "-r", "1", SHARED], say=said.put, workers=2)
-        found = dict(said.get(timeout=60).split() for _ in range(2))
+        running = pool.submit(run_child, "timeit", ["-n", "1", "-r", "1", SHARED], say=lines.put, workers=2)
+        found = dict(lines.get(timeout=60).split() for _ in range(2))
         assert set(found) == {"0", "1"}
         born = {int(pid): birth(int(pid)) for pid in found.values()}
         assert None not in born.values()
         end_children()
         assert isinstance(running.exception(timeout=20), ChildFailed)
-    assert all(birth(pid) != at for pid, at in born.items()), "none is left when run_child is over"
+    assert all(birth(pid) != at for pid, at in born.items()), "none is left when run_child returns"
 
 
 def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
     arguments = ("timeit", ["-n", "1", "-r", "1", SHARED])
-    said = "say=lambda line: print(line, flush=True)"
-    flow_of_two = f"from flows.run.launch import run_child; run_child(*{arguments}, {said}, workers=2)"
+    say = "say=lambda line: print(line, flush=True)"
+    flow_of_two = f"from flows.run.launch import run_child; run_child(*{arguments}, {say}, workers=2)"
     command = [sys.executable, "-c", flow_of_two]
     with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as flow:
         assert flow.stdout is not None
@@ -81,7 +81,7 @@ def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
     assert until(lambda: all(birth(pid) != at for pid, at in born.items()), timeout_s=10)
 
 
-def test_what_a_worker_refuses_is_told_as_one_alone_would() -> None:
+def test_a_refusal_by_a_worker_is_that_of_a_single_process() -> None:
     refusing = "import os; os.write(1, b'recipe.json: no such key' + bytes([10])); os._exit(65)"
     with pytest.raises(InputError, match=r"^recipe\.json: no such key$"):
         run_child("timeit", ["-n", "1", "-r", "1", refusing], say=lambda line: None, workers=2)

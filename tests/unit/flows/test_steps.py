@@ -1,4 +1,4 @@
-"""What each step was worth."""
+"""Accuracy after each step of a retraining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report.steps import StepAccuracy, effects
+from flows.report.steps import StepAccuracy, step_accuracies
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
 
@@ -33,7 +33,7 @@ def write_data(folder: Path, *, split: str) -> Path:
 
 @pytest.fixture
 def network(tmp_path: Path) -> Callable[[str, list[list[float]]], Path]:
-    """A stage's folder in which a network gives p0, p1 and p2 these probabilities of a, b and c."""
+    """Writes the result of a training whose network gives p0, p1 and p2 these probabilities of a, b and c."""
 
     def write(name: str, probs: list[list[float]]) -> Path:
         dense = np.array(probs, np.float32)
@@ -61,7 +61,7 @@ def write_weights(folder: Path, weights: list[float]) -> Path:
     return folder
 
 
-def write_views(folder: Path, *, crops: int) -> Path:
+def write_crops(folder: Path, *, crops: int) -> Path:
     folder.mkdir()
     (folder / "crops.json").write_text(json.dumps({"crops": crops, "enlarge": 1.25}))
     return folder
@@ -79,8 +79,11 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     graph = write_graph(tmp_path / "graph", [[0, 1, 2], [1, 0, 2], [0, 1, 2]], [0, 1, 2])
     third = pytest.approx(1 / 3)
     retrained, weights = [network("retrained", RIGHT)], write_weights(tmp_path / "weights", [0.5, 0.5])
-    crops = write_views(tmp_path / "looks", crops=10)
-    steps = effects(first, retrained, [], balanced, weights, crops, graph, data)
+    crops = write_crops(tmp_path / "crops", crops=10)
+    given = {"balanced": balanced, "graph": graph}
+    steps = step_accuracies(
+        data, as_delivered=first, cleaned=retrained, finetuned=[], weights=weights, crops=crops, **given
+    )
     assert steps == [
         StepAccuracy("one network, labels as delivered", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 0.5, 0.5),
         StepAccuracy("one network, after cleaning", 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -88,10 +91,12 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
         StepAccuracy("ensemble of 2", 1.0, 1.0, 1.0, 1.0, 1.0),  # two that are each right once are right together
         StepAccuracy("one graph, with crops", pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0, 0.0),
     ]
-    finetuned = [network("sharp", ALL_C)]
+    finetuned = [network("finetuned", ALL_C)]
     weights = write_weights(tmp_path / "other weights", [0.0, 1.0])
-    crops = write_views(tmp_path / "other looks", crops=1)
-    more = effects(first, retrained, finetuned, balanced, weights, crops, graph, data)
+    crops = write_crops(tmp_path / "other crops", crops=1)
+    more = step_accuracies(
+        data, as_delivered=first, cleaned=retrained, finetuned=finetuned, weights=weights, crops=crops, **given
+    )
     assert more[2] == StepAccuracy("one network, at high resolution", third, third, 0.0, 0.0, 1.0)
     assert more[4] == StepAccuracy("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
     assert [*more[:2], more[3]] == steps[:3]
@@ -101,7 +106,9 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
 def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:
     data = write_data(tmp_path / "data", split="val")
     folder = network("any", RIGHT)
-    weights, crops = write_weights(tmp_path / "weights", [1.0]), write_views(tmp_path / "looks", crops=10)
+    weights, crops = write_weights(tmp_path / "weights", [1.0]), write_crops(tmp_path / "crops", crops=10)
     graph = write_graph(tmp_path / "graph", [], [])
-    for row in effects([folder], [folder], [], [folder], weights, crops, graph, data):
+    steps = step_accuracies(data, as_delivered=[folder], cleaned=[folder], finetuned=[], balanced=[folder], weights=weights,
+                    crops=crops, graph=graph)  # fmt: skip
+    for row in steps:
         assert {row.top1, row.mean_class, row.head, row.middle, row.tail} == {None}, row.step

@@ -1,4 +1,4 @@
-"""A step stays where validation photos prove it; the figures are written down either way."""
+"""A step is kept if it gains on the selection photos; its figures are recorded either way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from flows.report.terminal import print_evidence
 from flows.run.run import Run
-from flows.steps.prove import evidence, in_words, prove
+from flows.steps.selection import Selection, decisions_of, in_words, keep_gains
 from flows.workspace import Workspace
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
@@ -54,49 +54,58 @@ def make_run(tmp_path: Path, **proof: object) -> Run:
     return run
 
 
-def test_a_member_keeps_what_gained_and_loses_what_did_not(data: Path, tmp_path: Path) -> None:
+def test_a_member_keeps_what_gained_and_drops_what_did_not(data: Path, tmp_path: Path) -> None:
     run, hard = make_run(tmp_path), np.arange(NUM) % 5 == 1
     poor, good = network(tmp_path / "poor", ~hard & (np.arange(NUM) % 2 == 0)), network(tmp_path / "good", ~hard)
-    kept = prove.fn(run, data, "cleaning", [poor, good], [good, poor])
-    assert kept == [good, good]
-    gained, lost = json.loads((run.folder / "evidence-cleaning.json").read_text())
+    kept = keep_gains.fn(run, data, "cleaning", Selection([poor, good]), [good, poor])
+    assert kept.networks == [good, good]
+    gained, lost = kept.decisions
     assert (gained["step"], gained["member"], gained["stays"], lost["stays"]) == ("cleaning", 1, True, False)
-    assert gained["photos"] == 120, "of all, as they came"
-    assert gained["believed"]["photos"] == 90, "and of those that cleaning believes, so that its bias shows"
+    assert gained["photos"] == 120, "all of them, as delivered"
+    assert gained["believed"]["photos"] == 90, "those that cleaning did not flag, so that its bias shows"
     assert gained["after"] - gained["before"] == pytest.approx(lost["before"] - lost["after"])
     assert 0 < gained["low"] < gained["after"] - gained["before"]
 
 
-def test_trusted_photos_judge_alone(data: Path, tmp_path: Path) -> None:
+def test_trusted_photos_decide_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(IDS[:12]))
     run = make_run(tmp_path, photos=str(tmp_path / "ids.txt"))
-    late = np.arange(NUM) >= 12  # right about nothing that is trusted
-    prove.fn(run, data, "cleaning", [network(tmp_path / "none", ~late)], [network(tmp_path / "late", late)])
-    (found,) = json.loads((run.folder / "evidence-cleaning.json").read_text())
+    late = np.arange(NUM) >= 12  # recognises none of the trusted photos
+    before = Selection([network(tmp_path / "none", ~late)])
+    (found,) = keep_gains.fn(run, data, "cleaning", before, [network(tmp_path / "late", late)]).decisions
     assert (found["photos"], found["before"], found["after"], found["stays"]) == (12, 1.0, 0.0, False)
     assert "believed" not in found
 
 
-def test_a_recipe_may_take_every_step_unasked(data: Path, tmp_path: Path) -> None:
+def test_a_recipe_may_keep_every_step_untested(data: Path, tmp_path: Path) -> None:
     run, nothing = make_run(tmp_path, confidence=0.0), np.zeros(NUM, bool)
     early, late = network(tmp_path / "early", ~nothing), network(tmp_path / "late", nothing)
-    assert prove.fn(run, data, "cleaning", [early], [late]) == [late]
+    assert keep_gains.fn(run, data, "cleaning", Selection([early]), [late]).networks == [late]
+
+
+def test_decisions_come_in_the_order_of_the_steps(data: Path, tmp_path: Path) -> None:
+    """Also of steps whose names sort otherwise."""
+    run, one = make_run(tmp_path), network(tmp_path / "one", np.ones(NUM, bool))
+    selection = Selection([one])
+    for name in ("warm-up", "cleaning", "fine-tuning"):
+        selection = keep_gains.fn(run, data, name, selection, [one])
+    assert [each["step"] for each in selection.decisions] == ["warm-up", "cleaning", "fine-tuning"]
 
 
 def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, everything = make_run(tmp_path), np.ones(NUM, bool)
     one = network(tmp_path / "one", everything)
-    prove.fn(run, data, "cleaning", [one], [one])
+    selection = keep_gains.fn(run, data, "cleaning", Selection([one]), [one])
     (one / "balance.json").write_text(json.dumps({"chosen": {"method": "ncm"}, "gain": {
         "before": None, "after": None, "low": None, "photos": 0, "classes": 0, "stays": True}}))  # fmt: skip
     gained = {"before": 0.5, "after": 0.75, "low": 0.1, "photos": 90, "classes": 3, "stays": True}
     (one / "ensemble.json").write_text(json.dumps({"weights": [1.0]}))
     (one / "crops.json").write_text(json.dumps({"crops": 10, "enlarge": 1.25, "gain": gained}))
-    found = evidence(run, [one], one, one)
+    found = decisions_of(selection, [one], one, one)
     assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("crops", None)], (
-        "members that count alike by the recipe prove nothing"
+        "equal weights set by the recipe are not a decision"
     )
-    assert in_words(found[0]).endswith("on 120 photos: goes")
-    assert in_words(found[1]) == "stays as the recipe says, for there is no validation photo to judge by"
+    assert in_words(found[0]).endswith("on 120 photos: dropped")
+    assert in_words(found[1]) == "kept as the recipe says, because there are no validation photos to measure it on"
     print_evidence(found)
     assert "balance: ncm" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The text in which people and Prefect read a retraining."""
+"""The report of a retraining in Markdown, for people and for Prefect."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REPORT = Report(
 
 
 def cells(text: str) -> list[list[str]]:
-    """Of every line of every table."""
+    """The cells of every line of every table."""
     return [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_a_published_model_is_told_with_its_reasons_steps_and_answers() -> None:
+def test_the_report_of_a_published_model_has_reasons_steps_and_answers() -> None:
     seen = [SampleAnswer("0123", "tea", "<b>tea</b>", 0.5, 3)]
     story = markdown(replace(REPORT, model_version=3, seen=seen))
     assert story.startswith("# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against 0.500")
@@ -39,14 +39,14 @@ def test_a_published_model_is_told_with_its_reasons_steps_and_answers() -> None:
     assert "## Confusions\n\n| shows | photos" in story
 
 
-def test_a_refused_one_is_told_without_answers() -> None:
+def test_the_report_of_a_refused_model_has_no_answers() -> None:
     refused = replace(REPORT, verdict=Verdict(False, ("tail accuracy 0.1 is more than 0.02 below",), "c" * 64))
     assert outcome_of(refused) == "refused"
     assert markdown(refused).startswith("# 20260101-030000-abcdef: refused\n\n- tail accuracy 0.1")
     assert "The endpoint" not in markdown(refused)
 
 
-def test_before_it_is_published_it_is_judged() -> None:
+def test_a_model_that_passed_is_judged_until_it_is_published() -> None:
     assert markdown(REPORT).startswith("# 20260101-030000-abcdef: judged\n")
 
 
@@ -57,7 +57,7 @@ def test_bars_are_drawn_against_the_largest_number() -> None:
     assert drawn(Figure("Nothing", [], ("photos",))) == []
 
 
-def test_a_label_is_text_whatever_it_holds_and_columns_are_aligned() -> None:
+def test_labels_are_escaped_and_columns_aligned() -> None:
     assert table([{"label": "tea | green", "is_new": True}, {"label": "<b>", "is_new": False}]) == (
         "| label        | is new |\n"
         "| ------------ | ------ |\n"
@@ -66,5 +66,5 @@ def test_a_label_is_text_whatever_it_holds_and_columns_are_aligned() -> None:
     )  # fmt: skip
 
 
-def test_nothing_makes_no_table() -> None:
+def test_no_rows_make_no_table() -> None:
     assert table([], columns=("a",)) == ""

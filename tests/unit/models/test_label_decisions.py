@@ -1,4 +1,4 @@
-"""From out-of-sample probabilities to decisions: nothing is removed, and every judged photo keeps its score."""
+"""Decisions from out-of-sample probabilities: no photo is removed, and every scored photo has its score."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.manifest import Manifest
-from models.decisions import FoldEmbeddings, confusion, decide, fold_embeddings, moves, out_of_sample, scored_by
+from models.decisions import (
+    FoldEmbeddings,
+    changed_labels,
+    confusion,
+    decide,
+    fold_embeddings,
+    out_of_sample,
+    scored_by,
+)
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
 
 
 def manifest(labels: list[str], split: list[str]) -> Manifest:
-    """Photos p0, p1, ... with these labels and splits, all kept, none judged."""
+    """Photos p0, p1, ... with these labels and splits, all kept, none scored."""
     n = len(labels)
     texts = {"given_label": labels, "label": labels, "split": split, "decision": [""] * n, "shard": ["s"] * n}
     return Manifest(
@@ -36,7 +44,7 @@ def manifest(labels: list[str], split: list[str]) -> Manifest:
 
 
 def scores(rows: dict[str, tuple[int, float]], *, num_classes: int = 2) -> Scores:
-    """id -> (class of its label, probability of that); the rest goes to the next class."""
+    """id -> (class of its label, probability of that); the remaining probability goes to the next class."""
     target = np.array([label for label, _ in rows.values()])
     p = np.array([p for _, p in rows.values()], np.float32)
     dense = np.zeros((len(rows), num_classes), np.float32)
@@ -50,7 +58,7 @@ def scores(rows: dict[str, tuple[int, float]], *, num_classes: int = 2) -> Score
 def decided_on(
     photos: Manifest, judged: Scores, *, round: int = 1, fold_embeddings: FoldEmbeddings | None = None, **keys: Any
 ) -> Manifest:
-    """What is decided with these keys of [clean], by log margin unless told otherwise."""
+    """The decisions with these keys of [clean]; the rule is log_margin unless `keys` names another."""
     settings = Clean(**{"rule": "log_margin"} | keys)
     if settings.relabel and fold_embeddings is None:
         fold_embeddings = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
@@ -58,7 +66,7 @@ def decided_on(
     return decide(photos, judged, settings=settings, round=round, judge=judge, fold_embeddings=fold_embeddings)
 
 
-def test_folds_give_their_own_photos_and_the_mean_of_the_validation_photos() -> None:
+def test_folds_give_scores_of_their_own_photos_and_the_mean_of_the_validation_photos() -> None:
     photos = manifest(["a", "b", "a", "b"], ["train", "train", "train", "val"])
     folds = [scores({"p0": (0, 0.9), "p2": (0, 0.2), "p3": (1, 0.25)}), scores({"p1": (1, 0.6), "p3": (1, 0.75)})]
     found = out_of_sample(folds, photos)
@@ -72,7 +80,7 @@ def test_no_validation_photos_are_needed() -> None:
     assert out_of_sample([scores({"p1": (1, 0.6)}), scores({"p0": (0, 0.9)})], photos).id.tolist() == ["p0", "p1"]
 
 
-def test_a_validation_photo_of_a_class_without_training_photos_is_not_judged() -> None:
+def test_a_validation_photo_of_a_class_without_training_photos_is_not_scored() -> None:
     photos = manifest(["a", "b", "z", "a"], ["train", "train", "val", "val"])
     unknown = {"p2": (-1, 0.0), "p3": (0, 0.1)}
     found = out_of_sample([scores({"p0": (0, 0.9)} | unknown), scores({"p1": (1, 0.9)} | unknown)], photos)
@@ -81,7 +89,7 @@ def test_a_validation_photo_of_a_class_without_training_photos_is_not_judged() -
     assert decided.decision.tolist() == ["", "", "", "dropped"]
 
 
-def test_suspects_are_dropped_and_nothing_is_removed() -> None:
+def test_flagged_photos_are_dropped_and_none_is_removed() -> None:
     photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["test"])
     judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.45), "p3": (0, 0.8), "p4": (1, 0.5)})
     decided = decided_on(photos, judged, floor_count=1, round=2)
@@ -91,7 +99,7 @@ def test_suspects_are_dropped_and_nothing_is_removed() -> None:
     assert decided.label.tolist() == decided.given_label.tolist() == photos.label.tolist()
     odds = np.array([9, 1 / 9, 0.45 / 0.55, 4, 1]) * np.exp(0.5)
     assert decided.score[:5].tolist() == pytest.approx((odds / (1 + odds)).tolist(), rel=1e-5)
-    assert np.isnan(decided.score[5]), "test photos are never judged"
+    assert np.isnan(decided.score[5]), "test photos are never scored"
     assert decided.round.tolist() == [2, 2, 2, 2, 2, 0]
     assert decided.judge.tolist() == ["fold"] * 5 + [""]
     assert photos.round.tolist() == [0] * 6, "the manifest given is not changed"
@@ -112,11 +120,11 @@ def test_decisions_are_taken_back_where_the_next_round_believes_the_label() -> N
     second = decided_on(first, again, floor_count=1, round=2)
     assert second.decision.tolist() == ["dropped", "", "", ""]
     assert second.kept.tolist() == [False, True, True, True]
-    assert moves(photos, first) == (2, 0, 0.5)
-    assert moves(first, second) == (1, 2, 0.75)
+    assert changed_labels(photos, first) == (2, 0, 0.5)
+    assert changed_labels(first, second) == (1, 2, 0.75)
 
 
-def test_a_conflict_is_not_for_cleaning_to_decide() -> None:
+def test_cleaning_leaves_conflicts_alone() -> None:
     photos = manifest(["a", "a", "b"], ["train"] * 3)
     photos = dataclasses.replace(
         photos, kept=np.array([True, True, False]), decision=np.array(["", "", "conflict"], object)
@@ -126,7 +134,7 @@ def test_a_conflict_is_not_for_cleaning_to_decide() -> None:
     assert decided.round.tolist() == [1, 1, 0]
 
 
-def test_every_rule_speaks_in_qualities_and_keeps_to_the_budget() -> None:
+def test_every_rule_gives_qualities_and_keeps_to_the_budget() -> None:
     photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["val"])
     judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.2), "p3": (0, 0.8), "p4": (1, 0.5), "p5": (1, 0.3)})
     decided = decided_on(photos, judged, rule="report", floor_count=1, budget=0.2)
@@ -139,7 +147,7 @@ def test_every_rule_speaks_in_qualities_and_keeps_to_the_budget() -> None:
     assert spared.kept.all()
 
 
-def test_where_labels_are_weighed_only_validation_photos_are_dropped() -> None:
+def test_if_labels_are_weighed_only_validation_photos_are_dropped() -> None:
     photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["val"])
     judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.9), "p3": (0, 0.8), "p4": (1, 0.5), "p5": (1, 0.1)})
     decided = decided_on(photos, judged, use="weigh", floor_count=1)
@@ -166,13 +174,13 @@ def planted(*, num_classes: int = 4, seed: int = 0) -> tuple[Manifest, Scores, F
     return photos, judged, FoldEmbeddings(embeddings.astype(np.float32), np.zeros(len(truth), np.int64)), names[truth]
 
 
-def test_sure_labels_are_replaced_unless_it_is_what_a_rare_class_is_taken_for() -> None:
+def test_certain_labels_are_replaced_except_by_the_attractor_of_a_rare_class() -> None:
     photos, judged, seen, truth = planted()
     decided = decided_on(photos, judged, rule="posterior", relabel=0.9, floor_count=1, fold_embeddings=seen)
     changed = decided.decision == "relabelled"
     assert changed.sum() > 3
     assert (decided.label[changed] == truth[changed]).all()
-    assert decided.given_label.tolist() == photos.given_label.tolist(), "what was received stays"
+    assert decided.given_label.tolist() == photos.given_label.tolist(), "given labels stay"
     assert decided.kept[changed].all()
     rare = "d"  # its label is borne by photos of c most often, so nothing becomes a c
     assert ((truth == "c") & (photos.label == rare)).any()
@@ -180,7 +188,7 @@ def test_sure_labels_are_replaced_unless_it_is_what_a_rare_class_is_taken_for() 
     assert not (decided.label[changed] == "c").any()
     never = decided_on(photos, judged, rule="posterior", floor_count=1, fold_embeddings=seen)
     assert set(never.decision) == {"", "dropped"}
-    assert np.array_equal(never.decision == "dropped", decided.decision != ""), "the same labels are disbelieved"
+    assert np.array_equal(never.decision == "dropped", decided.decision != ""), "the same labels are flagged"
 
 
 def test_a_relabelled_photo_gets_its_label_back() -> None:
@@ -275,7 +283,7 @@ def test_photos_are_compared_within_their_fold() -> None:
 
 
 def test_confusion_is_of_training_photos_alone() -> None:
-    """Three of ten photos of class 0 are called 1; validation photos, all called wrongly, say nothing."""
+    """Three of ten photos of class 0 are labelled 1. Validation photos, all labelled wrongly, do not count."""
     draw = np.random.default_rng(0)
     true = np.repeat([0, 1], [100, 60])
     given = np.where(np.arange(160) < 30, 1, true)

@@ -1,0 +1,102 @@
+"""Keeps the steps of a retraining that gain on the selection photos, and the figures of every decision."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.run.run import Run
+from flows.run.step import step
+from flows.workspace.results import Balanced, Crops, DataFolder, Trained, Weights
+from models.data.manifest import Manifest, read_manifest
+from models.data.trusted import selection_photos, with_selection_photos
+from models.evaluation.bootstrap import gain
+from models.evaluation.scores import read_scores
+from models.recipe.config import Proof
+
+log = logging.getLogger("cleanshelf")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The networks kept so far, one per member, and the decisions that led to them, in the order of the steps."""
+
+    networks: list[Trained]
+    decisions: tuple[dict[str, Any], ...] = ()
+
+
+@step("keep gains of {step}")
+def keep_gains(run: Run, data: DataFolder, step: str, before: Selection, after: list[Trained]) -> Selection:
+    """The selection after a step: each member's network after the step if the step gained, otherwise the one before."""
+    measured = SelectionPhotos(with_selection_photos(read_manifest(data), run.recipe.proof.photos))
+    kept: list[Trained] = []
+    decisions = list(before.decisions)
+    for member, (early, late) in enumerate(zip(before.networks, after, strict=True), start=1):
+        decision = {"step": step, "member": member, **measured.compare(early, late, settings=run.recipe.proof)}
+        log.info("%s, member %d: %s", step, member, in_words(decision))
+        decisions.append(decision)
+        kept.append(late if decision["stays"] else early)
+    return Selection(kept, tuple(decisions))
+
+
+@dataclass(frozen=True)
+class SelectionPhotos:
+    """The photos of a data version on which networks are compared."""
+
+    manifest: Manifest
+
+    def compare(self, before: Trained, after: Trained, *, settings: Proof) -> dict[str, Any]:
+        """The gain on the selection photos; `believed`: the gain on those of them that cleaning did not flag.
+
+        Cleaning flags the photos that its own networks do not recognise, which flatters networks like them. The further the
+        two figures lie apart, the stronger that bias.
+        """
+        selected = selection_photos(self.manifest)
+        figures = self._gain(before, after, selected, settings)
+        if not settings.photos:
+            figures["believed"] = self._gain(before, after, selected & self.manifest.kept, settings)
+        return figures
+
+    def _gain(self, before: Trained, after: Trained, rows: NDArray[np.bool_], settings: Proof) -> dict[str, Any]:
+        early, late = (self.recognised(folder)[rows] for folder in (before, after))
+        return gain(early, late, self.manifest.target[rows], confidence=settings.confidence).to_dict()
+
+    def recognised(self, folder: Trained) -> NDArray[np.bool_]:
+        """(N,) True for each photo that the network recognises; False for photos that it did not score."""
+        scores, hit = read_scores(folder / "scores.parquet"), np.zeros(len(self.manifest), np.bool_)
+        row = np.searchsorted(self.manifest.id, scores.id)
+        hit[row] = scores.top[:, 0] == self.manifest.target[row]
+        return hit
+
+
+def in_words(decision: dict[str, Any]) -> str:
+    """The decision in one line."""
+    if not decision["photos"]:
+        return "kept as the recipe says, because there are no validation photos to measure it on"
+    before, after, low = decision["before"], decision["after"], decision["low"]
+    figures = f"mean-class accuracy {before:.3f} -> {after:.3f} (at least {low:+.3f}) on {decision['photos']} photos"
+    return f"{figures}: {'kept' if decision['stays'] else 'dropped'}"
+
+
+def decisions_of(
+    selection: Selection, balanced: list[Balanced], weights: Weights, crops: Crops
+) -> list[dict[str, Any]]:
+    """Every decision of the run, in the order of its steps."""
+    decisions = list(selection.decisions)
+    for member, folder in enumerate(balanced, start=1):
+        choice = _read_json(folder / "balance.json")
+        decisions.append({"step": "balance", "member": member, "method": choice["chosen"]["method"], **choice["gain"]})
+    for name, file in (("ensemble", weights / "ensemble.json"), ("crops", crops / "crops.json")):
+        if gained := _read_json(file).get("gain"):
+            decisions.append({"step": name, "member": None, **gained})
+    return decisions
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
