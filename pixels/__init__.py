@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from contract import CleanShelfError
+
 MAX_PIXELS = 64_000_000  # about 190 MB as RGB; a decompression bomb is refused before it is decoded
 FORMATS = (
     "JPEG",
@@ -26,7 +28,7 @@ FORMATS = (
 __all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "shrunk", "to_square", "upright"]
 
 
-class BadPhoto(ValueError):
+class BadPhoto(CleanShelfError, ValueError):
     """The bytes are not a photo that can be used; the message says why.
 
     `reason` is that alone, where the message also says of which photo and what to do.

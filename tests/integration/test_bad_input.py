@@ -249,11 +249,11 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
         ("data rollback beef", "'beef' is no data version; there are: "),
         ("data show beef", "'beef' is no data version; there are: "),
         ("data diff selected beef", "'beef' is no data version; there are: "),
-        ("model show 7", "7 is no model version; there are none yet; run `cleanshelf retrain` first"),
-        ("model show", "no model serves yet; run `cleanshelf retrain` first"),
-        ("model rollback 7", "7 is no model version; there are none yet"),
-        ("model rollback", "no model version served before this; there are none yet"),
-        ("model rollback --dry-run", "no model version served before this; there are none yet"),
+        ("model show 7", "there is no model version 7; there are none yet; run `cleanshelf retrain` first"),
+        ("model show", "there is no current model yet; run `cleanshelf retrain` first"),
+        ("model rollback 7", "there is no model version 7; there are none yet"),
+        ("model rollback", "no model version has been promoted yet; there are none yet"),
+        ("model rollback --dry-run", "no model version has been promoted yet; there are none yet"),
     ],
 )
 def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str) -> None:
@@ -375,4 +375,7 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
 
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
     said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
-    assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+    assert (
+        said
+        == "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with --model"
+    )

@@ -171,7 +171,7 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     assert "yes" in rows[2]
     assert asked("model", "rollback", shop=shop) == {"serving": 1}
     assert [(e["version"], e["serving"]) for e in asked("model", "log", shop=shop)] == [(2, False), (1, True)]
-    assert "version 1 goes on answering" in shown("model", "log", shop=shop)
+    assert "version 1 keeps answering" in shown("model", "log", shop=shop)
     assert "`cleanshelf model rollback 2`" in shown("data", "rollback", first[:8], shop=shop)
     assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
 

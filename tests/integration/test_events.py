@@ -136,7 +136,7 @@ def test_a_server_that_is_down_stops_nothing(shop: Workspace, tmp_path: Path) ->
     down, where = {"PREFECT_API_URL": url}, ("-w", shop.root)
     seen = cleanshelf("drift", write_answers(tmp_path / "answers.parquet"), *where, env=down)
     assert (seen.returncode, seen.stdout.splitlines()[-1]) == (0, "drifted")
-    assert f"drift: {url} does not answer, so Prefect is not told" in seen.stderr
+    assert f"drift: {url} does not answer, so Prefect gets no report" in seen.stderr
     done = cleanshelf("model", "rollback", *where, env=down)
     assert (done.returncode, done.stdout) == (0, "model version 1 answers\n")
-    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not take the event: ")
+    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not accept the event: ")
