@@ -100,11 +100,6 @@ class Memory:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.values[name]
 
-    @property
-    def bytes_per_sample(self) -> int:
-        """Of the columns, with the label that they are about."""
-        return sum(column.new(1).nbytes for column in self.columns.values()) + np.dtype(np.int32).itemsize
-
     def expect(self, **widths: int) -> None:
         """Says what an epoch notes, and how many numbers each; what is pending of the same epoch stays."""
         if widths != self.widths:
