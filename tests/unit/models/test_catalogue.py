@@ -85,9 +85,9 @@ def test_ranges_are_told_as_the_messages_write_them() -> None:
 
 def test_meanings_come_from_the_docstrings() -> None:
     told = {s.name: s for s in entry("nce+mae").parameters}
-    assert told["alpha"].meaning == told["beta"].meaning == "weights of the first and the second part, >= 0"
-    assert "sum over classes of |e_y - p|" in told["scale"].meaning
-    assert "`alpha` 1, `beta` 1; [0, inf]: weights of the first and the second part |" in markdown()
+    assert told["alpha"].meaning == told["beta"].meaning == "weights of the first and the second loss, >= 0"
+    assert "sum over the classes of |e_y - p|" in told["scale"].meaning
+    assert "`alpha` 1, `beta` 1; [0, inf]: weights of the first and the second loss |" in markdown()
     assert "\\|e_y - p\\|" in markdown()  # a bar would end the cell
 
 

@@ -241,16 +241,16 @@ def rows(n: int, classes: int = 5, value: float = 0.0) -> Tensor:
 @pytest.mark.parametrize(
     ("logits", "target", "message"),
     [
-        (rows(2), [0, 5], r"target: 5 is no class; they go from 0 to 4"),
-        (rows(2), [-1, 0], r"target: -1 is no class"),
-        (rows(2), [0.0, 1.0], r"target: torch\.float32 of shape \(2,\); want whole numbers"),
-        (rows(2), [True, False], r"target: torch\.bool of shape \(2,\); want whole numbers"),
-        (rows(2), [0, 1, 2], r"target: .* of shape \(3,\); want whole numbers, \(2,\)"),
+        (rows(2), [0, 5], r"target: 5 is not a class; classes go from 0 to 4"),
+        (rows(2), [-1, 0], r"target: -1 is not a class"),
+        (rows(2), [0.0, 1.0], r"target: torch\.float32 of shape \(2,\), expected integers"),
+        (rows(2), [True, False], r"target: torch\.bool of shape \(2,\), expected integers"),
+        (rows(2), [0, 1, 2], r"target: .* of shape \(3,\), expected integers of shape \(2,\)"),
         (rows(2), [[0], [1]], r"target: .* of shape \(2, 1\)"),
-        (rows(0), [], r"logits of shape \(0, 5\): want \(N, 5\) with N > 0"),
-        (rows(2, 6), [0, 1], r"logits of shape \(2, 6\): want \(N, 5\)"),
-        (rows(5)[0], [0, 1], r"logits of shape \(5,\): want \(N, 5\)"),
-        (torch.tensor(1.0), [0], r"logits of shape \(\): want \(N, 5\)"),
+        (rows(0), [], r"logits: shape \(0, 5\), expected \(N, 5\) with N > 0"),
+        (rows(2, 6), [0, 1], r"logits: shape \(2, 6\), expected \(N, 5\)"),
+        (rows(5)[0], [0, 1], r"logits: shape \(5,\), expected \(N, 5\)"),
+        (torch.tensor(1.0), [0], r"logits: shape \(\), expected \(N, 5\)"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(name: str, logits: Tensor, target: list[Any], message: str) -> None:

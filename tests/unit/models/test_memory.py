@@ -73,7 +73,7 @@ def test_notes_of_one_sample_are_merged_by_mean_and_counted_once() -> None:
 def test_a_sample_outside_the_training_set_is_refused() -> None:
     kept = filled()
     kept.expect(margin=1)
-    with pytest.raises(BatchError, match=r"index: 1 to 4; this loss began with 4 samples"):
+    with pytest.raises(BatchError, match=r"index: 1 to 4, but this loss began with 4 samples; pass positions"):
         kept.note(torch.tensor([1, 4]), margin=torch.zeros(2))
 
 
@@ -97,10 +97,10 @@ def test_state_survives_a_checkpoint_with_the_pending_notes(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (memory({"a1": "apple"}, OLD_CLASSES), r"about 4 samples, and not the 1 of this training"),
-        (memory(OLD | {"b2": "corn"}, OLD_CLASSES), r"not the 4 of this training with their labels; delete checkpoint\.pt"),
-        (Memory(samples(OLD, OLD_CLASSES), COLUMNS, name="other", meaning={}), r"loss is 'test', and this training has 'other'"),
-        (memory(OLD, OLD_CLASSES, k=0.5), r"params\.k is None, and this training has 0\.5; delete checkpoint\.pt"),
+        (memory({"a1": "apple"}, OLD_CLASSES), r"its 4 samples are not the 1 samples and labels of this training"),
+        (memory(OLD | {"b2": "corn"}, OLD_CLASSES), r"not the 4 samples and labels of this training; delete checkpoint\.pt"),
+        (Memory(samples(OLD, OLD_CLASSES), COLUMNS, name="other", meaning={}), r"loss is 'test', but this training has 'other'"),
+        (memory(OLD, OLD_CLASSES, k=0.5), r"params\.k is None, but this training has 0\.5; delete checkpoint\.pt"),
         (
             Memory(samples(OLD, OLD_CLASSES), {"run": Column(dtype="int16")}, name="test", meaning={}),
             r"columns\.run is .*int8.* this training has .*int16.*; delete checkpoint\.pt",
@@ -175,11 +175,11 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (other_columns, "no column margin"),
-        (without_metadata, "is no state of samples"),
-        (cut, "is no state of samples"),
-        (Path.unlink, r"is no state of samples \(FileNotFoundError\)"),
-        (lambda path: filled(k=0.25).write(path), r"params\.k is 0\.25, and this training has 0\.5"),
+        (other_columns, "column margin is missing"),
+        (without_metadata, "is not a readable loss state"),
+        (cut, "is not a readable loss state"),
+        (Path.unlink, r"is not a readable loss state \(FileNotFoundError\)"),
+        (lambda path: filled(k=0.25).write(path), r"params\.k is 0\.25, but this training has 0\.5"),
     ],
 )
 def test_a_file_that_cannot_be_carried_over_is_refused(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_carried_over_is_refused(tmp_path: Path, spoil: An
     with pytest.raises(CheckpointMismatch, match=message) as caught:
         memory(OLD, OLD_CLASSES, k=0.5).carry(path)
     assert str(path) in str(caught.value)
-    assert str(caught.value).endswith("leave train.state empty to start anew")
+    assert str(caught.value).endswith("leave train.state empty to start afresh")
 
 
 @settings(max_examples=200, deadline=None)
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_carried_over_is_refused(tmp_path: Path, spoil: An
 )
 def test_guards_hold_in_every_class(rows: list[tuple[int, bool, float]], max_share: float, n_min: int) -> None:
     target, wish, score = (np.array(column) for column in zip(*rows, strict=True))
-    going = Guard(max_share, n_min).part_with(wish, score, target)
+    going = Guard(max_share, n_min).limit(wish, score, target)
     assert not (going & ~wish).any()
     for label in set(target.tolist()):
         of = target == label

@@ -64,11 +64,11 @@ def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     marvel([[1.0, -1.0]]).known.write(tmp_path / "samples.parquet")
     other = begun("marvel", [0, 0], classes=2, margin="probability", relative="none")
     with pytest.raises(
-        CheckpointMismatch, match=r"params\.margin is 'logit', and this training has 'probability'; leave"
+        CheckpointMismatch, match=r"params\.margin is 'logit', but this training has 'probability'; leave"
     ):
         other.known.carry(tmp_path / "samples.parquet")
     wrong = begun("aum", [0, 0, 0, 0], classes=2)
-    with pytest.raises(CheckpointMismatch, match=r"loss is 'marvel', and this training has 'aum'"):
+    with pytest.raises(CheckpointMismatch, match=r"loss is 'marvel', but this training has 'aum'"):
         wrong.known.carry(tmp_path / "samples.parquet")
 
 
@@ -92,7 +92,7 @@ def test_before_begin_a_loss_says_what_is_missing(name: str) -> None:
         loss(logits, target, index, embedding)
     with pytest.raises(BatchError, match="index: this loss keeps state per sample"):
         loss(logits, target)
-    with pytest.raises(BatchError, match=r"samples: of 2 classes, and the loss was built for 10"):
+    with pytest.raises(BatchError, match=r"samples: 2 classes, but the loss was built for 10"):
         loss.begin(Samples(np.array(["a"], object), np.array([0]), ["x", "y"]))
 
 
@@ -113,7 +113,7 @@ def test_before_begin_a_loss_says_what_is_missing(name: str) -> None:
         ("truncated_gce", {"k": 0.0}, r"loss\.params\.k: 0\.0 is outside \(0, 1\)"),
         ("truncated_gce", {"every": 0}, r"loss\.params\.every: 0 is outside"),
         ("car", {"m": 1.0}, r"loss\.params\.m: 1\.0 is outside \[0, 1\)"),
-        ("car", {"init_match": "batch"}, r"init_match: this loss can only be matched"),
+        ("car", {"init_match": "batch"}, r"init_match: this loss supports only \"initial\""),
         ("aum", {"percentile": 101.0}, r"percentile: 101\.0 is outside \[0, 100\]"),
     ],
 )
@@ -126,12 +126,12 @@ def test_what_does_not_fit_the_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_min: no class has more than 3 photos.*lower it"):
         begun("aum", [0, 0, 1], classes=2)
     truncated = begun("truncated_gce", [0, 1], classes=2)
-    with pytest.raises(BatchError, match=r"log_p: of shape \(3,\), and this loss began with 2 samples"):
+    with pytest.raises(BatchError, match=r"log_p: shape \(3,\), but this loss began with 2 samples"):
         truncated.take_answers(torch.zeros(3), accuracy=0.5)
     car = begun("car", [0, 1], classes=2)
-    with pytest.raises(BatchError, match=r"embedding of shape \(1, 3\): want \(N, 4\); set loss\.params\.width"):
+    with pytest.raises(BatchError, match=r"embedding: shape \(1, 3\), expected \(N, 4\); set loss\.params\.width"):
         car(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 3))
-    with pytest.raises(BatchError, match=r"index: 7 to 7; this loss began with 2 samples"):
+    with pytest.raises(BatchError, match=r"index: 7 to 7, but this loss began with 2 samples"):
         car(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([7]), torch.zeros(1, 4))
 
 
