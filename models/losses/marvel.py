@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,13 +14,16 @@ from models.losses.memory import Column
 from models.losses.samples import Samples
 from models.losses.softmax import LogitShift, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, build_base, class_quantile
-from models.recipe.registry import Component, Parameter, Range, parameters_of
+from models.recipe.registry import Parameter, Range
 
 PAPER = "Lin and Bradic 2021 (arXiv 2102.00751), abstract; all settings are ours"
 NEVER = -1  # epoch of samples that are not abandoned
 Relative = Literal["quantile", "prior", "none"]
+Gain = Annotated[float, Range(0, open_low=True)]
 
 
+@LOSSES.register("marvel+", paper=PAPER, changed={"gain": Parameter(Gain, 1.0)})
+@LOSSES.register("marvel", paper=PAPER, without=("gain", "band"))
 class Marvel(Stateful):
     """v base(u, y), v = 0 from `start_epoch` on if the margin was below the class's threshold in `run` epochs in a row.
 
@@ -168,9 +170,3 @@ def probability_margin(batch: LossBatch) -> Tensor:
     """(N,) p_y - max_k p_k, k other than y, of the logits before the shift."""
     log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
     return log_p.exp() - (log_p - batch.margin).exp()
-
-
-OF_PLUS = {"gain": Parameter(Annotated[float, Range(0, open_low=True)], 1.0)}
-KNOWN = parameters_of(Marvel)
-LOSSES.components["marvel"] = Component(Marvel, PAPER, {k: v for k, v in KNOWN.items() if k not in ("gain", "band")})
-LOSSES.components["marvel+"] = Component(partial(Marvel, gain=1.0), PAPER, KNOWN | OF_PLUS)

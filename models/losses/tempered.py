@@ -131,7 +131,7 @@ def by_autograd(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solve
 
 
 class _Tempered(Function):
-    """The loss; `forward` also computes the gradient, in one N x C buffer, so that autograd need not record the solver."""
+    """The loss; `forward` also computes the gradient, in one N x C buffer; autograd need not record the solver."""
 
     @staticmethod
     def forward(

@@ -13,8 +13,9 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.errors import ConfigError
@@ -143,9 +144,22 @@ class Registry:
         self.noun, self.table = noun, table or noun
         self.components: dict[str, Component] = {}
 
-    def register(self, name: str, *, paper: str) -> Callable[[type], type]:
+    def register(
+        self, name: str, *, paper: str, without: Collection[str] = (), changed: Mapping[str, Parameter] | None = None
+    ) -> Callable[[type], type]:
+        """Decorator that registers a class; one class may be registered under several names.
+
+        Args:
+            paper: source of the method.
+            without: parameters of the constructor that a recipe cannot set under this name.
+            changed: parameters with another range or default under this name.
+        """
+        changed = changed or {}
+
         def add(cls: type) -> type:
-            self.components[name] = Component(cls, paper, parameters_of(cls))
+            known = {key: value for key, value in parameters_of(cls).items() if key not in without}
+            build = partial(cls, **{key: value.default for key, value in changed.items()}) if changed else cls
+            self.components[name] = Component(build, paper, {**known, **changed})
             return cls
 
         return add
