@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from models.cleaning import (
     suggest_labels,
 )
 from models.cleaning.votes import linear_vote, neighbour_labels
+from models.errors import CleaningError
+from models.recipe.config import Clean, Rule
 from tests.unit.models.clusters import as_top_k, clusters
 
 ONE_GROUP = np.zeros(1000, np.int8)
@@ -64,6 +67,25 @@ def refit_without(i: int, y: np.ndarray, unit: np.ndarray, num_classes: int) -> 
     penalty = 0.5 * len(y) / design.shape[1] * np.eye(design.shape[1])
     fit = np.linalg.solve(design[rest].T @ design[rest] + penalty, design[rest].T @ np.eye(num_classes)[y[rest]])
     return np.asarray(design[i] @ fit)
+
+
+def test_recipes_accept_the_registered_rules_and_no_others() -> None:
+    assert typing.get_args(Rule) == tuple(RULES.components)
+
+
+@pytest.mark.parametrize("rule", RULES.components)
+def test_recipes_know_which_rules_need_embeddings(rule: str) -> None:
+    y, _, p, x = clusters(60, num_classes=5)
+    uses_embeddings = not np.array_equal(label_quality(y, p, x, rule=rule), label_quality_without(y, p, rule))
+    assert Clean(rule=rule).asks_embeddings == uses_embeddings  # type: ignore[arg-type]
+
+
+def label_quality_without(y: np.ndarray, p: np.ndarray, rule: str) -> np.ndarray | None:
+    """Qualities without embeddings; None if the rule refuses."""
+    try:
+        return label_quality(y, p, rule=rule)
+    except CleaningError:
+        return None
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES.components if rule != "posterior"])
