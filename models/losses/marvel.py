@@ -36,7 +36,7 @@ class Marvel(Stateful):
     Args:
         base, base_params: the loss that is weighted; it has no state.
         theta: threshold of the margin.
-        run: consecutive epochs below the threshold until a sample is abandoned, 1 to 100.
+        run: consecutive epochs below the threshold after which a sample is abandoned.
         start_epoch: first epoch that abandons samples; best where the accuracy on the given labels levels off.
         relative: "quantile": theta is lowered by as much as the class's quantile of the margins lies below that of all
             samples; "prior": by as much as log prior_y lies below that of a class of average size; "none": the same
