@@ -1,4 +1,4 @@
-"""What cannot be judged by is refused by name, what is hardly meant is told; strangers and duplicates."""
+"""Refusals that name the argument, warnings about probable mistakes, out-of-distribution photos and near-duplicates."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_other_refusals() -> None:
         label_weights(y, np.full(20, np.nan))
 
 
-def test_probabilities_in_sample_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_in_sample_probabilities_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     y, _, p, x = clusters()
     label_quality(y, p, x)
     assert not caplog.records
@@ -90,12 +90,12 @@ def test_probabilities_in_sample_are_told(caplog: pytest.LogCaptureFixture) -> N
     assert "in sample" in caplog.text
 
 
-def test_columns_in_another_order_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_in_another_order_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     y, _, p, x = clusters()
     with caplog.at_level(logging.WARNING):
         wrong = find_label_errors((y + 1) % 8, p, x, rule="log_margin")
     assert "order of the classes" in caplog.text
-    assert wrong.mean() < 0.71, "the floors hold even where every label is wrong"
+    assert wrong.mean() < 0.71, "the floors hold even if every label is wrong"
 
 
 def test_one_class_and_no_photos_are_never_wrong() -> None:
@@ -108,7 +108,7 @@ def test_one_class_and_no_photos_are_never_wrong() -> None:
         assert unknown.tolist() == [1] * 4
 
 
-def test_strangers_are_those_no_class_is_probable_for() -> None:
+def test_photos_without_a_probable_class_are_out_of_distribution() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(size=(500, 20))
     logits[np.arange(480), draw.integers(0, 20, 480)] += draw.normal(6, 0.7, 480)
