@@ -73,16 +73,16 @@ def find_label_errors(
         budget: largest share of all photos that become label issues, in [0, 1].
     """
     built = cast(Rule, RULES.build(rule, **params))
-    evidence = gather(labels, pred_probs, embeddings, groups=groups)
-    return worst(evidence.labels, _quality(built, evidence), threshold=HALF, floor_share=floor_share,
+    data = gather(labels, pred_probs, embeddings, groups=groups)
+    return worst(data.labels, _quality(built, data), threshold=HALF, floor_share=floor_share,
                  floor_count=floor_count, budget=budget)  # fmt: skip
 
 
-def _quality(rule: Rule, evidence: RuleInput) -> NDArray[np.float32]:
-    if evidence.num_classes == 1 or not evidence.judged.any():
-        return np.ones(len(evidence), np.float32)  # no other class is possible
-    quality = np.clip(rule.quality(evidence), 0, 1).astype(np.float32)
-    quality[~evidence.judged] = 1
+def _quality(rule: Rule, data: RuleInput) -> NDArray[np.float32]:
+    if data.num_classes == 1 or not data.is_labelled.any():
+        return np.ones(len(data), np.float32)  # no other class is possible
+    quality = np.clip(rule.quality(data), 0, 1).astype(np.float32)
+    quality[~data.is_labelled] = 1
     return quality
 
 
@@ -105,12 +105,12 @@ def suggest_labels(
     """
     if not 0 <= confidence <= 1:
         raise CleaningError(f"confidence: {confidence} is outside [0, 1]; give a probability")
-    evidence = gather(labels, pred_probs, embeddings, groups=groups)
-    believed, _ = _posterior(params).believe(evidence)
-    best = believed.argmax(axis=1)
-    row, ids = np.arange(len(best)), evidence.candidates.ids[evidence.judged]
-    suggested = evidence.labels.copy()
-    suggested[evidence.judged] = np.where(believed[row, best] >= confidence, ids[row, best], ids[:, 0])
+    data = gather(labels, pred_probs, embeddings, groups=groups)
+    probs, _ = _posterior(params).estimate(data)
+    best = probs.argmax(axis=1)
+    row, ids = np.arange(len(best)), data.candidates.ids[data.is_labelled]
+    suggested = data.labels.copy()
+    suggested[data.is_labelled] = np.where(probs[row, best] >= confidence, ids[row, best], ids[:, 0])
     return suggested
 
 
@@ -128,7 +128,7 @@ def estimate_noise(
     the errors that depend on the photo, but overestimates the noise. Without embeddings the rate is underestimated.
     Errors as for `label_quality`.
     """
-    return _posterior({"trust": 1.0} | params).believe(gather(labels, pred_probs, embeddings, groups=groups))[1]
+    return _posterior({"trust": 1.0} | params).estimate(gather(labels, pred_probs, embeddings, groups=groups))[1]
 
 
 def _posterior(params: dict[str, Any]) -> Posterior:

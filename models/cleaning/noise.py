@@ -74,27 +74,27 @@ def posterior(
     true: NDArray[np.int32] = (pairs // num_classes).astype(np.int32)
     pair_index: NDArray[np.int32] = pair.reshape(keys.shape).astype(np.int32)
     del keys, pair  # these take 8 bytes a value, pair_index 4
-    believed = _softmax(evidence)
+    probs = _softmax(evidence)
     for _ in range(STEPS):
-        kept, share, _ = _confusion(believed, ids, true, pair_index, num_classes)
-        believed = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, pair_index))
-    kept, share, rest = _confusion(believed, ids, true, pair_index, num_classes)
+        kept, share, _ = _confusion(probs, ids, true, pair_index, num_classes)
+        probs = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, pair_index))
+    kept, share, rest = _confusion(probs, ids, true, pair_index, num_classes)
     real = pairs >= 0
-    rate = 1 - float(believed[:, 0].mean()) if len(ids) else 0.0
+    rate = 1 - float(probs[:, 0].mean()) if len(ids) else 0.0
     noise = Noise(rate, num_classes, kept, pairs[real] // num_classes, pairs[real] % num_classes, share[real], rest)
-    return believed, noise
+    return probs, noise
 
 
 def _confusion(
-    believed: NDArray[np.float32],
+    probs: NDArray[np.float32],
     ids: NDArray[np.int32],
     true: NDArray[np.int32],
     pair: NDArray[np.int32],
     num_classes: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """P(given | true): (C,) for the class itself, (E,) for the pairs, (C,) for any other class."""
-    kept = np.bincount(ids[:, 0], weights=believed[:, 0], minlength=num_classes)
-    swapped = np.bincount(pair.ravel(), weights=believed[:, 1:].ravel(), minlength=len(true))
+    kept = np.bincount(ids[:, 0], weights=probs[:, 0], minlength=num_classes)
+    swapped = np.bincount(pair.ravel(), weights=probs[:, 1:].ravel(), minlength=len(true))
     swapped[true < 0] = 0
     rate = np.clip(swapped.sum() / max(1, len(ids)), 0.01, 0.9)
     size = kept + np.bincount(np.maximum(true, 0), weights=swapped, minlength=num_classes) + SMOOTHING

@@ -62,14 +62,14 @@ class RuleInput:
         return len(self.labels)
 
     @property
-    def judged(self) -> NDArray[np.bool_]:
+    def is_labelled(self) -> NDArray[np.bool_]:
         """(N,) True if the label is a class of the network."""
         return self.labels >= 0
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """(C,) number of photos with each label."""
-        return np.bincount(self.labels[self.judged], minlength=self.num_classes)
+        return np.bincount(self.labels[self.is_labelled], minlength=self.num_classes)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -123,11 +123,11 @@ def gather(
         value = probs[np.arange(len(best)), best]
         found = best if classes is None else classes[np.arange(len(best)), best]
         other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
-    evidence = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
-                        pred_probs=pred_probs, embeddings=embeddings,
-                        groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
+    data = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
+                     pred_probs=pred_probs, embeddings=embeddings,
+                     groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
-    return evidence
+    return data
 
 
 def blocks(

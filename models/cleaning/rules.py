@@ -27,7 +27,7 @@ Number = Annotated[int, Range(1, 1000)]
 class Rule(Protocol):
     """Interface of a rule."""
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
         """(N,) label quality in [0, 1]; any value for photos with the label -1."""
 
 
@@ -48,8 +48,8 @@ class Report:
     def __init__(self, unsure: Annotated[float, Range(0, 1, open_low=True)] = 0.7) -> None:
         self.unsure = unsure
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        return np.where(evidence.p_other > evidence.p_label, np.minimum(0.5 * evidence.p_other / self.unsure, 1), 1)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        return np.where(data.p_other > data.p_label, np.minimum(0.5 * data.p_other / self.unsure, 1), 1)
 
 
 @RULES.register("self_confidence", paper="arXiv:1911.00068")
@@ -62,9 +62,9 @@ class SelfConfidence:
     def __init__(self, share: Positive = 0.5) -> None:
         self.share = share
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        usual = self.share * class_means(evidence)[evidence.labels]
-        return evidence.p_label / np.maximum(evidence.p_label + usual, TINY)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        usual = self.share * class_means(data)[data.labels]
+        return data.p_label / np.maximum(data.p_label + usual, TINY)
 
 
 @RULES.register("log_margin", paper="arXiv:1911.00068")
@@ -78,14 +78,14 @@ class LogMargin:
     def __init__(self, threshold: float = -0.5, prior: Share = 0.0) -> None:
         self.threshold, self.prior = threshold, prior
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
         if not self.prior:
-            return sigmoid(log_margin(evidence.p_label, evidence.p_other) - self.threshold)
-        size = np.maximum(evidence.counts, 1) ** self.prior
-        p_other = np.zeros(len(evidence), np.float64)
-        for rows, classes, probs in evidence.others():
+            return sigmoid(log_margin(data.p_label, data.p_other) - self.threshold)
+        size = np.maximum(data.counts, 1) ** self.prior
+        p_other = np.zeros(len(data), np.float64)
+        for rows, classes, probs in data.others():
             p_other[rows] = np.maximum(probs / (size if classes is None else size[classes]), 0).max(axis=1)
-        return sigmoid(_log(evidence.p_label / size[evidence.labels]) - _log(p_other) - self.threshold)
+        return sigmoid(_log(data.p_label / size[data.labels]) - _log(p_other) - self.threshold)
 
 
 @RULES.register("confident_learning", paper="arXiv:1911.00068")
@@ -96,15 +96,15 @@ class ConfidentLearning:
     counts.
     """
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        usual = class_means(evidence)
-        usual[evidence.counts == 0] = np.inf  # a class without photos is never confident
-        best = np.zeros(len(evidence), np.float64)
-        for rows, classes, probs in evidence.others():
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        usual = class_means(data)
+        usual[data.counts == 0] = np.inf  # a class without photos is never confident
+        best = np.zeros(len(data), np.float64)
+        for rows, classes, probs in data.others():
             confident = probs >= (usual if classes is None else usual[classes])
             best[rows] = np.maximum(probs * confident, 0).max(axis=1)
-        own = np.where(evidence.p_label >= usual[evidence.labels], evidence.p_label, 0)
-        return 0.5 * evidence.p_label + np.where(best > own, 0, 0.5)
+        own = np.where(data.p_label >= usual[data.labels], data.p_label, 0)
+        return 0.5 * data.p_label + np.where(best > own, 0, 0.5)
 
 
 @RULES.register("neighbours", paper="Wilson 1972")
@@ -117,11 +117,11 @@ class Neighbours:
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        near = nearest(evidence, self.count)
-        own = count_votes(near, evidence.labels.astype(np.int32)[:, None])[:, 0]
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        near = nearest(data, self.count)
+        own = count_votes(near, data.labels.astype(np.int32)[:, None])[:, 0]
         votes = count_votes(near, near)
-        votes[near == evidence.labels[:, None]] = 0
+        votes[near == data.labels[:, None]] = 0
         return sigmoid(np.log1p(own) - np.log1p(votes.max(axis=1)) - self.threshold)
 
 
@@ -132,9 +132,9 @@ class Product:
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        found = evidence.candidates
-        logs = _log(found.p) + np.log1p(count_votes(nearest(evidence, self.count), found.ids))
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        found = data.candidates
+        logs = _log(found.p) + np.log1p(count_votes(nearest(data, self.count), found.ids))
         return sigmoid(_margin(logs, found.exists) - self.threshold)
 
 
@@ -148,9 +148,9 @@ class Linear:
     def __init__(self, gap: Annotated[float, Range(0)] = 0.05, ridge: Positive = 0.5) -> None:
         self.gap, self.ridge = gap, ridge
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        found = evidence.candidates
-        answers = _linear(evidence, self.ridge)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        found = data.candidates
+        answers = _linear(data, self.ridge)
         return sigmoid(10 * (_margin(answers, found.exists) + self.gap))
 
 
@@ -175,47 +175,47 @@ class Posterior:
     ) -> None:
         self.count, self.linear, self.ridge, self.trust, self.most = count, linear, ridge, trust, most
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        if evidence.embeddings is None:
-            return LogMargin().quality(evidence)
-        quality = np.ones(len(evidence), np.float32)
-        quality[evidence.judged] = self.believe(evidence)[0][:, 0]
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        if data.embeddings is None:
+            return LogMargin().quality(data)
+        quality = np.ones(len(data), np.float32)
+        quality[data.is_labelled] = self.estimate(data)[0][:, 0]
         return quality
 
-    def believe(self, evidence: RuleInput) -> tuple[NDArray[np.float32], Noise]:
+    def estimate(self, data: RuleInput) -> tuple[NDArray[np.float32], Noise]:
         """(n, K + 1) probability of each candidate of the photos with a known class, and the label noise."""
-        found, judged = evidence.candidates, evidence.judged
+        found, labelled = data.candidates, data.is_labelled
         logs = _log(found.p).astype(np.float32)
-        if evidence.embeddings is not None:
-            if np.unique(evidence.groups, return_counts=True)[1].max(initial=0) <= self.most:
-                logs += np.log1p(count_votes(nearest(evidence, self.count), found.ids))
-            logs += self.linear * _linear(evidence, self.ridge)
+        if data.embeddings is not None:
+            if np.unique(data.groups, return_counts=True)[1].max(initial=0) <= self.most:
+                logs += np.log1p(count_votes(nearest(data, self.count), found.ids))
+            logs += self.linear * _linear(data, self.ridge)
         logs[~found.exists] = -np.inf
-        return posterior(logs[judged], found.ids[judged], num_classes=evidence.num_classes, trust=self.trust)
+        return posterior(logs[labelled], found.ids[labelled], num_classes=data.num_classes, trust=self.trust)
 
 
-def photos(evidence: RuleInput) -> NDArray[np.floating]:
+def photos(data: RuleInput) -> NDArray[np.floating]:
     """(N, d) embeddings; raises CleaningError if there are none."""
-    if evidence.embeddings is None:
+    if data.embeddings is None:
         raise CleaningError("embeddings: this rule compares photos; give embeddings, or use the rule log_margin")
-    return evidence.embeddings
+    return data.embeddings
 
 
-def class_means(evidence: RuleInput) -> NDArray[np.float64]:
+def class_means(data: RuleInput) -> NDArray[np.float64]:
     """(C,) mean p(label) of the photos with each label, the thresholds of confident learning; 0 without photos."""
-    judged = evidence.judged
-    total = np.bincount(evidence.labels[judged], evidence.p_label[judged], minlength=evidence.num_classes)
-    return np.asarray(total / np.maximum(evidence.counts, 1))
+    labelled = data.is_labelled
+    total = np.bincount(data.labels[labelled], data.p_label[labelled], minlength=data.num_classes)
+    return np.asarray(total / np.maximum(data.counts, 1))
 
 
-def nearest(evidence: RuleInput, count: int) -> NDArray[np.int32]:
+def nearest(data: RuleInput, count: int) -> NDArray[np.int32]:
     """(N, count) labels of the nearest other photos."""
-    return neighbour_labels(photos(evidence), evidence.labels, neighbours=count, groups=evidence.groups)
+    return neighbour_labels(photos(data), data.labels, neighbours=count, groups=data.groups)
 
 
-def _linear(evidence: RuleInput, ridge: float) -> NDArray[np.float32]:
-    return linear_vote(photos(evidence), evidence.labels, evidence.candidates.ids, groups=evidence.groups,
-                       ridge=ridge, num_classes=evidence.num_classes)  # fmt: skip
+def _linear(data: RuleInput, ridge: float) -> NDArray[np.float32]:
+    return linear_vote(photos(data), data.labels, data.candidates.ids, groups=data.groups,
+                       ridge=ridge, num_classes=data.num_classes)  # fmt: skip
 
 
 def _log(p: NDArray[np.floating]) -> NDArray[np.floating]:
