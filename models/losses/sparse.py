@@ -60,6 +60,7 @@ class SparseRegularised(Loss):
 
     @property
     def shift(self) -> LogitShift:
+        """Changes to the logits: sharpening, and the options of the loss."""
         return LogitShift(bias=self.options.logit_bias, prior=self.prior, tau=self.tau, normalise=self.l2_normalise)
 
     def start_epoch(self, epoch: int) -> None:
