@@ -29,18 +29,18 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LossBatch:
+class PublishedRow:
     """Figures of one method on CIFAR-10 by noise."""
 
     method: Method
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
-def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> LossBatch:
+def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> PublishedRow:
     """Figures are written `mean+-deviation` or `mean`, one per noise."""
     pairs = [figure.split("+-") for figure in figures.split()]
     values = [Figure(float(mean), float(rest[0]) if rest else float("nan"), source) for mean, *rest in pairs]
-    return LossBatch(parse_method(method), dict(zip(noises, values, strict=True)))
+    return PublishedRow(parse_method(method), dict(zip(noises, values, strict=True)))
 
 
 HUMAN = ("human:aggre", "human:worst")

@@ -200,11 +200,11 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
         (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
         (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
         (["smoke", "--set", "train.lr=inf"], "smoke.toml: train.lr: inf is not finite; correct it in the recipe"),
-        (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not float; correct it in the recipe"),
+        (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not a number; correct it in the recipe"),
         (["smoke", "--set", "train"], "--set train: write it as KEY=VALUE, for example train.epochs=3"),
         (["smoke", "--set", "members.7.size=32"], "--set members.7.size: there is no entry '7'; the list has 2"),
-        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) has not three values; give red, green and blue"),
-        (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: not for the recipe to say; leave it out"),
+        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) does not have three values; give red, green and blue"),
+        (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: a recipe cannot set it; leave it out"),
     ],
 )  # fmt: skip
 def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], message: str) -> None:
