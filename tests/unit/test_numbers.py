@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -60,9 +60,9 @@ def test_files_are_short() -> None:
     assert {str(path): lines for path, lines in lengths.items() if lines > 400} == {}
 
 
-def inherited(name: str, bases: Iterable[str], classes: Mapping[str, ast.ClassDef]) -> bool:
+def inherited(name: str, bases: Iterable[str], classes: Mapping[str, Sequence[ast.ClassDef]]) -> bool:
     """True if a class of the project from which these names lead upwards documents a method of this name."""
-    for base in (classes[each] for each in bases if each in classes):
+    for base in (each for name_of_base in bases for each in classes.get(name_of_base, ())):
         own = [each for each in base.body if isinstance(each, Function) and each.name == name]
         if any(ast.get_docstring(each) for each in own) or inherited(name, names_of_bases(base), classes):
             return True
@@ -75,12 +75,13 @@ def names_of_bases(node: ast.ClassDef) -> list[str]:
 
 def test_public_functions_have_docstrings() -> None:
     trees = {path: ast.parse(text) for path, text in sources(*PACKAGES)}
-    classes = {each.name: each for tree in trees.values() for each in ast.walk(tree) if isinstance(each, ast.ClassDef)}
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for each in (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        classes.setdefault(each.name, []).append(each)
     overrides = {
         method: inherited(method.name, names_of_bases(each), classes)
-        for tree in trees.values()
-        for each in ast.walk(tree)
-        if isinstance(each, ast.ClassDef)
+        for defined in classes.values()
+        for each in defined
         for method in each.body
         if isinstance(method, Function)
     }
