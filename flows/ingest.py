@@ -12,8 +12,7 @@ from prefect import flow
 
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
-from flows.delivery.build import IntakeReport
-from flows.delivery.build import ingest as take_in
+from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.decode import Opened, Openers, open_photos
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit, orchestrated
@@ -52,7 +51,7 @@ def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_s
 @flow(name="ingest", validate_parameters=False)
 def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: float) -> Ingested:
     openers = Openers(open_batch.submit, BATCH, AT_ONCE) if Settings().dask else None
-    folder, report = read_delivery(workspace, source, val_share, test_share, openers)
+    folder, report = prepare_version(workspace, source, val_share, test_share, openers)
     version = commit_version(workspace, folder, report)
     return Ingested(version, report)
 
@@ -64,7 +63,7 @@ def open_batch(files: list[str]) -> Opened:
 
 
 @step("read delivery")
-def read_delivery(
+def prepare_version(
     workspace: Workspace, source: Path, val_share: float, test_share: float, openers: Openers | None = None
 ) -> tuple[Path, IntakeReport]:
     """Decodes and hashes every photo and writes the next version's files to a staging folder."""
@@ -74,8 +73,8 @@ def read_delivery(
     base = versions.materialise(parent) if parent else None
     folder = versions.new_folder()
     purged = frozenset(Purged.read(versions.ledger).photos)
-    report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
-                     code=code_hash(), purged=purged, openers=openers)  # fmt: skip
+    report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
+                           code=code_hash(), purged=purged, openers=openers)  # fmt: skip
     log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
              report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
     return folder, report
@@ -96,6 +95,6 @@ def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> 
 def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
     """What an ingestion would do; everything it writes is thrown away."""
     with workspace.lock("ingest --dry-run"):
-        folder, report = read_delivery.fn(workspace, source, val_share, test_share)
+        folder, report = prepare_version.fn(workspace, source, val_share, test_share)
         shutil.rmtree(folder)
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from flows.workspace.files import link
 from models.data.manifest import read_table, write_table, write_version
@@ -16,7 +16,7 @@ from tests.deliveries import deliver
 def commit_first(versions: DataVersions, tmp_path: Path) -> str:
     source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
     folder = versions.new_folder()
-    ingest(source, base=None, out=folder)
+    build_version(source, base=None, out=folder)
     return versions.commit(folder, step="ingest", message="first delivery")
 
 

@@ -20,8 +20,8 @@ def init(workspace: At = Path(".")) -> None:
     print(f"workspace ready at {Workspace.init(workspace).root}")
 
 
-@app.command()
-def ingest(
+@app.command("ingest")
+def ingest_delivery(
     source: Annotated[Path, typer.Argument(help="A folder per class, or a manifest (CSV or Parquet).")],
     workspace: At = Path("."),
     val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Held out for choosing, if none is marked.")] = 0.1,
@@ -33,9 +33,9 @@ def ingest(
     found = prepare(workspace)
     if dry_run:
         return _preview(found, source, val_share=val_share, test_share=test_share, as_json=as_json)
-    from flows.ingest import ingest as flow
+    from flows.ingest import ingest
 
-    done = flow(found, source, val_share=val_share, test_share=test_share)
+    done = ingest(found, source, val_share=val_share, test_share=test_share)
     show(
         dataclasses.asdict(done),
         as_json=as_json,

@@ -58,7 +58,7 @@ class IntakeReport(Merged):
     is_new: bool
 
 
-def ingest(
+def build_version(
     source: Path,
     *,
     base: Path | None,

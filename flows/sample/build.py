@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.sample.deliver import deliver, write_truth
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
@@ -28,7 +28,7 @@ def pack(repository: Path) -> str:
         workspace = Workspace.init(Path(folder) / "workspace")
         versions = DataVersions(workspace)
         staged = versions.new_folder()
-        ingest(Path(folder) / "stock", base=None, out=staged, val_share=VAL_SHARE)
+        build_version(Path(folder) / "stock", base=None, out=staged, val_share=VAL_SHARE)
         version = versions.commit(staged, step="ingest", message="the sample")
         shutil.rmtree(repository / "sample", ignore_errors=True)
         shutil.copytree(workspace.remote, repository / "sample")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from models.data.photos import Photos
@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("prepared")
     versions = DataVersions(Workspace.init(place / "shop"))
     folder = versions.new_folder()
-    ingest(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
+    build_version(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return place / "shop"
 

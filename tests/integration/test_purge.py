@@ -13,7 +13,7 @@ import pytest
 from flows.data.garbage import find_unused, free
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
 from flows.purge import affected, complete, purge, select
 from flows.registry.versions import ModelVersions
@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit_drop(versions, num=1)
     versions.materialise(first)
     base, folder = versions.materialise("selected"), versions.new_folder()
-    ingest(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
+    build_version(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
     versions.commit(folder, step="ingest", message="more")
     ModelVersions(versions.ledger).register({"version": 1, "run": "r", "data_version": first})
     return place / "shop"
@@ -123,7 +123,7 @@ def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersion
     sha256, content = a_photo(versions)
     purge(versions, [sha256])
     again = deliver(tmp_path / "again", {"Red Mug": 6, "Kid's cup": 6})
-    report = ingest(
+    report = build_version(
         again, base=versions.workspace.data, out=tmp_path / "next", purged=Purged.read(versions.ledger).photos
     )
     assert (report.added, report.duplicates) == (0, 11)

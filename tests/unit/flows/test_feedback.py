@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.errors import BadDelivery
 from flows.feedback import feedback, preview
 from flows.run.run import Run
@@ -32,7 +32,7 @@ def shop(tmp_path: Path) -> Workspace:
     shop = Workspace.init(tmp_path / "shop")
     versions = DataVersions(shop)
     folder = versions.new_folder()
-    ingest(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
+    build_version(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return shop
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flows.data.fingerprints import Fingerprints
 from flows.data.shards import pack
-from flows.delivery.build import IntakeReport, ingest
+from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.splits import hold_out
 from flows.errors import BadDelivery
 from models.data.manifest import read_manifest, read_photo, read_table
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def take(source: Path, out: Path, *, base: Path | None = None, **settings: float) -> IntakeReport:
-    return ingest(source, base=base, out=out, parent="p" * 32 if base else None, **settings)  # type: ignore[arg-type]  # passed on
+    return build_version(source, base=base, out=out, parent="p" * 32 if base else None, **settings)  # type: ignore[arg-type]  # passed on
 
 
 def test_a_version_holds_every_photo_byte_for_byte(tmp_path: Path) -> None:
@@ -180,12 +180,12 @@ def test_only_broken_photos(tmp_path: Path) -> None:
 
 def test_shards_are_bounded_and_base_shards_linked(tmp_path: Path) -> None:
     source = deliver(tmp_path / "s", {"a": 6, "b": 6})
-    ingest(source, base=None, out=tmp_path / "v", max_shard_bytes=3000)
+    build_version(source, base=None, out=tmp_path / "v", max_shard_bytes=3000)
     shards = sorted((tmp_path / "v" / "shards").iterdir())
     assert len(shards) > 2
     assert all(path.stat().st_size <= 3000 for path in shards)
     more = deliver(tmp_path / "more", {"a": 1}, first_seed=50)
-    ingest(more, base=tmp_path / "v", out=tmp_path / "v2")
+    build_version(more, base=tmp_path / "v", out=tmp_path / "v2")
     assert all(path.samefile(tmp_path / "v2" / "shards" / path.name) for path in shards)
     manifest = read_manifest(tmp_path / "v2")
     assert len({manifest.read_photo(row) for row in range(len(manifest))}) == 13
