@@ -112,12 +112,16 @@ class DataVersions:
         Raises:
             LocalEdits: naming the files.
         """
+        if self.workspace.data.exists():
+            with self.store.objects() as objects:
+                self._check_clean(objects)
+
+    def _check_clean(self, objects: Objects) -> None:
         data, version = self.workspace.data, self.selected()
         if not data.exists():
             return
-        with self.store.objects() as objects:
-            kept = objects.listing(version).files if version else {}
-            found = Listing.of(data, seen=objects.seen).files
+        kept = objects.listing(version).files if version else {}
+        found = Listing.of(data, seen=objects.seen).files
         edited = sorted(name for name, md5 in found.items() if kept.get(name) != md5)
         if edited:
             shown = ", ".join(edited[:5]) + (f" and {len(edited) - 5} more" if len(edited) > 5 else "")
@@ -224,7 +228,8 @@ class DataVersions:
                     if not purged.is_gone(name):
                         objects.get(md5, name=name)
         if is_bare:
-            folder, _ = self._laid_out(self.resolve("selected"))
+            with self.store.objects() as objects:
+                folder, _ = self._staged(self.resolve("selected"), objects)
             os.rename(folder, self.workspace.data)
             sync(self.workspace.root)
 
@@ -248,18 +253,17 @@ class DataVersions:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
         self.confirm()
-        with or_disk_full(f"committing a data version ({step})", leaving=folder):
-            self.check_clean()
+        with or_disk_full(f"committing a data version ({step})", leaving=folder), self.store.objects() as objects:
+            self._check_clean(objects)
             sync_tree(folder)
-            with self.store.objects() as objects:
-                objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
-                listing = Listing.of(folder, seen=objects.seen)
-                present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
+            objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
+            listing = Listing.of(folder, seen=objects.seen)
+            present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
             if present and listing.id == self.selected():
                 complete_tag(self.ledger, listing.id)
                 shutil.rmtree(folder)
                 return listing.id
-            self._change(folder, listing, step=step, message=message)
+            self._change(folder, listing, objects, step=step, message=message)
         return listing.id
 
     def rollback(self, text: str) -> Entry:
@@ -270,9 +274,10 @@ class DataVersions:
         """
         self.confirm()
         version = self.resolve(text)
-        self.check_clean()
         number = next(entry.number for entry in self.log() if entry.id == version)
-        self._select(version, step="rollback", message=f"to {version[:12]} (entry {number})")
+        with self.store.objects() as objects:
+            self._check_clean(objects)
+            self._select(version, objects, step="rollback", message=f"to {version[:12]} (entry {number})")
         return self.log()[0]
 
     def import_from(self, repository: Path) -> str:
@@ -290,12 +295,14 @@ class DataVersions:
             raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
         version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
         source = folder_remote(read_local_remote(repository) / "files" / "md5")
-        with or_disk_full(f"adopting {version[:12]}"), self.store.objects() as objects:
+        with or_disk_full(f"importing data version {version[:12]}"), self.store.objects() as objects:
             other = Objects(objects.cache, source, objects.seen)
             for name, md5 in other.listing(version).files.items():
                 other.get(md5, name=name)
-        if self.selected() != version:
-            self._select(version, step="adopt", message=f"{version[:12]} from {repository.absolute().name}")
+            if self.selected() != version:
+                self._select(
+                    version, objects, step="adopt", message=f"{version[:12]} from {repository.absolute().name}"
+                )
         return version
 
     def repair(self) -> None:
@@ -312,48 +319,43 @@ class DataVersions:
                 "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"
             )
 
-    def _select(self, version: str, *, step: str, message: str) -> None:
-        folder, listing = self._laid_out(version)
+    def _select(self, version: str, objects: Objects, *, step: str, message: str) -> None:
+        folder, listing = self._staged(version, objects)
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
-            self._change(folder, listing, step=step, message=message)
+            self._change(folder, listing, objects, step=step, message=message)
 
-    def _laid_out(self, version: str) -> tuple[Path, Listing]:
-        """A staged folder with the files of the version."""
+    def _staged(self, version: str, objects: Objects) -> tuple[Path, Listing]:
+        """A new folder with the files of the version, and their listing."""
         folder = self.new_folder()
-        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder), self.store.objects() as objects:
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
             listing = self._whole(version, objects)
             objects.fill(folder, listing)
         return folder, listing
 
-    def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
-        """Everything from the journal to the tag; on an error the old state is restored at once."""
-        with self.store.objects() as objects:
-            objects.drop_corrupt(listing)
-            new_objects = [path for path in objects.paths(listing) if not path.exists()]
+    def _change(self, folder: Path, listing: Listing, objects: Objects, *, step: str, message: str) -> None:
+        """Does everything from the journal to the tag; on an error the old state is restored at once."""
+        objects.drop_corrupt(listing)
+        new_objects = [path for path in objects.paths(listing) if not path.exists()]
         self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
             self._journal.set_aside()
             self._journal.put(folder)
-            self._add(listing)
-            self._push(listing)
+            self._add(listing, objects)
+            self._push(listing, objects)
             self._record(step=step, message=message)
         finally:
             self.confirm()
 
-    def _add(self, listing: Listing) -> None:
-        """What `dvc add` does, to the byte, but without reading every shard again."""
-        with self.store.objects() as objects:
-            objects.bring_in(self.workspace.data, listing)
+    def _add(self, listing: Listing, objects: Objects) -> None:
+        """Does what `dvc add` does, to the byte, but without reading every shard again."""
+        objects.bring_in(self.workspace.data, listing)
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
 
-    def _push(self, listing: Listing) -> None:
-        with self.store.objects() as objects:
-            is_there = not objects.missing(listing)
-        if not is_there:
-            with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
+    def _push(self, listing: Listing, objects: Objects) -> None:
+        if objects.missing(listing):
+            with suppress(WorldError, OSError):  # `store` puts the objects that did not arrive, or raises
                 self.store.push()
-        with self.store.objects() as objects:
-            objects.store(listing)
+        objects.store(listing)
 
     def _record(self, *, step: str, message: str) -> None:
         files = {"data.dvc": self.workspace.pointer.read_bytes()}
