@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.data.pointer import READY
 from flows.data.versions import DataVersions
 from flows.delivery.rows import read_records
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import Workspace
-from flows.workspace.files import link
+from flows.workspace.files import link_tree
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
 from models.recipe.config import digest
 
@@ -67,9 +68,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         after, done = apply(manifest, words)
         config = digest(sorted([str(manifest.id[row]), word.label, word.reason] for row, word in words.items()))
         folder = versions.new_folder()
-        for path in sorted(before.rglob("*")):
-            if path.is_file() and path.name not in (*OWN, "READY"):
-                link(path, folder / path.relative_to(before))
+        link_tree(before, folder, without=(*OWN, READY))
         write_labels(folder, after)
         write_version(folder, parent=before.name, step="feedback", config=config, code=code_hash())
         if (folder / "labels.parquet").read_bytes() == (before / "labels.parquet").read_bytes():

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from flows.data.history import made_by_cleaning
+from flows.data.pointer import READY
 from flows.data.versions import DataVersions
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
-from flows.workspace.files import link
+from flows.workspace.files import link_tree
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
@@ -50,9 +51,7 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
     versions = DataVersions(run.workspace)
     folder = versions.new_folder()
-    for path in sorted(data.rglob("*")):
-        if path.is_file() and path.name not in (*OWN, "READY"):
-            link(path, folder / path.relative_to(data))
+    link_tree(data, folder, without=(*OWN, READY))
     write_labels(folder, after)
     if noise:
         write_confusion(noise, folder, classes=before.classes)
