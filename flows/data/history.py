@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from flows.data.pointer import REF, read_pointer, tag_of
 from flows.errors import CorruptObject
@@ -58,6 +60,32 @@ def entries(ledger: Ledger) -> list[tuple[Commit, str | None]]:
     commits = ledger.log(REF)
     pointers = ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
     return [(commit, version_of(pointer)) for commit, pointer in zip(commits, pointers, strict=True)]
+
+
+def read_log(ledger: Ledger, *, selected: str | None) -> list[Entry]:
+    """Every entry with its facts, newest first; `selected` is the version that data.dvc names.
+
+    Raises:
+        CorruptObject: the data.dvc of an entry names no version.
+    """
+    found = entries(ledger)
+    facts = ledger.read_many([(commit.sha, "VERSION.json") for commit, _ in found])
+    numbers = range(len(found), 0, -1)
+    return [
+        _entry(number, commit, version, json.loads(content or b"{}"), selected=selected)
+        for number, (commit, version), content in zip(numbers, found, facts, strict=True)
+    ]
+
+
+def _entry(
+    number: int, commit: Commit, version: str | None, facts: Mapping[str, Any], *, selected: str | None
+) -> Entry:
+    if version is None:
+        way_out = f"fetch {REF} from a git remote that has it"
+        raise CorruptObject(f"data.dvc of entry {number} ({commit.sha}) names no data version; {way_out}")
+    step, _, message = commit.message.partition(": ")
+    parent, counts = facts.get("parent"), facts.get("counts", {})
+    return Entry(number, version, parent, step, message, commit.time, counts, version == selected)
 
 
 def first_entry(ledger: Ledger, version: str) -> Commit | None:

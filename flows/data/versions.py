@@ -9,7 +9,6 @@ The entry is the moment of truth: before it `repair` restores the old state, aft
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from types import MappingProxyType
 from durable import overwrite, sync
 from flows.data.diff import DataDiff, compare_labels
 from flows.data.dvc_store import DvcRemote, folder_remote
-from flows.data.history import Entry, complete_tag, entries, version_of
+from flows.data.history import Entry, complete_tag, entries, read_log, version_of
 from flows.data.journal import Journal
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
@@ -73,20 +72,7 @@ class DataVersions:
 
     def log(self) -> list[Entry]:
         """All entries, newest first."""
-        commits = self.ledger.log(REF)
-        pointers = self.ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
-        versions = self.ledger.read_many([(commit.sha, "VERSION.json") for commit in commits])
-        selected = self.selected()
-        entries = []
-        for number, commit, pointer, version in zip(
-            range(len(commits), 0, -1), commits, pointers, versions, strict=True
-        ):
-            found = read_pointer(pointer or b"", name=f"data.dvc of entry {number}")
-            facts = json.loads(version or b"{}")
-            step, _, message = commit.message.partition(": ")
-            parent, counts = facts.get("parent"), facts.get("counts", {})
-            entries.append(Entry(number, found, parent, step, message, commit.time, counts, found == selected))
-        return entries
+        return read_log(self.ledger, selected=self.selected())
 
     def resolve(self, text: str) -> str:
         """The full id behind "selected", a tag, or the first digits of an id.
