@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import durable
 from durable import overwrite, sync
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import files_below, link, sync_tree
@@ -42,17 +43,17 @@ class HashCache:
     def md5(self, path: Path, *, once: bool = False) -> str:
         """The md5 of the bytes of `path`; with `once`, from memory if the file has not changed since."""
         if not once:
-            return _md5_of(path)
+            return durable.md5(path)
         key = _key(path)
         if key not in self.known:
-            self._note({key: _md5_of(path)})
+            self._note({key: durable.md5(path)})
         return self.known[key]
 
     def read_ahead(self, paths: Iterable[Path]) -> None:
         """Hash those of the files that are there and not remembered, on all cores."""
         unknown = {key: path for path in paths if path.is_file() and (key := _key(path)) not in self.known}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for key, found in zip(unknown, pool.map(_md5_of, unknown.values()), strict=True):
+            for key, found in zip(unknown, pool.map(durable.md5, unknown.values()), strict=True):
                 self._note({key: found})
 
     def believe(self, md5s: Mapping[Path, str]) -> None:
@@ -79,7 +80,7 @@ class Listing:
     @property
     def id(self) -> str:
         """32 hex digits."""
-        return _md5(self.content).hexdigest()
+        return hashlib.md5(self.content, usedforsecurity=False).hexdigest()
 
     def without(self, name: str) -> Listing:
         """The same files but for `name`."""
@@ -332,12 +333,3 @@ def _key(path: Path) -> str:
     """What changes when the file does."""
     at = path.stat()
     return f"{at.st_dev}:{at.st_ino}:{at.st_size}:{at.st_mtime_ns}"
-
-
-def _md5_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, _md5).hexdigest()
-
-
-def _md5(content: bytes = b"") -> Any:
-    return hashlib.md5(content, usedforsecurity=False)

@@ -7,7 +7,6 @@ selected: without the photos, as a version of its own. A photo that is on record
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import durable
 from durable import sync
 from flows.data.columns import to_numpy
 from flows.data.fingerprints import Fingerprints
@@ -126,11 +126,11 @@ def rewrite(
     return Purged(tuple(sorted({*earlier.photos, *photos})), {**earlier.shards, **shards}, complete=False)
 
 
-def _rewrite(objects: Objects, old: str, md5: str, holes: Iterable[tuple[int, int]], *, staging: Path) -> Rewritten:
+def _rewrite(objects: Objects, old: str, old_md5: str, holes: Iterable[tuple[int, int]], *, staging: Path) -> Rewritten:
     part = staging / f"{old}.tar"
-    shutil.copyfile(objects.get(md5, name=_path(old)), part)
+    shutil.copyfile(objects.get(old_md5, name=_path(old)), part)
     _blank(part, holes)
-    new = Rewritten(_digest(part, "sha256"), _digest(part, "md5"), md5)
+    new = Rewritten(durable.sha256(part), durable.md5(part), old_md5)
     kept = objects.path(new.md5)
     kept.parent.mkdir(parents=True, exist_ok=True)
     part.chmod(0o444)
@@ -195,8 +195,3 @@ def remove(objects: Objects, versions: Path, listings: Mapping[str, Listing], pu
 
 def _path(shard: str) -> str:
     return f"shards/{shard}.tar"
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
