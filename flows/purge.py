@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flows.data.history import Entry
 from flows.data.objects import Listing, Objects
-from flows.data.purge_record import Purged, find_photos, remove, rewrite, write_variant
+from flows.data.purge_record import Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
 from flows.workspace.files import or_disk_full
@@ -75,38 +74,11 @@ def complete(versions: DataVersions) -> None:
         for new in purged.shards.values():
             if new.shard not in purged.shards:
                 objects.keep(new.md5, name=f"shards/{new.shard}.tar")
-    selected = versions.selected()
-    if selected and _is_concerned(versions, selected, purged):
-        _commit_variant(versions, selected, purged)
+    if selected := versions.selected():
+        versions.commit_without(purged, selected)
     with versions.store.objects() as objects:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
     replace(purged, complete=True).write(versions.ledger)
-
-
-def select(versions: DataVersions, text: str) -> Entry:
-    """Select an earlier version again; one that held purged photos is selected without them, as a version of its own.
-
-    Raises:
-        UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
-    """
-    version, purged = versions.resolve(text), Purged.read(versions.ledger)
-    if not _is_concerned(versions, version, purged):
-        return versions.rollback(version)
-    versions.check_clean()
-    _commit_variant(versions, version, purged)
-    return versions.log()[0]
-
-
-def _commit_variant(versions: DataVersions, version: str, purged: Purged) -> None:
-    folder = versions.new_folder()
-    with or_disk_full("writing a version without purged photos", leaving=folder), versions.store.objects() as objects:
-        write_variant(objects, version, purged, folder=folder)
-    versions.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
-
-
-def _is_concerned(versions: DataVersions, version: str, purged: Purged) -> bool:
-    with versions.store.objects() as objects:
-        return purged.concerns(objects.listing(version))
 
 
 def _listings(versions: DataVersions, objects: Objects) -> dict[str, Listing]:

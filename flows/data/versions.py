@@ -26,7 +26,7 @@ from flows.data.history import Entry, complete_tag, entries, read_log, version_o
 from flows.data.journal import Journal
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
-from flows.data.purge_record import Purged
+from flows.data.purge_record import Purged, write_variant
 from flows.data.verify import Broken, DataLinks
 from flows.errors import (
     LocalEdits,
@@ -265,6 +265,28 @@ class DataVersions:
             self._check_clean(objects)
             self._select(version, objects, step="rollback", message=f"to {version[:12]} (entry {number})")
         return self.log()[0]
+
+    def select(self, text: str) -> Entry:
+        """Select an earlier version again. If it held purged photos, a version without them is made and selected.
+
+        Raises:
+            UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
+        """
+        version = self.resolve(text)
+        if self.commit_without(Purged.read(self.ledger), version):
+            return self.log()[0]
+        return self.rollback(version)
+
+    def commit_without(self, purged: Purged, version: str) -> str | None:
+        """Commit `version` without its purged photos; the new version's id, or None if it held none of them."""
+        with self.store.objects() as objects:
+            if not purged.concerns(objects.listing(version)):
+                return None
+            self._check_clean(objects)
+            folder = self.new_folder()
+            with or_disk_full("writing a version without purged photos", leaving=folder):
+                write_variant(objects, version, purged, folder=folder)
+        return self.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
 
     def import_from(self, repository: Path) -> str:
         """Take over the version that the data.dvc of another folder names, from that folder's DVC remote; its id.

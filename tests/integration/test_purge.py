@@ -15,7 +15,7 @@ from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
-from flows.purge import affected, complete, purge, select
+from flows.purge import affected, complete, purge
 from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
@@ -97,11 +97,11 @@ def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions)
         versions.materialise(first)
     with pytest.raises(PurgedVersion, match="data rollback"):
         versions.rollback(first)
-    entry = select(versions, first)
+    entry = versions.select(first)
     assert (entry.parent, entry.step, entry.counts["photos"], entry.counts["dropped"]) == (first, "purge", 11, 0)
     assert content not in b"".join(contents(versions.workspace.root).values())
     assert versions.verify(anew=True) == []
-    assert select(versions, entry.id).id == entry.id
+    assert versions.select(entry.id).id == entry.id
 
 
 def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
@@ -112,7 +112,7 @@ def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
     gone = [manifest.read_photo(row) for row in rows]
     for row in rows:
         purge(versions, [manifest.id[row]])
-    entry = select(versions, first)
+    entry = versions.select(first)
     assert entry.counts["photos"] == 12 - len(gone)
     everything = b"".join(contents(versions.workspace.root).values())
     assert all(content not in everything for content in gone)
