@@ -119,7 +119,7 @@ def _merge(
     near = draft.keep_apart()
     draft.quarantine(brought.refused)
     release_unused()
-    draft.write(out, places=brought.places)
+    draft.write(out, locations=brought.locations)
     return Merged(
         delivered=usable + len(brought.refused),
         added=len(draft.new),
@@ -136,7 +136,7 @@ class _Brought(NamedTuple):
 
     refused: list[Refused]
     shards: dict[str, str]
-    places: pa.Table
+    locations: pa.Table
 
 
 def _opened(
@@ -151,11 +151,11 @@ def _opened(
     """What is claimed of the usable photos (columns of CLAIMS), and the rest; in `folder`, the photos that the draft lacks."""
     delivery = read_delivery(source, known=draft.known_labels())
     opening = Decoding.of(delivery)
-    packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
+    packed = pack(opening.new(draft.holds, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = opening.refused(), opening.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    return claims, _Brought([*delivery.refused, *broken], packed.shards, opening.places(packed))
+    return claims, _Brought([*delivery.refused, *broken], packed.shards, opening.locations(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:

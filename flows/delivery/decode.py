@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flows.data.columns import to_arrow
 from flows.data.shards import Packed
-from flows.delivery.merge import CLAIMS, LOCATIONS, NextVersion
+from flows.delivery.merge import CLAIMS, LOCATIONS
 from flows.delivery.rows import Delivery, Refused
 from pixels import BadPhoto
 from pixels.fingerprint import BYTES, read_fingerprint
@@ -74,21 +74,29 @@ class Decoding:
         return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
 
     def new(
-        self, draft: NextVersion, purged: Collection[str], openers: Openers | None = None
+        self,
+        is_known: Callable[[NDArray[np.bytes_]], NDArray[np.bool_]],
+        purged: Collection[str],
+        openers: Openers | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
+        """Yields id and bytes of each new photo, in order; `refused`, `claims` and `locations` need all of them taken.
+
+        Args:
+            is_known: which of the photos with these ids (N,) the base holds, (N,).
+            purged: sha256 of photos that are refused.
+        """
         seen: set[bytes] = set()
         start = 0
         for opened in self._opened(openers):
             self.photo[start : start + len(opened.photo)] = opened.photo
             hashes = [sha256.tobytes() for sha256 in opened.photo["sha256"]]
-            is_known = draft.rows_of(np.array([sha256[:8].hex() for sha256 in hashes], "S16")) >= 0
-            for row, sha256, known, content, fault in zip(
-                range(start, len(self.rows)), hashes, is_known, opened.content, opened.reason, strict=False
+            known = is_known(np.array([sha256[:8].hex() for sha256 in hashes], "S16"))
+            for row, sha256, in_base, content, fault in zip(
+                range(start, len(self.rows)), hashes, known, opened.content, opened.reason, strict=False
             ):
                 if fault or sha256.hex() in purged:
                     self.faults[row] = fault or "was deleted for good by `data purge`"
-                elif not known and sha256[:8] not in seen:
+                elif not in_base and sha256[:8] not in seen:
                     seen.add(sha256[:8])
                     self.is_new[row] = True
                     yield sha256[:8].hex(), content
@@ -135,7 +143,7 @@ class Decoding:
         }
         return pa.record_batch([columns[name] for name in CLAIMS.names], schema=CLAIMS)
 
-    def places(self, packed: Packed) -> pa.Table:
+    def locations(self, packed: Packed) -> pa.Table:
         """Where the new photos lie, sorted by id: columns of PLACES."""
         order = np.argsort(self._sha256()[self.is_new])
         names = pa.array(list(packed.shards), pa.string())

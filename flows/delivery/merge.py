@@ -66,6 +66,10 @@ class NextVersion:
         rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
         return np.where(self._ids[rows] == ids, rows, -1)
 
+    def holds(self, ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """(N,) true for each photo that the base holds."""
+        return self.rows_of(ids) >= 0
+
     def known_labels(self) -> set[str]:
         return {word for name in ("label", "given_label") for word in pc.unique(self.base["labels"][name]).to_pylist()}
 
@@ -137,11 +141,11 @@ class NextVersion:
     def quarantine(self, refused: list[Refused]) -> None:
         self.refused.update((row.path, row.label, row.source, row.field, row.reason) for row in refused)
 
-    def write(self, out: Path, *, places: pa.Table) -> None:
-        """The tables, each sorted; `places` (columns of PLACES) says where the new photos lie, sorted by id."""
+    def write(self, out: Path, *, locations: pa.Table) -> None:
+        """The tables, each sorted; `locations` (columns of LOCATIONS) says where the new photos lie, sorted by id."""
         self.fingerprints.write(out)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
-        _write(out, self.base["index"], self._new_index(places), order, name="index")
+        _write(out, self.base["index"], self._new_index(locations), order, name="index")
         _write(out, self._base_labels(), self._new_labels(), order, name="labels")
         for name, rows in (("conflicts", self.conflicts), ("quarantine", self.refused)):
             columns = zip(*sorted(rows), strict=True) if rows else ((),) * len(TABLES[name])
@@ -159,8 +163,8 @@ class NextVersion:
             labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
         return labels
 
-    def _new_index(self, places: pa.Table) -> pa.Table:
-        columns = {name: (places if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
+    def _new_index(self, locations: pa.Table) -> pa.Table:
+        columns = {name: (locations if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
         return pa.table(columns, schema=INDEX)
 
     def _new_labels(self) -> pa.Table:
