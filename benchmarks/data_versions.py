@@ -100,7 +100,7 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
              "source": np.full(rows, "synthetic", object), "path": [f"{photo_id}.jpg" for photo_id in ids]}  # fmt: skip
     split = np.array(["train", "val", "test"], object)[random.choice(3, rows, p=(0.7, 0.1, 0.2))]
     decided = {"split": split, "kept": np.ones(rows, bool), "decision": text, "round": np.zeros(rows, np.int8)}
-    scores = {"score": random.random(rows, dtype=np.float32), "judge": np.full(rows, "none", object)}
+    scores = {"score": random.random(rows, dtype=np.float32), "scored_by": np.full(rows, "none", object)}
     write_table(folder, index, name="index")
     write_table(folder, {"id": ids, "given_label": labels, "label": labels, **decided, **scores}, name="labels")
     write_table(folder, {name: [] for name in ("id", "label", "source", "path")}, name="conflicts")

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.data.pointer import READY
+from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
 from flows.delivery.rows import read_records
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import Workspace
-from flows.workspace.files import link_tree
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
 from models.recipe.config import digest
 
@@ -68,10 +67,10 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         after, done = apply(manifest, words)
         config = digest(sorted([str(manifest.id[row]), word.label, word.reason] for row, word in words.items()))
         folder = versions.new_folder()
-        link_tree(before, folder, without=(*OWN, READY))
+        link_unchanged(before, folder, changed=OWN)
         write_labels(folder, after)
         write_version(folder, parent=before.name, step="feedback", config=config, code=code_hash())
-        if (folder / "labels.parquet").read_bytes() == (before / "labels.parquet").read_bytes():
+        if read_table(folder, name="labels").equals(read_table(before, name="labels")):
             shutil.rmtree(folder)
             return dataclasses.replace(done, data_version=before.name)
         message = (
@@ -91,7 +90,7 @@ def preview(workspace: Workspace, file: Path) -> Feedback:
 
 def apply(manifest: Manifest, words: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
     """The manifest as people say, and what that changed."""
-    columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "judge")}
+    columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "scored_by")}
     done = {"confirmed": 0, "relabelled": 0, "dropped": 0}
     for row, word in words.items():
         outcome = "dropped" if not word.label else "confirmed" if word.label == manifest.label[row] else "relabelled"
@@ -100,7 +99,7 @@ def apply(manifest: Manifest, words: Mapping[int, HumanLabel]) -> tuple[Manifest
         columns["kept"][row] = bool(word.label)
         columns["decision"][row] = CHECKED
         columns["score"][row] = np.nan
-        columns["judge"][row] = f"person: {word.reason}" if word.reason else "person"
+        columns["scored_by"][row] = f"person: {word.reason}" if word.reason else "person"
     return dataclasses.replace(manifest, **columns), Feedback(done["confirmed"], done["relabelled"], done["dropped"])
 
 

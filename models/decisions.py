@@ -31,11 +31,11 @@ def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
 
 def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
     """(N,) which folds judged each photo of `scores`: the one that held it out, or of validation photos all."""
-    judge = np.full(len(scores), " ".join(names), object)
+    found = np.full(len(scores), " ".join(names), object)
     held_out = np.stack([np.isin(scores.id, fold.id) for fold in folds])
     for name, own in zip(names, held_out & (held_out.sum(0) == 1), strict=True):
-        judge[own] = name
-    return judge
+        found[own] = name
+    return found
 
 
 class FoldEmbeddings(NamedTuple):
@@ -66,7 +66,7 @@ def decide(
     *,
     settings: Clean,
     round: int,
-    judge: NDArray[np.object_],
+    scored_by: NDArray[np.object_],
     fold_embeddings: FoldEmbeddings | None = None,
 ) -> Manifest:
     """The manifest with the score of every judged photo and a decision on its given label; earlier decisions are taken back.
@@ -96,7 +96,7 @@ def decide(
         "decision": decision,
         "score": quality,
         "round": round,
-        "judge": judge,
+        "scored_by": scored_by,
     }
     columns: dict[str, Any] = {name: _set(getattr(manifest, name), row, value) for name, value in new.items()}
     return dataclasses.replace(manifest, **columns)

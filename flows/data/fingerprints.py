@@ -14,7 +14,8 @@ from flows.data.columns import to_arrow, to_numpy
 from pixels.fingerprint import BYTES
 
 NEAR = 6.0  # root mean square difference of two looks, 0 to 255; docs/tasks/data-versions.md has the figures
-FINGERPRINTS = pa.schema([("id", pa.string()), ("look", pa.binary(BYTES))])
+FINGERPRINTS = pa.schema([("id", pa.string()), ("fingerprint", pa.binary(BYTES))])
+NAME, FORMER_NAME = "fingerprints.parquet", "looks.parquet"  # files of a version; the latter in format 1, column `look`
 BLOCK = 1024  # looks compared at a time, on either side
 
 
@@ -28,21 +29,23 @@ class Fingerprints:
     @classmethod
     def read(cls, folder: Path | None) -> Fingerprints:
         """Of the version in `folder`; of none, and of a version of an earlier release, there are none."""
-        path = folder / "looks.parquet" if folder else None
-        if path is None or not path.exists():
-            return cls.of(FINGERPRINTS.empty_table())
-        return cls.of(pq.read_table(path, schema=FINGERPRINTS))
+        if folder and (folder / NAME).exists():
+            return cls.of(pq.read_table(folder / NAME, schema=FINGERPRINTS))
+        if folder and (folder / FORMER_NAME).exists():
+            table = pq.read_table(folder / FORMER_NAME, columns=["id", "look"])
+            return cls.of(table.rename_columns(FINGERPRINTS.names))
+        return cls.of(FINGERPRINTS.empty_table())
 
     @classmethod
     def of(cls, photos: pa.Table) -> Fingerprints:
         """From the columns `id` and `fingerprint`, sorted by id."""
-        fingerprints = to_numpy(photos["look"], BYTES)
+        fingerprints = to_numpy(photos["fingerprint"], BYTES)
         return cls(to_numpy(photos["id"], 16), fingerprints.view(np.uint8).reshape(-1, BYTES))
 
     def write(self, folder: Path) -> None:
-        """As `folder`/looks.parquet; the same looks give the same bytes."""
+        """Write `folder`/fingerprints.parquet; the same fingerprints give the same bytes."""
         columns = [pa.array(self.id).cast(pa.string()), to_arrow(self.fingerprint, BYTES)]
-        pq.write_table(pa.table(columns, schema=FINGERPRINTS), folder / "looks.parquet", compression="zstd")
+        pq.write_table(pa.table(columns, schema=FINGERPRINTS), folder / NAME, compression="zstd")
 
     def select(self, rows: NDArray[np.bool_]) -> Fingerprints:
         """Those where `rows` (N,) is true."""

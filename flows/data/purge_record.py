@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import durable
 from durable import sync
 from flows.data.columns import to_numpy
-from flows.data.fingerprints import Fingerprints
+from flows.data.fingerprints import FORMER_NAME, NAME, Fingerprints
 from flows.data.objects import Listing, Objects, is_shard
 from flows.data.shards import Placed
 from flows.errors import UnknownPhoto
@@ -166,8 +166,9 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
         (folder / f"{name}.parquet").unlink()  # never write through a hard link into the cache
         write_table(folder, columns, name=name)
     fingerprints = Fingerprints.read(folder)
+    for name in (NAME, FORMER_NAME):
+        (folder / name).unlink(missing_ok=True)
     if len(fingerprints.id):
-        (folder / "looks.parquet").unlink()
         fingerprints.select(~np.isin(fingerprints.id, to_numpy(pa.chunked_array([gone]), SHORTEST))).write(folder)
     (folder / "VERSION.json").unlink()
     write_version(folder, parent=version, step="purge")

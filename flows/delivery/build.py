@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.data import fingerprints
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
@@ -168,8 +169,13 @@ def _is_same(base: Path, out: Path) -> bool:
     """Whether the delivery brought nothing new; `out` then is `base` to the byte, and no version comes of it."""
     if any(not read_table(base, name=name).equals(read_table(out, name=name)) for name in TABLES):
         return False
-    (out / "looks.parquet").unlink()  # an earlier release wrote none, and other bytes of the same tables
-    for name in (*(f"{table}.parquet" for table in TABLES), "looks.parquet", "VERSION.json"):
+    (out / fingerprints.NAME).unlink()  # an earlier release wrote none, or another file; and tables in other bytes
+    for name in (
+        *(f"{table}.parquet" for table in TABLES),
+        fingerprints.NAME,
+        fingerprints.FORMER_NAME,
+        "VERSION.json",
+    ):
         if (base / name).exists():
             shutil.copyfile(base / name, out / name)
     return True

@@ -24,8 +24,8 @@ from flows.delivery.rows import Delivery, Refused
 from pixels import BadPhoto
 from pixels.fingerprint import BYTES, read_fingerprint
 
-# What is known of a photo once it is decoded; all zeros where it could not be. `fingerprint` is of pixels.look.
-PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("look", f"V{BYTES}")])
+# What is known of a photo once it is decoded; all zeros where it could not be. `fingerprint` is that of pixels.fingerprint.
+PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("fingerprint", f"V{BYTES}")])
 
 BATCH = 8  # photos that a thread takes at a time
 PART = 65_536  # claims that are put in order at a time
@@ -137,7 +137,7 @@ class Decoding:
         columns = {
             "id": pc.utf8_slice_codeunits(sha256, 0, 16),
             "sha256": sha256,
-            "look": to_arrow(photo["look"].tobytes(), BYTES),
+            "fingerprint": to_arrow(photo["fingerprint"].tobytes(), BYTES),
             **{name: photo[name] for name in ("width", "height")},
             **{name: rows[name].chunk(0) for name in rows.column_names},
         }

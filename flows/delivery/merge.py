@@ -135,7 +135,7 @@ class NextVersion:
         near_test[~is_test] = nearly_in(new.fingerprint[~is_test], test)
         for decision, found in (("near-train", near_train), ("near-test", near_test)):
             self.decision[found & (self.decision == "")] = decision
-        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("look")
+        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("fingerprint")
         return int((near_train | near_test).sum())
 
     def quarantine(self, refused: list[Refused]) -> None:
@@ -178,7 +178,7 @@ class NextVersion:
             "decision": self.decision,
             "score": pa.nulls(number, pa.float32()),
             "round": np.zeros(number, np.int8),
-            "judge": np.full(number, "", object),
+            "scored_by": np.full(number, "", object),
         }
         return pa.table(columns, schema=LABELS)
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.data.derive import link_unchanged
 from flows.data.history import made_by_cleaning
-from flows.data.pointer import READY
 from flows.data.versions import DataVersions
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
-from flows.workspace.files import link_tree
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
@@ -51,7 +50,7 @@ def clean(run: Run, data: Path, folds: list[Path], round: int) -> Path:
     log.info("clean, round %d: %s; %.1f%% of the labels moved", round, message, 100 * done.share)
     versions = DataVersions(run.workspace)
     folder = versions.new_folder()
-    link_tree(data, folder, without=(*OWN, READY))
+    link_unchanged(data, folder, changed=OWN)
     write_labels(folder, after)
     if noise:
         write_confusion(noise, folder, classes=before.classes)
@@ -77,8 +76,8 @@ def judged(run: Run, manifest: Manifest, folds: list[Path], round: int) -> tuple
         checked |= seen.split == "val"
     scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
     embeddings = compared(folds, parts, scores) if settings.asks_embeddings else None
-    judge = scored_by([folder.name for folder in folds], parts, scores)
-    after = decide(seen, scores, settings=settings, round=round, judge=judge, fold_embeddings=embeddings)
+    names = scored_by([folder.name for folder in folds], parts, scores)
+    after = decide(seen, scores, settings=settings, round=round, scored_by=names, fold_embeddings=embeddings)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
     noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,13 +49,6 @@ def link(source: Path, target: Path) -> None:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
         shutil.copyfile(source, target)
-
-
-def link_tree(source: Path, target: Path, *, without: Collection[str] = ()) -> None:
-    """Link every file below `source` to the same place below `target`, except files with a name in `without`."""
-    for path in files_below(source):
-        if path.name not in without:
-            link(path, target / path.relative_to(source))
 
 
 @contextmanager

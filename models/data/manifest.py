@@ -51,10 +51,12 @@ LABELS = pa.schema(
         ("decision", pa.string()),
         ("score", pa.float32()),
         ("round", pa.int8()),
-        ("judge", pa.string()),
+        ("scored_by", pa.string()),
     ]
 )
-ADDED = ("judge",)  # columns that versions of earlier releases lack: empty texts
+FORMAT = 2  # of a data version, in its VERSION.json
+FORMER = {"scored_by": "judge"}  # names of columns in format 1
+ADDED = ("scored_by",)  # columns that some versions of format 1 lack: empty texts
 CONFLICTS = pa.schema([(name, pa.string()) for name in ("id", "label", "source", "path")])
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("path", "label", "source", "field", "reason")])
 
@@ -65,9 +67,9 @@ TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine"
 class Manifest:
     """The photos of one data version, one element per photo in every array, sorted by id.
 
-    id, given_label, label, split, decision, judge, shard: str objects; kept: bool; offset, size: bytes in the shard;
+    id, given_label, label, split, decision, scored_by, shard: str objects; kept: bool; offset, size: bytes in the shard;
     score: float32 quality of the given label in [0, 1], NaN where it was never judged; round: int8 in which it was last
-    judged, 0 = as delivered; judge: names of the stages whose networks did, "" = none.
+    judged, 0 = as delivered; scored_by: names of the stages whose networks did, "" = none.
     """
 
     data: Path
@@ -79,7 +81,7 @@ class Manifest:
     decision: NDArray[np.object_]
     score: NDArray[np.float32]
     round: NDArray[np.int8]
-    judge: NDArray[np.object_]
+    scored_by: NDArray[np.object_]
     shard: NDArray[np.object_]
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -133,16 +135,15 @@ def read_manifest(data: Path) -> Manifest:
         raise ManifestError(f"{data / 'labels.parquet'}: column id must be sorted and without repeats")
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
-    texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "judge")}
+    texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "scored_by")}
     score = pc.fill_null(labels["score"], float("nan")).to_numpy()
     return Manifest(
         data=data,
         id=ids,
         **texts,
         kept=labels["kept"].to_numpy(),
-        score=np.where(
-            texts["judge"] != "", score, np.float32("nan")
-        ),  # earlier releases wrote log margins, and no judge
+        # The first releases wrote log margins, and not which networks gave them.
+        score=np.where(texts["scored_by"] != "", score, np.float32("nan")),
         round=labels["round"].to_numpy(),
         shard=_strings(index, "shard"),
         offset=index["offset"].to_numpy(),
@@ -169,6 +170,8 @@ def read_table(data: Path, *, name: str) -> pa.Table:
             f"{path}: not a Parquet file that can be read ({error}); take the data version again"
         ) from None
     for field in TABLES[name]:
+        if field.name not in table.column_names and (former := FORMER.get(field.name)) in table.column_names:
+            table = table.rename_columns([field.name if each == former else each for each in table.column_names])
         if field.name in ADDED and field.name not in table.column_names:
             table = table.append_column(field, pa.array([""] * len(table), field.type))
         if field.name not in table.column_names:
@@ -212,7 +215,7 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
     Canonical JSON without a clock, so that the same step on the same parent is the same version.
     """
     counts = count(folder)
-    version = {"format": 1, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
+    version = {"format": FORMAT, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
     text = json.dumps(version, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
     (folder / "VERSION.json").write_text(text, encoding="utf-8")
     return counts

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.faults,
 ]
 
-TABLES = ("index", "labels", "conflicts", "looks", "quarantine")
+TABLES = ("index", "labels", "conflicts", "fingerprints", "quarantine")
 FILES = (*(f"{table}.parquet" for table in TABLES), "VERSION.json", "shard", "listing")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.data.fingerprints import Fingerprints
 from flows.data.garbage import find_unused, free
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
@@ -87,6 +88,25 @@ def test_a_purged_photo_is_nowhere_and_the_others_everywhere(versions: DataVersi
     assert versions.log()[1:] == [entry.__class__(**{**vars(entry), "selected": False}) for entry in old]
     assert versions.log()[0].parent == old[0].id
     check_gone(versions, sha256, content)
+
+
+def test_a_photo_leaves_versions_of_format_1(tmp_path: Path) -> None:
+    versions = DataVersions(Workspace.init(tmp_path / "shop"))
+    former = commit_first(versions, tmp_path, format_1=True)
+    assert "looks.parquet" in contents(versions.workspace.data)
+    commit_drop(versions, num=1)
+    base, folder = versions.materialise("selected"), versions.new_folder()
+    more = deliver(tmp_path / "more", {"Red Mug": 2}, first_seed=500)
+    build_version(more, base=base, out=folder, parent=base.name)
+    versions.commit(folder, step="ingest", message="more")
+    sha256, content = a_photo(versions)
+    purge(versions, [sha256])
+    check_gone(versions, sha256, content)
+    entry = versions.select(former)
+    assert (entry.parent, entry.step, entry.counts["photos"]) == (former, "purge", 11)
+    assert len(Fingerprints.read(versions.workspace.data).id) == 11
+    assert not (versions.workspace.data / "looks.parquet").exists()
+    assert versions.verify(anew=True) == []
 
 
 def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions) -> None:

@@ -44,7 +44,7 @@ def test_a_round_that_moves_little_is_the_last(tmp_path: Path, changed: int, sto
     build_version(tmp_path / "source", base=None, out=tmp_path / "after", **shares)  # type: ignore[arg-type]  # passed on
     manifest = read_manifest(tmp_path / "after")
     decision = np.where(np.arange(10) < changed, "doubted", "").astype(object)
-    judged = {"score": np.zeros(10, np.float32), "judge": np.full(10, "fold", object), "decision": decision}
+    judged = {"score": np.zeros(10, np.float32), "scored_by": np.full(10, "fold", object), "decision": decision}
     write_labels(tmp_path / "after", dataclasses.replace(manifest, **judged))  # type: ignore[arg-type]  # columns
     assert settled(tmp_path / "before", tmp_path / "after", stop_share=stop_share) is expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from models.data.manifest import Manifest, read_manifest, read_table
 from models.evaluation.scores import Scores, write_scores
 from models.recipe.config import load_recipe
 from tests.deliveries import deliver
+from tests.versions import as_format_1
 
 pytestmark = [
     pytest.mark.dvc,
@@ -71,7 +73,7 @@ def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> No
     assert after.label[:3].tolist() == [other(before.label[0]), before.label[1], before.label[2]]
     assert after.kept[:3].tolist() == [True, True, False]
     assert after.decision.tolist() == ["checked"] * 3 + [""] * 9
-    assert after.judge[:3].tolist() == ["person: wrong shelf", "person", "person: a hand"]
+    assert after.scored_by[:3].tolist() == ["person: wrong shelf", "person", "person: a hand"]
     assert after.given_label.tolist() == before.given_label.tolist()
     assert DataVersions(shop).verify("selected") == []
 
@@ -80,12 +82,41 @@ def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> No
     assert len(DataVersions(shop).log()) == 2, "the same file again changes nothing"
 
 
+def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) -> None:
+    versions = DataVersions(shop)
+    folder = versions.new_folder()
+    build_version(deliver(tmp_path / "former", {"tea": 6, "milk": 6}, first_seed=50), base=None, out=folder)
+    as_format_1(folder)
+    former = versions.commit(folder, step="ingest", message="by the former release")
+    before = selected(shop)
+    said = write(tmp_path / "said.csv", (str(before.id[0]), "", "a hand"), (str(before.id[1]), before.label[1], ""))
+    made = feedback(shop, said).data_version
+    assert (versions.log()[0].parent, selected(shop).scored_by[:3].tolist()) == (
+        former,
+        ["person: a hand", "person", ""],
+    )
+    files = {path.name for path in versions.materialise("selected").glob("*.parquet")}
+    assert "fingerprints.parquet" in files
+    assert "looks.parquet" not in files
+    assert versions.rollback(former).id == former
+
+    folder = versions.new_folder()
+    shutil.copytree(
+        versions.materialise(made or ""), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("READY")
+    )
+    as_format_1(folder)
+    again = versions.commit(folder, step="feedback", message="by the former release")
+    assert again != made
+    assert feedback(shop, said).data_version == again, "the same file again changes nothing"
+    assert versions.verify() == []
+
+
 def test_a_photo_may_be_named_by_its_path_in_a_parquet_file(shop: Workspace, tmp_path: Path) -> None:
     path = read_table(DataVersions(shop).materialise("selected"), name="index")["path"].to_pylist()[3]
     pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "said.parquet")
     feedback(shop, tmp_path / "said.parquet")
     after = selected(shop)
-    assert (after.label[3], after.decision[3], after.judge[3]) == ("tea", "checked", "person")
+    assert (after.label[3], after.decision[3], after.scored_by[3]) == ("tea", "checked", "person")
 
 
 def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from flows.delivery.splits import hold_out
 from flows.errors import BadDelivery
 from models.data.manifest import read_manifest, read_photo, read_table
 from tests.deliveries import deliver, photo
+from tests.versions import as_format_1
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -139,15 +140,15 @@ def test_nothing_new_is_the_same_version(tmp_path: Path) -> None:
     assert contents(tmp_path / "v2") == contents(tmp_path / "v")
 
 
-def test_nothing_new_is_the_same_version_that_an_earlier_release_wrote(tmp_path: Path) -> None:
+def test_nothing_new_is_the_same_version_that_the_first_releases_wrote(tmp_path: Path) -> None:
     source, old = deliver(tmp_path / "s", {"a": 5, "b": 5}), tmp_path / "v"
     take(source, old)
-    pq.write_table(pq.read_table(old / "labels.parquet").drop_columns("judge"), old / "labels.parquet")
+    pq.write_table(pq.read_table(old / "labels.parquet").drop_columns("scored_by"), old / "labels.parquet")
     assert not take(source, tmp_path / "v2", base=old).is_new
     assert contents(tmp_path / "v2") == contents(old)
     more = take(deliver(tmp_path / "more", {"a": 1}, first_seed=90), tmp_path / "v3", base=old)
     assert (more.is_new, more.added) == (True, 1)
-    assert read_manifest(tmp_path / "v3").judge.tolist() == [""] * 11
+    assert read_manifest(tmp_path / "v3").scored_by.tolist() == [""] * 11
 
 
 def test_a_later_claim_against_the_version_is_a_conflict(tmp_path: Path) -> None:
@@ -261,10 +262,37 @@ def test_a_photo_that_is_nearly_a_test_photo_stays_out_of_training(tmp_path: Pat
     assert contents(tmp_path / "v3") == contents(tmp_path / "v2")
 
 
-def test_a_version_of_an_earlier_release_has_no_looks_and_grows_all_the_same(tmp_path: Path) -> None:
+def test_a_version_that_grows_from_format_1_is_of_format_2(tmp_path: Path) -> None:
+    first = {f"{split}/{label}/{n}.jpg": drawn(n + 10 * k) for k, (split, label) in
+             enumerate([("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")]) for n in range(3)}  # fmt: skip
+    take(lay(tmp_path / "s", first), tmp_path / "v")
+    take(tmp_path / "s", tmp_path / "former")
+    as_format_1(tmp_path / "former")
+    former = contents(tmp_path / "former")
+    assert {name for name in former if not name.startswith("shards/")} == {
+        "VERSION.json", "conflicts.parquet", "index.parquet", "labels.parquet", "looks.parquet", "quarantine.parquet"
+    }  # fmt: skip
+    assert pq.read_schema(tmp_path / "former" / "labels.parquet").names[-1] == "judge"
+    assert not take(tmp_path / "s", tmp_path / "same", base=tmp_path / "former").is_new
+    assert contents(tmp_path / "same") == former, "without a new photo the id stays"
+
+    more = lay(tmp_path / "more", {"train/a/small.jpg": drawn(21, side=60), "train/b/new.jpg": drawn(99)})
+    for base in ("v", "former"):
+        report = take(more, tmp_path / f"on {base}", base=tmp_path / base)
+        assert (report.added, report.near) == (2, 1), "the test photo is known by its fingerprint of format 1 too"
+    grown = contents(tmp_path / "on former")
+    assert grown == contents(tmp_path / "on v"), "the format of the base makes no difference"
+    assert json.loads(grown["VERSION.json"])["format"] == 2
+    assert "fingerprints.parquet" in grown
+    assert "looks.parquet" not in grown
+    assert pq.read_schema(tmp_path / "on former" / "labels.parquet").names[-1] == "scored_by"
+    assert contents(tmp_path / "former") == former
+
+
+def test_a_version_without_fingerprints_grows_all_the_same(tmp_path: Path) -> None:
     source = deliver(tmp_path / "s", {"a": 5, "b": 5})
     take(source, tmp_path / "v")
-    (tmp_path / "v" / "looks.parquet").unlink()
+    (tmp_path / "v" / "fingerprints.parquet").unlink()
     assert not take(source, tmp_path / "v2", base=tmp_path / "v").is_new
     assert contents(tmp_path / "v2") == contents(tmp_path / "v")
     take(deliver(tmp_path / "more", {"a": 2}, first_seed=80), tmp_path / "v3", base=tmp_path / "v")
