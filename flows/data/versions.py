@@ -154,7 +154,7 @@ class DataVersions:
             anew: read every byte again, also of shards that have not changed since they were read last.
         """
         wanted = [self.resolve(name) for name in names] or self.known()
-        with self.store.objects(anew=anew) as objects:
+        with self.store.objects(reread=anew) as objects:
             return [broken for each in wanted for broken in self._chain(each, objects).check()]
 
     def heal(self, *names: str) -> None:

@@ -31,7 +31,7 @@ from models.training.classifiers import linear_rows, set_classifier
 from models.training.meta import Constant
 from models.training.optimise import absolute_weights, learning_rate, make_optimizer, trainable_parameters
 from models.training.sample_weights import SampleWeights, jacobian_norm
-from models.training.state import Interval, TrainState, seed_step
+from models.training.train_state import Interval, TrainState, seed_step
 
 log = logging.getLogger(__name__)
 

@@ -63,8 +63,8 @@ def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
         [
             ("unfinished copy", "0" * 32),
             ("copy that no run reads", versions.log()[1].id),
-            ("in the cache, of no version", "b" * 30),
-            ("in the cache, of no version", ".x.1.part"),
+            ("cached file of no version", "b" * 30),
+            ("cached file of no version", ".x.1.part"),
         ]
     )
     assert sum(each.bytes for each in unused) >= len(b"part" + b"nobody's" + b"half")
