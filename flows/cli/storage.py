@@ -35,7 +35,7 @@ def data_verify(
         with found.lock("data verify --heal"):
             versions.repair()
             versions.heal(*names)
-    broken = versions.verify(*names, anew=not quick)
+    broken = versions.verify(*names, reread=not quick)
     show([dataclasses.asdict(each) for each in broken], as_json=as_json,
          say=lambda: print("\n".join(map(str, broken)) or "every link holds"))  # fmt: skip
     if broken:

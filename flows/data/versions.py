@@ -146,15 +146,15 @@ class DataVersions:
             overwrite(ready, f"{version}\n".encode())
         return folder
 
-    def verify(self, *names: str, anew: bool = False) -> list[Broken]:
+    def verify(self, *names: str, reread: bool = False) -> list[Broken]:
         """Every broken link from the names of versions to their bytes; empty when all hold. Changes nothing.
 
         Args:
             names: as for `resolve`; none stands for all versions.
-            anew: read every byte again, also of shards that have not changed since they were read last.
+            reread: read every byte again, including shards that have not changed since they were last read.
         """
         wanted = [self.resolve(name) for name in names] or self.known()
-        with self.store.objects(reread=anew) as objects:
+        with self.store.objects(reread=reread) as objects:
             return [broken for each in wanted for broken in self._chain(each, objects).check()]
 
     def heal(self, *names: str) -> None:

@@ -70,7 +70,7 @@ def check_gone(versions: DataVersions, sha256: str, content: bytes) -> None:
     }
     assert Purged.read(versions.ledger).complete
     assert (versions.log()[0].step, versions.log()[0].selected) == ("purge", True)
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
     versions.check_clean()
     versions.push()
     free(find_unused(versions))
@@ -106,7 +106,7 @@ def test_a_photo_leaves_versions_of_format_1(tmp_path: Path) -> None:
     assert (entry.parent, entry.step, entry.counts["photos"]) == (former, "purge", 11)
     assert len(Fingerprints.read(versions.workspace.data).id) == 11
     assert not (versions.workspace.data / "looks.parquet").exists()
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
 
 
 def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions) -> None:
@@ -120,7 +120,7 @@ def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions)
     entry = versions.select(first)
     assert (entry.parent, entry.step, entry.counts["photos"], entry.counts["dropped"]) == (first, "purge", 11, 0)
     assert content not in b"".join(contents(versions.workspace.root).values())
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
     assert versions.select(entry.id).id == entry.id
 
 
@@ -136,7 +136,7 @@ def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
     assert entry.counts["photos"] == 12 - len(gone)
     everything = b"".join(contents(versions.workspace.root).values())
     assert all(content not in everything for content in gone)
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
 
 
 def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersions, tmp_path: Path) -> None:
