@@ -242,7 +242,7 @@ class DataVersions:
         with or_disk_full(f"committing a data version ({step})", leaving=folder), self.store.objects() as objects:
             self._check_clean(objects)
             sync_tree(folder)
-            objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
+            objects.seen.add({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
             listing = Listing.of(folder, seen=objects.seen)
             present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
             if present and listing.id == self.selected():
