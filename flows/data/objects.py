@@ -106,11 +106,11 @@ class Listing:
         return cls(files)
 
     @classmethod
-    def of(cls, folder: Path, *, seen: HashCache) -> Listing:
+    def of(cls, folder: Path, *, hashes: HashCache) -> Listing:
         """Listing of the files that lie in `folder` now."""
         names = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
-        seen.read_ahead(path for name, path in names.items() if is_shard(name))
-        return cls({name: seen.md5(path, once=is_shard(name)) for name, path in names.items()})
+        hashes.read_ahead(path for name, path in names.items() if is_shard(name))
+        return cls({name: hashes.md5(path, once=is_shard(name)) for name, path in names.items()})
 
 
 def is_shard(name: str) -> bool:
@@ -189,7 +189,7 @@ class Objects:
 
     cache: Path
     remote: Remote
-    seen: HashCache
+    hashes: HashCache
 
     def path(self, md5: str) -> Path:
         """Path of the object in the cache; it need not exist."""
@@ -241,7 +241,7 @@ class Objects:
 
     def is_good(self, path: Path, md5: str, *, name: str) -> bool:
         """True if the file at `path` exists and its bytes have that MD5."""
-        return path.is_file() and self.seen.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
+        return path.is_file() and self.hashes.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
 
     def fetch(self, md5: str, *, name: str) -> None:
         """Fetches the object from the remote, and verifies it before it replaces the cached one.
@@ -270,7 +270,7 @@ class Objects:
     def fill(self, folder: Path, listing: Listing) -> None:
         """Makes `folder` hold exactly the files of `listing`, fsynced, as read-only hard links to verified cache objects."""
         for attempt in (1, 2):
-            found = Listing.of(folder, seen=self.seen)
+            found = Listing.of(folder, hashes=self.hashes)
             for extra in found.files.keys() - listing.files.keys():
                 (folder / extra).unlink()
             wrong = sorted(name for name, md5 in listing.files.items() if found.files.get(name) != md5)
@@ -292,7 +292,7 @@ class Objects:
         """
         wanted = {md5: name for name, md5 in listing.files.items()} | {f"{listing.id}.dir": "its listing"}
         if self.remote.is_local:
-            self.seen.read_ahead(Path(self.remote.path(md5)) for md5, name in wanted.items() if is_shard(name))
+            self.hashes.read_ahead(Path(self.remote.path(md5)) for md5, name in wanted.items() if is_shard(name))
         return {md5: name for md5, name in wanted.items() if not self._is_stored(md5, name=name)}
 
     def _is_stored(self, md5: str, *, name: str) -> bool:

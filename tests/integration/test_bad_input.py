@@ -246,9 +246,9 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("data rollback beef", "'beef' is no data version; there are: "),
-        ("data show beef", "'beef' is no data version; there are: "),
-        ("data diff selected beef", "'beef' is no data version; there are: "),
+        ("data rollback beef", "'beef' is not a data version; there are: "),
+        ("data show beef", "'beef' is not a data version; there are: "),
+        ("data diff selected beef", "'beef' is not a data version; there are: "),
         ("model show 7", "7 is no model version; there are none yet; run `cleanshelf retrain` first"),
         ("model show", "no model serves yet; run `cleanshelf retrain` first"),
         ("model rollback 7", "7 is no model version; there are none yet"),
@@ -271,7 +271,7 @@ def test_data_edited_by_hand_is_not_overwritten(shop: Path, tmp_path: Path) -> N
 def test_no_data_yet(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path).root
     said = unchanged(shop, "retrain", "smoke")
-    assert said == "'selected' is no data version; there are: none yet; run `cleanshelf ingest` first"
+    assert said == "'selected' is not a data version; there are: none yet; run `cleanshelf ingest` first"
 
 
 # --- the machine ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_a_listing_is_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "v" / "shards").mkdir(parents=True)
     (tmp_path / "v" / "b").write_bytes(b"b")
     (tmp_path / "v" / "shards" / "a").write_bytes(b"a")
-    listing = Listing.of(tmp_path / "v", seen=HashCache(tmp_path / "seen.json"))
+    listing = Listing.of(tmp_path / "v", hashes=HashCache(tmp_path / "seen.json"))
     assert Listing.parse(listing.content, name="x") == listing
     assert listing.id == hashlib.md5(listing.content).hexdigest()
     assert list(listing.files) == ["b", "shards/a"]
