@@ -350,7 +350,7 @@ class DataVersions:
         return folder, listing
 
     def _change(self, folder: Path, listing: Listing, objects: Objects, *, step: str, message: str) -> None:
-        """Does everything from the journal to the tag; on an error the old state is restored at once."""
+        """Performs a change from the journal to the tag; on an error the old state is restored at once."""
         objects.drop_corrupt(listing)
         new_objects = [path for path in objects.paths(listing) if not path.exists()]
         self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
@@ -364,7 +364,7 @@ class DataVersions:
             self.confirm()
 
     def _add(self, listing: Listing, objects: Objects) -> None:
-        """Does what `dvc add` does, to the byte, but without reading every shard again."""
+        """Writes the same bytes as `dvc add`, but without reading every shard again."""
         objects.bring_in(self.workspace.data, listing)
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
 
