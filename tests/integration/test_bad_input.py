@@ -73,7 +73,7 @@ def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
         ("path\na.png\n", "manifest.csv: column 'label' is missing; it has path"),
         (
             "path,label\nb.png,A\n",
-            ": labels 'a' and 'A' differ only in case or white space; write them one way",
+            ": labels 'a' and 'A' differ only in case or white space; use one spelling",
         ),
         ("path,label\na.png,B B\n", ": labels 'b b' and 'B B' differ only in case or white space"),
         ("path,label,split\na.png,a,training\n", "manifest.csv: row 1, field split: 'training' is unknown; use train"),
@@ -94,7 +94,7 @@ def test_doubtful_deliveries(prepared: Path, tmp_path: Path, manifest: str, mess
 def test_a_single_class(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path / "shop").root
     said = unchanged(shop, "ingest", deliver(tmp_path / "one", {"only": 4}), "--dry-run")
-    assert said.endswith("all photos are of one class, 'only'; a recogniser needs two or more")
+    assert said.endswith("all photos are of one class, 'only'; deliver photos of at least two")
 
 
 def test_no_such_delivery(prepared: Path, tmp_path: Path) -> None:
