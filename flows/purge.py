@@ -1,8 +1,9 @@
-"""Deleting photos for good: `cleanshelf data purge`.
+"""Deletes photos for good: `cleanshelf data purge`.
 
-    new shards in the cache -> record -> the same in the remote -> selected version replaced -> old shards removed -> record closed
+    new shards to the cache -> record -> new shards to the remote -> selected version replaced -> old shards deleted
+    -> record completed
 
-Before the record nothing has changed but the cache; after it the purge is completed by the next one, however it was killed.
+Before the record is written, only the cache has changed. After that, the next purge completes a killed one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flows.workspace.ledger import Ledger
 
 @dataclass(frozen=True)
 class Affected:
-    """What a purge concerns: photos (sha256), data versions (ids) that lose them, models that were trained on those."""
+    """Effect of a purge: photos (SHA-256), data versions (ids) that lose them, and models trained on those versions."""
 
     photos: tuple[str, ...]
     data_versions: tuple[str, ...]
@@ -28,7 +29,7 @@ class Affected:
 
 
 def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
-    """What purging these photos (ids or sha256) would concern; changes nothing.
+    """Effect that a purge of these photos (ids or SHA-256) would have; changes nothing.
 
     Raises:
         UnknownPhoto: no version holds one of them.
@@ -37,7 +38,7 @@ def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
         listings = _listings(versions, objects)
         found = find_photos(objects, listings.values(), photos)
     purged = Purged.read(versions.ledger)
-    held = {place.shard for places in found.values() for place in places}
+    held = {each.shard for locations in found.values() for each in locations}
     shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.now(shard))}
     ids = tuple(version for version, listing in listings.items() if shards & listing.files.keys())
     models = tuple(
@@ -47,11 +48,11 @@ def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
 
 
 def purge(versions: DataVersions, photos: Sequence[str]) -> None:
-    """Delete the photos (ids or sha256) from every version, the cache and the remote. The lock is held.
+    """Deletes the photos (ids or SHA-256) from every version, the cache and the remote. The caller holds the lock.
 
     Raises:
         UnknownPhoto, LocalEdits, DiskFull: nothing was changed.
-        MissingFromRemote: the remote could not be reached; the next purge goes on from here.
+        MissingFromRemote: the remote cannot be reached; the next purge continues from here.
     """
     versions.repair()
     versions.check_clean()
@@ -65,7 +66,7 @@ def purge(versions: DataVersions, photos: Sequence[str]) -> None:
 
 
 def complete(versions: DataVersions) -> None:
-    """Finish the purge that is on record, if it is not finished."""
+    """Completes the purge on record, if it was interrupted."""
     versions.confirm()
     purged = Purged.read(versions.ledger)
     if purged.complete:

@@ -122,5 +122,5 @@ def data_purge(
         concerned = dataclasses.asdict(affected(versions, photos))
         show(concerned, as_json=as_json, say=lambda: pairs(concerned))
         if not yes:
-            raise Unconfirmed("nothing was deleted; run it again with --yes to delete these photos for good")
+            raise Unconfirmed("nothing was deleted; run the command again with --yes to delete these photos for good")
         purge(versions, photos)

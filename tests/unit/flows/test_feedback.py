@@ -147,13 +147,17 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
-        (("id", "label"), [("{0}", "tea"), ("{1}", "tae")], "row 2, field label: 'tae' is no product of the selected"),
+        (
+            ("id", "label"),
+            [("{0}", "tea"), ("{1}", "tae")],
+            "row 2, field label: 'tae' is not a product of the selected",
+        ),
         (
             ("id", "label"),
             [("0000000000000000", "tea")],
-            "row 1, field id: '0000000000000000' is no photo of the selected",
+            "row 1, field id: '0000000000000000' is not a photo of the selected",
         ),
-        (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is no photo"),
+        (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is not a photo"),
         (("id", "path", "label"), [("", " ", "tea")], "row 1, fields id and path: both are blank"),
         (("id", "label"), [("{0}", "tea"), ("{0}", "milk")], "row 2, field label: 'milk' contradicts row 1, 'tea'"),
         (("id",), [("{0}",)], "column 'label' is missing; it has id"),
