@@ -39,7 +39,7 @@ def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
         found = find_photos(objects, listings.values(), photos)
     purged = Purged.read(versions.ledger)
     held = {each.shard for locations in found.values() for each in locations}
-    shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.now(shard))}
+    shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.present_name(shard))}
     ids = tuple(version for version, listing in listings.items() if shards & listing.files.keys())
     models = tuple(
         entry.version for entry in ModelVersions(Ledger(versions.workspace.root)).log() if entry.data_version in ids

@@ -46,7 +46,7 @@ def ingest_delivery(
     show(
         dataclasses.asdict(done),
         as_json=as_json,
-        say=lambda: _say_intake(done.report, f"data version {done.data_version[:12]}"),
+        say=lambda: _print_report(done.report, f"data version {done.data_version[:12]}"),
     )
 
 
@@ -132,7 +132,7 @@ def _preview(workspace: Any, source: Path, *, val_share: float, test_share: floa
     from flows.ingest import preview
 
     report = preview(workspace, source, val_share=val_share, test_share=test_share)
-    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_intake(report, "nothing was changed"))
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report, "nothing was changed"))
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _entry(entry: Any) -> dict[str, Any]:
     return {"entry": fields.pop("number"), **fields}
 
 
-def _say_intake(report: Any, outcome: str) -> None:
+def _print_report(report: Any, outcome: str) -> None:
     from flows.report.terminal import print_intake
 
     print_intake(report, outcome)

@@ -26,7 +26,7 @@ from durable import sync
 from flows.data.columns import to_numpy
 from flows.data.fingerprints import FORMER_NAME, NAME, Fingerprints
 from flows.data.objects import Listing, Objects, is_shard
-from flows.data.shards import Placed
+from flows.data.shards import Location
 from flows.errors import UnknownPhoto
 from flows.workspace.files import link
 from flows.workspace.ledger import Ledger
@@ -70,15 +70,15 @@ class Purged:
         message = f"purge: {len(self.photos)} photos in all" + ("" if self.complete else ", under way")
         ledger.commit(REF, {"purged.json": text.encode()}, message=message)
 
-    def concerns(self, listing: Listing) -> bool:
+    def affects(self, listing: Listing) -> bool:
         """True if the version holds a shard that was replaced."""
-        return any(self.is_gone(name) for name in listing.files)
+        return any(self.is_replaced(name) for name in listing.files)
 
-    def is_gone(self, name: str) -> bool:
+    def is_replaced(self, name: str) -> bool:
         """True if the file `name` of a version is a shard that was replaced."""
         return name in {_path(old) for old in self.shards}
 
-    def stands_for(self, shard: str) -> Rewritten | None:
+    def replacement(self, shard: str) -> Rewritten | None:
         """The present replacement of `shard`, after any number of purges; None if it was never replaced."""
         found = None
         while shard in self.shards:
@@ -86,25 +86,25 @@ class Purged:
             shard = found.shard
         return found
 
-    def now(self, shard: str) -> str:
+    def present_name(self, shard: str) -> str:
         """Present name of `shard`: that of its replacement, or its own."""
-        found = self.stands_for(shard)
+        found = self.replacement(shard)
         return found.shard if found else shard
 
 
-def find_photos(objects: Objects, listings: Iterable[Listing], wanted: Iterable[str]) -> dict[str, set[Placed]]:
+def find_photos(objects: Objects, listings: Iterable[Listing], wanted: Iterable[str]) -> dict[str, set[Location]]:
     """Locations of the wanted photos (ids or SHA-256) in the shards of all versions, by SHA-256 of the photo.
 
     Raises:
         UnknownPhoto: no version holds one of them, or its name is too short.
     """
     names = [name.lower() for name in wanted]
-    found: dict[str, set[Placed]] = {}
+    found: dict[str, set[Location]] = {}
     for md5 in {listing.files["index.parquet"] for listing in listings}:
         table = pq.read_table(objects.get(md5, name="index.parquet"))
         mask = np.logical_or.reduce([pc.starts_with(table["sha256"], name).to_numpy() for name in names])
         for row in table.filter(pa.array(mask)).to_pylist():
-            found.setdefault(row["sha256"], set()).add(Placed(row["shard"], row["offset"], row["size"]))
+            found.setdefault(row["sha256"], set()).add(Location(row["shard"], row["offset"], row["size"]))
     for name in names:
         if len(name) < SHORTEST or not any(sha256.startswith(name) for sha256 in found):
             raise UnknownPhoto(
@@ -116,7 +116,7 @@ def find_photos(objects: Objects, listings: Iterable[Listing], wanted: Iterable[
 def rewrite(
     objects: Objects,
     listings: Iterable[Listing],
-    photos: Mapping[str, set[Placed]],
+    photos: Mapping[str, set[Location]],
     *,
     earlier: Purged,
     staging: Path,
@@ -126,7 +126,7 @@ def rewrite(
     md5s |= {new.shard: new.md5 for new in earlier.shards.values()}
     holes: dict[str, set[tuple[int, int]]] = {}
     for found in set().union(*photos.values()):
-        holes.setdefault(earlier.now(found.shard), set()).add((found.offset, found.size))
+        holes.setdefault(earlier.present_name(found.shard), set()).add((found.offset, found.size))
     shards = {old: _rewrite(objects, old, md5s[old], holes[old], staging=staging) for old in sorted(holes)}
     return Purged(tuple(sorted({*earlier.photos, *photos})), {**earlier.shards, **shards}, complete=False)
 
@@ -158,7 +158,7 @@ def _blank(tar: Path, holes: Iterable[tuple[int, int]]) -> None:
 def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Path) -> None:
     """Writes the version without its purged photos to `folder`, as a new version whose parent it is."""
     for name, md5 in objects.listing(version).files.items():
-        new = purged.stands_for(Path(name).stem) if is_shard(name) else None
+        new = purged.replacement(Path(name).stem) if is_shard(name) else None
         name, md5 = (_path(new.shard), new.md5) if new else (name, md5)
         link(objects.get(md5, name=name), folder / name)
     gone = pa.array([sha256[:SHORTEST] for sha256 in purged.photos])
@@ -181,14 +181,14 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
 
 def _renamed(shards: pa.ChunkedArray, purged: Purged) -> pa.ChunkedArray:
     old = pc.unique(shards)
-    new = [purged.now(shard) for shard in old.to_pylist()]
+    new = [purged.present_name(shard) for shard in old.to_pylist()]
     return pc.take(pa.array(new, pa.string()), pc.index_in(shards, value_set=old))
 
 
 def remove(objects: Objects, versions: Path, listings: Mapping[str, Listing], purged: Purged) -> None:
     """Deletes the old shards, if they still exist, from the cache, the remote and the copies in folder `versions`."""
     for version, listing in listings.items():
-        if purged.concerns(listing):
+        if purged.affects(listing):
             shutil.rmtree(versions / version, ignore_errors=True)
     for _, _, old in purged.shards.values():
         kept = objects.path(old)

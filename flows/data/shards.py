@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from durable import sync
 from models.data.manifest import read_photo
 
-__all__ = ["MAX_BYTES", "Packed", "Placed", "pack", "read_photo"]
+__all__ = ["MAX_BYTES", "Location", "Packed", "pack", "read_photo"]
 
 MAX_BYTES = 128 * 1024 * 1024  # small enough to hash and copy a few gigabytes on all cores, one shard per core
 PIECE = 1024 * 1024  # bytes written and hashed at a time; large, to interrupt the decoding threads less often
@@ -40,7 +40,7 @@ MAGIC = {
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Location:
     """Location of a photo: the shard's SHA-256, and offset and size in bytes."""
 
     shard: str

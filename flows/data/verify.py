@@ -70,7 +70,7 @@ class DataLinks:
             if not self._is_cached(name, md5):
                 self._restore(name, md5)
         for md5, name in self.objects.missing(self._listing).items():
-            if not self.purged.is_gone(name) and self._is_cached(name, md5):
+            if not self.purged.is_replaced(name) and self._is_cached(name, md5):
                 with suppress(WorldError):
                     self.objects.remote.put(md5, self.objects.path(md5))
         for name in damaged:
@@ -184,7 +184,7 @@ class DataLinks:
 
     def _wanted(self, listing: Listing) -> Iterator[tuple[str, str]]:
         yield LISTING, f"{self.version}.dir"
-        yield from sorted(item for item in listing.files.items() if not self.purged.is_gone(item[0]))
+        yield from sorted(item for item in listing.files.items() if not self.purged.is_replaced(item[0]))
 
     def _is_cached(self, name: str, md5: str) -> bool:
         return self.objects.is_good(self.objects.path(md5), md5, name=name)

@@ -177,7 +177,7 @@ class DataVersions:
             PurgedVersion: a photo was.
         """
         listing = objects.listing(version)
-        if Purged.read(self.ledger).concerns(listing):
+        if Purged.read(self.ledger).affects(listing):
             way_out = f"`cleanshelf data rollback {version[:12]}` selects it without them"
             raise PurgedVersion(f"data version {version[:12]} held photos that were purged; {way_out}")
         return listing
@@ -199,7 +199,7 @@ class DataVersions:
         """
         for version in [self.resolve(name) for name in names] or self.known():
             with self.store.objects() as objects:
-                if not Purged.read(self.ledger).concerns(listing := objects.listing(version)):
+                if not Purged.read(self.ledger).affects(listing := objects.listing(version)):
                     objects.store(listing)
 
     def pull(self, *names: str) -> None:
@@ -215,7 +215,7 @@ class DataVersions:
             with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
                 purged = Purged.read(self.ledger)
                 for name, md5 in objects.listing(version).files.items():
-                    if not purged.is_gone(name):
+                    if not purged.is_replaced(name):
                         objects.get(md5, name=name)
         if is_bare:
             with self.store.objects() as objects:
@@ -286,7 +286,7 @@ class DataVersions:
     def commit_without(self, purged: Purged, version: str) -> str | None:
         """Commits `version` without its purged photos; returns the new version's id, or None if it held none of them."""
         with self.store.objects() as objects:
-            if not purged.concerns(objects.listing(version)):
+            if not purged.affects(objects.listing(version)):
                 return None
             self._check_clean(objects)
             folder = self.new_folder()

@@ -117,11 +117,11 @@ def _merge(
     claims, rest = _decoded(source, version, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
     for row in rest.refused[:NAMED]:
         log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-    usable, conflicts = len(claims), version.take(claims)
+    usable, conflicts = len(claims), version.add(claims)
     del claims  # frees a large table as early as possible; the allocator returns the memory
     release_unused()
     version.hold_out(shares=shares, seed=seed)
-    near = version.keep_apart()
+    near = version.separate_near_duplicates()
     version.quarantine(rest.refused)
     release_unused()
     version.write(out, locations=rest.locations)

@@ -76,7 +76,7 @@ class NextVersion:
         labels = self.base["labels"]
         return {label for name in ("label", "given_label") for label in pc.unique(labels[name]).to_pylist()}
 
-    def take(self, claims: pa.Table) -> int:
+    def add(self, claims: pa.Table) -> int:
         """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns the number of photos in conflict."""
         ids = to_numpy(claims["id"], 16)
         first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
@@ -126,11 +126,11 @@ class NextVersion:
             chosen = hold_out(ids.to_pylist(), classes, share=share, seed=seed, split=split)
             self.split[train[chosen]] = split
 
-    def keep_apart(self) -> int:
-        """Drops new photos that are near-duplicates across the border of the test split; returns their number.
+    def separate_near_duplicates(self) -> int:
+        """Leaves out new photos that are near-duplicates across the border of the test split; returns their number.
 
-        A new test photo is dropped if it is near a photo of the base that is not a test photo: it could have been learnt.
-        Any other new photo is dropped if it is near a test photo: a network would learn what is measured.
+        A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been learnt.
+        Any other new photo is left out if it is near a test photo: a network would learn what is measured.
         """
         new, is_test = Fingerprints.of(self.new), self.split == "test"
         was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.fingerprints.id)] == "test"
