@@ -42,7 +42,10 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
 
 
 def two_versions(place: Path, *, photos: int) -> Workspace:
-    """The workspace `shop` with two versions, the second selected; the first has so many photos a class. And a delivery `more`."""
+    """The workspace `shop` with two versions, the second selected, and a delivery `more` beside it.
+
+    The first version has `photos` photos per class.
+    """
     deliver(place / "first", {"a": photos, "b b": photos})
     deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
     deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)

@@ -1,4 +1,4 @@
-"""Labels from people: what they become, what cleaning does with them afterwards, and what is refused."""
+"""Labels from people: the versions made from them, cleaning afterwards, and refusals."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def other(label: str) -> str:
     return {"tea": "milk", "milk": "tea"}[label]
 
 
-def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> None:
+def test_labels_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> None:
     before = selected(shop)
     moved, same, gone = (str(before.id[row]) for row in (0, 1, 2))
-    said = write(
-        tmp_path / "said.csv",
+    file = write(
+        tmp_path / "labels.csv",
         (moved, other(before.label[0]), "wrong  shelf"),
         (same, before.label[1], ""),
         (gone, "", "a hand"),
     )
-    done = preview(shop, said)
+    done = preview(shop, file)
     assert (done.confirmed, done.relabelled, done.dropped, done.data_version) == (1, 1, 1, None)
     assert len(DataVersions(shop).log()) == 1
 
-    done = feedback(shop, said)
+    done = feedback(shop, file)
     entry = DataVersions(shop).log()[0]
     assert (entry.id, entry.step, entry.parent) == (done.data_version, "feedback", DataVersions(shop).log()[1].id)
     after = selected(shop)
@@ -77,7 +77,7 @@ def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> No
     assert after.given_label.tolist() == before.given_label.tolist()
     assert DataVersions(shop).verify("selected") == []
 
-    again = feedback(shop, said)
+    again = feedback(shop, file)
     assert again.data_version == done.data_version
     assert len(DataVersions(shop).log()) == 2, "the same file again changes nothing"
 
@@ -89,8 +89,8 @@ def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) 
     as_format_1(folder)
     former = versions.commit(folder, step="ingest", message="by the former release")
     before = selected(shop)
-    said = write(tmp_path / "said.csv", (str(before.id[0]), "", "a hand"), (str(before.id[1]), before.label[1], ""))
-    made = feedback(shop, said).data_version
+    file = write(tmp_path / "labels.csv", (str(before.id[0]), "", "a hand"), (str(before.id[1]), before.label[1], ""))
+    made = feedback(shop, file).data_version
     assert (versions.log()[0].parent, selected(shop).scored_by[:3].tolist()) == (
         former,
         ["person: a hand", "person", ""],
@@ -107,24 +107,24 @@ def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) 
     as_format_1(folder)
     again = versions.commit(folder, step="feedback", message="by the former release")
     assert again != made
-    assert feedback(shop, said).data_version == again, "the same file again changes nothing"
+    assert feedback(shop, file).data_version == again, "the same file again changes nothing"
     assert versions.verify() == []
 
 
 def test_a_photo_may_be_named_by_its_path_in_a_parquet_file(shop: Workspace, tmp_path: Path) -> None:
     path = read_table(DataVersions(shop).materialise("selected"), name="index")["path"].to_pylist()[3]
-    pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "said.parquet")
-    feedback(shop, tmp_path / "said.parquet")
+    pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "labels.parquet")
+    feedback(shop, tmp_path / "labels.parquet")
     after = selected(shop)
     assert (after.label[3], after.decision[3], after.scored_by[3]) == ("tea", "checked", "person")
 
 
 def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> None:
-    """Networks that contradict every given label, and so each word of a person too."""
+    """The networks contradict every given label, including those that a person confirmed."""
     before = selected(shop)
     train = np.flatnonzero(before.split == "train")
-    said = [(str(before.id[row]), str(before.label[row])) for row in train[:2]]
-    feedback(shop, write(tmp_path / "said.csv", *said, columns=("id", "label")))
+    rows = [(str(before.id[row]), str(before.label[row])) for row in train[:2]]
+    feedback(shop, write(tmp_path / "labels.csv", *rows, columns=("id", "label")))
     manifest = selected(shop)
     target = manifest.given_target[train]
     top = np.stack([1 - target, target], axis=1)
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_used_is_named_and_nothing_changes(
     shop: Workspace, tmp_path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]], message: str
 ) -> None:
     ids = selected(shop).id
-    file = write(tmp_path / "said.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
+    file = write(tmp_path / "labels.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
     with pytest.raises(BadDelivery) as refused:
         feedback(shop, file)
     assert str(refused.value).startswith(str(file))
