@@ -52,7 +52,7 @@ def md5(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside the path, which is fsynced and renamed to it at the end; on any error the former file stays."""
+    """Opens a file beside the path, fsynced and renamed to it at the end; on any error the former file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -83,7 +83,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The photo resized to (size, size, 3) uint8 with antialiasing, without keeping its aspect ratio; size in pixels."""
+    """The photo squeezed to (size, size, 3) uint8, with antialiasing; size in pixels."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8)
@@ -126,7 +126,7 @@ def _raising_bad_photo() -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode; 16-bit values are scaled instead of clipped, and transparency becomes white."""
+    """8-bit RGB of an image of any mode; 16-bit values are scaled, not clipped, and transparency becomes white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         is_16_bit = (

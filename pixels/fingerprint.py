@@ -15,7 +15,8 @@ BYTES = 3 * SIDE * SIDE
 def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
     """(BYTES,) mean colours of SIDE x SIDE equal parts of an RGB photo, 0 to 255.
 
-    Keeps colours instead of brightness differences, as a difference hash does: packshots on white differ in little else.
+    Keeps colours instead of brightness differences, as a difference hash does: packshots on white differ in little
+    else.
     """
     return np.asarray(shrunk(image, SIDE), dtype=np.uint8).reshape(-1)
 

@@ -57,7 +57,7 @@ def feedback(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a data version from labels that people gave. A blank label means that the photo shows none of the products."""
+    """Make a data version from labels that people gave. A blank label means: none of the products."""
     from flows.feedback import feedback as apply
     from flows.feedback import preview
 

@@ -44,7 +44,7 @@ def data_verify(
 
 @data_verbs.command("gc")
 def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Free what no version needs: cached files, unfinished folders, and copies that no run reads. The remote stays as it is."""
+    """Free what no version needs: cached files, unfinished folders, copies that no run reads. The remote is not changed."""
     from flows.data.garbage import find_unused, free
     from flows.data.versions import DataVersions
 
@@ -108,7 +108,7 @@ def data_purge(
     yes: Annotated[bool, typer.Option("--yes", help="Really delete the photos for good.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete photos for good, from every version, the cache and the remote. Without --yes, only list what is affected."""
+    """Delete photos for good, from every version, the cache and the remote. Without --yes, list what is affected."""
     from flows.data.versions import DataVersions
     from flows.errors import Unconfirmed
     from flows.purge import affected, complete, purge

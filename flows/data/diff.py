@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class DataDiff:
     """Numbers of photos that differ, in total and per class.
 
-    `added` photos are new; `dropped` ones are no longer kept; `restored` ones are kept again; `relabelled` ones are kept
-    in both versions under different labels. A dropped photo counts for its old class, any other for its new class.
+    `added` photos are new; `dropped` ones are no longer kept; `restored` ones are kept again; `relabelled` ones are
+    kept in both versions under different labels. A dropped photo counts for its old class, any other for its new class.
     """
 
     added: int

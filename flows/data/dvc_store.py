@@ -1,8 +1,8 @@
 """DVC's cache and remote in a workspace. No other module imports DVC.
 
-DVC runs in this process instead of as a command. It then dies with the process on a kill, whereas an orphaned `dvc push`
-would go on writing during a repair. It also raises typed errors, and says where its cache and remote lie, which the
-verification needs.
+DVC runs in this process instead of as a command. It then dies with the process on a kill, whereas an orphaned `dvc
+push` would go on writing during a repair. It also raises typed errors, and says where its cache and remote lie, which
+the verification needs.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class DvcRemote:
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
-        # By default DVC keeps a cache for all users under /var/tmp. Only the ledger uses git: without `no_scm`, DVC would
-        # print advice and edit .gitignore. DVC logs to stdout, and tracebacks to stderr; our errors report a failure once.
+        # By default DVC keeps a cache for all users under /var/tmp. Only the ledger uses git: without `no_scm`, DVC
+        # would print advice and edit .gitignore. DVC's own log is silenced, as our errors report a failure once.
         for name in ("dvc", "dvc_objects", "dvc_data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
@@ -91,7 +91,7 @@ def _while_locked(call: Callable[[], Any]) -> None:
         except LockError:
             if attempt == 4:
                 raise WorkspaceBusy(
-                    "another dvc command holds the lock of the workspace; wait until it ends, then run the command again"
+                    "another dvc command holds the lock of the workspace; wait for it to end, then run it again"
                 ) from None
             time.sleep(0.2)
         except DvcException as error:

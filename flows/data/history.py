@@ -26,7 +26,7 @@ def withdrawn(entries: Iterable[Entry]) -> set[str]:
     """Versions that a rollback left behind and that no later rollback brought back; entries are given oldest first.
 
     A rollback to a version brings back the versions that were valid when it was last selected. So does a rollback to a
-    version from which photos were purged: it adds a version without those photos, whose parent is the version asked for.
+    version from which photos were purged: it adds a version without those photos, with that version as parent.
     """
     standing: dict[str, tuple[str, ...]] = {}  # versions that were valid when each version was last selected
     now: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ def withdrawn(entries: Iterable[Entry]) -> set[str]:
 
 
 def made_by_cleaning(version: str, history: Iterable[Entry]) -> list[str]:
-    """The version and the ancestors that cleaning made it from, newest first, back to one that cleaning did not make."""
+    """The version and the ancestors that cleaning made it from, newest first; cleaning did not make the last of them."""
     return descent(version, (entry for entry in history if entry.step.startswith("clean-")))
 
 
@@ -94,7 +94,7 @@ def first_entry(ledger: Ledger, version: str) -> Commit | None:
 
 
 def complete_tag(ledger: Ledger, version: str) -> None:
-    """Tags the first entry of the version, unless it has its tag. The tag comes last: if it exists, so does all the rest."""
+    """Tags the first entry of the version, if it has no tag. The tag comes last: if it exists, the version is complete."""
     commit = first_entry(ledger, version)
     assert commit is not None
     ledger.tag(tag_of(version), commit.sha, commit.message)

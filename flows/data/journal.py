@@ -20,8 +20,8 @@ from flows.workspace import Workspace
 class Journal:
     """Record of a change to data/ and data.dvc, kept together with the old data and pointer.
 
-    A change is under way while the journal exists. The old data and pointer stay beside it until the end, so undoing needs
-    only renames and works on a full disk too.
+    A change is under way while the journal exists. The old data and pointer stay beside it until the end, so undoing
+    needs only renames and works on a full disk too.
     """
 
     workspace: Workspace

@@ -1,7 +1,7 @@
 """Objects, which are named by their hash: verified, stored and fetched.
 
-DVC checks out a corrupt or empty cache object without an error and calls the result clean. So no object is trusted by its
-name here: each is hashed before it is used, and fetched again from the remote if its hash differs.
+DVC checks out a corrupt or empty cache object without an error and calls the result clean. So no object is trusted by
+its name here: each is hashed before it is used, and fetched again from the remote if its hash differs.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class Objects:
             part.unlink(missing_ok=True)
 
     def fill(self, folder: Path, listing: Listing) -> None:
-        """Makes `folder` hold exactly the files of `listing`, fsynced, as read-only hard links to verified cache objects."""
+        """Makes `folder` hold exactly the files of `listing`, as read-only links to verified cache objects, fsynced."""
         for attempt in (1, 2):
             found = Listing.of(folder, hashes=self.hashes)
             for extra in found.files.keys() - listing.files.keys():

@@ -1,8 +1,8 @@
 """Record of the purged photos, and the shards that replace those which held them.
 
-Versions share shards. A shard with a purged photo is rewritten with zeros in the photo's place, so the offsets of the other
-photos stay the same. The record on refs/data/purged says which shard replaces which. So an earlier version can still be
-selected, without the photos and as a version of its own. A purged photo is refused when it is delivered again.
+Versions share shards. A shard with a purged photo is rewritten with zeros in the photo's place, so the offsets of the
+other photos stay the same. The record on refs/data/purged says which shard replaces which. So an earlier version can
+still be selected, without the photos and as a version of its own. A purged photo is refused when it is delivered again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHORTEST = 16  # hex digits of a SHA-256 that identify a photo: its id
 
 
 class Rewritten(NamedTuple):
-    """A shard (SHA-256) that replaces an old one, its MD5, and the MD5 of the old one, whose bytes have to be deleted."""
+    """A shard (SHA-256) that replaces an old one, its MD5, and the MD5 of the old one, which has to be deleted."""
 
     shard: str
     md5: str

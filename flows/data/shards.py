@@ -1,8 +1,8 @@
 """Shards: photos packed into immutable tar files.
 
-One tar of 128 MB instead of thousands of files makes adding, checking out and pulling a version 7 to 50 times faster. The
-tars are not compressed, so a photo is one seek away and any tar program reads them. They are named by their SHA-256: the
-same photos give the same shard.
+One tar of 128 MB instead of thousands of files makes adding, checking out and pulling a version 7 to 50 times faster.
+The tars are not compressed, so a photo is one seek away and any tar program reads them. They are named by their
+SHA-256: the same photos give the same shard.
 """
 
 from __future__ import annotations

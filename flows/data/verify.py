@@ -30,7 +30,8 @@ LISTING = "its listing"
 class Broken:
     """A broken link of a version.
 
-    link: tag, entry, pointer, listing, cache, remote, copy or data; file: where; problem: what is wrong; way_out: what to do.
+    link: tag, entry, pointer, listing, cache, remote, copy or data. file: its location. problem: what is wrong.
+    way_out: what to do.
     """
 
     version: str
@@ -195,7 +196,7 @@ class DataLinks:
         return next((file for file in files if self.objects.is_good(file, md5, name=name)), None)
 
     def _restore(self, name: str, md5: str) -> None:
-        """Repairs an object of the cache from a copy or the remote; a corrupt one stays until an intact one is found."""
+        """Repairs a cache object from a copy or the remote; a corrupt one stays until an intact one is found."""
         path, source = self.objects.path(md5), self._copy(name, md5)
         if name == LISTING and self._listing is not None:
             path.unlink(missing_ok=True)
@@ -210,7 +211,7 @@ class DataLinks:
             path.chmod(0o444)
 
     def _damaged_data(self, listing: Listing) -> list[str]:
-        """Files of data/ that are missing, or corrupt like the cache object whose inode they share; so they are not edits."""
+        """Files of data/ that are missing, or corrupt like the cache object that they are links to: these are not edits."""
         if not self._holds_data:
             return []
         return [name for name, md5 in listing.files.items() if self._is_damaged(name, md5)]

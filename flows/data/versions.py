@@ -126,7 +126,7 @@ class DataVersions:
             return compare_labels(old, new)
 
     def materialise(self, version: str) -> Path:
-        """Makes the folder versions/<id>: exactly the files of that version, verified and read-only; READY is written last.
+        """Makes the folder versions/<id> with the files of the version, verified and read-only; READY is written last.
 
         Several processes may call this at once. The next call completes the folder that a killed one left.
 
@@ -284,7 +284,7 @@ class DataVersions:
         return self.rollback(version)
 
     def commit_without(self, purged: Purged, version: str) -> str | None:
-        """Commits `version` without its purged photos; returns the new version's id, or None if it held none of them."""
+        """Commits `version` without its purged photos; returns the new id, or None if the version held none of them."""
         with self.store.objects() as objects:
             if not purged.affects(objects.listing(version)):
                 return None
@@ -295,7 +295,7 @@ class DataVersions:
         return self.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
 
     def import_from(self, repository: Path) -> str:
-        """Imports the version that data.dvc of the folder `repository` names, from that folder's DVC remote; returns its id.
+        """Imports the version that data.dvc in `repository` names, from the DVC remote of that folder; returns its id.
 
         The folder is only read. It need not be a git repository.
 

@@ -1,7 +1,7 @@
 """Builds the files of a new data version from a delivery.
 
-One pass over the photos: threads, or the workers of a Dask cluster, decode and hash them, and new photos go into shards in
-the order of their paths. Few photos are in memory at a time; each leaves one row in a table.
+One pass over the photos: threads, or the workers of a Dask cluster, decode and hash them, and new photos go into shards
+in the order of their paths. Few photos are in memory at a time; each leaves one row in a table.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NAMED = 20  # refused rows that are logged one by one; quarantine.parquet has th
 class Merged:
     """Result of merging a delivery: numbers of rows, and the new shards (SHA-256 to MD5).
 
-    delivered = added + duplicates + quarantined. conflicts: photos with several labels. near: new photos that are left out
-    because they are near-duplicates of photos on the other side of the test split. quarantined: numbers per reason.
+    delivered = added + duplicates + quarantined. conflicts: photos with several labels. near: new photos that are left
+    out because they are near-duplicates of photos on the other side of the test split. quarantined: numbers per reason.
     """
 
     delivered: int
@@ -78,8 +78,8 @@ def build_version(
 ) -> IntakeReport:
     """Adds the delivery `source` to the version in folder `base`, if there is one, and writes the new version to `out`.
 
-    Photos in `base` keep their split. The same inputs give the same bytes. VERSION.json names `parent`, the id of `base`,
-    and `code`, a hash of the source code.
+    Photos in `base` keep their split. The same inputs give the same bytes. VERSION.json names `parent`, the id of
+    `base`, and `code`, a hash of the source code.
 
     Args:
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
@@ -137,7 +137,7 @@ def _merge(
 
 
 class _Rest(NamedTuple):
-    """The rest of a delivery: refused rows; new shards (SHA-256 to MD5); where the new photos lie (columns of LOCATIONS)."""
+    """Refused rows of a delivery, new shards (SHA-256 to MD5), and locations of new photos (columns of LOCATIONS)."""
 
     refused: list[Refused]
     shards: dict[str, str]

@@ -160,8 +160,8 @@ class Decoding:
 class Opened(NamedTuple):
     """A batch of N opened files, in the order of their paths.
 
-    photo: (N,) of PHOTO. content: N times the bytes of the file, b"" if it is refused. reason: N times the reason of the
-    refusal, "" if there is none.
+    photo: (N,) of PHOTO. content: N times the bytes of the file, b"" if it is refused. reason: N times the reason of
+    the refusal, "" if there is none.
     """
 
     photo: NDArray[np.void]

@@ -1,7 +1,7 @@
 """The tables of the next data version, while a delivery is merged into its base.
 
-All data are columns, in Arrow or numpy. So a small delivery to a large version costs little, and a large delivery needs no
-Python object per photo.
+All data are columns, in Arrow or numpy. So a small delivery to a large version costs little, and a large delivery needs
+no Python object per photo.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ LOCATIONS = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")
 class NextVersion:
     """The version under construction: the tables of its base, the new photos, and the rows of the base that change.
 
-    new: first claim on each new photo (columns of CLAIMS), sorted by id. split, decision: str objects, one per new photo; a
-    decision is "conflict", "near-test", "near-train", or "" for a kept photo. contested: rows of the base that are in
-    conflict now.
+    new: first claim on each new photo (columns of CLAIMS), sorted by id. split, decision: str objects, one per new
+    photo; a decision is "conflict", "near-test", "near-train", or "" for a kept photo. contested: rows of the base that
+    are in conflict now.
     """
 
     base: Mapping[str, pa.Table]
@@ -77,7 +77,7 @@ class NextVersion:
         return {label for name in ("label", "given_label") for label in pc.unique(labels[name]).to_pylist()}
 
     def add(self, claims: pa.Table) -> int:
-        """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns the number of photos in conflict."""
+        """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns how many are in conflict."""
         ids = to_numpy(claims["id"], 16)
         first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
         photo = np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
@@ -96,7 +96,7 @@ class NextVersion:
     def _disagree(
         self, claims: pa.Table, first: NDArray[np.int64], photo: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """(N,) true for a claim whose label is neither the given nor the decided one of the base, or of the first claim."""
+        """(N,) true if a claim differs from both labels of the base, given and decided, or from the photo's first claim."""
         claimed, known = claims["label"].take(pa.array(first)), pa.array(rows, mask=rows < 0)
         agreed = [
             pc.coalesce(self.base["labels"][name].take(known), claimed).take(pa.array(photo))
@@ -129,8 +129,8 @@ class NextVersion:
     def separate_near_duplicates(self) -> int:
         """Leaves out new photos that are near-duplicates across the border of the test split; returns their number.
 
-        A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been learnt.
-        Any other new photo is left out if it is near a test photo: a network would learn what is measured.
+        A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been
+        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured.
         """
         new, is_test = Fingerprints.of(self.new), self.split == "test"
         was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.fingerprints.id)] == "test"

@@ -124,7 +124,7 @@ def _read_folders(source: Path) -> Iterator[Line | Refused]:
     if splits and len(splits) != len(folders):
         label = next(name for name in folders if name not in SPLITS)
         raise BadDelivery(
-            f"{source} mixes split folders ({', '.join(splits)}) and class folders ({label!r}); use one of the two layouts"
+            f"{source} mixes split folders ({', '.join(splits)}) and class folders ({label!r}); use only one layout"
         )
     for path in _walk(source):
         parts = path.split("/")
@@ -135,7 +135,7 @@ def _read_folders(source: Path) -> Iterator[Line | Refused]:
 
 
 def _walk(source: Path) -> Iterator[str]:
-    """Files in a fixed order, without hidden ones, which the system makes. Links to folders are listed, not followed."""
+    """Files in a fixed order, without hidden ones, which systems make. Links to folders are listed, not followed."""
     for folder, names, files in os.walk(source):
         names[:] = sorted(name for name in names if not name.startswith("."))
         linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
@@ -174,7 +174,7 @@ def _csv(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, 
             for number, record in enumerate(reader, 1):
                 if None in record or None in record.values():
                     raise BadDelivery(
-                        f"{path}: row {number} has another number of cells than the header; put cells that hold commas in quotes"
+                        f"{path}: row {number} has another number of cells than the header; quote cells with commas"
                     )
                 yield number, record
     except (UnicodeDecodeError, csv.Error) as error:

@@ -1,7 +1,7 @@
 """Builds the sample data version of the repository: `python -m flows.sample.build`.
 
-Draws the delivery `stock`, ingests it, and writes data.dvc, the DVC remote sample/ and the truth to the repository. Run it
-after a change of the drawings, and commit the three together.
+Draws the delivery `stock`, ingests it, and writes data.dvc, the DVC remote sample/ and the truth to the repository. Run
+it after a change of the drawings, and commit the three together.
 """
 
 from __future__ import annotations

@@ -53,16 +53,16 @@ class _Item:
 def deliver(folder: Path, *, seed: int = 7, part: Part) -> Truth:
     """Writes photos and `manifest.csv` (path, label, split, source) to an empty folder; returns the truth about them.
 
-    "stock" is the first delivery: about 520 train photos in a long tail, a clean test split, a quarter of the train labels
-    flipped within the family, duplicates, conflicts, non-products and corrupt files; at most 5 MB. "delivery" is a later
-    week: about 60 train photos with the same kinds of faults, and no test photos. The same seed gives the same bytes on one
-    machine; another version of Pillow may draw and compress differently.
+    "stock" is the first delivery: about 520 train photos in a long tail, a clean test split, a quarter of the train
+    labels flipped within the family, duplicates, conflicts, non-products and corrupt files; at most 5 MB. "delivery" is
+    a later week: about 60 train photos with the same kinds of faults, and no test photos. The same seed gives the same
+    bytes on one machine; another version of Pillow may draw and compress differently.
 
     Returns:
-        One row per delivered file, columns as in TRUTH_SCHEMA. id is the first 16 hex digits of sha256; a duplicate shares
-        it with its original, and both files of a conflict share it. true_label is "" for non-products. kind "corrupt" is
-        any file that cannot be ingested, including an intact photo without a label. split "train" means not test; the
-        manifest leaves it blank.
+        One row per delivered file, columns as in TRUTH_SCHEMA. id is the first 16 hex digits of sha256; a duplicate
+        shares it with its original, and both files of a conflict share it. true_label is "" for non-products. kind
+        "corrupt" is any file that cannot be ingested, including an intact photo without a label. split "train" means
+        not test; the manifest leaves it blank.
 
     Raises:
         InputError: `folder` is a file, or not empty.
@@ -155,8 +155,8 @@ def _siblings(sku: Sku) -> list[Sku]:
 def _flip(items: list[_Item], rng: np.random.Generator) -> list[_Item]:
     """Gives a quarter of the photos the label of a sibling.
 
-    A product loses at most a third of its photos (one, if it has fewer than 6) and gains at most half their number. So under
-    every label of the stock the product's own photos stay the majority; otherwise no method could find the flips.
+    A product loses at most a third of its photos (one, if it has fewer than 6) and gains at most half their number. So
+    under every label of the stock the product's own photos stay the majority; otherwise no method could find the flips.
     """
     counts = Counter(item.given_label for item in items)
     may_lose = {label: max(1, count // 3) if count >= 6 else 1 for label, count in counts.items()}

@@ -16,8 +16,8 @@ from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
 from flows.workspace.ledger import LEAKING
 
 IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
-# The files that `dvc init` and `dvc remote add` would write. `dvc init` itself refuses a partial .dvc, and stages files in
-# the user's git index.
+# The files that `dvc init` and `dvc remote add` would write. `dvc init` itself refuses a partial .dvc, and stages files
+# in the user's git index.
 DVC_CONFIG = """\
 [core]
     analytics = false

@@ -66,7 +66,7 @@ def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
 
 
 def _out_of_space(error: BaseException | None) -> BaseException | None:
-    """The error for a full disk, quota or file size limit among `error` and its causes, as libraries wrap it; else None."""
+    """The error of a full disk, quota or file size limit that `error` is or wraps; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error

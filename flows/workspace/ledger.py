@@ -1,7 +1,8 @@
 """History on git side refs.
 
-An entry of the ledger is a git commit on a ref of its own, written by git's plumbing commands with a temporary index. The
-user's HEAD, index and work tree are neither read nor changed, so entries can be recorded while a user has changes staged.
+An entry of the ledger is a git commit on a ref of its own, written by git's plumbing commands with a temporary index.
+The user's HEAD, index and work tree are neither read nor changed, so entries can be recorded while a user has changes
+staged.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ LEAKING = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
-# By default git does not fsync loose objects, but a tag must not outlive its commit. A running git holds the lock of a ref
-# for milliseconds; a lock that is a second old was left by a killed one.
+# By default git does not fsync loose objects, but a tag must not outlive its commit. A running git holds the lock of a
+# ref for milliseconds; a lock that is a second old was left by a killed one.
 SETTINGS = ("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=1000")
 LOCKED = re.compile(rb"Unable to create '(.+/refs/.+\.lock)': File exists")
 SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
@@ -166,7 +167,7 @@ class Ledger:
             if os.strerror(errno.ENOSPC) in reason:  # a subprocess reports a full disk only as text
                 raise OSError(errno.ENOSPC, reason)
             raise WorldError(
-                f"git {done.args[3 + len(SETTINGS)]} failed in {self.root}: {reason}; check that git works there, then retry"
+                f"git {done.args[3 + len(SETTINGS)]} failed in {self.root}: {reason}; check git there, then retry"
             )
         return done
 
