@@ -44,7 +44,7 @@ def data_verify(
 
 @data_verbs.command("gc")
 def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Free what no version needs: cached files, unfinished folders, copies that no run reads. The remote is not changed."""
+    """Free what no version needs: cached files, unfinished folders, copies that no run reads. The remote is untouched."""
     from flows.data.garbage import find_unused, free
     from flows.data.versions import DataVersions
 

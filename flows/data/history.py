@@ -42,7 +42,7 @@ def withdrawn(entries: Iterable[Entry]) -> set[str]:
 
 
 def made_by_cleaning(version: str, history: Iterable[Entry]) -> list[str]:
-    """The version and the ancestors that cleaning made it from, newest first; cleaning did not make the last of them."""
+    """The version and the ancestors that cleaning made it from, newest first; cleaning did not make the last one."""
     return descent(version, (entry for entry in history if entry.step.startswith("clean-")))
 
 
@@ -94,7 +94,7 @@ def first_entry(ledger: Ledger, version: str) -> Commit | None:
 
 
 def complete_tag(ledger: Ledger, version: str) -> None:
-    """Tags the first entry of the version, if it has no tag. The tag comes last: if it exists, the version is complete."""
+    """Tags the first entry of the version, unless it is tagged. The tag comes last: a tagged version is complete."""
     commit = first_entry(ledger, version)
     assert commit is not None
     ledger.tag(tag_of(version), commit.sha, commit.message)

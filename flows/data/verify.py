@@ -211,7 +211,7 @@ class DataLinks:
             path.chmod(0o444)
 
     def _damaged_data(self, listing: Listing) -> list[str]:
-        """Files of data/ that are missing, or corrupt like the cache object that they are links to: these are not edits."""
+        """Files of data/ that are missing, or corrupt like the cache object that they link to: these are not edits."""
         if not self._holds_data:
             return []
         return [name for name, md5 in listing.files.items() if self._is_damaged(name, md5)]

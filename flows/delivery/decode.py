@@ -71,9 +71,8 @@ class Decoding:
     @classmethod
     def of(cls, delivery: Delivery) -> Decoding:
         """Decoding of a delivery, before its first photo."""
-        rows = delivery.rows.sort_by(
-            [("path", "ascending"), ("label", "ascending")]
-        )  # independent of the manifest's order
+        # Sorted by label too, so that the order of a manifest makes no difference.
+        rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])
         return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
 
     def new(

@@ -96,7 +96,7 @@ class NextVersion:
     def _disagree(
         self, claims: pa.Table, first: NDArray[np.int64], photo: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """(N,) true if a claim differs from both labels of the base, given and decided, or from the photo's first claim."""
+        """(N,) true if a claim differs from both labels of the base, given and decided, or from the first claim."""
         claimed, known = claims["label"].take(pa.array(first)), pa.array(rows, mask=rows < 0)
         agreed = [
             pc.coalesce(self.base["labels"][name].take(known), claimed).take(pa.array(photo))
