@@ -129,9 +129,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of an image of any mode; 16-bit values are scaled, not clipped, and transparency becomes white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        is_16_bit = (
-            image.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        )  # modes "I" and "F" have no fixed range
+        # Modes "I" and "F" have no fixed range.
+        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
         image = Image.fromarray(np.rint(values / (257 if is_16_bit else 1)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -185,9 +185,8 @@ def test_to_square_squeezes_and_averages() -> None:
     square = to_square(Image.fromarray(stripes), 16)
     assert square.shape == (16, 16, 3)
     assert square.dtype == np.uint8
-    assert (
-        np.abs(square[:, 1:-1].astype(int) - 100).max() <= 2
-    )  # nearest or plain bilinear sampling would give 0 or 200
+    difference = np.abs(square[:, 1:-1].astype(int) - 100)
+    assert difference.max() <= 2, "nearest or plain bilinear sampling would give 0 or 200"
 
 
 def test_to_square_leaves_a_square_of_that_size_alone() -> None:
