@@ -30,7 +30,7 @@ from PIL import Image
 
 from flows.data.shards import pack
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from flows.workspace.files import link
 from models.data.manifest import read_manifest, write_labels, write_table, write_version
@@ -47,8 +47,8 @@ BYTES_PER_PHOTO = 1000  # memory that ingestion may take for each further photo
 TAKE_IN = """
 import re, sys
 from pathlib import Path
-from flows.delivery.build import ingest
-ingest(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
+from flows.delivery.build import build_version
+build_version(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])  # getrusage tells the peak of who started us
 """
 
@@ -101,7 +101,7 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
              "source": np.full(rows, "synthetic", object), "path": [f"{photo_id}.jpg" for photo_id in ids]}  # fmt: skip
     split = np.array(["train", "val", "test"], object)[random.choice(3, rows, p=(0.7, 0.1, 0.2))]
     decided = {"split": split, "kept": np.ones(rows, bool), "decision": text, "round": np.zeros(rows, np.int8)}
-    scores = {"score": random.random(rows, dtype=np.float32), "judge": np.full(rows, "none", object)}
+    scores = {"score": random.random(rows, dtype=np.float32), "scored_by": np.full(rows, "none", object)}
     write_table(folder, index, name="index")
     write_table(folder, {"id": ids, "given_label": labels, "label": labels, **decided, **scores}, name="labels")
     write_table(folder, {name: [] for name in ("id", "label", "source", "path")}, name="conflicts")
@@ -160,7 +160,7 @@ def one_round(folder: Path, photos: Path, files: list[Path]) -> tuple[float, flo
     bare, _ = timed(lambda: decode_and_hash(files))
     versions = DataVersions(Workspace.init(folder))
     staged = versions.new_folder()
-    reading, report = timed(lambda: ingest(photos, base=None, out=staged))
+    reading, report = timed(lambda: build_version(photos, base=None, out=staged))
     storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos", shards=report.shards))
     shutil.rmtree(folder)
     return bare, reading, reading + storing
@@ -217,7 +217,7 @@ def loose(folder: Path, photos: Path) -> None:
         rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
     versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
     staged = versions.new_folder()
-    shards = ingest(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
+    shards = build_version(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
     ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message="", shards=shards))
     ours["new labels"], _ = timed(lambda: relabel(versions))
     ours["switch back"], _ = timed(lambda: versions.rollback(first))

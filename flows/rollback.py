@@ -11,7 +11,6 @@ from flows.data.versions import DataVersions
 from flows.endpoint.server import access
 from flows.errors import UnknownVersion
 from flows.orchestrator.events import happened, post, selected
-from flows.purge import select
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.settings import Settings
@@ -30,7 +29,7 @@ def rollback_data(workspace: Workspace, version: str) -> Entry:
     with workspace.lock("data rollback"):
         versions = DataVersions(workspace)
         versions.repair()
-        entry = select(versions, version)
+        entry = versions.select(version)
     post(workspace, selected("rolled-back", entry))
     return entry
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from flows.workspace.files import link
 from models.data.manifest import read_table, write_table, write_version
@@ -13,10 +16,12 @@ from tests import verbs
 from tests.deliveries import deliver
 
 
-def commit_first(versions: DataVersions, tmp_path: Path) -> str:
+def commit_first(versions: DataVersions, tmp_path: Path, *, format_1: bool = False) -> str:
     source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
     folder = versions.new_folder()
-    ingest(source, base=None, out=folder)
+    build_version(source, base=None, out=folder)
+    if format_1:
+        as_format_1(folder)
     return versions.commit(folder, step="ingest", message="first delivery")
 
 
@@ -48,6 +53,21 @@ def two_versions(place: Path, *, photos: int) -> Workspace:
     for source in ("first", "second"):
         verbs.ingest(shop, place / source)
     return shop
+
+
+def as_format_1(folder: Path) -> None:
+    """Rewrite the files of a version as the former release wrote them: looks.parquet, and column `judge` of the labels."""
+    labels = pq.read_table(folder / "labels.parquet")
+    names = ["judge" if name == "scored_by" else name for name in labels.column_names]
+    (folder / "labels.parquet").unlink()
+    pq.write_table(labels.rename_columns(names), folder / "labels.parquet", compression="zstd")
+    fingerprints = pq.read_table(folder / "fingerprints.parquet")
+    (folder / "fingerprints.parquet").unlink()
+    pq.write_table(fingerprints.rename_columns(["id", "look"]), folder / "looks.parquet", compression="zstd")
+    facts = json.loads((folder / "VERSION.json").read_text(encoding="utf-8"))
+    (folder / "VERSION.json").unlink()
+    text = json.dumps(facts | {"format": 1}, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    (folder / "VERSION.json").write_text(text, encoding="utf-8")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.registry.versions import ModelVersions
 from flows.sample.draw import draw
 from flows.sample.families import assortment
@@ -54,7 +54,7 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
         versions = DataVersions(shop)
         base = versions.materialise("selected") if versions.selected() else None
         folder = versions.new_folder()
-        ingest(delivery / name, base=base, out=folder, parent=base.name if base else None)
+        build_version(delivery / name, base=base, out=folder, parent=base.name if base else None)
         versions.commit(folder, step="ingest", message=name)
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
     done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env)

@@ -12,7 +12,7 @@ import torch
 
 from durable import sha256
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.endpoint.promotion import register_and_promote
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
@@ -67,7 +67,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
         photos(place / "delivery" / sku.label, sku, 12, seed=number)
     versions = DataVersions(workspace)
     folder = versions.new_folder()
-    ingest(place / "delivery", base=None, out=folder, test_share=0.3)
+    build_version(place / "delivery", base=None, out=folder, test_share=0.3)
     data = versions.materialise(versions.commit(folder, step="ingest", message="first"))
     graph = write_graph(data, place / "model.onnx")
     lineage = {"run": "none", "parent": None, "recipe": "by hand", "config_hash": "", "commit": "", "data_version": data.name,

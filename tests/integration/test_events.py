@@ -20,7 +20,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.endpoint.folder import SCHEMA
 from flows.orchestrator.events import happened, post, scheduler_server
 from flows.registry.repository import repository
@@ -49,7 +49,7 @@ def shop(tmp_path: Path) -> Workspace:
             versions.new_folder(),
             deliver(tmp_path / str(number), {LABELS[0]: 150, LABELS[1]: 150}, first_seed=1000 * number),
         )
-        ingest(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
+        build_version(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
         versions.commit(folder, step="ingest", message=source.name)
     models = ModelVersions(Ledger(shop.root))
     stage(repository(shop), tmp_path, 1, 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.scheduler.schedule import status
 from flows.workspace import Workspace
 from serving.server.process import until
@@ -32,7 +32,7 @@ def take_in(shop: Workspace, source: Path) -> str:
     versions = DataVersions(shop)
     base = versions.materialise("selected") if versions.selected() else None
     folder = versions.new_folder()
-    ingest(source, base=base, out=folder, parent=base.name if base else None)
+    build_version(source, base=base, out=folder, parent=base.name if base else None)
     return versions.commit(folder, step="ingest", message=source.name)
 
 

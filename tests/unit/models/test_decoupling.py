@@ -247,7 +247,7 @@ def test_a_rebalancing_weighs_photos_as_their_training_did(
     judged = variant(
         lambda m: {
             "score": (np.arange(len(m)) % 5 / 4).astype(np.float32),
-            "judge": np.full(len(m), "fold", object),
+            "scored_by": np.full(len(m), "fold", object),
         }
     )
     found = []

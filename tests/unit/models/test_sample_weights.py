@@ -175,7 +175,7 @@ def test_weighed_labels_change_the_training_and_its_name(data: Path, recipe: Rec
     scored = Path(shutil.copytree(data, tmp_path / "scored"))
     manifest = read_manifest(data)
     score = np.linspace(0, 1, len(manifest)).astype(np.float32)
-    write_labels(scored, dataclasses.replace(manifest, score=score, judge=np.full(len(manifest), "fold", object)))
+    write_labels(scored, dataclasses.replace(manifest, score=score, scored_by=np.full(len(manifest), "fold", object)))
     weighing = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, use="weigh"))
     keys = {Job(data=scored, recipe=each, member=0, out=tmp_path).key for each in (recipe, weighing)}
     assert len(keys) == 2
