@@ -1,14 +1,14 @@
-# Two images: `train` learns on a GPU and knows no orchestrator; `flows` is the Prefect worker with everything.
-# Triton has none of its own: production runs NVIDIA's image unmodified on the workspace's repository/ (compose.yaml).
+# Two images: `train` contains training only, without an orchestrator; `flows` is the Prefect worker with everything.
+# Triton needs no image of ours: production runs NVIDIA's unmodified one on the workspace's repository/ (compose.yaml).
 #
 #   docker build --target flows -t cleanshelf-flows .
 
 FROM python:3.11-slim AS base
 WORKDIR /app
-# Dependencies first: setuptools finds no package yet, so a changed source line does not install torch again.
+# Dependencies first: no package is there yet, so a changed source line does not install torch again.
 COPY pyproject.toml constraints.txt ./
 RUN touch README.md && useradd --uid 1000 shelf
-# HOME and LOGNAME: the workspace's owner (compose.yaml runs as that uid) may have neither a home nor a name in here.
+# HOME and LOGNAME: compose.yaml runs as the workspace's owner, whose uid may have neither a home nor a name in the image.
 ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf
 
 FROM base AS train

@@ -1,9 +1,9 @@
-"""Claim: labels are judged in one reading of the probabilities, and at 50,030 classes without ever holding N x C.
+"""Claim: labels are scored in one pass over the probabilities, and for 50,030 classes without ever holding N x C.
 
 Three passes on random probabilities with a fifth of the labels wrong: the dense table by log margin, the dense table by confident
 learning, and the sparse ten best of each photo by the default rule with its embeddings (linear vote; --sparse-rows above 50,000
-leaves the neighbours out). CPU seconds of one thread, and the peak of what numpy allocates beyond the input. cleanlab's default
-stands beside the dense pass where it can be imported. The issue's sizes:
+leaves the neighbours out). Measured: CPU seconds of one thread, and the peak of what numpy allocates beyond the input.
+cleanlab's default stands beside the dense pass if it can be imported. The full sizes:
 
     python benchmarks/cleaning.py --rows 1000000 --sparse-rows 1000000
 """
@@ -44,21 +44,21 @@ class Cost:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000, help="of the dense table")
+    parser.add_argument("--rows", type=int, default=200_000, help="rows of the dense table")
     parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--sparse-rows", type=int, default=100_000)
     parser.add_argument("--sparse-classes", type=int, default=50_030)
-    parser.add_argument("--width", type=int, default=128, help="of the embeddings")
+    parser.add_argument("--width", type=int, default=128, help="width of the embeddings")
     args = parser.parse_args(words)
-    header("a million labels are judged in 1.5 CPU s and 0.2 GB; 2.5 million of 50,030 classes within 2 GB")
+    header("a million labels are scored in 1.5 CPU s and 0.2 GB; 2.5 million of 50,030 classes within 2 GB")
     dense(args.rows, args.classes)
     sparse(args.sparse_rows, args.sparse_classes, args.width)
 
 
 def dense(num: int, num_classes: int) -> None:
-    """One table, three ways."""
+    """Figures of one table, scored in three ways."""
     labels, table = dense_input(num, num_classes)
     where, share = f"{num:,} x {num_classes:,}", num * num_classes / 1e9
     judges: dict[str, Callable[[], NDArray[np.bool_]]] = {
@@ -84,7 +84,7 @@ def dense(num: int, num_classes: int) -> None:
 
 
 def sparse(num: int, num_classes: int, width: int) -> None:
-    """The default rule; input is the ten best of each photo and its embedding."""
+    """Figures of the default rule; its input is the ten best classes of each photo and its embedding."""
     labels, found, embeddings = sparse_input(num, num_classes, width)
     size = (found.ids.nbytes + found.probs.nbytes + found.p_label.nbytes) / 1e9
     where = f"{num:,} x {num_classes:,}"
@@ -101,7 +101,7 @@ def sparse(num: int, num_classes: int, width: int) -> None:
 
 
 def measure(judge: Callable[[], NDArray[np.bool_]]) -> Cost:
-    """Once for the time, once more for the memory: counting allocations takes time too."""
+    """Cost of one pass for the time, and of one more for the memory: counting allocations takes time too."""
     begun = time.process_time()
     found = int(judge().sum())
     seconds = time.process_time() - begun
@@ -113,7 +113,7 @@ def measure(judge: Callable[[], NDArray[np.bool_]]) -> Cost:
 
 
 def cleanlab_default(labels: NDArray[np.int64], table: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """What cleanlab calls wrong, in one process."""
+    """(N,) labels that cleanlab calls wrong, in one process."""
     from cleanlab.filter import find_label_issues
 
     issues: NDArray[np.bool_] = find_label_issues(labels, table, n_jobs=1)
@@ -121,7 +121,7 @@ def cleanlab_default(labels: NDArray[np.int64], table: NDArray[np.float32]) -> N
 
 
 def dense_input(num: int, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Labels (N,) and probabilities (N, C) that are sure of the truth by and large."""
+    """Labels (N,) and probabilities (N, C) that mostly favour the truth."""
     draw = np.random.default_rng(0)
     truth = draw.integers(0, num_classes, num)
     table = np.empty((num, num_classes), np.float32)
@@ -134,7 +134,7 @@ def dense_input(num: int, num_classes: int) -> tuple[NDArray[np.int64], NDArray[
 
 
 def sparse_input(num: int, num_classes: int, width: int) -> tuple[NDArray[np.int64], TopK, NDArray[np.float32]]:
-    """Labels (N,), the ten best classes of each photo, embeddings (N, width) about the centres of the true classes."""
+    """Labels (N,), the ten best classes of each photo, embeddings (N, width) around the centres of the true classes."""
     draw = np.random.default_rng(0)
     truth = draw.integers(0, num_classes, num)
     labels = mislabelled(truth, num_classes, draw)
@@ -148,7 +148,7 @@ def sparse_input(num: int, num_classes: int, width: int) -> tuple[NDArray[np.int
 
 
 def mislabelled(truth: NDArray[np.int64], num_classes: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """A fifth moved to another class at random."""
+    """Labels with a fifth moved to another class at random."""
     away = np.where(draw.random(len(truth)) < WRONG, draw.integers(1, num_classes, len(truth)), 0)
     moved: NDArray[np.int64] = (truth + away) % num_classes
     return moved

@@ -1,12 +1,13 @@
-"""Claim: one recipe learns from wrong labels what no known chain of methods does, and each step of it shows what it is worth.
+"""Claim: one recipe learns from wrong labels better than any known chain of methods; each of its steps shows its gain.
 
     python benchmarks/components.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors --ladder fine30
 
 Photos go through a frozen MobileNetV2 (128 px, and mirrored; for the last rungs 160 and 192 px, and ten crops; kept in --cache),
 and heads are trained on the features: AdamW 1e-3, weight decay 1e-2, batches of 256, cosine to 0, 25 epochs. The recipe: five folds
-of eight epochs judge all labels by the rule posterior, each photo counts by how much its label is believed, the loss is corrected
-by what is given for what, and the classifier is blended with the class means. One head, one view, the same settings for all sets.
-All of it was chosen on validation photos and on errors drawn anew (docs/inside/log.md); nothing is chosen on the test split.
+of eight epochs score all labels by the rule posterior, each photo is weighted by its label confidence, the loss is corrected by
+the estimated confusion of classes, and the classifier is blended with the class means. One head, one view, the same settings
+for all sets. All of it was chosen on validation photos and on freshly drawn errors (docs/inside/log.md); nothing is chosen on
+the test split.
 
 --sets are measured with the recipe alone, --ladder with every step. Without --data: drawn clusters, in under a minute; no targets.
 """
@@ -48,10 +49,10 @@ Found = dict[str, list[Rung]]  # by rung, one a seed
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     args = parser().parse_args(words)
     torch.set_num_threads(1)
-    header("one recipe learns from wrong labels what no known chain of methods does")
+    header("one recipe learns from wrong labels better than any known chain of methods")
     seeds = args.seeds or ([0, 1, 2, 3, 4] if args.data else [0])
     try:
         for shelf, whole in shelves(args):
@@ -65,18 +66,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifests and photos; without: drawn clusters")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--sets", nargs="*", default=[], help="names of manifests, for the recipe alone")
     made.add_argument("--ladder", nargs="*", default=[], help="names of manifests, for all steps")
     made.add_argument("--cache", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "features")
-    made.add_argument("--seeds", nargs="+", type=int, help="of folds, weights and order")
+    made.add_argument("--seeds", nargs="+", type=int, help="seeds of folds, weights and order")
     return made
 
 
 def shelves(args: argparse.Namespace) -> Iterator[tuple[Shelf, bool]]:
-    """What is measured, and whether with every step."""
+    """Yields each shelf, and True if every step is measured on it."""
     if args.data is None:
         yield drawn_shelf(), True
         return
@@ -86,7 +90,7 @@ def shelves(args: argparse.Namespace) -> Iterator[tuple[Shelf, bool]]:
 
 
 def measured(shelf: Shelf, seeds: Sequence[int], *, whole: bool) -> Found:
-    """Of each rung its answers for each seed."""
+    """Answers of each rung, one per seed."""
     found: Found = {}
     for seed in seeds:
         for rung in climb(shelf, seed=seed) if whole else ends(shelf, seed=seed):
@@ -95,14 +99,14 @@ def measured(shelf: Shelf, seeds: Sequence[int], *, whole: bool) -> Found:
 
 
 def ends(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
-    """Where the ladder begins, and the recipe."""
+    """Yields the first rung of the ladder, and the recipe."""
     photos = shelf.at(SIZES[0])
     yield Rung(GIVEN, GIVEN, given(photos, seed=seed), 0.0)
     yield Rung(RECIPE, GIVEN, recipe(photos, seed=seed), 0.0)
 
 
 def report(shelf: Shelf, found: Found) -> None:
-    """The table in %, mean and standard deviation over the seeds."""
+    """Prints the table in %, mean and standard deviation over the seeds."""
     counts, seeds = train_counts(shelf), len(found[GIVEN])
     print(f"\n{shelf.name}: {counts.sum()} training photos, {counts.max()} to {counts.min()} a class, {shelf.num_classes} classes; "
           f"{(shelf.split == 'test').sum()} test photos; {seeds} seeds\n")  # fmt: skip
@@ -115,10 +119,12 @@ def report(shelf: Shelf, found: Found) -> None:
 
 
 def train_counts(shelf: Shelf) -> np.ndarray:
+    """(C,) training photos per class."""
     return np.bincount(shelf.target[shelf.split == "train"], minlength=shelf.num_classes)
 
 
 def figures_of(shelf: Shelf, rung: Rung) -> Accuracy:
+    """Accuracy of a rung on the test photos."""
     return accuracy(rung.scores.top, rung.scores.target, train_counts=train_counts(shelf))
 
 
@@ -128,7 +134,7 @@ def _cell(values: list[float]) -> str:
 
 
 def _gain(found: Found, rungs: list[Rung]) -> str:
-    """Over the rung that it is compared with, and the interval over test photos drawn anew, both by the mean of the seeds."""
+    """Gain over the rung that it is compared with, and its interval over redrawn test photos, both by the mean of the seeds."""
     if rungs[0].over == rungs[0].name:
         return ""
     after, before = (np.mean([each.scores.hit for each in some], axis=0) for some in (rungs, found[rungs[0].over]))
@@ -142,7 +148,7 @@ def _seconds(rungs: list[Rung]) -> str:
 
 
 def claim(shelf: Shelf, found: Found) -> None:
-    """The recipe's figure, against the target of the set where it has one; on others, against the labels as they are."""
+    """Figure of the recipe against the target of the set; on sets without a target, against the labels as they are."""
     before, after = (
         100 * statistics.mean(figures_of(shelf, rung).mean_class for rung in found[name]) for name in (GIVEN, RECIPE)
     )

@@ -1,8 +1,8 @@
-"""Data versions at a million photos: a version of new labels, a switch, a comparison, a check; the rate of ingestion.
+"""Data versions with a million photos: a version of new labels, a switch, a comparison, a check; the rate of ingestion.
 
-The photos of the large version are synthetic bytes in real shards; ingestion takes real JPEGs. The rivals are run here:
-ingestion is compared with a loop that only decodes and hashes, on as many threads; shards with the same photos as loose
-files under DVC, in this process, with its push but without our checks, fsyncs, ledger and tags.
+The photos of the large version are synthetic bytes in real shards; ingestion takes real JPEGs. The rivals run here too:
+ingestion is compared with a loop that only decodes and hashes, on as many threads; shards are compared with the same photos as
+loose files under DVC, in this process, with its push but without our checks, fsyncs, ledger and tags.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image
 
 from flows.data.shards import pack
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from flows.workspace.files import link
 from models.data.manifest import read_manifest, write_labels, write_table, write_version
@@ -38,22 +38,23 @@ from pixels import decode
 
 T = TypeVar("T")
 
-CLAIM = "at a million photos labels change, switch, compare and are checked in seconds; ingestion is bound by decoding"
+CLAIM = "with a million photos, labels are changed, switched, compared and checked in seconds; ingestion is bound by decoding"
 CLASSES = 10_000
 CHANGED = 0.01  # share of labels that a new version drops
-SIDE = 348  # of the JPEGs, px; that of the Grocery Store photos
-ROUNDS = 5  # of bare loop and ingestion
+SIDE = 348  # px of the JPEGs, as of the Grocery Store photos
+ROUNDS = 5  # rounds of bare loop and ingestion
 BYTES_PER_PHOTO = 1000  # memory that ingestion may take for each further photo
 TAKE_IN = """
 import re, sys
 from pathlib import Path
-from flows.delivery.build import ingest
-ingest(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
+from flows.delivery.build import build_version
+build_version(Path(sys.argv[1]), base=None, out=Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])  # getrusage tells the peak of who started us
 """
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--rows", type=int, default=1_000_000, help="photos of the large version")
     asked.add_argument("--photos", type=int, default=10_000, help="JPEGs to ingest, and loose files under DVC")
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def large(folder: Path, *, rows: int) -> None:
-    """The figures of one large version, and of one that differs from it in labels."""
+    """Figures of one large version, and of one that differs from it in labels."""
     versions = DataVersions(Workspace.init(folder / "large"))
     first = versions.commit(synthetic(versions, rows=rows), step="ingest", message="synthetic")
     cache = versions.workspace.root / ".dvc" / "cache"
@@ -100,7 +101,7 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
              "source": np.full(rows, "synthetic", object), "path": [f"{photo_id}.jpg" for photo_id in ids]}  # fmt: skip
     split = np.array(["train", "val", "test"], object)[random.choice(3, rows, p=(0.7, 0.1, 0.2))]
     decided = {"split": split, "kept": np.ones(rows, bool), "decision": text, "round": np.zeros(rows, np.int8)}
-    scores = {"score": random.random(rows, dtype=np.float32), "judge": np.full(rows, "none", object)}
+    scores = {"score": random.random(rows, dtype=np.float32), "scored_by": np.full(rows, "none", object)}
     write_table(folder, index, name="index")
     write_table(folder, {"id": ids, "given_label": labels, "label": labels, **decided, **scores}, name="labels")
     write_table(folder, {name: [] for name in ("id", "label", "source", "path")}, name="conflicts")
@@ -110,7 +111,7 @@ def synthetic(versions: DataVersions, *, rows: int) -> Path:
 
 
 def relabel(versions: DataVersions) -> str:
-    """The selected version with a share of its labels dropped, as a round of cleaning writes it."""
+    """Selected version with a share of its labels dropped, as a round of cleaning writes it."""
     data, folder = versions.workspace.data, versions.new_folder()
     manifest = read_manifest(data)
     chosen = np.random.default_rng(1).random(len(manifest)) < CHANGED
@@ -123,9 +124,9 @@ def relabel(versions: DataVersions) -> str:
 
 
 def make_photos(folder: Path, *, number: int, side: int = SIDE) -> Path:
-    """A folder per class with JPEGs of `side` px, all different: enlarged noise, which compresses about as photos do.
+    """Writes a folder per class with JPEGs of `side` px, all different: enlarged noise, which compresses about as photos do.
 
-    Their brightness differs about as much as that of the Grocery Store photos (a standard deviation of 15).
+    Their brightness varies about as much as that of the Grocery Store photos (a standard deviation of 15).
     """
     random = np.random.default_rng(2)
     for i in range(number):
@@ -140,7 +141,7 @@ def make_photos(folder: Path, *, number: int, side: int = SIDE) -> Path:
 
 
 def rate(folder: Path, photos: Path) -> None:
-    """Ingestion, with the version that it commits, against a bare loop over the same files; the median of some rounds.
+    """Figures of ingestion, with the version that it commits, against a bare loop over the same files; median of some rounds.
 
     The first round, which warms the files and the imports, is not counted.
     """
@@ -154,18 +155,20 @@ def rate(folder: Path, photos: Path) -> None:
 
 
 def one_round(folder: Path, photos: Path, files: list[Path]) -> tuple[float, float, float]:
-    """Seconds for the bare loop, for an ingestion, and for that with its commit; what earlier work wrote is on the disk."""
+    """Seconds of the bare loop, of an ingestion, and of an ingestion with its commit; earlier writes are on the disk."""
     os.sync()
     bare, _ = timed(lambda: decode_and_hash(files))
     versions = DataVersions(Workspace.init(folder))
     staged = versions.new_folder()
-    reading, report = timed(lambda: ingest(photos, base=None, out=staged))
+    reading, report = timed(lambda: build_version(photos, base=None, out=staged))
     storing, _ = timed(lambda: versions.commit(staged, step="ingest", message="photos", shards=report.shards))
     shutil.rmtree(folder)
     return bare, reading, reading + storing
 
 
 def decode_and_hash(files: list[Path]) -> None:
+    """Decodes and hashes files, as the bare loop does."""
+
     def one(path: Path) -> str:
         content = path.read_bytes()
         decode(content)
@@ -178,7 +181,7 @@ def decode_and_hash(files: list[Path]) -> None:
 def memory(folder: Path, photos: Path) -> None:
     """Memory of an ingestion of all photos less that of a quarter of them, each in a process of its own.
 
-    Many small photos: with 10,000 the allocators' own warming up hides what a photo takes, and the figure was 0.
+    Many small photos: with 10,000 the allocators' own warm-up hides what a photo takes, and the figure was 0.
     """
     quarter = folder / "quarter"
     for path in sorted(photos.rglob("*.jpg"))[::4]:
@@ -189,7 +192,7 @@ def memory(folder: Path, photos: Path) -> None:
 
 
 def take_in(photos: Path, folder: Path) -> tuple[int, int, str]:
-    """Ingest in a process of its own: number of photos, peak of its memory in bytes, and both in words with the seconds."""
+    """Ingests in a process of its own: number of photos, peak of its memory in bytes, and both in words with the seconds."""
     command = [sys.executable, "-c", TAKE_IN, str(photos), str(folder / f"memory {photos.name}")]
     seconds, done = timed(lambda: subprocess.run(command, capture_output=True, text=True, check=True))
     number, peak = sum(1 for _ in photos.rglob("*.jpg")), 1024 * int(done.stdout)
@@ -197,7 +200,7 @@ def take_in(photos: Path, folder: Path) -> tuple[int, int, str]:
 
 
 def loose(folder: Path, photos: Path) -> None:
-    """The same photos as loose files under DVC and as shards: the first version, new labels, and the switch back."""
+    """Figures of the same photos as loose files under DVC and as shards: the first version, new labels, the switch back."""
     root = folder / "loose"
     root.mkdir()
     for path in photos.rglob("*.jpg"):
@@ -214,7 +217,7 @@ def loose(folder: Path, photos: Path) -> None:
         rival["switch back"], _ = timed(lambda: repo.checkout(force=True))
     versions, ours = DataVersions(Workspace.init(folder / "shards")), {}
     staged = versions.new_folder()
-    shards = ingest(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
+    shards = build_version(photos, base=None, out=staged).shards  # loose files are not decoded: neither is this counted
     ours["first version"], first = timed(lambda: versions.commit(staged, step="ingest", message="", shards=shards))
     ours["new labels"], _ = timed(lambda: relabel(versions))
     ours["switch back"], _ = timed(lambda: versions.rollback(first))
@@ -225,7 +228,7 @@ def loose(folder: Path, photos: Path) -> None:
 
 
 def loose_version(repo: Repo, *, labels: str) -> bytes:
-    """Add and push data/ with a labels file; the pointer."""
+    """Adds and pushes data/ with a labels file; returns the pointer."""
     data = Path(repo.root_dir) / "data"
     (data / "labels.csv").unlink(missing_ok=True)  # never write through a hard link into the cache
     (data / "labels.csv").write_text("".join(f"{path.name},{labels}\n" for path in sorted(data.rglob("*.jpg"))))
@@ -235,16 +238,19 @@ def loose_version(repo: Repo, *, labels: str) -> bytes:
 
 
 def at_most(name: str, value: float, *, limit: float, baseline: str | None = None) -> None:
+    """Prints a figure whose target is an upper bound."""
     figure(name, round(value, 3), target=f"<= {limit:g}", met=value <= limit, baseline=baseline)
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of some work, and its result."""
     began = time.perf_counter()
     made = work()
     return time.perf_counter() - began, made
 
 
 def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,6 +1,6 @@
-"""The main job and its endpoint: how long, how well, how fast.
+"""The main job and its endpoint: duration, accuracy, latency.
 
-Runs the demo in a folder of its own, then asks its endpoint photo by photo; the baseline of the latency is ONNX Runtime on
+Runs the demo in a folder of its own, then asks its endpoint photo by photo. The baseline of the latency is ONNX Runtime on
 the same graph in this process, on all cores, without a server.
 """
 
@@ -28,34 +28,35 @@ CLAIM = "the demo ends within 4 minutes on 2 cores, finds most planted errors, e
 
 
 def main() -> None:
+    """Runs the demo and prints its figures."""
     header(CLAIM)
     with TemporaryDirectory() as folder:
         root = Path(folder) / "demo"
         began = time.perf_counter()
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "flows.cli", "demo", "--workspace", root], text=True, capture_output=True
         )
         seconds = time.perf_counter() - began
-        print(told.stdout)
-        told.check_returncode()
+        print(done.stdout)
+        done.check_returncode()
         workspace = Workspace.find(root)
         try:
             server_ms, local_ms = latencies(workspace)
         finally:
             stop_endpoint(workspace)
     figure("demo_s", round(seconds, 1), target="<= 240", met=seconds <= 240, baseline=None)
-    recall, precision = (int(share) / 100 for share in re.findall(r"(\d+)%", told.stdout.partition("Cleaning:")[2])[:2])
+    recall, precision = (int(share) / 100 for share in re.findall(r"(\d+)%", done.stdout.partition("Cleaning:")[2])[:2])
     figure("planted_errors_found", recall, target="> 0.5", met=recall > 0.5, baseline=None)
     figure("precision_of_dropped", precision, target="> 0.5", met=precision > 0.5, baseline=None)
-    for name, gain in gains(told.stdout).items():
+    for name, gain in gains(done.stdout).items():
         figure(f"mean_class_gain_{name}", gain, target="> 0", met=gain > 0, baseline=0.0)
     figure(
         "photo_to_answer_p50_ms", round(server_ms, 1), target="< 100", met=server_ms < 100, baseline=round(local_ms, 1)
     )
 
 
-def gains(told: str) -> dict[str, float]:
-    """Change of the mean-class accuracy by each step, from the demo's own table."""
+def gains(output: str) -> dict[str, float]:
+    """Change of mean-class accuracy by each step, from the demo's own table."""
     steps = {
         "cleaning": "after cleaning",
         "balance_tau": "re-balanced",
@@ -64,7 +65,7 @@ def gains(told: str) -> dict[str, float]:
     }
     found = {}
     for name, words in steps.items():
-        line = next(line for line in told.splitlines() if words in line)
+        line = next(line for line in output.splitlines() if words in line)
         found[name] = float(re.findall(r"[+-]\d\.\d+", line)[0])
     return found
 

@@ -1,10 +1,10 @@
-"""Claim: more of the same photos is not called a drift. What changed photos are called is told.
+"""Claim: more photos of the same kind are not called a drift. Verdicts on changed photos are reported.
 
     python benchmarks/drift.py --workspace DIR
 
-DIR is a workspace whose model serves. Its test photos are halved at random, again and again: one half is the reference, the other
-the recent traffic, in which nothing changed. Then the photos of one other half are changed. Without --workspace: drawn answers.
-The baseline of an index is what chance alone may make of it.
+DIR is a workspace with a current model. Its test photos are halved at random, again and again: one half is the reference, the
+other the recent traffic, in which nothing changed. Then the photos of the other half are changed. Without --workspace: drawn
+answers. The baseline of an index is what chance alone may make of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flows.workspace import Workspace
 from models.data.manifest import read_manifest
 
 HALVINGS = 1000
-MOST = 2000  # photos that are asked
+MOST = 2000  # photos that the model is asked about
 CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "15% darker": lambda photo: ImageEnhance.Brightness(photo).enhance(0.85),
     "50% darker": lambda photo: ImageEnhance.Brightness(photo).enhance(0.5),
@@ -37,12 +37,13 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
-        description="How often a drift is seen where there is none, and where there is one."
+        description="How often a drift is found where there is none, and where there is one."
     )
-    parser.add_argument("--workspace", type=Path, help="a workspace whose model serves")
+    parser.add_argument("--workspace", type=Path, help="a workspace with a current model")
     args = parser.parse_args()
-    header("of 1,000 times that nothing changed, at most 5 are called a drift")
+    header("out of 1,000 times that nothing changed, at most 5 are called a drift")
     if args.workspace is None:
         return false_alarms(drawn(MOST))
     graph, photos = test_photos(Workspace.find(args.workspace))
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def false_alarms(asked: Traffic) -> None:
-    """How often two halves of the same answers are told apart."""
+    """Figure of how often two halves of the same answers are called different."""
     found = [
         compare(*(pick(asked, half) for half in halves(len(asked), seed=seed))).verdict for seed in range(HALVINGS)
     ]
@@ -67,16 +68,18 @@ def false_alarms(asked: Traffic) -> None:
 
 
 def halves(count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two random halves of `count` photos."""
     order = np.random.default_rng(seed).permutation(count)
     return order[: count // 2], order[count // 2 :]
 
 
 def pick(asked: Traffic, rows: NDArray[np.int64]) -> Traffic:
+    """Answers in these rows."""
     return Traffic([asked.label[row] for row in rows], asked.probability[rows], asked.score[rows])
 
 
 def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
-    """The serving model's file, and test photos of the data version that it was judged by, in random order."""
+    """File of the current model, and test photos of the data version that it was judged by, in random order."""
     lineage = model_lineage(workspace)
     manifest = read_manifest(DataVersions(workspace).materialise(lineage["data_version"]))
     rows = np.random.default_rng(0).permutation(np.flatnonzero((manifest.split == "test") & manifest.kept))[:MOST]
@@ -86,13 +89,14 @@ def test_photos(workspace: Workspace) -> tuple[Path, list[bytes]]:
 
 
 def changed(photo: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes:
+    """A photo after a change, as PNG."""
     file = io.BytesIO()
     change(Image.open(io.BytesIO(photo)).convert("RGB")).save(file, "PNG")
     return file.getvalue()
 
 
 def drawn(count: int) -> Traffic:
-    """Answers of no model: beta-distributed, as sure ones are."""
+    """Answers of no model: beta-distributed, like confident ones."""
     rng = np.random.default_rng(0)
     return Traffic(
         [str(label) for label in rng.integers(50, size=count)], *(rng.beta(5, 2, (2, count)).astype(np.float32))

@@ -5,8 +5,9 @@
 Photos go through a frozen MobileNetV2 (128 px, and mirrored; kept in --cache). For each seed a head is trained on a part of the
 classes, as in components.py; the others are enrolled from 1, 5 and 10 of their training photos by `models.export.enrol.new_row`,
 one at a time and all together, into each of four classifiers: as trained, tau-normalised with tau 0.5 and 1, and the recipe's
-blend. Rivals, all together: class means of all products on the same embeddings, and a head trained anew with those photos. Test
-photos, two views, mean-class accuracy. The rule was chosen on a quarter of the classes, never enrolled here (docs/tasks/enrol.md).
+blend. Rivals, all together: class means of all products on the same embeddings, and a head trained again with those photos.
+Measured: mean-class accuracy on test photos, two views. The rule was chosen on a quarter of the classes, which are never
+enrolled here (docs/tasks/enrol.md).
 
 Without --data: drawn clusters, in under a minute.
 """
@@ -46,7 +47,7 @@ SEEDS = (0, 1, 2)
 SPLIT_SEED = 2026
 BLEND, SHIPPED = "blend", ("tau 1", "blend")
 ONE, ALL = "one at a time", "all together"
-MEANS, ANEW = "class means", "trained anew"
+MEANS, ANEW = "class means", "trained again"
 ROUNDING = 1e-9
 SIDE = 160  # pixels of the photo in the timed graph
 Classifier = tuple[Tensor, Tensor]  # rows (C, d) and bias (C,)
@@ -56,7 +57,7 @@ Classifier = tuple[Tensor, Tensor]  # rows (C, d) and bias (C,)
 class Found:
     """Mean-class accuracy on test photos: of the new products, of the others after and before, of all.
 
-    free, passed: the shares of the new products that cost the others nothing, and no more than the gate allows.
+    free, passed: shares of the new products that cost the others nothing, and no more than the gate allows.
     """
 
     classifier: str
@@ -72,7 +73,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Split:
-    """Photos by classes of which the first `num_old` are learnt and the others enrolled."""
+    """Photos by class: the first `num_old` classes are learnt, the others enrolled."""
 
     photos: FeatureSet
     num_old: int
@@ -85,17 +86,19 @@ class Split:
         return np.concatenate([rows[self.photos.target[rows] < self.num_old], *new])
 
     def few(self, product: int, count: int) -> NDArray[np.int64]:
-        """The same first ones for every count."""
+        """Training photos of the new classes; the same first ones for every count."""
         rows = self.photos.rows("train")
         own = rows[self.photos.target[rows] == product]
         return np.random.default_rng([self.seed, product]).permutation(own)[:count]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifest.parquet and photos; without: drawn clusters")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--cache", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "features")
     args = made.parse_args(words)
     torch.set_num_threads(1)
@@ -113,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def split_of(photos: FeatureSet, *, seed: int) -> Split:
-    """Other classes are new for each seed, and never those that the rule was chosen on."""
+    """Split whose new classes differ for each seed, and never include those that the rule was chosen on."""
     drawn = np.random.default_rng(SPLIT_SEED).permutation(photos.num_classes)
     first = photos.num_classes // 4 + 1
     size = (photos.num_classes - first) // len(SEEDS)
@@ -124,7 +127,7 @@ def split_of(photos: FeatureSet, *, seed: int) -> Split:
 
 @torch.inference_mode()
 def measured(split: Split) -> Iterator[Found]:
-    """Everything of one split of the classes."""
+    """Results of one split of the classes."""
     head = trained(split, count=0)
     embedding = embeddings(head, split)
     bases = classifiers(head, embedding, split, count=0)
@@ -153,7 +156,7 @@ def measured(split: Split) -> Iterator[Found]:
 def outcome(
     classifier: str, way: str, photos: int, measured: Sequence[tuple[float, float]], before: float, split: Split
 ) -> Found:  # fmt: skip
-    """Of accuracies of (new, old) products: one pair, or one for each product."""
+    """Summary of the accuracies of (new, old) products: one pair, or one for each product."""
     new, old = (statistics.mean(column) for column in zip(*measured, strict=True))
     share = 1 - split.num_old / split.photos.num_classes
     free, passed = (
@@ -163,7 +166,7 @@ def outcome(
 
 
 def trained(split: Split, *, count: int) -> Head:
-    """A head for the old classes, or with `count` photos of each new one for all."""
+    """Head for the old classes, or for all classes with `count` photos of each new one."""
     num_classes = split.photos.num_classes if count else split.num_old
     with torch.inference_mode(False):
         return learnt(
@@ -172,7 +175,7 @@ def trained(split: Split, *, count: int) -> Head:
 
 
 def embeddings(head: Head, split: Split) -> Tensor:
-    """(N, V, d) of all photos in all views."""
+    """Embeddings (N, V, d) of all photos in all views."""
     return torch.stack([head.embedding(view) for view in split.photos.views], 1)
 
 
@@ -183,7 +186,7 @@ def learnable(embedding: Tensor, split: Split, *, count: int) -> tuple[Tensor, N
 
 
 def classifiers(head: Head, embedding: Tensor, split: Split, *, count: int) -> dict[str, Classifier]:
-    """As trained, with tau 0.5 and 1, and blended with class means and prior as the recipe does it."""
+    """Classifiers as trained, with tau 0.5 and 1, and blended with class means and prior as the recipe does it."""
     weight = head.classifier.weight.detach()
     known, target = learnable(embedding, split, count=count)
     tau = {f"tau {tau:g}": (tau_normalise(weight, tau), torch.zeros(len(weight))) for tau in (0.0, 0.5, 1.0)}
@@ -191,19 +194,20 @@ def classifiers(head: Head, embedding: Tensor, split: Split, *, count: int) -> d
 
 
 def enrolled_row(base: Classifier, embedding: Tensor) -> Classifier:
-    """What `cleanshelf enrol` appends, by (G, V, d) of the photos."""
+    """Row that `cleanshelf enrol` appends for (G, V, d) embeddings of the photos."""
     row, bias = new_row(base[0].numpy(), base[1].numpy(), embedding.numpy())
     return torch.from_numpy(row).float()[None], torch.tensor([bias])
 
 
 def appended(base: Classifier, rows: Sequence[Classifier]) -> Classifier:
+    """Classifier with more rows."""
     return torch.cat([base[0], *(row for row, _ in rows)]), torch.cat([base[1], *(bias for _, bias in rows)])
 
 
 def accuracy(
     classifier: Classifier, embedding: Tensor, split: Split, *, product: int | None = None
 ) -> tuple[float, float]:
-    """Mean-class accuracy on test photos of the new and of the old classes; `product`: where one new one alone was appended."""
+    """Mean-class accuracy on test photos of the new and of the old classes; `product`: the only new class appended."""
     rows, bias = classifier
     photos = split.photos.rows("test")
     target = split.photos.target[photos]
@@ -218,7 +222,7 @@ def accuracy(
 
 
 def report(photos: FeatureSet, found: Sequence[Found]) -> None:
-    """The table in %, mean over the seeds."""
+    """Prints the table in %, mean over the seeds."""
     num_old = split_of(photos, seed=0).num_old
     print(f"\n{photos.name}: {num_old} products learnt, {photos.num_classes - num_old} new; {len(SEEDS)} seeds\n")
     print(
@@ -234,7 +238,7 @@ def report(photos: FeatureSet, found: Sequence[Found]) -> None:
 
 
 def mean(found: Sequence[Found], classifier: str, way: str, photos: int) -> Found:
-    """Of the seeds, in %."""
+    """Mean over the seeds, in %."""
     rows = [each for each in found if (each.classifier, each.way, each.photos) == (classifier, way, photos)]
     parts = ("new", "old", "before", "all", "free", "passed")
     return Found(
@@ -243,7 +247,7 @@ def mean(found: Sequence[Found], classifier: str, way: str, photos: int) -> Foun
 
 
 def claim(found: Sequence[Found], *, seconds: float) -> None:
-    """For the classifiers that ship: what one product costs the others, and how many at once compare with a training."""
+    """Figures of the classifiers that ship: the cost of one product to the others, and many at once beside a training."""
     for name in SHIPPED:
         for count in COUNTS:
             one, whole, anew = (
@@ -255,7 +259,7 @@ def claim(found: Sequence[Found], *, seconds: float) -> None:
             )
             figure(f"{what}: its accuracy, %; baseline: the others'", round(one.new, 2), target=f">= {one.before / 2:.1f}",
                    met=one.new >= one.before / 2, baseline=round(one.before, 2))  # fmt: skip
-            figure(f"{name}, all new products from {count} photos: accuracy of all, %; baseline: trained anew",
+            figure(f"{name}, all new products from {count} photos: accuracy of all, %; baseline: trained again",
                    round(whole.all, 2), target=f">= {anew.all - 2:.1f}", met=whole.all >= anew.all - 2,
                    baseline=round(anew.all, 2))  # fmt: skip
     figure(
@@ -268,7 +272,7 @@ def claim(found: Sequence[Found], *, seconds: float) -> None:
 
 
 def seconds_of_one(num_classes: int) -> float:
-    """Of `models.export.enrol.enrol` on a MobileNetV2 in ten crops, photos decoded already."""
+    """Seconds of `models.export.enrol.enrol` on a MobileNetV2 in ten crops, photos already decoded."""
     labels = [f"product {number}" for number in range(num_classes)]
     member = Member(backbone="mobilenetv2_100", size=128)
     network = build_network(member, num_classes=num_classes).eval()

@@ -1,4 +1,4 @@
-"""How a benchmark speaks: `header` first, then one JSON line per figure. Used by every file in benchmarks/.
+"""Output of a benchmark: `header` first, then one JSON line per figure. Every file in benchmarks/ uses it.
 
 A benchmark runs alone (`python benchmarks/demo.py`) and together with the others (`make bench`).
 """
@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 PARTS = ("cleanshelf", "numpy", "torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect")
 
 
 def header(claim: str) -> None:
-    """Print what the benchmark claims, and on which hardware and versions it was measured."""
+    """Prints the claim of the benchmark, and the hardware and versions that it was measured on."""
     print(f"claim: {claim}")
     print(f"hardware: {hardware()}, load {os.getloadavg()[0]:.1f}")
     print(f"versions: {versions()}", flush=True)
@@ -36,15 +37,20 @@ def versions() -> str:
     )
 
 
+def item(fact: str) -> str:
+    """Item of a Markdown list, wrapped at 120 characters."""
+    return textwrap.fill(f"- {fact}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def figure(name: str, value: float, *, target: float | str, met: bool, baseline: float | str | None) -> None:
-    """Print one figure as a JSON line.
+    """Prints one figure as a JSON line.
 
     Args:
         name: what was measured, with its unit ("image to answer, p50 ms").
         value: finite.
-        target: what it should be ("<= 240" where a bound is meant; "told" where none was set).
-        met: whether it is.
-        baseline: what it is compared with; None where there is nothing to compare.
+        target: what it should be ("<= 240" for a bound; "told" if no target was set).
+        met: True if it is.
+        baseline: what it is compared with; None if there is nothing to compare.
 
     Raises:
         ValueError: a number is not finite.

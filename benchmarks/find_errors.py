@@ -1,12 +1,13 @@
-"""Claim: one rule at one setting finds planted wrong labels better than every known one, whatever kind they are of.
+"""Claim: one rule with one setting finds planted wrong labels better than every known rule, for every kind of error.
 
     python benchmarks/find_errors.py --data DIR --weights FILE [--seeds 0 1 2 3 4]
 
-DIR holds NAME.parquet (columns path, label, split; paths relative to DIR) per kind of error, and --truth the same photos with their
-true labels, found by file name. A head is trained on frozen MobileNetV2 features (--weights) in five folds, eight epochs each, and
-all rules judge the same out-of-fold probabilities and features. Nothing is tuned here: rules stand at their defaults.
+DIR holds NAME.parquet (columns path, label, split; paths relative to DIR) for each kind of error. --truth holds the same
+photos with their true labels, matched by file name. A head is trained on frozen MobileNetV2 features (--weights) in five folds
+of eight epochs, and all rules score the same out-of-fold probabilities and features. Nothing is tuned here: rules run with
+their defaults.
 
-Without --data it draws clusters, with errors of the same kinds, in ten seconds; their figures have no targets.
+Without --data it draws clusters with errors of the same kinds, in ten seconds; their figures have no targets.
 """
 
 from __future__ import annotations
@@ -55,16 +56,21 @@ class Shelf:
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
+        """(N,) true where the given label is wrong."""
         return self.given != self.true
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return int(max(self.given.max(), self.true.max())) + 1
 
 
 @dataclass(frozen=True)
 class Found:
-    """Of one rule on one set of probabilities, in %; lost: clean photos called wrong, of the smallest and the largest third."""
+    """Figures of one rule on one set of probabilities, in %.
+
+    lost: clean photos called wrong, of the smallest and the largest third.
+    """
 
     f1: float
     auroc: float
@@ -75,18 +81,18 @@ class Found:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of manifests; without: drawn clusters")
     parser.add_argument("--truth", type=Path, help="manifest of true labels; default DIR/../grocery/manifest.parquet")
     parser.add_argument("--weights", type=Path, help="MobileNetV2 (timm's mobilenetv2_100), .safetensors")
     parser.add_argument("--sets", nargs="+", default=list(TARGETS), help="names of manifests")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of folds and heads")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of folds and heads")
     args = parser.parse_args(words)
     if args.data and not args.weights:
         parser.error("--weights: features need a file of MobileNetV2 weights; give one, or leave --data out")
     torch.set_num_threads(1)
-    header("one rule at one setting finds planted wrong labels better than every known one")
+    header("one rule with one setting finds planted wrong labels better than every known rule")
     shelves = read_shelves(args) if args.data else drawn_shelves()
     results = {}
     for shelf in shelves:
@@ -98,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def read_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
-    """Every set of --data; features are computed once and kept in build/."""
+    """Yields every set of --data; features are computed once and kept in build/."""
     truth = pq.read_table(args.truth or args.data.parent / "grocery" / "manifest.parquet").to_pydict()
     label_of = {Path(path).name: label for path, label in zip(truth["path"], truth["label"], strict=True)}
     classes = {label: number for number, label in enumerate(sorted(set(label_of.values())))}
@@ -168,7 +174,7 @@ def trained(shelf: Shelf, rows: NDArray[np.int64], *, seed: int) -> Head:
 
 
 def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
-    """Every rule on the same probabilities."""
+    """Figures of every rule on the same probabilities."""
     features = shelf.views[0] + shelf.views[1]
     made = {}
     for rule in RULES.components:
@@ -179,7 +185,7 @@ def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
 
-        with warnings.catch_warnings(action="ignore"):  # of classes with few photos, once per class
+        with warnings.catch_warnings(action="ignore"):  # warnings about classes with few photos, once per class
             issues = find_label_issues(shelf.given, probs, n_jobs=1)
         made["cleanlab default"] = measured(shelf, issues, -get_label_quality_scores(shelf.given, probs), issues)
     return made
@@ -201,12 +207,12 @@ def measured(
 
 
 def f1(called: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> float:
-    """In %."""
+    """F1 in %."""
     return 200 * float((called & wrong).sum()) / max(1, int(called.sum() + wrong.sum()))
 
 
 def report(results: dict[tuple[str, str], list[Found]], *, seeds: int, targets: dict[str, int]) -> None:
-    """The table of all rules, then figures of the default."""
+    """Prints the table of all rules, then the figures of the default."""
     sets = list(dict.fromkeys(name for _, name in results))
     print(f"\nF1 / AUROC in %; F1 with floors; clean photos lost in %, smallest / largest third; {seeds} seeds")
     print("\n| rule | " + " | ".join(sets) + " |\n|---|" + "---|" * len(sets))
@@ -222,7 +228,7 @@ def report(results: dict[tuple[str, str], list[Found]], *, seeds: int, targets: 
 
 
 def cell(found: list[Found]) -> str:
-    """Means over the seeds."""
+    """Means over the seeds, as a cell of the table."""
     f1, area, floor, small, large = (
         np.mean([getattr(one, key) for one in found]) for key in ("f1", "auroc", "f1_floor", "lost_small", "lost_large")
     )

@@ -1,8 +1,8 @@
-"""How often the gate refuses a tail that did not change, and one that fell: its rule against two simpler ones.
+"""Shares of unchanged and of fallen tails that the gate refuses: its rule against two simpler ones.
 
-Drawn answers: the serving model recognises 70% of the tail's photos; a retraining answers 10% of them otherwise, as many
-to the good as to the bad, or by so many points more to the bad. The gate allows 2 points. "measured" goes by the measured
-figure alone, the percentages are `gate.confidence`, and "proof" refuses whatever is not proven to keep within the 2 points.
+Drawn answers: the current model recognises 70% of the tail's photos. A retraining answers 10% of them differently, as many for
+the better as for the worse, or more for the worse by the given points. The gate allows 2 points. "measured" goes by the
+measured figure alone, the percentages are `gate.confidence`, and "proof" refuses whatever is not proven to stay within 2 points.
 
     python benchmarks/gates.py
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flows.gate.gates import falls_no_further
 from models.recipe.config import Gate
 
-CLAIM = "a tail that did not change is seldom refused, one that fell by ten points nearly always"
+CLAIM = "a tail that did not change is rarely refused, one that fell by ten points nearly always"
 TAILS = ((9, 8), (27, 8), (27, 20), (100, 10))  # classes, photos of each
 FALLS = (0.0, 0.02, 0.05, 0.10)
 CONFIDENCES = (0.7, 0.8, 0.9)
@@ -28,6 +28,7 @@ RULES = ("measured", *(f"{confidence:.0%}" for confidence in CONFIDENCES), "proo
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--draws", type=int, default=300, help="retrainings per row")
     draws = asked.parse_args().draws
@@ -43,7 +44,7 @@ def main() -> None:
 def retrainings(
     classes: int, photos: int, fall: float, draws: int
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]]:
-    """What the new and the serving model recognise, and the classes."""
+    """Yields which photos the new and the current model recognise, and the classes."""
     target, random = np.repeat(np.arange(classes), photos), np.random.default_rng(0)
     lost, won = (CHANGED + fall) / 2 / RIGHT, (CHANGED - fall) / 2 / (1 - RIGHT)
     for _ in range(draws):
@@ -52,7 +53,7 @@ def retrainings(
 
 
 def refusals(new: NDArray[np.bool_], serving: NDArray[np.bool_], target: NDArray[np.int64]) -> Iterator[bool]:
-    """Of each of the rules."""
+    """Yields for each rule True if it refuses."""
     found = {each: falls_no_further("tail", new, serving, target, Gate(confidence=each)) for each in CONFIDENCES}
     plain = found[Gate().confidence]
     assert plain.after is not None
@@ -64,7 +65,7 @@ def refusals(new: NDArray[np.bool_], serving: NDArray[np.bool_], target: NDArray
 
 
 def tell(tail: str, fall: float, refused: dict[str, float]) -> None:
-    """The default's figure."""
+    """Figure of the default rule."""
     share, wanted = float(refused[f"{Gate().confidence:.0%}"]), {0.0: "<= 0.1", 0.10: ">= 0.9"}.get(fall, "told")
     met = {0.0: share <= 0.1, 0.10: share >= 0.9}.get(fall, True)
     figure(f"refused, {tail}, falls by {fall:.2f}", round(share, 3), target=wanted, met=met,

@@ -2,9 +2,10 @@
 
     PYTHONPATH=.:benchmarks python benchmarks/human_errors.py --data cifar --weights mobilenetv2_100_qat.safetensors
 
-DIR holds CIFAR-10 with human labels (CIFAR-10N; see noisy/photos.py). Photos go through a frozen MobileNetV2 once, at 160 px and
-mirrored (kept in build/), and the first --photos of them are judged: a head is trained in five folds of eight epochs, and
-all rules judge the same out-of-fold probabilities, each at its own mask. Nothing is tuned here. Without --data: drawn clusters.
+DIR holds CIFAR-10 with human labels (CIFAR-10N; see noisy/photos.py). Photos go through a frozen MobileNetV2 once, at 160 px
+and mirrored (kept in build/), and the labels of the first --photos of them are scored: a head is trained in five folds of
+eight epochs, and all rules score the same out-of-fold probabilities, each with its own mask. Nothing is tuned here.
+Without --data: drawn clusters.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ CLEANLAB = "cleanlab default"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 with human labels; without: drawn clusters")
     parser.add_argument("--weights", type=Path, help="MobileNetV2 (timm's mobilenetv2_100), .safetensors")
     parser.add_argument("--labels", nargs="+", default=["aggre", "worst"], help="columns human_... of the data")
-    parser.add_argument("--photos", type=int, default=10_000, help="of the training split, the first")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of folds and heads")
+    parser.add_argument(
+        "--photos", type=int, default=10_000, help="number of photos from the start of the training split"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of folds and heads")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for features")
     args = parser.parse_args(words)
     if args.data and not args.weights:
@@ -54,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def read_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
-    """One for each column of human labels."""
+    """Yields one shelf for each column of human labels."""
     photos, rows = read_photo_set(args.data), slice(0, args.photos)
     both = (photos.photos, np.ascontiguousarray(photos.photos[:, :, ::-1]))
     plain, mirrored = (cached_features(view, weights=args.weights, photo_px=PHOTO_PX, cache=args.cache, device=best_device())
@@ -64,7 +67,7 @@ def read_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
 
 
 def report(shelf: Shelf, found: dict[str, list[Found]], *, target: bool) -> None:
-    """F1 of all rules, and what the default gains."""
+    """Prints the F1 of all rules, and the gain of the default rule."""
     print(f"\n{shelf.name}: {len(shelf.given)} photos, {100 * shelf.wrong.mean():.1f} % wrong. F1 / AUROC in %; F1 with floors; "
           "clean photos lost in %, smallest / largest third\n")  # fmt: skip
     for rule, ones in found.items():

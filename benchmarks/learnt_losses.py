@@ -1,8 +1,9 @@
-"""Claim: a loss whose own numbers are learnt from trusted photos needs no choice of them.
+"""Claim: a loss whose hyperparameters are learnt from trusted photos needs no choice of them.
 
 Ten clusters in 20 dimensions, 1,000 samples of which 40 % have another label at random, 100 trusted samples, 2,000 to test; a
-head of models.networks, AdamW at 2e-3, 30 epochs, batches of 32, cosine to 0. Each loss with constant numbers, with numbers
-learnt by models.training.meta (every 5 steps), and with the published gradient of them (`meta.ignore_length=false`).
+head of models.networks, AdamW at 2e-3, 30 epochs, batches of 32, cosine to 0. Each loss runs with constant hyperparameters,
+with hyperparameters learnt by models.training.meta (every 5 steps), and with the published gradient of them
+(`meta.ignore_length=false`).
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ WAYS: dict[str, Meta | None] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    header("numbers of a loss that are learnt from trusted photos do as well as chosen ones, or better")
+    header("hyperparameters of a loss learnt from trusted photos do as well as chosen ones, or better")
     print(f"\n| loss | {' | '.join(WAYS)} |\n|---|{'--:|' * len(WAYS)}")
     lines = []
     for name, params in CASES:

@@ -1,11 +1,11 @@
-"""Claim: a long tail of classes is recognised better by a classifier that is balanced after training.
+"""Claim: a classifier that is balanced after training recognises a long tail of classes better.
 
     python benchmarks/long_tail.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors --truth grocery/manifest.parquet
 
 --data is a folder with a manifest (Parquet: path, label, split) and its photos. They go through a frozen MobileNetV2 once (128 px,
 and mirrored; kept in --cache), then heads are trained on the features: AdamW 1e-3, weight decay 1e-2, batches of 256, cosine to 0,
-25 epochs, cross-entropy, one view at test. What is chosen is chosen on the validation split; nothing is chosen on the test split.
-Each row of the table changes one thing. --truth trains on the true labels of another manifest instead of the given ones.
+25 epochs, cross-entropy, one view at test. All choices are made on the validation split, none on the test split. Each row of
+the table changes one thing. --truth trains on the true labels of another manifest instead of the given ones.
 
 Without --data: 30 drawn clusters, 100 to 2 points a class, 20 % of them labelled as their neighbour; under a minute.
 """
@@ -36,7 +36,7 @@ from models.recipe.config import Balance, Proof, Train
 from models.training.classifiers import prior_bias, tau_normalise
 from models.training.decoupling import Embedded, best_scored, choose_classifier
 
-CLAIM = "a long tail is recognised better by a classifier that is balanced after training"
+CLAIM = "a classifier that is balanced after training recognises a long tail better"
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
 COLUMNS = ("top1", "mean_class", "head", "middle", "tail")
 PLAIN = "as they lie"
@@ -71,7 +71,7 @@ BALANCINGS: dict[str, Balance] = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     args = parser().parse_args(words)
     torch.set_num_threads(1)
     header(CLAIM)
@@ -90,18 +90,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifest and photos; without: drawn clusters")
     made.add_argument("--manifest", default="longtail50-fine30")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--truth", type=Path, help="manifest with true labels, to train on these")
     made.add_argument("--cache", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "features")
-    made.add_argument("--seeds", nargs="+", type=int, help="of weights and order")
+    made.add_argument("--seeds", nargs="+", type=int, help="seeds of weights and order")
     return made
 
 
 def measure(photos: FeatureSet, seeds: Sequence[int]) -> dict[str, list[Accuracy]]:
-    """Of each way, one accuracy a seed on the test split."""
+    """Accuracies on the test split by method, one per seed."""
     found: dict[str, list[Accuracy]] = {}
     for seed in seeds:
         score, errors = out_of_sample(photos, settings=TRAIN, seed=seed)
@@ -119,7 +122,7 @@ def measure(photos: FeatureSet, seeds: Sequence[int]) -> dict[str, list[Accuracy
 def balanced(
     photos: FeatureSet, head: Head, score: NDArray[np.float32], *, seed: int
 ) -> Iterator[tuple[str, Accuracy]]:
-    """The same head with its classifier balanced in each way."""
+    """Accuracies of the same head with its classifier balanced by each method."""
     parts = {split: embedded(head, photos, split) for split in ("train", "val", "test")}
     rows, weight, counts = photos.rows("train"), head.classifier.weight.detach(), photos.counts
     known, validation = (
@@ -139,13 +142,13 @@ def balanced(
 
 
 def judged(photos: FeatureSet, embedding: Tensor, rows: Tensor, bias: Tensor | None = None) -> Accuracy:
-    """On the test split."""
+    """Accuracy on the test split."""
     ranked = functional.linear(embedding, rows.detach(), bias).topk(min(5, photos.num_classes)).indices.numpy()
     return accuracy(ranked, photos.target[photos.rows("test")], train_counts=photos.counts)
 
 
 def report(photos: FeatureSet, found: dict[str, list[Accuracy]]) -> None:
-    """The table in %, mean and standard deviation over the seeds, and what is claimed."""
+    """Prints the table in %, mean and standard deviation over the seeds, and the figure of the claim."""
     counts, seeds = photos.counts, len(found[PLAIN])
     judging = f"{len(photos.rows('val'))} validation, {len(photos.rows('test'))} test"
     print(f"\n{photos.name}: {counts.sum()} training samples, {counts.max()} to {counts.min()} a class, "

@@ -1,8 +1,8 @@
 """Claim: a robust loss costs less than cross-entropy, in time and in memory, at any number of classes.
 
-For every stateless loss and C in 1,000, 10,000 and 50,030: forward + backward of 256 rows, in time and in peak memory beyond
+For every stateless loss and C in 1,000, 10,000 and 50,030: forward and backward of 256 rows, in time and in peak memory beyond
 the logits, as ratios to F.cross_entropy in the same run (one CPU thread; on a GPU also in bfloat16). Then classifier and loss
-in pieces, 1,024 rows of 512 numbers at C = 50,030. `--names` and `--classes` take less.
+in pieces, 1,024 rows of 512 numbers at C = 50,030. `--names` and `--classes` restrict the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ BATCH = 256
 CLASSES = (1_000, 10_000, 50_030)
 REPEATS = {1_000: 60, 10_000: 15, 50_030: 7}
 HELD = "cpu float32, C = 50,030"  # where the targets hold
-TARGETS: dict[str, tuple[float, float | None]] = {  # at most so much of cross-entropy's time, so many buffers of N x C
+TARGETS: dict[
+    str, tuple[float, float | None]
+] = {  # upper bounds: share of cross-entropy's time, number of buffers of N x C
     "p_y alone": (0.6, 1.2),
     "NCE and NCE + X": (0.9, 1.2),
     "sparse regularisation": (3.0, 3.2),
@@ -47,7 +49,7 @@ class Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="*", default=names(), help="losses to measure")
     parser.add_argument("--classes", nargs="*", type=int, default=CLASSES)
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def names() -> list[str]:
-    """The losses without state."""
+    """Names of the losses without state."""
     return [name for name in LOSSES.components if not _needs_more(name)]
 
 
@@ -75,7 +77,7 @@ def _needs_more(name: str) -> bool:
 
 
 def compare(chosen: Sequence[str], num_classes: int, *, device: str, dtype: torch.dtype) -> None:
-    """Every loss beside cross-entropy; rounds are interleaved, so that a slow moment hits all alike."""
+    """Measures every loss beside cross-entropy; rounds are interleaved, so that a slow moment hits all of them equally."""
     draw = torch.Generator().manual_seed(0)
     logits = (2 * torch.randn(BATCH, num_classes, generator=draw)).to(device, dtype)
     target = torch.randint(num_classes, (BATCH,), generator=draw).to(device)
@@ -95,7 +97,7 @@ def _apply(loss: Loss, target: Tensor, logits: Tensor) -> Tensor:
 
 
 def report(costs: dict[str, Cost], *, size: int, where: str) -> None:
-    """One line per loss, then one figure for the dearest loss of each family."""
+    """Prints one line per loss, then one figure for the most expensive loss of each family."""
     reference = costs["F.cross_entropy"]
     print(f"\n| {where} | ms | time / F.cross_entropy | buffers of N x C |\n|---|--:|--:|--:|")
     dearest: dict[str, tuple[float, float]] = {}
@@ -114,7 +116,7 @@ def report(costs: dict[str, Cost], *, size: int, where: str) -> None:
 
 
 def family(name: str) -> str:
-    """The family whose target a loss has to meet; the others have none."""
+    """Family whose target a loss has to meet; the others have none."""
     loss = build_loss(name, num_classes=10)
     if name.endswith("+sr"):
         return "sparse regularisation"
@@ -131,7 +133,7 @@ def measure(steps: dict[str, Step], logits: Tensor, *, repeats: int) -> dict[str
     for turn in range(repeats + 1):
         for name, step in steps.items():
             taken = once(step, logits)
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 seconds[name].append(taken)
     return {name: Cost(statistics.median(seconds[name]), peak(step, logits)) for name, step in steps.items()}
 
@@ -177,7 +179,7 @@ def peak_of(action: Callable[[], object], *, cuda: bool = False) -> int:
 
 
 def chunked(batch: int = 1_024, num_classes: int = 50_030, width: int = 512, rows: int = 128) -> None:
-    """Classifier and loss in pieces of rows, beside the usual way."""
+    """Figures of classifier and loss in pieces of rows, beside the usual way."""
     draw = torch.Generator().manual_seed(0)
     weight = (0.05 * torch.randn(num_classes, width, generator=draw)).requires_grad_()
     embedding = torch.randn(batch, width, generator=draw).requires_grad_()

@@ -2,9 +2,9 @@
 
 Synthetic clusters: C centres in 64 dimensions, few photos each, 40 % of the labels moved to another class at random. A head as
 in models.networks (linear, batch norm, bias-free classifier) is trained with each loss and each option, with SGD at a rate that
-suits cross-entropy and with AdamW, and asked about clean test points in the last epoch.
+suits cross-entropy and with AdamW, and tested on clean points in the last epoch.
 
-`--classes 100 1000` takes the whole grid, about half an hour on one core; without arguments C = 1,000 and fewer losses.
+`--classes 100 1000` runs the whole grid, about half an hour on one core; without arguments C = 1,000 and fewer losses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Task:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", nargs="*", type=int, default=None)
     parser.add_argument("--methods", nargs="*", default=None, help="name or name:key=value,...")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimisers", nargs="*", default=["sgd", "adamw"], choices=["sgd", "adamw"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, help="JSON lines; what stands there is not run again")
+    parser.add_argument("--out", type=Path, help="JSON lines of results; runs found there are not repeated")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     header("at 1,000 classes and more, options of the loss decide whether a bounded loss learns")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def options(num_classes: int = 2, epochs: int = EPOCHS) -> dict[str, dict[str, Any]]:
-    """The options of every loss that are compared."""
+    """Options of every loss that are compared."""
     warm = max(round(0.15 * epochs), 1)
     return {
         "none": {},
@@ -90,7 +90,7 @@ def table(
     num_classes: int, optimiser: str, methods: Sequence[str], chosen: Sequence[str], seeds: Sequence[int], epochs: int,
     done: dict[str, float], out: Path | None,
 ) -> None:  # fmt: skip
-    """One row per loss, one column per option; then a figure for the best."""
+    """Prints one row per loss, one column per option; then a figure for the best."""
     print(f"\n| C = {num_classes:,}, {optimiser} | {' | '.join(chosen)} |\n|---|{'--:|' * len(chosen)}", flush=True)
     best: tuple[float, str] = (-1.0, "")
     plain: dict[str, float] = {}
@@ -111,7 +111,7 @@ def table(
 
 
 def applies(method: str, option: str) -> bool:
-    """Cross-entropy has nothing to match or to warm up; the bi-tempered loss is not matched by batch."""
+    """True if an option applies: cross-entropy has nothing to match or warm up, the bi-tempered loss is not matched by batch."""
     if method == "ce":
         return option in ("none", "logit bias")
     return not (method == "bi_tempered" and option == "match batch")
@@ -121,7 +121,7 @@ def mean_accuracy(
     num_classes: int, optimiser: str, method: str, option: str, seeds: Sequence[int], epochs: int, done: dict[str, float],
     out: Path | None,
 ) -> float:  # fmt: skip
-    """Over the seeds; runs whose result is known are not repeated."""
+    """Mean over the seeds; runs whose result is known are not repeated."""
     found = []
     for seed in seeds:
         key = f"{num_classes} {optimiser} {method} {option} {seed} {epochs}"
@@ -145,7 +145,7 @@ def read(out: Path | None) -> dict[str, float]:
 
 
 def draw(num_classes: int, seed: int) -> Task:
-    """The same task for every method of a seed."""
+    """Task of a seed, the same for every method."""
     generator = torch.Generator().manual_seed(seed)
     centres = nn.functional.normalize(torch.randn(num_classes, WIDTH, generator=generator), dim=1)
     each = PHOTOS.get(num_classes, 10)
@@ -195,13 +195,13 @@ def run(task: Task, optimiser: str, method: str, option: str, seed: int, epochs:
 
 
 def spec(method: str) -> tuple[str, dict[str, float]]:
-    """name:key=value,key=value"""
+    """Text of a method: name:key=value,key=value."""
     name, _, rest = method.partition(":")
     return name, {key: float(value) for key, _, value in (item.partition("=") for item in rest.split(",") if item)}
 
 
 def make(optimiser: str, network: nn.Module) -> torch.optim.Optimizer:
-    """Rates that suit cross-entropy."""
+    """Optimiser, at rates that suit cross-entropy."""
     if optimiser == "sgd":
         return torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-4)
     return torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.05)

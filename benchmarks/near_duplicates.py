@@ -1,9 +1,9 @@
-"""How far photos that are one photo lie apart, and how far different ones: the threshold of near duplicates.
+"""Distances between different photos and between copies of one photo, from which the near-duplicate threshold follows.
 
 Different photos: all pairs between the splits of the Grocery Store photos (other visits to the shop), and all pairs of its
-packshots, which are the hardest: different products of one brand on white. One photo: a photo of the test split and itself in
-another encoding, size, crop or brightness. NEAR was set by the packshots' closest pair;
-the distances of test photos had been seen before.
+packshots, which are the hardest: different products of one brand on white. Copies: a photo of the test split and itself in
+another encoding, size, crop or brightness. NEAR was set by the packshots' closest pair; the distances of test photos had
+been seen before.
 
     python benchmarks/near_duplicates.py --data grocery
 """
@@ -27,10 +27,11 @@ from pixels import decode
 from pixels.fingerprint import BYTES, fingerprint
 
 CLAIM = "no different photos are taken for one, and no re-encoded or resized photo passes for another"
-EVERY = 5  # test photos of which views are made
+EVERY = 5  # test photos that are copied
 
 
 def main() -> None:
+    """Runs the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument(
         "--data", type=Path, help="folder with manifest.parquet (path, split) and iconic/; without: drawn products"
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def shop(folder: Path) -> list[Image.Image]:
-    """Figures of different photos; some test photos."""
+    """Prints the figures of different photos, and returns some test photos."""
     rows = pq.read_table(folder / "manifest.parquet", columns=["path", "split"]).to_pydict()
     fingerprints = np.stack([fingerprint(decode((folder / path).read_bytes())) for path in rows["path"]])
     split = np.array(rows["split"])
@@ -55,7 +56,7 @@ def shop(folder: Path) -> list[Image.Image]:
 
 
 def drawn() -> list[Image.Image]:
-    """Figures of drawn products, and the drawings."""
+    """Prints the figures of drawn products, and returns the drawings."""
     random = np.random.default_rng(0)
     photos = [draw(sku, random) for sku in assortment() for _ in range(5)]
     within("drawn products", photos)
@@ -63,19 +64,20 @@ def drawn() -> list[Image.Image]:
 
 
 def within(name: str, photos: list[Image.Image]) -> None:
+    """Prints figures of all pairs within one set of photos."""
     fingerprints = np.stack([fingerprint(photo) for photo in photos])
     apart(name, distances(fingerprints, fingerprints)[np.triu_indices(len(fingerprints), 1)])
 
 
 def apart(name: str, distance: NDArray[np.float32]) -> None:
-    """The closest pair of different photos, and how many pairs the threshold takes for one photo."""
+    """Prints the distance of the closest pair of different photos, and the number of pairs below the threshold."""
     false = int((distance <= NEAR).sum())
     figure(f"{name}: pairs taken for one photo, of {len(distance)}", false, target="== 0", met=false == 0,
            baseline=f"closest {distance.min():.1f}, threshold {NEAR:g}")  # fmt: skip
 
 
 def views(photos: list[Image.Image]) -> None:
-    """The share of photos that are known again in each view."""
+    """Prints the share of photos that are recognised as near-duplicates, for each kind of copy."""
     made = {
         "JPEG quality 50": lambda photo: encoded(photo, 50),
         "JPEG quality 20": lambda photo: encoded(photo, 20),
@@ -106,12 +108,14 @@ def distances(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.
 
 
 def encoded(photo: Image.Image, quality: int) -> Image.Image:
+    """A photo after encoding as JPEG and decoding."""
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=quality)
     return decode(buffer.getvalue())
 
 
 def cropped(photo: Image.Image, share: float) -> Image.Image:
+    """A photo without a share of its margin."""
     x, y = int(photo.width * share), int(photo.height * share)
     return photo.crop((x, y, photo.width - x, photo.height - y))
 

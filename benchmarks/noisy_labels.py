@@ -1,4 +1,4 @@
-"""Accuracy under wrong labels: any methods, any noise, beside the published figures.
+"""Accuracy under wrong labels: any method, any noise, beside the published figures.
 
     python benchmarks/noisy_labels.py --data CIFAR --methods ce gce nce+agce 'nce+mae:alpha=1,beta=1' \\
         --noise symmetric:0.4 human:worst --seeds 0 1 2 --protocol small
@@ -12,8 +12,8 @@ Protocols, in benchmarks/noisy/protocol.py:
     features    a head on frozen MobileNetV2 features (--weights), computed once beside --out: half a minute a run
     full        the sources' own, for a GPU; --parallel runs share the card. Not yet measured on one.
 
-Each finished run is a line of --out, and a run that stands there is not done again: a killed command, started again, goes on.
-Cross-entropy is always among the methods, as the baseline.
+Each finished run is a line of --out, and is not repeated: a killed command that is started again continues. Cross-entropy is
+always among the methods, as the baseline.
 """
 
 from __future__ import annotations
@@ -40,15 +40,13 @@ from models.errors import ConfigError, ModelError
 from models.losses import build_loss
 from models.networks.network import best_device
 
-CLAIM = "trained on wrong labels, the robust losses answer right more often than cross-entropy"
+CLAIM = "trained on wrong labels, robust losses give more correct answers than cross-entropy"
 OUT = Path(__file__).resolve().parents[1] / "build" / "noisy_labels.jsonl"
-NO_DATA = (
-    "no --data: on drawn shapes, which nobody has published figures of; --data DIR takes CIFAR-10 or Fashion-MNIST"
-)
+NO_DATA = "no --data: running on drawn shapes, without published figures; --data DIR takes CIFAR-10 or Fashion-MNIST"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where the command or the data is refused."""
+    """Runs the command line; exit code 0, or 2 if the command or the data is refused."""
     args = parser().parse_args(words)
     header(CLAIM)
     try:
@@ -62,28 +60,29 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder of CIFAR-10 or Fashion-MNIST; without: drawn shapes")
     made.add_argument("--methods", nargs="+", default=["ce", "gce", "agce"], metavar="NAME[:KEY=VALUE,...]",
                       help="losses with their parameters; lr, weight_decay and l1 are of the training")  # fmt: skip
     made.add_argument("--noise", nargs="+", default=["symmetric:0.4"], help=KINDS)
     made.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], help="of weights and order; the noise is always the same"
+        "--seeds", nargs="+", type=int, default=[0], help="seeds of weights and order; the noise is always the same"
     )
     made.add_argument("--protocol", choices=PROTOCOLS, default="small")
     made.add_argument("--weights", type=Path, help="MobileNetV2 weights for the protocol features")
     made.add_argument("--parallel", type=int, default=1, metavar="K", help="runs at a time, each in its own process")
-    made.add_argument("--epochs", type=int, help="instead of the protocol's: another protocol, for trying out")
+    made.add_argument("--epochs", type=int, help="epochs instead of the protocol's, for trying out")
     made.add_argument("--photos", type=int, help="training photos, instead of the protocol's; 0: all")
     made.add_argument("--out", type=Path, help=f"JSON lines of finished runs; with --data {OUT.parent.name}/{OUT.name}")
     return made
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Do what is not done yet, then print table and figures.
+    """Performs the runs that are not done yet, then prints table and figures.
 
     Raises:
-        ModelError: what was asked for cannot be done; before anything is trained.
+        ModelError: a run cannot be done; raised before anything is trained.
     """
     whole = read_photo_set(args.data) if args.data else drawn_set()
     protocol = chosen_protocol(args)
@@ -107,7 +106,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def chosen_protocol(args: argparse.Namespace) -> Protocol:
-    """With the changes that the command line makes to it."""
+    """Protocol with the changes that the command line makes to it."""
     protocol = PROTOCOLS[args.protocol]
     for key, value, least in (("epochs", args.epochs, 1), ("num_train", args.photos, 0)):
         if value is not None:
@@ -120,14 +119,14 @@ def chosen_protocol(args: argparse.Namespace) -> Protocol:
         return protocol
     if not (args.weights and args.weights.is_file()):
         raise ConfigError(
-            f"--weights: the protocol features needs a file of MobileNetV2 (timm's mobilenetv2_100), and {args.weights} is none; "
+            f"--weights: {args.weights} is not a file; the protocol features needs weights of timm's mobilenetv2_100; "
             "give one, or take --protocol small"
         )
     return replace(protocol, weights=hashlib.sha256(args.weights.read_bytes()).hexdigest())
 
 
 def planned(args: argparse.Namespace, protocol: Protocol, photos: PhotoSet) -> list[Run]:
-    """Every method under every noise with every seed; cross-entropy first. Each is tried out as far as that is quick."""
+    """Runs of every method under every noise with every seed; cross-entropy first. Each is tried out as far as that is quick."""
     methods = [parse_method(text) for text in args.methods]
     if not any(method == Method("ce") for method in methods):
         methods.insert(0, Method("ce"))
@@ -144,7 +143,7 @@ def planned(args: argparse.Namespace, protocol: Protocol, photos: PhotoSet) -> l
 
 
 def material(args: argparse.Namespace, protocol: Protocol, photos: PhotoSet, *, cache: Path) -> Material:
-    """The photos, or their features."""
+    """Photos, or their features."""
     if protocol.network != "head":
         return Material(photos, photos.photos, photos.test_photos)
     train, test = (
@@ -162,7 +161,7 @@ def progress(run: Run, result: Result, *, number: int, of: int) -> str:
 
 
 def report(made: Sequence[Cell], protocol: Protocol, photos: PhotoSet, *, seeds: int) -> None:
-    """The table, then a figure for each of its cells."""
+    """Prints the table, then a figure for each of its cells."""
     print(f"\n{table(made, protocol, seeds=seeds)}\n", flush=True)
     baseline = {str(cell.noise): cell.mean for cell in made if cell.method == Method("ce")}
     for cell in made:
@@ -173,18 +172,18 @@ def report(made: Sequence[Cell], protocol: Protocol, photos: PhotoSet, *, seeds:
 
 
 def judged(cell: Cell, protocol: Protocol, *, ce: float, chance: float) -> tuple[float | str, bool]:
-    """Target of a cell and whether it is met.
+    """Target of a cell, and True if it is met.
 
-    The published figure within its deviation where the protocol is its own; otherwise more than cross-entropy, which itself
-    has to beat chance.
+    The target is the published figure within its deviation if the protocol is the sources' own; otherwise more than
+    cross-entropy, which itself has to beat chance.
     """
     if protocol.is_full and cell.published:
         least = cell.published.mean - (0.0 if math.isnan(cell.published.deviation) else cell.published.deviation)
         return cell.published.mean, cell.mean >= least
     if cell.method == Method("ce"):
         return f"> {chance:.2f} (chance)", cell.mean > chance
-    told = f"; published in full {cell.published.mean:.2f}" if cell.published else ""
-    return f"> {ce:.2f} (ce){told}", cell.mean > ce
+    in_full = f"; published in full {cell.published.mean:.2f}" if cell.published else ""
+    return f"> {ce:.2f} (ce){in_full}", cell.mean > ce
 
 
 if __name__ == "__main__":

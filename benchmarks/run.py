@@ -1,4 +1,4 @@
-"""Run benchmarks and write docs/figures/benchmarks.md from what they print: `make bench`, or `python benchmarks/run.py NAME...`.
+"""Runs benchmarks and writes docs/figures/benchmarks.md from their output: `make bench`, or `python benchmarks/run.py NAME...`.
 
 Sections of benchmarks that were not run stay as they are, each with the hardware and versions that it names.
 """
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from figure import item
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 CONVENTIONS = ("figure.py", "run.py")
-TOLD = "told"  # the target of a figure that none was set for
+TOLD = "told"  # target of a figure without one
 PREAMBLE = """# Benchmarks
 
-Written by `make bench`. Each file of `benchmarks/` runs alone too.
+Written by `make bench`. Each file of `benchmarks/` also runs alone.
 Figures hold for the hardware and versions named with them.
 """
 TABLE = ("| figure | value | target | met | baseline |", "|---|--:|--:|---|--:|")
@@ -29,7 +31,7 @@ TABLE = ("| figure | value | target | met | baseline |", "|---|--:|--:|---|--:|"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one benchmark printed, and its exit status."""
+    """Output of one benchmark, and its exit status."""
 
     name: str
     lines: tuple[str, ...]
@@ -37,20 +39,20 @@ class Outcome:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """The JSON lines."""
+        """The figures: lines of JSON."""
         return [json.loads(line) for line in self.lines if line.startswith('{"figure":')]
 
     @property
     def failure(self) -> str:
-        """Why there is no result; "" when there is one."""
+        """Reason why there is no result; "" if there is one."""
         if self.status:
             return f"ended with status {self.status}: {self.lines[-1] if self.lines else 'without a word'}"
         return "" if self.figures else "printed no figure"
 
     def section(self) -> str:
-        """Its part of the page."""
+        """Section of the page."""
         facts = [line for line in self.lines if line.startswith(("claim: ", "hardware: ", "versions: "))]
-        text = [f"## {self.name}", "", *(f"- {fact}" for fact in facts), ""]
+        text = [f"## {self.name}", "", *map(item, facts), ""]
         if self.failure:
             text += [f"**No result**: {self.failure}", ""]
         if self.figures:
@@ -61,10 +63,10 @@ class Outcome:
 def main(
     names: Sequence[str] = (), folder: Path = FOLDER, page: Path = ROOT / "docs" / "figures" / "benchmarks.md"
 ) -> int:
-    """Run the named benchmarks of `folder`, or all, and write their sections of `page`; 1 if any gave no result, else 0."""
+    """Runs the named benchmarks of `folder`, or all, and writes their sections of `page`; 1 if any gave no result, else 0."""
     there = {path.stem: path for path in sorted(folder.glob("*.py")) if path.name not in CONVENTIONS}
     if unknown := sorted(set(names) - set(there)):
-        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(there)}")
+        print(f"no benchmark {', '.join(unknown)}; known are: {', '.join(there)}")
         return 2
     sections, failed = read_sections(page), 0
     for name in names or there:
@@ -85,7 +87,7 @@ def read_sections(page: Path) -> dict[str, str]:
 
 
 def run(path: Path) -> Outcome:
-    """One benchmark; its output is shown as it comes."""
+    """Runs one benchmark and shows its output as it comes."""
     print(f"== {path.name}", flush=True)
     paths = os.pathsep.join([str(ROOT), str(FOLDER)])
     command = [sys.executable, "-u", str(path)]

@@ -23,7 +23,7 @@ from tritonclient import grpc
 from models.export.graph import DeployGraph
 from serving.wire import connect
 
-CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and leaves the ensemble and torch behind"
+CLAIM = "one fused graph behind Triton is as fast as bare ONNX Runtime, and faster than the ensemble and torch"
 CLIENTS = 4
 PLAIN, TUNED = ENSEMBLES = ("ensemble", "tuned_ensemble")
 TARGETS = (
@@ -35,6 +35,7 @@ TOLD = (("fused_over_tuned_triton_ensemble", TUNED), ("fused_over_torch_eager_cr
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -58,14 +59,14 @@ def main() -> None:
 
 
 def load(ours: Served, models: dict) -> None:
-    """Makes the server take the ensemble too; its members first."""
+    """Makes the server load the ensemble too; its members first."""
     with connect(ours.access) as client:
         for name in models:
             client.load_model(name)
 
 
 def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
-    """That all three say the same, so that their speeds compare."""
+    """Checks that all three give the same answers, so that their speeds compare."""
     tensor = grpc.InferInput("image", [1, *photos.shape[1:]], "UINT8").set_data_from_numpy(photos[:1])
     with connect(ours.access) as client:
         fused, *split = (client.infer(name, [tensor]).as_numpy("probs") for name in ("products", *ENSEMBLES))
@@ -75,18 +76,18 @@ def check(ours: Served, made: DeployGraph, photos: np.ndarray) -> None:
 
 
 def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *, seconds: float, rounds: int) -> None:
-    """All six, in turn."""
+    """Ratios of all six, measured in turn."""
     bare = sessions.open_sessions(graph)
     asked = {name: [message(photo[None], model=name, outputs=("ids", "probs")) for photo in photos]
              for name in ("products", *ENSEMBLES)}  # fmt: skip
     ratios: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         limit = sessions.images_per_second(bare, photos[:1], seconds=seconds)
-        fused, cpu = told(ours, asked["products"], seconds=seconds)
+        fused, cpu = under_load(ours, asked["products"], seconds=seconds)
         print(f"round {number}: limit {limit:.2f}/s; fused, {cpu:.0f} ms of CPU an image: {fused}", flush=True)
         ratios["limit"].append(fused.per_second / limit)
         for name in ENSEMBLES:
-            split, split_cpu = told(ours, asked[name], seconds=seconds)
+            split, split_cpu = under_load(ours, asked[name], seconds=seconds)
             print(f"{name}, {split_cpu:.0f} ms: {split}", flush=True)
             ratios[name].append(fused.per_second / split.per_second)
             ratios[f"{name} CPU"].append(cpu / split_cpu)
@@ -104,8 +105,8 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
         figure(name, middle[key], target="told", met=True, baseline=1.0)
 
 
-def told(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
-    """What clients got, and the server's milliseconds of processor an image."""
+def under_load(ours: Served, messages: list[bytes], *, seconds: float) -> tuple[Outcome, float]:
+    """Results of the clients, and the server's milliseconds of processor time per image."""
     before = ours.cpu_seconds()
     outcome = closed_loop(ours.access, messages, clients=CLIENTS, seconds=seconds)
     return outcome, 1000 * (ours.cpu_seconds() - before) / max(1, len(outcome.latencies))

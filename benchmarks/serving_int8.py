@@ -2,13 +2,12 @@
 
     python benchmarks/serving_int8.py --data grocery --weights mobilenetv2_100_qat.safetensors
 
-A head is trained on the features of a frozen MobileNetV2 (160 px, and mirrored), and exported; the int8 graph is made of that
-file and calibrated on 128 training photos. Top-1 is that of the test photos; how int8 is made was chosen with figures of this set
-in view (docs/inside/log.md). Speed: both graphs asked in turns in one run, one thread each, median of --rounds in that thread's CPU
-time; for a lone photo and for a batch of eight.
---profile tells where the time goes.
+A head is trained on the features of a frozen MobileNetV2 (160 px, and mirrored), and exported; the int8 graph is made from that
+file and calibrated on 128 training photos. Top-1 is measured on the test photos; the method for int8 was chosen with figures of
+this set in view (docs/inside/log.md). Speed: both graphs are asked in turn in one run, one thread each; the figure is the median
+of --rounds in that thread's CPU time, for a single photo and for a batch of eight. --profile prints where the time goes.
 
-Without --data: drawn photos and a small network from random weights, in seconds; no targets.
+Without --data: drawn photos and a small network with random weights, in seconds; no targets.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ SPEEDUP, FALL = 1.8, 0.5  # times, points
 
 @dataclass(frozen=True)
 class Shelf:
-    """Photos (N, S, S, 3) uint8 with their classes and splits, and the network that looks at them."""
+    """Photos (N, S, S, 3) uint8 with their classes and splits, and the network."""
 
     photos: NDArray[np.uint8]
     target: NDArray[np.int64]
@@ -57,11 +56,12 @@ class Shelf:
     has_target: bool = True
 
     def of(self, split: str) -> NDArray[np.uint8]:
+        """Photos of a split."""
         return self.photos[self.split == split]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     args = parser().parse_args(words)
     torch.set_num_threads(1)
     header(f"int8 answers {SPEEDUP} times as fast as float32 on a CPU, within {FALL} points of top-1")
@@ -79,12 +79,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifest.parquet and photos; without: drawn photos")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--crops", type=int, nargs="+", default=[1], help="views of a photo: 1, 2, 5 or 10")
-    made.add_argument("--rounds", type=int, default=30, help="of timing")
-    made.add_argument("--profile", action="store_true", help="print the share of each operator")
+    made.add_argument("--rounds", type=int, default=30, help="rounds of timing")
+    made.add_argument("--profile", action="store_true", help="print the time of each operator")
     return made
 
 
@@ -107,7 +110,7 @@ def compare(shelf: Shelf, trained: Trained, folder: Path, *, crops: int, args: a
 
 
 def accuracies(shelf: Shelf, exact: Path, small: Path, views: str) -> None:
-    """On validation photos, by which a variant is offered, and on test photos."""
+    """Accuracies on validation photos, by which a variant is offered, and on test photos."""
     for split in ("val", "test"):
         target = shelf.target[shelf.split == split]
         before, after = (best(path, shelf.of(split)) for path in (exact, small))
@@ -121,7 +124,7 @@ def accuracies(shelf: Shelf, exact: Path, small: Path, views: str) -> None:
 
 
 def claim(shelf: Shelf, name: str, value: float, target: float, baseline: float) -> None:
-    """A figure; drawn photos have no target."""
+    """Prints a figure; drawn photos have no target."""
     bound, met = (f">= {target:g}", value >= target) if shelf.has_target else ("", True)
     figure(name, round(value, 2), target=bound, met=met, baseline=baseline)
 
@@ -134,7 +137,7 @@ def best(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def profile(exact: Path, small: Path, photos: NDArray[np.uint8], folder: Path) -> None:
-    """Milliseconds per photo of each operator, by ONNX Runtime's own profile."""
+    """Prints milliseconds per photo of each operator, by ONNX Runtime's own profile."""
     for path in (exact, small):
         options = _options()
         options.enable_profiling, options.profile_file_prefix = True, str(folder / path.stem)
@@ -148,8 +151,8 @@ def profile(exact: Path, small: Path, photos: NDArray[np.uint8], folder: Path) -
             if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
                 spent[event["args"]["op_name"]] += event["dur"] / 1000 / rounds / len(photos)
         total = sum(spent.values())
-        told = ", ".join(f"{name} {ms:.3f} ({ms / total:.0%})" for name, ms in spent.most_common(7))
-        print(f"profile of {path.stem}, ms per photo: {total:.3f}; {told}")
+        shares = ", ".join(f"{name} {ms:.3f} ({ms / total:.0%})" for name, ms in spent.most_common(7))
+        print(f"profile of {path.stem}, ms per photo: {total:.3f}; {shares}")
 
 
 def _options() -> onnxruntime.SessionOptions:
@@ -159,7 +162,7 @@ def _options() -> onnxruntime.SessionOptions:
 
 
 def train_head(shelf: Shelf) -> Trained:
-    """AdamW 1e-3 with a cosine to 0 on features of the training photos and their mirror images."""
+    """Head trained with AdamW 1e-3 and a cosine to 0 on features of the training photos and their mirror images."""
     torch.manual_seed(0)
     num_classes = int(shelf.target.max()) + 1
     network = build_network(shelf.member, num_classes=num_classes).eval()
@@ -171,8 +174,8 @@ def train_head(shelf: Shelf) -> Trained:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * steps)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(target))[: steps * BATCH].chunk(steps):
-            look = torch.randint(0, 2, (len(rows),))
-            loss = functional.cross_entropy(head(views[look, rows]).logits, target[rows])
+            view = torch.randint(0, 2, (len(rows),))
+            loss = functional.cross_entropy(head(views[view, rows]).logits, target[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -182,7 +185,7 @@ def train_head(shelf: Shelf) -> Trained:
 
 @torch.inference_mode()
 def features(network: Network, photos: NDArray[np.uint8], *, mirrored: bool) -> Tensor:
-    """(N, d)."""
+    """Features (N, d)."""
     found = []
     for part in torch.from_numpy(photos).split(64):
         pixels_of = part.permute(0, 3, 1, 2).float() / 255
@@ -191,7 +194,7 @@ def features(network: Network, photos: NDArray[np.uint8], *, mirrored: bool) -> 
 
 
 def read_shelf(folder: Path, *, weights: Path) -> Shelf:
-    """The photos of folder/manifest.parquet with its columns path, label and split.
+    """Shelf with the photos of folder/manifest.parquet with its columns path, label and split.
 
     Raises:
         ManifestError: no such manifest.
@@ -208,7 +211,7 @@ def read_shelf(folder: Path, *, weights: Path) -> Shelf:
 
 
 def drawn_shelf(side: int = 32) -> Shelf:
-    """Squares of eight colours under noise, and a network from random weights."""
+    """Shelf of squares in eight colours under noise, and a network with random weights."""
     random = np.random.default_rng(0)
     target = np.tile(np.arange(8), 40)
     colours = random.integers(0, 256, (8, 1, 1, 3))

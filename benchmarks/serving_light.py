@@ -1,9 +1,9 @@
-"""A light model, where overhead is everything: single-photo requests of 16 clients.
+"""A light model, where overhead dominates: single-photo requests of 16 clients.
 
-One small network with one view. In each round the limit (a bare ONNX Runtime session for each core, batches of 8, no server, no
-clients; for comparison also photo by photo), our endpoint with an instance for each core and with one alone, and a FastAPI
-server with a process for each core are measured one after the other; a figure is the median of the rounds' ratios.
-`--seconds` of each measurement, `--rounds`.
+One small network with one view. Each round measures, one after the other: the limit (a bare ONNX Runtime session for each core,
+batches of 8, no server, no clients; for comparison also photo by photo), our endpoint with an instance for each core and with one
+alone, and a FastAPI server with a process for each core. A figure is the median of the rounds' ratios. `--seconds` of each
+measurement, `--rounds`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TARGETS = {"light_share_of_limit": 0.55, "light_over_fastapi": 1.7}
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> None:
-    """All of them, in turn."""
+    """Measures all of them, in turn."""
     bare, cores = sessions.open_sessions(graph), len(os.sched_getaffinity(0))
     messages, bodies = [message(photo[None]) for photo in photos], [photo.tobytes() for photo in photos]
     make = partial(served, graph, labels=networks.names(5000), golden=photos[:2])

@@ -1,8 +1,8 @@
-"""Memory over half an hour of mixed batch sizes: flat after the warm-up, or a night of traffic ends it.
+"""Memory during half an hour of mixed batch sizes: if it is not flat after the warm-up, a night of traffic ends the server.
 
 Batches of 1 to 8 photos in a random order go to the heavy graph from four clients. Every few seconds the memory of the server
-and its backends is added up (what processes share is counted once). The figure is how much the mean of the last fifth is above
-the mean of the first fifth after the warm-up. `--minutes`, `--warm-up` (minutes of them).
+and its backends is added up (shared memory is counted once). The figure is the excess of the mean of the last fifth over the
+mean of the first fifth after the warm-up. `--minutes`, `--warm-up` (minutes of them).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ BATCH = 8
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=5.0)
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def watch(ours: Served, messages: list[bytes], *, minutes: float) -> tuple[Outcome, list[tuple[float, float]]]:
-    """What became of the requests, and (seconds since the start, MB)."""
+    """Results of the requests, and (seconds since the start, MB)."""
     samples, began = [], time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(closed_loop, ours.access, messages, clients=CLIENTS, seconds=60 * minutes)

@@ -1,7 +1,7 @@
-"""Requests lost while versions change: clients ask without a pause through switches, rollbacks, broken versions and a full queue.
+"""Requests lost while versions change: clients ask without a pause during switches, rollbacks, broken versions and a full queue.
 
-The target is none of at least 20,000. Requests that are told at once that the queue is full are counted apart: that is the
-answer a client with no bounds of its own gets, and it may be asked again.
+The target is none of at least 20,000. Requests that are refused at once because the queue is full are counted apart: a client
+without bounds of its own gets that answer, and it may ask again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from serving.server.control import Endpoint
 
 CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that sends more than can be answered"
 CLIENTS = 8
-FLOOD = 3.0  # times what the server can answer
+FLOOD = 3.0  # times the rate that the server can answer
 BATCH = 8
-CONV = b"\x22\x04Conv"  # the operator of a node, as protobuf writes it
+CONV = b"\x22\x04Conv"  # operator of a node, as protobuf writes it
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=15.0, help="of asking in each part; parts go on until it is over"
+        "--seconds", type=float, default=15.0, help="seconds of asking in each part; a part goes on until it is done"
     )
-    parser.add_argument("--requests", type=int, default=20_000, help="to be sent at least while versions change")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests to send at least while versions change")
     args = parser.parse_args()
     header(CLAIM)
     photos = networks.photos(BATCH)
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: int) -> tuple[Outcome, Counter[str]]:
-    """Switch, roll back and try a broken version, again and again, while clients ask."""
+    """Switches, rolls back and tries a broken version, again and again, while clients ask."""
     changes: Counter[str] = Counter()
     broken = break_a_version(ours, photos)
     total = Outcome()
@@ -85,7 +86,7 @@ def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: i
 
 
 def during_a_flood(ours: Served, photos: np.ndarray, *, seconds: float) -> tuple[Outcome, Outcome]:
-    """One client sends more than can be answered; what became of it, and of the others."""
+    """Results of one client that sends more than can be answered, and of the others."""
     whole = [message(photos)]
     rate = closed_loop(ours.access, whole, clients=4, seconds=3).per_second
     with asking(ours, photos, seconds=seconds) as (answers, _):
@@ -95,7 +96,7 @@ def during_a_flood(ours: Served, photos: np.ndarray, *, seconds: float) -> tuple
 
 
 class asking:  # reads as a phrase
-    """Clients that ask for single photos; their outcome to come, and when they are over."""
+    """Starts clients that ask for single photos; yields their future results, and a way to end them."""
 
     def __init__(self, ours: Served, photos: np.ndarray, *, seconds: float) -> None:
         self.arguments = (ours.access, [message(photo[None]) for photo in photos])
@@ -112,7 +113,7 @@ class asking:  # reads as a phrase
 
 
 def break_a_version(ours: Served, photos: np.ndarray) -> int:
-    """A version whose graph is damaged while its lineage holds, so that only the server can find out."""
+    """Writes a version whose graph is damaged while its lineage holds, so that only the server can find out."""
     version = 3
     source = ours.repository.path(1)
     ours.repository.write(
@@ -123,7 +124,7 @@ def break_a_version(ours: Served, photos: np.ndarray) -> int:
     at = whole.rindex(CONV)
     (folder / "model.onnx").write_bytes(
         whole[:at] + CONV[:-1] + b"e" + whole[at + len(CONV) :]
-    )  # reads well, is unknown
+    )  # a readable name of an unknown operator
     lineage = json.loads((folder / "lineage.json").read_bytes())
     lineage["files"] = {name: sha256(folder / name) for name in lineage["files"]}
     (folder / "lineage.json").write_text(json.dumps(lineage))

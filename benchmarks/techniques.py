@@ -1,10 +1,11 @@
-"""Claim: what techniques of training are worth under wrong labels, each with the setting that validation photos choose.
+"""Claim: a training technique, with the setting that validation photos choose, pays under wrong labels.
 
     python benchmarks/techniques.py --data grocery-noisy --manifest fine30 --weights mobilenetv2_100_qat.safetensors
 
 Heads are trained on features of a frozen MobileNetV2 as in long_tail.py, whose data and options these are: AdamW 1e-3, weight
-decay 1e-2, batches of 256, cosine to 0, 25 epochs, one view at test. A technique has several settings; the one whose mean over the
-seeds on the validation split is largest is reported on the test split, by mean-class accuracy. Nothing is chosen on the test split.
+decay 1e-2, batches of 256, cosine to 0, 25 epochs, one view at test. A technique has several settings; the one with the largest
+mean over the seeds on the validation split is reported on the test split, by mean-class accuracy. Nothing is chosen on the
+test split.
 
 Without --data: the drawn clusters of long_tail.py.
 """
@@ -28,7 +29,7 @@ from models.evaluation.accuracy import accuracy
 from models.recipe.config import Recipe, from_dict
 from models.recipe.tables import set_key
 
-CLAIM = "a technique of training with its setting chosen on validation photos costs no accuracy under wrong labels"
+CLAIM = "a training technique with its setting chosen on validation photos costs no accuracy under wrong labels"
 TRAIN = {"epochs": 25, "batch_size": 256, "lr": 1e-3, "weight_decay": 1e-2, "warmup_epochs": 0, "backbone_lr_scale": 0}
 PLAIN = "plain"
 ARCFACE = "members.0.head=arcface"
@@ -48,15 +49,23 @@ TECHNIQUES: dict[str, list[str]] = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifest and photos; without: drawn clusters")
     made.add_argument("--manifest", default="fine30")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--cache", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "features")
-    made.add_argument("--loss", default="ce", help="label smoothing is of ce alone")
-    made.add_argument("--only", nargs="+", choices=list(TECHNIQUES), default=list(TECHNIQUES), help="beside plain")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and order")
+    made.add_argument("--loss", default="ce", help="label smoothing works with ce only")
+    made.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(TECHNIQUES),
+        default=list(TECHNIQUES),
+        help="techniques to measure beside plain",
+    )
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of weights and order")
     args = made.parse_args(words)
     torch.set_num_threads(1)
     header(CLAIM)
@@ -71,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def report(photos: FeatureSet, asked: dict[str, list[str]], *, loss: str, seeds: Sequence[int]) -> None:
-    """A row for each technique in %, mean and standard deviation over the seeds; then what is claimed."""
+    """Prints a row for each technique in %, mean and standard deviation over the seeds; then the figures."""
     print(f"\n{photos.name}, {loss}, mean-class accuracy in %, {len(seeds)} seeds\n")
     print("| technique | chosen | validation | test |\n|---|---|--:|--:|")
     found = {}
@@ -91,7 +100,7 @@ def report(photos: FeatureSet, asked: dict[str, list[str]], *, loss: str, seeds:
 
 
 def recipe(loss: str, setting: str) -> Recipe:
-    """With keys set as by --set, apart by spaces."""
+    """Recipe with keys set as by --set, separated by spaces."""
     tables = {"name": "techniques", "members": [{}], "loss": {"name": loss}, "train": dict(TRAIN)}
     for override in setting.split():
         set_key(tables, override)

@@ -1,12 +1,13 @@
-"""Claim: a photo of no product of the assortment is told better than by the top probability, without photos of unknown products.
+"""Claim: photos of no product are detected better than by the top probability, without photos of unknown products.
 
     python benchmarks/unknown.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors
 
 Heads are trained on features of a frozen MobileNetV2 (128 px, and mirrored), as in components.py, without HELD_OUT of the classes.
-Known are the test photos of the others. Unknown are the test photos of the classes held out, which look much like the others, and
-the pictures that --products does not list (of outofset10: animals). Temperatures, scores and lines are what models.export.calibrate
-makes of the validation photos; no unknown photo and no test photo is asked there. `means` is the cosine to the nearest class
-mean, which would need a row for each class in the graph. Without --data: drawn clusters, in seconds; no targets.
+Known photos are the test photos of the other classes. Unknown photos are the test photos of the classes held out, which look
+much like the others, and the pictures that --products does not list (of outofset10: animals). Temperatures, scores and
+thresholds are what models.export.calibrate chooses on the validation photos; it sees no unknown photo and no test photo. `means` is
+the cosine to the nearest class mean, which would need a row for each class in the graph. Without --data: drawn clusters, in
+seconds; no targets.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from models.networks.network import Head
 from models.recipe.config import Balance
 
 HELD_OUT = 0.2  # share of the classes
-SHARE = 0.95  # of validation photos that are accepted
-FALSE = 0.05  # share of unknown photos that are accepted wrongly, at which accept rates are told
+SHARE = 0.95  # share of validation photos that are accepted
+FALSE = 0.05  # share of unknown photos accepted wrongly, at which accept rates are reported
 AS_IS, MEANS = "probability, temperature 1", "means"
 HEADS = {"cross-entropy": Balance(method="none"), "blended with class means": Balance(method="blend")}
 STRANGERS = ("held-out classes", "other pictures")
@@ -57,10 +58,10 @@ class Stall:
 
 @dataclass(frozen=True)
 class Asked:
-    """What one head says of known photos and of both kinds of unknown, in that order.
+    """Answers of one head to known photos and to both kinds of unknown photos, in that order.
 
     scores: by name, three arrays. pseudo: AUROC of each on validation photos, from those without their class and in tiles.
-    accepted: shares of the three. chosen: the score of `known`. surprise: at the labels of test photos, before and after.
+    accepted: shares of the three. chosen: the score of `known`. nll: on the labels of test photos, before and after.
     """
 
     scores: dict[str, list[NDArray[np.float64]]]
@@ -72,10 +73,10 @@ class Asked:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where data or weights are refused."""
+    """Runs the command line; exit code 0, or 2 if data or weights are refused."""
     args = parser().parse_args(words)
     torch.set_num_threads(1)
-    header("a photo of no product is told better than by the top probability, without photos of unknown products")
+    header("photos of no product are detected better than by the top probability, without photos of unknown products")
     try:
         stall = drawn_stall() if args.data is None else read_stall(args)
     except (ManifestError, WeightsMismatch) as error:
@@ -97,18 +98,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder with manifests and photos; without: drawn clusters")
     made.add_argument("--manifest", default="outofset10", help="products and other pictures")
     made.add_argument("--products", default="sym40", help="a manifest of the products alone")
-    made.add_argument("--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="of mobilenetv2_100")
+    made.add_argument(
+        "--weights", type=Path, default=Path("mobilenetv2_100.safetensors"), help="weights of mobilenetv2_100"
+    )
     made.add_argument("--cache", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "features")
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of classes held out, weights and order")
     return made
 
 
 def read_stall(args: argparse.Namespace) -> Stall:
-    """Photos of --data through the frozen network.
+    """Stall with the photos of --data, seen through the frozen network.
 
     Raises:
         ManifestError: one of the two manifests does not exist.
@@ -128,13 +132,13 @@ def read_stall(args: argparse.Namespace) -> Stall:
 
 
 def rows_of(photos: FeatureSet, mask: NDArray[np.bool_]) -> FeatureSet:
-    """The samples of a mask, of the same classes."""
+    """Samples where a mask is true, with the same classes."""
     views = photos.views[:, torch.from_numpy(mask)]
     return dataclasses.replace(photos, views=views, target=photos.target[mask], split=photos.split[mask])
 
 
 def drawn_stall() -> Stall:
-    """Clusters; other pictures and tiles lie about the middle of all, as far out as the clusters do."""
+    """Stall of drawn clusters; other pictures and tiles lie about the middle of all, as far out as the clusters do."""
     photos, draw = drawn_set(imbalance=2, noise=0.0), torch.Generator().manual_seed(0)
     shape = (2, int((photos.split == "val").sum()), photos.views.shape[2])
     other, tiles = (torch.randn(shape, generator=draw) * photos.views.std() for _ in range(2))
@@ -142,7 +146,7 @@ def drawn_stall() -> Stall:
 
 
 def without_classes(stall: Stall, *, seed: int) -> tuple[Stall, NDArray[np.int64]]:
-    """The stall of a part of the classes; positions of the test photos of the others in its photos."""
+    """Stall with a part of the classes, and positions of the test photos of the other classes in its photos."""
     photos, draw = stall.photos, np.random.default_rng(seed)
     left = np.sort(draw.permutation(photos.num_classes)[int(HELD_OUT * photos.num_classes) :])
     known = np.isin(photos.target, left)
@@ -153,7 +157,7 @@ def without_classes(stall: Stall, *, seed: int) -> tuple[Stall, NDArray[np.int64
 
 
 def head(photos: FeatureSet, settings: Balance, *, seed: int) -> Head:
-    """Trained on the photos, its classifier made as the settings say."""
+    """Head trained on the photos, with a classifier made as the settings say."""
     lesson = Lesson(photos=photos, seed=seed)
     made = learn(lesson)
     if settings.method != "none":
@@ -163,7 +167,7 @@ def head(photos: FeatureSet, settings: Balance, *, seed: int) -> Head:
 
 @torch.inference_mode()
 def output(head: Head, views: Tensor, *, temperature: float = 1.0) -> list[MemberOutput]:
-    """Of an ensemble of one head."""
+    """Output of an ensemble of one head."""
     outputs = [head(view) for view in views]
     logits, embedding = (torch.stack(part) for part in zip(*outputs, strict=True))
     return [MemberOutput(logits / temperature, embedding)]
@@ -176,7 +180,7 @@ def scores(outputs: Sequence[MemberOutput]) -> NDArray[np.float64]:
 
 
 def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
-    """Calibrated on validation photos, then asked about test photos, held-out classes and other pictures."""
+    """Answers of a head calibrated on validation photos to test photos, held-out classes and other pictures."""
     photos = stall.photos
     val, test = (photos.views[:, photos.rows(split)] for split in ("val", "test"))
     labels, truth = (torch.from_numpy(photos.target[photos.rows(split)]) for split in ("val", "test"))
@@ -205,7 +209,7 @@ def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
 
 @torch.inference_mode()
 def to_means(head: Head, photos: FeatureSet, groups: Sequence[Tensor]) -> list[NDArray[np.float64]]:
-    """Cosines to the nearest class mean of the training photos, the mean of all taken off."""
+    """Cosines to the nearest class mean of the training photos, after subtracting the mean of all."""
     rows = photos.rows("train")
     embedding, target = head.embedding(photos.views[0, rows]), torch.from_numpy(photos.target[rows])
     centre = embedding.mean(0)
@@ -216,7 +220,7 @@ def to_means(head: Head, photos: FeatureSet, groups: Sequence[Tensor]) -> list[N
 
 
 def mixed(heads: Sequence[Head], photos: FeatureSet) -> list[tuple[float, float, float]]:
-    """The ensemble of both heads, at temperature 1, at one for both, at one each: surprise and top-1 on test photos; ratio."""
+    """NLL and top-1 on test photos of the ensemble of both heads, at temperature 1, at one for both, at one each; ratio."""
     weights = np.full(len(heads), 1 / len(heads))
     tables, outputs = {}, {}
     for split in ("val", "test"):
@@ -231,17 +235,17 @@ def mixed(heads: Sequence[Head], photos: FeatureSet) -> list[tuple[float, float,
         mean = torch.stack(
             [(each.logits / t).softmax(2).mean(0) for each, t in zip(outputs["test"], way, strict=True)]
         ).mean(0)
-        nll = -mean.gather(1, truth[:, None]).clamp_min(1e-12).log().mean()
-        found.append((float(nll), float((mean.argmax(1) == truth).float().mean()), max(way) / min(way)))
+        of_mean = -mean.gather(1, truth[:, None]).clamp_min(1e-12).log().mean()
+        found.append((float(of_mean), float((mean.argmax(1) == truth).float().mean()), max(way) / min(way)))
     return found
 
 
 def report(name: str, asked: Sequence[Asked]) -> None:
-    """The table in %, mean and standard deviation over the seeds."""
+    """Prints the table in %, mean and standard deviation over the seeds."""
     temperature = ", ".join(f"{each.temperature:.2f}" for each in asked)
     before, after = (statistics.mean(each.nll[i] for each in asked) for i in (0, 1))
-    alone = [max(each.pseudo.items(), key=lambda told: told[1][0])[0] for each in asked]
-    print(f"\n{name}: temperatures {temperature}; surprise at test labels {before:.3f} -> {after:.3f}; "
+    alone = [max(each.pseudo.items(), key=lambda item: item[1][0])[0] for each in asked]
+    print(f"\n{name}: temperatures {temperature}; NLL at test labels {before:.3f} -> {after:.3f}; "
           f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip
     columns = [f"{what}, {whom}" for whom in STRANGERS for what in ("AUROC", f"accepted at {FALSE:.0%} false")]
     print(
@@ -249,8 +253,8 @@ def report(name: str, asked: Sequence[Asked]) -> None:
     )
     for score in asked[0].scores:
         cells = [_cell(values) for values in zip(*(_figures(each, score) for each in asked), strict=True)]
-        told = [each.pseudo[score] for each in asked if score in each.pseudo]
-        stood = ", ".join(f"{100 * statistics.mean(kind):.1f}" for kind in zip(*told, strict=True))
+        separations = [each.pseudo[score] for each in asked if score in each.pseudo]
+        stood = ", ".join(f"{100 * statistics.mean(kind):.1f}" for kind in zip(*separations, strict=True))
         print(f"| {score} | {' | '.join(cells)} | {stood} |", flush=True)
     shares = [_cell(values) for values in zip(*(each.accepted for each in asked), strict=True)]
     print(
@@ -271,15 +275,15 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def report_mixed(tables: Sequence[Sequence[tuple[float, float, float]]]) -> None:
-    """Both heads as one ensemble."""
-    print("\n| both heads as one ensemble | surprise at test labels | top-1, % |\n|---|--:|--:|")
+    """Prints the table of both heads as one ensemble."""
+    print("\n| both heads as one ensemble | NLL at test labels | top-1, % |\n|---|--:|--:|")
     for number, name in enumerate(("temperature 1", "one for both", "one each")):
-        nll, top1 = ([table[number][i] for table in tables] for i in (0, 1))
-        print(f"| {name} | {statistics.mean(nll):.3f} | {_cell(top1)} |", flush=True)
+        found, top1 = ([table[number][i] for table in tables] for i in (0, 1))
+        print(f"| {name} | {statistics.mean(found):.3f} | {_cell(top1)} |", flush=True)
 
 
 def claim(name: str, asked: Sequence[Asked], *, has_target: bool) -> None:
-    """What `known` is made of against the top probability as it is."""
+    """Figures of `known` beside the top probability as it is."""
     for whom, column in ((whom, 2 * i) for i, whom in enumerate(STRANGERS)):
         for what, offset in (("AUROC", 0), (f"known accepted at {FALSE:.0%} false accepts", 1)):
             own, base = (100 * statistics.mean([*_figures(each, score or each.chosen)][column + offset] for each in asked)

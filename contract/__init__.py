@@ -1,7 +1,8 @@
 """Contract between an exported graph and the code that serves it. Uses the standard library only.
 
 A graph takes `image` UINT8 (B, size, size, 3) and returns the tensors of OUTPUTS. `models` writes such graphs and
-`serving` loads them. The Triton model for encoded photos carries a copy of this file.
+`serving` loads them. The Triton model for encoded photos carries a copy of this file. `CleanShelfError` is defined
+here because every other package imports this one, and it imports none of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ INPUT = "image"
 OUTPUTS = ("ids", "probs", "known", "embedding")
 PADDING = -1  # in `ids`: the graph has fewer than k classes, or rejects the photo
 ACCEPTED = 0.5  # threshold on `known`: at or above it, the photo counts as showing one of the products
+
+
+class CleanShelfError(Exception):
+    """Base of every error that CleanShelf raises on purpose.
+
+    Each is also a ValueError, which the user can fix (exit code 2), or a RuntimeError, which the environment caused
+    (exit code 3); only `GateRefused` is neither (exit code 4).
+    """
 
 
 def encoded_name(model: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves whole, or as they were."""
+"""Writes files so that a kill or a power cut leaves them complete or unchanged; hashes of files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a whole file and wait until it is on the disk."""
+    """Writes a file and waits until it is on the disk."""
     path.write_bytes(data)
     sync(path)
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Write a file so that a reader or a power cut sees it whole or as it was; a kill may leave a .part beside it."""
+    """Replaces a file; a reader or a power cut finds it complete or unchanged. A kill may leave a .part beside it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         write(temporary, data)
@@ -29,7 +30,7 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Waits until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,14 +39,20 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5(path: Path) -> str:
+    """MD5 of a file's bytes, in hex; DVC names its objects by it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside the path, fsynced and renamed to it in the end; on any error the former file stays."""
+    """Opens a file beside the path, fsynced and renamed to it at the end; on any error the former file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""Is everything here that CleanShelf needs? One line per part, with the way out where it is missing."""
+"""Checks that everything CleanShelf needs is there: one line per part, with the fix if something is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Check:
-    """One part: whether it is all right, and what was seen or is to be done."""
+    """The state of one part, with what was found or what to do."""
 
     part: str
     ok: bool
@@ -33,8 +33,9 @@ class Check:
 
 
 def examine(workspace: Workspace | None) -> list[Check]:
-    """Everything that can be checked without changing anything."""
-    return [*_machine(), *_packages(), _triton(), *_workspace(workspace)]
+    """All checks, of which none changes anything; the workspace is skipped if None."""
+    settings = Settings()
+    return [*_machine(), *_packages(settings), _triton(settings), *_workspace(workspace, settings)]
 
 
 def _machine() -> Iterator[Check]:
@@ -50,8 +51,8 @@ def _machine() -> Iterator[Check]:
     yield Check("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
 
 
-def _packages() -> Iterator[Check]:
-    wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if Settings().dask else {})
+def _packages(settings: Settings) -> Iterator[Check]:
+    wanted = dict.fromkeys(PARTS, "run `make setup`") | ({"prefect-dask": INSTALL_DASK} if settings.dask else {})
     for name, way_out in wanted.items():
         try:
             yield Check(name, True, importlib.metadata.version(name))
@@ -59,13 +60,13 @@ def _packages() -> Iterator[Check]:
             yield Check(name, False, f"not installed; {way_out}")
 
 
-def _triton() -> Check:
-    return _check("triton environment", lambda: f"python {inspect(Settings().triton_env).python}, fit for the server")
+def _triton(settings: Settings) -> Check:
+    return _check("triton environment", lambda: f"python {inspect(settings.triton_env).python}, complete")
 
 
-def _workspace(workspace: Workspace | None) -> Iterator[Check]:
+def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Check]:
     if workspace is None:
-        yield Check("workspace", True, "none here; make one with `cleanshelf init`")
+        yield Check("workspace", True, "none here; create one with `cleanshelf init`")
         return
     versions = DataVersions(workspace)
 
@@ -75,19 +76,19 @@ def _workspace(workspace: Workspace | None) -> Iterator[Check]:
         problems = versions.verify(selected) if selected else []
         if problems:
             raise ValueError("; ".join(map(str, problems)))
-        return f"version {selected[:12]}, every hash holds" if selected else "no data yet; run `cleanshelf ingest`"
+        return f"version {selected[:12]}, every hash matches" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)
-    yield _check("endpoint", lambda: _endpoint(workspace))
+    yield _check("endpoint", lambda: _endpoint(workspace, settings))
     yield _check("watchdog", lambda: _watchdog(workspace))
 
 
-def _endpoint(workspace: Workspace) -> str:
-    """That it answers a golden image; a readiness call would say yes either way."""
-    found = access(workspace)
+def _endpoint(workspace: Workspace, settings: Settings) -> str:
+    """State of the endpoint, once it has answered a golden photo: a dead model may still be reported as ready."""
+    found = access(workspace, settings)
     if found is None:
         return "not running; start it with `cleanshelf serve`"
-    versions = repository(workspace)
+    versions = repository(workspace, settings)
     with Endpoint(found, answer_timeout_s=ANSWER_TIMEOUT_S) as control:
         active = control.active()
         for version in versions.configured():
@@ -97,7 +98,7 @@ def _endpoint(workspace: Workspace) -> str:
 
 def _watchdog(workspace: Workspace) -> str:
     pid = watcher(workspace.state)
-    return f"pid {pid}" if pid else "none; `cleanshelf watch` brings an endpoint back that dies"
+    return f"pid {pid}" if pid else "none; `cleanshelf watch` restarts an endpoint that dies"
 
 
 def _check(part: str, inspect: Callable[[], str]) -> Check:

@@ -1,4 +1,4 @@
-"""Does recent traffic still look like the photos that the serving model was judged by? From its answers, without labels."""
+"""Detects drift by comparing the current model's answers to recent photos with those to the test photos, without labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from contract import ACCEPTED
 from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.orchestrator.events import answers, happened, standing_server
-from flows.orchestrator.server import emit, told
+from flows.orchestrator.server import emit, reporting_to
 from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
@@ -35,16 +35,16 @@ from serving import LocalRecognizer
 log = logging.getLogger("cleanshelf")
 
 BINS = 10
-WATCH, DRIFTED = 0.1, 0.25  # of the index, by convention (Siddiqi, Credit Risk Scorecards, 2006)
-Z_999 = 3.0902  # of the normal distribution
-LEAST = 100  # photos; of fewer the index says nothing
-MOVED = 5  # classes that are told
+WATCH, DRIFTED = 0.1, 0.25  # thresholds on the index, by convention (Siddiqi, Credit Risk Scorecards, 2006)
+Z_999 = 3.0902  # quantile .999 of the normal distribution
+LEAST = 100  # photos; with fewer the index says nothing
+MOVED = 5  # classes in the report
 COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of N photos: labels, probability (N,) of the first label, score (N,) that it is a product at all, both in [0, 1]."""
+    """Answers to N photos: labels, probability (N,) of the label, and score `known` (N,), both in [0, 1]."""
 
     label: list[str]
     probability: NDArray[np.float32]
@@ -56,28 +56,26 @@ class Traffic:
 
 @dataclass(frozen=True)
 class DistributionShift:
-    """One measure: index (population stability), noise (what that stays below where nothing changed), distance
-    (Kolmogorov-Smirnov), verdict.
-    """
+    """Shift of one measure between two samples."""
 
-    measure: str
-    index: float
-    noise: float
-    distance: float
-    verdict: str
+    measure: str  # probability or score
+    index: float  # population stability index
+    noise: float  # the index stays below it in 999 of 1000 samples of the same distribution
+    distance: float  # of Kolmogorov and Smirnov
+    verdict: str  # stable, watch or drifted
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Recent traffic against the reference; shares in [0, 1]. moved: classes whose share changed most, before and now."""
+    """Recent traffic compared with the reference; shares in [0, 1]."""
 
-    verdict: str  # the worst: stable, watch, drifted
+    verdict: str  # the worst of the shifts: stable, watch or drifted
     photos: int
     reference_photos: int
-    unknown: float
+    unknown: float  # share of photos that are not accepted
     reference_unknown: float
     shifts: list[DistributionShift]
-    moved: dict[str, tuple[float, float]]
+    moved: dict[str, tuple[float, float]]  # share before and now of the classes whose share changed most
 
     def shares(self) -> list[dict[str, Any]]:
         """`moved` as rows of a table."""
@@ -85,14 +83,15 @@ class Drift:
 
 
 def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
-    """Compares a folder of photos, or the table that `recognise DIR --out` made of one, with the serving model's test photos.
+    """Compares recent traffic with the test photos that the current model was judged on.
 
     Args:
-        photos: of the test photos, at most so many are asked, drawn with a fixed seed.
+        traffic: a folder of photos, or the table that `recognise DIR --out` made of one.
+        photos: the number of test photos at most, drawn with a fixed seed.
 
     Raises:
-        UnknownVersion: no model serves.
-        InputError: no table of answers, of another model, or fewer than `LEAST` answers in it.
+        UnknownVersion: there is no current model.
+        InputError: the table has no answers, answers of another model, or fewer than `LEAST`.
     """
     lineage = model_lineage(workspace)
     graph = repository(workspace).path(lineage["version"]) / "model.onnx"
@@ -107,48 +106,52 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
 
 
 def read_answers(table: Path, *, version: int, name: str) -> Traffic:
-    """The answers in a table, without the rows of files that are no photos."""
+    """The answers in a table of `recognise DIR --out`, without the rows of files that are not photos."""
     try:
         rows = pq.read_table(table, columns=list(COLUMNS))
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(
-            f"{name}: no table of answers ({error}); make one with `cleanshelf recognise DIR --out FILE`"
+            f"{name}: not a table of answers ({error}); make one with `cleanshelf recognise DIR --out FILE`"
         ) from None
     rows = rows.filter(pc.is_null(rows["error"]))
     others = sorted({each for each in rows["model_version"].to_pylist() if each not in (None, version)})
     if others:
         raise InputError(
-            f"{name}, column model_version: answers of version {others[0]}, and {version} serves; ask that one"
+            f"{name}, column model_version: answers of version {others[0]}, but version {version} is the current "
+            "model; recognise the photos again"
         )
     if len(rows) < LEAST:
-        raise InputError(
-            f"{name}: {len(rows)} answers, and at least {LEAST} are needed to see a drift; give more photos"
-        )
+        raise InputError(f"{name}: {len(rows)} answers, at least {LEAST} are needed to detect drift; give more photos")
     label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, NO_PRODUCT, strict=False))
     return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
 def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Traffic:
-    """What the model says of the test photos of the data version that it was judged by."""
+    """The model's answers to the test photos of its data version."""
     manifest = read_manifest(DataVersions(workspace).materialise(version))
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:photos])
     if len(chosen) < LEAST:
-        raise InputError(f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, and at least {LEAST} "
-                         "are needed to see a drift; ingest more with split `test`")  # fmt: skip
+        raise InputError(
+            f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, at least {LEAST} are "
+            "needed to detect drift; ingest more with split `test`"
+        )
     return recognise(graph, [manifest.read_photo(int(row)) for row in chosen])
 
 
 def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
-    """What the graph says of encoded photos."""
+    """The graph's answers to encoded photos."""
     answers = LocalRecognizer(graph).recognise(photos)
     best = [answer.best or NO_PRODUCT for answer in answers]
-    return Traffic([label for label, _ in best], np.array([p for _, p in best], np.float32),
-                   np.array([answer.score for answer in answers], np.float32))  # fmt: skip
+    return Traffic(
+        [label for label, _ in best],
+        np.array([p for _, p in best], np.float32),
+        np.array([answer.score for answer in answers], np.float32),
+    )
 
 
 def compare(before: Traffic, now: Traffic) -> Drift:
-    """The verdict of the worst measure, with figures."""
+    """The comparison of two samples of answers; the worst measure decides the verdict."""
     shifts = [shift(name, getattr(before, name), getattr(now, name)) for name in ("probability", "score")]
     shares = [{label: n / len(each) for label, n in Counter(each.label).items()} for each in (before, now)]
     labels = sorted(set().union(*shares), key=lambda label: -abs(shares[0].get(label, 0.0) - shares[1].get(label, 0.0)))
@@ -165,10 +168,10 @@ def compare(before: Traffic, now: Traffic) -> Drift:
 
 
 def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -> DistributionShift:
-    """Population stability index over tenths of the reference, and the largest distance of the two distributions.
+    """Population stability index over deciles of the reference, and the Kolmogorov-Smirnov distance.
 
-    Of two samples of one distribution the index times nm / (n + m) is distributed as chi squared, with a degree of freedom less
-    than bins; what it stays below in 999 of 1000 cases is no drift, however large it looks.
+    For two samples of one distribution, of sizes n and m, the index times nm / (n + m) is chi-squared distributed with
+    one degree of freedom less than there are bins. An index below the .999 quantile is not drift, however large it looks.
     """
     edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
     counts = [
@@ -179,35 +182,35 @@ def shift(measure: str, before: NDArray[np.float32], now: NDArray[np.float32]) -
     noise = chi_squared(len(edges)) * (1 / len(before) + 1 / len(now))
     points = np.sort(np.concatenate([before, now]))
     cumulative = [np.searchsorted(np.sort(each), points, side="right") / len(each) for each in (before, now)]
-    seen = index if index > noise else 0.0
-    verdict = "drifted" if seen > DRIFTED else "watch" if seen > WATCH else "stable"
+    significant = index if index > noise else 0.0
+    verdict = "drifted" if significant > DRIFTED else "watch" if significant > WATCH else "stable"
     return DistributionShift(measure, index, noise, float(np.abs(cumulative[0] - cumulative[1]).max()), verdict)
 
 
 def chi_squared(freedom: int) -> float:
-    """Its quantile .999, by Wilson and Hilferty's approximation (PNAS 17, 1931)."""
+    """Quantile .999 of the chi-squared distribution, by Wilson and Hilferty's approximation (PNAS 17, 1931)."""
     spread = 2 / (9 * freedom)
     return float(freedom * (1 - spread + Z_999 * spread**0.5) ** 3)
 
 
 def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
-    """What `drift` finds: by a flow where a Prefect server stays up, else without, for nobody would look at it there.
+    """Runs `drift` as a Prefect flow if a permanent server is running, otherwise directly.
 
     Raises:
         UnknownVersion, InputError: as `drift`.
     """
     url = standing_server(workspace)
     if url and answers(url):
-        with told(url):
+        with reporting_to(url):
             return drift_flow(str(workspace.root), str(traffic), photos)
     if url:
-        log.warning("drift: %s does not answer, so Prefect is not told", url)
+        log.warning("drift: %s does not answer, so Prefect gets no report", url)
     return drift(workspace, traffic, photos=photos)
 
 
 @flow(name="drift")
 def drift_flow(workspace: str, traffic: str, photos: int = 1000) -> Drift:
-    """The same with plain parameters, as a deployment gives them."""
+    """The flow of `drift`, with plain parameters as a deployment passes them."""
     found = drift(Workspace.find(Path(workspace)), Path(traffic), photos=photos)
     create_markdown_artifact(markdown(found), key="drift", description=f"{traffic}: {found.verdict}")
     if found.verdict == "drifted":
@@ -216,11 +219,10 @@ def drift_flow(workspace: str, traffic: str, photos: int = 1000) -> Drift:
 
 
 def markdown(found: Drift) -> str:
-    """The verdict, its measures, and the products whose share changed most."""
-    return "\n\n".join([
-        f"# {found.verdict}",
-        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, against {found.reference_photos} test photos, "
-        f"{found.reference_unknown:.1%} of them unknown.",
-        table([asdict(shift) for shift in found.shifts]),
-        table(found.shares()),
-    ]) + "\n"  # fmt: skip
+    """The report: verdict, measures, and the products whose share changed most."""
+    counts = (
+        f"{found.photos} recent photos, {found.unknown:.1%} of them unknown, compared with {found.reference_photos} "
+        f"test photos, {found.reference_unknown:.1%} of them unknown."
+    )
+    measures = table([asdict(shift) for shift in found.shifts])
+    return "\n\n".join([f"# {found.verdict}", counts, measures, table(found.shares())]) + "\n"

@@ -1,77 +1,79 @@
-"""What can go wrong in the flows.
+"""Errors of the flows, with the exit codes of the command.
 
 FlowError
-├── InputError (ValueError, exit 2)     what the user can put right
+├── InputError (ValueError, exit 2)     the user can fix it
 │   ├── BadDelivery                     a source folder or manifest that cannot be ingested
-│   ├── WorkspaceMissing                no workspace here; run `cleanshelf init`
-│   ├── WorkspaceBusy                   another run holds the workspace
+│   ├── WorkspaceMissing                the folder is not a workspace; run `cleanshelf init`
+│   ├── WorkspaceBusy                   another process holds the workspace's lock
 │   ├── UnknownVersion                  no data or model version of that name
 │   ├── UnknownPhoto                    no photo of that id
-│   ├── PurgedVersion                   a data version that held photos deleted for good
-│   ├── Unconfirmed                     a deletion for good that was not confirmed, or was interrupted
-│   ├── EndpointMissing                 no server runs; start one with `cleanshelf serve`
+│   ├── PurgedVersion                   a data version with photos that were purged
+│   ├── Unconfirmed                     a purge that was not confirmed, or was interrupted
+│   ├── EndpointMissing                 no server is running; start one with `cleanshelf serve`
 │   ├── LocalEdits                      data/ was edited by hand; nothing is overwritten
 │   └── DiskFull                        no space left; nothing half-written remains
-├── WorldError (RuntimeError, exit 3)   what broke by itself
-│   ├── CorruptObject                   bytes that no longer match their hash
-│   ├── MissingFromRemote               an object the remote should hold and does not
-│   └── ChildFailed                     a training or export process that ended badly
-└── GateRefused (exit 4)                a model that must not be served, with reasons
+├── WorldError (RuntimeError, exit 3)   something failed that the user did not cause
+│   ├── CorruptObject                   bytes that no longer match their hash, or a damaged record
+│   ├── MissingFromRemote               an object that the DVC remote lacks
+│   └── ChildFailed                     a child process that crashed or was killed
+└── GateRefused (exit 4)                a model that must not be promoted, with reasons
 """
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class FlowError(Exception):
-    """Base of everything raised on purpose by flows."""
+
+class FlowError(CleanShelfError):
+    """Base of all errors of this package."""
 
 
 class InputError(FlowError, ValueError):
-    """The user can put this right."""
+    """The user can fix it."""
 
 
 class BadDelivery(InputError):
-    """The source cannot be ingested."""
+    """The source folder or manifest cannot be ingested."""
 
 
 class WorkspaceMissing(InputError):
-    """There is no workspace at that place."""
+    """The folder is not a workspace."""
 
 
 class WorkspaceBusy(InputError):
-    """Another process holds the workspace."""
+    """Another process holds the workspace's lock."""
 
 
 class UnknownVersion(InputError):
-    """No version of that name."""
+    """There is no data or model version of that name."""
 
 
 class UnknownPhoto(InputError):
-    """No photo of that name."""
+    """There is no photo of that id."""
 
 
 class PurgedVersion(InputError):
-    """The version held photos that were deleted for good."""
+    """The data version contained photos that were purged."""
 
 
 class Unconfirmed(InputError):
-    """A deletion for good needs a word of the user."""
+    """A purge needs the user's confirmation, or has to be completed first."""
 
 
 class EndpointMissing(InputError):
-    """No server runs for the workspace."""
+    """No server is running for the workspace."""
 
 
 class LocalEdits(InputError):
-    """data/ differs from the selected version."""
+    """`data/` differs from the selected version."""
 
 
 class DiskFull(InputError):
-    """No space left on the device."""
+    """No space is left on the device; nothing half-written remains."""
 
 
 class WorldError(FlowError, RuntimeError):
-    """Something broke by itself."""
+    """Something failed that the user did not cause."""
 
 
 class CorruptObject(WorldError):
@@ -83,11 +85,11 @@ class MissingFromRemote(WorldError):
 
 
 class ChildFailed(WorldError):
-    """A child process ended badly."""
+    """A child process crashed or was killed."""
 
 
 class GateRefused(FlowError):
-    """A gate said no; `reasons` says why."""
+    """A gate refused the model; `reasons` lists why."""
 
     def __init__(self, reasons: list[str]) -> None:
         super().__init__("refused: " + "; ".join(reasons))

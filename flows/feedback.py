@@ -1,6 +1,6 @@
-"""Labels from people become a data version: what users reported, or what was decided on a review page.
+"""Makes a data version from labels that people gave, such as reports of users or decisions on a review page.
 
-A plain function and not a flow: somebody waits for the answer.
+A plain function and not a flow, because a user waits for the answer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
 from flows.delivery.rows import read_records
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import Workspace
-from flows.workspace.files import link
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
 from models.recipe.config import digest
 
@@ -29,7 +29,7 @@ OWN = ("labels.parquet", "VERSION.json")  # the files that change; the others ar
 
 @dataclass(frozen=True)
 class HumanLabel:
-    """What a person said of a photo; label "": it shows none of the products."""
+    """Label that a person gave a photo; "" says that it shows none of the products."""
 
     label: str
     reason: str
@@ -37,9 +37,9 @@ class HumanLabel:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Numbers of photos, and the data version that came of them; None of a preview.
+    """Numbers of photos, and the data version that was made; None in a preview.
 
-    confirmed: the label it had; relabelled: another one; dropped: none of the products.
+    confirmed: photos that keep their label; relabelled: photos with another label; dropped: photos of no product.
     """
 
     confirmed: int
@@ -49,12 +49,12 @@ class Feedback:
 
 
 def feedback(workspace: Workspace, file: Path) -> Feedback:
-    """Applies the file (CSV or Parquet: id or path, label, and if wanted reason) to the selected data version.
+    """Applies the file (CSV or Parquet: id or path, label, and optionally reason) to the selected data version.
 
-    Cleaning leaves these photos as they are from now on. The same file again changes nothing.
+    Cleaning no longer changes these photos. The same file again changes nothing.
 
     Raises:
-        BadDelivery: a row that cannot be used, with its number and field; nothing was changed.
+        BadDelivery: a row cannot be used; the message names its number and field, and nothing was changed.
         UnknownVersion: there is no data version yet.
         LocalEdits: data/ was edited by hand.
     """
@@ -62,17 +62,15 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         versions = DataVersions(workspace)
         versions.repair()
         before = versions.materialise("selected")
-        words = read_words(file, before)
+        labels = read_human_labels(file, before)
         manifest = read_manifest(before)
-        after, done = apply(manifest, words)
-        config = digest(sorted([str(manifest.id[row]), word.label, word.reason] for row, word in words.items()))
+        after, done = apply(manifest, labels)
+        config = digest(sorted([str(manifest.id[row]), each.label, each.reason] for row, each in labels.items()))
         folder = versions.new_folder()
-        for path in sorted(before.rglob("*")):
-            if path.is_file() and path.name not in (*OWN, "READY"):
-                link(path, folder / path.relative_to(before))
+        link_unchanged(before, folder, changed=OWN)
         write_labels(folder, after)
         write_version(folder, parent=before.name, step="feedback", config=config, code=code_hash())
-        if (folder / "labels.parquet").read_bytes() == (before / "labels.parquet").read_bytes():
+        if read_table(folder, name="labels").equals(read_table(before, name="labels")):
             shutil.rmtree(folder)
             return dataclasses.replace(done, data_version=before.name)
         message = (
@@ -85,55 +83,56 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
 
 
 def preview(workspace: Workspace, file: Path) -> Feedback:
-    """What `feedback` would do; nothing is changed."""
+    """Numbers of photos that `feedback` would change; nothing is changed."""
     data = DataVersions(workspace).materialise("selected")
-    return apply(read_manifest(data), read_words(file, data))[1]
+    return apply(read_manifest(data), read_human_labels(file, data))[1]
 
 
-def apply(manifest: Manifest, words: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
-    """The manifest as people say, and what that changed."""
-    columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "judge")}
+def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
+    """The manifest with the labels by row applied, and the numbers of photos changed."""
+    columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "scored_by")}
     done = {"confirmed": 0, "relabelled": 0, "dropped": 0}
-    for row, word in words.items():
-        outcome = "dropped" if not word.label else "confirmed" if word.label == manifest.label[row] else "relabelled"
+    for row, given in labels.items():
+        outcome = "dropped" if not given.label else "confirmed" if given.label == manifest.label[row] else "relabelled"
         done[outcome] += 1
-        columns["label"][row] = word.label or manifest.label[row]
-        columns["kept"][row] = bool(word.label)
+        columns["label"][row] = given.label or manifest.label[row]
+        columns["kept"][row] = bool(given.label)
         columns["decision"][row] = CHECKED
         columns["score"][row] = np.nan
-        columns["judge"][row] = f"person: {word.reason}" if word.reason else "person"
+        columns["scored_by"][row] = f"person: {given.reason}" if given.reason else "person"
     return dataclasses.replace(manifest, **columns), Feedback(done["confirmed"], done["relabelled"], done["dropped"])
 
 
-def read_words(file: Path, data: Path) -> dict[int, HumanLabel]:
-    """By row of the manifest of the data version in folder `data`.
+def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
+    """Labels in the file, by row of the manifest of the data version in folder `data`.
 
     Raises:
-        BadDelivery: naming row and field.
+        BadDelivery: a row cannot be used; the message names its number and field.
     """
     manifest = read_manifest(data)
-    names = {"id": _places(manifest.id.tolist()), "path": _places(read_table(data, name="index")["path"].to_pylist())}
-    labels = set(manifest.classes)
-    words: dict[int, HumanLabel] = {}
-    told: dict[int, int] = {}
+    paths = read_table(data, name="index")["path"].to_pylist()
+    names = {"id": _rows_by_name(manifest.id.tolist()), "path": _rows_by_name(paths)}
+    products = set(manifest.classes)
+    labels: dict[int, HumanLabel] = {}
+    read_at: dict[int, int] = {}  # number of the row of the file that gave each label
     for number, record in read_records(file, required=("label",), known=COLUMNS):
         row = _row(f"{file}: row {number}", record, names)
         label = " ".join(record["label"].split())
-        if label and label not in labels:
+        if label and label not in products:
             raise BadDelivery(
-                f"{file}: row {number}, field label: {label!r} is no product of the selected data version; "
-                "write one that is, leave it blank for none of them, or bring new products with `cleanshelf ingest`"
+                f"{file}: row {number}, field label: {label!r} is not a product of the selected data version; "
+                "correct it, leave it blank for none of the products, or add new products with `cleanshelf ingest`"
             )
-        if row in words and words[row].label != label:
-            raise BadDelivery(f"{file}: row {number}, field label: {label!r} contradicts row {told[row]}, {words[row].label!r}; "
-                              "keep one of them")  # fmt: skip
-        words[row], told[row] = HumanLabel(label, " ".join(record.get("reason", "").split())), number
-    if not words:
+        if row in labels and labels[row].label != label:
+            former = f"row {read_at[row]}, {labels[row].label!r}"
+            raise BadDelivery(f"{file}: row {number}, field label: {label!r} contradicts {former}; keep one of the two")
+        labels[row], read_at[row] = HumanLabel(label, " ".join(record.get("reason", "").split())), number
+    if not labels:
         raise BadDelivery(f"{file} has no rows; give one per photo, with columns {', '.join(COLUMNS)}")
-    return words
+    return labels
 
 
-def _places(names: list[str]) -> dict[str, list[int]]:
+def _rows_by_name(names: list[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         found.setdefault(name, []).append(row)
@@ -141,7 +140,7 @@ def _places(names: list[str]) -> dict[str, list[int]]:
 
 
 def _row(where: str, record: Mapping[str, str], names: Mapping[str, Mapping[str, list[int]]]) -> int:
-    """The one photo that the record means."""
+    """Row of the one photo that the record names."""
     field = next((name for name in names if record.get(name, "").strip()), None)
     if field is None:
         raise BadDelivery(
@@ -150,10 +149,10 @@ def _row(where: str, record: Mapping[str, str], names: Mapping[str, Mapping[str,
     value = record[field].strip()
     rows = names[field].get(value, [])
     if len(rows) != 1:
-        what = (
+        problem = (
             f"names {len(rows)} photos; give its id"
             if rows
-            else "is no photo of the selected data version; see its index.parquet"
+            else "is not a photo of the selected data version; see its index.parquet"
         )
-        raise BadDelivery(f"{where}, field {field}: {value!r} {what}")
+        raise BadDelivery(f"{where}, field {field}: {value!r} {problem}")
     return rows[0]

@@ -1,4 +1,4 @@
-"""The ingestion flow: a supplier's delivery becomes a data version."""
+"""The ingestion flow, which makes a data version from a supplier's delivery."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from prefect import flow
 
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
-from flows.delivery.build import IntakeReport
-from flows.delivery.build import ingest as take_in
+from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.decode import Opened, Openers, open_photos
 from flows.orchestrator.events import selected
 from flows.orchestrator.server import emit, orchestrated
@@ -23,59 +22,60 @@ from flows.settings import Settings
 from flows.workspace import Workspace
 
 log = logging.getLogger("cleanshelf")
-BATCH = 256  # photos of a task on Dask; a task costs about as much as opening a few of them
-AT_ONCE = 16  # batches on their way there; of 35 kB a photo they hold 150 MB
+BATCH = 256  # photos per Dask task; the overhead of a task equals the opening of a few photos
+AT_ONCE = 16  # batches pending on Dask; at 35 kB per photo they take 150 MB
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The data version after an ingestion, and what became of the delivery's rows."""
+    """Result of an ingestion: the selected data version, and a report on the delivery's rows."""
 
     data_version: str
     report: IntakeReport
 
 
 def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_share: float = 0.2) -> Ingested:
-    """Ingests a folder per class or a manifest; the workspace is locked meanwhile.
+    """Ingests a folder per class or a manifest, with the workspace locked.
 
     Raises:
-        BadDelivery: nothing in it can be used as it is; nothing was changed.
+        BadDelivery: the delivery cannot be used as it is; nothing was changed.
         LocalEdits: data/ was edited by hand.
     """
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
-        places = os.cpu_count() or 1
-        with orchestrated(workspace), parallel_tasks(workspace, num_parallel=places, reads=source) as runner:
+        cores = os.cpu_count() or 1
+        with orchestrated(workspace), parallel_tasks(workspace, num_parallel=cores, reads=source) as runner:
             return ingestion.with_options(task_runner=runner)(workspace, source, val_share, test_share)
 
 
 @flow(name="ingest", validate_parameters=False)
 def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: float) -> Ingested:
+    """Prefect flow of an ingestion: builds the files of the next version, then commits it."""
     openers = Openers(open_batch.submit, BATCH, AT_ONCE) if Settings().dask else None
-    folder, report = read_delivery(workspace, source, val_share, test_share, openers)
+    folder, report = prepare_version(workspace, source, val_share, test_share, openers)
     version = commit_version(workspace, folder, report)
     return Ingested(version, report)
 
 
 @step("open photos")
 def open_batch(files: list[str]) -> Opened:
-    """What a worker of a Dask cluster does for an ingestion."""
+    """Opens a batch of photos, as a task for a worker of a Dask cluster."""
     return open_photos(files)
 
 
 @step("read delivery")
-def read_delivery(
+def prepare_version(
     workspace: Workspace, source: Path, val_share: float, test_share: float, openers: Openers | None = None
 ) -> tuple[Path, IntakeReport]:
-    """Decodes and hashes every photo and writes the next version's files to a staging folder."""
+    """Decodes and hashes every photo, and writes the next version's files to a staging folder."""
     versions = DataVersions(workspace)
     versions.check_clean()
     parent = versions.selected()
     base = versions.materialise(parent) if parent else None
     folder = versions.new_folder()
     purged = frozenset(Purged.read(versions.ledger).photos)
-    report = take_in(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
-                     code=code_hash(), purged=purged, openers=openers)  # fmt: skip
+    report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
+                           code=code_hash(), purged=purged, openers=openers)  # fmt: skip
     log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
              report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
     return folder, report
@@ -83,7 +83,7 @@ def read_delivery(
 
 @step("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
-    """DVC add, push, verify, entry on the side ref, tag; gives the version's id."""
+    """Makes the folder the selected data version; returns its id."""
     versions, message = DataVersions(workspace), f"{report.added} photos added"
     before = versions.selected()
     version = versions.commit(folder, step="ingest", message=message, shards=report.shards)
@@ -94,8 +94,8 @@ def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> 
 
 
 def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
-    """What an ingestion would do; everything it writes is thrown away."""
+    """Report of an ingestion whose files are thrown away; no version is made."""
     with workspace.lock("ingest --dry-run"):
-        folder, report = read_delivery.fn(workspace, source, val_share, test_share)
+        folder, report = prepare_version.fn(workspace, source, val_share, test_share)
         shutil.rmtree(folder)
     return report

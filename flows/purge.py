@@ -1,8 +1,9 @@
-"""Deleting photos for good: `cleanshelf data purge`.
+"""Deletes photos for good: `cleanshelf data purge`.
 
-    new shards in the cache -> record -> the same in the remote -> selected version replaced -> old shards removed -> record closed
+    new shards to the cache -> record -> new shards to the remote -> selected version replaced -> old shards deleted
+    -> record completed
 
-Before the record nothing has changed but the cache; after it the purge is completed by the next one, however it was killed.
+Before the record is written, only the cache has changed. After that, the next purge completes a killed one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flows.data.history import Entry
 from flows.data.objects import Listing, Objects
-from flows.data.purge_record import Purged, find_photos, remove, rewrite, write_variant
+from flows.data.purge_record import Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
 from flows.workspace.files import or_disk_full
@@ -21,7 +21,7 @@ from flows.workspace.ledger import Ledger
 
 @dataclass(frozen=True)
 class Affected:
-    """What a purge concerns: photos (sha256), data versions (ids) that lose them, models that were trained on those."""
+    """Effect of a purge: photos (SHA-256), data versions (ids) that lose them, and models trained on those versions."""
 
     photos: tuple[str, ...]
     data_versions: tuple[str, ...]
@@ -29,7 +29,7 @@ class Affected:
 
 
 def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
-    """What purging these photos (ids or sha256) would concern; changes nothing.
+    """Effect that a purge of these photos (ids or SHA-256) would have; changes nothing.
 
     Raises:
         UnknownPhoto: no version holds one of them.
@@ -38,8 +38,8 @@ def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
         listings = _listings(versions, objects)
         found = find_photos(objects, listings.values(), photos)
     purged = Purged.read(versions.ledger)
-    held = {place.shard for places in found.values() for place in places}
-    shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.now(shard))}
+    held = {each.shard for locations in found.values() for each in locations}
+    shards = {f"shards/{name}.tar" for shard in held for name in (shard, purged.present_name(shard))}
     ids = tuple(version for version, listing in listings.items() if shards & listing.files.keys())
     models = tuple(
         entry.version for entry in ModelVersions(Ledger(versions.workspace.root)).log() if entry.data_version in ids
@@ -48,11 +48,11 @@ def affected(versions: DataVersions, photos: Sequence[str]) -> Affected:
 
 
 def purge(versions: DataVersions, photos: Sequence[str]) -> None:
-    """Delete the photos (ids or sha256) from every version, the cache and the remote. The lock is held.
+    """Deletes the photos (ids or SHA-256) from every version, the cache and the remote. The caller holds the lock.
 
     Raises:
         UnknownPhoto, LocalEdits, DiskFull: nothing was changed.
-        MissingFromRemote: the remote could not be reached; the next purge goes on from here.
+        MissingFromRemote: the remote cannot be reached; the next purge continues from here.
     """
     versions.repair()
     versions.check_clean()
@@ -66,7 +66,7 @@ def purge(versions: DataVersions, photos: Sequence[str]) -> None:
 
 
 def complete(versions: DataVersions) -> None:
-    """Finish the purge that is on record, if it is not finished."""
+    """Completes the purge on record, if it was interrupted."""
     versions.confirm()
     purged = Purged.read(versions.ledger)
     if purged.complete:
@@ -75,38 +75,11 @@ def complete(versions: DataVersions) -> None:
         for new in purged.shards.values():
             if new.shard not in purged.shards:
                 objects.keep(new.md5, name=f"shards/{new.shard}.tar")
-    selected = versions.selected()
-    if selected and _is_concerned(versions, selected, purged):
-        _commit_variant(versions, selected, purged)
+    if selected := versions.selected():
+        versions.commit_without(purged, selected)
     with versions.store.objects() as objects:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
     replace(purged, complete=True).write(versions.ledger)
-
-
-def select(versions: DataVersions, text: str) -> Entry:
-    """Select an earlier version again; one that held purged photos is selected without them, as a version of its own.
-
-    Raises:
-        UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
-    """
-    version, purged = versions.resolve(text), Purged.read(versions.ledger)
-    if not _is_concerned(versions, version, purged):
-        return versions.rollback(version)
-    versions.check_clean()
-    _commit_variant(versions, version, purged)
-    return versions.log()[0]
-
-
-def _commit_variant(versions: DataVersions, version: str, purged: Purged) -> None:
-    folder = versions.new_folder()
-    with or_disk_full("writing a version without purged photos", leaving=folder), versions.store.objects() as objects:
-        write_variant(objects, version, purged, folder=folder)
-    versions.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
-
-
-def _is_concerned(versions: DataVersions, version: str, purged: Purged) -> bool:
-    with versions.store.objects() as objects:
-        return purged.concerns(objects.listing(version))
 
 
 def _listings(versions: DataVersions, objects: Objects) -> dict[str, Listing]:

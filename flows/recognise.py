@@ -1,4 +1,4 @@
-"""Asking a model about photos: the workspace's endpoint, or an ONNX file alone."""
+"""Recognises photos by the workspace's endpoint or by an ONNX file alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flows.errors import EndpointMissing
 from flows.workspace import Workspace
 from serving import Access, LocalRecognizer, Recognition, Recognizer
 
-TIMEOUT_S = 120.0  # of a batch of a long run: better late than never
-PATIENCE_S = 60.0  # a server that is started anew is waited for
+TIMEOUT_S = 120.0  # for a batch of a folder: a late answer is better than a failed run
+PATIENCE_S = 60.0  # how long to wait for a server that restarts
 
 
 def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str, Any]]:
     """One answer per image, from the running endpoint.
 
     Raises:
-        EndpointMissing: none runs.
+        EndpointMissing: no server is running.
         BadPhoto: a file is not a photo.
     """
     with Recognizer(_access(workspace)) as recognizer:
@@ -40,26 +40,27 @@ def ask_file(graph: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
 def ask_endpoint_of_folder(
     workspace: Workspace, folder: Path, out: Path, *, progress: Callable[[int], None]
 ) -> Summary:
-    """The table `out` with the endpoint's answer to each photo below `folder`; see recognise_folder.
+    """Writes the table `out` with the endpoint's answer to each photo below `folder`; see `recognise_folder`.
 
     Raises:
-        EndpointMissing: none runs.
+        EndpointMissing: no server is running.
     """
     with Recognizer(_access(workspace), timeout_s=TIMEOUT_S, patience_s=PATIENCE_S) as recognizer:
-        return recognise_folder(folder, out, recognizer=recognizer, asked={"model": "endpoint"}, progress=progress)
+        return recognise_folder(folder, out, recognizer=recognizer, model="endpoint", progress=progress)
 
 
 def ask_file_of_folder(graph: Path, folder: Path, out: Path, *, progress: Callable[[int], None]) -> Summary:
-    """The same from an ONNX file alone."""
+    """Writes the table `out` with the answers of an ONNX file; see `recognise_folder`."""
     recognizer = LocalRecognizer(graph)
-    return recognise_folder(folder, out, recognizer=recognizer, asked={"model": sha256(graph)}, progress=progress)
+    return recognise_folder(folder, out, recognizer=recognizer, model=sha256(graph), progress=progress)
 
 
 def _access(workspace: Workspace) -> Access:
     found = access(workspace)
     if found is None:
         raise EndpointMissing(
-            "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+            "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with "
+            "--model"
         )
     return found
 

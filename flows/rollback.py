@@ -1,7 +1,7 @@
-"""Back to what was: data without touching the endpoint, the endpoint without touching the data.
+"""Rollbacks: of the data without touching the endpoint, and of the endpoint without touching the data.
 
-Plain functions, not flows: a rollback has to work while Prefect, or a training, is down. Where a Prefect server stays up, it is
-told afterwards.
+These are plain functions, not flows: a rollback has to work while Prefect is down or a training is running. A permanent
+Prefect server gets an event afterwards.
 """
 
 from __future__ import annotations
@@ -11,44 +11,45 @@ from flows.data.versions import DataVersions
 from flows.endpoint.server import access
 from flows.errors import UnknownVersion
 from flows.orchestrator.events import happened, post, selected
-from flows.purge import select
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
+from flows.settings import Settings
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.server.control import Endpoint, load_on_start
 
 
 def rollback_data(workspace: Workspace, version: str) -> Entry:
-    """Selects an earlier data version again, verified, as a new entry of the history.
+    """Verifies an earlier data version and selects it again, as a new entry of the history.
 
     Raises:
-        LocalEdits: data/ was edited by hand; nothing is overwritten.
-        UnknownVersion: no such version.
+        LocalEdits: `data/` was edited by hand; nothing is overwritten.
+        UnknownVersion: there is no such version.
     """
     with workspace.lock("data rollback"):
         versions = DataVersions(workspace)
         versions.repair()
-        entry = select(versions, version)
+        entry = versions.select(version)
     post(workspace, selected("rolled-back", entry))
     return entry
 
 
 def rollback_model(workspace: Workspace, version: int | None = None) -> int:
-    """Makes a model version answer that did before; requests keep being answered meanwhile.
+    """Makes an earlier model version the current model again, without a gap in answers, and returns its number.
 
-    No gate is asked: it passed then, and a rollback has to be possible at any time.
+    No gate judges it: it passed when it was promoted, and a rollback has to be possible at any time.
 
     Args:
-        version: by default the one that served before.
+        version: the target; by default the version that was current before.
 
     Raises:
-        UnknownVersion: no such version, or it never served.
+        UnknownVersion: there is no such version, or it has never been the current model.
     """
-    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    settings = Settings()
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace, settings)
     with workspace.lock("model rollback", name="serving"):
         target = rollback_target(workspace, version)
-        found = access(workspace)
+        found = access(workspace, settings)
         if found is None:
             load_on_start(versions, target)
         else:
@@ -66,14 +67,16 @@ def rollback_model(workspace: Workspace, version: int | None = None) -> int:
 
 
 def rollback_target(workspace: Workspace, version: int | None) -> int:
-    """The version that `rollback_model` would make answer.
+    """The version that `rollback_model` would make the current model.
 
     Raises:
-        UnknownVersion: no such version, or it never served.
+        UnknownVersion: there is no such version, or it has never been the current model.
     """
     models = ModelVersions(Ledger(workspace.root))
     target = models.previous() if version is None else version
     models.lineage(target)
     if target not in models.promoted():
-        raise UnknownVersion(f"model version {target} never served; `cleanshelf promote {target}` lets it")
+        raise UnknownVersion(
+            f"model version {target} has never been the current model; `cleanshelf promote {target}` promotes it"
+        )
     return target

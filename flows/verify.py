@@ -1,8 +1,8 @@
-"""Every link from the number of a model version to its bytes, what they were made of, and what is served: which are broken.
+"""Checks every link from the number of a model version to its files, to what they were made of, and to the endpoint.
 
     tag -> entry -> lineage -> files -> metadata of the graph -> endpoint; lineage -> data, stages, recipe
 
-Looking changes nothing.
+Nothing is changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serving.repository.repository import ModelRepository
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of a model version: links that do not hold, and files of its run that are not here any more."""
+    """Result of a verification: the broken links of a model version, and results of its run that no longer exist."""
 
     version: int
     broken: list[Broken]
@@ -41,18 +41,18 @@ class Verified:
 
 
 def verify(workspace: Workspace, version: int | None = None) -> Verified:
-    """Follows every link of a model version, by default of the one that serves.
+    """Checks every link of a model version, by default of the current model.
 
     Raises:
-        UnknownVersion: no such version, or none serves.
-        CorruptObject: the registry does not know which one serves.
+        UnknownVersion: there is no such version, or no current model.
+        CorruptObject: the last promotion in the registry names an unknown version.
     """
     models = ModelVersions(Ledger(workspace.root))
     wanted = models.current() if version is None else version
     if wanted is None:
-        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
-    chain = ModelLinks(wanted, workspace, models, repository(workspace))
-    return Verified(wanted, chain.check(), chain.gone())
+        raise UnknownVersion("there is no current model yet; run `cleanshelf retrain` first")
+    links = ModelLinks(wanted, workspace, models, repository(workspace))
+    return Verified(wanted, links.check(), links.gone())
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ModelLinks:
     versions: ModelRepository
 
     def check(self) -> list[Broken]:
-        """The broken links, from the number down to what the model was made of. What rests on broken files is not looked at.
+        """The broken links, in the order of the module's docstring; the graph's metadata are checked only in intact files.
 
         Raises:
             UnknownVersion: neither the registry nor the repository knows the number.
@@ -75,7 +75,7 @@ class ModelLinks:
         return [*names, *files, *rest, *self._served(), *self._data(), *self._stages(), *self._recipe()]
 
     def gone(self) -> list[str]:
-        """Results that it was made of and that are not here any more, or were made again; nothing needs them."""
+        """Cached results behind the model that were removed or made again since; nothing needs them."""
         return [str(result.path) for result in self._results if result.is_gone]
 
     # --- the registry ------------------------------------------------------------------------------------------
@@ -83,20 +83,23 @@ class ModelLinks:
     def _names(self) -> Iterator[Broken]:
         name, tag, entries = tag_of(self.version), self._tagged, self._entries
         if tag is None and not entries and self.version not in self.versions.versions():
-            self.models.lineage(self.version)  # raises, and tells which versions there are
+            self.models.lineage(self.version)  # raises UnknownVersion, with the versions that exist
         if not entries:
-            yield self._broken("entry", REF, "has no entry of it", _FETCH)
+            yield self._broken("entry", REF, "has no entry of this version", _FETCH)
         if tag is None or (entries and tag not in entries):
             way_out = f"`git tag -f -a -m '{MODEL} v{self.version}' {name} {entries[0]}`" if entries else _FETCH
             yield self._broken(
-                "tag", f"refs/tags/{name}", f"names {tag}, no entry of it" if tag else "is missing", way_out
+                "tag",
+                f"refs/tags/{name}",
+                f"points to {tag}, which is not an entry of this version" if tag else "is missing",
+                way_out,
             )
         if self._registered is None:
             yield self._broken("lineage", f"{self._sha}:{LINEAGE}", "cannot be read in the ledger", _FETCH)
 
     @cached_property
     def _entries(self) -> list[str]:
-        """Commits of the history that hold this version."""
+        """Commits of the registry's side ref that hold this version."""
         return [sha for version, sha in self.models.entries() if version == self.version]
 
     @cached_property
@@ -105,13 +108,13 @@ class ModelLinks:
 
     @property
     def _sha(self) -> str:
-        """The commit that has the lineage, as the tag says or, where that is astray, the history."""
-        is_astray = self._entries and self._tagged not in self._entries
-        return self._entries[0] if is_astray else self._tagged or REF
+        """The commit with the lineage: the tag's, or the newest entry if the tag points elsewhere."""
+        is_wrong_tag = self._entries and self._tagged not in self._entries
+        return self._entries[0] if is_wrong_tag else self._tagged or REF
 
     @cached_property
     def _registered(self) -> bytes | None:
-        """The lineage as the registry has it."""
+        """The lineage file in the registry, or None if it cannot be read."""
         with suppress(UnknownVersion, WorldError):
             return self.models.text(self._sha)
         return None
@@ -123,44 +126,44 @@ class ModelLinks:
         return self.versions.model / str(self.version)
 
     @cached_property
-    def _here(self) -> dict[str, Any]:
-        """The lineage beside the model; empty where it cannot be read."""
+    def _written(self) -> dict[str, Any]:
+        """The lineage in the model repository; empty if it cannot be read."""
         with suppress(CorruptVersion):
             return self.versions.lineage(self.version) if self.version in self.versions.versions() else {}
         return {}
 
     @cached_property
     def _lineage(self) -> dict[str, Any]:
-        """What is told of the version, by the registry rather than by the repository."""
-        return self._here | json.loads(self._registered or b"{}")
+        """The lineage of the version; the registry wins over the repository."""
+        return self._written | json.loads(self._registered or b"{}")
 
     def _files(self) -> Iterator[Broken]:
         if self.version not in self.versions.versions():
             yield self._broken("files", str(self._folder), "is missing", _RESTORE)
             return
         file = lineage_file(self._folder)
-        put_back = f"`git show {self._sha}:{LINEAGE} > {file}`" if file.name == LINEAGE else _RESTORE
-        if not self._here:
-            yield self._broken("lineage", str(file), "cannot be read", put_back)
+        restore = f"`git show {self._sha}:{LINEAGE} > {file}`" if file.name == LINEAGE else _RESTORE
+        if not self._written:
+            yield self._broken("lineage", str(file), "cannot be read", restore)
             return
         if self._registered is not None and not self._agrees(file):
-            yield self._broken("lineage", str(file), "is not what the registry has", put_back)
+            yield self._broken("lineage", str(file), "differs from the registry", restore)
         for path, problem in self.versions.damaged(self.version):
             yield self._broken("files", str(path), problem, _RESTORE)
 
     def _agrees(self, file: Path) -> bool:
-        """To the byte; an earlier release registered a part of it, in another form."""
+        """True if the file equals the registered lineage; earlier releases registered a part of it, in another form."""
         if file.name == LINEAGE:
             return file.read_bytes() == self._registered
-        return json.loads(self._registered or b"{}").items() <= self._here.items()
+        return json.loads(self._registered or b"{}").items() <= self._written.items()
 
     def _metadata(self) -> Iterator[Broken]:
-        """What the graph says of itself."""
+        """Checks the metadata of the graph against the lineage."""
         graph = self._folder / "model.onnx"
-        with suppress(BadGraph):  # an earlier release could publish a file that says nothing
-            told = facts(graph) | {"graph_sha256": self._here["files"]["model.onnx"]}
-            for name in sorted(key for key in told.keys() & self._lineage.keys() if told[key] != self._lineage[key]):
-                problem = f"is {told[name]}, {LINEAGE} says {self._lineage[name]}"
+        with suppress(BadGraph):  # earlier releases could publish a file without metadata
+            card = facts(graph) | {"graph_sha256": self._written["files"]["model.onnx"]}
+            for name in sorted(key for key in card.keys() & self._lineage.keys() if card[key] != self._lineage[key]):
+                problem = f"is {card[name]}, {LINEAGE} says {self._lineage[name]}"
                 yield self._broken("metadata", f"{graph}: {name}", problem, _RESTORE)
 
     # --- the endpoint ------------------------------------------------------------------------------------------
@@ -180,16 +183,18 @@ class ModelLinks:
         return f"run `cleanshelf model rollback {self.version}`"
 
     def _served(self) -> Iterator[Broken]:
-        """Whether the server is to serve what the registry says."""
+        """Checks that the server is configured to serve the current model."""
         if self.version == self.models.current() and self._configured != (self.version,):
             problem = f"serves {list(self._configured) or 'nothing'}, the registry says {self.version}"
             yield self._broken("endpoint", self._config, problem, self._switch)
 
     def _parameters(self) -> Iterator[Broken]:
-        """Whether clients are told what the version's files say."""
+        """Checks that config.pbtxt tells clients what the files of the version say."""
         if self._configured == (self.version,):
             for name in self.versions.astray():
-                yield self._broken("endpoint", f"{self._config}: {name}", "is not what the files say", self._switch)
+                yield self._broken(
+                    "endpoint", f"{self._config}: {name}", "differs from the files of the version", self._switch
+                )
 
     # --- what it was made of -----------------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class ModelLinks:
         try:
             found = data.verify(version)
         except UnknownVersion:
-            yield self._broken("data", version or LINEAGE, "is no data version here", _FETCH)
+            yield self._broken("data", version or LINEAGE, "is not a data version of this workspace", _FETCH)
             return
         yield from (replace(broken, link=f"data {broken.link}") for broken in found)
         parents = descent(version, data.log())[1:]
@@ -208,14 +213,17 @@ class ModelLinks:
     @cached_property
     def _results(self) -> list[Result]:
         stages = self.workspace.runs / "stages"
-        return [Result.read(stages / stage, name, sha256)
-                for stage, files in self._lineage.get("stages", {}).items() for name, sha256 in files.items()]  # fmt: skip
+        return [
+            Result.read(stages / stage, name, sha256)
+            for stage, files in self._lineage.get("stages", {}).items()
+            for name, sha256 in files.items()
+        ]
 
     def _stages(self) -> Iterator[Broken]:
         for result in self._results:
             if result.is_broken:
                 way_out = f"remove {result.path.parent}; a retraining that needs it makes it again"
-                problem = f"sha256 is {result.found or 'that of no file'}, {LINEAGE} says {result.wanted}"
+                problem = f"has sha256 {result.found}, {LINEAGE} says {result.wanted}" if result.found else "is missing"
                 yield self._broken("stage", str(result.path), problem, way_out)
 
     def _recipe(self) -> Iterator[Broken]:
@@ -229,42 +237,42 @@ class ModelLinks:
 
 
 _FETCH = "`cleanshelf data pull --refs REMOTE` fetches it from a git remote that has it"
-_RESTORE = "put it back from a backup, or let another version answer: `cleanshelf model rollback`"
+_RESTORE = "restore it from a backup, or return to another version: `cleanshelf model rollback`"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A file that a stage left: the sha256 that it had, has now, and has by the stage's own word; None for no file."""
+    """A file of a cached result that a model was made of."""
 
     path: Path
-    wanted: str
-    found: str | None
-    made: str | None
+    wanted: str  # sha256 in the lineage
+    found: str | None  # sha256 now; None if the file is missing
+    made: str | None  # sha256 in the done.json beside it; None if that does not name the file
 
     @classmethod
     def read(cls, folder: Path, name: str, wanted: str) -> Result:
-        """As it is now."""
+        """Reads the present state of the file."""
         path = folder / name
         return cls(path, wanted, sha256(path) if path.exists() else None, _json(folder / "done.json").get(name))
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is not here any more; a stage that was made again may have another result."""
+        """True if the result was removed, or made again with other bytes."""
         return self.found != self.wanted and (self.found == self.made or not self.path.parent.exists())
 
     @property
     def is_broken(self) -> bool:
-        """Whether it is neither what it was nor what the stage says it is."""
+        """True if the file is neither the one in the lineage nor the one in its done.json."""
         return self.found != self.wanted and not self.is_gone
 
 
 def recipe_digest(recipe: Path) -> str:
-    """Of a resolved recipe as a run keeps it, that of the recipe itself; another one where it is no JSON any more."""
+    """Digest of the recipe in a run's resolved recipe file; differs from any recipe's if the file is damaged."""
     return digest(_json(recipe))
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or none of JSON."""
+    """The object in a JSON file; empty if the file is missing or damaged."""
     with suppress(FileNotFoundError, ValueError):
         return dict(json.loads(path.read_bytes()))
     return {}

@@ -31,11 +31,11 @@ def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
 
 def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
     """(N,) the folds that scored each photo of `scores`: the fold that held it out, or all folds for a validation photo."""
-    judge = np.full(len(scores), " ".join(names), object)
+    found = np.full(len(scores), " ".join(names), object)
     held_out = np.stack([np.isin(scores.id, fold.id) for fold in folds])
     for name, own in zip(names, held_out & (held_out.sum(0) == 1), strict=True):
-        judge[own] = name
-    return judge
+        found[own] = name
+    return found
 
 
 class FoldEmbeddings(NamedTuple):
@@ -68,7 +68,7 @@ def decide(
     *,
     settings: Clean,
     round: int,
-    judge: NDArray[np.object_],
+    scored_by: NDArray[np.object_],
     fold_embeddings: FoldEmbeddings | None = None,
 ) -> Manifest:
     """The manifest with a score and a decision for every photo of `scores`; these replace earlier decisions.
@@ -98,7 +98,7 @@ def decide(
         "decision": decision,
         "score": quality,
         "round": round,
-        "judge": judge,
+        "scored_by": scored_by,
     }
     columns: dict[str, Any] = {name: _set(getattr(manifest, name), row, value) for name, value in new.items()}
     return dataclasses.replace(manifest, **columns)

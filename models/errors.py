@@ -1,22 +1,24 @@
-"""What can go wrong in learning.
+"""Errors of training, cleaning and export.
 
 ModelError
-├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or does not fit
+├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or cannot be used
 ├── ManifestError (ValueError)        a data version whose tables cannot be used
-├── WeightsMismatch (ValueError)      a weights file that does not fit the backbone
-├── CleaningError (ValueError)        labels, probabilities or embeddings that cannot be judged by
-├── BatchError (ValueError)           logits or targets that a loss cannot take
+├── WeightsMismatch (ValueError)      a weights file that does not match the backbone
+├── CleaningError (ValueError)        labels, probabilities or embeddings that cleaning cannot use
+├── BatchError (ValueError)           logits or targets that a loss cannot use
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
-├── EnrolmentError (ValueError)       a product that a finished graph cannot take in or give up
+├── EnrolmentError (ValueError)       a product that cannot be added to or removed from a graph
 └── ExportError (RuntimeError)
-    └── ParityError                   the ONNX graph does not answer as the torch module does
+    └── ParityError                   the ONNX graph and the torch module give different answers
 """
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class ModelError(Exception):
-    """Base of everything raised on purpose by models."""
+
+class ModelError(CleanShelfError):
+    """Base of all errors of this package."""
 
 
 class ConfigError(ModelError, ValueError):
@@ -24,19 +26,19 @@ class ConfigError(ModelError, ValueError):
 
 
 class ManifestError(ModelError, ValueError):
-    """A data version's tables cannot be used."""
+    """The tables of a data version cannot be used."""
 
 
 class CleaningError(ModelError, ValueError):
-    """Labels cannot be judged by what was given."""
+    """Labels cannot be cleaned with the given arrays."""
 
 
 class WeightsMismatch(ModelError, ValueError):
-    """A weights file does not fit."""
+    """A weights file does not match the backbone."""
 
 
 class BatchError(ModelError, ValueError):
-    """A loss was given logits or targets that it cannot take."""
+    """A loss got logits or targets that it cannot use."""
 
 
 class CheckpointMismatch(ModelError, ValueError):
@@ -44,7 +46,7 @@ class CheckpointMismatch(ModelError, ValueError):
 
 
 class EnrolmentError(ModelError, ValueError):
-    """A product cannot be added to a finished graph, or taken out of it."""
+    """A product cannot be added to a graph, or removed from it."""
 
 
 class ExportError(ModelError, RuntimeError):
@@ -52,4 +54,4 @@ class ExportError(ModelError, RuntimeError):
 
 
 class ParityError(ExportError):
-    """The graph differs from the torch module."""
+    """The graph and the torch module give different answers."""

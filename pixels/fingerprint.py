@@ -1,4 +1,4 @@
-"""What a photo looks like in a few bytes: enough to know it again after another encoding or size."""
+"""Fingerprint of a photo: a few bytes by which it is recognised in another encoding or size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ BYTES = 3 * SIDE * SIDE
 def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
     """(BYTES,) mean colours of SIDE x SIDE equal parts of an RGB photo, 0 to 255.
 
-    Colours, and not only where it gets brighter, as in a difference hash: packshots on white differ in little else.
+    Keeps colours instead of brightness differences, as a difference hash does: packshots on white differ in little
+    else.
     """
     return np.asarray(shrunk(image, SIDE), dtype=np.uint8).reshape(-1)
 
 
 def read_fingerprint(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The look of an encoded photo, and its width and height in px.
+    """Fingerprint of an encoded photo, and its width and height in px.
 
     Raises:
-        BadPhoto: `pixels.decode` refuses it.
+        BadPhoto: as for `pixels.decode`.
     """
     image, size = decode_shrunk(data, SIDE)
     return fingerprint(image), size

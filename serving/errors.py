@@ -25,8 +25,10 @@ The user can correct a ValueError (exit 2); a RuntimeError comes from the enviro
 
 from __future__ import annotations
 
+from contract import CleanShelfError
 
-class ServingError(Exception):
+
+class ServingError(CleanShelfError):
     """Base class of every error that serving raises on purpose."""
 
 

@@ -1,8 +1,8 @@
-"""Kills: a real process that dies at a fault point or at a random moment, and a record of what was lost.
+"""Kills of a real process at a fault point or at a random moment, and a record of what was lost.
 
-`python -m tests.kills TRACE FATAL MODULE ARGUMENT...` runs a module as `python -m` would. It notes in the file TRACE each
-fault point that it passes once the module's imports are done: each fsync, each file that got a name, another or none, and each
-git that wrote and ended. Right after the FATAL-th it kills its process group; 0 stands for never.
+`python -m tests.kills TRACE FATAL MODULE ARGUMENT...` runs a module as `python -m` would. Once the module's imports are done, it
+notes in the file TRACE each fault point that it passes: each fsync, each file that is named, renamed or removed, and each git
+command that wrote and ended. Right after fault point number FATAL it kills its process group; 0 stands for never.
 """
 
 from __future__ import annotations
@@ -31,11 +31,19 @@ LIMIT_S = 900.0
 SEED = 5
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, cover 0 to 1 evenly however many there are
 FATES = ("point", "moment")
-WRITING = {"hash-object", "write-tree", "commit-tree", "update-ref", "tag", "push", "fetch"}  # git's, in the ledger
+WRITING = {
+    "hash-object",
+    "write-tree",
+    "commit-tree",
+    "update-ref",
+    "tag",
+    "push",
+    "fetch",
+}  # git commands that write to the ledger
 
 
 class Outcome(NamedTuple):
-    """Whether the process was killed, the fault points it passed (what, then paths), and how long that took."""
+    """Outcome of one process: killed or not, fault points it passed (name of the call, then paths), seconds that it took."""
 
     killed: bool
     passed: list[list[str]]
@@ -44,7 +52,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Count:
-    """Of one operation: kills at fault points and at moments, processes that ended before theirs, and checks that failed."""
+    """Counts of one operation: kills at fault points and at moments, processes that ended before their kill, failed checks."""
 
     operation: str
     promises: str
@@ -57,12 +65,13 @@ class Count:
 
     @property
     def hits(self) -> int:
+        """Kills that hit."""
         return self.point + self.moment
 
 
 @dataclass(frozen=True)
 class Kills:
-    """Kills each operation until `wanted` kills have hit; works in `folder` and appends counts to `record`, as JSON lines."""
+    """Kills each operation until `wanted` kills have hit; works in `folder`, appends counts to `record` as JSON lines."""
 
     wanted: int
     folder: Path
@@ -76,16 +85,16 @@ class Kills:
         prepare: Callable[[Path], Sequence[object]],
         check: Callable[[Path], None],
     ) -> None:
-        """Half of the kills at fault points, half at random moments, both spread over the whole operation.
+        """Kills an operation, half of the times at fault points, half at random moments, both spread over the operation.
 
         Args:
             promises: the invariants that `check` asserts ("I1 to I4"), for the record.
-            prepare: makes a folder of that name; the module and arguments of the operation on it.
-            check: of that folder, after the kill; whatever it raises counts as a loss. It is asked after an undisturbed
-                run too.
+            prepare: fills the folder that it is given; returns module and arguments of the operation on it.
+            check: checks that folder after the kill; whatever it raises counts as a loss. It also runs after an
+                undisturbed operation.
 
         Raises:
-            ExceptionGroup: what the checks raised, each with the place of the kill.
+            ExceptionGroup: the errors of the checks, each with the moment of its kill.
         """
         count, errors = Count(operation, promises), []
         draw = random.Random(f"{SEED} {operation}")
@@ -103,7 +112,9 @@ class Kills:
                 setattr(count, where, getattr(count, where) + 1)
                 if count.hits >= self.wanted:
                     break
-                assert number < 10 + 3 * self.wanted, "the machine is too quick for these moments"
+                assert number < 10 + 3 * self.wanted, (
+                    "operations end before their kills: the machine is too fast for these moments"
+                )
         finally:
             count.lost = len(errors)
             self._write(count)
@@ -118,17 +129,17 @@ class Kills:
         errors: list[Exception],
         **fate: Any,
     ) -> Outcome:
-        place = self.folder / str(number)
-        place.mkdir(parents=True)
-        outcome = run(*prepare(place), log=self.folder / f"{number}.log", **fate)
+        folder = self.folder / str(number)
+        folder.mkdir(parents=True)
+        outcome = run(*prepare(folder), log=self.folder / f"{number}.log", **fate)
         try:
-            check(place)
+            check(folder)
         except Exception as error:
             error.add_note(
-                f"attempt {number}, {fate}, killed: {outcome.killed}; the last it did was {outcome.passed[-1:]}"
+                f"attempt {number}, {fate}, killed: {outcome.killed}; last fault point: {outcome.passed[-1:]}"
             )
             errors.append(error)
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
         return outcome
 
     def _write(self, count: Count) -> None:
@@ -138,15 +149,15 @@ class Kills:
 
 
 def run(*command: object, log: Path, fatal: int = 0, after_s: float | None = None) -> Outcome:
-    """Runs a module with its arguments and kills it, with all that it started: at a fault point, or so long after its imports.
+    """Runs a module with its arguments and kills it with its children: at a fault point, or `after_s` seconds after its imports.
 
     Raises:
-        AssertionError: it failed by itself; with all that it said, which is in `log`.
+        AssertionError: it failed by itself; the message has its output, which is also in `log`.
     """
     trace = log.with_suffix(".trace")
     trace.unlink(missing_ok=True)
     words = [sys.executable, "-m", "tests.kills", trace, fatal, *command]
-    with log.open("wb") as file:  # not a pipe: what a killed process leaves would hold it open
+    with log.open("wb") as file:  # not a pipe: orphans of a killed process would hold it open
         child = subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             start_new_session=True,
@@ -158,7 +169,7 @@ def run(*command: object, log: Path, fatal: int = 0, after_s: float | None = Non
         try:
             child.wait(LIMIT_S if after_s is None else after_s)
         except subprocess.TimeoutExpired:
-            assert after_s is not None, f"it hangs: {log.read_text()}"
+            assert after_s is not None, f"the process hangs: {log.read_text()}"
         span_s = time.monotonic() - began
     finally:
         end(child)
@@ -168,7 +179,7 @@ def run(*command: object, log: Path, fatal: int = 0, after_s: float | None = Non
 
 
 def end(child: subprocess.Popen[Any]) -> None:
-    """SIGKILL for the child's whole group, and wait until all are gone: nothing writes any more."""
+    """Sends SIGKILL to the child's whole group, and waits until all are gone: nothing writes any more."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -185,7 +196,7 @@ def members(group: int) -> Iterator[int]:
 
 
 def watch(trace: Path, *, fatal: int) -> None:
-    """From now on, note this process's fault points in `trace`, and die right after the `fatal`-th."""
+    """Notes this process's fault points in `trace` from now on, and kills it right after the one numbered `fatal`."""
     noted = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     numbers = itertools.count(1)
 
@@ -208,9 +219,9 @@ def watch(trace: Path, *, fatal: int) -> None:
 
 
 def main() -> None:
-    """The child's side."""
+    """Runs the child's side."""
     trace, fatal, module = sys.argv[1:4]
-    importlib.import_module(module)  # what follows is the operation and not its imports
+    importlib.import_module(module)  # so that the trace starts with the operation, not with its imports
     sys.modules.pop(module)
     watch(Path(trace), fatal=int(fatal))
     sys.argv[:] = sys.argv[3:]

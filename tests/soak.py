@@ -1,4 +1,4 @@
-"""`make soak`: the tests of kills and broken bytes with 20 kills of each operation; writes the tables of docs/figures/reliability.md.
+"""`make soak`: tests of kills and broken bytes with 20 kills of each operation; writes tables of docs/figures/reliability.md.
 
 `python -m tests.soak PART...` runs some parts; the tables of the others stay as they are.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figure import hardware, versions
+from benchmarks.figure import hardware, item, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "figures" / "reliability.md"
@@ -35,12 +35,12 @@ COLUMNS = {
 
 
 def main(parts: Sequence[str]) -> int:
-    """Runs the parts, or all; the worst exit status of pytest."""
+    """Runs these parts, or all of them; returns the worst exit status of pytest."""
     return max(soak(part) for part in parts or PARTS)
 
 
 def soak(part: str) -> int:
-    """Runs the tests of one part and writes its table."""
+    """Runs the tests of one part, writes its table, returns the exit status of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "kills.jsonl"
         files = [f"tests/integration/test_{name}.py" for name in PARTS[part]]
@@ -53,18 +53,17 @@ def soak(part: str) -> int:
 
 
 def table(counts: Sequence[dict[str, Any]]) -> str:
-    """Machine, versions and seed, and a row per operation."""
+    """Table of the page: machine, versions and seed, then a row per operation."""
     rows = [[str(count[column]) for column in COLUMNS] for count in counts]
     rows.append(["all", "", *(str(sum(count[column] for count in counts)) for column in [*COLUMNS][2:])])
     lines = [list(COLUMNS.values()), ["---", "---", *["--:"] * (len(COLUMNS) - 2)], *rows]
-    told = (
-        f"hardware: {hardware()}  \nversions: {versions()}  \nseed of the moments and points: {counts[0]['seed']}\n\n"
-    )
-    return told + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    named = {"hardware": hardware(), "versions": versions(), "seed of the moments and points": counts[0]["seed"]}
+    facts = "".join(f"{item(f'{name}: {fact}')}\n" for name, fact in named.items()) + "\n"
+    return facts + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def written(page: str, part: str, content: str) -> str:
-    """The page with this between the marks of the part."""
+    """The page with `content` between the marks of the part."""
     begin, end = f"<!-- soak: {part} -->\n", "<!-- end -->"
     before, _, rest = page.partition(begin)
     return before + begin + content + end + rest.partition(end)[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.cli import main as cleanshelf
 from flows.data.versions import DataVersions
-from flows.ingest import commit_version, read_delivery
+from flows.ingest import commit_version, prepare_version
 from flows.run.run import Run
 from flows.steps.clean import clean as clean_stage
 from flows.steps.start import data_to_train_on
@@ -28,7 +28,7 @@ def ingest(workspace: Workspace, source: str | Path) -> None:
     """Ingests a delivery as `cleanshelf ingest` does."""
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
-        commit_version.fn(workspace, *read_delivery.fn(workspace, Path(source), 0.1, 0.2))
+        commit_version.fn(workspace, *prepare_version.fn(workspace, Path(source), 0.1, 0.2))
 
 
 def clean(workspace: Workspace, *folds: str | Path) -> Path:

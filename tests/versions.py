@@ -1,11 +1,14 @@
-"""Data versions for tests: two small ones, and the bytes behind them."""
+"""Data versions for tests: two small ones, and access to their bytes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from flows.workspace.files import link
 from models.data.manifest import read_table, write_table, write_version
@@ -13,15 +16,17 @@ from tests import verbs
 from tests.deliveries import deliver
 
 
-def commit_first(versions: DataVersions, tmp_path: Path) -> str:
+def commit_first(versions: DataVersions, tmp_path: Path, *, format_1: bool = False) -> str:
     source = deliver(tmp_path / "source", {"Red Mug": 6, "Kid's cup": 6})
     folder = versions.new_folder()
-    ingest(source, base=None, out=folder)
+    build_version(source, base=None, out=folder)
+    if format_1:
+        as_format_1(folder)
     return versions.commit(folder, step="ingest", message="first delivery")
 
 
 def commit_drop(versions: DataVersions, *, num: int) -> str:
-    """The selected version with its first `num` photos dropped."""
+    """Commits the selected version with its first `num` photos dropped; returns the new id."""
     parent = versions.resolve("selected")
     data = versions.materialise(parent)
     folder = versions.new_folder()
@@ -37,7 +42,10 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
 
 
 def two_versions(place: Path, *, photos: int) -> Workspace:
-    """The workspace `shop` with two versions, the second selected; the first has so many photos a class. And a delivery `more`."""
+    """The workspace `shop` with two versions, the second selected, and a delivery `more` beside it.
+
+    The first version has `photos` photos per class.
+    """
     deliver(place / "first", {"a": photos, "b b": photos})
     deliver(place / "second", {"a": 2, "c": 2}, first_seed=100)
     deliver(place / "more", {"b b": 3, "it's": 2}, first_seed=200)
@@ -47,12 +55,28 @@ def two_versions(place: Path, *, photos: int) -> Workspace:
     return shop
 
 
+def as_format_1(folder: Path) -> None:
+    """Rewrite the files of a version as the former release wrote them: looks.parquet, and column `judge` of the labels."""
+    labels = pq.read_table(folder / "labels.parquet")
+    names = ["judge" if name == "scored_by" else name for name in labels.column_names]
+    (folder / "labels.parquet").unlink()
+    pq.write_table(labels.rename_columns(names), folder / "labels.parquet", compression="zstd")
+    fingerprints = pq.read_table(folder / "fingerprints.parquet")
+    (folder / "fingerprints.parquet").unlink()
+    pq.write_table(fingerprints.rename_columns(["id", "look"]), folder / "looks.parquet", compression="zstd")
+    facts = json.loads((folder / "VERSION.json").read_text(encoding="utf-8"))
+    (folder / "VERSION.json").unlink()
+    text = json.dumps(facts | {"format": 1}, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    (folder / "VERSION.json").write_text(text, encoding="utf-8")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file below a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def damage(path: Path) -> None:
-    """Flip one bit in the middle, read-only or not."""
+    """Flips one bit in the middle of a file, even of a read-only one."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
@@ -67,7 +91,7 @@ def objects_of(store: Path, data: Path, name: str) -> Path:
 
 
 def check_whole(versions: DataVersions) -> None:
-    """Pointer, data, ledger and tags tell the same story, and every tag keeps its promise (I1 to I3)."""
+    """Asserts that pointer, data, ledger and tags agree, and that every tag leads to whole data (I1 to I3)."""
     entries = versions.log()
     assert versions.selected() == entries[0].id
     versions.check_clean()

@@ -1,1 +1,1 @@
-"""Parts of components.py: photos as features, steps of the ladder, members, figures."""
+"""Parts of components.py: photos as features, steps of the ladder, ensembles, answers."""

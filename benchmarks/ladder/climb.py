@@ -1,4 +1,4 @@
-"""The ladder of one data set and one seed: each rung with its answers on the test photos and its price."""
+"""The ladder of one data set and one seed: each rung with its answers on the test photos and its cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.recipe.config import Balance
 
 BLEND = Balance(method="blend")
 GIVEN = "cross-entropy on the given labels"
-DROPPED, AGAIN, ALSO = "+ cleaning: disbelieved photos dropped", "+ a second round", "+ blend, on what is left"
+DROPPED, AGAIN, ALSO = "+ cleaning: label issues dropped", "+ a second round", "+ blend, on what is left"
 WEIGHED = "weighed and corrected instead of dropped"
 CRT, TAU, BEST, RECIPE = "+ cRT", "+ tau", "+ balance.method=best", "+ blend: **the recipe**"
 TEN, LARGE, THREE, EIGHT = "+ ten crops", f"+ at {SIZES[1]} px", "+ 3 members", "+ 8 members"
@@ -41,7 +41,7 @@ MEMBERS: tuple[tuple[int, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Rung:
-    """Scores of the test photos; `over` is the rung that it is compared with; seconds are CPU seconds from the photos on."""
+    """Scores of the test photos; `over`: the rung that it is compared with; seconds: CPU seconds from the photos on."""
 
     name: str
     over: str
@@ -51,23 +51,25 @@ class Rung:
 
 @dataclass
 class Bill:
-    """CPU seconds by what they went to; the looks at the photos are the shelf's."""
+    """CPU seconds by what they were spent on; the shelf counts those of the features."""
 
     shelf: Shelf
     items: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def item(self, name: str) -> Iterator[None]:
+        """Adds the CPU seconds of the block to an item."""
         start = time.process_time()
         yield
         self.items[name] = time.process_time() - start
 
-    def total(self, *names: str, looks: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
-        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[look] for look in looks)
+    def total(self, *names: str, features: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
+        """CPU seconds of these items and of these features, by (size, crops)."""
+        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[each] for each in features)
 
 
 def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
-    """All rungs."""
+    """Yields all rungs."""
     bill, photos = Bill(shelf), shelf.at(SIZES[0])
     yield from of_labels(photos, bill, seed=seed)
     with bill.item("belief"):
@@ -83,13 +85,13 @@ def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
             balance(head, lesson, settings)
         yield Rung(name, WEIGHED, single(head, photos), bill.total("belief", "training", name))
     ten = asked(head, photos, shelf.crops(SIZES[0]))
-    looks = [(SIZES[0], 2), (SIZES[0], CROPS)]
-    yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, looks=looks))
+    features = [(SIZES[0], 2), (SIZES[0], CROPS)]
+    yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, features=features))
     yield from of_members(bill, belief, seed=seed)
 
 
 def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
-    """The given labels, and what is left of them after one and two rounds of cleaning at its defaults."""
+    """Yields rungs for the given labels, and after one and two rounds of cleaning with its defaults."""
     with bill.item(GIVEN):
         head = learn(Lesson(photos=photos, seed=seed))
     yield Rung(GIVEN, GIVEN, single(head, photos), bill.total(GIVEN))
@@ -109,8 +111,11 @@ def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
 
 
 def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
-    """One at the larger size, then three, then eight, all in ten crops; members see what the first size believes of labels."""
-    shelf, answers, looks = bill.shelf, list[Scores](), {(SIZES[0], 2)}
+    """Yields rungs with a larger size, then three members, then eight, all in ten crops.
+
+    Members share the label scores of the first size.
+    """
+    shelf, answers, features = bill.shelf, list[Scores](), {(SIZES[0], 2)}
     for number, (size, kind) in enumerate(MEMBERS):
         photos, crops = shelf.at(size), shelf.crops(size)
         lesson = Lesson(photos=photos, seed=seed + 100 * number, belief=belief, **kind)
@@ -118,14 +123,14 @@ def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
             head = learn(lesson)
             balance(head, lesson, BLEND)
             answers.append(asked(head, photos, crops))
-        looks |= {(size, 2), (size, CROPS)}
+        features |= {(size, 2), (size, CROPS)}
         if number + 1 in ENSEMBLES:
-            spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), looks=looks)
+            spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), features=features)
             yield Rung(*ENSEMBLES[number + 1], mean(answers, num_classes=shelf.num_classes), spent)
 
 
 def recipe(photos: FeatureSet, *, seed: int) -> Scores:
-    """The recipe alone: one head, one view."""
+    """Answers of the recipe alone: one head, one view."""
     lesson = Lesson(photos=photos, seed=seed, belief=judge(photos, seed=seed))
     head = learn(lesson)
     balance(head, lesson, BLEND)
@@ -133,10 +138,10 @@ def recipe(photos: FeatureSet, *, seed: int) -> Scores:
 
 
 def given(photos: FeatureSet, *, seed: int) -> Scores:
-    """Cross-entropy on the labels as they are."""
+    """Answers of cross-entropy on the labels as they are."""
     return single(learn(Lesson(photos=photos, seed=seed)), photos)
 
 
 def single(head: Head, photos: FeatureSet) -> Scores:
-    """One head, one view."""
+    """Answers of one head on one view."""
     return asked(head, photos, photos.views[:1, photos.rows("test")])

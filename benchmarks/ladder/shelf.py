@@ -22,20 +22,20 @@ from models.export.graph import crop_boxes
 from models.networks.network import Network, build_network
 from models.recipe.config import Member
 
-SIZES = (128, 160, 192)  # pixels; the first is the yardstick's
+SIZES = (128, 160, 192)  # pixels; the first is the reference
 ENLARGE, CROPS = 1.25, 10
 BATCH = 64
 
 
 class Camera(Protocol):
-    """Features (K, n, d) of photos: K crops of each, cut from the photo enlarged to `full` pixels of a side; and CPU seconds."""
+    """Returns features (K, n, d) of K crops of each photo, cut from the photo enlarged to `full` pixels a side; and CPU seconds."""
 
     def __call__(self, rows: NDArray[np.int64], *, size: int, crops: int) -> tuple[Tensor, float]: ...
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """A data set that can be looked at in any size; `seconds` by (size, crops) is what a look costs where no cache has it."""
+    """A data set in any size; `seconds` by (size, crops) is what features cost if no cache has them."""
 
     name: str
     target: NDArray[np.int64]
@@ -45,27 +45,30 @@ class Shelf:
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def at(self, size: int) -> FeatureSet:
-        """All photos and their mirror images, whole; asked split by split, as several sets share the photos that judge."""
+        """All photos and their mirror images, whole.
+
+        Computed split by split, as several sets share their validation and test photos.
+        """
         rows = [np.flatnonzero(self.split == split) for split in ("train", "val", "test")]
         self.seconds[size, 2] = 0.0
-        views = torch.cat([self._look(each, size=size, crops=2) for each in rows], 1)
+        views = torch.cat([self._features(each, size=size, crops=2) for each in rows], 1)
         views = views[:, torch.from_numpy(np.argsort(np.concatenate(rows)))]
         return FeatureSet(name=self.name, views=views, target=self.target, true=None, split=self.split,
                           num_classes=self.num_classes)  # fmt: skip
 
     def crops(self, size: int) -> Tensor:
-        """(CROPS, n, d) of the test photos, enlarged."""
+        """Features (CROPS, n, d) of the test photos, enlarged."""
         self.seconds[size, CROPS] = 0.0
-        return self._look(np.flatnonzero(self.split == "test"), size=size, crops=CROPS)
+        return self._features(np.flatnonzero(self.split == "test"), size=size, crops=CROPS)
 
-    def _look(self, rows: NDArray[np.int64], *, size: int, crops: int) -> Tensor:
+    def _features(self, rows: NDArray[np.int64], *, size: int, crops: int) -> Tensor:
         found, seconds = self.camera(rows, size=size, crops=crops)
         self.seconds[size, crops] += seconds
         return found
 
 
 class Backbone:
-    """A frozen MobileNetV2 that looks at files; features lie in a cache folder, each with its seconds."""
+    """A frozen MobileNetV2 that reads files; features lie in a cache folder, each with its seconds."""
 
     def __init__(self, files: Sequence[Path], *, weights: Path, cache: Path) -> None:
         self.files, self.weights, self.cache = files, weights, cache
@@ -79,10 +82,10 @@ class Backbone:
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            torch.save(_looked(self._network(size), files, size=size, crops=crops), part)
+            torch.save(_features_of(self._network(size), files, size=size, crops=crops), part)
             part.replace(path)
-        looks, seconds = torch.load(path, weights_only=True)
-        return looks[:, torch.from_numpy(np.argsort(order))], seconds
+        features, seconds = torch.load(path, weights_only=True)
+        return features[:, torch.from_numpy(np.argsort(order))], seconds
 
     def _network(self, size: int) -> Network:
         member = Member(backbone="mobilenetv2_100", size=size, weights=str(self.weights), args={"pad_type": "same"},
@@ -91,8 +94,8 @@ class Backbone:
 
 
 @torch.inference_mode()
-def _looked(network: Network, files: Sequence[Path], *, size: int, crops: int) -> tuple[Tensor, float]:
-    """As `models.export.graph.Branch` cuts them; two crops are the whole photo and its mirror image."""
+def _features_of(network: Network, files: Sequence[Path], *, size: int, crops: int) -> tuple[Tensor, float]:
+    """Features of the crops that `models.export.graph.Branch` cuts; two crops are the whole photo and its mirror image."""
     full = round(size * ENLARGE) if crops > 2 else size
     boxes, found, start = crop_boxes(full, size, crops), [], time.process_time()
     for first in range(0, len(files), BATCH):
@@ -105,7 +108,7 @@ def _looked(network: Network, files: Sequence[Path], *, size: int, crops: int) -
 
 
 def read_shelves(folder: Path, names: Sequence[str], *, weights: Path, cache: Path) -> Iterator[Shelf]:
-    """One for each manifest folder/<name>.parquet with the columns path, label and split. Test labels are taken as they are.
+    """Yields one shelf per manifest folder/<name>.parquet with the columns path, label and split. Test labels count as true.
 
     Raises:
         ManifestError: no such manifest.

@@ -1,4 +1,4 @@
-"""The steps: what cleaning believes, a head trained on it, a classifier put right, answers on the test photos."""
+"""The steps: label scores, a head trained by them, a balanced classifier, answers on the test photos."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from models.training.classifiers import set_classifier
 from models.training.decoupling import Embedded, choose_classifier
 
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
-FOLDS, LIGHT_EPOCHS = 5, 8  # of the heads that judge labels
-DEFAULT_TRUST = 0.4  # in the confusion, of the rule `posterior`; where labels are weighed, 1
+FOLDS, LIGHT_EPOCHS = 5, 8  # of the heads that score labels
+DEFAULT_TRUST = 0.4  # trust of the rule `posterior` in the confusion; 1 where labels are weighted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """What is thought of the labels of the training photos, in their order.
+    """Scores of the labels of the training photos, in their order.
 
-    wrong: (n,) disbelieved, down to each class's floor. weight: (n,) in [0, 1]. noise: what is given for what.
+    wrong: (n,) label issues, down to each class's floor. weight: (n,) in [0, 1]. noise: estimated confusion of classes.
     """
 
     wrong: NDArray[np.bool_]
@@ -40,12 +40,12 @@ class Belief:
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One training: on what, and how."""
+    """One training: its photos and its settings."""
 
     photos: FeatureSet
     seed: int
     belief: Belief | None = None
-    drop: bool = False  # disbelieved photos; else all are weighed, and the loss is corrected
+    drop: bool = False  # drop label issues; else all photos are weighted, and the loss is corrected
     loss: str = "ce"
     params: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
@@ -59,12 +59,12 @@ class Lesson:
 
     @property
     def weight(self) -> NDArray[np.float32] | None:
-        """(n,) what each photo counts; None: alike."""
+        """(n,) weight of each photo; None: equal weights."""
         return None if self.belief is None or self.drop else self.belief.weight
 
 
 def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None, trust: float = 1.0) -> Belief:
-    """By lightly trained heads that never saw the photo; they learn from what was believed before, and judge all labels anew."""
+    """Scores of all labels by lightly trained heads that never saw the photo; those heads learn from the scores before."""
     rows = photos.rows("train")
     target, kept = photos.target[rows], np.ones(len(rows), np.bool_) if before is None else ~before.wrong
     probs = np.zeros((len(rows), photos.num_classes), np.float32)
@@ -80,7 +80,7 @@ def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None, trust:
 
 
 def learn(lesson: Lesson) -> Head:
-    """A head in evaluation mode."""
+    """Head in evaluation mode."""
     rows, weight = lesson.photos.rows("train")[lesson.kept], lesson.weight
     noise = None if weight is None or lesson.belief is None else lesson.belief.noise
     return learnt(lesson.photos, rows, seed=lesson.seed, train=lesson.train, loss_name=lesson.loss, params=lesson.params,
@@ -91,14 +91,14 @@ def learnt(
     photos: FeatureSet, rows: NDArray[np.int64], *, seed: int, train: dict[str, Any], params: dict[str, Any] | None = None,
     **how: Any,
 ) -> Head:  # fmt: skip
-    """A head trained on these rows with these keys of [train] changed."""
+    """Head trained on these rows with these keys of [train] changed."""
     nobody = np.full(len(photos.target), np.nan, np.float32)
     return trained_head(photos, score=nobody, errors=np.ones(photos.num_classes), settings=dataclasses.replace(TRAIN, **train),
                         params=params or {}, seed=seed, rows=rows, **how)  # fmt: skip
 
 
 def balance(head: Head, lesson: Lesson, settings: Balance) -> None:
-    """Puts the head's classifier right, on the photos that it was trained on; what is chosen is chosen on validation photos."""
+    """Balances the head's classifier, on the photos that it was trained on; choices are made on validation photos."""
     photos, kept = lesson.photos, lesson.kept
     target = photos.target[photos.rows("train")[kept]]
     weight = None if lesson.weight is None else torch.from_numpy(lesson.weight)
@@ -117,7 +117,7 @@ def probabilities(head: Head, views: Tensor) -> Tensor:
 
 
 def asked(head: Head, photos: FeatureSet, views: Tensor) -> Scores:
-    """What a head says of the test photos in these views (K, n, d)."""
+    """Answers of a head to the test photos in these views (K, n, d)."""
     rows = photos.rows("test")
     target, p = photos.target[rows], probabilities(head, views).numpy()
     top = np.argsort(-p, axis=1, kind="stable")[:, :KEEP]

@@ -1,1 +1,1 @@
-"""Load on an endpoint: generators of requests, endpoints to send them to, and limits to compare with."""
+"""Load on an endpoint: generators of requests, endpoints that take them, and limits to compare with."""

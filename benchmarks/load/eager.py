@@ -1,4 +1,4 @@
-"""The same members in torch, photo by photo, with the ten crops cut in Python: how a notebook answers."""
+"""The same members in torch, photo by photo, with ten crops cut in Python, as in a notebook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.export.graph import Branch, DeployGraph
 
 
 def images_per_second(made: DeployGraph, images: NDArray[np.uint8], *, seconds: float, at_once: bool) -> float:
-    """Photos (N, S, S, 3), one after the other, on all cores; the crops of one `at_once`, or each alone."""
+    """Rate for photos (N, S, S, 3), one after the other, on all cores; the crops of one photo `at_once`, or each alone."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     count, began = 0, time.perf_counter()
     with torch.inference_mode():

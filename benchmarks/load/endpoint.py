@@ -1,4 +1,4 @@
-"""An endpoint for a benchmark: a real Triton on graphs, in a folder that goes away, with an eye on what it uses."""
+"""An endpoint for a benchmark: a real Triton with given graphs, in a temporary folder, with its use of CPU and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Served:
         return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICKS
 
     def memory_mb(self) -> float:
-        """Memory of all of them; what they share is counted once (proportional set size)."""
+        """Memory of all of them; shared memory is counted once (proportional set size)."""
         return sum(_pss_kb(pid) for pid in self.processes()) / 1024
 
 
@@ -49,11 +49,11 @@ def served(
     graph: Path, *, labels: list[str], golden: NDArray[np.uint8], extra: Mapping[str, Mapping[str, Path]] | None = None,
     versions: int = 1, **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
-    """A server of `graph`, as versions 1 to `versions`; the last one answers.
+    """Runs a server of `graph`, as versions 1 to `versions`; the last one answers.
 
     Args:
         extra: other models beside it: name -> files of the model's folder (config.pbtxt, 1/model.onnx).
-        settings: of ModelRepository.
+        settings: arguments of ModelRepository.
     """
     with TemporaryDirectory() as folder:
         repository = ModelRepository(Path(folder) / "repository", **settings)

@@ -1,8 +1,8 @@
-"""The same members as a Triton ensemble: what most people build, and what the fused graph is measured against.
+"""The same members as a Triton ensemble: the usual design, and the one that the fused graph is measured against.
 
 prepare -> network_0, network_1, ... -> combine, each a model of its own: ONNX files of the very same modules, with as many
-instances and threads as the fused graph, and batching. Plain, the networks give logits, as exported networks do; tuned, they
-were exported for this ensemble and hand on their ten best classes alone.
+instances and threads as the fused graph, and batching. Plain: the networks give logits, as exported networks do. Tuned: they
+were exported for this ensemble and pass on their ten best classes alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ INTEGER, FLOAT = "TYPE_INT64", "TYPE_FP32"
 
 
 class Prepare(nn.Module):
-    """Photos to the normalised crops of every member."""
+    """Turns photos into the normalised crops of every member."""
 
     def __init__(self, made: DeployGraph) -> None:
         super().__init__()
         self.branches = made.branches
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Crops of every member, for photos (B, S, S, 3)."""
         pixels = image.permute(0, 3, 1, 2).float() / 255
         return tuple(self.crops(branch, pixels) for branch in self.branches)
 
@@ -42,27 +43,29 @@ class Prepare(nn.Module):
 
 
 class OneNetwork(nn.Module):
-    """Crops to the logits (B, crops, C) of one member: what everybody's export of a network gives."""
+    """Turns crops into the logits (B, crops, C) of one member, as any export of a network does."""
 
     def __init__(self, branch: Branch, *, keep: int) -> None:
         super().__init__()
         self.branch, self.keep = branch, keep
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """Logits (B, crops, C) of one member."""
         embedding = self.branch.sphere(self.branch.embed(self.branch.backbone(crops.flatten(0, 1))))
         return (self.branch.classifier(embedding).unflatten(0, (-1, crops.shape[1])),)
 
 
 class TunedNetwork(OneNetwork):
-    """Crops to the member's ten best classes and their probabilities: a thousandth of the bytes."""
+    """Turns crops into the member's ten best classes and their probabilities: a thousandth of the bytes."""
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """The ten best classes of one member, and their probabilities."""
         best = super().forward(crops)[0].softmax(2).mean(1).topk(self.keep)
         return best.indices, best.values
 
 
 class Combine(nn.Module):
-    """The members' logits to the best of the mean of their best classes."""
+    """Turns the members' logits into the best classes of the mean of their best classes."""
 
     def __init__(self, made: DeployGraph) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class Combine(nn.Module):
         self.share = 1 / len(made.branches)
 
     def forward(self, *logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of the ensemble."""
         best = [each.softmax(2).mean(1).topk(self.keep) for each in logits]
         return self.of_best([(each.indices, each.values) for each in best])
 
@@ -82,19 +86,20 @@ class Combine(nn.Module):
 
 
 class TunedCombine(Combine):
-    """The same of what TunedNetworks give."""
+    """Combine for the output of TunedNetworks."""
 
     def forward(self, *best: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers of the ensemble."""
         return self.of_best(list(zip(best[::2], best[1::2], strict=True)))
 
 
 def write(
     made: DeployGraph, folder: Path, *, name: str, instances: int, batch: int, tuned: bool
 ) -> dict[str, dict[str, Path]]:
-    """Models of the ensemble `name`, as `served` takes them: name -> place in the model's folder -> file.
+    """Models of the ensemble `name`, as `served` takes them: name -> path in the model's folder -> file.
 
     Args:
-        tuned: networks hand on their ten best classes in place of all logits.
+        tuned: networks pass on their ten best classes instead of all logits.
     """
     members, keep = range(len(made.branches)), made.keep
     shapes = [(len(branch.crops), 3, branch.size, branch.size) for branch in made.branches]
@@ -132,7 +137,7 @@ def _tensor(name: str, kind: str, dims: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _example(tensor: dict[str, Any]) -> Tensor:
-    """Two of it; of its own memory, as the exporter takes one tensor given twice for one input."""
+    """Batch of two, with memory of its own: the exporter takes one tensor given twice for one input."""
     shape = (2, *tensor["dims"])
     if tensor["data_type"] == FLOAT:
         return torch.rand(shape)

@@ -1,10 +1,10 @@
 """Requests to an endpoint over gRPC, in a closed loop or an open one.
 
-Closed: so many clients, each asks again as soon as it has its answer. That is the most a server can do, and says little of
-waiting: while the server stalls, nobody asks. Open: requests leave on a schedule, whatever comes back, and each latency counts
-from the moment the schedule had it leave, so that a stall is felt by all who would have come in it (no coordinated omission).
+Closed: a number of clients, each of which asks again as soon as it has its answer. That is the most a server can do, and says
+little about waiting: while the server stalls, no client asks. Open: requests leave on a schedule, whatever comes back, and each
+latency counts from its scheduled time, so that a stall hits all requests that were due in it (no coordinated omission).
 
-Messages are made before the clock starts and sent as the bytes they are: the generator shares its cores with the server.
+Messages are made before the clock starts and sent as raw bytes: the generator shares its cores with the server.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ Ask = Callable[..., bytes]
 
 @dataclass
 class Outcome:
-    """What became of the requests; latencies in seconds, of those answered."""
+    """Results of the requests; latencies in seconds, of answered ones."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    versions: Counter[str] = field(default_factory=Counter)  # the model versions that answered
-    rejected: int = 0  # told at once that the queue is full
-    failed: Counter[str] = field(default_factory=Counter)  # by what the server said
+    versions: Counter[str] = field(default_factory=Counter)  # answers by model version
+    rejected: int = 0  # refused at once because the queue is full
+    failed: Counter[str] = field(default_factory=Counter)  # failures by the server's message
 
     @property
     def sent(self) -> int:
-        """All requests."""
+        """Number of all requests."""
         return len(self.latencies) + self.rejected + self.failed.total()
 
     @property
@@ -63,7 +63,7 @@ class Outcome:
         return float(np.percentile(self.latencies, percent) * 1000)
 
     def add(self, other: Outcome) -> None:
-        """Take in what became of further requests, later ones or of another client at the same time (whose `seconds` are 0)."""
+        """Adds the results of later requests, or of another client at the same time (whose `seconds` are 0)."""
         self.latencies += other.latencies
         self.versions += other.versions
         self.rejected += other.rejected
@@ -91,7 +91,7 @@ def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequ
 
 
 def closed_loop(server: Access | str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
-    """`clients` that ask without a pause for `seconds`."""
+    """Results of `clients` that ask without a pause for `seconds`."""
     tokens = _tokens(server)
     with _channels(server, count=min(clients, CHANNELS)) as asks:
 
@@ -108,7 +108,7 @@ def closed_loop(server: Access | str, messages: Sequence[bytes], *, clients: int
 
 
 def without_pause(ask: Callable[[int, int, Outcome], None], *, clients: int, seconds: float) -> Outcome:
-    """What became of requests that `ask(client, turn, outcome)` makes and notes, each client in a thread of its own."""
+    """Results of requests that `ask(client, turn, outcome)` makes and notes, each client in a thread of its own."""
     began = time.perf_counter()
 
     def client(number: int) -> Outcome:
@@ -130,7 +130,7 @@ def without_pause(ask: Callable[[int, int, Outcome], None], *, clients: int, sec
 def open_loop(
     server: Access | str, messages: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
 ) -> Outcome:
-    """Requests that come at random (Poisson) at `rate` per second for `seconds`."""
+    """Results of requests that come at random (Poisson) at `rate` per second for `seconds`."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
     due = np.cumsum(gaps)
     outcome, lock, left = Outcome(), threading.Lock(), threading.Semaphore(0)
@@ -163,7 +163,7 @@ def _tokens(server: Access | str) -> list[tuple[str, str]]:
 
 @contextmanager
 def _channels(server: Access | str, *, count: int) -> Iterator[list[Ask]]:
-    """One call for each of so many connections; requests and answers are bytes."""
+    """One call for each of `count` connections; requests and answers are bytes."""
     channels = [grpc.insecure_channel(Access.of(server).address, options=OPTIONS) for _ in range(count)]
     try:
         for channel in channels:

@@ -1,4 +1,4 @@
-"""The two graphs that serving is measured with. Their weights are random: speed does not ask what they answer.
+"""The two graphs that serving is measured with. Their weights are random: speed does not depend on the answers.
 
 heavy: ResNet-18, MobileNetV3-small and DeiT-tiny, ten crops of 96 px, 5,000 classes
 light: MobileNetV3-small, one view of 96 px: little but overhead
@@ -26,7 +26,7 @@ LIGHT = ("mobilenetv3_small_100",)
 
 
 def graph(backbones: tuple[str, ...], *, crops: int, num_classes: int = 5000) -> DeployGraph:
-    """A fused graph of networks that were never trained."""
+    """Fused graph of networks that were never trained."""
     labels = names(num_classes)
     members = []
     for seed, backbone in enumerate(backbones):
@@ -37,7 +37,7 @@ def graph(backbones: tuple[str, ...], *, crops: int, num_classes: int = 5000) ->
 
 
 def write(made: DeployGraph, path: Path) -> Path:
-    """The graph as a file that names its classes."""
+    """Writes the graph as a file that names its classes."""
     write_onnx(made, path, input_size=SIDE, metadata=name_classes(names(made.num_classes)))
     return path
 
@@ -48,5 +48,5 @@ def names(num_classes: int) -> list[str]:
 
 
 def photos(count: int) -> NDArray[np.uint8]:
-    """(count, SIDE, SIDE, 3) of noise."""
+    """Photos (count, SIDE, SIDE, 3) of noise."""
     return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)

@@ -15,7 +15,7 @@ OUTPUTS = ["ids", "probs", "known"]
 
 
 def open_sessions(graph: Path, *, count: int | None = None) -> list[onnxruntime.InferenceSession]:
-    """One session of one thread for each core."""
+    """One session with one thread for each core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     number = count or len(os.sched_getaffinity(0))
@@ -25,7 +25,7 @@ def open_sessions(graph: Path, *, count: int | None = None) -> list[onnxruntime.
 def images_per_second(
     sessions: list[onnxruntime.InferenceSession], images: NDArray[np.uint8], *, seconds: float
 ) -> float:
-    """Batches of images (B, S, S, 3), computed side by side without a pause."""
+    """Rate for batches of images (B, S, S, 3), computed side by side without a pause."""
     counts = [0] * len(sessions)
     end = time.perf_counter() + seconds
 

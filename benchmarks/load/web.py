@@ -1,6 +1,6 @@
-"""The server that one writes first: FastAPI and ONNX Runtime, a process for each core; and clients that ask it.
+"""The server that people write first: FastAPI and ONNX Runtime, a process for each core; and clients that ask it.
 
-As a module of uvicorn (`load.web:app`) it takes a photo's pixels as the body of POST /recognise and answers JSON. It is spared
+As a module of uvicorn (`load.web:app`) it takes a photo's pixels as the body of POST /recognise and answers in JSON. It leaves out
 what a product would add: decoding, checks, a queue.
 """
 
@@ -40,7 +40,7 @@ async def recognise(request: Request) -> dict[str, list]:
 
 @contextmanager
 def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
-    """The ports on which so many processes answer, each on its own.
+    """Runs `workers` processes, each on a port of its own, and yields the ports.
 
     Not uvicorn's own workers: their shared socket waits 40 ms with the second packet of each answer (Nagle), which no proxy in
     front of single processes would see.
@@ -61,7 +61,7 @@ def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
 
 
 def closed_loop(ports: Sequence[int], bodies: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
-    """As load.generator.closed_loop, over HTTP with a connection for each client, spread over the processes."""
+    """Results as of load.generator.closed_loop, over HTTP with a connection for each client, spread over the processes."""
     connections = [http.client.HTTPConnection("127.0.0.1", ports[number % len(ports)]) for number in range(clients)]
 
     def ask(client: int, turn: int, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Shapes drawn in a second: what the benchmark runs on without --data, and its tests always."""
+"""Shapes drawn in a second: the data of the benchmark without --data, and of its tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES: dict[str, Callable[[Grid, Grid], NDArray[np.bool_]]] = {
 
 
 def drawn_set(*, num_train: int = 2400, num_test: int = 600, seed: int = 0) -> PhotoSet:
-    """Six shapes, of any colour, leaning a little, under noise; as many photos of each."""
+    """Six shapes of any colour, leaning a little, under noise; equally many photos of each."""
     draw = np.random.RandomState(seed)
     label, test_label = (np.arange(count) % len(SHAPES) for count in (num_train, num_test))
     return PhotoSet(name="drawn shapes", classes=tuple(SHAPES), photos=_photos(label, draw), label=label,

@@ -19,10 +19,10 @@ BATCH = 100
 def cached_features(
     photos: NDArray[np.uint8], *, weights: Path, photo_px: int, cache: Path, device: torch.device
 ) -> NDArray[np.float32]:
-    """(N, 1280) of photos (N, 32, 32, 3), enlarged to photo_px; read from the folder `cache` where they lie there already.
+    """Features (N, 1280) of photos (N, 32, 32, 3), enlarged to photo_px; read from the folder `cache` if they are there.
 
     Raises:
-        WeightsMismatch: a weights file that does not exist or is of another network.
+        WeightsMismatch: the weights file does not exist or belongs to another network.
     """
     member = Member(backbone="mobilenetv2_100", weights=str(weights), size=photo_px, args={"pad_type": "same"},
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip

@@ -42,7 +42,7 @@ class PhotoSet:
     human: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def human_labels(self, column: str) -> NDArray[np.int64]:
-        """(N,) labels by people; ManifestError where the data has none of that name."""
+        """(N,) labels by people; ManifestError if the data has none of that name."""
         if column not in self.human:
             known = ", ".join(self.human) or "none"
             raise ManifestError(
@@ -52,7 +52,7 @@ class PhotoSet:
         return self.human[column]
 
     def subset(self, *, num_train: int, num_test: int) -> PhotoSet:
-        """The same share of every class, always the same photos; 0 takes all, and so does more than there are."""
+        """Photos with the same share of every class, always the same ones; 0 takes all, and so does more than there are."""
         train, test = stratified(self.label, num_train), stratified(self.test_label, num_test)
         return replace(self, photos=self.photos[train], label=self.label[train],
                        test_photos=self.test_photos[test], test_label=self.test_label[test],
@@ -70,10 +70,10 @@ def stratified(label: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def read_photo_set(folder: Path) -> PhotoSet:
-    """CIFAR-10 or Fashion-MNIST, by what lies in the folder.
+    """CIFAR-10 or Fashion-MNIST, by the files in the folder.
 
     Raises:
-        ManifestError: a folder of neither layout, a column that is missing, or a photo that is not 32 px.
+        ManifestError: the folder has neither layout, a column is missing, or a photo is not 32 px.
     """
     if (folder / "cifar10_jpeg.parquet").is_file():
         return _cifar10(folder)

@@ -1,4 +1,4 @@
-"""How the networks are trained: the sources' protocol, and two reduced ones for a CPU."""
+"""Protocols of training: the sources' own, and two reduced ones for a CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Protocol:
 
     @property
     def is_full(self) -> bool:
-        """Whether published figures are comparable."""
+        """True if published figures are comparable."""
         return self.name == "full"
 
 
@@ -65,7 +65,7 @@ class Net(nn.Module):
 
 
 def build_net(kind: str, *, num_features: int, num_classes: int) -> nn.Module:
-    """A network of the protocol, at random.
+    """Network of the protocol with random weights.
 
     cnn8: the sources' 8 layers: 64, 64 / 128, 128 / 196, 196 convolutions, 256 hidden, classifier.
     cnn5: 5 layers for one CPU thread: 32 (stride 2), 64 / 128 convolutions, 128 hidden, classifier.

@@ -1,7 +1,7 @@
 """Published test accuracies in %, mean and standard deviation of 3 seeds, and the settings they belong to.
 
-A row names the method as `--methods` does; a
-bare `ce` on the command line means the row of that loss and noise, so that the sources' settings need not be typed.
+A row names the method as `--methods` does. A bare `ce` on the command line means the row of that loss and noise, so that the
+sources' settings need not be typed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOISES = ("clean", *(f"symmetric:0.{k}" for k in (2, 4, 6, 8)), *(f"asymmetric:0
 
 
 class Figure(NamedTuple):
-    """Mean and standard deviation in %, the latter nan where none is given; source is a key of SOURCES."""
+    """Mean and standard deviation in %, the latter nan if none is given; source is a key of SOURCES."""
 
     mean: float
     deviation: float
@@ -29,18 +29,18 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LossBatch:
-    """One method's figures on CIFAR-10 by noise."""
+class PublishedRow:
+    """Figures of one method on CIFAR-10 by noise."""
 
     method: Method
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
-def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> LossBatch:
+def _row(method: str, figures: str, *, noises: tuple[str, ...] = NOISES, source: str = "A") -> PublishedRow:
     """Figures are written `mean+-deviation` or `mean`, one per noise."""
     pairs = [figure.split("+-") for figure in figures.split()]
     values = [Figure(float(mean), float(rest[0]) if rest else float("nan"), source) for mean, *rest in pairs]
-    return LossBatch(parse_method(method), dict(zip(noises, values, strict=True)))
+    return PublishedRow(parse_method(method), dict(zip(noises, values, strict=True)))
 
 
 HUMAN = ("human:aggre", "human:worst")
@@ -88,7 +88,7 @@ def as_published(method: Method, noise: Noise) -> Method:
 
 
 def published(data: str, method: Method, noise: Noise) -> Figure | None:
-    """The figure of a method with exactly its published settings; None where the sources have none."""
+    """Figure of a method with exactly its published settings; None if the sources have none."""
     if data != "cifar10":
         return None
     found = (row.figures.get(str(noise)) for row in CIFAR10 if row.method.resolved() == method.resolved())

@@ -19,7 +19,7 @@ from noisy.training import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training to be done: what its result depends on."""
+    """One training to be done: everything that its result depends on."""
 
     data: str
     protocol: Protocol
@@ -29,7 +29,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Equal for runs that would give the same; readable but for two digests, of protocol and method."""
+        """Text that is equal for runs with the same result; readable but for two digests, of protocol and method."""
         settings, method = digest(asdict(self.protocol)), digest(asdict(self.method.resolved()))
         return f"{self.data}/{self.protocol.name}-{settings}/{self.method.loss}-{method}/{self.noise}/{self.seed}"
 
@@ -48,16 +48,17 @@ class Result:
 
     @staticmethod
     def of(run: Run, outcome: Outcome, *, device: str, torch: str) -> Result:
+        """Line of the file for a finished run."""
         memorised = None if math.isnan(outcome.memorised) else round(outcome.memorised, 2)
         return Result(key=run.key, method=str(run.method), accuracy=round(outcome.accuracy, 2), memorised=memorised,
                       seconds=round(outcome.seconds, 1), device=device, torch=torch)  # fmt: skip
 
 
 def read_results(path: Path) -> dict[str, Result]:
-    """By key; a last line that a kill cut short is taken off the file, and its run is done again.
+    """Results by key; a last line that a kill cut short is removed from the file, and its run is done again.
 
     Raises:
-        ManifestError: a whole line that is no result.
+        ManifestError: a whole line is not a result.
     """
     if not path.exists():
         return {}
@@ -69,13 +70,13 @@ def read_results(path: Path) -> dict[str, Result]:
             result = Result(**json.loads(line))
         except (TypeError, json.JSONDecodeError):
             names = ", ".join(field.name for field in fields(Result))
-            raise ManifestError(f"--out: {path}, line {number} is no result ({names}); give another file") from None
+            raise ManifestError(f"--out: {path}, line {number} is not a result ({names}); give another file") from None
         found[result.key] = result
     return found
 
 
 def append_result(path: Path, result: Result) -> None:
-    """One line, on the disk before the next run starts."""
+    """Appends one line, on the disk before the next run starts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(result)) + "\n")
@@ -83,7 +84,7 @@ def append_result(path: Path, result: Result) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What the runs of a method under a noise gave, beside the published figure."""
+    """Accuracies of a method under a noise, beside the published figure."""
 
     method: Method
     noise: Noise
@@ -92,16 +93,17 @@ class Cell:
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return statistics.fmean(self.accuracies)
 
     @property
     def deviation(self) -> float:
-        """Of the sample; nan for one seed."""
+        """Standard deviation of the sample; nan for one seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
 
 
 def cells(runs: Iterable[Run], results: dict[str, Result]) -> list[Cell]:
-    """One per method and noise, in the order of the runs."""
+    """One cell per method and noise, in the order of the runs."""
     accuracies: dict[tuple[str, str], list[float]] = {}
     first: dict[tuple[str, str], Run] = {}
     for run in runs:
@@ -113,7 +115,7 @@ def cells(runs: Iterable[Run], results: dict[str, Result]) -> list[Cell]:
 
 
 def table(made: Sequence[Cell], protocol: Protocol, *, seeds: int) -> str:
-    """Markdown: a row per method, two columns per noise."""
+    """Markdown table: a row per method, two columns per noise."""
     noises = list(dict.fromkeys(str(cell.noise) for cell in made))
     by_place = {(str(cell.method), str(cell.noise)): cell for cell in made}
     head = " | ".join(f"{noise} | published" for noise in noises)

@@ -1,4 +1,4 @@
-"""What the command line names: a method such as `nce+agce:alpha=1,beta=4`, a noise such as `symmetric:0.4`."""
+"""Specifications on the command line: a method such as `nce+agce:alpha=1,beta=4`, a noise such as `symmetric:0.4`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Method:
         return f"{self.loss}:{','.join(parts)}" if parts else self.loss
 
     def resolved(self) -> Method:
-        """With every parameter of the loss spelt out, so that a changed default is another method.
+        """Method with every parameter of the loss spelt out, so that a changed default is another method.
 
         Raises:
             ConfigError: an unknown loss, a misspelt parameter, or a value out of its range.
@@ -44,7 +44,7 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """NAME or NAME:KEY=VALUE,...; values are written as in JSON.
+    """Method written as NAME or NAME:KEY=VALUE,...; values are written as in JSON.
 
     Raises:
         ConfigError: an empty name, a part that is not KEY=VALUE, or a training key without a number.
@@ -61,7 +61,7 @@ def parse_method(text: str) -> Method:
     training = {key: values.pop(key) for key in TRAINING if key in values}
     for key, value in training.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigError(f"--methods: {text!r}: {key}={value!r} is no number >= 0; correct it or leave it out")
+            raise ConfigError(f"--methods: {text!r}: {key}={value!r} is not a number >= 0; correct it or leave it out")
     return Method(name, values, training)
 
 
@@ -89,7 +89,7 @@ class Noise:
         """(N,) labels to train on.
 
         Raises:
-            ConfigError: the data has no such human labels, or not the classes that the noise confuses.
+            ConfigError: the data lacks these human labels, or the classes that the noise confuses.
         """
         label, count = photos.label, len(photos.classes)
         if self.kind == "symmetric":
@@ -102,10 +102,10 @@ class Noise:
 
 
 def parse_noise(text: str) -> Noise:
-    """One of KINDS.
+    """Noise written as one of KINDS.
 
     Raises:
-        ConfigError: another kind, or a rate that is no number in [0, 1).
+        ConfigError: another kind, or a rate that is not a number in [0, 1).
     """
     kind, _, rest = text.partition(":")
     if kind == "human" and rest:
@@ -119,5 +119,5 @@ def parse_noise(text: str) -> Noise:
     except ValueError:
         rate = -1.0
     if not 0 <= rate < 1:
-        raise ConfigError(f"--noise: {text!r}: the rate {rest!r} is no number in [0, 1); write it as {kind}:0.4")
+        raise ConfigError(f"--noise: {text!r}: the rate {rest!r} is not a number in [0, 1); write it as {kind}:0.4")
     return Noise(kind, rate)

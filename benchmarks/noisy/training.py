@@ -1,4 +1,4 @@
-"""One run: a network, a loss, given labels; the accuracy of the last epoch. The whole set lies on the device."""
+"""One run: a network, a loss, given labels; the accuracy of the last epoch. The whole set is on the device."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Task:
 
     @property
     def samples(self) -> Samples:
-        """What a loss may know of them."""
+        """Everything that a loss may know about the samples."""
         ids = np.array([f"{i:08d}" for i in range(len(self.given))], dtype=object)
         return Samples(id=ids, target=self.given.cpu().numpy(), classes=list(self.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Shares in %. accuracy: on test photos; memorised: wrong labels that the network gives back; nan without any."""
+    """Shares in %. accuracy: on test photos; memorised: wrong labels that the network reproduces; nan if there are none."""
 
     accuracy: float
     memorised: float
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class Trainer:
-    """A network with what trains it."""
+    """A network with its optimiser and schedule."""
 
     def __init__(self, task: Task, protocol: Protocol, method: Method, *, seed: int) -> None:
         torch.manual_seed(seed)
@@ -73,7 +73,7 @@ class Trainer:
         self.loss.begin(self.task.samples)
         for epoch in range(self.protocol.epochs):
             if self.loss.wants_answers(epoch):
-                self.loss.take_answers(self.log_p(), accuracy=math.nan)  # nobody may look at the test photos
+                self.loss.take_answers(self.log_p(), accuracy=math.nan)  # test photos must not be used
             self.loss.start_epoch(epoch)
             self._epoch(epoch)
             self.loss.end_epoch()
@@ -87,7 +87,7 @@ class Trainer:
         self.net.train()
         order = torch.randperm(len(task.given), generator=draw).to(task.train.device)
         for index in order.split(protocol.batch_size):
-            if len(index) < 2:  # batch norm needs two
+            if len(index) < 2:  # batch norm needs two samples
                 continue
             inputs = task.train[index]
             if inputs.dtype == torch.uint8:
@@ -125,7 +125,7 @@ class Trainer:
 
 
 class Normalise:
-    """Photos to (N, 3, 32, 32) with the training photos' mean 0 and deviation 1 per channel; features as they are."""
+    """Turns photos into (N, 3, 32, 32) with the training photos' mean 0 and deviation 1 per channel; features stay as they are."""
 
     def __init__(self, train: Tensor) -> None:
         if train.dtype == torch.uint8:
@@ -150,5 +150,5 @@ def random_view(photos: Tensor, *, crop_px: int, flip: bool, draw: torch.Generat
 
 
 def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """A tensor of it there."""
+    """Tensor on the device."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

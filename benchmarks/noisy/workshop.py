@@ -1,4 +1,4 @@
-"""Performs runs on inputs that lie on the device: in this process, or in several that share the card."""
+"""Performs runs on inputs that are on the device: in this process, or in several that share the card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from noisy.training import Task, Trainer, on_device
 
 @dataclass(frozen=True)
 class Material:
-    """A photo set, and what the networks see of it: the photos themselves, or features (N, d)."""
+    """A photo set, and the input of the networks: the photos themselves, or features (N, d)."""
 
     photos: PhotoSet
     train: NDArray[np.generic]
@@ -36,7 +36,7 @@ class Workshop:
         self.train, self.test = on_device(material.train, self.device), on_device(material.test, self.device)
 
     def perform(self, run: Run) -> Result:
-        """One training."""
+        """Result of one training."""
         photos = self.photos
         given, label, test_label = (
             on_device(labels, self.device)
@@ -49,7 +49,7 @@ class Workshop:
 
 
 def device_name(device: torch.device) -> str:
-    """Of the card, or cpu."""
+    """Name of the card, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -69,7 +69,7 @@ def perform(runs: Sequence[Run], material: Material, *, parallel: int) -> Iterat
             pool.shutdown(cancel_futures=True)
 
 
-_workshops: list[Workshop] = []  # of a worker process: its one
+_workshops: list[Workshop] = []  # the only workshop of a worker process
 
 
 def _open(material: Material) -> None:

@@ -26,7 +26,7 @@ class FeatureSet:
     """Samples of three splits.
 
     views: (2, N, d) features of each sample and of its mirror image. target: (N,) class of the given label. true: (N,) class of the
-    true label, or None where nobody knows it. split: (N,) train, val or test.
+    true label, or None if it is unknown. split: (N,) train, val or test.
     """
 
     name: str
@@ -37,6 +37,7 @@ class FeatureSet:
     num_classes: int
 
     def rows(self, split: str) -> NDArray[np.int64]:
+        """Positions of the samples of a split."""
         return np.flatnonzero(self.split == split)
 
     @property
@@ -50,12 +51,12 @@ def read_set(folder: Path, manifest: str, *, truth: Path | None, weights: Path, 
 
     Args:
         truth: a Parquet file with the columns path and label, whose file names are those of the manifest.
-        weights: of timm's mobilenetv2_100.
+        weights: file of timm's mobilenetv2_100.
         cache: folder in which features are kept.
 
     Raises:
-        ManifestError: no such manifest, or a photo without a known truth.
-        WeightsMismatch: no such weights, or of another network.
+        ManifestError: no such manifest, or a photo without a known true label.
+        WeightsMismatch: no such weights, or weights of another network.
     """
     path = folder / f"{manifest}.parquet"
     if not path.is_file():
@@ -80,7 +81,7 @@ def _true_labels(truth: Path, paths: NDArray[np.str_]) -> list[str]:
 
 
 def _features(paths: list[Path], *, weights: Path, cache: Path) -> Tensor:
-    """(2, N, 1280), read from `cache` where they lie there already; photos go by their paths."""
+    """Features (2, N, 1280), read from `cache` if they are there; photos are identified by their paths."""
     network = frozen(weights)
     key = hashlib.sha256(weights.read_bytes() + "\n".join(map(str, paths)).encode()).hexdigest()[:16]
     file = cache / f"features-{key}.pt"
@@ -110,7 +111,7 @@ def _asked(network: Network, paths: list[Path]) -> Tensor:
 
 @torch.inference_mode()
 def features_of(network: Network, image: Tensor) -> Tensor:
-    """(2, n, 1280) of (n, SIDE, SIDE, 3) uint8 photos and of their mirror images."""
+    """Features (2, n, 1280) of (n, SIDE, SIDE, 3) uint8 photos and of their mirror images."""
     batches = [each.permute(0, 3, 1, 2).float() / 255 for each in image.split(BATCH)]
     return torch.cat(
         [torch.stack([network.features(each), network.features(each.flip(3))]) for each in batches], 1
@@ -120,9 +121,9 @@ def features_of(network: Network, image: Tensor) -> Tensor:
 def drawn_set(
     *, num_classes: int = 30, imbalance: float = 50.0, largest: int = 100, noise: float = 0.2, seed: int = 0
 ) -> FeatureSet:
-    """Clusters about centres of which neighbours resemble each other: 100 ... 2 training points a class, 20 % wrong labels.
+    """Clusters around centres of which neighbours resemble each other: 100 ... 2 training points a class, 20 % wrong labels.
 
-    A wrong label is the neighbour's. Validation and test points, 10 and 40 a class, have their own.
+    A wrong label is the neighbour's. Validation and test points, 10 and 40 a class, have their own label.
     """
     draw = np.random.default_rng(seed)
     counts = np.round(largest * imbalance ** (-np.arange(num_classes) / (num_classes - 1))).astype(int)

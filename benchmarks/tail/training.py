@@ -1,4 +1,4 @@
-"""One training on fixed features, through the loop that every training goes through."""
+"""One training on fixed features, through the same loop as every training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from models.training.meta import Constant
 from models.training.sample_weights import SampleWeights, class_weights, har_weights
 from tail.sets import FeatureSet
 
-FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that judge labels
+FOLDS, LIGHT_EPOCHS = 4, 12  # of the heads that score labels
 
 
 def trained_head(
@@ -33,13 +33,13 @@ def trained_head(
     seed: int, rows: NDArray[np.int64] | None = None, loss_name: str = "ce", member: Member = LINEAR, augment: Augment = MIRRORED,
     weight: NDArray[np.floating] | None = None, noise: Noise | None = None,
 ) -> Head:  # fmt: skip
-    """A head in evaluation mode, trained on the train split, or on `rows` of it.
+    """Head in evaluation mode, trained on the train split, or on `rows` of it.
 
     Args:
-        score: (N,) how much each label is believed. errors: (C,) of HAR.
+        score: (N,) label quality. errors: (C,) of HAR.
         params: parameters and options of the loss.
-        member: says the kind of head.
-        weight: (n,) of each of the samples that are learnt. noise: what is given for what, by which the loss is corrected.
+        member: kind of head.
+        weight: (n,) weight of each learnt sample. noise: estimated confusion of classes, by which the loss is corrected.
     """
     rows = photos.rows("train") if rows is None else rows
     torch.manual_seed(seed)
@@ -65,7 +65,7 @@ def trained_head(
 
 
 def out_of_sample(photos: FeatureSet, *, settings: Train, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """(N,) log margins of the training samples' labels by heads that never saw them, trained lightly, else NaN; (C,) errors."""
+    """(N,) log margins of the training samples' labels by lightly trained heads that never saw them, else NaN; (C,) errors."""
     rows, num_classes = photos.rows("train"), photos.num_classes
     fold = folds(photos.target[rows], rows.astype(str).astype(object), num_folds=FOLDS)
     score, none = np.full(len(photos.target), np.nan, np.float32), np.ones(num_classes)
@@ -99,5 +99,5 @@ def _nothing() -> tuple[Tensor, float]:
 
 @torch.inference_mode()
 def embedded(head: Head, photos: FeatureSet, split: str) -> Tensor:
-    """(n, 512) of the samples as they are."""
+    """Embeddings (n, 512) of the samples as they are."""
     return head.embedding(photos.views[0, photos.rows(split)]).clone()

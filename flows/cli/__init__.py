@@ -17,10 +17,8 @@ from flows.cli import data, storage, model, steps, schedule, product, endpoint, 
 
 def main() -> None:
     """Runs a verb. Expected errors become one line on stderr and an exit code: 2 input, 3 world, 4 gate."""
-    from flows.errors import FlowError, GateRefused
-    from models.errors import ModelError
-    from pixels import BadPhoto
-    from serving.errors import ServingError
+    from contract import CleanShelfError
+    from flows.errors import GateRefused
 
     for stream in (sys.stdout, sys.stderr):  # an old locale cannot print every label or file name
         if isinstance(stream, io.TextIOWrapper):
@@ -29,7 +27,7 @@ def main() -> None:
         app()
     except GateRefused as error:
         _fail(error, GATE)
-    except (FlowError, ModelError, ServingError, BadPhoto) as error:
+    except CleanShelfError as error:
         _fail(error, INPUT if isinstance(error, ValueError) else WORLD)
     except OSError as error:
         if error.errno is None:

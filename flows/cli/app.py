@@ -68,8 +68,8 @@ def log_to_stderr() -> None:
 
 def set_up_logging(state: Path) -> None:
     """Prints progress to the terminal, and puts Prefect's home into the workspace."""
+    from flows.orchestrator.events import prepare_prefect
     from flows.report.terminal import show_progress
-    from flows.settings import prepare_prefect
 
     prepare_prefect(state)
     show_progress()

@@ -1,4 +1,4 @@
-"""Verbs of the data: init, ingest, and `data` log, show, diff, rollback."""
+"""Commands that make and select data versions: init, ingest, feedback, and `data` log, show, diff, rollback."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from flows.cli.show import pairs, show, table
 
 @app.command()
 def init(workspace: At = Path(".")) -> None:
-    """Make a workspace: a ledger repository, DVC with a local remote, folders."""
+    """Make a workspace: a git repository for the history, DVC with a local remote, and folders."""
     from flows.workspace import Workspace
 
     print(f"workspace ready at {Workspace.init(workspace).root}")
 
 
-@app.command()
-def ingest(
-    source: Annotated[Path, typer.Argument(help="A folder per class, or a manifest (CSV or Parquet).")],
+@app.command("ingest")
+def ingest_delivery(
+    source: Annotated[
+        Path, typer.Argument(help="A folder with one subfolder per class, or a manifest (CSV or Parquet).")
+    ],
     workspace: At = Path("."),
-    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Held out for choosing, if none is marked.")] = 0.1,
-    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Held out for measuring, if none is marked.")] = 0.2,
+    val_share: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of the new train photos for validation, if the delivery marks none."),
+    ] = 0.1,
+    test_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the first delivery for testing, if it marks none.")
+    ] = 0.2,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -33,24 +40,24 @@ def ingest(
     found = prepare(workspace)
     if dry_run:
         return _preview(found, source, val_share=val_share, test_share=test_share, as_json=as_json)
-    from flows.ingest import ingest as flow
+    from flows.ingest import ingest
 
-    done = flow(found, source, val_share=val_share, test_share=test_share)
+    done = ingest(found, source, val_share=val_share, test_share=test_share)
     show(
         dataclasses.asdict(done),
         as_json=as_json,
-        say=lambda: _say_intake(done.report, f"data version {done.data_version[:12]}"),
+        say=lambda: _print_report(done.report, f"data version {done.data_version[:12]}"),
     )
 
 
 @app.command()
 def feedback(
-    file: Annotated[Path, typer.Argument(help="CSV or Parquet: id or path, label, and if wanted reason.")],
+    file: Annotated[Path, typer.Argument(help="CSV or Parquet with columns id or path, label, and optionally reason.")],
     workspace: At = Path("."),
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a data version from labels that people gave; a blank label means none of the products."""
+    """Make a data version from labels that people gave. A blank label means: none of the products."""
     from flows.feedback import feedback as apply
     from flows.feedback import preview
 
@@ -61,7 +68,7 @@ def feedback(
 
 @data_verbs.command("log")
 def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """The history of the data, newest first."""
+    """Show the history of the data, newest first."""
     from flows.data.versions import DataVersions
 
     entries = [_entry(entry) for entry in DataVersions(find(workspace)).log()]
@@ -71,8 +78,8 @@ def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 
 @data_verbs.command("show")
-def datashow(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """One data version: where it comes from, what it holds, whether every hash holds."""
+def data_show(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """Show one data version: its origin, its contents, and every broken link to its bytes."""
     from flows.data.versions import DataVersions
 
     versions = DataVersions(find(workspace))
@@ -85,7 +92,7 @@ def datashow(version: Version = "selected", workspace: At = Path("."), as_json: 
 
 @data_verbs.command("diff")
 def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """What changed from version A to version B: added, dropped, restored, relabelled, by class."""
+    """Show what changed from version A to version B: photos added, dropped, restored and relabelled, by class."""
     from flows.data.versions import DataVersions
 
     diff = DataVersions(find(workspace)).diff(a, b)
@@ -99,7 +106,7 @@ def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as
 def data_rollback(
     version: Version, workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False
 ) -> None:
-    """Select an earlier data version again, as a new entry. The endpoint is not touched."""
+    """Select an earlier data version again, as a new entry of the history. The endpoint is not touched."""
     from flows.data.versions import DataVersions
     from flows.registry.history import advice, model_history, newest_standing
     from flows.rollback import rollback_data
@@ -125,7 +132,7 @@ def _preview(workspace: Any, source: Path, *, val_share: float, test_share: floa
     from flows.ingest import preview
 
     report = preview(workspace, source, val_share=val_share, test_share=test_share)
-    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _say_intake(report, "nothing was changed"))
+    show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report, "nothing was changed"))
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def _entry(entry: Any) -> dict[str, Any]:
     return {"entry": fields.pop("number"), **fields}
 
 
-def _say_intake(report: Any, outcome: str) -> None:
+def _print_report(report: Any, outcome: str) -> None:
     from flows.report.terminal import print_intake
 
     print_intake(report, outcome)

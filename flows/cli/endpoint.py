@@ -1,4 +1,4 @@
-"""Verbs of the endpoint: serve, watch, recognise."""
+"""Commands of the endpoint: serve, watch, recognise, drift."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from flows.cli.app import AsJson, At, app, find, log_to_stderr, prepare
 from flows.cli.show import pairs, show, table
 
-Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two looks at whether it answers.")]
+Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two probes of the endpoint.")]
 Pem = Annotated[Path | None, typer.Option(help="PEM file, for TLS on gRPC.")]
 
 
@@ -21,15 +21,19 @@ def serve(
     http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
-    host: Annotated[str, typer.Option(help="Where gRPC listens; beyond this machine only with TLS.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address that gRPC listens on; other than loopback only with TLS.")
+    ] = "127.0.0.1",
     tls_cert: Pem = None,
     tls_key: Pem = None,
     tls_ca: Pem = None,
     period: Period = 5.0,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it answers, and leave it running.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the running one.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once the server answers, and leave it running.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the running server.")] = False,
 ) -> None:
-    """Run Triton on the model that the registry names, until Ctrl-C, and bring it back when it dies."""
+    """Serve the current model with Triton until Ctrl-C, and restart it if it dies."""
     from flows.endpoint.server import start_endpoint, stop_endpoint
     from flows.watch import watch, watch_detached
     from serving.server.command import Listening
@@ -45,8 +49,9 @@ def serve(
         listening=Listening(host, tls_cert, tls_key, tls_ca),
     )
     print(
-        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, metrics 127.0.0.1:{started.metrics_port}"
-        f"\nTokens: {found.state / 'triton.token'} to ask, {found.state / 'triton.control-token'} to load models",
+        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, "
+        f"metrics 127.0.0.1:{started.metrics_port}\nTokens: {found.state / 'triton.token'} for inference, "
+        f"{found.state / 'triton.control-token'} for loading models",
         flush=True,
     )
     if detach:
@@ -57,7 +62,7 @@ def serve(
 
 @app.command("watch")
 def watch_verb(workspace: At = Path("."), period: Period = 5.0) -> None:
-    """Look every few seconds whether the endpoint answers, and bring it back when it does not, until Ctrl-C."""
+    """Probe the endpoint every few seconds until Ctrl-C, and repair or restart it if it does not answer."""
     from flows.watch import watch
 
     log_to_stderr()
@@ -66,11 +71,11 @@ def watch_verb(workspace: At = Path("."), period: Period = 5.0) -> None:
 
 @app.command()
 def recognise(
-    images: Annotated[list[Path], typer.Argument(help="Photos; with --out one folder of any size.")],
+    images: Annotated[list[Path], typer.Argument(help="Photos; with --out, one folder of any size.")],
     workspace: At = Path("."),
-    model: Annotated[Path | None, typer.Option("--model", help="Answer from this ONNX file, without a server.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Use this ONNX file instead of the server.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a Parquet table of the folder; goes on after a kill.")
+        Path | None, typer.Option("--out", help="Write a Parquet table of the answers; a killed run resumes.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +96,7 @@ def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, 
     from flows.report.terminal import photo_bar
 
     if len(folders) != 1:
-        raise InputError(f"--out is for one folder, and there are {len(folders)} paths; name one")
+        raise InputError(f"--out takes one folder, and {len(folders)} paths were given; name one")
     with photo_bar(photos_below(folders[0])) as progress:
         if model:
             done = ask_file_of_folder(model, folders[0], out, progress=progress)
@@ -113,19 +118,21 @@ def _best(products: list[dict[str, Any]]) -> dict[str, str]:
 def drift(
     traffic: Annotated[Path, typer.Argument(help="A folder of recent photos, or the table of `recognise DIR --out`.")],
     workspace: At = Path("."),
-    photos: Annotated[int, typer.Option(min=100, help="At most so many test photos are compared with.")] = 1000,
+    photos: Annotated[int, typer.Option(min=100, help="Number of test photos to compare with, at most.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether recent photos still look like those that the serving model was judged by."""
+    """Tell whether recent photos still look like the test photos of the current model."""
     found = prepare(workspace)
     from flows.drift import run_drift
 
-    seen = run_drift(found, traffic, photos=photos)
-    show(dataclasses.asdict(seen), as_json=as_json, say=lambda: _say_drift(seen))
+    result = run_drift(found, traffic, photos=photos)
+    show(dataclasses.asdict(result), as_json=as_json, say=lambda: _print_drift(result))
 
 
-def _say_drift(seen: Any) -> None:
-    table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in seen.shifts])
-    table(("product", "before", "now"), seen.shares())
-    print(f"unknown: {seen.reference_unknown:.1%} of {seen.reference_photos} test photos, {seen.unknown:.1%} of "
-          f"{seen.photos} recent ones\n{seen.verdict}")  # fmt: skip
+def _print_drift(result: Any) -> None:
+    table(("measure", "index", "noise", "distance", "verdict"), [dataclasses.asdict(shift) for shift in result.shifts])
+    table(("product", "before", "now"), result.shares())
+    print(
+        f"unknown: {result.reference_unknown:.1%} of {result.reference_photos} test photos, {result.unknown:.1%} of "
+        f"{result.photos} recent ones\n{result.verdict}"
+    )

@@ -1,4 +1,4 @@
-"""Verbs of single products, without a training: enrol, withdraw."""
+"""Commands that add or remove a product without training: enrol, withdraw."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Label = Annotated[str, typer.Argument(help="The product's name.")]
 @app.command()
 def enrol(
     label: Label,
-    images: Annotated[list[Path], typer.Argument(help="Photos of it; five say much more than one.")],
+    images: Annotated[list[Path], typer.Argument(help="Photos of the product; five are much better than one.")],
     workspace: At = Path("."),
     *,
     overrides: GateSet,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Add a product to the serving model from a few photos, in seconds."""
+    """Add a product to the current model from a few photos, in seconds."""
     from flows.enrol import enrol_product
 
-    done = enrol_product(find(workspace), label, images, overrides=overrides, rehearse=dry_run)
-    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _say(done))
+    done = enrol_product(find(workspace), label, images, overrides=overrides, dry_run=dry_run)
+    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _print(done))
 
 
 @app.command()
@@ -41,25 +41,31 @@ def withdraw(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Take a product out of the serving model."""
+    """Remove a product from the current model."""
     from flows.enrol import withdraw_product
 
-    done = withdraw_product(find(workspace), label, overrides=overrides, rehearse=dry_run)
-    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _say(done))
+    done = withdraw_product(find(workspace), label, overrides=overrides, dry_run=dry_run)
+    show(dataclasses.asdict(done), as_json=as_json, say=lambda: _print(done))
 
 
-def _say(done: Any) -> None:
-    """What happened, and what the next retraining makes of it."""
+def _print(done: Any) -> None:
+    """Prints the change, and what the next retraining will do with it."""
     enrolled = done.step == "enrol"
     if done.model_version is None:
-        word = "added" if enrolled else "taken out"
+        verb = "added" if enrolled else "removed"
         return print(
-            f"{done.label} can be {word}: {done.products} products then; the gate was not asked, nothing was changed"
+            f"{done.label} can be {verb}, which makes {done.products} products; the gate did not judge, and nothing "
+            "was changed"
         )
-    print(f"model version {done.model_version} answers, in place of {done.parent}: {done.label} "
-          f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products")  # fmt: skip
+    print(
+        f"model version {done.model_version} answers instead of {done.parent}: {done.label} "
+        f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products"
+    )
     for reason in done.reasons:
         print(f"  {reason}")
-    print("The next retraining forgets this product unless its photos are in a delivery by then." if enrolled else
-          "The next retraining brings it back as long as the data have photos of it.")  # fmt: skip
-    print("Its gate compares labels by name.")
+    print(
+        "The next retraining forgets this product unless its photos are in a delivery by then."
+        if enrolled
+        else "The next retraining brings it back as long as the data have photos of it."
+    )
+    print("The gate of a retraining compares products by label.")

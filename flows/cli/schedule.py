@@ -1,4 +1,4 @@
-"""Verbs of a model in use: schedule, drift."""
+"""The command of scheduled retraining: schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from flows.cli.app import AsJson, At, Recipe, Set, app, prepare
 from flows.cli.show import show, table
 
-SHOWN = 10  # runs; --json has all
+SHOWN = 10  # runs in the table; --json has all
 
 
 @app.command()
@@ -19,20 +19,20 @@ def schedule(
     workspace: At = Path("."),
     *,
     overrides: Set,
-    cron: Annotated[str, typer.Option(help="When to retrain, in UTC; by default 0 3 * * 1.", show_default=False)] = "",
-    every: Annotated[str, typer.Option(help="Retrain each so often: 30m, 6h, 7d.", show_default=False)] = "",
-    on_new_data: Annotated[bool, typer.Option("--on-new-data", help="Retrain whenever data came in.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of Prefect's page; 0: any that is free.")] = 4200,
-    status: Annotated[bool, typer.Option("--status", help="Show the next and the last runs, and end.")] = False,
+    cron: Annotated[str, typer.Option(help="Cron expression, in UTC; default 0 3 * * 1.", show_default=False)] = "",
+    every: Annotated[str, typer.Option(help="Period between retrainings: 30m, 6h, 7d.", show_default=False)] = "",
+    on_new_data: Annotated[bool, typer.Option("--on-new-data", help="Retrain whenever data arrive.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Prefect's web page; 0 for any free one.")] = 4200,
+    status: Annotated[bool, typer.Option("--status", help="Show the next run and the last ones, and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Retrain by itself until Ctrl-C: by the clock, on new data, or both. What has not changed is skipped."""
+    """Retrain automatically until Ctrl-C, by the clock, on new data, or both; skipped while nothing has changed."""
     found = prepare(workspace)
     if status:
-        from flows.scheduler.schedule import status as look
+        from flows.scheduler.schedule import status as read_status
 
-        seen = look(found)
-        return show(seen, as_json=as_json, say=lambda: _say_status(seen))
+        state = read_status(found)
+        return show(state, as_json=as_json, say=lambda: _print_status(state))
     from flows.scheduler.schedule import make_plan
     from flows.scheduler.schedule import schedule as run
 
@@ -41,17 +41,19 @@ def schedule(
     )
 
 
-def _say_status(seen: dict[str, Any]) -> None:
-    if seen["running"]:
-        print(
-            f"The scheduler runs: {_plan(seen)}; next run {seen['next'] or 'when data come in'}. Prefect: {seen['url']}"
-        )
+def _print_status(state: dict[str, Any]) -> None:
+    if state["running"]:
+        due = state["next"] or "when data arrive"
+        print(f"The scheduler is running: {_plan(state)}; next run {due}. Prefect: {state['url']}")
     else:
-        print("No scheduler runs; start one with `cleanshelf schedule`.")
-    table(("at", "outcome", "why"), seen["runs"][:SHOWN])
+        print("No scheduler is running; start one with `cleanshelf schedule`.")
+    table(("at", "outcome", "why"), state["runs"][:SHOWN])
 
 
-def _plan(seen: dict[str, Any]) -> str:
-    parts = [f"cron {seen['cron']} (UTC)" if seen["cron"] else "", f"every {seen['every_s']:g} s" if seen["every_s"] else "",
-             "on new data" if seen["on_new_data"] else ""]  # fmt: skip
-    return f"recipe {seen['recipe']}, {', '.join(filter(None, parts))}"
+def _plan(state: dict[str, Any]) -> str:
+    parts = [
+        f"cron {state['cron']} (UTC)" if state["cron"] else "",
+        f"every {state['every_s']:g} s" if state["every_s"] else "",
+        "on new data" if state["on_new_data"] else "",
+    ]
+    return f"recipe {state['recipe']}, {', '.join(filter(None, parts))}"

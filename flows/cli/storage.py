@@ -1,4 +1,4 @@
-"""Verbs of what keeps the data: `data` verify, gc, push, pull, purge."""
+"""Commands that look after stored data: `data` verify, gc, push, pull, purge."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from flows.cli.app import WORLD, AsJson, At, DryRun, Version, data_verbs, find
 from flows.cli.show import pairs, show
 
-Every = Annotated[bool, typer.Option("--all", help="Every version of the history, not one.")]
-Refs = Annotated[str, typer.Option(metavar="REMOTE", help="Also the histories and tags, with this git remote.")]
+Every = Annotated[bool, typer.Option("--all", help="All versions of the history instead of one.")]
+Refs = Annotated[str, typer.Option(metavar="REMOTE", help="Also exchange the histories and tags with this git remote.")]
 
 
 @data_verbs.command("verify")
@@ -20,8 +20,10 @@ def data_verify(
     version: Version = "selected",
     workspace: At = Path("."),
     every: Every = False,
-    heal: Annotated[bool, typer.Option("--heal", help="Put right what an intact copy allows.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Trust shards that have not changed since last read.")] = False,
+    heal: Annotated[bool, typer.Option("--heal", help="Repair whatever an intact copy allows.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip shards that have not changed since they were last read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every link from a version's name to its bytes: tag, entry, pointer, listing, cache, remote, copies."""
@@ -33,7 +35,7 @@ def data_verify(
         with found.lock("data verify --heal"):
             versions.repair()
             versions.heal(*names)
-    broken = versions.verify(*names, anew=not quick)
+    broken = versions.verify(*names, reread=not quick)
     show([dataclasses.asdict(each) for each in broken], as_json=as_json,
          say=lambda: print("\n".join(map(str, broken)) or "every link holds"))  # fmt: skip
     if broken:
@@ -42,7 +44,7 @@ def data_verify(
 
 @data_verbs.command("gc")
 def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Free what no version needs: cache objects, unfinished folders, copies that no run reads. The remote is left alone."""
+    """Free what no version needs: cached files, unfinished folders, copies that no run reads. The remote is untouched."""
     from flows.data.garbage import find_unused, free
     from flows.data.versions import DataVersions
 
@@ -64,7 +66,7 @@ def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun 
 
 @data_verbs.command("push")
 def data_push(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
-    """See that DVC's remote holds every byte of a version."""
+    """Make sure that DVC's remote holds every byte of a version."""
     from flows.data.versions import DataVersions
 
     found = find(workspace)
@@ -79,7 +81,7 @@ def data_push(version: Version = "selected", workspace: At = Path("."), every: E
 
 @data_verbs.command("pull")
 def data_pull(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
-    """Fetch a version from DVC's remote into the cache, every byte verified, and data/ where it is gone."""
+    """Fetch a version from DVC's remote into the cache and verify every byte. A missing data/ is restored."""
     from flows.data.versions import DataVersions
 
     found = find(workspace)
@@ -97,14 +99,16 @@ def data_purge(
     photos: Annotated[
         list[str],
         typer.Argument(
-            default_factory=list, show_default=False, help="Ids or sha256; none completes an interrupted purge."
+            default_factory=list,
+            show_default=False,
+            help="Ids or SHA-256 of photos; with none, completes an interrupted purge.",
         ),
     ],
     workspace: At = Path("."),
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, delete them for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Really delete the photos for good.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete photos for good: from every version, the cache and the remote. Without --yes, say what that would concern."""
+    """Delete photos for good, from every version, the cache and the remote. Without --yes, list what is affected."""
     from flows.data.versions import DataVersions
     from flows.errors import Unconfirmed
     from flows.purge import affected, complete, purge
@@ -118,5 +122,5 @@ def data_purge(
         concerned = dataclasses.asdict(affected(versions, photos))
         show(concerned, as_json=as_json, say=lambda: pairs(concerned))
         if not yes:
-            raise Unconfirmed("nothing was deleted; run it again with --yes to delete these photos for good")
+            raise Unconfirmed("nothing was deleted; run the command again with --yes to delete these photos for good")
         purge(versions, photos)

@@ -1,4 +1,4 @@
-"""Texts and bytes that are all of one length, from Arrow to numpy and back without an object for each."""
+"""Columns of texts or bytes of equal length, from Arrow to numpy and back without an object per value."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 
 def to_numpy(column: pa.ChunkedArray, size: int) -> NDArray[np.bytes_]:
-    """(N,) of `size` bytes each; a view of the column where it is of such a type."""
+    """(N,) values of `size` bytes each; a view of the column's memory if its type allows that."""
     fixed = column.cast(pa.binary(size)).combine_chunks()
     return np.frombuffer(fixed.buffers()[1], f"S{size}")[fixed.offset :][: len(fixed)]
 
 
 def to_arrow(values: bytes | NDArray[Any], size: int) -> pa.FixedSizeBinaryArray:
-    """A column of `values`, whose memory is one value of `size` bytes after the other."""
+    """Column of `values`, whose memory holds one value of `size` bytes after the other."""
     memory = pa.py_buffer(values)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), memory.size // size, [None, memory])

@@ -1,4 +1,4 @@
-"""What changed between two data versions, from their labels tables."""
+"""Changes between two data versions, from their label tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DataDiff:
-    """Numbers of photos that differ, in all and per class.
+    """Numbers of photos that differ, in total and per class.
 
-    `added` were not there before; `dropped` were kept and are not; `restored` the reverse; `relabelled` are kept in
-    both under another label. A dropped photo counts for its old class, every other for its new one.
+    `added` photos are new; `dropped` ones are no longer kept; `restored` ones are kept again; `relabelled` ones are
+    kept in both versions under different labels. A dropped photo counts for its old class, any other for its new class.
     """
 
     added: int
@@ -27,18 +27,18 @@ class DataDiff:
 
 
 def compare_labels(old: Path, new: Path) -> DataDiff:
-    """Compare two files of the labels.parquet kind."""
+    """Compares the labels.parquet of two versions."""
     before, after = _Labels.read(old), _Labels.read(new)
     both, at_old, at_new = np.intersect1d(before.id, after.id, assume_unique=True, return_indices=True)
-    was, now = before.kept[at_old], after.kept[at_new]
-    fresh = ~np.isin(after.id, both, assume_unique=True)
-    gone = ~np.isin(before.id, both, assume_unique=True) & before.kept
-    moved = was & now & (before.label[at_old] != after.label[at_new])
+    was_kept, is_kept = before.kept[at_old], after.kept[at_new]
+    added = ~np.isin(after.id, both, assume_unique=True)
+    removed = ~np.isin(before.id, both, assume_unique=True) & before.kept
+    relabelled = was_kept & is_kept & (before.label[at_old] != after.label[at_new])
     labels = {
-        "added": after.label[fresh],
-        "dropped": np.concatenate([before.label[at_old][was & ~now], before.label[gone]]),
-        "restored": after.label[at_new][~was & now],
-        "relabelled": after.label[at_new][moved],
+        "added": after.label[added],
+        "dropped": np.concatenate([before.label[at_old][was_kept & ~is_kept], before.label[removed]]),
+        "restored": after.label[at_new][~was_kept & is_kept],
+        "relabelled": after.label[at_new][relabelled],
     }
     counts = {change: Counter(found.tolist()) for change, found in labels.items()}
     classes = sorted(set().union(*counts.values()))

@@ -1,7 +1,8 @@
-"""DVC's cache and remote in a workspace. The only module that knows DVC.
+"""DVC's cache and remote in a workspace. No other module imports DVC.
 
-DVC runs in this process and not as a command: it then dies with us on a kill (an orphaned `dvc push` would go on writing
-under a repair), gives typed errors, and tells where its cache and remote lie, which the verification needs.
+DVC runs in this process instead of as a command. It then dies with the process on a kill, whereas an orphaned `dvc
+push` would go on writing during a repair. It also raises typed errors, and says where its cache and remote lie, which
+the verification needs.
 """
 
 from __future__ import annotations
@@ -29,26 +30,28 @@ from flows.workspace import Workspace
 
 @dataclass(frozen=True)
 class DvcRemote:
-    """What DVC does for one workspace: it says where the objects lie, and pushes them."""
+    """DVC in one workspace: says where the objects lie, and pushes them."""
 
     workspace: Workspace
 
     @contextmanager
-    def objects(self, *, anew: bool = False) -> Iterator[Objects]:
-        """DVC's cache and remote, one process at a time, so that two never heal the same object.
+    def objects(self, *, reread: bool = False) -> Iterator[Objects]:
+        """DVC's cache and remote, for one process at a time, so that no two processes heal the same object.
+
+        Not re-entrant.
 
         Args:
-            anew: forget which shards were read before, so that every byte is read again.
+            reread: forget which shards were read before, so that every byte is read again.
         """
         self.workspace.state.mkdir(exist_ok=True)
         with (self.workspace.state / "objects.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            cache, remote = self._places
-            memory = self.workspace.state / "seen.json"
-            yield Objects(cache, remote, HashCache(memory) if anew else HashCache.load(memory))
+            cache, remote = self._cache_and_remote
+            path = self.workspace.state / "seen.json"
+            yield Objects(cache, remote, HashCache(path) if reread else HashCache.load(path))
 
     @cached_property
-    def _places(self) -> tuple[Path, Remote]:
+    def _cache_and_remote(self) -> tuple[Path, Remote]:
         with self._repo() as repo:
             try:
                 odb = repo.cloud.get_remote_odb()
@@ -59,15 +62,14 @@ class DvcRemote:
             return Path(repo.cache.local.path), Remote(odb.fs, odb.path)
 
     def push(self) -> None:
-        """`dvc push` of what data.dvc names."""
+        """Runs `dvc push` for the version that data.dvc names."""
         with self._repo() as repo:
-            _patiently(lambda: repo.push([str(self.workspace.pointer)]))
+            _while_locked(lambda: repo.push([str(self.workspace.pointer)]))
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
-        # DVC keeps a cache for all users under /var/tmp unless told otherwise. Git is the ledger's business: DVC is
-        # told that there is none, lest it print advice or edit .gitignore. Its own log goes to stdout, and to stderr with
-        # tracebacks; what fails is told once, by us.
+        # By default DVC keeps a cache for all users under /var/tmp. Only the ledger uses git: without `no_scm`, DVC
+        # would print advice and edit .gitignore. DVC's own log is silenced, as our errors report a failure once.
         for name in ("dvc", "dvc_objects", "dvc_data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
@@ -76,12 +78,12 @@ class DvcRemote:
 
 
 def folder_remote(folder: Path) -> Remote:
-    """A folder of objects as a remote."""
+    """Remote whose objects lie in a local folder."""
     return Remote(LocalFileSystem(), str(folder))
 
 
-def _patiently(call: Callable[[], Any]) -> None:
-    """Run a DVC call again while somebody else's `dvc` holds its lock, five times of about 3 seconds each."""
+def _while_locked(call: Callable[[], Any]) -> None:
+    """Repeats a DVC call while another `dvc` holds the lock: five times, about 3 seconds each."""
     for attempt in range(5):
         try:
             call()
@@ -89,7 +91,7 @@ def _patiently(call: Callable[[], Any]) -> None:
         except LockError:
             if attempt == 4:
                 raise WorkspaceBusy(
-                    "another dvc command holds the workspace; wait for it to end, then run it again"
+                    "another dvc command holds the lock of the workspace; wait for it to end, then run it again"
                 ) from None
             time.sleep(0.2)
         except DvcException as error:

@@ -1,7 +1,7 @@
-"""What no data version needs any more: found, and freed.
+"""Garbage: files that no data version needs any more. Finds them and frees their disk space.
 
-Every version that the history or a tag names keeps all its objects. The remote is left alone: other workspaces may share
-it. A run reads its copy under versions/ while it holds the lock of the workspace, so nothing here can take it away.
+Every version that the history or a tag names keeps all its objects. The remote is left alone, because other workspaces
+may share it. A run reads its copy under versions/ while it holds the lock of the workspace, so its copy is safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from flows.workspace.files import files_below
 
 @dataclass(frozen=True)
 class Unused:
-    """A file or folder that can go: why, and how many bytes of disk that frees (files with other names free none)."""
+    """A file or folder that can be removed.
+
+    why: the reason. bytes: disk space that its removal frees; a file with another hard link frees none.
+    """
 
     path: Path
     why: str
@@ -32,7 +35,7 @@ def find_unused(versions: DataVersions) -> list[Unused]:
     """Cache objects, copies and unfinished folders that no version needs, the copies first.
 
     Raises:
-        CorruptObject, MissingFromRemote: the listing of a version is gone, so nobody knows what it needs.
+        CorruptObject, MissingFromRemote: the listing of a version is gone, so its objects are not known.
     """
     found = [*_copies(versions), *_staging(versions), *_cached(versions)]
     freed = _freed(path for path, _ in found)
@@ -40,7 +43,7 @@ def find_unused(versions: DataVersions) -> list[Unused]:
 
 
 def free(unused: Iterable[Unused]) -> None:
-    """Remove them. A kill in between leaves the rest for the next time, and no folder that looks whole and is not."""
+    """Removes them. A kill leaves the rest for the next call, and never a partial folder that is marked READY."""
     for each in unused:
         if each.path.is_dir():
             (each.path / READY).unlink(missing_ok=True)
@@ -51,7 +54,7 @@ def free(unused: Iterable[Unused]) -> None:
 
 
 def _copies(versions: DataVersions) -> list[tuple[Path, str]]:
-    """Copies under versions/, except those of the selected version and of the versions that it was made from."""
+    """Copies under versions/, except for the selected version and the versions that it was made from."""
     selected = versions.selected()
     kept = descent(selected, versions.log()) if selected else []
     folders = sorted(path for path in versions.workspace.versions.iterdir() if path.is_dir())
@@ -67,18 +70,18 @@ def _staging(versions: DataVersions) -> list[tuple[Path, str]]:
 def _cached(versions: DataVersions) -> list[tuple[Path, str]]:
     with versions.store.objects() as objects:
         needed = {path for version in versions.known() for path in objects.paths(objects.listing(version))}
-        return [(path, "in the cache, of no version") for path in files_below(objects.cache) if path not in needed]
+        return [(path, "cached file of no version") for path in files_below(objects.cache) if path not in needed]
 
 
 def _freed(paths: Iterable[Path]) -> list[int]:
-    """Bytes that go with each path when all are removed in this order: a file's, where its last name is among them."""
-    gone: Counter[tuple[int, int]] = Counter()
+    """Bytes freed with each path when all are removed in this order: a file counts where its last hard link goes."""
+    removed: Counter[tuple[int, int]] = Counter()
     freed = []
     for path in paths:
         size = 0
         for file in files_below(path) if path.is_dir() else [path]:
-            at = file.stat()
-            gone[at.st_dev, at.st_ino] += 1
-            size += at.st_size if gone[at.st_dev, at.st_ino] == at.st_nlink else 0
+            info = file.stat()
+            removed[info.st_dev, info.st_ino] += 1
+            size += info.st_size if removed[info.st_dev, info.st_ino] == info.st_nlink else 0
         freed.append(size)
     return freed

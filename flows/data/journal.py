@@ -1,4 +1,4 @@
-"""Putting another folder in the place of data/, so that a kill at any moment can be undone or completed."""
+"""Replacement of data/ by another folder, with a journal from which a killed change is undone or completed."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from flows.workspace import Workspace
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one change of data/ and data.dvc, and what was there before.
+    """Record of a change to data/ and data.dvc, kept together with the old data and pointer.
 
-    While the journal exists a change is under way. The old data and the old pointer are kept beside it until the end,
-    so that undoing needs only renames: it works on a full disk too.
+    A change is under way while the journal exists. The old data and pointer stay beside it until the end, so undoing
+    needs only renames and works on a full disk too.
     """
 
     workspace: Workspace
 
     @property
     def journal(self) -> Path:
-        """Exists exactly while a change is under way."""
+        """The journal's file, which exists exactly while a change is under way."""
         return self.workspace.state / "journal.json"
 
     @property
     def old_data(self) -> Path:
-        """data/ as it was."""
+        """The former data/."""
         return self.workspace.state / "previous"
 
     @property
     def old_pointer(self) -> Path:
-        """data.dvc as it was."""
+        """The former data.dvc."""
         return self.workspace.state / "previous.dvc"
 
     def begin(self, *, tip: str | None, new_objects: Iterable[Path]) -> None:
-        """Write the journal: where the ledger stands, and which cache objects the change will bring in."""
+        """Writes the journal: the tip of the ledger, and the cache objects that the change will add."""
         self.forget()
         pointer = self.workspace.pointer
         if pointer.exists():
@@ -57,27 +57,27 @@ class Journal:
         overwrite(self.journal, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
     def is_under_way(self) -> bool:
-        """Whether a change was begun and neither ended nor undone."""
+        """True if a change was begun and neither ended nor undone."""
         return self.journal.exists()
 
     def tip(self) -> str | None:
-        """Where the ledger stood when the change began."""
+        """The ledger's tip when the change began."""
         found = self._facts()["tip"]
         return None if found is None else str(found)
 
     def set_aside(self) -> None:
-        """Move data/ away, if there is one."""
+        """Moves data/ aside, if it exists."""
         if self.workspace.data.exists():
             os.rename(self.workspace.data, self.old_data)
 
     def put(self, folder: Path) -> None:
-        """Make `folder` the new data/."""
+        """Makes `folder` the new data/."""
         os.rename(folder, self.workspace.data)
         sync(self.workspace.root)
         sync(self.workspace.state)
 
     def undo(self) -> None:
-        """Put the old data and pointer back, and drop the cache objects that nothing refers to now."""
+        """Restores the old data and pointer, and removes the cache objects that the change added."""
         facts = self._facts()
         data, pointer = self.workspace.data, self.workspace.pointer
         if self.old_data.exists() or not facts["had_data"]:
@@ -94,26 +94,24 @@ class Journal:
         self._close()
 
     def _facts(self) -> dict[str, Any]:
-        """What `begin` wrote.
+        """The facts that `begin` wrote.
 
         Raises:
-            CorruptObject: other bytes than it wrote; what was under way can be neither undone nor completed by them.
+            CorruptObject: the bytes have changed, so the change can be neither undone nor completed from them.
         """
         digest, _, content = self.journal.read_bytes().partition(b"\n")
         if digest.decode(errors="replace") != hashlib.sha256(content).hexdigest():
-            way_out = (
-                "remove it, then `cleanshelf data verify --all --heal` puts right what it can and says what is left"
-            )
-            raise CorruptObject(f"{self.journal} no longer has its hash; {way_out}")
+            way_out = "remove it, then `cleanshelf data verify --all --heal` repairs what it can and lists the rest"
+            raise CorruptObject(f"{self.journal} is corrupt (its hash differs); {way_out}")
         return dict(json.loads(content))
 
     def end(self) -> None:
-        """The change is complete: forget what was before."""
+        """Ends a complete change: removes the old data and pointer, and the journal."""
         self.forget()
         self._close()
 
     def forget(self) -> None:
-        """Drop what was before a change that is over, or that was killed before its journal."""
+        """Removes old data and pointer of a change that is over, or that was killed before it wrote its journal."""
         shutil.rmtree(self.old_data, ignore_errors=True)
         self.old_pointer.unlink(missing_ok=True)
 

@@ -1,8 +1,7 @@
-"""Bytes that are what their name says.
+"""Objects, which are named by their hash: verified, stored and fetched.
 
-DVC checks out a bit-flipped or empty cache object with success and calls the result clean. So nothing here is trusted
-by name: every object is hashed before it is used, taken again from the remote when it is wrong, and told when that
-fails.
+DVC checks out a corrupt or empty cache object without an error and calls the result clean. So no object is trusted by
+its name here: each is hashed before it is used, and fetched again from the remote if its hash differs.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import durable
 from durable import overwrite, sync
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import files_below, link, sync_tree
@@ -23,9 +23,9 @@ from flows.workspace.files import files_below, link, sync_tree
 
 @dataclass(frozen=True)
 class HashCache:
-    """md5 of files, remembered for shards: they are large and immutable, so each is read once per host.
+    """MD5 of files, cached for shards: they are large and immutable, so each is read once per host.
 
-    A file is known again by device, inode, size and time of change, so hard links of one shard are read once in all.
+    A file is identified by device, inode, size and modification time, so all hard links of a shard share one reading.
     """
 
     path: Path
@@ -33,30 +33,30 @@ class HashCache:
 
     @classmethod
     def load(cls, path: Path) -> HashCache:
-        """What earlier processes remembered at `path`; a damaged memory is forgotten."""
+        """The cache that earlier processes wrote to `path`; empty if there is none or it is damaged."""
         try:
             return cls(path, dict(json.loads(path.read_bytes())))
         except (OSError, ValueError, TypeError):
             return cls(path)
 
     def md5(self, path: Path, *, once: bool = False) -> str:
-        """The md5 of the bytes of `path`; with `once`, from memory if the file has not changed since."""
+        """MD5 of the bytes of `path`; with `once`, from the cache unless the file has changed since."""
         if not once:
-            return _md5_of(path)
+            return durable.md5(path)
         key = _key(path)
         if key not in self.known:
-            self._note({key: _md5_of(path)})
+            self._note({key: durable.md5(path)})
         return self.known[key]
 
     def read_ahead(self, paths: Iterable[Path]) -> None:
-        """Hash those of the files that are there and not remembered, on all cores."""
+        """Hashes those of the files that exist and are not cached, on all cores."""
         unknown = {key: path for path in paths if path.is_file() and (key := _key(path)) not in self.known}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for key, found in zip(unknown, pool.map(_md5_of, unknown.values()), strict=True):
+            for key, found in zip(unknown, pool.map(durable.md5, unknown.values()), strict=True):
                 self._note({key: found})
 
-    def believe(self, md5s: Mapping[Path, str]) -> None:
-        """Remember what was hashed while it was written."""
+    def add(self, md5s: Mapping[Path, str]) -> None:
+        """Adds files that were hashed while they were written."""
         self._note({_key(path): md5 for path, md5 in md5s.items()})
 
     def _note(self, found: Mapping[str, str]) -> None:
@@ -66,81 +66,83 @@ class HashCache:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one data version: path inside the folder to md5. Its own md5 is the version's id."""
+    """The files of one data version, path in its folder to MD5. The listing's own MD5 is the version's id."""
 
     files: Mapping[str, str]
 
     @property
     def content(self) -> bytes:
-        """The listing as DVC stores it; these bytes are what the id is the md5 of."""
+        """The listing as DVC stores it; the id is the MD5 of these bytes."""
         rows = [{"md5": self.files[name], "relpath": name} for name in sorted(self.files)]
         return json.dumps(rows, sort_keys=True).encode()
 
     @property
     def id(self) -> str:
-        """32 hex digits."""
-        return _md5(self.content).hexdigest()
+        """Id of the version, 32 hex digits."""
+        return hashlib.md5(self.content, usedforsecurity=False).hexdigest()
 
     def without(self, name: str) -> Listing:
-        """The same files but for `name`."""
+        """The same listing without the file `name`."""
         return Listing({key: md5 for key, md5 in self.files.items() if key != name})
 
     @classmethod
     def parse(cls, content: bytes, *, name: str) -> Listing:
-        """The listing in `content`, of the object `name`.
+        """The listing in `content`, the bytes of the object `name`.
 
         Raises:
-            CorruptObject: not a listing, or a path in it leaves the folder.
+            CorruptObject: it is not a listing, or a path in it leaves the folder.
         """
         try:
             files = {str(row["relpath"]): str(row["md5"]) for row in json.loads(content)}
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptObject(
-                f"{name} is not a listing of files ({error}); take the version from another copy"
+                f"{name} is not a list of files ({error}); restore it from another copy of the version"
             ) from None
         for path in map(PurePosixPath, files):
             if path.is_absolute() or ".." in path.parts:
-                raise CorruptObject(f"{name} names {path}, outside its folder; take the version from another copy")
+                raise CorruptObject(
+                    f"{name} lists {path}, which is outside its folder; restore it from another copy of the version"
+                )
         return cls(files)
 
     @classmethod
-    def of(cls, folder: Path, *, seen: HashCache) -> Listing:
-        """The listing of what lies in `folder` now."""
+    def of(cls, folder: Path, *, hashes: HashCache) -> Listing:
+        """Listing of the files that lie in `folder` now."""
         names = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
-        seen.read_ahead(path for name, path in names.items() if is_shard(name))
-        return cls({name: seen.md5(path, once=is_shard(name)) for name, path in names.items()})
+        hashes.read_ahead(path for name, path in names.items() if is_shard(name))
+        return cls({name: hashes.md5(path, once=is_shard(name)) for name, path in names.items()})
 
 
 def is_shard(name: str) -> bool:
-    """Whether the file `name` of a version is large and immutable."""
+    """True if the file `name` of a version is a shard: large and immutable."""
     return name.startswith("shards/")
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A place that holds a second copy of every object: one of DVC's file systems and the folder in it."""
+    """A second copy of every object: a folder in one of DVC's file systems."""
 
     fs: Any
     root: str
 
     @property
     def is_local(self) -> bool:
-        """Whether objects can be hashed where they lie, without a transfer."""
+        """True if objects can be hashed in place, without a transfer."""
         return bool(self.fs.protocol == "local")
 
     def path(self, md5: str) -> str:
-        """Where the object lies, whether it exists or not."""
+        """Path of the object, which need not exist."""
         return str(self.fs.join(self.root, md5[:2], md5[2:]))
 
     def read(self, md5: str) -> bytes | None:
-        """The bytes of a small object, as they are; None where it is not there."""
+        """Bytes of a small object, not verified; None if it does not exist."""
         if not self.fs.exists(self.path(md5)):
             return None
         with self.fs.open(self.path(md5), "rb") as file:
             return bytes(file.read())
 
     def put(self, md5: str, source: Path) -> None:
-        """Store `source` under its hash, replacing what is there."""
+        """Stores `source` under its hash; an existing object is replaced."""
         path = self.path(md5)
         try:
             self.fs.makedirs(self.fs.parent(path), exist_ok=True)
@@ -148,11 +150,13 @@ class Remote:
             self._sync(path + ".part")
             self.fs.move(path + ".part", path)
             self._sync(self.fs.parent(path))
-        except OSError as error:  # the cause tells a full disk from a remote that is away
-            raise MissingFromRemote(f"cannot write {path} ({error}); check the remote, then run it again") from error
+        except OSError as error:  # its cause distinguishes a full disk from an unreachable remote
+            raise MissingFromRemote(
+                f"cannot write {path} ({error}); check the remote, then run the command again"
+            ) from error
 
     def remove(self, md5: str) -> None:
-        """Delete the object; one that is not there is no error.
+        """Deletes the object, if it exists.
 
         Raises:
             MissingFromRemote: the remote refuses, or cannot be reached.
@@ -163,14 +167,16 @@ class Remote:
                 self.fs.remove(path)
                 self._sync(self.fs.parent(path))
         except OSError as error:
-            raise MissingFromRemote(f"cannot delete {path} ({error}); check the remote, then run it again") from error
+            raise MissingFromRemote(
+                f"cannot delete {path} ({error}); check the remote, then run the command again"
+            ) from error
 
     def _sync(self, path: str) -> None:
         if self.is_local:
             sync(Path(path))
 
     def sweep(self, objects: Iterable[str]) -> None:
-        """Removes what failed writes of these objects left half-written; DVC's own leaves its temporary files, too."""
+        """Removes the temporary files that failed writes of these objects, ours or DVC's, have left."""
         if self.is_local:
             for folder in {Path(self.path(md5)).parent for md5 in objects}:
                 for leftover in (*folder.glob(".*.tmp"), *folder.glob("*.part")):
@@ -179,28 +185,28 @@ class Remote:
 
 @dataclass(frozen=True)
 class Objects:
-    """DVC's cache at `cache` (its files/md5 folder), backed by `remote`."""
+    """DVC's cache in the folder `cache` (its files/md5), backed by `remote`."""
 
     cache: Path
     remote: Remote
-    seen: HashCache
+    hashes: HashCache
 
     def path(self, md5: str) -> Path:
-        """Where the object lies in the cache, whether it exists or not."""
+        """Path of the object in the cache; it need not exist."""
         return self.cache / md5[:2] / md5[2:]
 
     def paths(self, listing: Listing) -> list[Path]:
-        """Where the objects of a version, its listing included, lie in the cache."""
+        """Paths in the cache of the objects of a version, including its listing."""
         return [self.path(md5) for md5 in (*listing.files.values(), f"{listing.id}.dir")]
 
     def drop_corrupt(self, listing: Listing) -> None:
-        """Remove cache objects with wrong bytes: DVC would take them for the files that are being added."""
+        """Removes corrupt cache objects: DVC would link them instead of the files that are being added."""
         for name, md5 in {**listing.files, "": f"{listing.id}.dir"}.items():
             if not self.is_good(self.path(md5), md5, name=name):
                 self.path(md5).unlink(missing_ok=True)
 
     def bring_in(self, folder: Path, listing: Listing) -> None:
-        """Give the files of `folder` their second names in the cache, and write the listing there."""
+        """Links the files of `folder` into the cache, and writes the listing there."""
         for name, md5 in listing.files.items():
             if not self.path(md5).exists():
                 link(folder / name, self.path(md5))
@@ -208,7 +214,7 @@ class Objects:
         self.write_listing(listing)
 
     def write_listing(self, listing: Listing) -> None:
-        """Put the listing itself into the cache."""
+        """Writes the listing itself into the cache."""
         path = self.path(f"{listing.id}.dir")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,16 +222,16 @@ class Objects:
             path.chmod(0o444)
 
     def listing(self, version: str) -> Listing:
-        """The listing of a version, verified against its id."""
+        """Listing of a version, verified against its id."""
         md5 = f"{version}.dir"
         return Listing.parse(self.get(md5, name=f"the listing of version {version[:12]}").read_bytes(), name=md5)
 
     def get(self, md5: str, *, name: str) -> Path:
-        """The cache object, its bytes verified; fetched again from the remote when absent or wrong.
+        """Path of the cache object, its bytes verified; fetched from the remote if it is missing or corrupt.
 
         Raises:
-            MissingFromRemote: the cache has no good copy and the remote has none at all.
-            CorruptObject: the copy in the remote is wrong as well.
+            MissingFromRemote: the cache has no intact copy, and the remote has none at all.
+            CorruptObject: the remote's copy is corrupt as well.
         """
         path = self.path(md5)
         if not self.is_good(path, md5, name=name):
@@ -234,11 +240,11 @@ class Objects:
         return path
 
     def is_good(self, path: Path, md5: str, *, name: str) -> bool:
-        """Whether the file at `path` exists and its bytes have that md5."""
-        return path.is_file() and self.seen.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
+        """True if the file at `path` exists and its bytes have that MD5."""
+        return path.is_file() and self.hashes.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
 
     def fetch(self, md5: str, *, name: str) -> None:
-        """Take the object from the remote, verified before it replaces what the cache has.
+        """Fetches the object from the remote, and verifies it before it replaces the cached one.
 
         Raises:
             MissingFromRemote, CorruptObject
@@ -246,7 +252,7 @@ class Objects:
         source = self.remote.path(md5)
         if not self.remote.fs.exists(source):
             there = f"neither in the cache nor at {source}"
-            raise MissingFromRemote(f"{name} ({md5}) is {there}; put it back from a backup of the remote")
+            raise MissingFromRemote(f"{name} ({md5}) is {there}; restore it from a backup of the remote")
         path = self.path(md5)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -254,7 +260,7 @@ class Objects:
             self.remote.fs.get_file(source, str(part))
             if not self.is_good(part, md5, name=""):
                 what = f"{name} is corrupt: {source} no longer hashes to {md5}"
-                raise CorruptObject(f"{what}; put it back from a backup of the remote")
+                raise CorruptObject(f"{what}; restore it from a backup of the remote")
             part.chmod(0o444)
             sync(part)
             os.replace(part, path)
@@ -262,29 +268,31 @@ class Objects:
             part.unlink(missing_ok=True)
 
     def fill(self, folder: Path, listing: Listing) -> None:
-        """Make `folder` hold exactly the files of `listing`, read-only hard links to verified cache objects, names on disk."""
+        """Makes `folder` hold exactly the files of `listing`, as read-only links to verified cache objects, fsynced."""
         for attempt in (1, 2):
-            found = Listing.of(folder, seen=self.seen)
+            found = Listing.of(folder, hashes=self.hashes)
             for extra in found.files.keys() - listing.files.keys():
                 (folder / extra).unlink()
             wrong = sorted(name for name, md5 in listing.files.items() if found.files.get(name) != md5)
             if not wrong:
                 return sync_tree(folder)
             if attempt == 2:
-                raise CorruptObject(f"{folder / wrong[0]} changes while it is read; check the disk, then run it again")
+                raise CorruptObject(
+                    f"{folder / wrong[0]} changes while it is read; check the disk, then run the command again"
+                )
             for name in wrong:
                 (folder / name).unlink(missing_ok=True)
                 link(self.get(listing.files[name], name=name), folder / name)
                 (folder / name).chmod(0o444)
 
     def missing(self, listing: Listing) -> dict[str, str]:
-        """What of the version the remote lacks or holds with other bytes: md5 to the file's name.
+        """Objects of the version that the remote lacks or holds with other bytes, MD5 to the file's name.
 
-        Every object must exist; where the remote is a folder, each is hashed as well.
+        In a local remote every object is hashed; in any other only its existence is checked.
         """
         wanted = {md5: name for name, md5 in listing.files.items()} | {f"{listing.id}.dir": "its listing"}
         if self.remote.is_local:
-            self.seen.read_ahead(Path(self.remote.path(md5)) for md5, name in wanted.items() if is_shard(name))
+            self.hashes.read_ahead(Path(self.remote.path(md5)) for md5, name in wanted.items() if is_shard(name))
         return {md5: name for md5, name in wanted.items() if not self._is_stored(md5, name=name)}
 
     def _is_stored(self, md5: str, *, name: str) -> bool:
@@ -294,23 +302,23 @@ class Objects:
         return bool(self.remote.fs.exists(path))
 
     def keep(self, md5: str, *, name: str) -> None:
-        """See that the remote holds the object.
+        """Puts the object into the remote, unless the remote holds it.
 
         Raises:
-            MissingFromRemote: it cannot be written.
+            MissingFromRemote: the remote cannot be written.
         """
         if not self._is_stored(md5, name=name):
             self.remote.put(md5, self.get(md5, name=name))
 
     def store(self, listing: Listing) -> None:
-        """See that the remote holds every object of the version, whole and on the disk.
+        """Puts every object of the version into the remote that is missing there, then verifies and fsyncs all of them.
 
         Raises:
-            MissingFromRemote: it still does not after a second try.
+            MissingFromRemote: an object did not arrive.
         """
         try:
             for md5, name in self.missing(listing).items():
-                # DVC skips what its own index says is there; a copy that is gone or corrupt is put again by hand.
+                # `dvc push` skips objects that its index lists, even if they are gone or corrupt.
                 self.remote.put(md5, self.get(md5, name=name))
         except MissingFromRemote:
             self.remote.sweep([*listing.files.values(), listing.id])
@@ -319,7 +327,7 @@ class Objects:
         if still:
             md5, name = next(iter(still.items()))
             where = f"did not arrive at {self.remote.path(md5)}"
-            raise MissingFromRemote(f"{name} ({md5}) {where}; check the remote, then run it again")
+            raise MissingFromRemote(f"{name} ({md5}) {where}; check the remote, then run the command again")
         paths = self.paths(listing)
         if self.remote.is_local:
             paths += [Path(self.remote.path(path.parent.name + path.name)) for path in paths]
@@ -329,15 +337,6 @@ class Objects:
 
 
 def _key(path: Path) -> str:
-    """What changes when the file does."""
-    at = path.stat()
-    return f"{at.st_dev}:{at.st_ino}:{at.st_size}:{at.st_mtime_ns}"
-
-
-def _md5_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, _md5).hexdigest()
-
-
-def _md5(content: bytes = b"") -> Any:
-    return hashlib.md5(content, usedforsecurity=False)
+    """Identity of the file's bytes; it changes when the file does."""
+    info = path.stat()
+    return f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}"

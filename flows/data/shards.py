@@ -1,8 +1,8 @@
-"""Photos packed into immutable tar files.
+"""Shards: photos packed into immutable tar files.
 
-One tar of 128 MB instead of thousands of files makes adding, checking out and pulling a version 7 to
-50 times quicker. Uncompressed, so that a photo is one seek away and any tar reads it. Named by sha256: the same photos
-give the same shard.
+One tar of 128 MB instead of thousands of files makes adding, checking out and pulling a version 7 to 50 times faster.
+The tars are not compressed, so a photo is one seek away and any tar program reads them. They are named by their
+SHA-256: the same photos give the same shard.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from durable import sync
 from models.data.manifest import read_photo
 
-__all__ = ["MAX_BYTES", "Packed", "Placed", "pack", "read_photo"]
+__all__ = ["MAX_BYTES", "Location", "Packed", "pack", "read_photo"]
 
-MAX_BYTES = 128 * 1024 * 1024  # so that even some gigabytes are hashed and copied on all cores, a shard each
-PIECE = 1024 * 1024  # bytes that are written and hashed at a time: threads that decode are disturbed less often
-END = bytes(2 * tarfile.BLOCKSIZE)  # two empty blocks close a tar
+MAX_BYTES = 128 * 1024 * 1024  # small enough to hash and copy a few gigabytes on all cores, one shard per core
+PIECE = 1024 * 1024  # bytes written and hashed at a time; large, to interrupt the decoding threads less often
+END = bytes(2 * tarfile.BLOCKSIZE)  # a tar ends with two empty blocks
 MAGIC = {
     b"\xff\xd8": "jpg",
     b"\x89PNG": "png",
@@ -40,8 +40,8 @@ MAGIC = {
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """Where a photo lies: the shard's sha256, then offset and size in bytes."""
+class Location:
+    """Location of a photo: the shard's SHA-256, and offset and size in bytes."""
 
     shard: str
     offset: int
@@ -50,7 +50,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Packed:
-    """Shards (sha256 to md5) and where N photos lie in them, in the order in which the photos came.
+    """Shards (SHA-256 to MD5) and the locations of N photos in them, in the order in which the photos came.
 
     shard (N,): position in `shards`; offset (N,), size (N,): bytes.
     """
@@ -62,9 +62,9 @@ class Packed:
 
 
 def pack(photos: Iterable[tuple[str, bytes]], *, folder: Path, max_bytes: int = MAX_BYTES) -> Packed:
-    """Write `photos` (id, bytes), in this order, into shards in `folder`, each fsynced while the next is written.
+    """Packs `photos` (id, bytes) in their order into shards in `folder`; each is fsynced while the next is written.
 
-    One photo and a PIECE are in memory at a time. A shard holds at most `max_bytes`, but always at least one photo.
+    Holds one photo and one PIECE in memory. A shard has at most `max_bytes` bytes, but at least one photo.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shard, offset, size = array("i"), array("q"), array("i")
@@ -93,7 +93,7 @@ def _md5() -> Any:
 
 @dataclass
 class _Shard:
-    """A tar under construction; its hashes are known, and its name given, when it is closed."""
+    """A tar under construction. Its hashes, and so its name, are known once it is closed."""
 
     path: Path
     file: BinaryIO
@@ -107,13 +107,13 @@ class _Shard:
         return cls(path=path, file=path.open("wb"))
 
     def has_room(self, photo: bytes, *, max_bytes: int) -> bool:
-        """Whether the finished tar with `photo` would be at most that large: header, padding and end included."""
+        """True if the finished tar with `photo`, including header, padding and end, has at most `max_bytes` bytes."""
         padded = len(photo) + -len(photo) % tarfile.BLOCKSIZE
         return self.size + tarfile.BLOCKSIZE + padded + len(END) <= max_bytes
 
     def add(self, photo_id: str, photo: bytes) -> int:
-        """Append the photo; its offset."""
-        # TarInfo's defaults are what we want written: time 0, user 0, group 0, mode 0644.
+        """Appends the photo; returns its offset."""
+        # TarInfo's defaults make the bytes reproducible: time 0, user 0, group 0, mode 0644.
         info = tarfile.TarInfo(f"{photo_id}.{_extension(photo)}")
         info.size = len(photo)
         header = info.tobuf(tarfile.USTAR_FORMAT)
@@ -122,7 +122,7 @@ class _Shard:
         return offset
 
     def close(self) -> tuple[str, str]:
-        """Its sha256 and its md5, once it is on the disk under its name."""
+        """Writes the end of the tar, fsyncs and renames it; returns its SHA-256 and MD5."""
         self._write(END)
         self._flush()
         self.file.flush()
@@ -147,5 +147,5 @@ class _Shard:
 
 
 def _extension(photo: bytes) -> str:
-    """From the bytes and not from the supplier's name, so that a shard depends on its photos alone."""
+    """Extension by the photo's bytes and not by the supplier's name, so that a shard depends on its photos alone."""
     return next((name for magic, name in MAGIC.items() if photo.startswith(magic)), "img")

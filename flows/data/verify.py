@@ -1,8 +1,8 @@
-"""Every link from the name of a data version to its bytes: which are broken, and what puts them right.
+"""Verification and repair of every link from the name of a data version to its bytes.
 
     tag -> entry -> pointer data.dvc -> listing -> objects in the cache -> the same in the remote -> copies as files
 
-Looking changes nothing. Healing takes from an intact copy only, and overwrites nothing that may be somebody's work.
+Checking changes nothing. Healing copies from intact files only, and overwrites nothing that may be a user's edit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ LISTING = "its listing"
 
 @dataclass(frozen=True)
 class Broken:
-    """One link that does not hold: which of tag, entry, pointer, listing, cache, remote, copy and data; where; the way out."""
+    """A broken link of a version.
+
+    link: tag, entry, pointer, listing, cache, remote, copy or data. file: its location. problem: what is wrong.
+    way_out: what to do.
+    """
 
     version: str
     link: str
@@ -42,7 +46,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class DataLinks:
-    """The links of one version (32 hex digits)."""
+    """Links of one version (32 hex digits)."""
 
     version: str
     workspace: Workspace
@@ -51,23 +55,23 @@ class DataLinks:
     purged: Purged
 
     def check(self) -> list[Broken]:
-        """The broken links, from the name down to the copies."""
+        """Broken links, from the name down to the copies."""
         return [*self._names(), *self._bytes()]
 
     def heal(self) -> None:
-        """Put right what an intact copy allows; `check` says what is left."""
+        """Repairs whatever an intact copy allows; `check` lists the rest."""
         if self._entry is not None:
             complete_tag(self.ledger, self.version)
         if self._is_newest and (self._is_astray or self._is_altered):
             overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         if self._listing is None:
             return
-        damaged = self._damaged_data(self._listing)  # before the cache is healed: after it nobody could tell
+        damaged = self._damaged_data(self._listing)  # has to precede the repair of the cache
         for name, md5 in self._wanted(self._listing):
             if not self._is_cached(name, md5):
                 self._restore(name, md5)
         for md5, name in self.objects.missing(self._listing).items():
-            if not self.purged.is_gone(name) and self._is_cached(name, md5):
+            if not self.purged.is_replaced(name) and self._is_cached(name, md5):
                 with suppress(WorldError):
                     self.objects.remote.put(md5, self.objects.path(md5))
         for name in damaged:
@@ -79,7 +83,9 @@ class DataLinks:
         tag = tag_of(self.version)
         sha = self.ledger.tip(f"refs/tags/{tag}")
         if self._entry is None:
-            yield self._broken("entry", REF, "has no entry of it", f"fetch {REF} from a git remote that has it")
+            yield self._broken(
+                "entry", REF, "has no entry of this version", f"fetch {REF} from a git remote that has it"
+            )
         if sha is None:
             yield self._broken("tag", f"refs/tags/{tag}", "is missing", self._heal)
         elif (found := version_of(self.ledger.read_many([(sha, "data.dvc")])[0])) != self.version:
@@ -87,7 +93,7 @@ class DataLinks:
             yield self._broken("pointer", f"{tag}:data.dvc", f"names {found or 'no version'}", way_out)
         if self._is_newest and self._pointed != self.version:
             way_out = self._heal if self._is_astray else f"run `cleanshelf data rollback {self.version[:12]}`"
-            problem = f"names {self._pointed or 'no version'}, not the newest entry's"
+            problem = f"names {self._pointed or 'no version'} instead of the newest entry's version"
             yield self._broken("pointer", str(self.workspace.pointer), problem, way_out)
         if self._is_newest and self._is_altered:
             yield self._broken("pointer", str(self.workspace.pointer), "differs from the newest entry's", self._heal)
@@ -102,25 +108,25 @@ class DataLinks:
 
     @property
     def _pointed(self) -> str | None:
-        """What data.dvc names."""
+        """The version that data.dvc names."""
         path = self.workspace.pointer
         return version_of(path.read_bytes() if path.exists() else None)
 
     @property
     def _holds_data(self) -> bool:
-        """Whether data/ is this version's."""
+        """True if data/ should hold this version."""
         return self._is_newest and (self._pointed == self.version or self._is_astray)
 
     @cached_property
     def _is_astray(self) -> bool:
-        """Whether data.dvc names another version than this one, and data/ does not hold that one either."""
+        """True if data.dvc names another version, and data/ does not hold that version."""
         if self._pointed == self.version:
             return False
-        return Listing.of(self.workspace.data, seen=self.objects.seen).id != self._pointed
+        return Listing.of(self.workspace.data, hashes=self.objects.hashes).id != self._pointed
 
     @property
     def _is_altered(self) -> bool:
-        """Whether data.dvc names this version in other bytes than were recorded."""
+        """True if data.dvc names this version, but its bytes differ from the recorded ones."""
         if self._pointed != self.version:
             return False
         return self.ledger.read_many([(REF, "data.dvc")])[0] != self.workspace.pointer.read_bytes()
@@ -130,7 +136,7 @@ class DataLinks:
     def _bytes(self) -> Iterator[Broken]:
         listing = self._listing
         if listing is None:
-            yield self._broken("listing", f"{self.version}.dir", "is whole in neither cache nor remote", _BACKUP)
+            yield self._broken("listing", f"{self.version}.dir", "is intact in neither cache nor remote", _BACKUP)
             return
         lost = self.objects.missing(listing)
         for name, md5 in self._wanted(listing):
@@ -142,22 +148,22 @@ class DataLinks:
             if not is_stored:
                 where = f"{name}: {self.objects.remote.path(md5)}"
                 yield self._broken("remote", where, "is missing or corrupt", way_out)
-        for what, folder in self._copies:
-            yield from self._wrong_files(what, folder, listing)
+        for kind, folder in self._copies:
+            yield from self._wrong_files(kind, folder, listing)
 
-    def _wrong_files(self, what: str, folder: Path, listing: Listing) -> Iterator[Broken]:
-        found = Listing.of(folder, seen=self.objects.seen).without(READY).files
-        may_heal = self._damaged_data(listing) if what == "data" else [*listing.files, *found]
+    def _wrong_files(self, kind: str, folder: Path, listing: Listing) -> Iterator[Broken]:
+        found = Listing.of(folder, hashes=self.objects.hashes).without(READY).files
+        may_heal = self._damaged_data(listing) if kind == "data" else [*listing.files, *found]
         for name in sorted(found.keys() | listing.files.keys()):
             if found.get(name) != listing.files.get(name):
-                there, wanted = name in found, name in listing.files
-                problem = "is missing" if not there else "differs" if wanted else "does not belong there"
+                exists, wanted = name in found, name in listing.files
+                problem = "is missing" if not exists else "differs" if wanted else "does not belong there"
                 way_out = self._heal if name in may_heal else f"move it away, then {self._heal}"
-                yield self._broken(what, str(folder / name), problem, way_out)
+                yield self._broken(kind, str(folder / name), problem, way_out)
 
     @cached_property
     def _listing(self) -> Listing | None:
-        """From the first place that has it whole."""
+        """The listing from the first intact copy; None if there is none."""
         md5 = f"{self.version}.dir"
         path = self.objects.path(md5)
         contents = [path.read_bytes() if path.exists() else None, self.objects.remote.read(md5)]
@@ -166,31 +172,31 @@ class DataLinks:
                 if content and (listing := Listing.parse(content, name=md5)).id == self.version:
                     return listing
         for _, folder in self._copies:
-            if (listing := Listing.of(folder, seen=self.objects.seen).without(READY)).id == self.version:
+            if (listing := Listing.of(folder, hashes=self.objects.hashes).without(READY)).id == self.version:
                 return listing
         return None
 
     @property
     def _copies(self) -> list[tuple[str, Path]]:
-        """Folders that should hold exactly this version; a folder of versions/ that is not READY is still being filled."""
-        taken = self.workspace.versions / self.version
-        copies = [("copy", taken)] if (taken / READY).exists() else []
+        """Folders that should hold exactly this version. A folder of versions/ without READY is still being filled."""
+        copy = self.workspace.versions / self.version
+        copies = [("copy", copy)] if (copy / READY).exists() else []
         return [*copies, ("data", self.workspace.data)] if self._holds_data else copies
 
     def _wanted(self, listing: Listing) -> Iterator[tuple[str, str]]:
         yield LISTING, f"{self.version}.dir"
-        yield from sorted(item for item in listing.files.items() if not self.purged.is_gone(item[0]))
+        yield from sorted(item for item in listing.files.items() if not self.purged.is_replaced(item[0]))
 
     def _is_cached(self, name: str, md5: str) -> bool:
         return self.objects.is_good(self.objects.path(md5), md5, name=name)
 
     def _copy(self, name: str, md5: str) -> Path | None:
-        """A file with these bytes in one of the copies."""
-        places = (folder / name for _, folder in self._copies)
-        return next((place for place in places if self.objects.is_good(place, md5, name=name)), None)
+        """A file with these bytes in one of the copies; None if there is none."""
+        files = (folder / name for _, folder in self._copies)
+        return next((file for file in files if self.objects.is_good(file, md5, name=name)), None)
 
     def _restore(self, name: str, md5: str) -> None:
-        """Into the cache, from a copy or the remote; what is there stays until something better is at hand."""
+        """Repairs a cache object from a copy or the remote; a corrupt one stays until an intact one is found."""
         path, source = self.objects.path(md5), self._copy(name, md5)
         if name == LISTING and self._listing is not None:
             path.unlink(missing_ok=True)
@@ -205,7 +211,7 @@ class DataLinks:
             path.chmod(0o444)
 
     def _damaged_data(self, listing: Listing) -> list[str]:
-        """Files of data/ that are gone, or went bad together with the cache object whose inode they share: no edits."""
+        """Files of data/ that are missing, or corrupt like the cache object that they link to: these are not edits."""
         if not self._holds_data:
             return []
         return [name for name, md5 in listing.files.items() if self._is_damaged(name, md5)]
@@ -225,8 +231,8 @@ class DataLinks:
     def _heal(self) -> str:
         return f"run `cleanshelf data verify {self.version[:12]} --heal`"
 
-    def _broken(self, what: str, file: str, problem: str, way_out: str) -> Broken:
-        return Broken(self.version, what, file, problem, way_out)
+    def _broken(self, link: str, file: str, problem: str, way_out: str) -> Broken:
+        return Broken(self.version, link, file, problem, way_out)
 
 
-_BACKUP = "no intact copy is left here; put it back from a backup of the remote"
+_BACKUP = "no intact copy is left here; restore it from a backup of the remote"

@@ -1,15 +1,14 @@
-"""Data versions: commit, take, compare, roll back, and put right after a kill.
+"""Data versions: commit, materialise, compare, roll back, and repair after a kill.
 
-A version is committed in an order that no kill can make lie:
+A commit proceeds in an order that stays consistent whenever it is killed:
 
-    journal -> data/ swapped -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
+    journal -> data/ replaced -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
 
-The entry is the moment of truth: before it `repair` restores the old state, after it `repair` completes the new one.
+The entry decides: without it `repair` restores the old state, with it `repair` completes the new one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,11 +22,11 @@ from types import MappingProxyType
 from durable import overwrite, sync
 from flows.data.diff import DataDiff, compare_labels
 from flows.data.dvc_store import DvcRemote, folder_remote
-from flows.data.history import Entry, complete_tag, entries, version_of
+from flows.data.history import Entry, complete_tag, entries, read_log, version_of
 from flows.data.journal import Journal
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
-from flows.data.purge_record import Purged
+from flows.data.purge_record import Purged, write_variant
 from flows.data.verify import Broken, DataLinks
 from flows.errors import (
     LocalEdits,
@@ -44,27 +43,27 @@ from flows.workspace.ledger import Ledger
 
 @dataclass(frozen=True)
 class DataVersions:
-    """The data versions of one workspace. Callers hold `workspace.lock` around everything that changes them."""
+    """Data versions of one workspace. Callers hold `workspace.lock` around every change."""
 
     workspace: Workspace
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Where the history is written."""
+        """The ledger, which holds the history."""
         return Ledger(self.workspace.root)
 
     @cached_property
     def store(self) -> DvcRemote:
-        """Where the bytes are kept."""
+        """DVC's cache and remote, which hold the bytes."""
         return DvcRemote(self.workspace)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
     def selected(self) -> str | None:
-        """The id in data.dvc (32 hex digits), or None before the first version.
+        """Id of the selected version (32 hex digits) from data.dvc, or None before the first version.
 
         Raises:
-            CorruptObject: data.dvc is there but names no version.
+            CorruptObject: data.dvc exists but names no version.
         """
         try:
             return read_pointer(self.workspace.pointer.read_bytes(), name=str(self.workspace.pointer))
@@ -72,27 +71,14 @@ class DataVersions:
             return None
 
     def log(self) -> list[Entry]:
-        """All entries, newest first."""
-        commits = self.ledger.log(REF)
-        pointers = self.ledger.read_many([(commit.sha, "data.dvc") for commit in commits])
-        versions = self.ledger.read_many([(commit.sha, "VERSION.json") for commit in commits])
-        selected = self.selected()
-        entries = []
-        for number, commit, pointer, version in zip(
-            range(len(commits), 0, -1), commits, pointers, versions, strict=True
-        ):
-            found = read_pointer(pointer or b"", name=f"data.dvc of entry {number}")
-            facts = json.loads(version or b"{}")
-            step, _, message = commit.message.partition(": ")
-            parent, counts = facts.get("parent"), facts.get("counts", {})
-            entries.append(Entry(number, found, parent, step, message, commit.time, counts, found == selected))
-        return entries
+        """All entries of the history, newest first."""
+        return read_log(self.ledger, selected=self.selected())
 
     def resolve(self, text: str) -> str:
-        """The full id behind "selected", a tag, or the first digits of an id.
+        """Full id of the version that "selected", a tag, or the first digits of an id name.
 
         Raises:
-            UnknownVersion: no version of that name, or more than one.
+            UnknownVersion: no version has that name, or more than one.
         """
         known = self._selectable()
         wanted = text.strip().removeprefix("data/").removesuffix(".dir")
@@ -102,32 +88,36 @@ class DataVersions:
             found = [version for version in known if wanted and version.startswith(wanted)]
         if len(found) == 1 and found[0]:
             return found[0]
-        there = ", ".join(version[:12] for version in known[:8]) or "none yet; run `cleanshelf ingest` first"
-        what = "names more than one data version" if found else "is no data version"
-        raise UnknownVersion(f"{text!r} {what}; there are: {there}")
+        names = ", ".join(version[:12] for version in known[:8]) or "none yet; run `cleanshelf ingest` first"
+        problem = "names more than one data version" if found else "is not a data version"
+        raise UnknownVersion(f"{text!r} {problem}; there are: {names}")
 
     def check_clean(self) -> None:
-        """See that data/ holds nothing that the selected version does not. A file that is gone is no edit.
+        """Checks that data/ holds no file that differs from the selected version. A missing file is not an edit.
 
         Raises:
-            LocalEdits: naming the files.
+            LocalEdits: it does; the message names the files.
         """
+        if self.workspace.data.exists():
+            with self.store.objects() as objects:
+                self._check_clean(objects)
+
+    def _check_clean(self, objects: Objects) -> None:
         data, version = self.workspace.data, self.selected()
         if not data.exists():
             return
-        with self.store.objects() as objects:
-            kept = objects.listing(version).files if version else {}
-            found = Listing.of(data, seen=objects.seen).files
+        kept = objects.listing(version).files if version else {}
+        found = Listing.of(data, hashes=objects.hashes).files
         edited = sorted(name for name, md5 in found.items() if kept.get(name) != md5)
         if edited:
             shown = ", ".join(edited[:5]) + (f" and {len(edited) - 5} more" if len(edited) > 5 else "")
             raise LocalEdits(
                 f"{data} differs from the selected version {version[:12] if version else '(none)'}: {shown}; "
-                "move your copies away or delete them, then run it again"
+                "move these files away or delete them, then run the command again"
             )
 
     def diff(self, a: str, b: str) -> DataDiff:
-        """What changed from version `a` to version `b` (names as for `resolve`)."""
+        """Changes from version `a` to version `b` (names as for `resolve`)."""
         with self.store.objects() as objects:
             old, new = (
                 objects.get(objects.listing(self.resolve(text)).files["labels.parquet"], name="labels.parquet")
@@ -136,9 +126,9 @@ class DataVersions:
             return compare_labels(old, new)
 
     def materialise(self, version: str) -> Path:
-        """The folder versions/<id>: exactly the files of that version, verified, read-only; READY is written last.
+        """Makes the folder versions/<id> with the files of the version, verified and read-only; READY is written last.
 
-        Several processes may ask at once, and a killed one is completed by the next.
+        Several processes may call this at once. The next call completes the folder that a killed one left.
 
         Raises:
             UnknownVersion, CorruptObject, MissingFromRemote
@@ -146,8 +136,8 @@ class DataVersions:
         version = self.resolve(version)
         folder = self.workspace.versions / version
         ready = folder / READY
-        with or_disk_full(f"taking data version {version[:12]}"), self.store.objects() as objects:
-            if ready.exists() and Listing.of(folder, seen=objects.seen).without(READY).id == version:
+        with or_disk_full(f"writing the files of data version {version[:12]}"), self.store.objects() as objects:
+            if ready.exists() and Listing.of(folder, hashes=objects.hashes).without(READY).id == version:
                 return folder
             listing = self._whole(version, objects)
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,19 +146,19 @@ class DataVersions:
             overwrite(ready, f"{version}\n".encode())
         return folder
 
-    def verify(self, *names: str, anew: bool = False) -> list[Broken]:
-        """Every broken link from the names of versions to their bytes; empty when all hold. Changes nothing.
+    def verify(self, *names: str, reread: bool = False) -> list[Broken]:
+        """Every broken link from the names of versions to their bytes; empty if there is none. Changes nothing.
 
         Args:
-            names: as for `resolve`; none stands for all versions.
-            anew: read every byte again, also of shards that have not changed since they were read last.
+            names: as for `resolve`; without any, all versions are verified.
+            reread: read every byte again, including shards that have not changed since they were last read.
         """
         wanted = [self.resolve(name) for name in names] or self.known()
-        with self.store.objects(anew=anew) as objects:
+        with self.store.objects(reread=reread) as objects:
             return [broken for each in wanted for broken in self._chain(each, objects).check()]
 
     def heal(self, *names: str) -> None:
-        """Put right what intact copies of the versions allow (names as for `verify`)."""
+        """Repairs whatever intact copies of the versions allow (names as for `verify`)."""
         wanted = [self.resolve(name) for name in names] or self.known()
         for version in wanted:
             with or_disk_full(f"healing data version {version[:12]}"), self.store.objects() as objects:
@@ -181,35 +171,39 @@ class DataVersions:
         return DataLinks(version, self.workspace, self.ledger, objects, Purged.read(self.ledger))
 
     def _whole(self, version: str, objects: Objects) -> Listing:
-        """The listing of a version from which no photo was purged."""
+        """Listing of a version from which no photo was purged.
+
+        Raises:
+            PurgedVersion: a photo was.
+        """
         listing = objects.listing(version)
-        if Purged.read(self.ledger).concerns(listing):
+        if Purged.read(self.ledger).affects(listing):
             way_out = f"`cleanshelf data rollback {version[:12]}` selects it without them"
             raise PurgedVersion(f"data version {version[:12]} held photos that were purged; {way_out}")
         return listing
 
     def known(self) -> list[str]:
-        """Every version of the history, newest entry first, and every one that only a tag names."""
-        places = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
-        tagged = [version for pointer in self.ledger.read_many(places) if (version := version_of(pointer))]
+        """Every version of the history, newest entry first, followed by versions that only a tag names."""
+        files = [(f"refs/tags/{tag}", "data.dvc") for tag in self.ledger.tags("data/*")]
+        tagged = [version for pointer in self.ledger.read_many(files) if (version := version_of(pointer))]
         return list(dict.fromkeys([*self._selectable(), *tagged]))
 
     def _selectable(self) -> list[str]:
         return list(dict.fromkeys(version for _, version in entries(self.ledger) if version))
 
     def push(self, *names: str) -> None:
-        """See that the remote holds every object of these versions, or of all (names as for `verify`).
+        """Makes sure that the remote holds every object of these versions (names as for `verify`).
 
         Raises:
             UnknownVersion, MissingFromRemote, CorruptObject
         """
         for version in [self.resolve(name) for name in names] or self.known():
             with self.store.objects() as objects:
-                if not Purged.read(self.ledger).concerns(listing := objects.listing(version)):
+                if not Purged.read(self.ledger).affects(listing := objects.listing(version)):
                     objects.store(listing)
 
     def pull(self, *names: str) -> None:
-        """Bring every object of these versions, or of all, into the cache. A workspace without data/ gets that, too.
+        """Brings every object of these versions into the cache (names as for `verify`), and restores a missing data/.
 
         Raises:
             UnknownVersion, MissingFromRemote, CorruptObject
@@ -221,87 +215,117 @@ class DataVersions:
             with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
                 purged = Purged.read(self.ledger)
                 for name, md5 in objects.listing(version).files.items():
-                    if not purged.is_gone(name):
+                    if not purged.is_replaced(name):
                         objects.get(md5, name=name)
         if is_bare:
-            folder, _ = self._laid_out(self.resolve("selected"))
+            with self.store.objects() as objects:
+                folder, _ = self._staged(self.resolve("selected"), objects)
             os.rename(folder, self.workspace.data)
             sync(self.workspace.root)
 
     # --- changing ----------------------------------------------------------------------------------------------
 
     def new_folder(self) -> Path:
-        """An empty folder on the same file system as data/, to be filled and handed to `commit`."""
+        """An empty folder on the file system of data/, to be filled and passed to `commit`."""
         self._staging.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._staging))
         folder.chmod(0o755)  # it becomes data/, which others may read
         return folder
 
     def commit(self, folder: Path, *, step: str, message: str, shards: Mapping[str, str] = MappingProxyType({})) -> str:
-        """Make the contents of `folder` (from `stage`) the selected version; its id.
+        """Makes the contents of `folder` (from `new_folder`) the selected version; returns its id.
 
-        The same contents as the selected version are no new version. On any failure the old state is restored
-        and `folder` is gone.
-        `shards` were hashed while they were written (sha256 to md5), and are not read again before the remote's copies are.
+        The same contents as the selected version make no new version. On any failure the old state is restored and
+        `folder` is removed.
+
+        Args:
+            shards: new shards (SHA-256 to MD5), hashed while they were written; they are not read again here.
 
         Raises:
             LocalEdits, DiskFull, MissingFromRemote, CorruptObject
         """
         self.confirm()
-        with or_disk_full(f"committing a data version ({step})", leaving=folder):
-            self.check_clean()
+        with or_disk_full(f"committing a data version ({step})", leaving=folder), self.store.objects() as objects:
+            self._check_clean(objects)
             sync_tree(folder)
-            with self.store.objects() as objects:
-                objects.seen.believe({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
-                listing = Listing.of(folder, seen=objects.seen)
-                present = self.workspace.data.exists() and Listing.of(self.workspace.data, seen=objects.seen) == listing
+            objects.hashes.add({folder / "shards" / f"{name}.tar": md5 for name, md5 in shards.items()})
+            listing = Listing.of(folder, hashes=objects.hashes)
+            present = self.workspace.data.exists() and Listing.of(self.workspace.data, hashes=objects.hashes) == listing
             if present and listing.id == self.selected():
                 complete_tag(self.ledger, listing.id)
                 shutil.rmtree(folder)
                 return listing.id
-            self._change(folder, listing, step=step, message=message)
+            self._change(folder, listing, objects, step=step, message=message)
         return listing.id
 
     def rollback(self, text: str) -> Entry:
-        """Select an earlier version again, as a new entry. Nothing is deleted.
+        """Selects an earlier version again, as a new entry. Nothing is deleted.
 
         Raises:
             UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
         """
         self.confirm()
         version = self.resolve(text)
-        self.check_clean()
         number = next(entry.number for entry in self.log() if entry.id == version)
-        self._select(version, step="rollback", message=f"to {version[:12]} (entry {number})")
+        with self.store.objects() as objects:
+            self._check_clean(objects)
+            self._select(version, objects, step="rollback", message=f"to {version[:12]} (entry {number})")
         return self.log()[0]
 
-    def import_from(self, repository: Path) -> str:
-        """Take over the version that the data.dvc of another folder names, from that folder's DVC remote; its id.
-
-        That folder is only read, and need not be a git repository.
+    def select(self, text: str) -> Entry:
+        """Selects an earlier version again. If it held purged photos, a version without them is made and selected.
 
         Raises:
-            WorkspaceMissing: no data.dvc, or no local remote in its .dvc/config.
+            UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
+        """
+        version = self.resolve(text)
+        if self.commit_without(Purged.read(self.ledger), version):
+            return self.log()[0]
+        return self.rollback(version)
+
+    def commit_without(self, purged: Purged, version: str) -> str | None:
+        """Commits `version` without its purged photos; returns the new id, or None if the version held none of them."""
+        with self.store.objects() as objects:
+            if not purged.affects(objects.listing(version)):
+                return None
+            self._check_clean(objects)
+            folder = self.new_folder()
+            with or_disk_full("writing a version without purged photos", leaving=folder):
+                write_variant(objects, version, purged, folder=folder)
+        return self.commit(folder, step="purge", message=f"{version[:12]} without purged photos")
+
+    def import_from(self, repository: Path) -> str:
+        """Imports the version that data.dvc in `repository` names, from the DVC remote of that folder; returns its id.
+
+        The folder is only read. It need not be a git repository.
+
+        Raises:
+            WorkspaceMissing: it has no data.dvc, or no local remote in its .dvc/config.
             MissingFromRemote, CorruptObject
         """
         self.confirm()
         self.check_clean()
         if not (repository / "data.dvc").is_file():
-            raise WorkspaceMissing(f"{repository} has no data.dvc; name the folder that holds it")
+            raise WorkspaceMissing(f"{repository} has no data.dvc; give the folder that holds it")
         version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
         source = folder_remote(read_local_remote(repository) / "files" / "md5")
-        with or_disk_full(f"adopting {version[:12]}"), self.store.objects() as objects:
-            other = Objects(objects.cache, source, objects.seen)
+        with or_disk_full(f"importing data version {version[:12]}"), self.store.objects() as objects:
+            other = Objects(objects.cache, source, objects.hashes)
             for name, md5 in other.listing(version).files.items():
                 other.get(md5, name=name)
-        if self.selected() != version:
-            self._select(version, step="adopt", message=f"{version[:12]} from {repository.absolute().name}")
+            if self.selected() != version:
+                self._select(
+                    version, objects, step="adopt", message=f"{version[:12]} from {repository.absolute().name}"
+                )
         return version
 
     def repair(self) -> None:
-        """Bring a killed commit or rollback to the old state or the new one, whole, and clear abandoned staging.
+        """Undoes or completes a killed commit or rollback, and removes abandoned staging folders.
 
-        Call it first in every command that changes something, under the lock.
+        Every command that changes something calls it first, under the lock.
+
+        Raises:
+            Unconfirmed: a purge was interrupted.
         """
         self.confirm()
         self._journal.forget()
@@ -309,51 +333,46 @@ class DataVersions:
         sweep(self.workspace.state)
         if not Purged.read(self.ledger).complete:
             raise Unconfirmed(
-                "a purge was interrupted; run `cleanshelf data purge` to complete it, then run this again"
+                "a purge was interrupted; run `cleanshelf data purge` to complete it, then run the command again"
             )
 
-    def _select(self, version: str, *, step: str, message: str) -> None:
-        folder, listing = self._laid_out(version)
+    def _select(self, version: str, objects: Objects, *, step: str, message: str) -> None:
+        folder, listing = self._staged(version, objects)
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
-            self._change(folder, listing, step=step, message=message)
+            self._change(folder, listing, objects, step=step, message=message)
 
-    def _laid_out(self, version: str) -> tuple[Path, Listing]:
-        """A staged folder with the files of the version."""
+    def _staged(self, version: str, objects: Objects) -> tuple[Path, Listing]:
+        """A new folder with the files of the version, and their listing."""
         folder = self.new_folder()
-        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder), self.store.objects() as objects:
+        with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
             listing = self._whole(version, objects)
             objects.fill(folder, listing)
         return folder, listing
 
-    def _change(self, folder: Path, listing: Listing, *, step: str, message: str) -> None:
-        """Everything from the journal to the tag; on an error the old state is restored at once."""
-        with self.store.objects() as objects:
-            objects.drop_corrupt(listing)
-            new_objects = [path for path in objects.paths(listing) if not path.exists()]
+    def _change(self, folder: Path, listing: Listing, objects: Objects, *, step: str, message: str) -> None:
+        """Performs a change from the journal to the tag; on an error the old state is restored at once."""
+        objects.drop_corrupt(listing)
+        new_objects = [path for path in objects.paths(listing) if not path.exists()]
         self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
             self._journal.set_aside()
             self._journal.put(folder)
-            self._add(listing)
-            self._push(listing)
+            self._add(listing, objects)
+            self._push(listing, objects)
             self._record(step=step, message=message)
         finally:
             self.confirm()
 
-    def _add(self, listing: Listing) -> None:
-        """What `dvc add` does, to the byte, but without reading every shard again."""
-        with self.store.objects() as objects:
-            objects.bring_in(self.workspace.data, listing)
+    def _add(self, listing: Listing, objects: Objects) -> None:
+        """Writes the same bytes as `dvc add`, but without reading every shard again."""
+        objects.bring_in(self.workspace.data, listing)
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
 
-    def _push(self, listing: Listing) -> None:
-        with self.store.objects() as objects:
-            is_there = not objects.missing(listing)
-        if not is_there:
-            with suppress(WorldError, OSError):  # what did not arrive is put by hand below, or told
+    def _push(self, listing: Listing, objects: Objects) -> None:
+        if objects.missing(listing):
+            with suppress(WorldError, OSError):  # `store` puts the objects that did not arrive, or raises
                 self.store.push()
-        with self.store.objects() as objects:
-            objects.store(listing)
+        objects.store(listing)
 
     def _record(self, *, step: str, message: str) -> None:
         files = {"data.dvc": self.workspace.pointer.read_bytes()}
@@ -362,7 +381,7 @@ class DataVersions:
         self.ledger.commit(REF, files, message=f"{step}: {message}")
 
     def confirm(self) -> None:
-        """Undo or complete the change that is under way, if any."""
+        """Undoes or completes the change that is under way, if there is one."""
         if not self._journal.is_under_way():
             return
         if self.ledger.tip(REF) == self._journal.tip():

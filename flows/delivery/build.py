@@ -1,7 +1,7 @@
-"""From a delivery to the files of a new data version.
+"""Builds the files of a new data version from a delivery.
 
-One pass over the photos: threads, or the workers of a Dask cluster, decode and hash them, and those that are new go into
-shards in the order of their paths. Few photos are in memory at a time; what stays of each is a row of columns.
+One pass over the photos: threads, or the workers of a Dask cluster, decode and hash them, and new photos go into shards
+in the order of their paths. Few photos are in memory at a time; each leaves one row in a table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.data import fingerprints
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
@@ -29,15 +30,15 @@ from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
 
-NAMED = 20  # refused rows that are told one by one; quarantine.parquet has them all
+NAMED = 20  # refused rows that are logged one by one; quarantine.parquet has them all
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of a delivery, in numbers of rows, and the new shards, sha256 to md5.
+    """Result of merging a delivery: numbers of rows, and the new shards (SHA-256 to MD5).
 
-    delivered = added + duplicates + quarantined; `conflicts` of the photos came with several labels, `near` of the new ones are
-    kept out because they are nearly photos on the other side of the test split. `quarantined` counts per reason.
+    delivered = added + duplicates + quarantined. conflicts: photos with several labels. near: new photos that are left
+    out because they are near-duplicates of photos on the other side of the test split. quarantined: numbers per reason.
     """
 
     delivered: int
@@ -51,14 +52,17 @@ class Merged:
 
 @dataclass(frozen=True)
 class IntakeReport(Merged):
-    """The same with the whole new version: its counts, and warnings; `is_new` is False when the base held everything already."""
+    """Result of an ingestion: the merge, and counts and warnings of the new version.
+
+    is_new: False if the base held everything already.
+    """
 
     counts: dict[str, int]
     warnings: list[str]
     is_new: bool
 
 
-def ingest(
+def build_version(
     source: Path,
     *,
     base: Path | None,
@@ -72,19 +76,20 @@ def ingest(
     max_shard_bytes: int = MAX_BYTES,
     openers: Openers | None = None,
 ) -> IntakeReport:
-    """Read the delivery `source` on top of the version in folder `base` (or none) and write the new one to `out`.
+    """Adds the delivery `source` to the version in folder `base`, if there is one, and writes the new version to `out`.
 
-    Photos in `base` keep their split; the same inputs give the same bytes. VERSION.json names `parent`, the id of
-    `base`, and `code`, a hash of the source.
+    Photos in `base` keep their split. The same inputs give the same bytes. VERSION.json names `parent`, the id of
+    `base`, and `code`, a hash of the source code.
 
     Args:
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
-            brings a split of that name; test only without a base. `seed` chooses which.
-        purged: sha256 of photos that were deleted for good, and are refused.
-        openers: who opens the photos; None is threads. It makes no difference to what is written.
+            brings a split of that name; test photos are held out only without a base.
+        seed: determines which photos are held out.
+        purged: SHA-256 of photos that were deleted for good, and are refused.
+        openers: open the photos; None stands for threads. The choice does not change the result.
 
     Raises:
-        BadDelivery, DiskFull: `out` is gone then.
+        BadDelivery, DiskFull: `out` is removed.
     """
     shares = {"test": test_share if base is None else 0.0, "val": val_share}
     config = _hash(val_share=val_share, test_share=test_share, seed=seed)
@@ -107,55 +112,55 @@ def _merge(
     seed: int,
     max_shard_bytes: int,
 ) -> Merged:
-    """Write the tables and the new shards to `out`; the tables in memory go at its end."""
-    draft, release_unused = NextVersion.read(base), pa.default_memory_pool().release_unused
-    claims, brought = _opened(source, draft, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
-    for row in brought.refused[:NAMED]:
+    """Writes the tables and the new shards to `out`."""
+    version, release_unused = NextVersion.read(base), pa.default_memory_pool().release_unused
+    claims, rest = _decoded(source, version, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+    for row in rest.refused[:NAMED]:
         log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
-    usable, conflicts = len(claims), draft.take(claims)
-    del claims  # a large table goes as soon as the next one is made of it, and the allocator gives it back
+    usable, conflicts = len(claims), version.add(claims)
+    del claims  # frees a large table as early as possible; the allocator returns the memory
     release_unused()
-    draft.hold_out(shares=shares, seed=seed)
-    near = draft.keep_apart()
-    draft.quarantine(brought.refused)
+    version.hold_out(shares=shares, seed=seed)
+    near = version.separate_near_duplicates()
+    version.quarantine(rest.refused)
     release_unused()
-    draft.write(out, places=brought.places)
+    version.write(out, locations=rest.locations)
     return Merged(
-        delivered=usable + len(brought.refused),
-        added=len(draft.new),
-        duplicates=usable - len(draft.new),
+        delivered=usable + len(rest.refused),
+        added=len(version.new),
+        duplicates=usable - len(version.new),
         conflicts=conflicts,
         near=near,
-        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in brought.refused)),
-        shards=brought.shards,
+        quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in rest.refused)),
+        shards=rest.shards,
     )
 
 
-class _Brought(NamedTuple):
-    """Of a delivery: the rows that cannot be used; new shards, sha256 to md5; where the new photos lie (columns of PLACES)."""
+class _Rest(NamedTuple):
+    """Refused rows of a delivery, new shards (SHA-256 to MD5), and locations of new photos (columns of LOCATIONS)."""
 
     refused: list[Refused]
     shards: dict[str, str]
-    places: pa.Table
+    locations: pa.Table
 
 
-def _opened(
+def _decoded(
     source: Path,
-    draft: NextVersion,
+    version: NextVersion,
     purged: Collection[str],
     openers: Openers | None,
     *,
     folder: Path,
     max_shard_bytes: int,
-) -> tuple[pa.Table, _Brought]:
-    """What is claimed of the usable photos (columns of CLAIMS), and the rest; in `folder`, the photos that the draft lacks."""
-    delivery = read_delivery(source, known=draft.known_labels())
-    opening = Decoding.of(delivery)
-    packed = pack(opening.new(draft, purged, openers), folder=folder, max_bytes=max_shard_bytes)
-    broken, claims = opening.refused(), opening.claims()
+) -> tuple[pa.Table, _Rest]:
+    """Writes new photos to shards in `folder`; the claims on all usable photos (columns of CLAIMS), and the rest."""
+    delivery = read_delivery(source, known=version.known_labels())
+    decoding = Decoding.of(delivery)
+    packed = pack(decoding.new(version.holds, purged, openers), folder=folder, max_bytes=max_shard_bytes)
+    broken, claims = decoding.refused(), decoding.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    return claims, _Brought([*delivery.refused, *broken], packed.shards, opening.places(packed))
+    return claims, _Rest([*delivery.refused, *broken], packed.shards, decoding.locations(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
@@ -165,11 +170,16 @@ def _link_shards(base: Path | None, out: Path) -> None:
 
 
 def _is_same(base: Path, out: Path) -> bool:
-    """Whether the delivery brought nothing new; `out` then is `base` to the byte, and no version comes of it."""
+    """True if the delivery brought nothing new. Then `out` becomes `base` to the byte, so that its id is the same."""
     if any(not read_table(base, name=name).equals(read_table(out, name=name)) for name in TABLES):
         return False
-    (out / "looks.parquet").unlink()  # an earlier release wrote none, and other bytes of the same tables
-    for name in (*(f"{table}.parquet" for table in TABLES), "looks.parquet", "VERSION.json"):
+    (out / fingerprints.NAME).unlink()  # an earlier release wrote none, or another file; and tables in other bytes
+    for name in (
+        *(f"{table}.parquet" for table in TABLES),
+        fingerprints.NAME,
+        fingerprints.FORMER_NAME,
+        "VERSION.json",
+    ):
         if (base / name).exists():
             shutil.copyfile(base / name, out / name)
     return True

@@ -1,4 +1,4 @@
-"""The photos of a delivery, opened one after the other; what stays of each is a row of columns."""
+"""Decodes the photos of a delivery one after the other; each leaves one row in a table."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from numpy.typing import NDArray
 
 from flows.data.columns import to_arrow
 from flows.data.shards import Packed
-from flows.delivery.merge import CLAIMS, LOCATIONS, NextVersion
+from flows.delivery.merge import CLAIMS, LOCATIONS
 from flows.delivery.rows import Delivery, Refused
 from pixels import BadPhoto
 from pixels.fingerprint import BYTES, read_fingerprint
 
-# What is known of a photo once it is decoded; all zeros where it could not be. `fingerprint` is of pixels.look.
-PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("look", f"V{BYTES}")])
+# A decoded photo; all zeros if it cannot be decoded.
+PHOTO = np.dtype([("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("fingerprint", f"V{BYTES}")])
 
 BATCH = 8  # photos that a thread takes at a time
-PART = 65_536  # claims that are put in order at a time
+PART = 65_536  # claims that are copied into order at a time
 
 
 class Waiting(Protocol):
-    """A batch that somebody opens."""
+    """A batch of photos that is being opened, such as a future."""
 
     def result(self) -> Opened:
-        """The batch, once it is open."""
+        """Waits for the batch and returns it."""
 
 
 class Openers(NamedTuple):
-    """Who opens photos: `submit` takes up to `batch` paths; more than `at_once` batches are never on their way."""
+    """Opens photos elsewhere: `submit` takes up to `batch` paths; at most `at_once` batches are pending."""
 
     submit: Callable[[list[str]], Waiting]
     batch: int
@@ -48,7 +48,7 @@ class Openers(NamedTuple):
 
 @contextmanager
 def threads() -> Iterator[Openers]:
-    """As many as there are cores."""
+    """Openers that use a thread per core."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         yield Openers(lambda files: pool.submit(open_photos, files), BATCH, 2 * workers)
@@ -56,10 +56,10 @@ def threads() -> Iterator[Openers]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """The N usable rows of a delivery (columns of ROWS), in the order of their paths, while their photos are opened.
+    """The N usable rows of a delivery (columns of ROWS) in the order of their paths, while their photos are decoded.
 
-    photo: (N,) of PHOTO; is_new: (N,) whether the photo is neither in the base nor an earlier row's; faults: why it is
-    refused, by row.
+    photo: (N,) of PHOTO. is_new: (N,) true if neither the base nor an earlier row has the photo. faults: reason of each
+    refusal, by row.
     """
 
     folder: Path
@@ -70,25 +70,35 @@ class Decoding:
 
     @classmethod
     def of(cls, delivery: Delivery) -> Decoding:
-        rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])  # for any order of a manifest
+        """Decoding of a delivery, before its first photo."""
+        # Sorted by label too, so that the order of a manifest makes no difference.
+        rows = delivery.rows.sort_by([("path", "ascending"), ("label", "ascending")])
         return cls(delivery.folder, rows, np.zeros(len(rows), PHOTO), np.zeros(len(rows), np.bool_), {})
 
     def new(
-        self, draft: NextVersion, purged: Collection[str], openers: Openers | None = None
+        self,
+        is_known: Callable[[NDArray[np.bytes_]], NDArray[np.bool_]],
+        purged: Collection[str],
+        openers: Openers | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Id and bytes of each new photo, in order; the rest is known when the last one was taken."""
+        """Yields id and bytes of each new photo, in order; `refused`, `claims` and `locations` need all of them taken.
+
+        Args:
+            is_known: tells for ids (N,) which of these photos the base holds, (N,).
+            purged: SHA-256 of photos that are refused.
+        """
         seen: set[bytes] = set()
         start = 0
         for opened in self._opened(openers):
             self.photo[start : start + len(opened.photo)] = opened.photo
             hashes = [sha256.tobytes() for sha256 in opened.photo["sha256"]]
-            is_known = draft.rows_of(np.array([sha256[:8].hex() for sha256 in hashes], "S16")) >= 0
-            for row, sha256, known, content, fault in zip(
-                range(start, len(self.rows)), hashes, is_known, opened.content, opened.reason, strict=False
+            known = is_known(np.array([sha256[:8].hex() for sha256 in hashes], "S16"))
+            for row, sha256, in_base, content, fault in zip(
+                range(start, len(self.rows)), hashes, known, opened.content, opened.reason, strict=False
             ):
                 if fault or sha256.hex() in purged:
                     self.faults[row] = fault or "was deleted for good by `data purge`"
-                elif not known and sha256[:8] not in seen:
+                elif not in_base and sha256[:8] not in seen:
                     seen.add(sha256[:8])
                     self.is_new[row] = True
                     yield sha256[:8].hex(), content
@@ -96,17 +106,17 @@ class Decoding:
 
     def _opened(self, openers: Openers | None) -> Iterator[Opened]:
         waiting: deque[Waiting] = deque()
-        with nullcontext(openers) if openers else threads() as by:
-            for start in range(0, len(self.rows), by.batch):
-                paths = self.rows["path"].slice(start, by.batch).to_pylist()
-                waiting.append(by.submit([os.path.join(self.folder, path) for path in paths]))
-                if len(waiting) > by.at_once:
+        with nullcontext(openers) if openers else threads() as used:
+            for start in range(0, len(self.rows), used.batch):
+                paths = self.rows["path"].slice(start, used.batch).to_pylist()
+                waiting.append(used.submit([os.path.join(self.folder, path) for path in paths]))
+                if len(waiting) > used.at_once:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
     def refused(self) -> list[Refused]:
-        """The rows whose photos cannot be used."""
+        """Rows whose photos cannot be used."""
         rows = self.rows.take(pa.array(self.faults, pa.int64())).to_pylist()
         return [
             Refused(row["path"], row["label"], row["source"], "photo", fault)
@@ -114,7 +124,7 @@ class Decoding:
         ]
 
     def claims(self) -> pa.Table:
-        """What is said of the photos that can be used: columns of CLAIMS, in the order of CLAIMS."""
+        """Rows of the usable photos: columns of CLAIMS, in the order of CLAIMS."""
         source = pc.rank(self.rows["source"], tiebreaker="dense").to_numpy()
         order = np.lexsort((source, self._sha256()))  # stable: then by path and label
         is_used = np.ones(len(self.rows), np.bool_)
@@ -129,14 +139,14 @@ class Decoding:
         columns = {
             "id": pc.utf8_slice_codeunits(sha256, 0, 16),
             "sha256": sha256,
-            "look": to_arrow(photo["look"].tobytes(), BYTES),
+            "fingerprint": to_arrow(photo["fingerprint"].tobytes(), BYTES),
             **{name: photo[name] for name in ("width", "height")},
             **{name: rows[name].chunk(0) for name in rows.column_names},
         }
         return pa.record_batch([columns[name] for name in CLAIMS.names], schema=CLAIMS)
 
-    def places(self, packed: Packed) -> pa.Table:
-        """Where the new photos lie, sorted by id: columns of PLACES."""
+    def locations(self, packed: Packed) -> pa.Table:
+        """Locations of the new photos, sorted by id: columns of LOCATIONS."""
         order = np.argsort(self._sha256()[self.is_new])
         names = pa.array(list(packed.shards), pa.string())
         columns = [names.take(pa.array(packed.shard[order])), packed.offset[order], packed.size[order]]
@@ -147,10 +157,10 @@ class Decoding:
 
 
 class Opened(NamedTuple):
-    """A batch of N files, in the order in which they were asked for.
+    """A batch of N opened files, in the order of their paths.
 
-    photo: (N,) of PHOTO; content: N times the bytes of the file, b"" where it is refused; reason: N times why it is
-    refused, "" where it is not.
+    photo: (N,) of PHOTO. content: N times the bytes of the file, b"" if it is refused. reason: N times the reason of
+    the refusal, "" if there is none.
     """
 
     photo: NDArray[np.void]
@@ -159,7 +169,7 @@ class Opened(NamedTuple):
 
 
 def open_photos(files: Sequence[str]) -> Opened:
-    """Each file read, decoded and hashed. It needs nothing but the paths, so it runs in any thread or process."""
+    """Reads, decodes and hashes each file. It needs only the paths, so it runs in any thread or process."""
     opened = [_open(file) for file in files]
     photos = np.array([photo for photo, _, _ in opened], PHOTO)
     return Opened(photos, [content for _, content, _ in opened], [reason for _, _, reason in opened])

@@ -1,6 +1,7 @@
-"""The tables of a data version while a delivery is merged into it.
+"""The tables of the next data version, while a delivery is merged into its base.
 
-All are columns, in Arrow or numpy: a small delivery to a large version costs little, and a large one no object per photo.
+All data are columns, in Arrow or numpy. So a small delivery to a large version costs little, and a large delivery needs
+no Python object per photo.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from flows.delivery.rows import ROWS, Refused
 from flows.delivery.splits import hold_out
 from models.data.manifest import INDEX, LABELS, SPLITS, TABLES, read_table, write_table
 
-# What is claimed of photos, a row each: sorted by id, then by source, path and label.
+# Claims: a row says that a delivered photo has a label. Sorted by id, then by source, path and label.
 CLAIMS = pa.schema([*FINGERPRINTS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
 LOCATIONS = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")])
 
 
 @dataclass
 class NextVersion:
-    """The version under construction: the base's tables, the photos that it does not have, and its rows that change.
+    """The version under construction: the tables of its base, the new photos, and the rows of the base that change.
 
-    new: columns of CLAIMS, a row per photo, sorted by id, as announced first. split, decision: str objects, a photo each;
-    decision: "conflict", "near-test", "near-train"; kept where there is none.
+    new: first claim on each new photo (columns of CLAIMS), sorted by id. split, decision: str objects, one per new
+    photo; a decision is "conflict", "near-test", "near-train", or "" for a kept photo. contested: rows of the base that
+    are in conflict now.
     """
 
     base: Mapping[str, pa.Table]
@@ -40,14 +42,13 @@ class NextVersion:
     new: pa.Table = field(default_factory=CLAIMS.empty_table)
     split: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     decision: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
-    contested: NDArray[np.int64] = field(
-        default_factory=lambda: np.empty(0, np.int64)
-    )  # rows of the base, in conflict now
+    contested: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     conflicts: set[tuple[str, ...]] = field(default_factory=set)
     refused: set[tuple[str, ...]] = field(default_factory=set)
 
     @classmethod
     def read(cls, base: Path | None) -> NextVersion:
+        """A version with the contents of `base`, if there is one, and nothing new."""
         if base is None:
             return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Fingerprints.read(None))
         tables = {name: read_table(base, name=name) for name in TABLES}
@@ -56,21 +57,27 @@ class NextVersion:
 
     @cached_property
     def _ids(self) -> NDArray[np.bytes_]:
-        """Of the base, sorted."""
+        """Ids of the base, sorted."""
         return to_numpy(self.base["index"]["id"], 16)
 
     def rows_of(self, ids: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """(N,) where in the base the photos lie; -1 for each that it does not hold."""
+        """(N,) row of each photo in the base; -1 if the base does not hold it."""
         if not len(self._ids):
             return np.full(len(ids), -1)
         rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
         return np.where(self._ids[rows] == ids, rows, -1)
 
-    def known_labels(self) -> set[str]:
-        return {word for name in ("label", "given_label") for word in pc.unique(self.base["labels"][name]).to_pylist()}
+    def holds(self, ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """(N,) true for each photo that the base holds."""
+        return self.rows_of(ids) >= 0
 
-    def take(self, claims: pa.Table) -> int:
-        """Add the photos of `claims` (columns of CLAIMS, at least one row); how many of them are in conflict."""
+    def known_labels(self) -> set[str]:
+        """Labels of the base, given or decided."""
+        labels = self.base["labels"]
+        return {label for name in ("label", "given_label") for label in pc.unique(labels[name]).to_pylist()}
+
+    def add(self, claims: pa.Table) -> int:
+        """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns how many are in conflict."""
         ids = to_numpy(claims["id"], 16)
         first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
         photo = np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
@@ -79,7 +86,8 @@ class NextVersion:
         in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
         self._contest(claims.filter(pa.array(in_conflict[photo])), rows[in_conflict & (rows >= 0)])
         is_new = rows < 0
-        chosen = first[is_new]  # of a first delivery mostly all, and then no copy is made
+        chosen = first[is_new]
+        # A first delivery often has one claim per photo; then no copy is needed.
         self.new = claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
         self.split = _furthest_from_training(claims["split"], first)[is_new]
         self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
@@ -88,25 +96,26 @@ class NextVersion:
     def _disagree(
         self, claims: pa.Table, first: NDArray[np.int64], photo: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Which claims name another label than the base, given or decided, or else the first claim on the photo."""
-        said, known, which = claims["label"].take(pa.array(first)), pa.array(rows, mask=rows < 0), pa.array(photo)
+        """(N,) true if a claim differs from both labels of the base, given and decided, or from the first claim."""
+        claimed, known = claims["label"].take(pa.array(first)), pa.array(rows, mask=rows < 0)
         agreed = [
-            pc.coalesce(self.base["labels"][name].take(known), said).take(which) for name in ("given_label", "label")
+            pc.coalesce(self.base["labels"][name].take(known), claimed).take(pa.array(photo))
+            for name in ("given_label", "label")
         ]
         given, decided = (pc.not_equal(claims["label"], labels) for labels in agreed)
         return pc.and_(given, decided).to_numpy()
 
     def _contest(self, claims: pa.Table, rows: NDArray[np.int64]) -> None:
-        """Several labels for one photo: it leaves training, and every claim is written down."""
+        """Records photos with several labels: they leave training, and every claim on them is kept as a conflict."""
         self.contested = rows
         labels = self.base["labels"].select(["id", "given_label"]).take(pa.array(rows))
-        named = self.base["index"].select(["source", "path"]).take(pa.array(rows))
-        ours = (labels["id"], labels["given_label"], named["source"], named["path"])
-        for columns in (claims.select(["id", "label", "source", "path"]).columns, ours):
+        origin = self.base["index"].select(["source", "path"]).take(pa.array(rows))
+        former = (labels["id"], labels["given_label"], origin["source"], origin["path"])
+        for columns in (claims.select(["id", "label", "source", "path"]).columns, former):
             self.conflicts.update(zip(*(column.to_pylist() for column in columns), strict=True))
 
     def hold_out(self, *, shares: Mapping[str, float], seed: int) -> None:
-        """Give each split its share of the new train photos, unless the delivery brought its own."""
+        """Moves a share of the new train photos to each split, unless the delivery brought photos of that split."""
         given = set(self.split)
         for split, share in shares.items():
             if split in given:
@@ -117,11 +126,11 @@ class NextVersion:
             chosen = hold_out(ids.to_pylist(), classes, share=share, seed=seed, split=split)
             self.split[train[chosen]] = split
 
-    def keep_apart(self) -> int:
-        """Take out new photos that are nearly one across the border of the test split; how many.
+    def separate_near_duplicates(self) -> int:
+        """Leaves out new photos that are near-duplicates across the border of the test split; returns their number.
 
-        A new test photo near a photo of the base that is not test is no test any more; any other new photo near a test photo
-        would teach what is measured.
+        A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been
+        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured.
         """
         new, is_test = Fingerprints.of(self.new), self.split == "test"
         was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.fingerprints.id)] == "test"
@@ -131,17 +140,18 @@ class NextVersion:
         near_test[~is_test] = nearly_in(new.fingerprint[~is_test], test)
         for decision, found in (("near-train", near_train), ("near-test", near_test)):
             self.decision[found & (self.decision == "")] = decision
-        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("look")
+        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("fingerprint")
         return int((near_train | near_test).sum())
 
     def quarantine(self, refused: list[Refused]) -> None:
+        """Adds refused rows to the quarantine."""
         self.refused.update((row.path, row.label, row.source, row.field, row.reason) for row in refused)
 
-    def write(self, out: Path, *, places: pa.Table) -> None:
-        """The tables, each sorted; `places` (columns of PLACES) says where the new photos lie, sorted by id."""
+    def write(self, out: Path, *, locations: pa.Table) -> None:
+        """Writes the tables, each sorted; `locations` (columns of LOCATIONS) of the new photos are sorted by id."""
         self.fingerprints.write(out)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
-        _write(out, self.base["index"], self._new_index(places), order, name="index")
+        _write(out, self.base["index"], self._new_index(locations), order, name="index")
         _write(out, self._base_labels(), self._new_labels(), order, name="labels")
         for name, rows in (("conflicts", self.conflicts), ("quarantine", self.refused)):
             columns = zip(*sorted(rows), strict=True) if rows else ((),) * len(TABLES[name])
@@ -159,8 +169,8 @@ class NextVersion:
             labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
         return labels
 
-    def _new_index(self, places: pa.Table) -> pa.Table:
-        columns = {name: (places if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
+    def _new_index(self, locations: pa.Table) -> pa.Table:
+        columns = {name: (locations if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
         return pa.table(columns, schema=INDEX)
 
     def _new_labels(self) -> pa.Table:
@@ -174,18 +184,18 @@ class NextVersion:
             "decision": self.decision,
             "score": pa.nulls(number, pa.float32()),
             "round": np.zeros(number, np.int8),
-            "judge": np.full(number, "", object),
+            "scored_by": np.full(number, "", object),
         }
         return pa.table(columns, schema=LABELS)
 
 
 def _write(out: Path, base: pa.Table, new: pa.Table, order: pa.Array, *, name: str) -> None:
-    table = pa.concat_tables([base, new]).take(order) if len(base) else new  # which is sorted already
+    table = pa.concat_tables([base, new]).take(order) if len(base) else new  # new rows are sorted already
     write_table(out, dict(zip(table.column_names, table.columns, strict=True)), name=name)
 
 
 def _furthest_from_training(splits: pa.ChunkedArray, first: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Of several splits announced for one photo, so that test never leaks; `first` is where each photo's claims start."""
+    """(P,) the split furthest from training that any claim on a photo names; `first` (P,) is where its claims start."""
     names = ["", *SPLITS]
     furthest = np.maximum.reduceat(pc.index_in(splits, value_set=pa.array(names)).to_numpy(), first)
     return np.array(["train", *SPLITS], object)[furthest]

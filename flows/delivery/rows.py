@@ -1,8 +1,8 @@
-"""What a supplier sent, before a single photo is opened.
+"""Reads the rows of a delivery, before any photo is opened.
 
 A delivery is a folder per class (`SOURCE/LABEL/photo` or `SOURCE/{train,val,test}/LABEL/photo`), or a manifest (CSV or
-Parquet) with the columns path, label and, if wanted, split and source. A row that cannot be used is refused with the
-field at fault and never stops the rest; what makes the whole delivery doubtful is a BadDelivery.
+Parquet) with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the
+field at fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ REQUIRED = ("path", "label")
 KNOWN = (*REQUIRED, "split", "source")
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 
-
 ROWS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "source")])
-CHUNK = 8192  # rows that are Python objects at a time
+CHUNK = 8192  # rows that exist as Python objects at a time
 
 
 class Line(NamedTuple):
-    """One photo as announced: `path` is what the supplier calls it, relative to the delivery; `split` is "" when open."""
+    """One photo as delivered: `path` is relative to the delivery; `split` is "" if the supplier names none."""
 
     path: str
     label: str
@@ -46,7 +45,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One row that cannot be used: which field, and why."""
+    """A row that cannot be used: the field at fault, and the reason."""
 
     path: str
     label: str
@@ -57,7 +56,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Delivery:
-    """The usable rows (columns of ROWS) and the refused ones, in the order of delivery; paths are relative to `folder`."""
+    """Usable rows (columns of ROWS) and refused rows, in the order of delivery; paths are relative to `folder`."""
 
     folder: Path
     rows: pa.Table
@@ -65,10 +64,10 @@ class Delivery:
 
 
 def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
-    """Read the folder or manifest `source`; `known` are the labels that the workspace already has.
+    """Reads the folder or manifest `source`; `known` are the labels that the workspace already has.
 
     Raises:
-        BadDelivery: nothing usable, one class only, an unknown column or split, or two spellings of one label.
+        BadDelivery: no usable row, only one class, an unknown column or split, or two spellings of one label.
     """
     _real.cache_clear()
     usable: list[pa.RecordBatch] = []
@@ -92,7 +91,7 @@ def _announced(source: Path) -> Iterator[Line | Refused]:
         )
     found = [source / name for name in MANIFESTS if (source / name).is_file()]
     if len(found) > 1:
-        raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; name the one to read")
+        raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; give the path of the one to read")
     return _read_manifest(found[0]) if found else _read_folders(source)
 
 
@@ -102,17 +101,17 @@ def _check(source: Path, delivery: Delivery, *, known: set[str]) -> None:
         raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
     if not labels:
         first = refused[0]
-        why = f"the first is {first.path!r}, field {first.field}: {first.reason}"
-        raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {why}")
+        example = f"the first is {first.path!r}, field {first.field}: {first.reason}"
+        raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {example}")
     spellings = {_squeezed(label): label for label in sorted(known)}
     for label in labels:
         other = spellings.setdefault(_squeezed(label), label)
         if other != label:
             raise BadDelivery(
-                f"{source}: labels {other!r} and {label!r} differ only in case or white space; write them one way"
+                f"{source}: labels {other!r} and {label!r} differ only in case or white space; use one spelling"
             )
     if len(spellings) < 2:
-        raise BadDelivery(f"{source}: all photos are of one class, {labels[0]!r}; a recogniser needs two or more")
+        raise BadDelivery(f"{source}: all photos are of one class, {labels[0]!r}; deliver photos of at least two")
 
 
 def _squeezed(label: str) -> str:
@@ -121,22 +120,22 @@ def _squeezed(label: str) -> str:
 
 def _read_folders(source: Path) -> Iterator[Line | Refused]:
     folders = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    given = [name for name in folders if name in SPLITS]
-    if given and len(given) != len(folders):
-        odd = next(name for name in folders if name not in SPLITS)
+    splits = [name for name in folders if name in SPLITS]
+    if splits and len(splits) != len(folders):
+        label = next(name for name in folders if name not in SPLITS)
         raise BadDelivery(
-            f"{source} mixes split folders ({', '.join(given)}) and class folders ({odd!r}); use one of the two layouts"
+            f"{source} mixes split folders ({', '.join(splits)}) and class folders ({label!r}); use only one layout"
         )
     for path in _walk(source):
         parts = path.split("/")
-        split = parts[0] if given and len(parts) > 1 else ""
+        split = parts[0] if splits and len(parts) > 1 else ""
         inner = parts[1:] if split else parts
         label = inner[0] if len(inner) > 1 else ""
         yield _row(str(source), path, label=label, split=split, source=source.name)
 
 
 def _walk(source: Path) -> Iterator[str]:
-    """Files in a fixed order, without hidden ones: those are the system's. Links to folders are shown, not followed."""
+    """Files in a fixed order, without hidden ones, which systems make. Links to folders are listed, not followed."""
     for folder, names, files in os.walk(source):
         names[:] = sorted(name for name in names if not name.startswith("."))
         linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
@@ -158,10 +157,10 @@ def _read_manifest(path: Path) -> Iterator[Line | Refused]:
 
 
 def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV or Parquet file as texts, numbered from 1; empty cells are "".
+    """Yields the rows of a CSV or Parquet file as texts, numbered from 1; empty cells are "".
 
     Raises:
-        BadDelivery: it cannot be read, lacks a column or has an unknown one.
+        BadDelivery: the file cannot be read, lacks a required column or has an unknown one.
     """
     read = _parquet if path.suffix == ".parquet" else _csv
     return read(path, partial(_check_columns, path, required=required, known=known))
@@ -179,7 +178,7 @@ def _csv(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, 
                     )
                 yield number, record
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadDelivery(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
+        raise BadDelivery(f"{path}: not a CSV file in UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -215,7 +214,7 @@ def _row(folder: str, path: str, *, label: str, split: str, source: str) -> Line
 
 @functools.lru_cache
 def _clean(label: str) -> tuple[str, str]:
-    """Stripped, inner white space collapsed, composed the same way whichever system wrote the name; and what is wrong with it."""
+    """The label with white space collapsed and in Unicode form NFC, as systems differ in that; and its fault, or ""."""
     label = label.encode(errors="replace").decode()
     label = unicodedata.normalize("NFC", " ".join(label.split()))
     if any(unicodedata.category(char) == "Cc" for char in label):
@@ -224,7 +223,7 @@ def _clean(label: str) -> tuple[str, str]:
 
 
 def _bad_path(folder: str, path: str) -> str:
-    """Why `path` cannot be read from `folder`; "" when it can."""
+    """Reason why `path` cannot be read from `folder`; "" if it can."""
     if not path.strip():
         return "is blank"
     if "\0" in path or path.encode(errors="replace").decode() != path:
@@ -235,7 +234,7 @@ def _bad_path(folder: str, path: str) -> str:
     try:
         real = os.path.join(_real(os.path.join(folder, inner)), name)
         mode = os.lstat(real).st_mode
-        if stat.S_ISLNK(mode):  # links are rare; to resolve every photo's path takes longer than to read it
+        if stat.S_ISLNK(mode):  # resolving every path takes longer than reading the photo, and links are rare
             real = os.path.realpath(real, strict=True)
             mode = os.stat(real).st_mode
         root = _real(folder)

@@ -1,4 +1,4 @@
-"""Which photos are held out."""
+"""Selection of the photos that are held out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SURE = 5  # a class with at least so many photos gives at least one
+SURE = 5  # a class with at least this many photos gives at least one
 
 
 def hold_out(ids: Sequence[str], labels: ArrayLike, *, share: float, seed: int, split: str) -> NDArray[np.bool_]:
-    """(N,) which of the photos go to `split`: `share` of each class (labels (N,)), never the last photo of one.
+    """(N,) true for photos that go to `split`: `share` of each class (labels (N,)), but never its last photo.
 
-    Chosen by a hash of the id, so that neither the order of delivery nor other photos change who is chosen.
+    The choice depends on a hash of the id, so neither the order of delivery nor other photos change it.
     """
     ranks = np.fromiter((_rank(photo_id, seed=seed, split=split) for photo_id in ids), np.uint64, count=len(ids))
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.lexsort((ranks, label))
     quotas = np.array([_quota(int(count), share=share) for count in counts], np.int64)
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each photo within its class
+    position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each photo within its class
     chosen = np.zeros(len(order), np.bool_)
-    chosen[order] = place < np.repeat(quotas, counts)
+    chosen[order] = position < np.repeat(quotas, counts)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""A folder of photos, however many, becomes one table of answers; a killed run goes on where it stopped."""
+"""Recognises all photos of a folder of any size and writes one table; a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from pixels import BadPhoto
 from serving import LocalRecognizer, Recognition, Recognizer
 
 log = logging.getLogger("cleanshelf")
-ROWS = 2000  # of a part: what a kill may cost, and a row group of the table
+ROWS = 2000  # rows of a part: what a kill may lose, and a row group of the table
 SCHEMA = pa.schema(
     {
-        "path": pa.string(),  # below the folder
+        "path": pa.string(),  # relative to the folder
         "label": pa.string(),
         "probability": pa.float32(),
         "score": pa.float32(),
         "known": pa.bool_(),
         "labels": pa.list_(pa.string()),
         "probabilities": pa.list_(pa.float32()),
-        "model_version": pa.int64(),  # null: a file
+        "model_version": pa.int64(),  # null if an ONNX file answered
         "data_version": pa.string(),
-        "error": pa.string(),  # why there is no answer; else null
+        "error": pa.string(),  # reason why there is no answer, else null
     }
 )
 
 
 @dataclass
 class Summary:
-    """What became of the photos; `versions` counts the answers of each model version ("file" of a file)."""
+    """Counts of a run; `versions` has the number of answers of each model version, or of "file" for an ONNX file."""
 
     photos: int = 0
     known: int = 0
     bad: int = 0
-    resumed: int = 0  # of `photos`, those that earlier runs had done
+    resumed: int = 0  # photos, among `photos`, that earlier runs had done
     seconds: float = 0.0
     versions: dict[str, int] = field(default_factory=dict)
 
     def add(self, known: bool | None, version: int | None, error: str | None) -> None:
-        """Count one row."""
+        """Counts one row of the table."""
         self.photos += 1
         self.known += bool(known)
         self.bad += error is not None
@@ -65,29 +65,29 @@ def recognise_folder(
     out: Path,
     *,
     recognizer: Recognizer | LocalRecognizer,
-    asked: Mapping[str, Any],
+    model: str,
     progress: Callable[[int], None] = lambda done: None,
     rows: int = ROWS,
 ) -> Summary:
-    """Ask about every file below `folder` and leave the answers in the table `out`; bad photos are rows with a reason.
+    """Recognises every file below `folder` and writes the table `out`; a bad photo is a row with a reason.
 
     Args:
-        asked: who is asked; a later run with the same `out` goes on only if it asks the same.
-        progress: told how many photos are done, those of earlier runs included.
+        model: identifies who answers; a later run with the same `out` resumes only if it is the same.
+        progress: called with the number of photos done, including those of earlier runs.
         rows: photos of a part.
 
     Raises:
-        InputError: no folder, `out` is there already, or it was begun with another question.
-        WorkspaceBusy, DiskFull, ServingError: what is done stays, and the same call goes on from there.
+        InputError: `folder` is not a folder, or `out` exists already or was begun with another model or folder.
+        WorkspaceBusy, DiskFull, ServingError: finished parts are kept, and the same call resumes from them.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one, or leave --out away to ask about single photos")
+        raise InputError(f"{folder} is not a folder; name one, or omit --out to ask about single photos")
     started, summary = time.monotonic(), Summary()
-    with Parts.of(out, SCHEMA, plan={**asked, "folder": printable(str(folder.absolute()))}) as parts:
-        seen = _seen(parts, summary)
+    with Parts.of(out, SCHEMA, plan={"model": model, "folder": printable(str(folder.absolute()))}) as parts:
+        done = _done(parts, summary)
         progress(summary.photos)
         if not out.exists():
-            todo = (path for path in photos_below(folder) if _digest(printable(path)) not in seen)
+            todo = (path for path in photos_below(folder) if _digest(printable(path)) not in done)
             _ask(todo, folder, recognizer=recognizer, parts=parts, summary=summary, progress=progress, rows=rows)
         parts.join()
     summary.seconds = time.monotonic() - started
@@ -95,9 +95,9 @@ def recognise_folder(
 
 
 def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
-    """Paths of the files below `folder`, relative to it, in an order that the same files always have.
+    """Paths of the files below `folder`, relative to it, always in the same order.
 
-    Hidden ones are left out, links to folders not followed. Memory holds the names of one folder on each level.
+    Hidden files are skipped and links to folders are not followed. Memory holds the names of one folder per level.
     """
     try:
         with os.scandir(folder / inside) as entries:
@@ -105,7 +105,7 @@ def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
     except OSError:
         if not inside:
             raise
-        yield inside  # to be read in vain, which says why
+        yield inside  # reading it fails as well, and the error becomes its row
         return
     for name, kind in found:
         path = os.path.join(inside, name)
@@ -116,7 +116,7 @@ def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
 
 
 def printable(path: str) -> str:
-    """A path as the table tells it: what is not Unicode is escaped."""
+    """A path as the table shows it: bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -137,7 +137,7 @@ def _ask(
     progress: Callable[[int], None],
     rows: int,
 ) -> None:
-    """The rows of `todo`, in parts."""
+    """Writes the rows of `todo`, part by part."""
     pending: deque[str] = deque()
 
     def paths() -> Iterator[str]:
@@ -148,7 +148,7 @@ def _ask(
     ready: list[dict[str, Any]] = []
     for answer in recognizer.stream(paths()):
         row = _row(printable(pending.popleft()), answer)
-        _tell_other_version(summary, row)
+        _log_other_version(summary, row)
         summary.add(row["known"], row["model_version"], row["error"])
         ready.append(row)
         if len(ready) == rows:
@@ -178,34 +178,34 @@ def _row(path: str, answer: Recognition | BadPhoto) -> dict[str, Any]:
     }
 
 
-def _tell_other_version(summary: Summary, row: Mapping[str, Any]) -> None:
-    """A switch in mid-run is no reason to stop, and none to be silent."""
+def _log_other_version(summary: Summary, row: Mapping[str, Any]) -> None:
+    """Logs if another model version starts to answer in the middle of a run; the run continues."""
     version = str(row["model_version"] or "file")
     if row["error"] is None and summary.versions and version not in summary.versions:
         before = ", ".join(f"{count} by version {former}" for former, count in summary.versions.items())
-        log.warning("model version %s answers from photo %d on; answered before: %s", version, summary.photos, before)
+        log.warning("model version %s answers from photo %d on; answers before: %s", version, summary.photos, before)
 
 
-def _seen(parts: Parts, summary: Summary) -> _Seen:
-    """Which photos have their rows already; counted in `summary`."""
+def _done(parts: Parts, summary: Summary) -> _Paths:
+    """The photos that have a row already; they are counted in `summary`."""
     digests: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
     for columns in parts.columns(["path", "known", "model_version", "error"]):
         digests.append(np.fromiter(map(_digest, columns.pop("path")), np.uint64))
         for row in zip(*columns.values(), strict=True):
             summary.add(*row)
     summary.resumed = summary.photos
-    return _Seen(np.sort(np.concatenate(digests)))
+    return _Paths(np.sort(np.concatenate(digests)))
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Digests of paths, ascending: 8 bytes a photo; that two of a million agree has a chance of 1 in 37 million."""
+class _Paths:
+    """A set of paths as ascending 8-byte digests; for a million paths the chance of a collision is 1 in 37 million."""
 
     digests: NDArray[np.uint64]
 
     def __contains__(self, digest: int) -> bool:
-        place = int(np.searchsorted(self.digests, np.uint64(digest)))
-        return place < len(self.digests) and int(self.digests[place]) == digest
+        index = int(np.searchsorted(self.digests, np.uint64(digest)))
+        return index < len(self.digests) and int(self.digests[index]) == digest
 
 
 def _digest(path: str) -> int:

@@ -1,9 +1,9 @@
-"""A Parquet table written in parts, so that a killed run loses no more than the part it was at.
+"""A Parquet table written in parts, so that a killed run loses at most the part that it was working on.
 
-results.parquet            appears at the end, whole, by a rename
-.results.parquet.parts/    while the run lasts
-  plan.json                what the rows tell: another plan is not mixed in
-  000000.parquet ...       synced and renamed; a row group of the table each
+results.parquet            appears at the end, complete, by a rename
+.results.parquet.parts/    exists while the run lasts
+  plan.json                model and folder of the rows; a run with another plan is refused
+  000000.parquet ...       synced and renamed; each becomes a row group of the table
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Parts:
     @classmethod
     @contextmanager
     def of(cls, out: Path, schema: pa.Schema, *, plan: Mapping[str, Any]) -> Iterator[Parts]:
-        """Those that earlier runs left, or none yet; locked for this run.
+        """The parts that earlier runs left, or none; locked for the block.
 
         Raises:
-            InputError: `out` is there already, or was begun with another plan.
-            WorkspaceBusy: another run writes it now.
-            DiskFull: what is done stays.
+            InputError: `out` exists already, or was begun with another plan.
+            WorkspaceBusy: another run is writing it.
+            DiskFull: no space is left; finished parts are kept.
         """
         parts = cls(out, schema)
         if out.exists() and not parts.folder.exists():
-            raise InputError(f"{out} is there already; remove it or name another file")
+            raise InputError(f"{out} exists already; remove it or name another file")
         with or_disk_full(f"writing {out}"):
             parts.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(parts.folder, os.O_RDONLY)
@@ -54,22 +54,22 @@ class Parts:
                 parts._keep(plan)
                 yield parts
             except BlockingIOError:
-                raise WorkspaceBusy(f"another run writes {out}; wait for it, or name another file") from None
+                raise WorkspaceBusy(f"another run is writing {out}; wait for it, or name another file") from None
             finally:
                 os.close(lock)
 
     @property
     def folder(self) -> Path:
-        """Hidden, so that it is not taken for photos where `out` lies among them."""
+        """Folder of the parts; hidden, so that it is not taken for photos if `out` lies among them."""
         return self.out.with_name(f".{self.out.name}.parts")
 
     def columns(self, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-        """Those columns of each part; of the table itself, if a run was killed once that was there."""
+        """These columns of each part, or of the table itself if a run was killed after it was complete."""
         for part in [self.out] if self.out.exists() else self._files():
             yield pq.read_table(part, columns=list(names)).to_pydict()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One more part; on the disk when this returns."""
+        """Writes one more part; it is on the disk when this returns."""
         target = self.folder / f"{len(self._files()):06}.parquet"
         partial = target.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(list(rows), schema=self.schema), partial)
@@ -78,7 +78,7 @@ class Parts:
         sync(self.folder)
 
     def join(self) -> None:
-        """Make the table of them, one part in memory at a time, and sweep them away."""
+        """Joins the parts to the table, with one part in memory at a time, and removes them."""
         if not self.out.exists():
             partial = self.folder / "whole.partial"
             with pq.ParquetWriter(partial, self.schema) as writer:
@@ -93,10 +93,12 @@ class Parts:
         return sorted(self.folder.glob("[0-9]*.parquet"))
 
     def _keep(self, plan: Mapping[str, Any]) -> None:
+        """Writes the plan, or checks that it is the one of the parts."""
         path, text = self.folder / "plan.json", json.dumps(plan, sort_keys=True)
         former = path.read_text() if path.exists() else text
         if former != text:
             raise InputError(
-                f"{self.out} was begun with {former}, and this is {text}; ask the same, or remove {self.folder} to begin anew"
+                f"{self.out} was begun with {former} and this run has {text}; use the same, or remove {self.folder} "
+                "to start over"
             )
         overwrite(path, text.encode())

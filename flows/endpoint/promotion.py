@@ -1,7 +1,4 @@
-"""A graph is measured, and a judged one becomes the version that answers: registered, staged, switched in.
-
-Nothing here needs Prefect.
-"""
+"""Registers a graph that passed the gates, writes it to the model repository, and promotes it. Needs no Prefect."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from flows.endpoint.server import endpoint
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
+from flows.settings import Settings
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.repository.repository import ModelRepository
@@ -27,25 +25,32 @@ log = logging.getLogger("cleanshelf")
 def register_and_promote(
     workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
 ) -> int:
-    """Lets a judged graph answer; its number. Arguments and locks as for `register` and `promote`."""
-    with endpoint(workspace):  # before anything is registered: a server that does not start leaves no trace
-        number = register(workspace, graph, lineage=lineage, labels=labels, golden=golden)
-        promote(workspace, number)
+    """Makes a graph the current model and returns its version. Arguments and locks as for `register` and `promote`."""
+    settings = Settings()
+    with endpoint(workspace, settings):  # first: if the server does not start, nothing has been registered
+        number = register(workspace, graph, lineage=lineage, labels=labels, golden=golden, settings=settings)
+        promote(workspace, number, settings)
     return number
 
 
 def register(
-    workspace: Workspace, graph: Path, *, lineage: Mapping[str, Any], labels: Sequence[str], golden: NDArray[np.uint8]
+    workspace: Workspace,
+    graph: Path,
+    *,
+    lineage: Mapping[str, Any],
+    labels: Sequence[str],
+    golden: NDArray[np.uint8],
+    settings: Settings | None = None,
 ) -> int:
-    """Registers the graph and stages it in the repository, whole and not yet served; its number.
+    """Writes the graph to the repository, registers it without loading it, and returns its version.
 
-    The caller holds the lock "serving". Bytes that have a number keep it: a killed publication goes on.
+    The caller holds the lock "serving". A graph keeps a version that it has, so that a killed publication can be repeated.
 
     Args:
-        lineage: all but `version` and `files`; `graph_sha256` is that of the graph.
-        golden: (G, S, S, 3).
+        lineage: everything but `version` and `files`; `graph_sha256` is the hash of `graph`.
+        golden: photos (G, S, S, 3) of the golden answers.
     """
-    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace, settings)
     versions.sweep()
     versions.check_contract(graph)
     number = number_for(lineage, models=models, versions=versions)
@@ -55,28 +60,29 @@ def register(
     return number
 
 
-def promote(workspace: Workspace, number: int) -> None:
-    """Loads a staged version beside the one that serves, checks golden photos over the wire, switches.
+def promote(workspace: Workspace, number: int, settings: Settings | None = None) -> None:
+    """Loads a registered version beside the current model, checks its golden answers on the server, and switches to it.
 
     The caller holds the lock "serving".
     """
-    with endpoint(workspace) as access, Endpoint(access) as control:
-        control.switch(repository(workspace), number)
+    settings = settings or Settings()
+    with endpoint(workspace, settings) as access, Endpoint(access) as control:
+        control.switch(repository(workspace, settings), number)
         ModelVersions(Ledger(workspace.root)).promote(number)
     log.info("model version %d answers", number)
 
 
 def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
-    """The version that holds exactly these bytes, else a number that no version ever had.
+    """The version that holds exactly this graph, else the next unused number.
 
-    What somebody overrode the gates for is a version of its own. Files come before the registration, so a killed publication
-    may have left a version that is in the repository alone.
+    A graph promoted by an override gets a version of its own. Files are written before the version is registered, so a
+    killed publication may have left a version that only the repository knows.
     """
     registered = {entry.version: entry.lineage for entry in models.log()}
-    here = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}
-    found = [version for version, known in here.items() if _same(known, lineage)]
-    return max(found, default=1 + max(here.keys() | registered, default=0))
+    written = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}
+    found = [version for version, known in written.items() if _is_same(known, lineage)]
+    return max(found, default=1 + max(written.keys() | registered, default=0))
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("graph_sha256", "override"))
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return all(first.get(key) == second.get(key) for key in ("graph_sha256", "override"))

@@ -1,4 +1,4 @@
-"""The workspace's Triton endpoint: one that somebody else runs, our own, or one that lives as long as it is needed."""
+"""The Triton server of a workspace: an external one, the workspace's own, or a temporary one."""
 
 from __future__ import annotations
 
@@ -24,56 +24,85 @@ log = logging.getLogger("cleanshelf")
 
 
 def local_server(
-    workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int, listening: Listening = LOCAL
+    workspace: Workspace,
+    *,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    listening: Listening = LOCAL,
+    settings: Settings | None = None,
 ) -> LocalServer:
-    """The workspace's server on these ports; not started."""
+    """The workspace's own server on these ports, not started."""
     workspace.repository.mkdir(parents=True, exist_ok=True)
-    return LocalServer(workspace.repository, workspace.state, Settings().triton_env,
-                       http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening)  # fmt: skip
+    return LocalServer(
+        workspace.repository,
+        workspace.state,
+        (settings or Settings()).triton_env,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        listening=listening,
+    )
 
 
-def access(workspace: Workspace) -> Access | None:
-    """The way to the server that the settings name, else to the workspace's own where it runs."""
+def remote(settings: Settings) -> Access | None:
+    """Address and tokens of the external server that the settings name, or None.
+
+    Raises:
+        BadRequest: a CA is given without TLS, or its file does not exist.
+    """
+    if not settings.triton_url:
+        return None
+    return Access(settings.triton_url, settings.triton_token, settings.triton_control_token, settings.triton_ca)
+
+
+def access(workspace: Workspace, settings: Settings | None = None) -> Access | None:
+    """Access to the external server that the settings name, else to the workspace's own server if it runs."""
     server = running(workspace.state)
-    return Settings().remote() or (server.access if server else None)
+    return remote(settings or Settings()) or (server.access if server else None)
 
 
 @contextmanager
-def endpoint(workspace: Workspace) -> Iterator[Access]:
-    """The way to the server; where none runs, to one on free ports that ends afterwards, also when we are killed."""
-    found = access(workspace)
+def endpoint(workspace: Workspace, settings: Settings | None = None) -> Iterator[Access]:
+    """Access to the running server, or to a temporary one on free ports.
+
+    The temporary one ends with the block, and also if this process is killed.
+    """
+    settings = settings or Settings()
+    found = access(workspace, settings)
     if found is not None:
         yield found
         return
     http, grpc, metrics = free_ports(3)
-    choose_registered(workspace)
-    with guarded(local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics)) as started:
+    choose_registered(workspace, settings)
+    server = local_server(workspace, http_port=http, grpc_port=grpc, metrics_port=metrics, settings=settings)
+    with guarded(server) as started:
         yield started.access
 
 
-def choose_registered(workspace: Workspace) -> None:
-    """Let a server that is yet to start serve what the registry names, whatever a killed switch left in config.pbtxt.
+def choose_registered(workspace: Workspace, settings: Settings | None = None) -> None:
+    """Configures the current model for a server that is about to start, whatever a killed switch left in config.pbtxt.
 
     Raises:
-        CorruptVersion: that version's files are not what they were.
+        CorruptVersion: files of that version have changed.
     """
-    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace)
+    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace, settings)
     versions.sweep()
     if wanted is not None:
         versions.verify(wanted)
     versions.configure(() if wanted is None else (wanted,))
 
 
-def serve_registered(workspace: Workspace, control: Endpoint) -> bool:
-    """Let the running server serve what the registry names, as the settings say; whether that was needed.
+def serve_registered(workspace: Workspace, control: Endpoint, settings: Settings | None = None) -> bool:
+    """Switches the running server to the current model, configured as the settings say; True if that was needed.
 
-    For the holder of the lock `serving`.
+    The caller holds the lock "serving".
     """
-    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace)
+    wanted, versions = ModelVersions(Ledger(workspace.root)).current(), repository(workspace, settings)
     active = control.active()
     if wanted is None or (active == (wanted,) and versions.is_configured(wanted)):
         return False
-    log.info("endpoint: version %d is to answer, the server has %s; switching", wanted, list(active) or "none")
+    log.info("endpoint: version %d is the current model, the server has %s; switching", wanted, list(active) or "none")
     control.switch(versions, wanted)
     return True
 
@@ -81,30 +110,38 @@ def serve_registered(workspace: Workspace, control: Endpoint) -> bool:
 def start_endpoint(
     workspace: Workspace, *, http_port: int, grpc_port: int, metrics_port: int, listening: Listening = LOCAL
 ) -> RunningServer:
-    """Starts the workspace's own server with the version that the registry names.
+    """Starts the workspace's own server with the current model.
 
     Raises:
-        InputError: the settings name a server elsewhere.
-        ServingError: it did not start, or does not answer.
+        InputError: the settings name an external server.
+        ServingError: the server did not start, or does not answer.
     """
-    if url := Settings().triton_url:
-        raise InputError(f"CLEANSHELF_TRITON_URL names the server {url}; unset it to run one here")
+    settings = Settings()
+    if url := settings.triton_url:
+        raise InputError(f"CLEANSHELF_TRITON_URL names the external server {url}; unset it to run one here")
     with workspace.lock("serve", name="serving"):
-        if running(workspace.state) is None:  # else it is refused below, and its configuration is left alone
-            choose_registered(workspace)
+        if (
+            running(workspace.state) is None
+        ):  # else start() refuses, and the configuration of the running server must stay
+            choose_registered(workspace, settings)
         return local_server(
-            workspace, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, listening=listening
+            workspace,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            listening=listening,
+            settings=settings,
         ).start()
 
 
 def stop_endpoint(workspace: Workspace) -> None:
-    """Ends the workspace's own server, if one runs, and who watches it."""
+    """Stops the workspace's own server and its watcher, if they run."""
     end_watcher(workspace.state)
     local_server(workspace, http_port=0, grpc_port=0, metrics_port=0).stop()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on the loopback that nothing listens on at this moment."""
+    """Ports of 127.0.0.1 that nothing listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

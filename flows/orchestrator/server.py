@@ -1,8 +1,8 @@
-"""The Prefect server that a workspace's flows report to: a child process of ours, unless there is one already.
+"""The Prefect server that a workspace's flows report to: a child process of ours, unless one is running already.
 
-Prefect would start one by itself. That one outlives a killed flow, dies of the terminal's Ctrl-C before the flow could say how
-it ended (and the flow waits for it for a minute), and its failure to start is told after two. Ours leads a process group of
-its own, and ends when we do, however we end (flows.run.child).
+Prefect would start one by itself. That one outlives a killed flow, dies of Ctrl-C in the terminal before the flow can
+report how it ended (and the flow waits a minute for it), and reports its failure to start after two minutes. Ours leads its
+own process group and ends with us, however we end (flows.run.child).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from flows.workspace import Workspace
 from serving.server.process import birth, until
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 120.0  # 9 to 25 s were measured on two busy cores
+START_TIMEOUT_S = 120.0  # measured: 9 to 25 s on two busy cores
 GRACE_S = 10.0
 FAILURE = re.compile(r"[\w.]+(Error|Exception): ")
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
@@ -42,52 +42,52 @@ UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 
 @contextmanager
 def orchestrated(workspace: Workspace) -> Iterator[str]:
-    """The API's address, in force inside the block; what is reported is delivered before it ends.
+    """API address of the server that flows in the block report to; all reports are delivered before the block ends.
 
-    It is that of PREFECT_API_URL, or of the workspace's scheduler, or of a server that lives as long as the block. Callers hold
-    `workspace.lock`.
+    The server is that of PREFECT_API_URL, or the workspace's scheduler's, or one that runs for the block. The caller
+    holds `workspace.lock`.
 
     Raises:
-        WorldError: the server did not start; with its last words.
+        WorldError: the server did not start; the message quotes its last error.
     """
     running = scheduler_server(workspace)
     if url := PREFECT_API_URL.value():
         yield url
     elif running:
-        with told(running.url):
+        with reporting_to(running.url):
             yield running.url
     else:
-        with serving(workspace) as server, told(server.url):
+        with prefect_server(workspace) as server, reporting_to(server.url):
             crash_unfinished(by_hand=True)
             yield server.url
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
-    """Flows in the block report to `url`."""
+def reporting_to(url: str) -> Iterator[None]:
+    """Makes flows in the block report to the server at `url`."""
     with temporary_settings({PREFECT_API_URL: url}):
         try:
             yield
         finally:
-            for worker in (APILogWorker, EventsWorker):  # they send in the background, and would miss the server
+            for worker in (APILogWorker, EventsWorker):  # they send in the background, and the server may end soon
                 worker.drain_all(timeout=GRACE_S, at_exit=False)
 
 
 @contextmanager
-def serving(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectServer]:
-    """A server on the workspace's database, that ends with the block or with us; port 0 is any that is free.
+def prefect_server(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectServer]:
+    """A new server on the workspace's database, which ends with the block or this process; port 0 for any free one.
 
     Raises:
         InputError: the port is taken.
-        WorldError: it did not start.
+        WorldError: the server did not start.
     """
     log = workspace.state / "prefect-server.log"
-    with socket.socket() as listener:  # bound here: nobody can take the port while the server gets ready
+    with socket.socket() as listener:  # bound here, so that no other process takes the port while the server starts
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
         except OSError as error:
-            raise InputError(f"port {port} cannot be had ({error.strerror}); choose another with --port") from None
+            raise InputError(f"port {port} is not available ({error.strerror}); choose another with --port") from None
         port = listener.getsockname()[1]
         child = _spawn(listener, log)
     try:
@@ -113,15 +113,15 @@ def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
             return
         time.sleep(0.1)
     lines = log.read_text(errors="replace").splitlines()
-    words = next((line for line in reversed(lines) if FAILURE.match(line)), "it said nothing")
-    how = "ended" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
+    cause = next((line for line in reversed(lines) if FAILURE.match(line)), "no error in its log")
+    how = "ended during its start" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
     history = log.with_name("prefect") / "prefect.db"
-    way_out = f"; {history} holds the history of runs and nothing else: move it away" if "sqlite3" in words else ""
-    raise WorldError(f"Prefect's server {how} while it started: {words}; see {log}{way_out}")
+    way_out = f"; {history} contains only the history of runs: move it away" if "sqlite3" in cause else ""
+    raise WorldError(f"Prefect's server {how}: {cause}; see {log}{way_out}")
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Asks a process group to stop; what is left of it after a while is killed."""
+    """Stops the process group of a child; what is left after `GRACE_S` is killed."""
     assert child.stdin is not None
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
@@ -141,29 +141,27 @@ def _any_left(group: int) -> bool:
 
 
 def crash_unfinished(*, by_hand: bool = False) -> int:
-    """Marks flow runs as crashed that are not finished, and their tasks; how many runs. For when none can be at work.
+    """Marks unfinished flow runs and their tasks as crashed and returns the number of runs.
 
-    Nobody else does: a process that is killed says nothing, and its runs would be shown as running for ever.
+    Call it only while no run is alive. A killed process cannot report its end, and Prefect would show its runs as running for ever.
 
     Args:
-        by_hand: only those that no deployment started. They hold the workspace's lock as long as they live.
+        by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.
     """
     unfinished: dict[str, Any] = {"state": {"type": {"any_": UNFINISHED}}}
     runs_of: dict[str, Any] = unfinished | ({"deployment_id": {"is_null_": True}} if by_hand else {})
-    crashed: State[None] = Crashed(message="its process ended without a word")
+    crashed: State[None] = Crashed(message="its process ended unexpectedly")
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(runs_of))
         for run in runs:
-            of_run, open_tasks = (
-                FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
-                TaskRunFilter.model_validate(unfinished),
-            )
-            for task in client.read_task_runs(flow_run_filter=of_run, task_run_filter=open_tasks):
+            this_run = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+            open_tasks = TaskRunFilter.model_validate(unfinished)
+            for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=open_tasks):
                 client.set_task_run_state(task.id, crashed, force=True)
             client.set_flow_run_state(run.id, crashed, force=True)
     return len(runs)
 
 
 def emit(event: Event) -> None:
-    """From a flow, to the server that it reports to; Prefect adds which run it was."""
+    """Sends an event from inside a flow to the server that it reports to; Prefect adds the run."""
     emit_event(event.name, resource=event.resource, payload=event.payload)

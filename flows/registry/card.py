@@ -1,4 +1,4 @@
-"""The card of a model: what its file says of itself. Read from the file alone, without a workspace and without torch."""
+"""The model card: metadata of an ONNX file. Read from the file alone, without a workspace and without torch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ ACCURACY = ("top1", "top5", "mean_class", "head", "middle", "tail")
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The metadata of an ONNX file: texts as they are, all else parsed from JSON.
+    """The metadata of an ONNX file: the keys of TEXT as they are, all others parsed from JSON.
 
     Raises:
-        BadGraph: no file of a model, or one whose metadata are no card.
+        BadGraph: the file is not an ONNX graph of CleanShelf, or has no card.
     """
     metadata = Signature.read(path).metadata
     if "labels" not in metadata:
-        raise BadGraph(f"{path}: its metadata name no labels, so it has no card; take the file of a model version")
+        raise BadGraph(
+            f"{path}: the metadata contain no labels, so there is no model card; use the file of a model version"
+        )
     return {key: value if key in TEXT else _parsed(value) for key, value in metadata.items()}
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What of a model's lineage its file says itself: the card, in which the hash of the labels stands for them.
+    """The part of a model's lineage that is in its file: the card, with the hash of the labels instead of the labels.
 
     Raises:
-        BadGraph: as for read_card.
+        BadGraph: as `read_card`.
     """
     return {key: value for key, value in read_card(path).items() if key != "labels"}
 
@@ -54,7 +56,7 @@ def _parsed(value: str) -> Any:
 
 
 def summary(card: Mapping[str, Any]) -> dict[str, str]:
-    """What people want to know beside the tables of members and of accuracy, a line each; of older files less."""
+    """Lines for people, by title, beside the tables of members and accuracy; files of earlier releases have fewer."""
     lines = {"labels": f"{len(card['labels'])}, sha256 {card['labels_sha256']}"}
     lines |= {key: str(card[key]) for key in TEXT[:-1] if key in card}
     if enrolled := card.get("enrolled"):
@@ -65,22 +67,26 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
         lines["known"] = _known(known, card.get("calibration") or {})
     if card.get("calibration", {}).get("surprise"):
         before, after = card["calibration"]["surprise"]
-        lines["temperature"] = f"surprise at the labels of validation photos {before:.3f} -> {after:.3f}"
+        lines["temperature"] = f"negative log-likelihood of validation photos {before:.3f} -> {after:.3f}"
     if parity := card.get("parity"):
-        of = parity.get("reference", "torch")
-        lines["parity"] = (f"{parity['different_ids']} ids differ from {of}, probabilities by {parity['probability']:.1e}, "
-                           f"known by {parity['known']:.1e}, on {parity['photos']} photos")  # fmt: skip
+        reference = parity.get("reference", "torch")
+        lines["parity"] = (
+            f"{parity['different_ids']} ids differ from {reference}, probabilities by {parity['probability']:.1e}, "
+            f"known by {parity['known']:.1e}, on {parity['photos']} photos"
+        )
     return lines
 
 
-def _known(known: Mapping[str, Any], evidence: Mapping[str, Any]) -> str:
-    """By which score, and what it accepts."""
-    rejected = ", what is not accepted gets no classes" if known["reject"] else ""
+def _known(known: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+    """The score behind `known`, its threshold, and how well it separates products from other photos."""
+    rejected = ", photos below it get no classes" if known["reject"] else ""
     if known["slope"] is None:
-        return f"the top probability as it is, not calibrated; accepted from 0.5 on{rejected}"
+        return f"the top probability, not calibrated; accepted from 0.5 on{rejected}"
     line = f"{known['score']}, accepted from {known['threshold']:.4g} on (slope {known['slope']:.4g}){rejected}"
-    if not evidence:
+    if not calibration:
         return line
-    told = evidence["told_apart"][known["score"]]
-    return (f"{line}; {evidence['accepted']:.1%} of {evidence['photos']} validation photos are accepted; AUROC "
-            f"{told['without_class']:.3f} without their class, {told['in_tiles']:.3f} in tiles")  # fmt: skip
+    auroc = calibration["told_apart"][known["score"]]
+    return (
+        f"{line}; {calibration['accepted']:.1%} of {calibration['photos']} validation photos are accepted; AUROC "
+        f"{auroc['without_class']:.3f} without their class, {auroc['in_tiles']:.3f} in tiles"
+    )

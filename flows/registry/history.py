@@ -1,4 +1,4 @@
-"""The registered model versions, and which of them rest on withdrawn data."""
+"""Lineage and history of the registered model versions, and which of them were trained on withdrawn data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flows.workspace.ledger import Ledger
 
 
 def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str, Any]:
-    """The lineage of a model version, by default of the one that serves.
+    """The lineage of a model version, by default of the current model.
 
     Raises:
-        UnknownVersion: no such version, or none serves.
+        UnknownVersion: there is no such version, or no current model.
     """
     models = ModelVersions(Ledger(workspace.root))
     wanted = models.current() if version is None else version
     if wanted is None:
-        raise UnknownVersion("no model serves yet; run `cleanshelf retrain` first")
+        raise UnknownVersion("there is no current model yet; run `cleanshelf retrain` first")
     lineage = models.lineage(wanted)
     return {
         "version": wanted,
@@ -33,7 +33,7 @@ def model_lineage(workspace: Workspace, version: int | None = None) -> dict[str,
 
 
 def model_history(workspace: Workspace) -> list[dict[str, Any]]:
-    """All model versions, newest first, each with whether its data, or what those were made of, were withdrawn since."""
+    """All model versions, newest first; `data_withdrawn` is True if their data or ancestors of these were withdrawn."""
     models, withdrawn = ModelVersions(Ledger(workspace.root)), withdrawn_data(workspace)
     return [
         {
@@ -51,9 +51,9 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def withdrawn_data(workspace: Workspace) -> set[str]:
-    """Data versions that a rollback left behind and none brought back, and what was made of them.
+    """Data versions that a rollback withdrew and no later one restored, and all versions derived from them.
 
-    A model trained on one of them still serves, rightly, but people should see it.
+    A model trained on one of them may stay the current model, but people should know.
     """
     entries = DataVersions(workspace).log()
     gone = withdrawn(reversed(entries))
@@ -61,16 +61,18 @@ def withdrawn_data(workspace: Workspace) -> set[str]:
 
 
 def newest_standing(history: Sequence[dict[str, Any]]) -> int | None:
-    """The newest of the model versions (as `model_history` gives them) whose data stand, with all that those were made of."""
+    """The newest model version in a `model_history` whose data were not withdrawn."""
     return next((entry["version"] for entry in history if not entry["data_withdrawn"]), None)
 
 
 def advice(history: Sequence[dict[str, Any]]) -> str:
-    """What to do where the data of the serving model were withdrawn; "" where they stand. Nobody does it by himself."""
+    """Advice to the user if the data of the current model were withdrawn, else ""; nothing is done automatically."""
     serving = next((entry for entry in history if entry["serving"]), None)
     if serving is None or not serving["data_withdrawn"]:
         return ""
     standing = newest_standing(history)
-    earlier = f"`cleanshelf model rollback {standing}` goes to {standing}, the newest whose data stand, and "
-    return (f"model version {serving['version']} goes on answering, though its data were withdrawn: "
-            f"{earlier if standing else ''}`cleanshelf retrain` makes a new one")  # fmt: skip
+    earlier = f"`cleanshelf model rollback {standing}` returns to {standing}, the newest on valid data, and "
+    return (
+        f"model version {serving['version']} keeps answering, although its data were withdrawn: "
+        f"{earlier if standing else ''}`cleanshelf retrain` makes a new one"
+    )

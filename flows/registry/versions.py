@@ -1,7 +1,7 @@
-"""The model registry: annotated git tags in GTO's format, the lineage of each version on a side ref.
+"""The model registry: annotated git tags in GTO's format, and the lineage of each version on a side ref.
 
-`products@v3.0.0` registers version 3, `products#prod#7` is the seventh time that a version was put to work. Both only
-ever grow: a rollback is one more assignment. Any tool that knows GTO reads the same registry.
+`products@v3.0.0` registers version 3; `products#prod#7` is the seventh promotion. Tags are only added: a rollback is
+one more promotion, of an earlier version. Any tool that knows GTO can read the registry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REF = "refs/models/main"
 MODEL = "products"
 REGISTERED = re.compile(rf"{MODEL}@v(\d+)\.0\.0")
 ENTRY = re.compile(rf"{MODEL} v(\d+)")  # the message of a commit
-ASSIGNED = re.compile(rf"{MODEL}#prod#(\d+)")
+PROMOTED = re.compile(rf"{MODEL}#prod#(\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModelVersions:
     ledger: Ledger
 
     def register(self, lineage: Mapping[str, Any]) -> None:
-        """Keep the lineage of a version, as it lies beside the model, under its number; once. The tag comes last of all."""
+        """Registers a version with its lineage, once. The tag is written last, so a killed call can be repeated."""
         version = lineage["version"]
         if version not in self.versions():
             name = f"{MODEL} v{version}"
@@ -50,48 +50,49 @@ class ModelVersions:
             self.ledger.tag(tag_of(version), sha, name)
 
     def promote(self, version: int) -> None:
-        """Say that `version` serves from now on.
+        """Makes `version` the current model.
 
         Raises:
-            UnknownVersion: no such version.
+            UnknownVersion: there is no such version.
         """
         sha = self._sha(version)
-        number = max(self._assigned(), default=0) + 1
+        number = max(self._promotions(), default=0) + 1
         self.ledger.tag(f"{MODEL}#prod#{number}", sha, f"{MODEL} v{version} serves")
 
     def current(self) -> int | None:
-        """The version that was assigned last, or None."""
+        """The current model: the version that was promoted last, or None."""
         return next(self._history(), None)
 
     def promoted(self) -> set[int]:
-        """The versions that serve or did."""
+        """The current model and all versions that were current before."""
         return set(self._history())
 
     def previous(self) -> int:
-        """The version that served before the present one.
+        """The version that was current before the present one.
 
         Raises:
-            UnknownVersion: none did.
+            UnknownVersion: there was none.
         """
         history = list(self._history())
         for version in history:
             if version != history[0]:
                 return version
-        raise UnknownVersion(f"no model version served before {self.current() or 'this'}; {self._there()}")
+        promoted = f"was promoted before {history[0]}" if history else "has been promoted yet"
+        raise UnknownVersion(f"no model version {promoted}; {self._existing()}")
 
     def lineage(self, version: int) -> dict[str, Any]:
         """The lineage of `version`.
 
         Raises:
-            UnknownVersion: no such version.
+            UnknownVersion: there is no such version.
         """
         return dict(json.loads(self.text(self._sha(version))))
 
     def text(self, sha: str) -> bytes:
-        """The lineage of a version as it was registered in the commit `sha`.
+        """The lineage file that was registered in the commit `sha`.
 
         Raises:
-            UnknownVersion: there is none.
+            UnknownVersion: the commit has none.
         """
         earlier = self.ledger.read_many([(sha, EARLIER)])[0]
         return earlier or self.ledger.read(sha, LINEAGE)
@@ -102,11 +103,11 @@ class ModelVersions:
         return [self._entry(version, serving=serving) for version in sorted(self.versions(), reverse=True)]
 
     def versions(self) -> list[int]:
-        """Every number that a tag names, in no order."""
+        """All version numbers that have a tag, in no order."""
         return self._numbers(REGISTERED, f"{MODEL}@*")
 
     def entries(self) -> list[tuple[int, str]]:
-        """Every commit of the history, newest first: the version that it holds, and its sha."""
+        """Version and sha of every commit on the side ref, newest first."""
         found = ((ENTRY.fullmatch(commit.message), commit.sha) for commit in self.ledger.log(REF))
         return [(int(match[1]), sha) for match, sha in found if match]
 
@@ -122,19 +123,19 @@ class ModelVersions:
         )
 
     def _history(self) -> Iterator[int]:
-        """The assigned versions, newest first."""
+        """The promoted versions, newest first."""
         tagged = {self.ledger.tip(f"refs/tags/{tag_of(version)}"): version for version in self.versions()}
         versions = tagged | {sha: version for version, sha in self.entries()}
-        for number in sorted(self._assigned(), reverse=True):
+        for number in sorted(self._promotions(), reverse=True):
             tag = f"refs/tags/{MODEL}#prod#{number}"
             sha = self.ledger.tip(tag)
             if sha not in versions:
-                way_out = "`cleanshelf data pull --refs REMOTE` fetches that from a git remote that has it"
-                raise CorruptObject(f"{tag} names no version of {REF}; {way_out}")
+                way_out = "`cleanshelf data pull --refs REMOTE` fetches it from a git remote that has it"
+                raise CorruptObject(f"{tag} points to a version that is not in {REF}; {way_out}")
             yield versions[sha]
 
-    def _assigned(self) -> list[int]:
-        return self._numbers(ASSIGNED, f"{MODEL}#prod#*")
+    def _promotions(self) -> list[int]:
+        return self._numbers(PROMOTED, f"{MODEL}#prod#*")
 
     def _numbers(self, pattern: re.Pattern[str], glob: str) -> list[int]:
         found = (pattern.fullmatch(name) for name in self.ledger.tags(glob))
@@ -143,19 +144,19 @@ class ModelVersions:
     def _sha(self, version: int) -> str:
         sha = self.ledger.tip(f"refs/tags/{tag_of(version)}")
         if sha is None:
-            raise UnknownVersion(f"{version} is no model version; {self._there()}")
+            raise UnknownVersion(f"there is no model version {version}; {self._existing()}")
         return sha
 
-    def _there(self) -> str:
-        there = ", ".join(map(str, sorted(self.versions(), reverse=True)[:8]))
-        return f"there are: {there}" if there else "there are none yet; run `cleanshelf retrain` first"
+    def _existing(self) -> str:
+        newest = ", ".join(map(str, sorted(self.versions(), reverse=True)[:8]))
+        return f"there are: {newest}" if newest else "there are none yet; run `cleanshelf retrain` first"
 
 
 def tag_of(version: int) -> str:
-    """The name of the version's tag."""
+    """Name of the git tag that registers a version."""
     return f"{MODEL}@v{version}.0.0"
 
 
 def named(version: int | None) -> str:
-    """For messages."""
+    """Name of a version, or of no version, in a message."""
     return "no model" if version is None else f"model version {version}"

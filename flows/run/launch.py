@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from flows.errors import ChildFailed, DiskFull, InputError
 from flows.settings import REPOSITORY
@@ -71,6 +72,20 @@ def end_children() -> None:
     """Ends the children of all threads; their `run_child` then raises ChildFailed."""
     for child in tuple(_running):
         _end(child)
+
+
+def num_parallel(limit: int, *, workers: int = 1) -> int:
+    """Trainings to run at a time, of `workers` processes each; limit: processes in all, 0 for one per GPU or CPU core."""
+    return max((limit or _num_gpus() or os.cpu_count() or 1) // workers, 1)
+
+
+def num_workers(wanted: int) -> int:
+    """Processes of one training; wanted: `train.workers` of the recipe, 0 for one per GPU."""
+    return wanted or _num_gpus() or 1
+
+
+def _num_gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
 
 
 def _wanted_by_dask() -> Callable[[], bool] | None:

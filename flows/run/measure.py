@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from durable import sha256
 from flows.gate.gates import Hits
 from flows.run.launch import run_child
-from flows.run.run import Run
+from flows.run.run import ResultCache
 from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
 from models.evaluation.accuracy import thirds
@@ -21,7 +21,7 @@ from models.evaluation.accuracy import thirds
 log = logging.getLogger("cleanshelf")
 
 
-def measure_graph(run: Run, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
+def measure_graph(results: ResultCache, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
     """The answers of a graph to the test photos of a data version, and its accuracy: answers.npz and accuracy.json.
 
     Args:
@@ -33,16 +33,16 @@ def measure_graph(run: Run, data: DataFolder, graph: Path, *, among: Path | None
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return Measured(run.cached("measure", *depends_on, work=work))
+    return Measured(results.cached("measure", *depends_on, work=work))
 
 
-def time_graphs(run: Run, graphs: Sequence[Path]) -> tuple[float, ...]:
+def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ...]:
     """Milliseconds per photo of each graph in ONNX Runtime on one CPU thread of this machine, measured in turns."""
 
     def work(out: Path) -> None:
         run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
 
-    folder = run.cached("time", *map(sha256, graphs), work=work)
+    folder = results.cached("time", *map(sha256, graphs), work=work)
     return tuple(json.loads((folder / "timing.json").read_bytes()))
 
 

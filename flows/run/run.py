@@ -61,6 +61,17 @@ class Run:
         overwrite(self.folder / RECIPE, self._resolved)
 
     def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+        """The folder with the result of a step, as `ResultCache.cached`."""
+        return ResultCache(self.workspace).cached(name, *depends_on, work=work)
+
+
+@dataclass(frozen=True)
+class ResultCache:
+    """Cached results of steps in a workspace, shared by all runs."""
+
+    workspace: Workspace
+
+    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step: that of an earlier run, or the one that `work` fills now.
 
         Its name is a digest of everything that the result depends on: the arguments and the source (`code_hash`). A result

@@ -1,1 +1,1 @@
-"""Sample products drawn by our own code: an assortment, photos of it, and deliveries with planted faults."""
+"""Sample data drawn by this package: an assortment of products, photos of them, and deliveries with planted faults."""

@@ -1,4 +1,4 @@
-"""The front of a pack as a designer would draw it: flat artwork with an outline, before any photo is taken of it."""
+"""Artwork of the packs: flat drawings of their fronts with an outline, from which photos are made."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from flows.sample.families import Shape, Sku
 
 Colour = tuple[int, int, int]
-_OVERSAMPLING = 2  # drawn twice as large, then reduced: smooth edges and letters
+_OVERSAMPLING = 2  # drawn larger, then reduced, for smooth edges and letters
 
 __all__ = ["Colour", "front", "mix"]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things lie on a pack; size in px, everything else in fractions of the pack."""
+    """Positions of the elements of a pack: its size in px, everything else in fractions of it."""
 
     size: tuple[int, int]
     brand: tuple[float, float, float]  # x, y, letter height
     band: tuple[float, float, float, float]  # x0, y0, x1, y1
-    slant: float  # how much the right end of the band is raised
-    weight: tuple[float, float]  # x, y of the size
+    slant: float  # rise of the band's right end over its left end
+    weight: tuple[float, float]  # x, y of the text of the size
     emblem: tuple[float, float, float]  # x, y, radius
-    room: float  # width that the brand may take
-    relief: Literal["box", "round", "flat"]  # a box shows a side in shade, round is a cylinder
+    room: float  # maximum width of the brand's lettering
+    relief: Literal["box", "round", "flat"]  # a box has a shaded side, a round pack is a cylinder
 
 
 _LAYOUTS: dict[Shape, _Layout] = {
@@ -67,23 +67,23 @@ class _Canvas:
     height: int
 
     def at(self, *xy: float) -> list[float]:
-        """Fractions x0, y0, x1, y1, ... in pixels."""
+        """Pixels of the fractions x0, y0, x1, y1, ..."""
         return [value * (self.height if i % 2 else self.width) for i, value in enumerate(xy)]
 
     def box(self, *xy: float, fill: Colour | int, radius: float = 0.0) -> None:
-        """A filled rectangle x0, y0, x1, y1; the corner radius in fractions of the width."""
+        """Draws a filled rectangle x0, y0, x1, y1; the corner radius is a fraction of the width."""
         self.draw.rounded_rectangle(self.at(*xy), radius=radius * self.width, fill=fill)
 
     def polygon(self, *xy: float, fill: Colour | int) -> None:
-        """A filled polygon x0, y0, x1, y1, ..."""
+        """Draws a filled polygon x0, y0, x1, y1, ..."""
         self.draw.polygon(self.at(*xy), fill=fill)
 
     def disc(self, x: float, y: float, radius_px: float, fill: Colour | int) -> None:
-        """A filled circle round (x, y)."""
+        """Draws a filled circle around (x, y)."""
         self.draw.circle(self.at(x, y), radius_px, fill=fill)
 
     def text(self, x: float, y: float, text: str, *, height_px: float, fill: Colour, room: float) -> None:
-        """Letters centred on (x, y), made smaller where they would not fit into `room` (fraction of the width)."""
+        """Draws letters centred on (x, y), reduced to fit into `room` (a fraction of the width)."""
         width = _font(100).getlength(text) / 100
         size = int(min(height_px, room * self.width / width))
         centre = (x * self.width, y * self.height)
@@ -91,16 +91,16 @@ class _Canvas:
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with `share` (0 to 1) of `other` in it."""
+    """Mixture of `share` (0 to 1) of `other` and the rest of `one`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 @lru_cache(maxsize=128)
 def front(sku: Sku, *, band_contrast: float) -> Image.Image:
-    """The pack seen from the front: RGBA, about 200 px on its long side, transparent outside its outline.
+    """Front of a pack: RGBA, about 200 px on its long side, transparent outside its outline.
 
-    band_contrast (0 to 1) draws the band's colour away from the ground colour that all siblings share.
+    band_contrast (0 to 1): distance of the band's colour from the ground colour, which all siblings share.
     """
     layout = _LAYOUTS[sku.family.shape]
     size = (layout.size[0] * _OVERSAMPLING, round(layout.size[1] * sku.stretch) * _OVERSAMPLING)
@@ -119,7 +119,7 @@ def front(sku: Sku, *, band_contrast: float) -> Image.Image:
 
 
 def _paint_ground(canvas: _Canvas, ground: Colour) -> None:
-    """The ground colour, a little lighter at the top and darker at the foot."""
+    """Paints the ground colour, slightly lighter at the top and darker at the bottom."""
     for y in range(canvas.height):
         height = y / canvas.height - 0.45
         shade = mix(ground, (255, 255, 255) if height < 0 else (0, 0, 0), abs(height) * 0.35)
@@ -127,7 +127,7 @@ def _paint_ground(canvas: _Canvas, ground: Colour) -> None:
 
 
 def _paint_emblem(canvas: _Canvas, layout: _Layout, accent: Colour) -> None:
-    """A flower of six petals, the same on every pack of the family."""
+    """Paints a flower of six petals, the same on every pack of the family."""
     x, y, radius = layout.emblem
     petal = radius * min(canvas.height, layout.size[1] * _OVERSAMPLING) / 2
     for angle in np.arange(6) * np.pi / 3:
@@ -137,7 +137,7 @@ def _paint_emblem(canvas: _Canvas, layout: _Layout, accent: Colour) -> None:
 
 
 def _paint_band(canvas: _Canvas, layout: _Layout, band: Colour, word: str) -> None:
-    """The band with its hairlines and the word on it."""
+    """Paints the band, its thin borders and the word on it."""
     x0, y0, x1, y1 = layout.band
     rise = layout.slant / 2
     for grow, fill in ((0.022, mix(band, (255, 255, 255), 0.75)), (0.0, band)):
@@ -149,17 +149,17 @@ def _paint_band(canvas: _Canvas, layout: _Layout, band: Colour, word: str) -> No
 
 
 def _paint_lettering(canvas: _Canvas, layout: _Layout, sku: Sku) -> None:
-    """Brand, product and size in the family's ink."""
+    """Paints brand, product and size in the family's ink."""
     ink = _rgb(sku.family.ink)
     x, y, height = layout.brand
-    unit = min(canvas.height, layout.size[1] * _OVERSAMPLING)  # a larger pack keeps its lettering
+    unit = min(canvas.height, layout.size[1] * _OVERSAMPLING)  # a larger pack has the same lettering
     canvas.text(x, y, sku.family.brand, height_px=height * unit * 1.15, fill=ink, room=layout.room)
     canvas.text(x, y + height * 0.8, sku.family.product, height_px=height * unit * 0.55, fill=ink, room=0.6)
     canvas.text(*layout.weight, sku.size, height_px=0.1 * unit, fill=ink, room=0.5)
 
 
 def _finish_carton(canvas: _Canvas, band: Colour) -> None:
-    """The gable: a lighter slope, the fold, and a cap in the band's colour."""
+    """Paints the gable: a lighter slope, the fold, and a cap in the band's colour."""
     canvas.box(0, 0, 1, 0.075, fill=(222, 222, 216))
     canvas.polygon(0.0, 0.235, 1.0, 0.235, 1.0, 0.228, 0.0, 0.228, fill=(190, 192, 190))
     canvas.disc(0.46, 0.155, 0.12 * canvas.width, mix(band, (0, 0, 0), 0.25))
@@ -167,19 +167,19 @@ def _finish_carton(canvas: _Canvas, band: Colour) -> None:
 
 
 def _finish_bottle(canvas: _Canvas, band: Colour) -> None:
-    """A screw cap in the band's colour."""
+    """Paints a screw cap in the band's colour."""
     canvas.box(0.3, 0, 0.7, 0.085, fill=band)
     for x in np.linspace(0.34, 0.66, 6):
         canvas.box(x, 0.01, x + 0.015, 0.08, fill=mix(band, (0, 0, 0), 0.25))
 
 
 def _finish_box(canvas: _Canvas, band: Colour) -> None:
-    """A top edge in the band's colour."""
+    """Paints a top edge in the band's colour."""
     canvas.box(0, 0, 1, 0.03, fill=band)
 
 
 def _finish_wrapper(canvas: _Canvas, band: Colour) -> None:
-    """Pleats at both ends."""
+    """Paints pleats at both ends."""
     for x in (0.0, 0.95):
         canvas.box(x, 0, x + 0.05, 1, fill=mix(band, (255, 255, 255), 0.35))
     for x in (0.05, 0.945):
@@ -187,7 +187,7 @@ def _finish_wrapper(canvas: _Canvas, band: Colour) -> None:
 
 
 def _finish_can(canvas: _Canvas, band: Colour) -> None:
-    """Metal rims above and below, and a ring in the band's colour."""
+    """Paints metal rims at the top and bottom, and a ring in the band's colour."""
     for y0, y1 in ((0.0, 0.055), (0.955, 1.0)):
         canvas.box(0, y0, 1, y1, fill=(196, 202, 208))
         canvas.box(0, y0 + 0.018, 1, y0 + 0.028, fill=(235, 238, 240))
@@ -195,7 +195,7 @@ def _finish_can(canvas: _Canvas, band: Colour) -> None:
 
 
 def _finish_bar(canvas: _Canvas, band: Colour) -> None:
-    """Crimped gold foil at both ends, edged in the band's colour."""
+    """Paints crimped gold foil at both ends, edged in the band's colour."""
     for x in np.linspace(0, 0.055, 5):
         for left in (x, 0.985 - x):
             canvas.box(left, 0, left + 0.007, 1, fill=(214, 184, 104))
@@ -205,7 +205,7 @@ def _finish_bar(canvas: _Canvas, band: Colour) -> None:
 
 
 def _finish_pot(canvas: _Canvas, band: Colour) -> None:
-    """A foil lid in the band's colour with its rim."""
+    """Paints a foil lid in the band's colour, and its rim."""
     canvas.box(0, 0, 1, 0.10, fill=mix(band, (255, 255, 255), 0.15))
     canvas.box(0, 0.10, 1, 0.145, fill=(232, 236, 240))
 
@@ -222,7 +222,7 @@ _FINISHES: dict[Shape, Callable[[_Canvas, Colour], None]] = {
 
 
 def _outline(shape: Shape, size: tuple[int, int]) -> Image.Image:
-    """The silhouette as a mask, mode L."""
+    """Silhouette of a pack as a mask of mode L."""
     mask = Image.new("L", size, 0)
     canvas = _Canvas(ImageDraw.Draw(mask), *size)
     match shape:
@@ -268,14 +268,14 @@ def _luminance(colour: Colour) -> float:
 
 
 def _rgb(name: str) -> Colour:
-    """ "#rrggbb" as three numbers."""
+    """Three numbers, 0 to 255, for a colour "#rrggbb"."""
     red, green, blue = ImageColor.getrgb(name)[:3]
     return red, green, blue
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's embedded font; it needs no file."""
+    """Pillow's embedded font, which needs no file."""
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # a Pillow without FreeType has only a bitmap font
+    assert isinstance(font, ImageFont.FreeTypeFont)  # without FreeType, Pillow has only a bitmap font
     return font

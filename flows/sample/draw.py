@@ -1,4 +1,4 @@
-"""One photo of a pack: posed, lit, blurred, half hidden, in front of something."""
+"""Photos of a pack: posed, lit, blurred, partly hidden, in front of a background."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Difficulty", "draw", "draw_non_product"]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard the photos are to tell apart; every knob is a maximum from which each photo draws its share.
+    """Difficulty of recognising the photos; each value is a maximum or a chance, from which every photo is drawn.
 
     Args:
-        tilt_deg: rotation in the picture, either way.
+        tilt_deg: rotation in the picture, in either direction.
         perspective: shift of each corner as a share of the pack's long side.
         light: exposure, side light and colour cast (0 = studio, 0.5 = a cellar with one window).
         blur_px: radius of the Gaussian blur.
         noise: standard deviation of the sensor noise, in grey levels of 255.
-        clutter: chance that other packs stand beside and behind.
-        occlusion: chance that a finger or a price tag hides a part.
-        band_contrast: 0 to 1; how far the band's colour lies from the ground colour that siblings share.
+        clutter: chance that other packs stand beside and behind the pack.
+        occlusion: chance that a finger or a price tag hides a part of the pack.
+        band_contrast: 0 to 1; distance of the band's colour from the ground colour, which siblings share.
     """
 
     tilt_deg: float = 10.0
@@ -42,7 +42,7 @@ class Difficulty:
 
 
 def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficulty()) -> Image.Image:
-    """A photo of the pack: RGB, short side 120 to 180 px, sides between 3:4 and 4:3.
+    """Photo of the pack: RGB, short side 120 to 180 px, aspect ratio between 3:4 and 4:3.
 
     The pack covers most of the picture. The same state of `rng` gives the same pixels.
     """
@@ -57,7 +57,7 @@ def draw(sku: Sku, rng: np.random.Generator, *, difficulty: Difficulty = Difficu
 
 
 def draw_non_product(rng: np.random.Generator) -> Image.Image:
-    """A picture that shows no product: an empty shelf, a receipt, or a camera held against something."""
+    """Picture that shows no product: an empty shelf, a receipt, or a blurred surface close to the camera."""
     size = (int(rng.integers(130, 180)), int(rng.integers(130, 180)))
     photo = _background(size, rng)
     match int(rng.integers(3)):
@@ -71,14 +71,14 @@ def draw_non_product(rng: np.random.Generator) -> Image.Image:
 
 
 def _frame(pack: Image.Image, rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of the photo in px; upright packs are mostly taken upright."""
+    """Width and height of the photo in px; upright packs are mostly photographed upright."""
     aspect = float(np.clip(pack.width / pack.height * rng.uniform(0.9, 1.35), 0.75, 4 / 3))
     short = int(rng.integers(120, 181))
     return (short, round(short / aspect)) if aspect < 1 else (round(short * aspect), short)
 
 
 def _background(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A wall above a board, in two random muted colours, with a soft edge between them."""
+    """Background of a wall above a board, in two random muted colours with a soft edge between them."""
     width, height = size
     wall, board = rng.uniform(70, 225, (2, 1)) + rng.uniform(-22, 22, (2, 3))
     edge = height * rng.uniform(0.55, 0.95)
@@ -90,7 +90,7 @@ def _background(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 
 def _add_neighbours(photo: Image.Image, rng: np.random.Generator, *, band_contrast: float) -> None:
-    """Other packs of any brand, cut by the picture's edges, a little darker than the one in front."""
+    """Pastes other packs of any brand, cut by the picture's edges and slightly darker than the pack in front."""
     skus = assortment()
     for side in (-1, 1):
         pack = front(skus[int(rng.integers(len(skus)))], band_contrast=band_contrast)
@@ -103,7 +103,7 @@ def _add_neighbours(photo: Image.Image, rng: np.random.Generator, *, band_contra
 
 
 def _pose(photo: Image.Image, pack: Image.Image, rng: np.random.Generator, difficulty: Difficulty) -> Corners:
-    """Where the pack's corners come to lie: scaled to most of the frame, turned, seen slightly from the side."""
+    """Corners of the pack in the photo: scaled to most of the frame, rotated, seen slightly from the side."""
     half = np.array([pack.width, pack.height]) / 2
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
     corners *= np.min(np.array(photo.size) / 2 / half) * rng.uniform(0.8, 0.98)
@@ -116,7 +116,7 @@ def _pose(photo: Image.Image, pack: Image.Image, rng: np.random.Generator, diffi
 
 
 def _add_pack(photo: Image.Image, pack: Image.Image, corners: Corners) -> None:
-    """The pack on its place, over a soft shadow of itself."""
+    """Pastes the pack at the corners, over its soft shadow."""
     target = np.array([[0, 0], [pack.width, 0], [pack.width, pack.height], [0, pack.height]], dtype=np.float64)
     placed = pack.transform(
         photo.size, Image.Transform.PERSPECTIVE, _homography(corners, target), Image.Resampling.BILINEAR
@@ -129,7 +129,7 @@ def _add_pack(photo: Image.Image, pack: Image.Image, corners: Corners) -> None:
 
 
 def _homography(source: Corners, target: Corners) -> list[float]:
-    """The 8 numbers with which Pillow maps source points onto target points."""
+    """The 8 coefficients with which Pillow maps source points to target points."""
     rows, values = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
@@ -139,7 +139,7 @@ def _homography(source: Corners, target: Corners) -> list[float]:
 
 
 def _add_obstacle(photo: Image.Image, rng: np.random.Generator) -> None:
-    """A fingertip from one side, or a price tag over the foot."""
+    """Draws a fingertip at one side, or a price tag over the bottom."""
     canvas = ImageDraw.Draw(photo)
     width, height = photo.size
     if rng.random() < 0.5:
@@ -158,7 +158,7 @@ def _add_obstacle(photo: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _expose(photo: Image.Image, rng: np.random.Generator, difficulty: Difficulty) -> Image.Image:
-    """The camera: focus, exposure, side light, colour cast, a glare and sensor noise."""
+    """Simulates the camera: focus, exposure, side light, colour cast, glare and sensor noise."""
     photo = photo.filter(ImageFilter.GaussianBlur(rng.uniform(0, difficulty.blur_px)))
     width, height = photo.size
     across = np.linspace(-1, 1, width, dtype=np.float32) * rng.uniform(-1, 1)
@@ -172,7 +172,7 @@ def _expose(photo: Image.Image, rng: np.random.Generator, difficulty: Difficulty
 
 
 def _glare(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A soft bright spot somewhere, (h, w) in grey levels."""
+    """(h, w) grey levels of a soft bright spot at a random position."""
     (x0, y0), spread = rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.25)
     across = np.exp(-(((np.linspace(0, 1, size[0]) - x0) / spread) ** 2))
     down = np.exp(-(((np.linspace(0, 1, size[1]) - y0) / spread) ** 2))
@@ -180,7 +180,7 @@ def _glare(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float3
 
 
 def _draw_shelf(photo: Image.Image, rng: np.random.Generator) -> None:
-    """Empty boards with their price rails."""
+    """Draws empty boards with their price rails."""
     canvas = ImageDraw.Draw(photo)
     for y in range(int(rng.integers(20, 40)), photo.height, int(rng.integers(38, 56))):
         canvas.rectangle((0, y, photo.width, y + 9), fill=(236, 234, 228))
@@ -190,7 +190,7 @@ def _draw_shelf(photo: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _draw_receipt(photo: Image.Image, rng: np.random.Generator) -> None:
-    """A paper slip with lines of print."""
+    """Draws a paper slip with lines of print."""
     canvas = ImageDraw.Draw(photo)
     left, right = photo.width * 0.22, photo.width * 0.78
     canvas.rectangle((left, 6, right, photo.height), fill=(247, 246, 240))

@@ -1,6 +1,6 @@
-"""The assortment of the sample: 7 invented brands with 4 look-alike packs each.
+"""Assortment of the sample: 7 invented brands, each with 4 packs that are easily confused.
 
-Inside a family the packs share brand, shape and ground colour; they differ in a word, a band and sometimes the size.
+Packs of a family share brand, shape and ground colour; they differ in a word, a band and sometimes the size.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["Family", "Shape", "Sku", "assortment"]
 
 @dataclass(frozen=True)
 class Family:
-    """What all packs of a brand share; colours are "#rrggbb".
+    """Properties that all packs of a brand share; colours are "#rrggbb".
 
-    ground is the pack itself, ink its lettering, accent the emblem.
+    ground: colour of the pack; ink: of its lettering; accent: of the emblem.
     """
 
     brand: str
@@ -30,7 +30,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Sku:
-    """One product. `stretch` is the height of the pack relative to its siblings (1.0 = the usual size)."""
+    """A product. `stretch` is the height of the pack relative to its siblings (1.0 = the usual size)."""
 
     family: Family
     word: str
@@ -40,7 +40,7 @@ class Sku:
 
     @property
     def label(self) -> str:
-        """The class name as a supplier writes it, such as "Alma Milk Whole 1 l"."""
+        """Class name as a supplier writes it, such as "Alma Milk Whole 1 l"."""
         return f"{self.family.brand} {self.family.product} {self.word} {self.size}"
 
 

@@ -1,4 +1,4 @@
-"""Where the demo takes place."""
+"""The workspace of the demo."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flows.workspace import Workspace
 
 
 def fresh_workspace(root: Path) -> Workspace:
-    """An empty workspace; that of an earlier demo is stopped and replaced.
+    """Makes an empty workspace; stops and replaces that of an earlier demo.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds other files.
     """
     mark = root / "state" / "demo"
     if mark.exists():
@@ -23,7 +23,7 @@ def fresh_workspace(root: Path) -> Workspace:
             stop_endpoint(workspace)
             shutil.rmtree(root)
     elif root.exists() and any(root.iterdir()):
-        raise InputError(f"{root} is not empty and no demo made it; choose another folder with --workspace")
+        raise InputError(f"{root} is not empty and was not made by the demo; choose another folder with --workspace")
     workspace = Workspace.init(root)
     mark.touch()
     return workspace

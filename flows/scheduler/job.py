@@ -1,6 +1,6 @@
-"""What a deployment runs: a retraining, unless one of the very same inputs has ended. Each run leaves a line in a file.
+"""The flow of a deployment: a retraining, skipped if nothing has changed since the last one.
 
-The lines are what `cleanshelf schedule --status` shows; they need no server.
+Each run is a line of state/scheduled.jsonl, which `cleanshelf schedule --status` shows without a server.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
-from flows.errors import FlowError, GateRefused, WorkspaceBusy
+from contract import CleanShelfError
+from flows.errors import GateRefused, WorkspaceBusy
 from flows.report.terminal import show_progress
 from flows.retrain import retrain
 from flows.run.inputs import ended_before, inputs
 from flows.workspace import Workspace
-from models.errors import ModelError
 from models.recipe.config import Recipe, load_recipe
-from serving.errors import ServingError
 from serving.server.process import birth
 
 log = logging.getLogger("cleanshelf")
-PATIENCE_S = 3600.0  # for whoever holds the workspace
+PATIENCE_S = 3600.0  # how long to wait for another command that holds the workspace
 RETRY_S = 10.0
 RUNNING, CRASHED = "running", "crashed"
 FAILED = ("refused", "failed")
@@ -38,38 +37,38 @@ FAILED = ("refused", "failed")
 
 @dataclass(frozen=True)
 class ScheduledRun:
-    """A scheduled run: when it began (ISO 8601), its end (running, published, unchanged, refused, failed, crashed), and why."""
+    """A run of the schedule, as written to state/scheduled.jsonl and shown by `schedule --status`."""
 
-    at: str
-    outcome: str
+    at: str  # start, ISO 8601
+    outcome: str  # running, published, unchanged, refused, failed or crashed
     why: str
-    flow_run: str
-    process: str  # pid, birth and machine
+    flow_run: str  # id in Prefect
+    process: str  # pid, time of birth and machine
 
 
 @flow(name="scheduled")
 def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | None = None) -> State[None]:
-    """A retraining if anything changed since the last one; ends as Published, Unchanged, Refused or Failed."""
+    """Retrains if anything has changed since the last run; ends as Published, Unchanged, Refused or Failed."""
     show_progress()
-    place = Workspace.find(Path(workspace))
-    fired = ScheduledRun(
+    shop = Workspace.find(Path(workspace))
+    run = ScheduledRun(
         f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", RUNNING, "", str(runtime.flow_run.id), _process(os.getpid())
     )
-    note(place, fired)
+    note(shop, run)
     try:
-        outcome, why = retrain_if_changed(place, load_recipe(recipe, overrides=overrides or []))
+        outcome, why = retrain_if_changed(shop, load_recipe(recipe, overrides=overrides or []))
     except GateRefused as error:
         outcome, why = "refused", str(error)
-    except (FlowError, ModelError, ServingError, OSError) as error:
+    except (CleanShelfError, OSError) as error:
         outcome, why = "failed", str(error)
-    note(place, replace(fired, outcome=outcome, why=why))
+    note(shop, replace(run, outcome=outcome, why=why))
     log.info("scheduled run %s: %s", outcome, why)
     kind = StateType.FAILED if outcome in FAILED else StateType.COMPLETED
     return State(type=kind, name=outcome.capitalize(), message=why)
 
 
 def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
-    """How it ended and why; where somebody is at work in the workspace, after that."""
+    """Outcome and reason; waits up to `PATIENCE_S` while another command holds the workspace."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         if why := ended_before(workspace, inputs(workspace, recipe)):
@@ -84,32 +83,32 @@ def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
             return "published", f"model version {report.model_version}, run {report.run}"
 
 
-def note(workspace: Workspace, fired: ScheduledRun) -> None:
-    """Adds a line of its own, also after one that a kill left half-written; the last one of a flow run counts."""
+def note(workspace: Workspace, run: ScheduledRun) -> None:
+    """Appends a run to the file; of several lines with one flow run, the last counts."""
     with _file(workspace).open("a", encoding="utf-8") as file:
-        file.write(f"\n{json.dumps(asdict(fired))}\n")
+        file.write(f"\n{json.dumps(asdict(run))}\n")  # a kill may have left the line before it without an end
 
 
 def history(workspace: Workspace) -> list[ScheduledRun]:
-    """The scheduled runs, newest first; one whose process is gone without a word has crashed."""
+    """The scheduled runs, newest first; a run whose process is gone without a final line has crashed."""
     try:
         lines = _file(workspace).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     found = {}
     for line in lines:
-        with suppress(ValueError, TypeError):  # half-written, or not what it was
-            fired = _crashed(ScheduledRun(**json.loads(line)))
-            found[fired.flow_run] = fired
+        with suppress(ValueError, TypeError):  # a half-written or damaged line
+            run = _checked(ScheduledRun(**json.loads(line)))
+            found[run.flow_run] = run
     return [*reversed(found.values())]
 
 
-def _crashed(fired: ScheduledRun) -> ScheduledRun:
-    """Crashed where its process is gone; of another machine's nobody can tell from here."""
-    pid, _, machine = (*fired.process.split("@"), platform.node())[:3]  # earlier releases named no machine
-    if fired.outcome != RUNNING or machine != platform.node() or fired.process == _process(int(pid)):
-        return fired
-    return replace(fired, outcome=CRASHED, why="its process ended without a word")
+def _checked(run: ScheduledRun) -> ScheduledRun:
+    """The run, as crashed if it is unfinished and its process is gone; a run on another machine is left as it is."""
+    pid, _, machine = (*run.process.split("@"), platform.node())[:3]  # earlier releases named no machine
+    if run.outcome != RUNNING or machine != platform.node() or run.process == _process(int(pid)):
+        return run
+    return replace(run, outcome=CRASHED, why="its process ended unexpectedly")
 
 
 def _process(pid: int) -> str:

@@ -1,6 +1,6 @@
-"""The part of the scheduler that runs things: `python -m flows.run.child flows.scheduler.runner PLAN`, with PREFECT_API_URL set.
+"""The scheduler's runner: `python -m flows.run.child flows.scheduler.runner PLAN`, with PREFECT_API_URL set.
 
-It registers the deployment with the server, executes its runs one at a time, and asks for one when data came in.
+It registers the deployment with the server, executes its runs one at a time, and requests a run when data arrive.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from flows.workspace.ledger import Ledger
 log = logging.getLogger("cleanshelf")
 NAME = "retrain"
 TICK_S = 2.0
-ARRIVALS = ("ingest:", "feedback:")  # steps that bring data in; a retraining adds entries of its own
+ARRIVALS = ("ingest:", "feedback:")  # entries of new data; a retraining adds other entries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run, and when: by a cron expression (UTC), each so many seconds, whenever data came in, or several of them."""
+    """A recipe and when to retrain by it: at the times of a cron expression (UTC) or periodically, and on new data."""
 
     workspace: str
     recipe: str
@@ -46,12 +46,13 @@ class Plan:
 
 
 def main() -> None:
+    """Runs the plan that is the first argument, as JSON."""
     show_progress()
-    asyncio.run(serve(Plan(**json.loads(sys.argv[1]))))
+    asyncio.run(run(Plan(**json.loads(sys.argv[1]))))
 
 
-async def serve(plan: Plan) -> None:
-    """Runs until it is ended. What was missed while no scheduler ran is not made up for, except that new data are looked for."""
+async def run(plan: Plan) -> None:
+    """Executes the plan until the process ends. Of what it missed while it was down, it makes up for new data only."""
     runner = Runner(name="cleanshelf", limit=1, query_seconds=TICK_S, pause_on_shutdown=False)
     deployment = await runner.aadd_flow(
         scheduled, name=NAME, cron=plan.cron, interval=plan.every_s,
@@ -65,25 +66,25 @@ async def serve(plan: Plan) -> None:
 
 
 async def watch(plan: Plan, deployment: UUID) -> None:
-    """Asks for a run when the ledger tells of data that came in, and writes down when the next run is due."""
+    """Requests a run when the ledger has new data, and writes down when the next run is due."""
     workspace = Workspace(Path(plan.workspace))
-    ledger, seen, told = Ledger(workspace.root), None, None
+    ledger, last_tip, last_due = Ledger(workspace.root), None, None
     async with get_client() as client:
         while True:
             tip = ledger.tip(REF)
-            if plan.on_new_data and tip != seen and (seen is None or came_in(ledger, since=seen)):
+            if plan.on_new_data and tip != last_tip and (last_tip is None or came_in(ledger, since=last_tip)):
                 await client.create_flow_run_from_deployment(deployment)
-            seen = tip
-            due = await next_due(client, deployment)
-            if (now := due.isoformat(timespec="seconds") if due else "") != told:
-                write_plan(workspace, plan, due=now)
-                log.info("next scheduled run: %s", now or "when data come in")
-                told = now
+            last_tip = tip
+            next_run = await next_due(client, deployment)
+            if (due := next_run.isoformat(timespec="seconds") if next_run else "") != last_due:
+                write_plan(workspace, plan, due=due)
+                log.info("next scheduled run: %s", due or "when data arrive")
+                last_due = due
             await asyncio.sleep(TICK_S)
 
 
 def came_in(ledger: Ledger, *, since: str) -> bool:
-    """Whether an entry later than `since` brought data in."""
+    """True if an entry after `since` added data."""
     for commit in ledger.log(REF):
         if commit.sha == since:
             return False
@@ -93,7 +94,7 @@ def came_in(ledger: Ledger, *, since: str) -> bool:
 
 
 async def next_due(client: Any, deployment: UUID) -> datetime | None:
-    """When the server will start the next run, or None where it has none on its list."""
+    """Time at which the server will start the next run, or None if none is scheduled."""
     waiting = {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
     runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(waiting), limit=1,
                                        sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)  # fmt: skip
@@ -101,7 +102,7 @@ async def next_due(client: Any, deployment: UUID) -> datetime | None:
 
 
 def write_plan(workspace: Workspace, plan: Plan, *, due: str) -> None:
-    """For `cleanshelf schedule --status`."""
+    """Writes the plan and the time of the next run to state/schedule.json, for `cleanshelf schedule --status`."""
     overwrite(workspace.state / "schedule.json", json.dumps(asdict(plan) | {"next": due}, indent=1).encode())
 
 

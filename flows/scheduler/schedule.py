@@ -1,11 +1,11 @@
-"""The scheduler: a Prefect server and a runner as children of one process that holds the lock and ends both.
+"""The scheduler: one process that holds the lock, with a Prefect server and a runner as its children.
 
-    cleanshelf schedule  (holds state/schedule)
-    |- Prefect's server   database in state/prefect, the same after a restart
-    `- flows.scheduler.runner   registers, executes one run at a time, looks for new data
+    cleanshelf schedule               holds state/schedule
+    |- Prefect's server               keeps its database in state/prefect over restarts
+    `- flows.scheduler.runner         registers the deployment, executes one run at a time, watches for new data
        `- a retraining
 
-Each child leads a process group and ends when we do (flows.run.child), so that nothing is left behind, whatever ends us.
+Each child leads a process group and ends with us (flows.run.child), so that nothing is left behind, however we end.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,7 +28,8 @@ from pydantic import ValidationError
 
 from flows.errors import InputError, WorkspaceBusy, WorldError
 from flows.orchestrator.events import announce, scheduler_server
-from flows.orchestrator.server import crash_unfinished, end, serving
+from flows.orchestrator.server import crash_unfinished, end, prefect_server
+from flows.run.signals import stop_requested
 from flows.scheduler.job import history
 from flows.scheduler.runner import Plan
 from flows.settings import REPOSITORY
@@ -52,33 +51,33 @@ def make_plan(
     every: str = "",
     on_new_data: bool = False,
 ) -> Plan:
-    """What is run when; without any "when" it is `WEEKLY`.
+    """A checked plan; `WEEKLY` if neither cron, every nor on_new_data is given.
 
     Raises:
-        InputError: a time that cannot be read, or two that exclude each other.
-        ConfigError: no such recipe, or an override that it does not take.
+        InputError: a time cannot be parsed, or both cron and every are given.
+        ConfigError: the recipe does not exist, or does not accept an override.
     """
     load_recipe(recipe, overrides=overrides)
     if cron and every:
         raise InputError("--cron and --every exclude each other; give one of them")
-    named = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
+    source = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
     if not (cron or every or on_new_data):
         cron = WEEKLY
-    return Plan(str(workspace.root), named, overrides, check_cron(cron) if cron else None,
+    return Plan(str(workspace.root), source, overrides, check_cron(cron) if cron else None,
                 read_period(every) if every else None, on_new_data)  # fmt: skip
 
 
 def check_cron(text: str) -> str:
-    """The expression, if it can be parsed.
+    """The cron expression, if it can be parsed.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be parsed.
     """
     try:
         return CronSchedule(cron=text).cron
     except ValidationError:
         raise InputError(
-            f"--cron {text!r} is no cron expression; write minute, hour, day, month, weekday, such as {WEEKLY!r}"
+            f"--cron {text!r} is not a cron expression; write minute, hour, day, month, weekday, such as {WEEKLY!r}"
         ) from None
 
 
@@ -86,11 +85,11 @@ def read_period(text: str) -> float:
     """Seconds of a period such as 90s, 30m, 6h or 7d.
 
     Raises:
-        InputError: it is none.
+        InputError: the text is not a period.
     """
     found = PERIOD.fullmatch(text.strip())
     if not found:
-        raise InputError(f"--every {text!r} is no period; write a number and s, m, h or d, such as 30m, 6h or 7d")
+        raise InputError(f"--every {text!r} is not a period; write a number and s, m, h or d, such as 30m, 6h or 7d")
     return float(found[1]) * SECONDS[found[2]]
 
 
@@ -101,7 +100,7 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
         WorkspaceBusy: another scheduler runs on the workspace.
         WorldError: the server or the runner ended by itself.
     """
-    with workspace.lock("schedule", name="schedule"), serving(workspace, port=port) as server:
+    with workspace.lock("schedule", name="schedule"), prefect_server(workspace, port=port) as server:
         announce(workspace, server)
         log.info("Prefect's server answers at %s", server.url.removesuffix("/api"))
         with temporary_settings({PREFECT_API_URL: server.url}):
@@ -112,15 +111,15 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
 
 
 def reconcile(workspace: Workspace) -> None:
-    """What is shown as running and is not becomes crashed; left for next time where somebody is at work by hand."""
+    """Marks runs as crashed that Prefect wrongly shows as running; skipped while a command holds the workspace."""
     try:
         with workspace.lock("schedule"):
             crashed = crash_unfinished()
     except WorkspaceBusy as error:
-        log.info("unfinished runs are not looked at: %s", error)
+        log.info("unfinished runs are not checked now: %s", error)
         return
     if crashed:
-        log.warning("%d runs were shown as running and had no process; they are marked as crashed", crashed)
+        log.warning("%d runs were shown as running without a process; they are marked as crashed now", crashed)
 
 
 @contextmanager
@@ -135,15 +134,13 @@ def _runner(plan: Plan, url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) -> None:
-    """Returns when we are told to stop.
+    """Returns when this process is asked to stop.
 
     Raises:
         WorldError: the runner or the server ended by itself.
     """
-    told = threading.Event()
-    former = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not told.wait(0.5):
+    with stop_requested() as stop:
+        while not stop.wait(0.5):
             if runner.poll() is not None:
                 raise WorldError(
                     f"the runner of scheduled flows ended with code {runner.returncode}; start the scheduler again"
@@ -152,20 +149,17 @@ def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) ->
                 raise WorldError(
                     f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}"
                 )
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def status(workspace: Workspace) -> dict[str, Any]:
-    """Whether a scheduler runs, what it runs and when next, and what its runs came to, newest first. Needs no server."""
+    """The scheduler's state, plan and next run, and its last runs, newest first. Needs no server."""
     server = scheduler_server(workspace)
     try:
         plan = json.loads((workspace.state / "schedule.json").read_bytes())
     except FileNotFoundError:
         plan = {}
     plan = {key: plan.get(key) for key in ("recipe", "overrides", "cron", "every_s", "on_new_data", "next")}
-    runs = [{key: value for key, value in asdict(fired).items() if key != "process"} for fired in history(workspace)]
+    runs = [{key: value for key, value in asdict(run).items() if key != "process"} for run in history(workspace)]
     return {
         "running": server is not None,
         "url": server.url.removesuffix("/api") if server else None,

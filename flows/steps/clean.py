@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.data.derive import link_unchanged
 from flows.data.history import made_by_cleaning
 from flows.data.versions import DataVersions
 from flows.orchestrator.events import selected
@@ -16,7 +17,6 @@ from flows.orchestrator.server import emit
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
-from flows.workspace.files import link
 from flows.workspace.results import DataFolder, Fold
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
@@ -62,9 +62,7 @@ def clean(run: Run, data: DataFolder, folds: list[Fold], round: int) -> DataFold
     log.info("clean, round %d: %s; %.1f%% of the labels changed", round, message, 100 * change.share)
     versions = DataVersions(run.workspace)
     folder = versions.new_folder()
-    for path in sorted(data.rglob("*")):
-        if path.is_file() and path.name not in (*OWN, "READY"):
-            link(path, folder / path.relative_to(data))
+    link_unchanged(data, folder, changed=OWN)
     write_labels(folder, after)
     if noise:
         write_confusion(noise, folder, classes=before.classes)
@@ -90,8 +88,8 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
         checked |= seen.split == "val"
     scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
     embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
-    judge = scored_by([folder.name for folder in folds], parts, scores)
-    after = decide(seen, scores, settings=settings, round=round, judge=judge, fold_embeddings=embeddings)
+    names = scored_by([folder.name for folder in folds], parts, scores)
+    after = decide(seen, scores, settings=settings, round=round, scored_by=names, fold_embeddings=embeddings)
     kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
     noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise

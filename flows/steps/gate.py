@@ -16,7 +16,7 @@ from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.run.measure import measure_graph, read_answers, time_graphs
-from flows.run.run import Run
+from flows.run.run import ResultCache, Run
 from flows.run.step import step
 from flows.steps.publish import log, read_json
 from flows.workspace import Workspace
@@ -33,14 +33,14 @@ def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> V
     despite: the reason to serve the graph even if it is refused; it is recorded with the name of the user.
     """
     ledger, file, settings = Ledger(run.workspace.root), graph / "model.onnx", run.recipe.gate
-    serving = ModelVersions(ledger).current()
+    results, serving = ResultCache(run.workspace), ModelVersions(ledger).current()
     current = None if serving is None else intact_graph(run.workspace, serving)
     manifest = read_manifest(data)
     evidence = GateInput(
         parity=read_json(graph / "parity.json"),
-        answers=read_answers(manifest, graph, None if current is None else measure_graph(run, data, current)),
+        answers=read_answers(manifest, graph, None if current is None else measure_graph(results, data, current)),
         cleaning=flagged_labels(manifest),
-        ms=time_graphs(run, [file, *([current] if current else [])]) if settings.latency_ms else None,
+        ms=time_graphs(results, [file, *([current] if current else [])]) if settings.latency_ms else None,
         variant=variant_of(file),
     )
     verdict = judge(evidence, settings=settings, graph_sha256=sha256(file), against=serving)

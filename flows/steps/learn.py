@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.run import Run
 from flows.run.step import step, together
-from flows.settings import num_workers
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos

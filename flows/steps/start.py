@@ -12,9 +12,10 @@ from prefect.task_runners import TaskRunner
 from flows.data.versions import DataVersions
 from flows.orchestrator.server import orchestrated
 from flows.run.inputs import inputs, version_to_train_on
+from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run
 from flows.run.step import parallel_tasks, step
-from flows.settings import Settings, num_workers
+from flows.settings import Settings
 from flows.steps.learn import check
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
@@ -42,7 +43,7 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
 def num_trainings(recipe: Recipe) -> int:
     """The number of trainings that this machine can run in parallel."""
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    return Settings().num_parallel(workers=workers)
+    return num_parallel(Settings().parallel, workers=workers)
 
 
 def preview(workspace: Workspace, recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""The folder that holds everything of one product catalogue, and the locks on it."""
+"""The workspace, a folder with all data and models of one product catalogue, and its locks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
 from flows.workspace.ledger import LEAKING
 
 IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
-# What `dvc init` and `dvc remote add` would write. Written here because `dvc init` refuses a half-made .dvc and stages
-# files in the user's git index.
+# The files that `dvc init` and `dvc remote add` would write. `dvc init` itself refuses a partial .dvc, and stages files
+# in the user's git index.
 DVC_CONFIG = """\
 [core]
     analytics = false
@@ -38,23 +38,23 @@ DVC_FILES = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths of one workspace; see docs/inside/architecture.md."""
+    """Paths of one workspace; see docs/inside/architecture.md."""
 
     root: Path
 
     @property
     def data(self) -> Path:
-        """The selected data version, as files."""
+        """Files of the selected data version."""
         return self.root / "data"
 
     @property
     def pointer(self) -> Path:
-        """DVC's file that names the selected data version."""
+        """DVC's file data.dvc, which names the selected data version."""
         return self.root / "data.dvc"
 
     @property
     def versions(self) -> Path:
-        """Data versions as runs read them."""
+        """Copies of data versions, which runs read."""
         return self.root / "versions"
 
     @property
@@ -69,7 +69,7 @@ class Workspace:
 
     @property
     def state(self) -> Path:
-        """Locks, staging, logs and the orchestrator's home."""
+        """Locks, staging folders, logs and the home of Prefect."""
         return self.root / "state"
 
     @property
@@ -79,10 +79,10 @@ class Workspace:
 
     @classmethod
     def init(cls, root: Path) -> Workspace:
-        """Make the workspace `root`, or complete a half-made one; what is there is kept.
+        """Makes the workspace `root`, or completes a partial one; existing files are kept.
 
         Raises:
-            WorldError: git is missing or refuses to make a repository there.
+            WorldError: git is missing, or refuses to make a repository there.
         """
         made = cls(root.absolute())
         made.root.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Workspace:
         for name in ("versions", "runs", "repository", "state", "remote", ".dvc/tmp", "state/staging"):
             (made.root / name).mkdir(parents=True, exist_ok=True)
         _ignore(made.root / ".gitignore")
-        for name, text in DVC_FILES.items():  # the config last: it is what says that the workspace is whole
+        for name, text in DVC_FILES.items():  # the config comes last, as it marks the workspace as complete
             path = made.root / name
             if not path.exists() or not path.read_bytes().strip():
                 overwrite(path, text.encode())
@@ -99,7 +99,7 @@ class Workspace:
 
     @classmethod
     def find(cls, path: Path) -> Workspace:
-        """The workspace at `path` or the nearest one above it.
+        """The workspace at `path`, or the nearest one above it.
 
         Raises:
             WorkspaceMissing: there is none.
@@ -113,15 +113,15 @@ class Workspace:
 
     @contextmanager
     def lock(self, verb: str, *, name: str = "lock") -> Iterator[None]:
-        """Hold the workspace for `verb`; the kernel frees it when the process ends, however it ends.
+        """Locks the workspace for `verb`; the kernel frees the lock when the process ends in any way. Not re-entrant.
 
-        `name="serving"` is a second, independent lock for switching the endpoint. Not re-entrant.
+        `name="serving"` is a second, independent lock for switches of the endpoint.
 
         Raises:
-            WorkspaceBusy: somebody holds it; the message names the verb and the process.
+            WorkspaceBusy: another process holds the lock; the message names its verb and its number.
         """
         self.state.mkdir(exist_ok=True)
-        # Python's handles are closed on exec, so a child process never keeps the lock after us.
+        # Python's files are closed on exec, so a child process never keeps the lock.
         with (self.state / name).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +137,7 @@ class Workspace:
 
 
 def _ignore(path: Path) -> None:
-    """Add what is missing to .gitignore; the user's own lines stay."""
+    """Adds missing lines to .gitignore; the user's own lines stay."""
     present = path.read_text(encoding="utf-8") if path.exists() else ""
     missing = [line for line in IGNORED if line not in present.splitlines()]
     if missing:
@@ -146,15 +146,15 @@ def _ignore(path: Path) -> None:
 
 
 def _is_top_level(root: Path) -> bool:
-    asked = _git(root, "rev-parse", "--show-toplevel")
-    return asked.returncode == 0 and Path(asked.stdout.decode().rstrip("\n")) == root.resolve()
+    found = _git(root, "rev-parse", "--show-toplevel")
+    return found.returncode == 0 and Path(found.stdout.decode().rstrip("\n")) == root.resolve()
 
 
 def _git_init(root: Path) -> None:
     done = _git(root, "init", "--quiet")
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-        raise WorldError(f"git cannot make a repository in {root}: {said}")
+        reason = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        raise WorldError(f"git cannot make a repository in {root}: {reason}")
 
 
 def _git(root: Path, *args: str) -> subprocess.CompletedProcess[bytes]:

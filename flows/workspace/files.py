@@ -1,7 +1,7 @@
-"""Folders of files that are there whole or not at all (single files: serving.durable).
+"""Folders of files that survive a kill or a power cut whole or not at all; for single files see `durable`.
 
-DVC and pyarrow never fsync, so a power cut can leave a file with its final name and no content; everything that a later
-step trusts by name goes through one of both first.
+DVC and pyarrow never fsync, so a power cut can leave a file with its final name but no content. Files that a later step
+trusts by name are fsynced here or by `durable` first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flows.errors import DiskFull
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes were writing in the folder with `overwrite`."""
+    """Removes the temporary files that `overwrite` left in the folder when its process was killed."""
     for part in folder.glob(".*.part"):
         writer = part.suffixes[-2:][0].strip(".").partition("-")[0]
         if writer.isdecimal() and not Path("/proc", writer).exists():
@@ -27,7 +27,7 @@ def sweep(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file below `folder`, then the folders from the inside out."""
+    """Fsyncs every file below `folder`, then the folders from the innermost to `folder`."""
     for path in files_below(folder):
         sync(path)
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
@@ -41,7 +41,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give `source` a second name; a copy where the file system cannot link."""
+    """Makes `target` a hard link to `source`, or a copy if the file system cannot link them."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -53,7 +53,7 @@ def link(source: Path, target: Path) -> None:
 
 @contextmanager
 def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
-    """Tell a full disk as DiskFull; `leaving`, a folder of half-written files, is removed on any error."""
+    """Raises DiskFull for a full disk. `leaving`, a folder of partly written files, is removed on any error."""
     try:
         yield
     except BaseException as error:
@@ -66,11 +66,11 @@ def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
 
 
 def _out_of_space(error: BaseException | None) -> BaseException | None:
-    """The ENOSPC (or quota, or file size limit) behind `error`, through its causes; libraries wrap it."""
+    """The error of a full disk, quota or file size limit that `error` is or wraps; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
-        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):  # DVC's own bookkeeping
+        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):  # from DVC's databases
             return error
         error = error.__cause__ or error.__context__
     return None

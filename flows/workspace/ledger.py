@@ -1,7 +1,8 @@
 """History on git side refs.
 
-A ledger entry is a git commit on a ref of its own, written with git's plumbing and a temporary index: the user's HEAD,
-index and work tree are never read or touched, so automation can record while somebody has half a commit staged.
+An entry of the ledger is a git commit on a ref of its own, written by git's plumbing commands with a temporary index.
+The user's HEAD, index and work tree are neither read nor changed, so entries can be recorded while a user has changes
+staged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from flows.errors import UnknownVersion, WorkspaceBusy, WorldError
 
-# Set by git itself inside hooks and aliases; they would send our commands to another repository.
+# Git sets these inside hooks and aliases; they would direct our commands to another repository.
 LEAKING = (
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -29,8 +30,8 @@ LEAKING = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
-# Git leaves loose objects unsynced by default, and a tag must not outlive its commit. A git that lives holds the lock of a
-# ref for milliseconds; after a second it is nobody's.
+# By default git does not fsync loose objects, but a tag must not outlive its commit. A running git holds the lock of a
+# ref for milliseconds; a lock that is a second old was left by a killed one.
 SETTINGS = ("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=1000")
 LOCKED = re.compile(rb"Unable to create '(.+/refs/.+\.lock)': File exists")
 SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
@@ -44,7 +45,7 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class Commit:
-    """One entry: its git sha, when it was made (ISO 8601), and its message."""
+    """An entry: its git sha, time (ISO 8601) and message."""
 
     sha: str
     time: str
@@ -58,10 +59,12 @@ class Ledger:
     root: Path
 
     def commit(self, ref: str, files: Mapping[str, bytes | None], *, message: str) -> str:
-        """Add a commit to `ref` that changes `files` (path to content, None: it goes) and keeps the rest; its sha.
+        """Adds a commit to `ref` that changes `files` (path to content; None removes the file) and keeps the rest.
+
+        Returns its sha.
 
         Raises:
-            WorkspaceBusy: the ref moved meanwhile; nothing was recorded.
+            WorkspaceBusy: another process moved the ref; nothing was recorded.
         """
         tip = self.tip(ref)
         with tempfile.TemporaryDirectory(prefix="cleanshelf-index-") as folder:
@@ -77,14 +80,14 @@ class Ledger:
             tree = self._git("write-tree", env=index)
         parent = ["-p", tip] if tip else []
         sha = self._git("commit-tree", tree, *parent, "-F", "-", given=message.encode())
-        # The empty old value means "must not exist yet": compare-and-swap in either case.
+        # Compare-and-swap: an empty old value means that the ref must not exist yet.
         moved = self._run("update-ref", "-m", "cleanshelf", ref, sha, tip or "")
         if moved.returncode:
             raise WorkspaceBusy(f"{ref} in {self.root} was moved by another process; run the command again")
         return sha
 
     def tag(self, name: str, sha: str, message: str) -> None:
-        """Put the annotated tag `name` on `sha`. An existing tag stays as it is: tags are append-only."""
+        """Puts the annotated tag `name` on `sha`. An existing tag stays as it is, as tags are append-only."""
         if not self.tags(name):
             self._git("tag", "-a", "--no-sign", "--cleanup=verbatim", "-F", "-", name, sha, given=message.encode())
 
@@ -93,12 +96,12 @@ class Ledger:
         return sorted(self._git("tag", "--list", pattern).split())
 
     def tip(self, ref: str) -> str | None:
-        """The sha at which `ref` stands, or None."""
+        """Sha of the commit that `ref` names; None if there is none."""
         found = self._run("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
         return found.stdout.decode().strip() or None
 
     def log(self, ref: str) -> list[Commit]:
-        """The commits of `ref`, newest first; empty when it does not exist."""
+        """Commits of `ref`, newest first; empty if it does not exist."""
         tip = self.tip(ref)
         if tip is None:
             return []
@@ -107,50 +110,51 @@ class Ledger:
         return [Commit(sha=sha, time=time, message=message.strip()) for sha, time, message in rows]
 
     def read(self, sha: str, path: str) -> bytes:
-        """The content of `path` at `sha` (any name git knows).
+        """Content of `path` at `sha` (any name that git resolves).
 
         Raises:
-            UnknownVersion: there is no such commit or no such file in it.
+            UnknownVersion: there is no such commit, or no such file in it.
         """
         content = self.read_many([(sha, path)])[0]
         if content is None:
-            raise UnknownVersion(f"{self.root} has no {path} at {sha}; see `git tag` for what there is")
+            raise UnknownVersion(f"{self.root} has no {path} at {sha}; `git tag` lists the versions")
         return content
 
-    def read_many(self, places: Sequence[tuple[str, str]]) -> list[bytes | None]:
-        """The contents of many (sha, path) with one git process; None for each that is not there."""
-        asked = "".join(f"{sha}:{path}\n" for sha, path in places).encode()
-        answer = self._checked(self._run("cat-file", "--batch", given=asked)).stdout
+    def read_many(self, files: Sequence[tuple[str, str]]) -> list[bytes | None]:
+        """Contents of many (sha, path), read by one git process; None for each that does not exist."""
+        names = "".join(f"{sha}:{path}\n" for sha, path in files).encode()
+        output = self._checked(self._run("cat-file", "--batch", given=names)).stdout
         contents: list[bytes | None] = []
-        at = 0
-        for _ in places:
-            head, at = answer[at : answer.index(b"\n", at)], answer.index(b"\n", at) + 1
+        start = 0
+        for _ in files:
+            end = output.index(b"\n", start)
+            head, start = output[start:end], end + 1
             if head.endswith(b" missing"):
                 contents.append(None)
                 continue
             size = int(head.rsplit(b" ", 1)[1])
-            contents.append(answer[at : at + size])
-            at += size + 1
+            contents.append(output[start : start + size])
+            start += size + 1
         return contents
 
     def push(self, remote: str) -> None:
-        """Send the histories and tags of data and models to another git repository; nothing there is overwritten.
+        """Sends the histories and tags of data and models to another git repository; nothing there is overwritten.
 
         Raises:
-            WorldError: it cannot be reached, or has another history.
+            WorldError: it cannot be reached, or its history has diverged.
         """
         self._git("push", "--atomic", "--quiet", remote, *SHARED)
 
     def fetch(self, remote: str) -> None:
-        """Take the histories and tags of data and models from another git repository; nothing here is overwritten.
+        """Fetches the histories and tags of data and models from another git repository; nothing here is overwritten.
 
         Raises:
-            WorldError: it cannot be reached, or has another history.
+            WorldError: it cannot be reached, or its history has diverged.
         """
         self._git("fetch", "--atomic", "--quiet", "--no-tags", remote, *SHARED)
 
     def user(self) -> str:
-        """Who runs this, as `Name <address>` where git knows one, else by the login."""
+        """Name of the user, as `Name <address>` if git knows one, else the login name."""
         name, address = (self._run("config", key).stdout.decode().strip() for key in ("user.name", "user.email"))
         return f"{name or getpass.getuser()} <{address}>" if address else name or getpass.getuser()
 
@@ -159,11 +163,11 @@ class Ledger:
 
     def _checked(self, done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[bytes]:
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-            if os.strerror(errno.ENOSPC) in said:  # git is the one writer whose full disk shows as text
-                raise OSError(errno.ENOSPC, said)
+            reason = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+            if os.strerror(errno.ENOSPC) in reason:  # a subprocess reports a full disk only as text
+                raise OSError(errno.ENOSPC, reason)
             raise WorldError(
-                f"git {done.args[3 + len(SETTINGS)]} failed in {self.root}: {said}; see that git works there, then retry"
+                f"git {done.args[3 + len(SETTINGS)]} failed in {self.root}: {reason}; check git there, then retry"
             )
         return done
 
@@ -173,22 +177,21 @@ class Ledger:
         command = ["git", "-C", str(self.root), *SETTINGS, *args]
         variables = self._environment() | dict(env or {})
         done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
-        if done.returncode and (
-            held := LOCKED.search(done.stderr)
-        ):  # a killed git left it; the ref would be stuck for ever
-            (self.root / os.fsdecode(held[1])).unlink(missing_ok=True)
+        if done.returncode and (lock := LOCKED.search(done.stderr)):
+            # A killed git left this lock; no later command could move the ref.
+            (self.root / os.fsdecode(lock[1])).unlink(missing_ok=True)
             done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
         return done
 
     def _environment(self) -> dict[str, str]:
-        """Ours without what leaks from hooks, with an identity where the user has none."""
-        return ({} if self._has_identity else IDENTITY) | _kept() | {"LC_ALL": "C"}
+        """Our environment without git's variables from hooks, and with an identity if the user has none."""
+        return ({} if self._has_identity else IDENTITY) | _own_environment() | {"LC_ALL": "C"}
 
     @cached_property
     def _has_identity(self) -> bool:
         command = ["git", "-C", str(self.root), "config", "user.email"]
-        return bool(subprocess.run(command, env=_kept(), capture_output=True, check=False).stdout.strip())
+        return bool(subprocess.run(command, env=_own_environment(), capture_output=True, check=False).stdout.strip())
 
 
-def _kept() -> dict[str, str]:
+def _own_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in LEAKING}

@@ -1,4 +1,4 @@
-"""Finding wrong labels: arrays in, arrays out, no torch. N photos, C classes."""
+"""Detection of label issues: NumPy arrays in and out, without torch. N photos, C classes."""
 
 from models.cleaning.decide import attractor_classes, label_weights, worst
 from models.cleaning.inputs import TopK

@@ -1,4 +1,4 @@
-"""The questions that people ask of labels: how good, which wrong, what instead, what is taken for what."""
+"""Label quality, label issues, suggested labels and label noise: the public functions of cleaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.cleaning.rule_input import RuleInput, gather
 from models.cleaning.rules import DEFAULT, RULES, Posterior, Rule
 from models.errors import CleaningError
 
-HALF = 0.5  # a rule calls labels below it wrong
+HALF = 0.5  # a label of lower quality is a label issue
 
 Probs = NDArray[np.floating] | TopK
 Embeddings = NDArray[np.floating] | None
@@ -29,22 +29,22 @@ def label_quality(
     groups: NDArray[np.integer] | None = None,
     **params: Any,
 ) -> NDArray[np.float32]:
-    """(N,) how much each label is believed, in [0, 1]; below 0.5 the rule calls it wrong. 1 where nothing can be said.
+    """(N,) label quality in [0, 1]; below 0.5 the label is a label issue. 1 for labels that cannot be scored.
 
-    The probabilities have to come from networks that were not trained on the photo (`models.data.samplers.folds`), and
-    lightly: in sample, a wrong label is memorised and looks right.
+    The probabilities have to be out-of-sample (`models.data.samplers.folds`), from lightly trained networks: in sample,
+    a wrong label is memorised and looks right.
 
     Args:
-        labels: (N,) classes from 0 to C - 1, as given; -1, a label that no class bears, is not judged.
+        labels: (N,) given labels, 0 to C - 1; -1, a label without a class, is not scored.
         pred_probs: (N, C) rows that sum to 1, or `TopK`.
-        embeddings: (N, d), any scale; what rules with votes ask.
+        embeddings: (N, d), any scale; needed by rules that compare photos.
         rule: a name of `RULES`.
-        groups: (N,) of photos whose embeddings can be compared with each other, such as the folds; None: all can.
-        params: of the rule.
+        groups: (N,) group of each photo, such as its fold; only embeddings of one group are compared. None: one group.
+        params: parameters of the rule.
 
     Raises:
-        CleaningError: arrays that cannot be judged by.
-        ConfigError: no such rule, or a parameter that it does not take.
+        CleaningError: arrays of a wrong shape, type or range.
+        ConfigError: an unknown rule or parameter, or a value out of range.
     """
     built = cast(Rule, RULES.build(rule, **params))
     return _quality(built, gather(labels, pred_probs, embeddings, groups=groups))
@@ -62,26 +62,27 @@ def find_label_errors(
     budget: float = 1.0,
     **params: Any,
 ) -> NDArray[np.bool_]:
-    """(N,) True where the rule calls the label wrong, the worst first, down to the floor of each class and within the budget.
+    """(N,) bool: True for a label issue; lowest qualities first, down to the floor of each class, within the budget.
 
-    A class of n photos keeps at least min(n, max(floor_count, floor_share n)). Other arguments and errors: `label_quality`.
+    A class of n photos keeps at least min(n, max(floor_count, floor_share n)). Other arguments and errors as for
+    `label_quality`. Only benchmarks and notebooks call this function.
 
     Args:
-        floor_share: in [0, 1].
-        floor_count: photos, >= 1.
-        budget: in [0, 1]; at most this share of all photos.
+        floor_share: share of a class that is always kept, in [0, 1].
+        floor_count: photos of a class that are always kept, >= 1.
+        budget: largest share of all photos that become label issues, in [0, 1].
     """
     built = cast(Rule, RULES.build(rule, **params))
-    evidence = gather(labels, pred_probs, embeddings, groups=groups)
-    return worst(evidence.labels, _quality(built, evidence), threshold=HALF, floor_share=floor_share,
+    data = gather(labels, pred_probs, embeddings, groups=groups)
+    return worst(data.labels, _quality(built, data), threshold=HALF, floor_share=floor_share,
                  floor_count=floor_count, budget=budget)  # fmt: skip
 
 
-def _quality(rule: Rule, evidence: RuleInput) -> NDArray[np.float32]:
-    if evidence.num_classes == 1 or not evidence.judged.any():
-        return np.ones(len(evidence), np.float32)  # there is no other class that it could be
-    quality = np.clip(rule.quality(evidence), 0, 1).astype(np.float32)
-    quality[~evidence.judged] = 1
+def _quality(rule: Rule, data: RuleInput) -> NDArray[np.float32]:
+    if data.num_classes == 1 or not data.is_labelled.any():
+        return np.ones(len(data), np.float32)  # no other class is possible
+    quality = np.clip(rule.quality(data), 0, 1).astype(np.float32)
+    quality[~data.is_labelled] = 1
     return quality
 
 
@@ -94,21 +95,22 @@ def suggest_labels(
     confidence: float = 0.9,
     **params: Any,
 ) -> NDArray[np.int64]:
-    """(N,) the most probable class where it is not the label and at least `confidence` certain; else the label as it is.
+    """(N,) the most probable class if its probability is at least `confidence`, otherwise the label.
 
-    By the rule `posterior`, whose parameters it takes. Relabelling rarely paid where we measured it: show suggestions to people.
+    Uses the rule `posterior` and accepts its parameters. Relabelling rarely helped where we measured it; show the
+    suggestions to people instead.
 
     Raises:
-        CleaningError: as `label_quality`, or a confidence outside [0, 1].
+        CleaningError: as for `label_quality`, or a confidence outside [0, 1].
     """
     if not 0 <= confidence <= 1:
-        raise CleaningError(f"confidence: {confidence} is outside [0, 1]; it is a probability")
-    evidence = gather(labels, pred_probs, embeddings, groups=groups)
-    believed, _ = _posterior(params).believe(evidence)
-    best = believed.argmax(axis=1)
-    row, ids = np.arange(len(best)), evidence.candidates.ids[evidence.judged]
-    suggested = evidence.labels.copy()
-    suggested[evidence.judged] = np.where(believed[row, best] >= confidence, ids[row, best], ids[:, 0])
+        raise CleaningError(f"confidence: {confidence} is outside [0, 1]; give a probability")
+    data = gather(labels, pred_probs, embeddings, groups=groups)
+    probs, _ = _posterior(params).estimate(data)
+    best = probs.argmax(axis=1)
+    row, ids = np.arange(len(best)), data.candidates.ids[data.is_labelled]
+    suggested = data.labels.copy()
+    suggested[data.is_labelled] = np.where(probs[row, best] >= confidence, ids[row, best], ids[:, 0])
     return suggested
 
 
@@ -120,12 +122,13 @@ def estimate_noise(
     groups: NDArray[np.integer] | None = None,
     **params: Any,
 ) -> Noise:
-    """Which classes are given for which, sparse; `Noise.matrix()` is dense, as forward correction takes it.
+    """Estimated label noise, as a sparse confusion of classes.
 
-    By the rule `posterior`, whose parameters it takes, but for `trust`: it is 1 here. A smaller one finds errors better where
-    they depend on the photo, and counts too many. Without embeddings the rate comes out low. Errors: as `label_quality`.
+    Uses the rule `posterior` and accepts its parameters, with `trust` = 1 as default. A smaller `trust` finds more of
+    the errors that depend on the photo, but overestimates the noise. Without embeddings the rate is underestimated.
+    Errors as for `label_quality`.
     """
-    return _posterior({"trust": 1.0} | params).believe(gather(labels, pred_probs, embeddings, groups=groups))[1]
+    return _posterior({"trust": 1.0} | params).estimate(gather(labels, pred_probs, embeddings, groups=groups))[1]
 
 
 def _posterior(params: dict[str, Any]) -> Posterior:

@@ -1,4 +1,4 @@
-"""What rules judge by: labels beside probabilities, dense or sparse, checked, and read in blocks."""
+"""Input of the rules: labels with dense or sparse probabilities, checked and read in blocks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, check_photos, check_sparse, warn
 
-KEEP = 5  # other classes of a photo that votes are counted for; 10 find no more
-BLOCK_BYTES = 1 << 19  # of the dense table that is worked on at a time; fits a core's cache
+KEEP = 5  # most probable other classes of a photo that count as candidates; 10 found no more label issues
+BLOCK_BYTES = 1 << 19  # bytes of the dense table that are processed at a time; they fit into the cache of a core
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The classes a photo may be of. Column 0 is the label, then at most KEEP others; -1 where there is none.
+    """Candidate classes of each photo: the label in column 0, then at most KEEP others.
 
     Attributes:
-        ids: (N, K + 1) int32.
-        p: (N, K + 1) float32, 0 where there is no class.
+        ids: (N, K + 1) int32 classes, -1 for none.
+        p: (N, K + 1) float32 probabilities, 0 for no class.
     """
 
     ids: NDArray[np.int32]
@@ -29,22 +29,24 @@ class Candidates:
 
     @property
     def exists(self) -> NDArray[np.bool_]:
+        """(N, K + 1) True where there is a candidate."""
         return self.ids >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleInput:
-    """Labels and what is known of their photos; made by `gather`, which checks all of it.
+    """Labels, probabilities and embeddings of photos; created by `gather`, which checks them.
 
     Attributes:
-        labels: (N,) classes; -1 is never judged.
+        labels: (N,) classes; -1 is never scored.
         num_classes: C.
-        p_label: (N,) probability of the label; 0 where that is -1.
-        other: (N,) the most probable class that is not the label; -1 where there is none.
+        p_label: (N,) probability of the label; 0 for the label -1.
+        other: (N,) the most probable class that is not the label; -1 for none.
         p_other: (N,) its probability.
-        pred_probs: as given.
+        pred_probs: probabilities as given.
         embeddings: (N, d) or None.
-        groups: (N,) photos of different groups have embeddings that cannot be compared, such as of different networks.
+        groups: (N,) group of each photo; embeddings of different groups, such as of different networks, are not
+            compared.
     """
 
     labels: NDArray[np.int64]
@@ -60,18 +62,18 @@ class RuleInput:
         return len(self.labels)
 
     @property
-    def judged(self) -> NDArray[np.bool_]:
-        """(N,) True where the label is a class of the network."""
+    def is_labelled(self) -> NDArray[np.bool_]:
+        """(N,) True if the label is a class of the network."""
         return self.labels >= 0
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """(C,) photos that bear each label."""
-        return np.bincount(self.labels[self.judged], minlength=self.num_classes)
+        """(C,) number of photos with each label."""
+        return np.bincount(self.labels[self.is_labelled], minlength=self.num_classes)
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The label and the most probable others, whatever the input's form."""
+        """The label and the most probable other classes, from dense or sparse probabilities."""
         width = self.pred_probs.ids.shape[1] if isinstance(self.pred_probs, TopK) else self.num_classes
         others = min(KEEP, width)
         ids = np.full((len(self), others + 1), -1, np.int32)
@@ -86,7 +88,7 @@ class RuleInput:
         return Candidates(ids, p)
 
     def others(self) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
-        """Blocks of rows: classes (n, k), or None where column j is class j, and probabilities, -1 at the label."""
+        """Blocks of rows: classes (n, k), or None if column j is class j, and probabilities (n, k), -1 at the label."""
         yield from blocks(self.labels, self.pred_probs)
 
 
@@ -97,10 +99,10 @@ def gather(
     *,
     groups: NDArray[np.integer] | None = None,
 ) -> RuleInput:
-    """Everything checked, and the probabilities read once; needs O(N + C) memory beside them.
+    """Checked input of the rules. Reads the probabilities once; needs O(N + C) memory beside them.
 
     Raises:
-        CleaningError: shapes, ranges, sums or NaN; names the argument, the number of rows and the first of them.
+        CleaningError: wrong shapes, ranges or sums, or NaN; the message names the argument, the rows and the first row.
     """
     given, pred_probs = np.asarray(labels), pred_probs if isinstance(pred_probs, TopK) else np.asarray(pred_probs)
     num_classes = check_form(given, pred_probs)
@@ -121,17 +123,17 @@ def gather(
         value = probs[np.arange(len(best)), best]
         found = best if classes is None else classes[np.arange(len(best)), best]
         other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
-    evidence = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
-                        pred_probs=pred_probs, embeddings=embeddings,
-                        groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
+    data = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
+                     pred_probs=pred_probs, embeddings=embeddings,
+                     groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
-    return evidence
+    return data
 
 
 def blocks(
     labels: NDArray[np.int64], pred_probs: NDArray[np.floating] | TopK, *, check: bool = False
 ) -> Iterator[tuple[slice, NDArray[np.integer] | None, NDArray[np.floating]]]:
-    """What `RuleInput.others` says; the probabilities are a buffer that the next block overwrites."""
+    """Blocks as `RuleInput.others` yields them; the probabilities are a buffer that the next block overwrites."""
     table = pred_probs.probs if isinstance(pred_probs, TopK) else pred_probs
     height = max(1, BLOCK_BYTES // max(1, table.shape[1] * table.itemsize))
     buffer = np.empty((height, table.shape[1]), table.dtype)

@@ -1,6 +1,6 @@
-"""Rules that judge labels, by name. Each gives a quality in [0, 1]; below 0.5 it calls the label wrong.
+"""Registered rules that score labels. Each returns a label quality in [0, 1]; below 0.5 the label is a label issue.
 
-A rule sees `RuleInput` and nothing else, so all are compared on the same probabilities.
+A rule gets a `RuleInput` and nothing else, so that all rules can be compared on the same probabilities.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Number = Annotated[int, Range(1, 1000)]
 
 
 class Rule(Protocol):
-    """What a rule does."""
+    """Interface of a rule."""
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        """(N,) in [0, 1]; of photos with the label -1 it does not matter."""
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        """(N,) label quality in [0, 1]; any value for photos with the label -1."""
 
 
 def sigmoid(x: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -39,122 +39,130 @@ def sigmoid(x: NDArray[np.floating]) -> NDArray[np.floating]:
 
 @RULES.register("report", paper="arXiv:2106.10683")
 class Report:
-    """Disagrees and is unsure: another class is most probable, at less than `unsure`; the least probable first.
+    """Another class is most probable, with less than `unsure`; the smaller its probability, the lower the quality.
 
-    The AliProducts report's rule taken literally. It was made for probabilities in sample; out of sample it is the weakest.
+    The rule of the AliProducts report ("disagrees and is unsure"), taken literally. It was designed for in-sample
+    probabilities; on out-of-sample ones it is the weakest rule.
     """
 
     def __init__(self, unsure: Annotated[float, Range(0, 1, open_low=True)] = 0.7) -> None:
         self.unsure = unsure
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        return np.where(evidence.p_other > evidence.p_label, np.minimum(0.5 * evidence.p_other / self.unsure, 1), 1)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        return np.where(data.p_other > data.p_label, np.minimum(0.5 * data.p_other / self.unsure, 1), 1)
 
 
 @RULES.register("self_confidence", paper="arXiv:1911.00068")
 class SelfConfidence:
-    """p(label) below `share` of what photos of that label have on average; p / (p + share * mean).
+    """p(label) is below `share` times the mean p(label) of photos with this label; quality p / (p + share * mean).
 
-    cleanlab's self-confidence, with a threshold of the class's own, so that hard classes are not all suspect.
+    The self-confidence of cleanlab with a threshold per class, so that not all photos of a hard class are suspect.
     """
 
     def __init__(self, share: Positive = 0.5) -> None:
         self.share = share
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        usual = self.share * class_means(evidence)[evidence.labels]
-        return evidence.p_label / np.maximum(evidence.p_label + usual, TINY)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        usual = self.share * class_means(data)[data.labels]
+        return data.p_label / np.maximum(data.p_label + usual, TINY)
 
 
 @RULES.register("log_margin", paper="arXiv:1911.00068")
 class LogMargin:
-    """log p(label) - log p(best other class) below `threshold`.
+    """log p(label) - log p(best other class) is below `threshold`.
 
-    `prior` takes that share of the logarithm of each class's size off both sides: half of it evens out what is lost of
-    large and of small classes, and costs 3 to 4 points of F1 on data without a tail.
+    `prior` subtracts this share of the log class size from both logarithms: 0.5 flags similar shares of large and small
+    classes, but costs 3 to 4 points of F1 on data without a tail.
     """
 
     def __init__(self, threshold: float = -0.5, prior: Share = 0.0) -> None:
         self.threshold, self.prior = threshold, prior
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
         if not self.prior:
-            return sigmoid(log_margin(evidence.p_label, evidence.p_other) - self.threshold)
-        size = np.maximum(evidence.counts, 1) ** self.prior
-        p_other = np.zeros(len(evidence), np.float64)
-        for rows, classes, probs in evidence.others():
+            return sigmoid(log_margin(data.p_label, data.p_other) - self.threshold)
+        size = np.maximum(data.counts, 1) ** self.prior
+        p_other = np.zeros(len(data), np.float64)
+        for rows, classes, probs in data.others():
             p_other[rows] = np.maximum(probs / (size if classes is None else size[classes]), 0).max(axis=1)
-        return sigmoid(_log(evidence.p_label / size[evidence.labels]) - _log(p_other) - self.threshold)
+        return sigmoid(_log(data.p_label / size[data.labels]) - _log(p_other) - self.threshold)
 
 
 @RULES.register("confident_learning", paper="arXiv:1911.00068")
 class ConfidentLearning:
-    """Another class is confidently predicted: at least as probable as it is on average for its own photos.
+    """Another class is confidently predicted: its probability is at least its mean over the photos with that label.
 
-    The off-diagonal of the confident joint (Northcutt et al. 2021); where several classes are confident, the most probable.
+    The off-diagonal of the confident joint (Northcutt et al. 2021). Of several confident classes the most probable
+    counts.
     """
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        usual = class_means(evidence)
-        usual[evidence.counts == 0] = np.inf  # a class that nobody bears is never confident
-        best = np.zeros(len(evidence), np.float64)
-        for rows, classes, probs in evidence.others():
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        usual = class_means(data)
+        usual[data.counts == 0] = np.inf  # a class without photos is never confident
+        best = np.zeros(len(data), np.float64)
+        for rows, classes, probs in data.others():
             confident = probs >= (usual if classes is None else usual[classes])
             best[rows] = np.maximum(probs * confident, 0).max(axis=1)
-        own = np.where(evidence.p_label >= usual[evidence.labels], evidence.p_label, 0)
-        return 0.5 * evidence.p_label + np.where(best > own, 0, 0.5)
+        own = np.where(data.p_label >= usual[data.labels], data.p_label, 0)
+        return 0.5 * data.p_label + np.where(best > own, 0, 0.5)
 
 
 @RULES.register("neighbours", paper="Wilson 1972")
 class Neighbours:
-    """Of the `count` most similar other photos, more bear another class: log (1 + votes) against it below `threshold`."""
+    """Most similar other photos vote for another class: the difference of log (1 + votes) is below `threshold`.
+
+    `count` photos vote, each for its own label.
+    """
 
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        near = nearest(evidence, self.count)
-        own = count_votes(near, evidence.labels.astype(np.int32)[:, None])[:, 0]
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        near = nearest(data, self.count)
+        own = count_votes(near, data.labels.astype(np.int32)[:, None])[:, 0]
         votes = count_votes(near, near)
-        votes[near == evidence.labels[:, None]] = 0
+        votes[near == data.labels[:, None]] = 0
         return sigmoid(np.log1p(own) - np.log1p(votes.max(axis=1)) - self.threshold)
 
 
 @RULES.register("product", paper="")
 class Product:
-    """Probabilities times (1 + neighbours' votes), then the log margin below `threshold`."""
+    """Log margin, of probabilities times (1 + votes of the neighbours), is below `threshold`."""
 
     def __init__(self, count: Number = 10, threshold: float = -0.5) -> None:
         self.count, self.threshold = count, threshold
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        found = evidence.candidates
-        logs = _log(found.p) + np.log1p(count_votes(nearest(evidence, self.count), found.ids))
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        found = data.candidates
+        logs = _log(found.p) + np.log1p(count_votes(nearest(data, self.count), found.ids))
         return sigmoid(_margin(logs, found.exists) - self.threshold)
 
 
 @RULES.register("linear", paper="Allen 1974")
 class Linear:
-    """A ridge classifier on the embeddings, fitted to all labels but the photo's own, answers another class by `gap` more."""
+    """Linear vote for another class exceeds that for the label by `gap`.
+
+    The vote is that of a ridge classifier on the embeddings, fitted to all labels except the photo's own.
+    """
 
     def __init__(self, gap: Annotated[float, Range(0)] = 0.05, ridge: Positive = 0.5) -> None:
         self.gap, self.ridge = gap, ridge
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        found = evidence.candidates
-        answers = _linear(evidence, self.ridge)
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        found = data.candidates
+        answers = _linear(data, self.ridge)
         return sigmoid(10 * (_margin(answers, found.exists) + self.gap))
 
 
 @RULES.register("posterior", paper="")
 class Posterior:
-    """P(the label is right), from probabilities, neighbours, a linear vote, and the confusion that they reveal together.
+    """P(the label is correct) from probabilities, neighbours, a linear vote and the label noise estimated from them.
 
-    Evidence for a class: log p + log (1 + votes of `count` neighbours) + `linear` times the linear vote. It is weighed with how
-    often that class bears that label (`models.cleaning.noise`), to the power `trust`. Without embeddings, p alone against a
-    threshold (`log_margin`): lightly trained, it is too flat for a posterior.
+    Evidence for a class: log p + log (1 + votes of `count` neighbours) + `linear` times the linear vote. It is
+    multiplied by how often photos of that class have the given label (`models.cleaning.noise`), to the power `trust`.
+    Without embeddings the rule is `log_margin`, because p of a lightly trained network is too flat for a posterior.
 
-    Beyond `most` photos in a group the neighbours, whose cost grows with the square, are left out.
+    If a group has more than `most` photos, neighbours are left out, because their cost grows with the square.
     """
 
     def __init__(
@@ -167,51 +175,47 @@ class Posterior:
     ) -> None:
         self.count, self.linear, self.ridge, self.trust, self.most = count, linear, ridge, trust, most
 
-    def quality(self, evidence: RuleInput) -> NDArray[np.floating]:
-        if evidence.embeddings is None:
-            return LogMargin().quality(evidence)
-        quality = np.ones(len(evidence), np.float32)
-        quality[evidence.judged] = self.believe(evidence)[0][:, 0]
+    def quality(self, data: RuleInput) -> NDArray[np.floating]:
+        if data.embeddings is None:
+            return LogMargin().quality(data)
+        quality = np.ones(len(data), np.float32)
+        quality[data.is_labelled] = self.estimate(data)[0][:, 0]
         return quality
 
-    def believe(self, evidence: RuleInput) -> tuple[NDArray[np.float32], Noise]:
-        """(n, K + 1) probability of each candidate of the judged photos, and the confusion."""
-        found, judged = evidence.candidates, evidence.judged
+    def estimate(self, data: RuleInput) -> tuple[NDArray[np.float32], Noise]:
+        """(n, K + 1) probability of each candidate of the photos with a known class, and the label noise."""
+        found, labelled = data.candidates, data.is_labelled
         logs = _log(found.p).astype(np.float32)
-        if evidence.embeddings is not None:
-            if np.unique(evidence.groups, return_counts=True)[1].max(initial=0) <= self.most:
-                logs += np.log1p(count_votes(nearest(evidence, self.count), found.ids))
-            logs += self.linear * _linear(evidence, self.ridge)
+        if data.embeddings is not None:
+            if np.unique(data.groups, return_counts=True)[1].max(initial=0) <= self.most:
+                logs += np.log1p(count_votes(nearest(data, self.count), found.ids))
+            logs += self.linear * _linear(data, self.ridge)
         logs[~found.exists] = -np.inf
-        return posterior(logs[judged], found.ids[judged], num_classes=evidence.num_classes, trust=self.trust)
+        return posterior(logs[labelled], found.ids[labelled], num_classes=data.num_classes, trust=self.trust)
 
 
-def photos(evidence: RuleInput) -> NDArray[np.floating]:
-    """(N, d) embeddings.
-
-    Raises:
-        CleaningError: there are none.
-    """
-    if evidence.embeddings is None:
-        raise CleaningError("embeddings: this rule asks similar photos; give embeddings, or take the rule log_margin")
-    return evidence.embeddings
+def photos(data: RuleInput) -> NDArray[np.floating]:
+    """(N, d) embeddings; raises CleaningError if there are none."""
+    if data.embeddings is None:
+        raise CleaningError("embeddings: this rule compares photos; give embeddings, or use the rule log_margin")
+    return data.embeddings
 
 
-def class_means(evidence: RuleInput) -> NDArray[np.float64]:
-    """(C,) mean p(label) of the photos that bear each label: the confident thresholds; 0 without photos."""
-    judged = evidence.judged
-    total = np.bincount(evidence.labels[judged], evidence.p_label[judged], minlength=evidence.num_classes)
-    return np.asarray(total / np.maximum(evidence.counts, 1))
+def class_means(data: RuleInput) -> NDArray[np.float64]:
+    """(C,) mean p(label) of the photos with each label, the thresholds of confident learning; 0 without photos."""
+    labelled = data.is_labelled
+    total = np.bincount(data.labels[labelled], data.p_label[labelled], minlength=data.num_classes)
+    return np.asarray(total / np.maximum(data.counts, 1))
 
 
-def nearest(evidence: RuleInput, count: int) -> NDArray[np.int32]:
+def nearest(data: RuleInput, count: int) -> NDArray[np.int32]:
     """(N, count) labels of the nearest other photos."""
-    return neighbour_labels(photos(evidence), evidence.labels, neighbours=count, groups=evidence.groups)
+    return neighbour_labels(photos(data), data.labels, neighbours=count, groups=data.groups)
 
 
-def _linear(evidence: RuleInput, ridge: float) -> NDArray[np.float32]:
-    return linear_vote(photos(evidence), evidence.labels, evidence.candidates.ids, groups=evidence.groups,
-                       ridge=ridge, num_classes=evidence.num_classes)  # fmt: skip
+def _linear(data: RuleInput, ridge: float) -> NDArray[np.float32]:
+    return linear_vote(photos(data), data.labels, data.candidates.ids, groups=data.groups,
+                       ridge=ridge, num_classes=data.num_classes)  # fmt: skip
 
 
 def _log(p: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -219,6 +223,6 @@ def _log(p: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _margin(logs: NDArray[np.floating], exists: NDArray[np.bool_]) -> NDArray[np.floating]:
-    """(N,) column 0 less the largest other that exists; 0 where there is none."""
+    """(N,) column 0 minus the largest other candidate; 0 without another candidate."""
     other = np.where(exists[:, 1:], logs[:, 1:], -np.inf).max(axis=1)
     return np.where(np.isfinite(other), logs[:, 0] - other, 0)

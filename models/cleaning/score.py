@@ -1,19 +1,18 @@
-"""How much a photo's label is believed."""
+"""The log margin of a label."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-TINY = 1e-12  # a float32 softmax gives exact zeros; their logarithm is cut here
+TINY = 1e-12  # a float32 softmax may give exact zeros; their logarithm is limited to log TINY
 
 
 def log_margin(p_label: NDArray[np.float32], best_other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N,) log p(label) - log max over the other classes; below 0 the network prefers another label.
+    """(N,) log p(label) - log p(best other class); below 0 the network prefers another label.
 
-    Use probabilities from a network that was not trained on the photo: in sample, a wrong label is memorised and looks
-    right. On human label noise this ranks errors best of the rules we know (the report's own rule, "disagrees and is
-    unsure", is the weakest).
+    Use out-of-sample probabilities: in sample, a wrong label is memorised and looks right. On human label noise this
+    ranks errors best of the rules that use probabilities alone; `report` is the weakest.
 
     Args:
         p_label: (N,) probability of the given label, in [0, 1].

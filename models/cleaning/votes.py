@@ -1,7 +1,7 @@
-"""What photos that look alike say of a label: its nearest neighbours, and a linear classifier that never saw the photo.
+"""Votes of similar photos about a label: nearest neighbours, and a linear classifier that was not fitted to the photo.
 
-Both leave the photo's own label out exactly, and both compare photos of one group only: embeddings of different networks lie in
-different spaces. Nothing of N x N or N x C is ever held.
+Both leave out the photo's own label exactly. Both compare photos of one group only, because embeddings of different
+networks lie in different spaces. No array of N x N or N x C is kept in memory.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 
 from models.errors import CleaningError
 
-BLOCK_BYTES = 1 << 26  # of similarities, and of classifier rows, at a time
+BLOCK_BYTES = 1 << 26  # bytes of similarities, or of classifier rows, in one block
 BLOCK_ROWS = 1 << 14
 
 
 def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(n, d) unit vectors from the mean (d,): what all photos share says nothing of any."""
-    made = np.asarray(embeddings - mean, np.float32)
-    made /= np.maximum(np.sqrt(np.einsum("ij,ij->i", made, made)), 1e-12)[:, None]
-    return made
+    """(n, d) unit vectors from the mean (d,) of all photos, which carries no information about a single one."""
+    centred = np.asarray(embeddings - mean, np.float32)
+    centred /= np.maximum(np.sqrt(np.einsum("ij,ij->i", centred, centred)), 1e-12)[:, None]
+    return centred
 
 
 def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
-    """Positions of each group's photos."""
+    """Positions of the photos of each group."""
     for name in np.unique(groups):
         yield np.flatnonzero(groups == name)
 
 
 def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(d,) mean of some photos, summed in blocks.
+    """(d,) mean embedding of some photos, summed in blocks.
 
     Raises:
         CleaningError: NaN or infinity.
@@ -41,15 +41,15 @@ def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray
         values = embeddings[part]
         if not np.isfinite(values).all():
             wrong = ~np.isfinite(values).all(axis=1)
-            raise CleaningError(f"embeddings: NaN or infinity, first in row {part[wrong.argmax()]}; drop such photos")
+            raise CleaningError(f"embeddings: NaN or infinity, first in row {part[wrong.argmax()]}; drop these photos")
         total += values.sum(axis=0, dtype=np.float64)
     return np.asarray(total / max(1, len(rows)), np.float32)
 
 
 def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Cosine similarities (n, N) of n photos to all, block by block, with the first photo's position.
+    """Blocks of cosine similarities (n, N) of n photos to all, each with the position of its first photo.
 
-    A photo's similarity to itself is -inf. The block is a buffer that the next one overwrites.
+    The similarity of a photo to itself is -inf. A block is a buffer that the next one overwrites.
     """
     height = rows_at_once or max(1, BLOCK_BYTES // (4 * max(1, len(unit))))
     buffer = np.empty((min(height, len(unit)), len(unit)), np.float32)
@@ -63,25 +63,25 @@ def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> It
 def neighbour_labels(
     embeddings: NDArray[np.floating], labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
 ) -> NDArray[np.int32]:
-    """(N, neighbours) labels of each photo's most similar others in its group; -1 where a group has no more.
+    """(N, neighbours) labels of the most similar other photos in the group; -1 if the group is too small.
 
-    Photos without a label (-1) cast no vote. Exact, in O(N^2 d) time and blocks of 64 MB.
+    Photos without a label (-1) have no vote. Exact, in O(N^2 d) time and blocks of 64 MB.
     """
     found = np.full((len(embeddings), neighbours), -1, np.int32)
     for rows in members(groups):
-        said = labels[rows]
-        k = min(neighbours, int((said >= 0).sum()) - 1)
+        group_labels = labels[rows]
+        k = min(neighbours, int((group_labels >= 0).sum()) - 1)
         if k < 1:
             continue
         for start, cosine in similar(directions(embeddings[rows], centre(embeddings, rows))):
-            cosine[:, said < 0] = -np.inf
+            cosine[:, group_labels < 0] = -np.inf
             near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-            found[rows[start : start + len(near)], :k] = said[near]
+            found[rows[start : start + len(near)], :k] = group_labels[near]
     return found
 
 
 def count_votes(neighbour: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    """(N, K) how many of the neighbours (N, k) bear each candidate class (N, K); 0 where that is -1."""
+    """(N, K) number of neighbours (N, k) whose label is each candidate class (N, K); 0 for the candidate -1."""
     votes = np.zeros(ids.shape, np.float32)
     for column in neighbour.T:
         votes += ids == column[:, None]
@@ -98,19 +98,20 @@ def linear_vote(
     num_classes: int,
     ridge: float = 0.5,
 ) -> NDArray[np.float32]:
-    """(N, K) what a linear classifier, fitted to all labels but the photo's own, answers for each candidate class (N, K).
+    """(N, K) output, for each candidate class, of a linear classifier fitted to all labels except the photo's own.
 
-    Ridge regression to the one-hot labels, about 1 for a class and 0 for another. The answer without the photo's own label
-    is exact and needs no second fit: (f - h y) / (1 - h), with h the photo's leverage (PRESS, Allen 1974). One pass sums
-    d x d products and C x d class sums, another asks: time O(N d^2 + N K d), memory O(d^2 + C d).
+    Ridge regression to the one-hot labels: about 1 for the class of the photo and 0 for others. Leaving out the photo's
+    own label is exact and needs no second fit: (f - h y) / (1 - h), with h the leverage of the photo (PRESS, Allen
+    1974). One pass sums d x d products and C x d class sums, a second one predicts: time O(N d^2 + N K d), memory O(d^2
+    + C d).
 
     Args:
         embeddings: (N, d).
-        labels: (N,) classes; photos of -1 are not fitted to.
-        ids: (N, K) candidate classes; column 0 is the label; -1 gives 0.
-        groups: (N,) each is fitted alone.
+        labels: (N,) classes; photos with -1 are left out of the fit.
+        ids: (N, K) candidate classes, the label in column 0; the output for -1 is 0.
+        groups: (N,) group of each photo; every group has its own fit.
         num_classes: C.
-        ridge: > 0, in mean eigenvalues of the photos' second moments.
+        ridge: > 0, in units of the mean eigenvalue of the second moments.
     """
     answers = np.zeros(ids.shape, np.float32)
     for rows in members(groups):
@@ -120,7 +121,7 @@ def linear_vote(
             x = _with_constant(directions(embeddings[part], mean))
             leverage = np.where(labels[part] >= 0, np.einsum("ij,ij->i", x @ inverse, x), 0).astype(np.float32)
             answer = np.einsum("ikj,ij->ik", classifier[ids[part]], x)
-            answer[:, 0] -= leverage  # column 0 is the label that the photo was fitted to
+            answer[:, 0] -= leverage  # column 0 is the label, to which the photo was fitted
             answer /= np.maximum(1 - leverage, np.float32(1e-6))[:, None]
             answers[part] = np.where(ids[part] >= 0, answer, 0)
     return answers
@@ -135,7 +136,7 @@ def _fit(
     ridge: float,
     num_classes: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Inverse of the second moments (d + 1, d + 1) and classifier (C, d + 1) of a group."""
+    """Inverse of the second moments, (d + 1, d + 1), and the classifier, (C, d + 1), of a group."""
     width = embeddings.shape[1] + 1
     moments, sums = np.zeros((width, width)), np.zeros((num_classes, width), np.float32)
     fitted = rows[labels[rows] >= 0]

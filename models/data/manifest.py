@@ -51,10 +51,12 @@ LABELS = pa.schema(
         ("decision", pa.string()),
         ("score", pa.float32()),
         ("round", pa.int8()),
-        ("judge", pa.string()),
+        ("scored_by", pa.string()),
     ]
 )
-ADDED = ("judge",)  # text columns that versions of earlier releases lack; read as empty
+FORMAT = 2  # of a data version, in its VERSION.json
+FORMER = {"scored_by": "judge"}  # names of columns in format 1
+ADDED = ("scored_by",)  # text columns that some versions of format 1 lack; read as empty
 CONFLICTS = pa.schema([(name, pa.string()) for name in ("id", "label", "source", "path")])
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("path", "label", "source", "field", "reason")])
 
@@ -65,9 +67,9 @@ TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine"
 class Manifest:
     """Photos of one data version; every array has one element per photo, sorted by id.
 
-    id, given_label, label, split, decision, judge, shard: str objects; kept: bool; offset, size: bytes in the shard;
+    id, given_label, label, split, decision, scored_by, shard: str objects; kept: bool; offset, size: bytes in the shard;
     score: float32 quality of the given label in [0, 1], NaN if it was never scored; round: int8 round of cleaning that
-    last scored it, 0 = as delivered; judge: names of the steps whose networks scored it, "" = none.
+    last scored it, 0 = as delivered; scored_by: names of the steps whose networks scored it, "" = none.
     """
 
     data: Path
@@ -79,7 +81,7 @@ class Manifest:
     decision: NDArray[np.object_]
     score: NDArray[np.float32]
     round: NDArray[np.int8]
-    judge: NDArray[np.object_]
+    scored_by: NDArray[np.object_]
     shard: NDArray[np.object_]
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -135,9 +137,10 @@ def read_manifest(data: Path) -> Manifest:
         )
     for column, known in (("split", SPLITS), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
-    texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "judge")}
+    texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "scored_by")}
     score = pc.fill_null(labels["score"], float("nan")).to_numpy()
-    score = np.where(texts["judge"] != "", score, np.float32("nan"))  # earlier releases wrote log margins, and no judge
+    # The first releases wrote log margins, and not which networks gave them.
+    score = np.where(texts["scored_by"] != "", score, np.float32("nan"))
     return Manifest(
         data=data,
         id=ids,
@@ -172,6 +175,8 @@ def read_table(data: Path, *, name: str) -> pa.Table:
     except pa.ArrowInvalid as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({error}); restore the data version") from None
     for field in TABLES[name]:
+        if field.name not in table.column_names and (former := FORMER.get(field.name)) in table.column_names:
+            table = table.rename_columns([field.name if each == former else each for each in table.column_names])
         if field.name in ADDED and field.name not in table.column_names:
             table = table.append_column(field, pa.array([""] * len(table), field.type))
         if field.name not in table.column_names:
@@ -217,7 +222,7 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
     The JSON is canonical and has no time stamp, so that the same step on the same parent gives the same version.
     """
     counts = count(folder)
-    version = {"format": 1, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
+    version = {"format": FORMAT, "parent": parent, "step": step, "config": config, "code": code, "counts": counts}
     text = json.dumps(version, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
     (folder / "VERSION.json").write_text(text, encoding="utf-8")
     return counts

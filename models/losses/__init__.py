@@ -1,6 +1,6 @@
-"""Losses for noisy labels. Every loss gives one value per sample; the trainer weights and reduces."""
+"""Losses for noisy labels. Every loss returns one value per sample; the trainer weights and averages them."""
 
-from models.losses import (  # noqa: F401  # a family registers its losses
+from models.losses import (  # noqa: F401  # importing a module registers its losses
     asymmetric,
     aum,
     car,

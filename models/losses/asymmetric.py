@@ -1,7 +1,7 @@
-"""Asymmetric losses: minimising them under dominant clean labels gives the clean label back.
+"""Asymmetric losses: where clean labels dominate, the minimum of the loss is the clean label.
 
-Let w_m be the largest weight that the noise gives to a label of one photo, w_n the next. A loss l(p_y) is asymmetric there
-when w_m / w_n >= 1 / r, r its asymmetry ratio (Zhou et al., ICML 2021, definitions 2 and 3).
+Let w_m be the largest weight that the noise gives to a label of one photo, and w_n the second largest. A loss l(p_y) is
+asymmetric if w_m / w_n >= 1 / r, with r its asymmetry ratio (Zhou et al., ICML 2021, definitions 2 and 3).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ AboveOne = Annotated[float, Range(1, open_low=True)]
 
 @LOSSES.register("agce", paper=PAPER)
 class AGCE(Loss):
-    """((a + 1)^q - (a + p_y)^q) / q, bounded, so that one mislabelled product cannot dominate a batch.
+    """((a + 1)^q - (a + p_y)^q) / q; bounded, so that one mislabelled photo cannot dominate a batch.
 
     Args:
-        a: shift, > 0. Larger is closer to mean absolute error: more robust, slower to fit.
+        a: shift, > 0. A larger one is closer to mean absolute error: more robust, slower to fit.
         q: power, > 0; completely asymmetric for q >= 1.
     """
 
@@ -46,7 +46,7 @@ class AUL(Loss):
     """((a - p_y)^q - (a - 1)^q) / q.
 
     Args:
-        a: > 1; at 1 a power below 1 has an infinite slope where p_y = 1.
+        a: > 1; at a = 1 a power below 1 has an infinite slope at p_y = 1.
         q: power, > 0; completely asymmetric for q <= 1.
     """
 
@@ -86,7 +86,7 @@ class ANorm(Loss):
     """(sum_k |a e_k - p_k|^p - (a - 1)^p) / p, e the one-hot label.
 
     Args:
-        a: > 1. The defaults of a and p are ours.
+        a: > 1; the defaults of a and p are ours.
         p: > 0.
     """
 
@@ -102,7 +102,7 @@ class ANorm(Loss):
 
 @LOSSES.register("amse", paper="JAL, ICCV 2025: asymmetric mean square error")
 class AMSE(Loss):
-    """sum_k (a e_k - p_k)^2 = sum_k p_k^2 - 2 a p_y + a^2. Published with the mean, which vanishes as 1 / C.
+    """sum_k (a e_k - p_k)^2 = sum_k p_k^2 - 2 a p_y + a^2. The paper takes the mean over k, which vanishes as 1 / C.
 
     Args:
         a: > 1; published 30 at 10 classes, 20 at 100, 5 on Clothing1M.
@@ -115,36 +115,36 @@ class AMSE(Loss):
         self.terms = (SumPower(2),)
 
     def value(self, batch: LossBatch) -> Tensor:
-        # (a - p_y)^2 + sum over the others, so that nothing cancels near p_y = 1
+        # Written as (a - p_y)^2 + the sum over the other classes, so that nothing cancels near p_y = 1.
         value = (self.a - 1 + batch.miss) ** 2 + batch.sum(SumPower(2)) - batch.p**2
         return value / batch.num_classes if self.mean else value
 
     def asymmetry_ratio(self) -> float:
-        return (self.a - 1) / (self.a + 1)  # against one rival label; several: see `needed_dominance`
+        return (self.a - 1) / (self.a + 1)  # against one wrong label; for several see `needed_dominance`
 
 
 def asymmetry_ratio(loss: Loss) -> float:
-    """r in [0, 1]: w_m / w_n >= 1 / r suffices for the loss to be asymmetric; 0 where no guarantee is known.
+    """r in [0, 1]: the loss is asymmetric if w_m / w_n >= 1 / r; 0 if no guarantee is known.
 
-    Symmetric losses have 1; for a sum the least of its parts is taken, a lower bound.
+    1 for symmetric losses. For a sum it is the smallest r of its parts, a lower bound.
     """
     return loss.asymmetry_ratio()
 
 
 def needed_dominance(loss: Loss, num_classes: int, kind: Literal["symmetric", "pair"]) -> float:
-    """The w_m / w_n that the loss needs, infinite without a guarantee."""
+    """Smallest w_m / w_n at which the loss is asymmetric; infinite without a guarantee."""
     parts = [part for part in loss.modules() if isinstance(part, AMSE)]
     rivals = num_classes - 1 if kind == "symmetric" else 1
-    needed = [(part.a + rivals) / (part.a - 1) for part in parts]  # JAL: (a + sum of w_i / w_n) / (a - 1)
+    needed = [(part.a + rivals) / (part.a - 1) for part in parts]  # JAL paper: (a + sum of w_i / w_n) / (a - 1)
     ratio = asymmetry_ratio(loss)
     return max([1 / ratio if ratio else math.inf, *needed])
 
 
 def max_noise(loss: Loss, num_classes: int, kind: Literal["symmetric", "pair"]) -> float:
-    """The noise rate in [0, 1) up to which the loss is noise-tolerant in theory; 0 without a guarantee.
+    """Noise rate in [0, 1) up to which the loss is noise-tolerant in theory; 0 without a guarantee.
 
     Args:
-        kind: "symmetric": a wrong label is any other class alike; "pair": always the same one.
+        kind: "symmetric": a wrong label is any other class, all equally likely; "pair": always the same one.
     """
     rivals = num_classes - 1 if kind == "symmetric" else 1
     return rivals / (rivals + needed_dominance(loss, num_classes, kind))

@@ -1,4 +1,4 @@
-"""AUM: samples whose margin, averaged over the epochs, is that of samples known to be labelled wrongly."""
+"""AUM: flags samples whose margin, averaged over the epochs, is as low as that of labels known to be wrong."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from models.recipe.registry import Range
 
 @LOSSES.register("aum", paper="Pleiss et al., NeurIPS 2020 (arXiv 2001.10528), section 4")
 class AUM(Stateful):
-    """First cross-entropy over C + 1 classes; from `decision_epoch` on v base(u, y), v = 0 for what was flagged.
+    """Cross-entropy over C + 1 classes; from `decision_epoch` on v base(u, y), v = 0 for flagged samples, else 1.
 
-    Some samples, chosen by their ids, are given to a class that does not exist, whose logit is a linear unit of this loss on the
-    embedding. Their margins, z_y - max_k z_k averaged over the epochs, are those of wrong labels; whoever stays below a
-    percentile of them is flagged. After that the extra class is gone and its samples have their own labels back. The paper
-    flags in one training, and learns in another; deciding on the way is ours, and so are the guards of rare classes. logit_bias
-    acts from the decision on.
+    Some samples, chosen by a hash of their ids, are moved to an extra class, whose logit is a linear unit of this loss
+    on the embedding. Their margins, z_y - max_k z_k averaged over the epochs, are typical of wrong labels: other
+    samples below a percentile of them are flagged. From then on there is no extra class, and its samples have their own
+    labels again. The paper flags in one training and learns in another. Deciding during training is ours, and so are
+    the guards of rare classes. logit_bias acts from the decision on.
 
     Args:
-        base, base_params: the loss that is weighted after the decision, one without state.
-        decision_epoch: the first without the extra class; the paper's is where the learning rate first drops.
-        percentile: of the extra class's margins, in [0, 100]; published 99.
-        share: of the samples that go to the extra class, in (0, 1); by default the published 1 / (C + 1).
-        max_share, n_min: the most of a class that may be flagged, or go to the extra class, and what it keeps; the least
-            margins go first.
-        width: of the embedding.
+        base, base_params: the loss that is weighted after the decision; it has no state.
+        decision_epoch: first epoch without the extra class; in the paper the one where the learning rate first drops.
+        percentile: percentile of the margins of the extra class, in [0, 100]; published 99.
+        share: share of the samples that are moved to the extra class, in (0, 1); default: the published 1 / (C + 1).
+        max_share, n_min: largest share of a class that may be flagged or moved to the extra class, and samples of it
+            that are always kept; the smallest margins are flagged first.
+        width: dimension of the embedding.
     """
 
     name = "aum"
     needs_embedding = True
     columns: ClassVar = {
-        "total": Column(dtype="float64"),  # of the margins
-        "count": Column(dtype="int32"),  # of the epochs in it
-        "extra": Column(dtype="bool"),  # given to the class that does not exist
+        "total": Column(dtype="float64"),  # sum of the margins
+        "count": Column(dtype="int32"),  # epochs in the sum
+        "extra": Column(dtype="bool"),  # moved to the extra class
         "flagged": Column(dtype="bool"),
     }
 
@@ -70,10 +70,12 @@ class AUM(Stateful):
 
     @property
     def is_decided(self) -> bool:
+        """True from `decision_epoch` on."""
         return self.epoch >= self.decision_epoch
 
     @property
     def shift(self) -> LogitShift:
+        """Changes to the logits: those of the base after the decision, before it the prior alone."""
         return self.shift_of(self.base) if self.is_decided else LogitShift(prior=self.prior)
 
     def unweighted(self, batch: LossBatch) -> Tensor:
@@ -81,11 +83,11 @@ class AUM(Stateful):
             return self.base.value(batch)
         return self.extended(batch)
 
-    def warming(self, batch: LossBatch) -> Tensor:
-        return super().warming(batch) if self.is_decided else self._weigh(batch, self.extended(batch))
+    def warmup_value(self, batch: LossBatch) -> Tensor:
+        return super().warmup_value(batch) if self.is_decided else self._weighted(batch, self.extended(batch))
 
     def extended(self, batch: LossBatch) -> Tensor:
-        """(n,) cross-entropy over C + 1 classes: the extra logit joins the sum, and is the label of some."""
+        """(n,) cross-entropy over C + 1 classes; the extra class is the label of the samples that were moved to it."""
         assert batch.embedding is not None
         lead = self.unit(batch.embedding, batch.log_p.dtype) - batch.sum(LogSumExp())
         return torch.where(pick(self.known["extra"], batch), softplus(-lead), softplus(lead) - batch.log_p)
@@ -93,15 +95,15 @@ class AUM(Stateful):
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
 
-    def remember_new(self) -> None:
+    def fill_columns(self) -> None:
         target = self.known.target
-        order = sorted(range(len(target)), key=lambda at: hashlib.sha256(str(self.known.id[at]).encode()).digest())
+        order = sorted(range(len(target)), key=lambda row: hashlib.sha256(str(self.known.id[row]).encode()).digest())
         rank = np.argsort(order)
-        eligible = np.flatnonzero(self.guard.part_with(np.ones(len(target), bool), rank, target))
+        eligible = np.flatnonzero(self.guard.limit(np.ones(len(target), bool), rank, target))
         if not len(eligible):
             raise ConfigError(
-                f"loss.params.n_min: no class has more than {self.guard.n_min} photos, so that none can be spared for the extra "
-                "class; lower it, or choose another loss"
+                f"loss.params.n_min: no class has more than {self.guard.n_min} photos, so none can be moved to the "
+                "extra class; lower it, or choose another loss"
             )
         drawn = eligible[np.argsort(rank[eligible])]
         self.known["extra"][drawn[: max(round(self.share * len(target)), 1)]] = True
@@ -139,17 +141,17 @@ class AUM(Stateful):
     def decide(self) -> None:
         if self.is_decided:
             self.flag()
-        self.weigh(~self.known["flagged"])
+        self.set_weights(~self.known["flagged"])
 
     def flag(self) -> None:
-        """Compares all samples with those of the extra class."""
+        """Flags the samples whose mean margin is below the percentile of the extra class."""
         memory = self.known
         seen, extra = memory["count"] > 0, memory["extra"]
         mean = memory["total"] / memory["count"].clip(min=1)
         if not (seen & extra).any():
             return
-        wish = seen & ~extra & (mean < np.percentile(mean[seen & extra], self.percentile))
-        memory["flagged"][:] = self.guard.part_with(wish, mean, memory.target)
+        low = seen & ~extra & (mean < np.percentile(mean[seen & extra], self.percentile))
+        memory["flagged"][:] = self.guard.limit(low, mean, memory.target)
 
     def figures(self) -> dict[str, float]:
         return {} if self.memory is None else {"flagged_share": float(self.memory["flagged"].mean())}

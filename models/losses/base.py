@@ -1,4 +1,4 @@
-"""The protocol of a loss: what it is told, what it answers, and the options that every loss has."""
+"""The base class of all losses, the batch that a loss gets, and the options that all losses share."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from models.losses.memory import Memory
 
 LOSSES = Registry("loss")
-COUNT_FLOOR = 1.0  # photos that a class counts for at least, where its prior is taken
-LARGEST_SCALE = 1e6  # of init_match
+COUNT_FLOOR = 1.0  # smallest number of photos assumed for a class in the prior
+LARGEST_SCALE = 1e6  # upper bound of the factor of init_match
 
 
 class LossBatch:
-    """A batch as a loss sees it: log p_y and the sums it asked for, from one pass over the logits."""
+    """A batch for a loss: log p_y and the sums that the loss declares, computed in one pass over the logits."""
 
     def __init__(
         self, logits: Tensor, target: Tensor, *, terms: tuple[AnyTerm, ...], shift: LogitShift,
@@ -39,16 +39,17 @@ class LossBatch:
 
     @cached_property
     def summary(self) -> tuple[Tensor, ...]:
+        """log p_y and the sum of each term, (N,) each."""
         return summarise(self.logits, self.target, self.terms, self.shift)
 
     @property
     def log_p(self) -> Tensor:
-        """(N,) log-probability of the target."""
+        """(N,) log p_y, the log-probability of the target."""
         return self.summary[0]
 
     @cached_property
     def p(self) -> Tensor:
-        """(N,) probability of the target."""
+        """(N,) p_y, the probability of the target."""
         return self.log_p.exp()
 
     @cached_property
@@ -57,23 +58,24 @@ class LossBatch:
         return one_minus_exp(self.log_p)
 
     def sum(self, term: AnyTerm) -> Tensor:
-        """(N,) the sum over the classes that the loss declared in `terms`."""
+        """(N,) sum of a term over the classes; the loss has to declare the term in `terms`."""
         return self.summary[1 + self.terms.index(term)]
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return self.logits.shape[1]
 
     @cached_property
     def is_top(self) -> Tensor:
-        """(N,) bool: the target has the largest logit; the first of equals."""
+        """(N,) bool: True if the target has the largest logit; of equal logits the first counts as the largest."""
         logits = self.logits.detach()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self.shift.apply(wide, self.target).argmax(1) == self.target
 
     @cached_property
     def margin(self) -> Tensor:
-        """(N,) float32 z_y - max_{k != y} z_k of the given logits, without a gradient."""
+        """(N,) float32 z_y - max_{k != y} z_k of the logits before `shift`, detached."""
         logits = self.logits.detach()
         best = logits.topk(2, dim=1)
         rival = torch.where(best.indices[:, 0] == self.target, best.values[:, 1], best.values[:, 0])
@@ -82,17 +84,19 @@ class LossBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of every loss; they act inside the loss, in training only.
+    """Options of every loss; they act inside the loss, during training only.
 
     Args:
-        warmup_ce_epochs: epochs of plain cross-entropy first: it memorises late, and lifts p_y off 1/C.
-        blend_epochs: after them, epochs over which cross-entropy gives way to the loss, linearly.
-        logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 - r)) starts
-            it at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024 submission).
-        init_match: "initial" scales the loss so that its gradient at equal logits is that of cross-entropy, "batch" so that the
-            mean weight in each batch is 1 (detached).
-        logit_adjustment: tau of z + tau log prior, the prior from the given labels (Menon et al., ICLR 2021, equation 10); 1 is
-            balanced softmax (Ren et al., NeurIPS 2020).
+        warmup_ce_epochs: epochs of plain cross-entropy at the start, which raise p_y above 1/C before wrong labels are
+            memorised.
+        blend_epochs: epochs after the warm-up over which the loss replaces cross-entropy, linearly.
+        logit_bias: added to the target's logit, so that a bounded loss has a gradient at p_y = 1/C; ln(r (C - 1) / (1 -
+            r)) makes training start at p_y = r: 8.6 for r = .1 at 50,030 classes ("Bounded Loss Robustness", ICLR 2024
+            submission).
+        init_match: "initial" scales the loss so that its gradient at equal logits equals that of cross-entropy, "batch"
+            so that the mean weight in each batch is 1 (detached).
+        logit_adjustment: tau in z + tau log prior, with the prior of the given labels (Menon et al., ICLR 2021,
+            equation 10); 1 is balanced softmax (Ren et al., NeurIPS 2020).
     """
 
     warmup_ce_epochs: Annotated[int, Range(0)] = 0
@@ -105,113 +109,122 @@ class Options:
 class Loss(nn.Module):
     """forward(logits (N, C), target (N,), index (N,), embedding (N, d)) -> (N,), unreduced, differentiable once.
 
-    float32 inside under autocast; float64 stays float64. A loss writes `value`; what it needs beyond log p_y stands in `terms`.
-    The training loop calls begin once, then start_epoch and end_epoch around every epoch, on every worker.
+    Computes in float32, also under autocast; float64 stays float64. A subclass implements `value` and lists in `terms`
+    the sums over the classes that it needs beside log p_y. The training loop calls `begin` once, then `start_epoch` and
+    `end_epoch` around every epoch, on every worker.
     """
 
     terms: tuple[AnyTerm, ...] = ()
-    prior: Tensor | None  # (C,) of logit_adjustment, once `begin` knows the labels
-    needs_index = False  # of the sample; a loss with state per sample
+    prior: Tensor | None  # (C,) tau times log prior of logit_adjustment, set by `begin`
+    needs_index = False  # True for a loss with state per sample: forward needs the position of each sample
     needs_embedding = False
-    memory: Memory | None = None  # of a loss with state per sample, once it has begun
-    margin: Callable[[Tensor, Tensor], Tensor] | None = None  # (logits, target) to the logits that are learnt from
-    weighs_log_p = True  # its gradient passes through log_p and `terms`, as init_match = "batch" wants
+    memory: Memory | None = None  # state per sample, set by `begin` of a loss that has such state
+    margin: Callable[[Tensor, Tensor], Tensor] | None = None  # adds a margin: (logits, target) -> logits
+    weighs_log_p = True  # the gradient passes through log_p and `terms` alone, as init_match = "batch" requires
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ConfigError(f"num_classes: a loss needs two classes to choose from, and was given {num_classes}")
+            raise ConfigError(
+                f"num_classes: a loss needs two classes at least, got {num_classes}; add photos of another"
+            )
         self.num_classes = num_classes
         self.options = Options()
-        self.scale = 1.0  # of init_match
-        self.ce_share = 0.0  # of warmup_ce_epochs and blend_epochs
-        self.correction: Correction | None = None  # of the logits, where it is known what is given for what
+        self.scale = 1.0  # factor of init_match = "initial"
+        self.ce_share = 0.0  # share of cross-entropy in this epoch, by warmup_ce_epochs and blend_epochs
+        self.correction: Correction | None = None  # forward correction, if the label noise was estimated
         self.register_buffer("prior", None, persistent=False)
 
     @property
     def shift(self) -> LogitShift:
-        """What is done to the logits first."""
+        """Changes to the logits inside the loss."""
         return LogitShift(bias=self.options.logit_bias, prior=self.prior)
 
     def value(self, batch: LossBatch) -> Tensor:
-        """(N,) the loss itself."""
-        raise NotImplementedError  # every loss writes its own
+        """(N,) loss of each sample, before the options are applied."""
+        raise NotImplementedError
 
     def learnable(self) -> dict[str, Range]:
-        """Attributes that `models.training.meta` may change in training, and between what; `value` takes them as tensors too."""
+        """Bounds of the attributes that `models.training.meta` may learn; `value` has to accept tensors for them."""
         return {}
 
     def asymmetry_ratio(self) -> float:
-        """r of Zhou et al. 2021, definition 3, in [0, 1]; 0: no noise tolerance is known. See models.losses.asymmetry."""
+        """r of Zhou et al. 2021, definition 3, in [0, 1]; 0 if no noise tolerance is known."""
         return 0.0
 
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
+        """(N,) loss of each sample, with the options applied.
+
+        Raises:
+            BatchError: wrong shapes or classes, a missing index or embedding, or a loss that is not finite.
+        """
         self._check(logits, target, index, embedding)
-        with torch.autocast(logits.device.type, enabled=False):  # it would take some sums over the classes in bfloat16
+        with torch.autocast(
+            logits.device.type, enabled=False
+        ):  # it would compute some sums over the classes in bfloat16
             return self._forward(logits, target.long(), index, embedding)
 
     def _forward(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> Tensor:
-        batch = self._row(logits, target, index, embedding)
-        self.observe(batch)  # without the margin: what is remembered of a photo is what the network says of it
+        batch = self._batch(logits, target, index, embedding)
+        self.observe(batch)  # before the margin is added: the memory holds what the network itself predicts
         if self.margin is not None:
-            batch = self._row(self.margin(logits, target), target, index, embedding)
+            batch = self._batch(self.margin(logits, target), target, index, embedding)
         if self.ce_share == 1:
-            value = self.warming(batch)
+            value = self.warmup_value(batch)
         else:
             value = self._matched(batch)
             if self.ce_share:
-                value = self.ce_share * self.warming(batch) + (1 - self.ce_share) * value
-        own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite also where this is -inf
+                value = self.ce_share * self.warmup_value(batch) + (1 - self.ce_share) * value
+        own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite even if this is -inf
         if not bool((value.isfinite() & own.isfinite()).all()):
-            self._blame(logits)
+            self._refuse_nonfinite(logits)
         return value
 
-    def _row(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> LossBatch:
-        """The batch as the loss sees it: as of given labels, where it is known what is given for what."""
-        of_given = logits if self.correction is None else self.correction(logits)
-        return LossBatch(of_given, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
+    def _batch(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> LossBatch:
+        corrected = logits if self.correction is None else self.correction(logits)
+        return LossBatch(corrected, target, terms=self.terms, shift=self.shift, index=index, embedding=embedding)
 
     def observe(self, batch: LossBatch) -> None:
-        """Told of every batch, while cross-entropy warms up too."""
+        """Called with every batch, also during the warm-up."""
 
-    def warming(self, batch: LossBatch) -> Tensor:
-        """(N,) what is learnt from before the loss itself: cross-entropy."""
+    def warmup_value(self, batch: LossBatch) -> Tensor:
+        """(N,) loss of the warm-up: cross-entropy."""
         return -batch.log_p
 
     def begin(self, samples: Samples) -> None:
-        """Told once, before the first step."""
+        """Called once, before the first step."""
         if self.options.logit_adjustment:
             counts = np.bincount(samples.target, minlength=self.num_classes).clip(COUNT_FLOOR)
             prior = torch.from_numpy(np.log(counts / counts.sum())).float()
             self.prior = self.options.logit_adjustment * prior
 
     def start_epoch(self, epoch: int) -> None:
-        """Told before every epoch, counted from 0; also after a resume."""
+        """Called before every epoch, counted from 0; also after a resume."""
         past = epoch - self.options.warmup_ce_epochs
         steps = self.options.blend_epochs + 1
         self.ce_share = 1.0 if past < 0 else max(1 - (past + 1) / steps, 0.0)
 
     def end_epoch(self) -> None:
-        """Told after every epoch."""
+        """Called after every epoch."""
 
     def figures(self) -> dict[str, float]:
-        """What the loss has to tell of the epoch that ended, for metrics.jsonl; asked of every worker after end_epoch."""
+        """Metrics of the epoch that ended, for metrics.jsonl; called on every worker after end_epoch."""
         return {}
 
     def wants_answers(self, epoch: int) -> bool:
-        """Whether `take_answers` shall be called before this epoch."""
+        """True if the training loop has to call `take_answers` before this epoch."""
         return False
 
     def take_answers(self, log_p: Tensor, *, accuracy: float) -> None:
-        """Told what the network says of all training samples, as they are.
+        """Receives the network's predictions for all training samples, without augmentation.
 
         Args:
             log_p: (N,) float32 log-probability of each sample's label, in the order of `Samples`.
-            accuracy: of the network on the validation photos, in [0, 1]; NaN without validation photos.
+            accuracy: accuracy of the network on the validation photos, in [0, 1]; NaN without validation photos.
         """
-        raise NotImplementedError  # by a loss whose wants_answers says yes
+        raise NotImplementedError  # a loss whose wants_answers returns True has to implement it
 
     def _matched(self, batch: LossBatch) -> Tensor:
         value = self.value(batch)
@@ -222,27 +235,29 @@ class Loss(nn.Module):
 
     def _check(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> None:
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
-            raise BatchError(f"logits of shape {tuple(logits.shape)}: want (N, {self.num_classes}) with N > 0")
+            raise BatchError(f"logits: shape {tuple(logits.shape)}, expected (N, {self.num_classes}) with N > 0")
         n = len(logits)
         if target.shape != (n,) or target.dtype == torch.bool or target.is_floating_point():
-            raise BatchError(f"target: {target.dtype} of shape {tuple(target.shape)}; want whole numbers, ({n},)")
+            raise BatchError(
+                f"target: {target.dtype} of shape {tuple(target.shape)}, expected integers of shape ({n},)"
+            )
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= self.num_classes:
             wrong = low if low < 0 else high
-            raise BatchError(f"target: {wrong} is no class; they go from 0 to {self.num_classes - 1}")
+            raise BatchError(f"target: {wrong} is not a class; classes go from 0 to {self.num_classes - 1}")
         if self.needs_index and index is None:
             raise BatchError("index: this loss keeps state per sample; pass the position of each sample")
         if self.needs_embedding and embedding is None:
-            raise BatchError("embedding: this loss looks at the embedding; pass it, (N, d)")
+            raise BatchError("embedding: this loss needs the embedding; pass it, (N, d)")
 
-    def _blame(self, logits: Tensor) -> None:
+    def _refuse_nonfinite(self, logits: Tensor) -> None:
         broken = torch.nonzero(~logits.isfinite().all(1))[:, 0].tolist()
-        where = f"rows {broken[:5]} of {len(logits)} hold NaN or infinity" if broken else "logits are finite"
+        where = f"rows {broken[:5]} of {len(logits)} hold NaN or infinity" if broken else "the logits are finite"
         raise BatchError(f"the loss is not finite: {where}; lower train.lr, or look for a broken photo in this batch")
 
 
 def common_parameters() -> dict[str, Parameter]:
-    """The options that every loss takes."""
+    """Options that every loss accepts, by name."""
     return parameters_of(Options)
 
 
@@ -250,7 +265,7 @@ def build_loss(name: str, /, num_classes: int, **params: Any) -> Loss:
     """The loss of that name for num_classes classes.
 
     Args:
-        params: the loss's own, and those of `Options`.
+        params: hyperparameters of the loss, and fields of `Options`.
 
     Raises:
         ConfigError: an unknown name, a misspelt parameter, or a value out of its range.
@@ -267,25 +282,26 @@ def _with_options(loss: Loss, given: Mapping[str, Any]) -> Loss:
     loss.options = Options(**given)
     loss.start_epoch(0)
     if loss.options.init_match == "batch" and not loss.weighs_log_p:
-        raise ConfigError('loss.params.init_match: this loss can only be matched as "initial"; set that')
+        raise ConfigError('loss.params.init_match: this loss supports only "initial"; set it, or leave init_match out')
     if loss.options.init_match == "initial":
         weight = initial_weight(loss)
         if weight <= 0:
             raise ConfigError(
-                f"loss.params.init_match: with {loss.num_classes} classes this loss starts without a gradient, which no factor "
-                "mends; set logit_bias or warmup_ce_epochs instead"
+                f"loss.params.init_match: with {loss.num_classes} classes this loss starts without a gradient, "
+                "which no factor can correct; set logit_bias or warmup_ce_epochs instead"
             )
         loss.scale = min(1 / weight, LARGEST_SCALE)
     return loss
 
 
 def initial_weight(loss: Loss) -> float:
-    """Gradient of the loss at equal logits, in units of cross-entropy's there: how fast a fresh network starts to learn.
+    """Gradient of the loss at equal logits divided by that of cross-entropy: how fast a new network starts to learn.
 
-    By the sharpened logits where a loss sharpens: equal logits have no norm to be divided by.
+    A loss that sharpens is measured on its sharpened logits: equal logits have no norm to divide by.
     """
     logits = torch.zeros(1, loss.num_classes, dtype=torch.float64, requires_grad=True)
-    target = torch.tensor([loss.num_classes - 1])  # of equals the first is the largest: this one is not, as most labels
+    # Of equal logits the first counts as the largest. The target is another one, as for most labels.
+    target = torch.tensor([loss.num_classes - 1])
     shift = dataclasses.replace(loss.shift, tau=None)
     batch = LossBatch(logits, target, terms=loss.terms, shift=shift, index=None, embedding=None)
     loss.value(batch).sum().backward()
@@ -294,5 +310,5 @@ def initial_weight(loss: Loss) -> float:
 
 
 def log_odds(share: float, num_classes: int) -> float:
-    """The logit_bias that makes p_y = share, in (0, 1), at equal logits."""
+    """logit_bias at which p_y = share, in (0, 1), if all logits are equal."""
     return math.log(share * (num_classes - 1) / (1 - share))

@@ -1,4 +1,4 @@
-"""Confidence adaptive regularisation: an indicator branch says how far to trust a label, and labels are slowly corrected."""
+"""Confidence adaptive regularisation: an extra unit predicts the label confidence, and labels are corrected slowly."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from models.losses.stateful import AtLeastOne, Epoch, Stateful, Unit, pick
 from models.recipe.registry import Range
 
 KEPT = 8  # classes of a soft label
-FLOOR = 1e-4  # of a soft label inside a logarithm of the auxiliary term, as published; RCE's too
+FLOOR = 1e-4  # least probability inside a logarithm of the third term, as published; RCE uses the same
 NO_CLASS = -1
-NO_LOGIT = -1e4  # log-probability of no class, far from every other and finite
+NO_LOGIT = -1e4  # log-probability for NO_CLASS: far below any real one, and finite
 BLOCK = 2**16  # samples whose labels are corrected at once
 
 Portion = Annotated[float, Range(0, 1)]
@@ -34,23 +34,24 @@ Portion = Annotated[float, Range(0, 1)]
 class CAR(Stateful):
     """-alpha sum_k t_k log q_k - lam log c - beta sum_k q_k log t_k, q = c p + (1 - c) t, c = sigmoid(w e + b).
 
-    t is the label until `start_epoch`, then the sample's soft label, which becomes m t + (1 - m) p every `every` epochs where
-    c > delta. Early the gradient is c p_y / (c p_y + 1 - c) times that of cross-entropy, about lam p_y while p_y is small: lam
-    is what keeps learning going. That this is CAR is unverified: the code is of the authors' later method with CAR's parts.
+    t is the label until `start_epoch`, then the soft label of the sample, which every `every` epochs becomes m t + (1 -
+    m) p if c > delta. Early in training the gradient is c p_y / (c p_y + 1 - c) times that of cross-entropy, about lam
+    p_y while p_y is small, so lam keeps training going. We could not verify that this is CAR as published: the formulas
+    come from the code of the authors' later method, which contains the parts of CAR.
 
-    Ours: soft labels keep their 8 largest classes, and what is left is one class more, of its own p and t, in place of C
-    terms clamped at 1e-4, which outweigh the label where classes are many; p of an epoch are gathered, and change labels when
-    it is over; c begins at 1/2.
+    Ours: a soft label keeps its 8 largest classes, and all others count as one more class with its own p and t. The
+    published C terms clamped at 1e-4 would outweigh the label at many classes. The p of an epoch are collected and
+    change the labels after it. c starts at 1/2.
 
     Args:
-        lam: >= 0; published .5, 10 (100 classes) and 50 (Clothing1M, WebVision).
-        beta: >= 0; published 0, and .1 on real noise.
-        alpha: > 0, weight of the first term, for a lam that dwarfs it.
-        m: in [0, 1); published .9 (.7 to .99).
-        delta: in [0, 1]; published 0.
-        start_epoch: published 60 of 300 epochs (20 to 200).
-        every: epochs; published 10.
-        width: of the embedding.
+        lam: weight of -log c, >= 0; published .5, 10 (100 classes) and 50 (Clothing1M, WebVision).
+        beta: weight of the third term, >= 0; published 0, and .1 on real noise.
+        alpha: weight of the first term, > 0; raise it if a large lam outweighs this term.
+        m: momentum of the soft labels, in [0, 1); published .9 (.7 to .99).
+        delta: label confidence above which a soft label is corrected, in [0, 1]; published 0.
+        start_epoch: first epoch of corrected labels; published 60 of 300 epochs (20 to 200).
+        every: epochs between two corrections; published 10.
+        width: dimension of the embedding.
     """
 
     name = "car"
@@ -81,11 +82,12 @@ class CAR(Stateful):
 
     @property
     def is_late(self) -> bool:
+        """True from `start_epoch` on."""
         return self.epoch >= self.first
 
     @property
     def corrects(self) -> bool:
-        """Whether labels change after this epoch."""
+        """True if labels are corrected after this epoch."""
         return self.is_late and (self.epoch - self.first) % self.every == 0
 
     def unweighted(self, batch: LossBatch) -> Tensor:
@@ -98,11 +100,11 @@ class CAR(Stateful):
         return self.cost(batch, log_p.masked_fill(none, NO_LOGIT), t)
 
     def cost(self, batch: LossBatch, log_p: Tensor, t: Tensor) -> Tensor:
-        """(n,) the three terms.
+        """(n,) sum of the three terms.
 
         Args:
-            log_p: (n, K) of the classes of the soft label.
-            t: (n, K) the soft label, adding up to 1 at most; the rest is spread over the other classes.
+            log_p: (n, K) log-probabilities of the classes of the soft label.
+            t: (n, K) the soft label, with a sum of 1 at most; the rest is spread over the other classes.
         """
         log_c, log_doubt = self.confidence(batch, log_p.dtype)
         others = (self.num_classes - (log_p > NO_LOGIT).sum(1)).clamp(min=0)
@@ -120,14 +122,14 @@ class CAR(Stateful):
         return value
 
     def confidence(self, batch: LossBatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(n,) log c and log(1 - c); c = 1/2 where a fresh loss is measured."""
+        """(n,) log c and log(1 - c); c = 1/2 without an embedding, as when a new loss is measured."""
         if batch.embedding is None:
             odds = torch.zeros(len(batch.logits), dtype=dtype, device=batch.logits.device)
         else:
             odds = self.unit(batch.embedding, dtype)
         return logsigmoid(odds), logsigmoid(-odds)
 
-    def remember_new(self) -> None:
+    def fill_columns(self) -> None:
         self.known["classes"][:, 0] = self.known.target
         self.known["probs"][:, 0] = 1
 
@@ -163,15 +165,15 @@ class CAR(Stateful):
     def correct(
         self, samples: NDArray[np.int64], notes: Notes, first: NDArray[np.int64], count: NDArray[np.int64]
     ) -> None:
-        """m t + (1 - m) p for some samples, p the mean of `count` notes of each from `first` on."""
+        """Sets soft labels to m t + (1 - m) p, with p the mean of each sample's `count` notes from `first` on."""
         classes, probs = self.known["classes"][samples], self.known["probs"][samples].astype(np.float32)
         probs = np.where(classes == NO_CLASS, 0, probs * np.float32(self.m))
-        for turn in range(count.max(initial=0)):
-            rows = np.flatnonzero(count > turn)
-            of = first[rows] + turn
-            part = (notes.values["probs"][of] * ((1 - self.m) / count[rows, None])).astype(np.float32)
-            of_classes = notes.values["classes"][of].astype(np.int32)
-            classes[rows], probs[rows] = add_sparse(classes[rows], probs[rows], of_classes, part)
+        for repeat in range(count.max(initial=0)):
+            rows = np.flatnonzero(count > repeat)
+            noted = first[rows] + repeat
+            part = (notes.values["probs"][noted] * ((1 - self.m) / count[rows, None])).astype(np.float32)
+            noted_classes = notes.values["classes"][noted].astype(np.int32)
+            classes[rows], probs[rows] = add_sparse(classes[rows], probs[rows], noted_classes, part)
         self.known["classes"][samples], self.known["probs"][samples] = classes, probs
 
     def figures(self) -> dict[str, float]:
@@ -187,7 +189,7 @@ class CAR(Stateful):
 def add_sparse(
     classes: NDArray[np.int32], probs: NDArray[np.float32], more: NDArray[np.int32], weights: NDArray[np.float32]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(n, K) sum of two sparse vectors per row, its K largest entries, the largest first."""
+    """(n, K) classes and values of the sum of two sparse vectors per row: its K largest entries, the largest first."""
     same = classes[:, :, None] == more[:, None, :]
     together = probs + (same * weights[:, None, :]).sum(2)
     alone = np.where(same.any(1), 0, weights)
@@ -198,7 +200,7 @@ def add_sparse(
 
 
 class _Picked(Function):
-    """log p of some classes of each row, (n, K); keeps nothing of N x C, and its gradient is one buffer."""
+    """log p of some classes of each row, (n, K); keeps no N x C tensor, and its gradient is one buffer."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor, target: Tensor, shift: LogitShift) -> Tensor:

@@ -1,4 +1,7 @@
-"""Every loss with its formula, parameters, needs and source, drawn from the code: `cleanshelf losses`, docs/reference/losses.md."""
+"""Catalogue of all losses, generated from the code for `cleanshelf losses` and docs/reference/losses.md.
+
+It lists the formula, the hyperparameters, the inputs beyond p_y and the source of every loss.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from typing import Any
 from models.losses.base import LOSSES, Loss, Options, build_loss, common_parameters
 from models.recipe.registry import Parameter, written
 
-FEW = 10  # classes of the instance that is asked what it needs
+FEW = 10  # classes of the instance whose needs are read
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A parameter. default and range as a recipe writes them; meaning from the docstring."""
+    """A hyperparameter: default and range as a recipe writes them, meaning from the docstring."""
 
     name: str
     default: str
@@ -28,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """A loss. needs: what it looks at beyond p_y."""
+    """A loss. needs: inputs beyond p_y."""
 
     name: str
     formula: str
@@ -38,17 +41,17 @@ class Entry:
 
 
 def catalogue() -> list[Entry]:
-    """All registered losses, by name."""
+    """Entries of all registered losses, sorted by name."""
     return [_entry(name) for name in sorted(LOSSES.components)]
 
 
 def options() -> tuple[Setting, ...]:
-    """What every loss takes."""
+    """Options that every loss accepts."""
     return _settings(common_parameters(), _meanings(Options))
 
 
 def outline() -> list[dict[str, Any]]:
-    """The losses and below them the options of all, as rows for a terminal."""
+    """Rows for a terminal: the losses, then the options of every loss."""
     rows = [
         {"loss": e.name, "formula": e.formula, "parameters": _named(e.parameters), "needs": e.needs, "source": e.source}
         for e in catalogue()
@@ -57,7 +60,7 @@ def outline() -> list[dict[str, Any]]:
 
 
 def markdown() -> str:
-    """Two tables: the losses with their own parameters, and the options of every loss."""
+    """Two Markdown tables: the losses with their hyperparameters, and the options of every loss."""
     losses = [
         (f"`{e.name}`", e.formula, "<br>".join(_grouped(e.parameters)) or "none", e.needs, e.source)
         for e in catalogue()
@@ -76,7 +79,7 @@ def _entry(name: str) -> Entry:
     component = LOSSES.components[name]
     loss = build_loss(name, num_classes=FEW)
     meanings: dict[str, str] = {}
-    for part in reversed(list(loss.modules())):  # the loss's own words win over those of its parts
+    for part in reversed(list(loss.modules())):  # the docstring of the loss wins over those of its parts
         meanings |= _meanings(type(part))
     return Entry(
         name=name,
@@ -114,19 +117,19 @@ def _named(settings: Iterable[Setting]) -> str:
 
 
 def _grouped(settings: Iterable[Setting]) -> Iterator[str]:
-    """Neighbours that share range and meaning are told in one line."""
+    """Lines of a table cell; consecutive settings that share range and meaning share a line."""
     for (bounds, meaning), group in itertools.groupby(settings, key=lambda s: (s.range, s.meaning)):
         head = f"{', '.join(f'`{s.name}` {s.default}' for s in group)}; {bounds}"
         yield ": ".join(part for part in (head, _beyond(bounds, meaning)) if part)
 
 
 def _beyond(bounds: str, meaning: str) -> str:
-    """What the meaning says beyond the range."""
+    """The meaning without the range, which the table shows already."""
     low, open_end = bounds[1:].removesuffix(", inf]"), bounds.endswith(", inf]")
-    said = f"{'>' if bounds.startswith('(') else '>='} {low}" if open_end else f"in {bounds}"
-    if meaning.startswith(said):
-        return meaning.removeprefix(said).lstrip(";,. ")
-    return meaning.replace(f", {said}", "")
+    repeated = f"{'>' if bounds.startswith('(') else '>='} {low}" if open_end else f"in {bounds}"
+    if meaning.startswith(repeated):
+        return meaning.removeprefix(repeated).lstrip(";,. ")
+    return meaning.replace(f", {repeated}", "")
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
@@ -141,7 +144,7 @@ def _paragraphs(cls: type) -> list[str]:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """Parameter -> what the Args of the docstring say of it."""
+    """Meaning of each parameter, from the Args section of the docstring."""
     found: dict[str, str] = {}
     for paragraph in _paragraphs(cls):
         if paragraph.startswith("Args:\n"):
@@ -152,5 +155,5 @@ def _meanings(cls: type) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """On one line, without the full stop."""
+    """The text on one line, without the final full stop."""
     return " ".join(text.split()).removesuffix(".")

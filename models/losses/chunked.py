@@ -1,4 +1,4 @@
-"""Classifier and loss together, a few rows at a time, where logits of N x C do not fit into memory."""
+"""Classifier and loss together, a few rows at a time, for logits of N x C that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from models.networks.margins import nearest
 def chunked_loss(
     loss: Loss, weight: Tensor, embedding: Tensor, target: Tensor, index: Tensor | None = None, *, rows: int
 ) -> Tensor:
-    """(N,) loss of the logits embedding @ weight.T, which exist for `rows` rows at a time, in both directions.
+    """(N,) loss of the logits embedding @ weight.T, of which only `rows` rows exist at a time, forward and backward.
 
-    Of several rows for a class the largest product is the logit.
+    If a class has several rows in `weight`, its logit is the largest of their products.
 
-    The way back computes each piece anew, one more matrix product, and adds to one gradient of the weight in place.
+    The backward pass computes each piece again, at the cost of one more matrix product, and adds to the gradient of the
+    weight in place.
 
     Args:
-        loss: its own parameters, where it has any, are reached too.
-        weight: (C, d) of the bias-free classifier, or (C x K, d), those of a class side by side.
+        loss: gradients reach its trainable parameters too, if it has any.
+        weight: (C, d) of the bias-free classifier, or (C x K, d) with the K rows of a class side by side.
         embedding: (N, d).
-        rows: > 0; memory is about three times rows x C numbers.
+        rows: > 0; needs memory for about three times rows x C numbers.
     """
     values: Tensor = _Chunked.apply(loss, rows, target, index, weight, embedding, *loss.parameters())
     return values
@@ -82,11 +83,11 @@ def _piece(loss: Loss, part: slice, target: Tensor, index: Tensor | None, weight
 
 
 def _scores(rows: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.functional.linear(rows, weight)  # in half precision under autocast
+    return torch.nn.functional.linear(rows, weight)  # half precision under autocast
 
 
 def _add_product(total: Tensor, by_scores: Tensor, rows: Tensor) -> None:
-    """total += by_scores.T @ rows, without a second matrix of the weight's size."""
+    """total += by_scores.T @ rows, without a second matrix of the size of the weight."""
     total.addmm_(by_scores.T.to(total.dtype), rows.to(total.dtype))
 
 

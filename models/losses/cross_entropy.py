@@ -1,4 +1,4 @@
-"""Cross-entropy, and what is written with p_y or log p_y alone."""
+"""Cross-entropy and other losses of p_y alone."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Focal(Loss):
     """-(1 - p_y)^gamma log p_y.
 
     Args:
-        gamma: >= 0; 0 is cross-entropy. The noisy-label literature takes .5.
-        detach_factor: the power counts as a constant, as in the published code of the robust losses.
+        gamma: >= 0; 0 is cross-entropy. The noisy-label literature uses .5.
+        detach_factor: treat the power as a constant in the gradient, as the published code of the robust losses does.
     """
 
     def __init__(self, num_classes: int, gamma: Weight = 0.5, detach_factor: bool = False) -> None:
@@ -55,17 +55,17 @@ class Focal(Loss):
 
 def focal(batch: LossBatch, *, gamma: float, detach_factor: bool) -> Tensor:
     """(N,) (1 - p_y)^gamma log p_y."""
-    tiny = torch.finfo(batch.log_p.dtype).tiny  # the slope of a power below 1 is infinite at p_y = 1
+    tiny = torch.finfo(batch.log_p.dtype).tiny  # a power below 1 has an infinite slope at p_y = 1
     factor = batch.miss.clamp(min=tiny) ** gamma
     return (factor.detach() if detach_factor else factor) * batch.log_p
 
 
 @LOSSES.register("mae", paper="Ghosh et al., AAAI 2017, section 4")
 class MAE(Loss):
-    """scale (1 - p_y): symmetric, tolerant, and slow to fit many classes.
+    """scale (1 - p_y): symmetric and noise-tolerant, but slow to fit many classes.
 
     Args:
-        scale: > 0; the sum over classes of |e_y - p| is scale 2.
+        scale: > 0; 2 gives the published sum over the classes of |e_y - p|.
     """
 
     def __init__(self, num_classes: int, scale: Positive = 1.0) -> None:
@@ -81,9 +81,9 @@ class MAE(Loss):
 
 @LOSSES.register("rce", paper="Wang et al., ICCV 2019 (arXiv 1908.06112), equation 6")
 class RCE(Loss):
-    """-A (1 - p_y), A = ln 1e-4: cross-entropy with prediction and label exchanged, log 0 taken as A."""
+    """-A (1 - p_y), A = ln 1e-4: cross-entropy with prediction and label exchanged, and A in place of log 0."""
 
-    LOG_ZERO = math.log(1e-4)  # the paper prints -4, the decimal logarithm; its code takes this
+    LOG_ZERO = math.log(1e-4)  # the paper prints -4, the decimal logarithm; its code uses the natural one
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -119,14 +119,15 @@ class SCE(Loss):
 
 @LOSSES.register("polysoft", paper="Shu et al. 2020 (arXiv 2002.06482), section 3; Gong et al., AAAI 2018")
 class PolySoft(Loss):
-    """(d - 1) lam / d [1 - (1 - l / lam)^(d / (d - 1))] where l = -log p_y < lam, else (d - 1) lam / d.
+    """(d - 1) lam / d [1 - (1 - l / lam)^(d / (d - 1))] if l = -log p_y < lam, else (d - 1) lam / d.
 
-    A sample of cross-entropy l has the weight (1 - l / lam)^(1 / (d - 1)), and none beyond lam. With lam <= ln C a fresh
-    network has no gradient at all.
+    A sample with the cross-entropy l has the weight (1 - l / lam)^(1 / (d - 1)), and 0 beyond lam. With lam <= ln C an
+    untrained network has no gradient at all.
 
     Args:
-        lam: nats, > 0; by default 2 ln C (our choice: half weight at the start).
-        d: > 1; 2 is linear, towards 1 all but the easiest count little.
+        lam: cross-entropy in nats beyond which a sample has no weight, > 0; default 2 ln C (ours: half weight at the
+            start).
+        d: > 1; with 2 the weight falls linearly, near 1 only the easiest samples count.
     """
 
     def __init__(
@@ -147,12 +148,13 @@ class PolySoft(Loss):
 
 @LOSSES.register("eps_ce+mae", paper="Wang et al., NeurIPS 2024 (epsilon-softmax), equations 3 and 8")
 class EpsilonCrossEntropy(Loss):
-    """alpha CE of the epsilon-softmax + beta MAE; the largest probability gets m more, then all are divided by 1 + m.
+    """alpha CE of epsilon-softmax + beta MAE; epsilon-softmax adds m to the largest probability and divides by 1 + m.
 
     Args:
         m: >= 0; 0 is plain softmax. Published 1e5 at 10 classes, 1e4 at 100 and 1e3 on real noise.
         alpha, beta: >= 0; published (.01, 5) at 10 classes, (.1 to .0075, 1) at 100.
-        floor: added to the probability before the logarithm; published 1e-8, which silences rows whose label is far off.
+        floor: added to the probability before the logarithm; the published 1e-8 removes the gradient of very improbable
+            labels.
     """
 
     def __init__(
@@ -162,9 +164,8 @@ class EpsilonCrossEntropy(Loss):
         self.m, self.alpha, self.beta, self.floor = m, alpha, beta, floor
 
     def value(self, batch: LossBatch) -> Tensor:
-        miss = torch.where(
-            batch.is_top, batch.miss, 0
-        )  # elsewhere log(0) with m = 0, whose slope is NaN also where unused
+        # 0 for the other rows: with m = 0 they would give log(0), whose slope is NaN even if the value is not used.
+        miss = torch.where(batch.is_top, batch.miss, 0)
         top = torch.log1p(-miss / (1 + self.m))  # log((p_y + m) / (1 + m))
         log_p = torch.where(batch.is_top, top, batch.log_p - math.log1p(self.m))
         if self.floor:

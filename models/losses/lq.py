@@ -17,8 +17,8 @@ Power = Annotated[float, Range(0, 1, open_low=True)]
 class GCE(Loss):
     """(1 - p_y^q) / q: cross-entropy as q -> 0, mean absolute error at q = 1.
 
-    Written as (1 - exp(q log p_y)) / q, which stays finite with its gradient p_y^q for every p_y, without the published
-    code's clamp (which silences samples with p_y < 1e-7).
+    Computed as (1 - exp(q log p_y)) / q, which is finite for every p_y, as is its gradient p_y^q. So the clamp of the
+    published code, which removes the gradient of samples with p_y < 1e-7, is not needed.
 
     Args:
         q: in (0, 1].

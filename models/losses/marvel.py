@@ -1,9 +1,8 @@
-"""MARVEL: samples whose margin stays small are given time, then abandoned. MARVEL+ weights up the arduous."""
+"""MARVEL: abandons samples whose margin stays small for several epochs. MARVEL+ also weights up arduous samples."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,42 +14,49 @@ from models.losses.memory import Column
 from models.losses.samples import Samples
 from models.losses.softmax import LogitShift, summarise
 from models.losses.stateful import AtLeastOne, Epoch, Guard, Share, Stateful, build_base, class_quantile
-from models.recipe.registry import Component, Parameter, Range, parameters_of
+from models.recipe.registry import Parameter, Range
 
 PAPER = "Lin and Bradic 2021 (arXiv 2102.00751), abstract; all settings are ours"
-NEVER = -1  # abandoned in no epoch
+NEVER = -1  # epoch of samples that are not abandoned
 Relative = Literal["quantile", "prior", "none"]
+Gain = Annotated[float, Range(0, open_low=True)]
 
 
+@LOSSES.register("marvel+", paper=PAPER, changed={"gain": Parameter(Gain, 1.0)})
+@LOSSES.register("marvel", paper=PAPER, without=("gain", "band"))
 class Marvel(Stateful):
-    """v base(u, y), v = 0 once the margin was below its class's threshold in `run` epochs running, and `start_epoch` has come.
+    """v base(u, y), v = 0 from `start_epoch` on if the margin was below the class's threshold in `run` epochs in a row.
 
-    The abstract says: margins of all samples are kept per epoch; one whose margin is small in consecutive epochs is flagged,
-    waited for, and abandoned; MARVEL+ raises the weight of the arduous. We had no more of it, so that every setting below is
-    ours. Margins are those of the training passes, of logits without bias or prior; a sample that an epoch leaves out keeps
-    its run. Tail classes have small margins because they are rare; so thresholds are relative to the class by default.
+    The abstract says: the margins of all samples are recorded in every epoch; a sample whose margin is small in
+    consecutive epochs is flagged, and abandoned after some waiting time; MARVEL+ raises the weight of arduous samples.
+    We had no more than the abstract, so every setting below is ours. Margins come from the training passes, from logits
+    without bias or prior. A sample that an epoch leaves out keeps its count of epochs. Tail classes have small margins
+    because they are rare, so thresholds are relative to the class by default.
 
     Args:
-        base, base_params: the loss that is weighted, one without state.
+        base, base_params: the loss that is weighted; it has no state.
         theta: threshold of the margin.
-        run: epochs in a row, 1 to 100, below it.
-        start_epoch: the first before which samples are abandoned; at best where accuracy on the given labels levels off.
-        relative: "quantile": theta falls by as much as the class's quantile of the margins lies below that of all samples;
-            "prior": by as much as log prior_y lies below that of a class of average size; "none": theta for all.
-        quantile: of the margins, in [0, 1): how good the best of a class are, who are right in most classes. Lower spares more.
+        run: consecutive epochs below the threshold after which a sample is abandoned.
+        start_epoch: first epoch that abandons samples; best where the accuracy on the given labels levels off.
+        relative: "quantile": theta is lowered by as much as the class's quantile of the margins lies below that of all
+            samples; "prior": by as much as log prior_y lies below that of a class of average size; "none": the same
+            theta for all.
+        quantile: quantile of the margins, in [0, 1), at which classes are compared: a high one looks at the best
+            samples, which are labelled correctly in most classes. A lower one abandons fewer.
         margin: "logit": z_y - max_k z_k, k other than y; "probability": the same of p.
-        reversible: an abandoned sample returns after `run` epochs above the threshold; else never.
-        max_share, n_min: the most of a class that may be abandoned, and what it keeps; the least margins go first.
-        gain: MARVEL+: the weight is 1 + gain for kept samples within `band` of the threshold that are not due to be
-            abandoned; weights then have the mean 1 over the batch.
-        band: of margins, > 0.
+        reversible: true: an abandoned sample returns after `run` consecutive epochs above the threshold; false: never.
+        max_share, n_min: largest share of a class that may be abandoned, and samples of it that are always kept; the
+            smallest margins are abandoned first.
+        gain: MARVEL+ only: kept samples within `band` of the threshold that are not about to be abandoned have the
+            weight 1 + gain; weights then have the mean 1 over the batch.
+        band: half-width of the band of margins around the threshold, > 0.
     """
 
     name = "marvel"
     columns: ClassVar = {
-        "run": Column(dtype="int8"),  # epochs in a row below the threshold; negative: above
+        "run": Column(dtype="int8"),  # consecutive epochs below the threshold; negative: above it
         "margin": Column(dtype="float32", fill=math.nan),
-        "abandoned": Column(dtype="int16", fill=NEVER),  # before which epoch
+        "abandoned": Column(dtype="int16", fill=NEVER),  # epoch in which the sample was abandoned
     }
 
     def __init__(
@@ -83,6 +89,7 @@ class Marvel(Stateful):
 
     @property
     def shift(self) -> LogitShift:
+        """Changes to the logits: those of the base, with the options of this loss."""
         return self.shift_of(self.base)
 
     def unweighted(self, batch: LossBatch) -> Tensor:
@@ -120,7 +127,7 @@ class Marvel(Stateful):
         self.known["run"][seen] = run.clip(-100, 100)
 
     def threshold(self) -> NDArray[np.float64]:
-        """(N,) of each sample's class, from the margins as they were last seen."""
+        """(N,) threshold of each sample's class, from the last margin of every sample."""
         target, margin = self.known.target, self.known["margin"]
         if self.relative == "none":
             return np.full(len(target), self.theta)
@@ -133,38 +140,33 @@ class Marvel(Stateful):
                 return np.full(len(target), self.theta)
             of_class = class_quantile(margin[seen], target[seen], self.quantile, num_classes=self.num_classes)
             behind = np.nan_to_num(of_class - np.quantile(margin[seen].astype(np.float64), self.quantile))
-        falls: NDArray[np.float64] = self.theta + np.minimum(behind, 0)[target]
-        return falls
+        lowered: NDArray[np.float64] = self.theta + np.minimum(behind, 0)[target]
+        return lowered
 
     def decide(self) -> None:
         run, margin, abandoned = (self.known[name] for name in ("run", "margin", "abandoned"))
-        gone = abandoned != NEVER
-        back = run <= -self.run if self.reversible else np.zeros_like(gone)
-        wish = gone & ~back
+        before = abandoned != NEVER
+        returning = run <= -self.run if self.reversible else np.zeros_like(before)
+        flagged = before & ~returning
         if self.epoch >= self.first:
-            wish |= run >= self.run
-        going = self.guard.part_with(wish, np.where(gone, -np.inf, margin), self.known.target)
-        abandoned[:] = np.where(going, np.where(gone, abandoned, min(self.epoch, 32767)), NEVER)
-        weight = (~going).astype(np.float64)
+            flagged |= run >= self.run
+        removed = self.guard.limit(flagged, np.where(before, -np.inf, margin), self.known.target)
+        abandoned[:] = np.where(removed, np.where(before, abandoned, min(self.epoch, 32767)), NEVER)
+        weight = (~removed).astype(np.float64)
         if self.gain:
             arduous = (run < self.run) & (np.abs(margin - self.threshold()) <= self.band)
             weight *= 1 + self.gain * arduous
-        self.weigh(weight)
+        self.set_weights(weight)
 
     def figures(self) -> dict[str, float]:
         if self.memory is None:
             return {}
-        gone = self.memory["abandoned"] != NEVER
-        return {"abandoned_share": float(gone.mean()), "flagged_share": float((self.memory["run"] > 0)[~gone].mean())}
+        removed = self.memory["abandoned"] != NEVER
+        flagged = (self.memory["run"] > 0)[~removed]
+        return {"abandoned_share": float(removed.mean()), "flagged_share": float(flagged.mean())}
 
 
 def probability_margin(batch: LossBatch) -> Tensor:
-    """(N,) p_y - max_k p_k, k other than y, of the logits as they are."""
-    log_p = batch.log_p.detach() if batch.shift.idle else summarise(batch.logits.detach(), batch.target)[0]
+    """(N,) p_y - max_k p_k, k other than y, of the logits before the shift."""
+    log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
     return log_p.exp() - (log_p - batch.margin).exp()
-
-
-OF_PLUS = {"gain": Parameter(Annotated[float, Range(0, open_low=True)], 1.0)}
-KNOWN = parameters_of(Marvel)
-LOSSES.components["marvel"] = Component(Marvel, PAPER, {k: v for k, v in KNOWN.items() if k not in ("gain", "band")})
-LOSSES.components["marvel+"] = Component(partial(Marvel, gain=1.0), PAPER, KNOWN | OF_PLUS)

@@ -1,8 +1,8 @@
-"""What a loss remembers of every sample: columns beside the training set, keyed by the stable id and the label they are about.
+"""State of a loss per sample: columns beside the training set, keyed by the stable id and the label of each sample.
 
-in an epoch     note(index, ...)     every worker notes what it sees
-after it        merge()              all workers' notes, in one order, so that equal notes give equal decisions bit for bit
-in checkpoints  state(), load()      columns and notes of the running epoch; tensors, strings and whole numbers only
+in an epoch     note(index, ...)     every worker notes its own observations
+after it        merge()              notes of all workers in one order: equal notes give equal decisions, bit for bit
+in checkpoints  state(), load()      columns and notes of the running epoch; tensors, strings and integers only
 between runs    write(), carry()     samples.parquet, which outlives a change of the data version
 """
 
@@ -29,14 +29,15 @@ from models.errors import BatchError, CheckpointMismatch
 from models.losses.samples import Samples
 
 FORMAT = 1
-ABOUT = b"cleanshelf.samples"  # key of the file's metadata
-SHA256 = b"sha256"  # of what the metadata say, which Parquet's own checksums leave out
-ANEW = "leave train.state empty to start anew"
+ABOUT = b"cleanshelf.samples"  # key in the metadata of the file
+SHA256 = b"sha256"  # hash of the metadata, which the checksums of Parquet do not cover
+RESTART = "leave train.state empty to start afresh"
+RETRAIN = "delete checkpoint.pt to start this training afresh"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One value per sample, or `width` of them; what is known of a new sample is `fill`.
+    """One value per sample, or `width` values; `fill` is the value for a new sample.
 
     of_classes: the values are positions in the class list, -1 for none.
     """
@@ -47,21 +48,23 @@ class Column:
     of_classes: bool = False
 
     def new(self, length: int) -> NDArray[Any]:
+        """(length,) or (length, width) values for new samples."""
         return np.full((length, self.width) if self.width else length, self.fill, self.dtype)
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What was noted in an epoch.
+    """The observations of an epoch.
 
-    index: (M,) int64, rising; a sample seen twice occurs twice. values: (M, w) float32 each.
+    index: (M,) int64 positions of samples, ascending; a sample observed twice occurs twice. values: (M, w) float32
+    each.
     """
 
     index: NDArray[np.int64]
     values: Mapping[str, NDArray[np.float32]]
 
     def mean(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """(m,) samples that were seen, once each, and the mean of what was noted of them, (m,)."""
+        """(m,) the observed samples, once each, and (m,) the mean of their observations."""
         index, first, count = np.unique(self.index, return_index=True, return_counts=True)
         values = self.values[name][:, 0].astype(np.float64)
         return index, np.add.reduceat(values, first) / count if len(index) else values
@@ -69,7 +72,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Counts:
-    """Samples whose state was kept, reset because the label changed, dropped because they are gone, and new ones."""
+    """Numbers of samples: state kept, state reset because the label changed, sample gone, and sample new."""
 
     kept: int
     reset: int
@@ -81,7 +84,8 @@ class Memory:
     """Columns aligned with `Samples`, and the notes of the running epoch.
 
     Args:
-        name: of the loss, and `meaning`: its parameters without which the columns cannot be understood.
+        name: name of the loss.
+        meaning: hyperparameters of the loss that the meaning of the columns depends on.
     """
 
     def __init__(
@@ -100,28 +104,24 @@ class Memory:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.values[name]
 
-    @property
-    def bytes_per_sample(self) -> int:
-        """Of the columns, with the label that they are about."""
-        return sum(column.new(1).nbytes for column in self.columns.values()) + np.dtype(np.int32).itemsize
-
     def expect(self, **widths: int) -> None:
-        """Says what an epoch notes, and how many numbers each; what is pending of the same epoch stays."""
+        """Declares the observations of an epoch and their numbers of values; pending notes of the same widths stay."""
         if widths != self.widths:
             self.widths, self._pending = widths, []
 
     def note(self, index: Tensor, **values: Tensor) -> None:
-        """Adds observations, (n,) or (n, w) each, of n samples; the same sample may come again."""
+        """Adds observations, (n,) or (n, w) each, of n samples; a sample may occur more than once."""
         index = index.detach().cpu()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise BatchError(
-                f"index: {int(index.min())} to {int(index.max())}; this loss began with {len(self)} samples"
+                f"index: {int(index.min())} to {int(index.max())}, but this loss began with {len(self)} samples; "
+                "pass positions in them"
             )
         columns = [values[name].detach().reshape(len(index), -1).float().cpu() for name in self.widths]
         self._pending.append((index, torch.cat(columns, 1)))
 
     def merge(self) -> Notes:
-        """All workers' notes of the epoch, which is over. Every worker must call this."""
+        """Notes of all workers at the end of an epoch. Every worker has to call this."""
         index, rows = self._gather()
         self._pending = []
         parts = np.split(rows.numpy(), np.cumsum(list(self.widths.values()))[:-1], axis=1)
@@ -129,13 +129,13 @@ class Memory:
 
     def _gather(self) -> tuple[Tensor, Tensor]:
         none = (torch.empty(0, dtype=torch.int64), torch.empty(0, sum(self.widths.values())))
-        if not self.widths:  # alike on every worker
+        if not self.widths:  # the same on every worker
             return none
         indices, rows = zip(none, *self._pending, strict=True)
         return distributed.gather(torch.cat(indices), torch.cat(rows))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, the same on every worker. Every worker must call this."""
+        """State for a checkpoint, the same on every worker. Every worker has to call this."""
         index, rows = self._gather()
         columns = {name: torch.from_numpy(values.copy()) for name, values in self.values.items()}
         return {
@@ -148,28 +148,28 @@ class Memory:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was called; the first worker takes all notes.
+        """Restores what `state` returned; the first worker takes all notes.
 
         Raises:
-            CheckpointMismatch: it is about other samples, or of another loss.
+            CheckpointMismatch: the state belongs to other samples or to another loss.
         """
         where = "loss state of the checkpoint"
-        self._check(where, json.loads(state["about"]), way_out="delete checkpoint.pt to start this stage anew")
+        self._check(where, json.loads(state["about"]), remedy=RETRAIN)
         if state["samples"] != self._digest:
             lengths = {len(values) for values in state["columns"].values()}
             raise CheckpointMismatch(
-                f"{where}: about {min(lengths)} samples, and not the {len(self)} of this training with their labels; "
-                "delete checkpoint.pt to start this stage anew"
+                f"{where}: its {min(lengths)} samples are not the {len(self)} samples and labels of this training; "
+                f"{RETRAIN}"
             )
         self.values = {name: values.numpy().copy() for name, values in state["columns"].items()}
         self.widths = dict(state["widths"])
         self._pending = [(state["index"], state["notes"])] if distributed.rank() == 0 else []
 
     def write(self, path: Path, *, params: Mapping[str, Any] | None = None) -> None:
-        """samples.parquet: id, label (its name) and the columns, a row per sample; whole, or as it was before.
+        """Writes samples.parquet atomically: one row per sample with its id, the name of its label, and the columns.
 
         Args:
-            params: of the loss, for the reader; `carry` looks at those only that the columns depend on.
+            params: all hyperparameters of the loss, for readers; `carry` checks only those that the columns depend on.
         """
         names = pa.array(self.classes, pa.string())
         label = pa.DictionaryArray.from_arrays(pa.array(self.target, pa.int32()), names)
@@ -180,26 +180,28 @@ class Memory:
             pq.write_table(table.replace_schema_metadata(about), file, compression="zstd", write_page_checksum=True)
 
     def carry(self, path: Path) -> Counts:
-        """Takes over what `write` left for another data version; called before the first epoch.
+        """Takes over the state that `write` left for another data version; called before the first epoch.
 
-        Kept where id and label (by name) agree, else as for a new sample. Positions of classes follow the classes' names.
+        State is kept if id and label (by name) agree; otherwise the sample counts as new. Positions of classes are
+        translated by the names of the classes.
 
         Raises:
-            CheckpointMismatch: unreadable, of another loss, or with a parameter that changes what the columns mean.
+            CheckpointMismatch: an unreadable file, another loss, or a hyperparameter that changes the meaning of the
+                columns.
         """
         table = self._read(path)
-        position = {name: at for at, name in enumerate(self.classes)}
+        position = {name: number for number, name in enumerate(self.classes)}
         theirs = json.loads(table.schema.metadata[b"classes"])
-        moved = np.array([*(position.get(name, -1) for name in theirs), -1])  # the last for -1 itself
+        moved = np.array([*(position.get(name, -1) for name in theirs), -1])  # the last entry maps -1 to -1
         ids = table["id"].to_numpy().astype(str)
         label = table["label"].cast(pa.string()).combine_chunks().dictionary_encode()
         target = np.array([position.get(name, -1) for name in label.dictionary.to_pylist()])[label.indices.to_numpy()]
         order = np.argsort(ids)
-        at = order[np.searchsorted(ids[order], self.id).clip(max=len(ids) - 1)]
-        found = ids[at] == self.id
-        kept = found & (target[at] == self.target)
+        row = order[np.searchsorted(ids[order], self.id).clip(max=len(ids) - 1)]
+        found = ids[row] == self.id
+        kept = found & (target[row] == self.target)
         for name, column in self.columns.items():
-            values = _from_arrow(table[name], column)[at[kept]]
+            values = _from_arrow(table[name], column)[row[kept]]
             self.values[name][kept] = moved[values] if column.of_classes else values
         reset = int(found.sum() - kept.sum())
         return Counts(int(kept.sum()), reset, len(ids) - int(found.sum()), int((~found).sum()))
@@ -208,16 +210,20 @@ class Memory:
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             table.validate(full=True)
-            said = table.schema.metadata
-            about = json.loads(said[ABOUT])
-            if said[SHA256].decode() != _digest(said[ABOUT].decode(), said[b"classes"].decode()):
+            metadata = table.schema.metadata
+            about = json.loads(metadata[ABOUT])
+            if metadata[SHA256].decode() != _digest(metadata[ABOUT].decode(), metadata[b"classes"].decode()):
                 raise ValueError(SHA256)
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise CheckpointMismatch(f"{path} is no state of samples ({type(error).__name__}); {ANEW}") from None
-        self._check(str(path), about, way_out=ANEW)
+            raise CheckpointMismatch(
+                f"{path} is not a readable loss state ({type(error).__name__}); {RESTART}"
+            ) from None
+        self._check(str(path), about, remedy=RESTART)
         absent = {"id", "label", *self.columns} - set(table.column_names)
-        if absent or not len(table):
-            raise CheckpointMismatch(f"{path}: no column {', '.join(sorted(absent))}, or no row; {ANEW}")
+        if absent:
+            raise CheckpointMismatch(f"{path}: column {', '.join(sorted(absent))} is missing; {RESTART}")
+        if not len(table):
+            raise CheckpointMismatch(f"{path}: the file has no rows; {RESTART}")
         return table
 
     def _about(self) -> str:
@@ -225,16 +231,16 @@ class Memory:
         about = {"format": FORMAT, "loss": self.name, "params": self.meaning, "columns": columns}
         return json.dumps(about)
 
-    def _check(self, where: str, theirs: Mapping[str, Any], *, way_out: str) -> None:
+    def _check(self, where: str, theirs: Mapping[str, Any], *, remedy: str) -> None:
         ours, given = _flat(json.loads(self._about())), _flat(theirs)
         for field in ours | given:
             want, got = ours.get(field), given.get(field)
             if want != got:
-                raise CheckpointMismatch(f"{where}: {field} is {got!r}, and this training has {want!r}; {way_out}")
+                raise CheckpointMismatch(f"{where}: {field} is {got!r}, but this training has {want!r}; {remedy}")
 
     @cached_property
     def _digest(self) -> str:
-        """Names the samples and their labels."""
+        """Hash of the samples and their labels."""
         labels = np.array(self.classes)[self.target] if len(self) else np.empty(0, str)
         digest = hashlib.sha256()
         for sample, label in zip(self.id.tolist(), labels.tolist(), strict=True):
@@ -243,15 +249,15 @@ class Memory:
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """{"params": {"q": 1}} as {"params.q": 1}: what a message calls a field."""
+    """Flat names of fields for messages: {"params": {"q": 1}} becomes {"params.q": 1}."""
     flat: dict[str, Any] = {}
     for key, value in about.items():
         flat |= {f"{key}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 
-def _digest(*said: str) -> str:
-    return hashlib.sha256("".join(said).encode()).hexdigest()
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def _to_arrow(values: NDArray[Any]) -> pa.Array:

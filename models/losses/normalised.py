@@ -1,7 +1,7 @@
-"""Normalised losses: L(y) / sum_k L(k), which is symmetric whatever L is, and their sums with a passive loss.
+"""Normalised losses L(y) / sum_k L(k), which are symmetric for any L, and their sums with a passive loss.
 
-Ma et al., ICML 2020 (arXiv 2006.13554) call a loss active that only pulls the label's probability up, passive one that also
-pushes others down; one of each (`nce+mae`) fits and tolerates noise.
+Ma et al., ICML 2020 (arXiv 2006.13554) call a loss active if it only raises the label's probability, and passive if it
+also lowers those of other classes. The sum of one of each, such as `nce+mae`, fits well and tolerates noise.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ PAPER = "Ma et al., ICML 2020 (arXiv 2006.13554), equation 3"
 
 
 class Symmetric(Loss):
-    """A loss whose values over all labels sum to a constant.
+    """A loss whose values sum to a constant over all labels.
 
-    Symmetric noise is tolerated up to 1 - 1/C. Under class-dependent noise Ma et al. also ask that no wrong label's value
-    exceed 1 / (C - 1), which nothing enforces in a normalised loss: the ratio 1 is then the sources' word, not a proof.
+    It tolerates symmetric noise up to the rate 1 - 1/C. For class-dependent noise Ma et al. also assume that the value
+    of a wrong label is at most 1 / (C - 1). A normalised loss does not enforce this, so there the ratio 1 is claimed,
+    not proved.
     """
 
     def asymmetry_ratio(self) -> float:
@@ -54,7 +55,8 @@ class NFL(Symmetric):
 
     Args:
         gamma: >= 0; published .5.
-        detach_factor: the powers count as constants, above and below the line, as in the published code.
+        detach_factor: treat the powers as constants in the gradient, in numerator and denominator, as the published
+            code does.
     """
 
     def __init__(self, num_classes: int, gamma: Weight = 0.5, detach_factor: bool = False) -> None:
@@ -67,7 +69,7 @@ class NFL(Symmetric):
         return above / batch.sum(self.term)
 
 
-@LOSSES.register("ngce", paper=PAPER + "; of Zhang and Sabuncu 2018")
+@LOSSES.register("ngce", paper=PAPER + ", applied to the loss of Zhang and Sabuncu 2018")
 class NGCE(Symmetric):
     """(1 - p_y^q) / (C - sum_k p_k^q).
 
@@ -97,11 +99,11 @@ class NMAE(Symmetric):
 
 @LOSSES.register("nnce", paper="Ye et al., NeurIPS 2023 (active negative losses), equation 9")
 class NNCE(Symmetric):
-    """1 - (A + log p_y) / sum_k (A + log p_k), A = -ln min_prob, log p_k taken as -A where p_k < min_prob.
+    """1 - (A + log p_y) / sum_k (A + log p_k), A = -ln min_prob, with -A in place of log p_k if p_k < min_prob.
 
     Args:
-        min_prob: in (0, 1 / C); by default the published 1e-7, and .01 / C^2 where that is smaller: at 50,030 classes 1 / C
-            lies too near to 1e-7.
+        min_prob: in (0, 1 / C); default: the smaller of the published 1e-7 and .01 / C^2, because at 50,030 classes 1 /
+            C is too close to 1e-7.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class NNCE(Symmetric):
         super().__init__(num_classes)
         if min_prob and min_prob * num_classes >= 1:
             raise ConfigError(
-                f"loss.params.min_prob: {min_prob} is not below 1 / {num_classes}, so that equal probabilities leave nothing to "
-                "divide by; lower it, or leave it out"
+                f"loss.params.min_prob: {min_prob} is not below 1 / {num_classes}, so the denominator is 0 at equal "
+                "probabilities; lower it, or leave it out"
             )
         self.term = SumFloored(-math.log(min_prob or min(1e-7, 0.01 / num_classes**2)))
         self.terms = (self.term,)
@@ -121,10 +123,10 @@ class NNCE(Symmetric):
 
 
 class Sum(Loss):
-    """alpha first + beta second, from one pass over the logits.
+    """alpha first + beta second, computed in one pass over the logits.
 
     Args:
-        alpha, beta: weights of the first and the second part, >= 0.
+        alpha, beta: weights of the first and the second loss, >= 0.
     """
 
     def __init__(self, num_classes: int, first: Loss, second: Loss, *, alpha: float, beta: float) -> None:
@@ -173,4 +175,6 @@ _register_sum(
     "anl_ce", NCE, NNCE, paper="Ye et al., NeurIPS 2023 (active negative losses)", formula="alpha nce + beta nnce",
     alpha=5, beta=5,
 )  # fmt: skip
-_register_sum("nce+amse", NCE, AMSE, paper="JAL, ICCV 2025; beta .1 on the sum is its 1 on the mean of 10", beta=0.1)
+_register_sum(
+    "nce+amse", NCE, AMSE, paper="JAL, ICCV 2025; beta .1 on our sum equals its 1 on the mean of 10 classes", beta=0.1
+)

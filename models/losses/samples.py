@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Samples:
-    """What a loss may know of the training set before the first step.
+    """The training set as a loss knows it before the first step; `index` in a batch is a position in these arrays.
 
-    id: (N,) stable sample ids. target: (N,) int64 positions in `classes`. Position i is what `index` calls i.
+    id: (N,) stable sample ids. target: (N,) int64 positions in `classes`.
     """
 
     id: NDArray[np.object_]

@@ -1,9 +1,9 @@
-"""One pass over the logits for every loss: log p_y, and sums over the classes, with their gradient.
+"""One pass over the logits for every loss: log p_y and sums over the classes, with their gradient.
 
-A loss of p_y alone has the gradient w(p_y) (p - e_y), so all of them are weightings of cross-entropy and share one kernel.
-Sums over the classes (NCE, SR, ...) add their own terms to it. The kernel keeps one buffer of N x C, the probabilities, and
-turns it into the gradient in place; F.cross_entropy keeps three. Rows are taken a few at a time, so that every
-elementwise step finds its numbers in the processor's cache.
+A loss of p_y alone has the gradient w(p_y) (p - e_y), so all such losses are weightings of cross-entropy and share one
+kernel. Sums over the classes (NCE, SR, ...) add their own terms. The kernel keeps one buffer of N x C, the
+probabilities, and turns it into the gradient in place; F.cross_entropy keeps three. It processes a few rows at a time,
+so that the data of every elementwise step fits into the processor's cache.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CACHED = 2**18  # values that a CPU's second-level cache holds; a GPU takes its rows in larger pieces
+CACHED = 2**18  # values that the second-level cache of a CPU holds
 CACHED_GPU = 2**24
-SAFE = 1e-30  # a probability that did not underflow
-SMALLEST = 1e-3  # norm of logits that sharpening divides by: at 1e-12 one row of zeros had a gradient of 1e12
+SAFE = 1e-30  # a larger probability did not underflow
+SMALLEST = 1e-3  # least norm that sharpening divides by: with 1e-12 one row of zeros had a gradient of 1e12
 
 
 class Term(Protocol):
-    """sum_k phi(log p_k): a sum over the classes that a loss asks for. Hashable, so that parts of a loss share it."""
+    """sum_k phi(log p_k), a sum over the classes. Hashable, so that the parts of a loss can share it."""
 
     def sums(self, u: Tensor, lse: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C), their logsumexp (n,), p (n, C) -> sum_k phi and sum_k phi', each (n,)."""
+        """(n,) sum_k phi and (n,) sum_k phi', from the logits u (n, C), their logsumexp (n,) and p (n, C)."""
         ...
 
     def slope(self, u: Tensor, lse: Tensor, p: Tensor, weight: Tensor) -> Tensor:
-        """The same and (n, 1) -> weight times phi'(log p_k), (n, C), in a new tensor."""
+        """(n, C) weight (n, 1) times phi'(log p_k), in a new tensor; other arguments as for `sums`."""
         ...
 
 
@@ -43,12 +43,12 @@ class SumLog:
 
 @dataclass(frozen=True)
 class LogSumExp:
-    """logsumexp(z) itself: what a class beside the C competes with. Needs no elementwise pass."""
+    """logsumexp(z), which the logit of an extra class is compared with; needs no elementwise pass."""
 
 
 @dataclass(frozen=True)
 class SumPower:
-    """sum_k p_k^r, taken as exp(r log p_k); below `floor` p_k counts as floor, without a gradient."""
+    """sum_k p_k^r, computed as exp(r log p_k); p_k below `floor` counts as `floor`, without a gradient."""
 
     r: float
     floor: float = 0.0
@@ -64,6 +64,7 @@ class SumPower:
         return rise.masked_fill_(u - lse[:, None] < math.log(self.floor), 0) if self.floor else rise
 
     def power(self, u: Tensor, lse: Tensor, p: Tensor) -> Tensor:
+        """(n, C) p_k^r, in a new tensor."""
         if self.floor:
             return (u - lse[:, None]).clamp_(min=math.log(self.floor)).mul_(self.r).exp_()
         if self.r == 2:
@@ -73,7 +74,7 @@ class SumPower:
 
 @dataclass(frozen=True)
 class SumFocal:
-    """sum_k (1 - p_k)^gamma log p_k; with detach_factor the power counts as a constant."""
+    """sum_k (1 - p_k)^gamma log p_k; with detach_factor the power is a constant in the gradient."""
 
     gamma: float
     detach_factor: bool = False
@@ -89,18 +90,19 @@ class SumFocal:
         return self.rising(self.factor(miss), miss, log_p, p).mul_(weight)
 
     def log_p_and_miss(self, u: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """log p and 1 - p, (n, C); lse is that of the label's own p, so rounding may put log p of another class above 0."""
+        """log p and 1 - p, (n, C) each; log p is clamped at 0, which rounding of lse could exceed."""
         log_p = (u - lse[:, None]).clamp_(max=0)
         return log_p, torch.expm1(log_p).neg_()
 
     def factor(self, miss: Tensor) -> Tensor:
+        """(1 - p)^gamma from 1 - p."""
         return miss.sqrt() if self.gamma == 0.5 else miss.pow(self.gamma)
 
     def rising(self, factor: Tensor, miss: Tensor, log_p: Tensor, p: Tensor) -> Tensor:
-        """(1 - p)^gamma (1 - gamma p log p / (1 - p)), in place of factor."""
+        """(1 - p)^gamma (1 - gamma p log p / (1 - p)), written into `factor`."""
         if self.detach_factor:
             return factor
-        ratio = (log_p / miss).nan_to_num_(nan=-1.0, neginf=torch.finfo(p.dtype).min)  # goes to -1 at p = 1
+        ratio = (log_p / miss).nan_to_num_(nan=-1.0, neginf=torch.finfo(p.dtype).min)  # the limit at p = 1 is -1
         return factor.mul_(ratio.mul_(p).mul_(-self.gamma).add_(1))
 
 
@@ -123,9 +125,9 @@ AnyTerm = SumLog | LogSumExp | Term
 
 @dataclass(frozen=True)
 class LogitShift:
-    """What is done to the logits inside the loss only: u = z / (|z| tau) or z, + prior, + bias at the target.
+    """Changes to the logits inside the loss only: u = z / (|z| tau) or z, + prior, + bias at the target.
 
-    bias: scalar. prior: (C,) or None. tau: > 0, or None to leave the scale; normalise: divide by the norm too.
+    bias: scalar. prior: (C,) or None. tau: > 0, or None to keep the scale. normalise: divide by the norm |z| too.
     """
 
     bias: float = 0.0
@@ -134,12 +136,13 @@ class LogitShift:
     normalise: bool = False
 
     @property
-    def idle(self) -> bool:
+    def is_identity(self) -> bool:
+        """True if the logits stay as they are."""
         return not self.bias and self.prior is None and self.tau is None
 
     def apply(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(n, C) logits -> (n, C), a new tensor unless idle."""
-        if self.idle:
+        """(n, C) u from logits (n, C); a new tensor unless `is_identity`."""
+        if self.is_identity:
             return logits
         u = logits * self.scale(logits) if self.tau else logits.clone()
         if self.prior is not None:
@@ -149,20 +152,20 @@ class LogitShift:
         return u
 
     def scale(self, logits: Tensor) -> Tensor:
-        """(n, 1) or scalar factor of sharpening."""
+        """Factor of sharpening, (n, 1) or scalar."""
         assert self.tau
         if not self.normalise:
             return logits.new_tensor(1 / self.tau)
         return 1 / (self.tau * _norm(logits))
 
     def pull(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Gradient by u -> gradient by z, in place."""
+        """Turns the gradient with respect to u into that with respect to z, in place."""
         if self.tau is None:
             return gradient
         if self.normalise:
             square = torch.linalg.vecdot(logits, logits)[:, None]
             along = torch.linalg.vecdot(logits, gradient)[:, None] / square
-            along = along.where(square > SMALLEST**2, 0)  # below it the divisor is a constant
+            along = along.where(square > SMALLEST**2, 0)  # for smaller norms the divisor is a constant
             torch.addcmul(gradient, logits, along, value=-1, out=gradient)
             return gradient.mul_(1 / (self.tau * square.clamp(min=SMALLEST**2).sqrt()))
         return gradient.mul_(1 / self.tau)
@@ -178,9 +181,9 @@ IDLE = LogitShift()
 def summarise(
     logits: Tensor, target: Tensor, terms: Sequence[AnyTerm] = (), shift: LogitShift = IDLE
 ) -> tuple[Tensor, ...]:
-    """log p_y and the sum of each term, (N,) each, differentiable once; float32, or float64 from float64.
+    """log p_y and the sum of each term, (N,) each, differentiable once; float32, or float64 for float64 logits.
 
-    Nothing is clamped: log p_y = z_y - logsumexp(z) stays finite where p_y underflows.
+    Nothing is clamped: log p_y = z_y - logsumexp(z) stays finite even if p_y underflows.
     """
     result: tuple[Tensor, ...] = _Summary.apply(logits, target, tuple(terms), shift)
     return result
@@ -196,7 +199,7 @@ class _Summary(Function):
         ctx.p = torch.empty_like(logits, dtype=dtype) if ctx.needs_input_grad[0] else None
         log_p, totals, lse, rises = _row_parts(4)
         for rows in pieces(logits):
-            u = shift.apply(_of_type(logits[rows], dtype, idle=shift.idle), target[rows])
+            u = shift.apply(_of_type(logits[rows], dtype, is_identity=shift.is_identity), target[rows])
             p = _softmax(u, None if ctx.p is None else ctx.p[rows], dtype)
             own = u.gather(1, target[rows, None])[:, 0].to(dtype)
             lse.append(_log_sum_exp(u, p, own, p.gather(1, target[rows, None])[:, 0]))
@@ -211,7 +214,8 @@ class _Summary(Function):
     @once_differentiable
     def backward(ctx: Any, by_log_p: Tensor, *by_sums: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target, lse, rises = ctx.saved_tensors
-        gradient, ctx.p = ctx.p, None  # taken, as autograd copies what is held twice; a second call computes it anew
+        # Released, because autograd copies a tensor that is referenced twice; a second backward pass computes it again.
+        gradient, ctx.p = ctx.p, None
         fresh = gradient is None
         if fresh:
             gradient = torch.empty_like(logits, dtype=ctx.dtype)
@@ -219,7 +223,7 @@ class _Summary(Function):
         pull = by_log_p + (weights * rises).sum(1)
         for rows in pieces(logits):
             part = gradient[rows]
-            z = _of_type(logits[rows], ctx.dtype, idle=ctx.shift.idle)
+            z = _of_type(logits[rows], ctx.dtype, is_identity=ctx.shift.is_identity)
             u = ctx.shift.apply(z, target[rows])
             if fresh:
                 _softmax(u, part, ctx.dtype)
@@ -233,7 +237,7 @@ class _Summary(Function):
 
 
 def pieces(logits: Tensor) -> Iterator[slice]:
-    """Runs of rows small enough to stay in the cache."""
+    """Consecutive slices of rows, each small enough for the cache."""
     step = max((CACHED if logits.device.type == "cpu" else CACHED_GPU) // logits.shape[1], 1)
     for start in range(0, len(logits), step):
         yield slice(start, start + step)
@@ -243,9 +247,9 @@ def _row_parts(count: int) -> tuple[list[Tensor], ...]:
     return tuple([] for _ in range(count))
 
 
-def _of_type(logits: Tensor, dtype: torch.dtype, *, idle: bool) -> Tensor:
-    """Half precision is widened only where it is changed; softmax widens by itself."""
-    return logits if idle else logits.to(dtype)
+def _of_type(logits: Tensor, dtype: torch.dtype, *, is_identity: bool) -> Tensor:
+    """Converts the logits only if a shift changes them; softmax converts half precision by itself."""
+    return logits if is_identity else logits.to(dtype)
 
 
 def _softmax(u: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -253,8 +257,8 @@ def _softmax(u: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _log_sum_exp(u: Tensor, p: Tensor, own: Tensor, own_p: Tensor) -> Tensor:
-    """(n,) log of sum_k exp(u_k) = u - log p of any class; the label's is at hand, the largest never underflows."""
-    if own_p.device.type == "cpu" and bool((own_p > SAFE).all()):  # a GPU would have to be waited for
+    """(n,) log sum_k exp(u_k) = u_k - log p_k of any class k: the label, or the top class, which cannot underflow."""
+    if own_p.device.type == "cpu" and bool((own_p > SAFE).all()):  # on a GPU this would wait for the result
         return own - own_p.log()
     return u.amax(1).to(p.dtype) - p.amax(1).log()
 
@@ -267,7 +271,7 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
             num_classes = u.shape[1]
             found.append((u.sum(1, dtype=lse.dtype) - num_classes * lse, torch.full_like(lse, num_classes)))
         elif isinstance(term, LogSumExp):
-            found.append((lse, torch.full_like(lse, -1)))  # its gradient is p, as if p were pulled the other way
+            found.append((lse, torch.full_like(lse, -1)))  # the gradient is p, the opposite sign of the others
         else:
             found.append(term.sums(u, lse, p))
     if not found:
@@ -276,7 +280,7 @@ def _sums(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor) -> tupl
 
 
 def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weights: Tensor) -> Tensor | None:
-    """sum over terms of weight times phi'(log p_k): (n, C), or (n, 1) where all classes share it; None without terms."""
+    """Sum over terms of weight times phi'(log p_k): (n, C), or (n, 1) if equal for all classes; None without terms."""
     extra: Tensor | None = None
     for term, weight in zip(terms, weights.unbind(1), strict=False):
         if isinstance(term, LogSumExp):
@@ -287,7 +291,7 @@ def _slopes(terms: tuple[AnyTerm, ...], u: Tensor, p: Tensor, lse: Tensor, weigh
 
 
 class _Miss(Function):
-    """1 - exp(x) with the gradient -exp(x); torch's own expm1 rounds that gradient to 0 below 6e-8."""
+    """1 - exp(x) with the gradient -exp(x); the gradient of torch.expm1 rounds to 0 below 6e-8."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -302,6 +306,6 @@ class _Miss(Function):
 
 
 def one_minus_exp(x: Tensor) -> Tensor:
-    """1 - e^x, exact near x = 0, with an exact gradient however small e^x is."""
+    """1 - e^x, exact near x = 0, with an exact gradient for any small e^x."""
     result: Tensor = _Miss.apply(x)
     return result

@@ -1,4 +1,4 @@
-"""Sparse regularisation: a sharpened output, and a penalty on outputs that are not one-hot."""
+"""Sparse regularisation: sharpened logits, and a penalty on outputs that are not one-hot."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ PAPER = "Zhou et al., ICCV 2021 (arXiv 2108.00192), equation 8"
 class SparseRegularised(Loss):
     """base(u, y) + lam(t) sum_k softmax(u)_k^p / C^(1 - p), u = z / (|z| tau).
 
-    The penalty is 1 at equal probabilities and C^(p - 1) at one-hot ones; lam(t) = lam rho^(t div every), t the epoch from 0.
+    The penalty is 1 at equal probabilities and C^(p - 1) at one-hot outputs; lam(t) = lam rho^(t div every), t the
+    epoch from 0.
 
     Args:
-        tau: temperature, > 0; by default .5, the published value at 10 classes, or 1 / ln(9 (C - 1)) where that is less, so that
-            p_y = .9 stays within reach.
+        tau: temperature, > 0; default: the smaller of .5, the published value at 10 classes, and 1 / ln(9 (C - 1)), so
+            that p_y = .9 can be reached.
         p: power, in (0, 1]; published .1 at 10 classes, .01 at 100.
-        lam: weight of the penalty, >= 0; the default is the published 1.2 at 10 classes under `rescale`.
-        rho: growth of lam, >= 1; published 1.03 at 10 classes, 1.02 at 100.
-        every: epochs from one growth to the next.
-        l2_normalise: divide the logits by their norm first, as published for all but MNIST.
+        lam: weight of the penalty, >= 0; the default equals the published 1.2 at 10 classes, given `rescale`.
+        rho: growth factor of lam, >= 1; published 1.03 at 10 classes, 1.02 at 100.
+        every: epochs after which lam grows.
+        l2_normalise: divide the logits by their norm first, as published for all data sets but MNIST.
         rescale: divide by C^(1 - p); false gives the published penalty, which grows with C.
-        floor: probabilities count as at least this, without a gradient; published 1e-7.
+        floor: smaller probabilities are replaced by this one, without a gradient; published 1e-7.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SparseRegularised(Loss):
 
     @property
     def shift(self) -> LogitShift:
+        """Changes to the logits: sharpening, and the options of the loss."""
         return LogitShift(bias=self.options.logit_bias, prior=self.prior, tau=self.tau, normalise=self.l2_normalise)
 
     def start_epoch(self, epoch: int) -> None:
@@ -70,7 +72,7 @@ class SparseRegularised(Loss):
 
 
 def default_tau(num_classes: int) -> float:
-    """The published .5, or less where p_y = .9 would else be out of reach of logits of norm 1."""
+    """The published .5, or less if logits of norm 1 could not reach p_y = .9 otherwise."""
     return min(0.5, 1 / math.log(9 * (num_classes - 1)))
 
 

@@ -1,4 +1,4 @@
-"""Bi-tempered logistic loss: bounded for t1 < 1, and with a heavy-tailed softmax for t2 > 1."""
+"""Bi-tempered logistic loss: bounded for t1 < 1, with a heavy-tailed softmax for t2 > 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.losses.base import LOSSES, Loss, LossBatch
 from models.losses.softmax import LogitShift, pieces
 from models.recipe.registry import Range
 
-MOST_STEPS = 50  # of Newton's method; logits of float32 need 3 to 8
+MOST_STEPS = 50  # of Newton's method; float32 logits need 3 to 8
 
 Number = float | Tensor
 
@@ -22,14 +22,15 @@ Number = float | Tensor
 class BiTempered(Loss):
     """-log_t1 p_y - (1 - sum_k p_k^(2 - t1)) / (2 - t1), p = exp_t2(z - G), G such that p sums to 1; t1 = t2 = 1 is CE.
 
-    log_t u = (u^(1 - t) - 1) / (1 - t), exp_t its inverse. G is found by Newton's method on (sum_k p_k)^(1 - t2), which is
-    concave in G, so that the steps come from one side and never overshoot; with equal logits one step suffices.
+    log_t u = (u^(1 - t) - 1) / (1 - t), and exp_t is its inverse. Newton's method finds G on (sum_k p_k)^(1 - t2),
+    which is concave in G: the steps approach from one side and never overshoot, and equal logits need one step only.
 
     Args:
         t1: in [0, 1]; below 1 the loss is bounded.
-        t2: in [1, 5); above 1 outliers pull less.
+        t2: in [1, 5); above 1 outliers have less influence.
         tolerance: largest error of sum_k p_k, in (0, 1).
-        num_iters: instead, so many of the published fixed-point steps, whose p sum to 0.98 to 1 after the usual five.
+        num_iters: number of the published fixed-point steps, used instead of Newton's method; after the usual 5 p sums
+            to .98 to 1.
     """
 
     weighs_log_p = False
@@ -61,7 +62,7 @@ class BiTempered(Loss):
 
 
 class Solver:
-    """Finds G, (n,), with sum_k exp_t(z_k - G) = 1, for t > 1."""
+    """Finds G, (n,), such that sum_k exp_t(z_k - G) = 1, for t > 1."""
 
     def __init__(self, tolerance: float, num_iters: int | None) -> None:
         self.tolerance, self.num_iters = tolerance, num_iters
@@ -113,11 +114,11 @@ def log_t(log_p: Tensor, t: Number) -> Tensor:
 
 
 def by_autograd(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solver) -> Tensor:
-    """(N,) the loss by plain autograd, differentiable in t1 and t2 too; several buffers of N x C.
+    """(N,) loss by plain autograd, also differentiable in t1 and t2; needs several buffers of N x C.
 
-    One more Newton step from the solution, its slope held constant, has the derivatives of the solution itself.
+    One more Newton step from the solution, with its slope held constant, has the same derivatives as the solution.
     """
-    t1 = torch.as_tensor(t1, dtype=z.dtype).clamp(max=1 - 1e-3)  # away from the removable 0 / 0 at 1
+    t1 = torch.as_tensor(t1, dtype=z.dtype).clamp(max=1 - 1e-3)  # avoids the removable 0 / 0 at 1
     b = torch.as_tensor(t2 - 1, dtype=z.dtype).clamp(min=1e-3)
     with torch.no_grad():
         level = solver(z, 1 + float(b.detach()))
@@ -130,7 +131,7 @@ def by_autograd(z: Tensor, target: Tensor, t1: Number, t2: Number, solver: Solve
 
 
 class _Tempered(Function):
-    """The value, with its gradient made on the way: one buffer of N x C, no walk back through the steps of the solver."""
+    """The loss; `forward` also computes the gradient, in one N x C buffer; autograd need not record the solver."""
 
     @staticmethod
     def forward(
@@ -147,7 +148,7 @@ class _Tempered(Function):
     @once_differentiable
     def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         logits, target = ctx.saved_tensors
-        gradient, ctx.gradient = ctx.gradient, None  # taken, as in models.losses.softmax
+        gradient, ctx.gradient = ctx.gradient, None  # released, as in models.losses.softmax
         if gradient is None:
             gradient = torch.empty_like(logits, dtype=_dtype(logits))
             _tempered(logits, target, ctx.t1, ctx.t2, ctx.solver, ctx.shift, gradient)
@@ -171,7 +172,7 @@ def _tempered(
 
 
 def _gradient(log_p: Tensor, own: Tensor, y: Tensor, t1: float, t2: float, *, out: Tensor) -> None:
-    """g_k - escort_k sum_j g_j, with g_k = (p_k - [k = y]) p_k^(t2 - t1) and the escort p^t2 / sum p^t2."""
+    """Writes g_k - escort_k sum_j g_j to `out`; g_k = (p_k - [k = y]) p_k^(t2 - t1), escort = p^t2 / sum p^t2."""
     torch.mul(log_p, 1 + t2 - t1, out=out).exp_()
     out.scatter_add_(1, y, -torch.exp((t2 - t1) * own))
     escort = log_p.mul_(t2).exp_()

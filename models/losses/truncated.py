@@ -1,4 +1,4 @@
-"""Truncated generalised cross-entropy: samples that the network disbelieves are pruned, and may come back."""
+"""Truncated generalised cross-entropy: samples with an improbable label are pruned, and may return later."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from models.recipe.registry import Range
 
 @LOSSES.register("truncated_gce", paper="Zhang and Sabuncu, NeurIPS 2018, section 3.3")
 class TruncatedGCE(Stateful):
-    """v (1 - p_y^q) / q, v = 1 where p_y >= k by the network's last answers about the whole training set, else 0.
+    """v (1 - p_y^q) / q, v = 1 if p_y >= k in the network's last predictions for the whole training set, else 0.
 
-    From `start_epoch` on the network is asked every `every` epochs about photos that are not augmented. Its answers count if it
-    is at least as accurate on the validation photos as when it decided last: the paper's best model so far. All v are decided
-    anew, so that who was pruned comes back. Values of pruned samples are 0, without the paper's constant (1 - k^q) / q, which
-    has no gradient; those of the kept are divided by the kept share, so that pruning does not shorten the step (ours).
+    From `start_epoch` on the network scores all training photos every `every` epochs, without augmentation. Its
+    predictions count if it is at least as accurate on the validation photos as at the last decision: the paper's best
+    model so far. Every decision sets all v afresh, so pruned samples can return. The value of a pruned sample is 0,
+    without the paper's constant (1 - k^q) / q, which has no gradient. Values of kept samples are divided by the kept
+    share, so that pruning does not shorten the training step (ours).
 
     Args:
-        q: in (0, 1].
-        k: in (0, 1).
-        start_epoch: published 40 of 120 epochs at 10 classes, 80 of 150 at 100.
-        every: epochs.
-        k_quantile: ours; instead of k, each class's own quantile of p_y, so that every class loses about this share. At many
-            classes no p_y comes near .5 for long.
-        max_share, n_min: ours; the most of a class that may be pruned, and what it keeps; the least p_y go first. 0.99 and 1
-            are nearest to the paper, which has no such bounds.
+        q: power, in (0, 1].
+        k: probability of the label below which a sample is pruned, in (0, 1).
+        start_epoch: epoch of the first decision; published 40 of 120 epochs at 10 classes, 80 of 150 at 100.
+        every: epochs between two decisions.
+        k_quantile: ours; replaces k by this quantile of p_y in each class, so that every class loses about this share.
+            At many classes it takes long until any p_y comes near .5.
+        max_share, n_min: ours; largest share of a class that may be pruned, and samples of it that are always kept; the
+            smallest p_y are pruned first. 0.99 and 1 are closest to the paper, which has no such bounds.
     """
 
     name = "truncated_gce"
@@ -67,7 +68,7 @@ class TruncatedGCE(Stateful):
         return float(self.q >= 1)
 
     def decide(self) -> None:
-        self.weigh(~self.guard.part_with(~self.known["kept"], self.known["log_p"], self.known.target))
+        self.set_weights(~self.guard.limit(~self.known["kept"], self.known["log_p"], self.known.target))
 
     def wants_answers(self, epoch: int) -> bool:
         return epoch >= self.facts["due"]
@@ -75,20 +76,21 @@ class TruncatedGCE(Stateful):
     def take_answers(self, log_p: Tensor, *, accuracy: float) -> None:
         if log_p.shape != (len(self.known),):
             raise BatchError(
-                f"log_p: of shape {tuple(log_p.shape)}, and this loss began with {len(self.known)} samples"
+                f"log_p: shape {tuple(log_p.shape)}, but this loss began with {len(self.known)} samples; "
+                "pass one value for each"
             )
         self.facts["due"] += self.every
-        if accuracy < self.facts["best"]:  # NaN is not: without validation photos every model decides
+        if accuracy < self.facts["best"]:  # False for NaN: without validation photos every network decides
             return
         self.facts["best"] = accuracy if math.isfinite(accuracy) else self.facts["best"]
         answers = log_p.detach().cpu().numpy()
-        going = self.guard.part_with(answers < self.threshold(answers), answers, self.known.target)
-        self.known["kept"][:] = ~going
+        pruned = self.guard.limit(answers < self.threshold(answers), answers, self.known.target)
+        self.known["kept"][:] = ~pruned
         self.known["log_p"][:] = answers
         self.decide()
 
     def threshold(self, log_p: NDArray[Any]) -> NDArray[Any]:
-        """(N,) log k of each sample's class, in the precision of the answers, so that p_y = k is kept."""
+        """(N,) log k of each sample's class, in the dtype of `log_p`, so that p_y = k is kept."""
         if self.k_quantile is None:
             return np.full(len(log_p), math.log(self.k), log_p.dtype)
         target = self.known.target

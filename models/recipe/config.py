@@ -1,7 +1,7 @@
-"""A recipe: everything that learning depends on, frozen and checked before a GPU is booked.
+"""Recipes: everything that a retraining depends on, immutable and checked before anything is trained.
 
-Order of precedence: the defaults below < the recipe file < overrides ("train.epochs=3"). Dataclasses rather than
-pydantic, because models runs with only torch, timm, numpy, pyarrow and onnx.
+Order of precedence: the defaults below < the recipe file < overrides ("train.epochs=3"). Plain dataclasses instead of
+pydantic, because `models` runs with only torch, timm, numpy, pyarrow and onnx.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 PRECISIONS = ("fp16", "bf16", "int8")  # beside float32
-LEVELS = (1, 2, 5, 10)  # crops of a photo
+LEVELS = (1, 2, 5, 10)  # numbers of crops of a photo
+# The names in models.cleaning.rules, which may import this package, but not the other way round. A test compares them.
 Rule = Literal[
     "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
 ]
@@ -33,50 +34,50 @@ Rule = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """Cleaning rounds: out-of-sample probabilities, then decisions on all labels anew."""
+    """Cleaning rounds: each gets out-of-sample probabilities and then decides on all given labels afresh."""
 
-    rounds: Annotated[int, Range(0, 10)] = 1  # at most
-    stop_share: Share = 0.005  # no further round once a round changes the decisions on fewer of the photos
-    member: Annotated[int, Range(0)] = 0  # the member whose network gives the probabilities
+    rounds: Annotated[int, Range(0, 10)] = 1  # upper limit
+    stop_share: Share = 0.005  # stop after a round that changes the decisions on a smaller share of the photos
+    member: Annotated[int, Range(0)] = 0  # member whose network gives the probabilities
     folds: Annotated[int, Range(2, 20)] = 3
-    epochs: Positive = 12  # lightly trained finds errors better
-    rule: Rule = "log_margin"  # of models.cleaning
-    params: dict = field(default_factory=dict)  # the rule's own
-    use: Literal["drop", "weigh"] = "drop"  # weigh: disbelieved photos stay, and each counts by its score
-    relabel: Share = 0.0  # a disbelieved label is replaced where another is so certain; 0: never
-    budget: Share = 1.0  # at most this share of the training photos is disbelieved
+    epochs: Positive = 12  # lightly trained networks find label issues better
+    rule: Rule = "log_margin"
+    params: dict = field(default_factory=dict)  # parameters of the rule
+    use: Literal["drop", "weigh"] = "drop"  # weigh: photos with a label issue stay, weighted by their label quality
+    relabel: Share = 0.0  # replace a label issue if another class has at least this probability; 0: never
+    budget: Share = 1.0  # at most this share of the training photos becomes a label issue
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
-    floor_count: Annotated[int, Range(1)] = 5  # and at least so many
-    correct: bool = False  # each round estimates what is given for what, and later trainings learn through it
+    floor_count: Annotated[int, Range(1)] = 5  # and at least this many
+    correct: bool = False  # each round estimates the label noise; later trainings use it in forward correction
 
     @property
     def asks_embeddings(self) -> bool:
-        """Whether photos are compared."""
+        """True if cleaning compares the embeddings of photos."""
         return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0 or self.correct
 
     @property
     def weighing(self) -> list[Any]:
-        """What a training on doubted labels depends on beside its data; nothing where they are dropped."""
+        """Settings that a training on downweighted photos depends on beside its data; empty if they are dropped."""
         weighs = [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
         return [*weighs, *(["correct"] if self.correct else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """More epochs at a larger size, after training and before balancing."""
+    """More epochs at a larger size, after training and before re-balancing."""
 
-    epochs: Annotated[int, Range(0)] = 0  # 0: none
-    enlarge: Annotated[float, Range(1, 4)] = 1.5  # to this times the member's size
+    epochs: Annotated[int, Range(0)] = 0  # 0: no fine-tuning
+    enlarge: Annotated[float, Range(1, 4)] = 1.5  # factor of the member's size
     lr: Annotated[float, Range(0, open_low=True)] = 2e-4
-    learn: Literal["all", "norms", "head"] = "all"  # "norms": the backbone's norms and the head (FixRes)
-    best_photos: Annotated[int, Range(0)] = 0  # of a class that it learns from, the best-scored; 0: all
+    learn: Literal["all", "norms", "head"] = "all"  # "norms": norm layers of the backbone and the head (FixRes)
+    best_photos: Annotated[int, Range(0)] = 0  # best-scored photos of a class that it draws from; 0: all
 
     def resized(self, member: Member) -> Member:
-        """The member as it leaves fine-tuning."""
+        """The member with its size after fine-tuning."""
         return dataclasses.replace(member, size=round(member.size * self.enlarge))
 
     def settings(self, train: Train) -> Train:
-        """Of the further epochs: those of the training, with photos drawn as in its last epoch."""
+        """Settings of fine-tuning: those of the training, with photos drawn as in its last epoch."""
         even = train.progressive or train.balanced_epochs > 0
         best = self.best_photos > 0 or train.best_epochs > 0
         return dataclasses.replace(
@@ -94,7 +95,7 @@ class Balance:
     method: Literal["best", "none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt"] = "best"
     epochs: Annotated[int, Range(0)] = 10  # of cRT and LWS; 0 tries neither
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3
-    best_photos: Annotated[int, Range(0)] = 0  # of a class that cRT, LWS and NCM learn from; 0: all
+    best_photos: Annotated[int, Range(0)] = 0  # best-scored photos of a class for cRT, LWS and NCM; 0: all
     tau_max: Annotated[float, Range(0, 4)] = 2.0  # 0 switches tau-normalisation off
     adjust_max: Annotated[float, Range(0, 4)] = 1.5  # 0 switches logit adjustment off
     tau_step: Annotated[float, Range(0.01, 1)] = 0.05
@@ -102,83 +103,83 @@ class Balance:
     def __post_init__(self) -> None:
         if self.method in ("lws", "crt") and not self.epochs:
             raise ConfigError(
-                f'balance.epochs: 0, and balance.method = "{self.method}" has to learn; set 10, or another method'
+                f'balance.epochs: 0, but balance.method = "{self.method}" has to train; set 10, or another method'
             )
 
     @property
     def needs_training_photos(self) -> bool:
-        """Whether photos are learnt from, and not only judged by."""
+        """True if the method learns from training photos; the others need selection photos only."""
         return self.method in ("best", "blend", "ncm", "lws", "crt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """How much each member's answer counts; chosen on validation photos."""
+    """Weights of the members in the mean of their probabilities, chosen on selection photos."""
 
     method: Literal["uniform", "weighted", "greedy"] = "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Which photos say whether a step pays, and how sure they must be for it to stay."""
+    """Selection photos, and the confidence in the validation gain at which a step is kept."""
 
-    photos: str = ""  # a file of ids whose labels are trusted; "": the validation photos that cleaning believes
-    confidence: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # one-sided; 0 takes every step unasked
+    photos: str = ""  # a file of ids whose labels are trusted; "": all validation photos
+    confidence: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # one-sided; 0 keeps every step without a check
 
     @property
     def file(self) -> str:
-        """Digest of what `photos` names; "" of no file."""
+        """Hash of the file that `photos` names; "" if there is no such file."""
         return content(self.photos)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is fused into the one graph."""
+    """The exported graph."""
 
     input_size: Annotated[int, Range(16, 2048)] = 160
-    enlarge: tuple[Annotated[float, Range(1, 4)], ...] = (1.25,)  # several: chosen on validation photos
+    enlarge: tuple[Annotated[float, Range(1, 4)], ...] = (1.25,)  # several: one is chosen on selection photos
     crops: Annotated[int, Range(1, 10)] = 10  # 1, 2, 5 or 10
-    keep: Positive = 10  # best classes of a member that take part in the mean
+    keep: Positive = 10  # best classes of a member that enter the mean
     top_k: Positive = 5
     accept: Annotated[float, Range(0, 1, open_low=True)] = 0.95  # share of the validation photos that `known` accepts
-    reject: bool = False  # what is not accepted gets no classes
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the backbones in what is published, if it is offered
-    variants: bool = False  # every precision and number of crops is made and measured
-    fall: Share = 0.005  # of top-1, that a lower precision may cost
+    reject: bool = False  # a photo that is not accepted gets no classes
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the backbones; fp32 if another is not accurate enough
+    variants: bool = False  # make and measure every precision and number of crops
+    fall: Share = 0.005  # top-1 accuracy that a lower precision may cost
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that are made beside the float32 graph."""
+        """Precisions to make beside the float32 graph."""
         return PRECISIONS if self.variants else tuple({self.precision} - {"fp32"})
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Numbers of crops that are made beside the chosen one."""
+        """Numbers of crops to make beside the chosen one."""
         return LEVELS if self.variants else ()
 
     def __post_init__(self) -> None:
         if not self.enlarge:
-            raise ConfigError("export.enlarge: names no ratio; set 1.25, or several to choose from")
+            raise ConfigError("export.enlarge: the list is empty; set 1.25, or several ratios to choose from")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What a new model has to keep to be served; shares of accuracy are those that it may lose on the same test photos."""
+    """Limits for promotion; the first four and `enrol` are accuracy that may be lost on the same test photos."""
 
     mean_class: Annotated[float, Range(-1, 1)] = 0.0
     head: Annotated[float, Range(-1, 1)] = 0.05
     middle: Annotated[float, Range(-1, 1)] = 0.05
     tail: Annotated[float, Range(-1, 1)] = 0.02
-    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.8  # that a fall is one, for it to be refused
-    class_floor: Share = 0.1  # accuracy of each class; 0: none
-    decided_away: Share = 0.5  # of a class's training photos, by cleaning
-    latency_ms: Annotated[float, Range(0)] = 0.0  # per photo on one thread of the CPU; 0: no budget, nothing is timed
-    enrol: Annotated[float, Range(-1, 1)] = 0.01  # of the mean over the other classes, by one product that is enrolled
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.8  # at which a loss of accuracy is refused
+    class_floor: Share = 0.1  # accuracy of each class; 0: no floor
+    decided_away: Share = 0.5  # share of a class's training photos that cleaning may remove
+    latency_ms: Annotated[float, Range(0)] = 0.0  # per photo on one CPU thread; 0: no budget, nothing is timed
+    enrol: Annotated[float, Range(-1, 1)] = 0.01  # mean over the other classes, when one product is enrolled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A retraining, completely described."""
+    """A complete description of a retraining."""
 
     name: str
     members: tuple[Member, ...] = (Member(),)
@@ -198,43 +199,49 @@ class Recipe:
         if not self.members:
             raise ConfigError("members: a recipe needs at least one; add a [[members]] table")
         if self.export.crops not in LEVELS:
-            raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10")
+            raise ConfigError(f"export.crops: {self.export.crops} is not one of 1, 2, 5, 10; set one of them")
         if self.export.keep < self.export.top_k:
             raise ConfigError(
-                f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers"
+                f"export.keep: {self.export.keep} classes cannot fill export.top_k = {self.export.top_k} answers; "
+                "raise it"
             )
         if self.clean.member >= len(self.members):
-            raise ConfigError(f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members")
+            raise ConfigError(
+                f"clean.member: {self.clean.member}, but the recipe has {len(self.members)} members, counted from 0; "
+                "set a smaller number"
+            )
         if all(own.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 for own in self.members):
             self._check_frozen()
         if self.augment.mixes and self.meta.photos:
-            raise ConfigError("meta.photos: learns from whole photos; set augment.mixup=0 and augment.cutmix=0")
+            raise ConfigError(
+                "meta.photos: cannot be combined with mixed photos; set augment.mixup=0 and augment.cutmix=0"
+            )
         for member, own in enumerate(self.members):
             if own.head == "arcface" and own.train.get("har", self.train.har):
-                raise ConfigError('train.har: is derived for members.head = "linear"; set har=0, or that head')
+                raise ConfigError('train.har: works with members.head = "linear" only; set har=0, or that head')
             if own.loss or own.train:
                 self.of(member)
 
     def _check_frozen(self) -> None:
-        """Of a frozen backbone features are computed once, of whole photos and their mirror images."""
+        """Refuses augmentations without effect: a frozen backbone sees whole photos and their mirror images, once."""
         for name in ("hue_deg", "flip_vertical", "blur", "holes", "cutmix"):
             if getattr(self.augment, name) != getattr(Augment, name):
                 raise ConfigError(
-                    f"augment.{name}: has no effect on a frozen backbone (train.backbone_lr_scale=0), whose features are "
-                    "computed once; leave it out"
+                    f"augment.{name}: has no effect on a frozen backbone (train.backbone_lr_scale=0), whose features "
+                    "are computed once; leave it out"
                 )
 
     def of(self, member: int) -> Recipe:
-        """The recipe of one member alone, with its own loss and keys of training in their places.
+        """Recipe with one member only, in which the member's own loss and training keys replace those of the recipe.
 
         Raises:
-            ConfigError: one of them is unknown or out of range; the message names members.<member>.<key>.
+            ConfigError: one of these keys is unknown or out of range; the message names members.<member>.<key>.
         """
         own, where = self.members[member], f"members.{member}."
         try:
             loss = build(Loss, {"name": self.loss.name} | own.loss, f"{where}loss.") if own.loss else self.loss
             train = build(Train, vars(self.train) | own.train, f"{where}train.")
-        except ConfigError as error:  # what keys are refused together for, names no member
+        except ConfigError as error:  # a check of several keys does not name the member
             raise ConfigError(f"{where}{str(error).removeprefix(where)}") from None
         plain = dataclasses.replace(own, data="cleaned", loss={}, train={})
         clean = dataclasses.replace(self.clean, member=0)
@@ -243,12 +250,12 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with CleanShelf."""
+    """Names of the recipes that ship with CleanShelf, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name (or at that path), with overrides such as "train.epochs=3" or "members.0.size=64".
+    """The recipe with this name or path, with overrides such as "train.epochs=3" or "members.0.size=64".
 
     Raises:
         ConfigError: an unknown recipe, key or value; the message names the field and the file.
@@ -267,8 +274,8 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
-        raise ConfigError(f"{what}; or give the path of a .toml file that exists") from None
+        unknown = f"no recipe {name!r}{closest(name, recipe_names())}; known: {', '.join(recipe_names())}"
+        raise ConfigError(f"{unknown}; or give the path of an existing .toml file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -276,14 +283,14 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def from_dict(tables: Mapping[str, Any]) -> Recipe:
-    """A Recipe from plain tables, as `to_dict` gives them."""
+    """The recipe that plain tables describe, as `to_dict` returns them."""
     recipe = build(Recipe, tables)
     assert isinstance(recipe, Recipe)
     return recipe
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain tables of any part of a recipe, fit for JSON."""
+    """Plain tables of a recipe or a part of it, fit for JSON."""
     return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
 
 
@@ -311,6 +318,6 @@ def training_inputs(recipe: Recipe, *, network: Member | None = None, train: Tra
 
 
 def digest(*parts: Any) -> str:
-    """A hex name, 16 digits, of any mixture of recipe parts, strings and numbers: the key of a stage's result."""
+    """Hash, 16 hex digits, of recipe parts, strings and numbers: the key of a cached result."""
     plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

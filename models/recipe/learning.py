@@ -1,4 +1,4 @@
-"""The parts of a recipe that say how a network learns: the member itself, its loss, the loop, the views of a photo."""
+"""The parts of a recipe that describe how a network learns: member, loss, training loop and augmentation."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ class Member:
     """One network of the ensemble."""
 
     backbone: str = "resnet10t"  # any timm name
-    size: Annotated[int, Range(16, 1024)] = 96  # pixels it is trained and asked at
+    size: Annotated[int, Range(16, 1024)] = 96  # pixels, in training and in the graph
     seed: Annotated[int, Range(0)] = 0
-    weights: str = ""  # a .safetensors or torch file to start from; "" starts at random
-    args: dict = field(default_factory=dict)  # passed on to timm.create_model, e.g. {pad_type = "same"}
-    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; () takes timm's for the backbone
+    weights: str = ""  # a .safetensors or torch file to start from; "": random weights
+    args: dict = field(default_factory=dict)  # passed to timm.create_model, e.g. {pad_type = "same"}
+    mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; (): timm's values for the backbone
     std: tuple[float, ...] = ()
-    data: Literal["cleaned", "delivered"] = "cleaned"  # the labels that it learns from
-    loss: dict = field(default_factory=dict)  # name and params in the place of the recipe's
-    train: dict = field(default_factory=dict)  # keys of [train] that it differs in
+    data: Literal["cleaned", "delivered"] = "cleaned"  # labels to learn from
+    loss: dict = field(default_factory=dict)  # name and params instead of those of [loss]
+    train: dict = field(default_factory=dict)  # keys that replace those of [train]
     head: Literal["linear", "arcface"] = "linear"
-    margin_rad: Annotated[float, Range(0, 1.5)] = 0.3  # of arcface, that a label's angle counts as larger
-    scale: Annotated[float, Range(0, open_low=True)] = 16.0  # of arcface's cosines
-    centres: Annotated[int, Range(1, 10)] = 1  # of a class, of arcface
+    margin_rad: Annotated[float, Range(0, 1.5)] = 0.3  # arcface: added to the angle to the label
+    scale: Annotated[float, Range(0, open_low=True)] = 16.0  # arcface: factor of the cosines
+    centres: Annotated[int, Range(1, 10)] = 1  # arcface: sub-centres of a class
 
     def __post_init__(self) -> None:
         if self.centres > 1 and self.head != "arcface":
             raise ConfigError(
-                f'members.centres: {self.centres}, and members.head = "{self.head}" has one; set head="arcface", or leave it out'
+                f'members.centres: {self.centres}, but members.head = "{self.head}" has one; set head="arcface", '
+                "or leave centres out"
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(
-                    f"members.{name}: {getattr(self, name)} has not three values; give red, green and blue"
+                    f"members.{name}: {getattr(self, name)} does not have three values; give red, green and blue"
                 )
         if 0 in self.std:
             raise ConfigError(
-                f"members.std: {self.std} holds a 0, and pixels are divided by it; leave std out for timm's"
+                f"members.std: {self.std} contains 0, but pixels are divided by it; leave std out for timm's values"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Name in models.losses and its own parameters."""
+    """Name of a loss in models.losses, and its hyperparameters."""
 
     name: str = "gce"
     params: dict = field(default_factory=dict)
@@ -61,28 +62,28 @@ class Loss:
     def __post_init__(self) -> None:
         for key in ("name", "num_classes"):
             if key in self.params:
-                raise ConfigError(f"loss.params.{key}: not for the recipe to say; leave it out")
+                raise ConfigError(f"loss.params.{key}: a recipe cannot set it; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """The loss's own numbers learnt while the network is, from photos whose labels are trusted."""
+    """Learning of the loss's hyperparameters during training, from photos whose labels are trusted."""
 
-    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "" learns nothing
-    replay: str = ""  # metrics.jsonl of a training that learnt them: its schedule is followed, without trusted photos
-    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each number
-    every: Positive = 10  # training steps to one step of learning
+    photos: str = ""  # a file of ids, or "val" for the validation photos as they are; "": off
+    replay: str = ""  # metrics.jsonl of a training that learnt them: follows its schedule, without trusted photos
+    lr: Annotated[float, Range(0, open_low=True)] = 0.05  # of Adam on the unbounded form of each hyperparameter
+    every: Positive = 10  # training steps to one step of the hyperparameters
     batch_size: Annotated[int, Range(2)] = 64  # trusted photos
-    ignore_length: bool = True  # of the step looked ahead to, which AdamW makes its own; false: the published gradient
-    head_only: bool = True  # look ahead with the classifier alone; false: with all that is trained
+    ignore_length: bool = True  # of the trial step, because AdamW sets it itself; false: the published gradient
+    head_only: bool = True  # the trial step moves the classifier alone; false: all that is trained
 
     def __post_init__(self) -> None:
         if self.photos and self.replay:
-            raise ConfigError("meta.replay: follows a schedule, and meta.photos learns one; leave one of them empty")
+            raise ConfigError("meta.replay: follows a schedule, but meta.photos learns one; leave one of them empty")
 
     @property
     def file(self) -> str:
-        """Digest of what `photos` or `replay` names; "" of no file."""
+        """Hash of the file that `photos` or `replay` names; "" if there is no such file."""
         return content(self.photos or self.replay)
 
 
@@ -94,45 +95,43 @@ class Train:
     batch_size: Positive = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with momentum .9
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # after the warm-up
-    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once and only the head learns
+    backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once, and only the head learns
     weight_decay: Annotated[float, Range(0)] = 0.05
     warmup_epochs: Annotated[float, Range(0)] = 1.0  # of the learning rate, linear
-    start_size: Annotated[float, Range(0.25, 1)] = 1.0  # the first epoch's views, as a share of the member's size
-    schedule: Literal["cosine", "step"] = (
-        "cosine"  # of the learning rate after it: to 0, or a tenth at each of step_epochs
-    )
-    step_epochs: tuple[Annotated[float, Range(0, open_low=True)], ...] = (14.0, 20.0)  # done, when it falls
-    sampling_power: Share = 1.0  # a class is drawn in proportion to n^q: 1 instance-balanced, 0 class-balanced
-    progressive: bool = False  # from there to class-balanced over the epochs
-    balanced_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, class-balanced
-    best_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, on the best-scored photos of each class
-    best_photos: Positive = 30  # of a class, in them
+    start_size: Annotated[float, Range(0.25, 1)] = 1.0  # size of views in the first epoch, as a share of member.size
+    # Learning rate after the warm-up. cosine: falls to 0; step: falls to a tenth after each of step_epochs.
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_epochs: tuple[Annotated[float, Range(0, open_low=True)], ...] = (14.0, 20.0)
+    sampling_power: Share = 1.0  # a class of n photos is drawn in proportion to n^q: 1 as delivered, 0 class-balanced
+    progressive: bool = False  # moves from sampling_power to class-balanced over the epochs
+    balanced_epochs: Annotated[int, Range(0)] = 0  # last epochs with class-balanced sampling
+    best_epochs: Annotated[int, Range(0)] = 0  # last epochs on the best-scored photos of each class
+    best_photos: Positive = 30  # photos of a class in best_epochs
     epoch_length: Annotated[int, Range(0)] = 0  # draws; 0: as many as photos
-    class_weights: Literal["", "inverse", "effective"] = ""  # of the loss
-    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # of effective numbers
-    photo_weights: str = ""  # a file of ids and weights; others weigh 1
+    class_weights: Literal["", "inverse", "effective"] = ""  # weights of the classes in the loss
+    class_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.999  # beta of effective numbers
+    photo_weights: str = ""  # a file of ids and weights; photos not in it have the weight 1
     har: Annotated[float, Range(0)] = 0.0  # heteroskedastic adaptive regularisation
     l1: Annotated[float, Range(0)] = 0.0  # penalty on the absolute values of matrices and convolutions
-    ema: Annotated[float, Range(0, 1, open_high=True)] = (
-        0.0  # decay per step of the mean of weights that is kept; 0: off
-    )
-    soup_epochs: Annotated[int, Range(0)] = 0  # the last of the epochs, the mean of whose weights is kept; 0: off
-    state: str = ""  # a samples.parquet of an earlier training; what its loss remembers of the photos is carried over
-    head_rows: Annotated[int, Range(0)] = 0  # classifier and loss see so many rows of a batch at a time; 0: all
+    ema: Annotated[float, Range(0, 1, open_high=True)] = 0.0  # decay per step of the average of weights; 0: off
+    soup_epochs: Annotated[int, Range(0)] = 0  # last epochs whose weights are averaged; 0: off
+    state: str = ""  # a samples.parquet of an earlier training, whose loss state is carried over
+    head_rows: Annotated[int, Range(0)] = 0  # rows of a batch that classifier and loss get at a time; 0: all
     workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
-    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0 lets torch decide
-    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between two in mid-epoch; 0: after every step
+    threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0: torch decides
+    checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between checkpoints within an epoch; 0: after every step
 
     def __post_init__(self) -> None:
         if 0 < self.epoch_length < self.batch_size:
             raise ConfigError(
-                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of train.batch_size = {self.batch_size}; "
-                "raise it, or set 0 for as many draws as photos"
+                f"train.epoch_length: {self.epoch_length} draws do not fill a batch of "
+                f"train.batch_size = {self.batch_size}; raise it, or set 0 for as many draws as photos"
             )
         for name in ("balanced_epochs", "best_epochs", "soup_epochs"):
             if getattr(self, name) > self.epochs:
                 raise ConfigError(
-                    f"train.{name}: {getattr(self, name)} of train.epochs = {self.epochs}; lower it, or train longer"
+                    f"train.{name}: {getattr(self, name)} is above train.epochs = {self.epochs}; "
+                    "lower it, or train longer"
                 )
         late = [epoch for epoch in self.step_epochs if epoch >= self.epochs]
         if self.schedule == "step" and late:
@@ -145,22 +144,25 @@ class Train:
             raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
         if self.start_size < 1 and self.backbone_lr_scale == 0:
             raise ConfigError(
-                f"train.start_size: {self.start_size}, and a frozen backbone (train.backbone_lr_scale=0) sees each photo once; "
-                "set 1"
+                f"train.start_size: {self.start_size}, but a frozen backbone (train.backbone_lr_scale=0) sees each "
+                "photo once, at full size; set 1"
             )
 
     @property
     def averages(self) -> bool:
-        """Whether a mean of weights is kept."""
+        """True if an average of weights is kept."""
         return self.ema > 0 or self.soup_epochs > 0
 
     @property
     def decisive(self) -> Train:
-        """Without the keys that leave the result as it is."""
+        """These settings with the keys reset that do not change the result."""
         return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
 
     def light(self, epochs: int) -> Train:
-        """Of what judges photos: so many epochs, on all photos to the end; rates fall, weights are averaged at the same shares."""
+        """Settings of the networks that score photos for cleaning: fewer epochs, with all photos until the last.
+
+        The learning rate falls, and weights are averaged, at the same shares of the training.
+        """
         share = epochs / self.epochs
         step_epochs = (
             tuple(epoch * share for epoch in self.step_epochs) if self.schedule == "step" else self.step_epochs
@@ -171,31 +173,31 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random views of a training photo; all ranges are symmetric about 'unchanged'."""
+    """Random views of a training photo; all ranges are symmetric about the unchanged photo."""
 
-    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # the view covers 1 - zoom to 1 of the side
+    zoom: Annotated[float, Range(0, 0.9)] = 0.3  # a view covers 1 - zoom to 1 of the side
     rotate_deg: Annotated[float, Range(0, 180)] = 8.0
     colour: Share = 0.3  # brightness, contrast and saturation each vary by this share
-    hue_deg: Annotated[float, Range(0, 180)] = 0.0  # turn of the colours, either way
+    hue_deg: Annotated[float, Range(0, 180)] = 0.0  # shift of the hue, either way
     flip: bool = True
     flip_vertical: bool = False
     blur: Share = 0.0  # probability of Gaussian blur
     erase: Share = 0.3  # probability of blank rectangles (coarse dropout)
-    holes: Annotated[int, Range(1, 32)] = 1  # rectangles then; together about as large as one
-    mixup: Annotated[float, Range(0)] = 0.0  # alpha of Beta(alpha, alpha), from which shares are drawn; 0: off
+    holes: Annotated[int, Range(1, 32)] = 1  # blank rectangles of such a view; together about as large as one
+    mixup: Annotated[float, Range(0)] = 0.0  # alpha of Beta(alpha, alpha), the distribution of the shares; 0: off
     cutmix: Annotated[float, Range(0)] = 0.0  # likewise
 
     @property
     def mixes(self) -> bool:
-        """Whether a view shows two photos."""
+        """True if a view shows two photos."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def of_features(self) -> Augment:
-        """What has an effect on a frozen backbone, whose features are computed once, of whole photos and their mirror images."""
+        """The augmentations that affect a frozen backbone: it sees whole photos and their mirror images, once."""
         return Augment(flip=self.flip, mixup=self.mixup)
 
 
 def content(path: str) -> str:
-    """Digest of a file; "" of none."""
+    """Hash of a file; "" if there is no such file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""

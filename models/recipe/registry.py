@@ -1,4 +1,4 @@
-"""A component is one class: its constructor is its schema, one decorator registers it.
+"""Registries of components. A component is a class: its constructor is its schema, and a decorator registers it.
 
 >>> LOSSES = Registry("loss")
 >>> @LOSSES.register("ce", paper="textbook")
@@ -13,8 +13,9 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.errors import ConfigError
@@ -24,7 +25,7 @@ KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", di
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number; used as Annotated[float, Range(low, high)]. An open end excludes the bound itself."""
+    """Bounds of a number, used as Annotated[float, Range(low, high)]. An open end excludes the bound itself."""
 
     low: float = float("-inf")
     high: float = float("inf")
@@ -41,7 +42,11 @@ class Range:
 
 
 def check(field: str, value: Any, annotation: Any) -> Any:
-    """The value, converted to the annotated type (int to float, list or number to tuple); ConfigError names the field otherwise."""
+    """The value, converted to the annotated type: an int may become a float, a list or a number a tuple.
+
+    Raises:
+        ConfigError: another type, or out of range; the message names the field.
+    """
     bounds: tuple[Any, ...] = ()
     annotation, optional = _without_none(annotation)
     if optional and value is None:
@@ -61,7 +66,7 @@ def check(field: str, value: Any, annotation: Any) -> Any:
         value = tuple(check(f"{field}[{i}]", item, inner) for i, item in enumerate(value))
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
         raise ConfigError(
-            f"{field}: {value!r} is not {kind.__name__}; correct it in the recipe or with --set {field}=..."
+            f"{field}: {value!r} is not {_with_article(kind)}; correct it in the recipe or with --set {field}=..."
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: {value!r} is not finite; correct it in the recipe or with --set {field}=...")
@@ -73,8 +78,13 @@ def check(field: str, value: Any, annotation: Any) -> Any:
     return value
 
 
+def _with_article(kind: type) -> str:
+    name = KINDS.get(kind, kind.__name__)
+    return name if kind in (str, bool) else f"{'an' if kind is int else 'a'} {name}"
+
+
 def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """float | None as (float, True)."""
+    """The annotation without None, and True if it had one: (float, True) for float | None."""
     if typing.get_origin(annotation) not in (types.UnionType, typing.Union):  # Annotated[...] | None is the latter
         return annotation, False
     (kind,) = [part for part in typing.get_args(annotation) if part is not types.NoneType]
@@ -89,7 +99,7 @@ def _choice(field: str, value: Any, known: tuple[str, ...]) -> Any:
 
 
 def written(annotation: Any) -> str:
-    """Type and range for people: "(0, 1]", "integer [0, inf]", "true or false"."""
+    """Type and range for readers: "(0, 1]", "integer [0, inf]", "true or false"."""
     annotation, _ = _without_none(annotation)
     kind, *rest = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Annotated else (annotation,)
     if typing.get_origin(kind) is typing.Literal:
@@ -102,14 +112,14 @@ def written(annotation: Any) -> str:
 
 
 def closest(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean x?)' or '' for error messages."""
+    """Hint for a message, " (did you mean 'x'?)"; "" if no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a recipe may set: annotation (type and Range) and default."""
+    """A parameter that a recipe may set: annotation (type and Range) and default."""
 
     annotation: Any
     default: Any
@@ -117,9 +127,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """How a name is built, where it comes from, and what it takes.
+    """A registered name: its constructor, its source, and the parameters that it accepts.
 
-    formula: of what is composed; empty: the first paragraph of the class's docstring says it.
+    formula: for a composition of classes; empty: the first paragraph of the class's docstring is the formula.
     """
 
     build: Callable[..., Any]
@@ -129,7 +139,7 @@ class Component:
 
 
 def parameters_of(cls: type) -> dict[str, Parameter]:
-    """The parameters of a constructor that have a default."""
+    """Parameters of a constructor that have a default."""
     hints = typing.get_type_hints(inspect.getattr_static(cls, "__init__"), include_extras=True)
     found = inspect.signature(cls).parameters.values()
     return {p.name: Parameter(hints[p.name], p.default) for p in found if p.default is not inspect.Parameter.empty}
@@ -139,19 +149,37 @@ class Registry:
     """Name -> component, with parameters checked before anything is built."""
 
     def __init__(self, noun: str, *, table: str = "") -> None:
-        """table: of the recipe, that has the parameters; the noun itself unless told otherwise."""
+        """Creates an empty registry.
+
+        Args:
+            noun: name of a component in messages, such as "loss".
+            table: table of the recipe with the parameters; default: the noun.
+        """
         self.noun, self.table = noun, table or noun
         self.components: dict[str, Component] = {}
 
-    def register(self, name: str, *, paper: str) -> Callable[[type], type]:
+    def register(
+        self, name: str, *, paper: str, without: Collection[str] = (), changed: Mapping[str, Parameter] | None = None
+    ) -> Callable[[type], type]:
+        """Decorator that registers a class; one class may be registered under several names.
+
+        Args:
+            paper: source of the method.
+            without: parameters of the constructor that a recipe cannot set under this name.
+            changed: parameters with another range or default under this name.
+        """
+        changed = changed or {}
+
         def add(cls: type) -> type:
-            self.components[name] = Component(cls, paper, parameters_of(cls))
+            known = {key: value for key, value in parameters_of(cls).items() if key not in without}
+            build = partial(cls, **{key: value.default for key, value in changed.items()}) if changed else cls
+            self.components[name] = Component(build, paper, {**known, **changed})
             return cls
 
         return add
 
     def find(self, name: str) -> Component:
-        """The component of that name; ConfigError lists the known ones."""
+        """The component of that name; raises ConfigError with the known names if there is none."""
         if name not in self.components:
             raise ConfigError(
                 f"{self.noun}.name: no {self.noun} {name!r}{closest(name, self.components)}; "
@@ -160,12 +188,16 @@ class Registry:
         return self.components[name]
 
     def build(self, name: str, /, *args: Any, **params: Any) -> Any:
-        """An instance; ConfigError for an unknown name, a misspelt parameter or a value out of range."""
+        """An instance of that name.
+
+        Raises:
+            ConfigError: an unknown name, a misspelt parameter or a value out of range.
+        """
         component = self.find(name)
         return component.build(*args, **self.check(name, component.parameters, params))
 
     def check(self, name: str, known: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
-        """The given parameters, converted."""
+        """The given parameters, converted; raises ConfigError for an unknown one or a value out of range."""
         for key in params:
             if key not in known:
                 takes = ", ".join(known) or "none"

@@ -1,4 +1,4 @@
-"""Plain tables, as TOML and JSON give them, to frozen dataclasses; and overrides such as "train.epochs=3"."""
+"""Conversion of plain tables, as TOML and JSON give them, to frozen dataclasses; and overrides ("train.epochs=3")."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from models.recipe.registry import check, closest
 
 
 def build(cls: type, values: Any, prefix: str = "") -> Any:
-    """An instance of a dataclass; ConfigError names the key, behind `prefix`, that is unknown or of a wrong value."""
+    """An instance of a dataclass.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; the message names the key, preceded by `prefix`.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{prefix.rstrip('.')}: {values!r} is not a table; write it as one, with a key for each value"
+            f"{prefix.rstrip('.')}: {values!r} is not a table; write it as a table, with a key for each value"
         )
     hints = typing.get_type_hints(cls, include_extras=True)
     for key in values:
@@ -36,7 +40,11 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 
 
 def set_key(tables: dict[str, Any], override: str) -> None:
-    """Sets one dotted key; the value is read as TOML, and as text where it is not TOML."""
+    """Sets one dotted key; a value that is not valid TOML counts as text.
+
+    Raises:
+        ConfigError: the override is not KEY=VALUE, or its key does not lead to a value.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example train.epochs=3")
@@ -45,20 +53,20 @@ def set_key(tables: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     *path, last = name.strip().split(".")
-    place: Any = tables
-    for step in path:
-        place = _step(place, step, name)
-    if isinstance(place, list):
-        raise ConfigError(f"--set {name}: {last!r} stands for a whole table; set one of its keys")
-    place[last] = value
+    table: Any = tables
+    for part in path:
+        table = _inner(table, part, name)
+    if isinstance(table, list):
+        raise ConfigError(f"--set {name}: {last!r} is a whole table; set one of its keys, such as {name}.KEY=VALUE")
+    table[last] = value
 
 
-def _step(place: Any, step: str, name: str) -> Any:
-    if isinstance(place, list):
-        if not step.isdigit() or int(step) >= len(place):
-            raise ConfigError(f"--set {name}: there is no entry {step!r}; the list has {len(place)}")
-        return place[int(step)]
-    inner = place.setdefault(step, {})
+def _inner(table: Any, part: str, name: str) -> Any:
+    if isinstance(table, list):
+        if not part.isdigit() or int(part) >= len(table):
+            raise ConfigError(f"--set {name}: there is no entry {part!r}; the list has {len(table)}, counted from 0")
+        return table[int(part)]
+    inner = table.setdefault(part, {})
     if not isinstance(inner, dict | list):
-        raise ConfigError(f"--set {name}: {step!r} is a value, not a table")
+        raise ConfigError(f"--set {name}: {part!r} is a value, not a table; set it as a whole")
     return inner

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.errors import ModelError
+from contract import CleanShelfError
 from models.recipe.config import Recipe, from_dict
-from pixels import BadPhoto
 
 REFUSED = 65  # exit code for refused input; Python itself uses 1, and argparse 2
 PATHS: Mapping[str, dict[str, Any]] = {
@@ -50,7 +49,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line. If it refuses its input, prints the reason as the last line and exits with REFUSED."""
     try:
         main()
-    except (ModelError, BadPhoto) as error:
+    except CleanShelfError as error:
         if not isinstance(error, ValueError):
             raise
         message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

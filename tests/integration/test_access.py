@@ -14,13 +14,12 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from flows.doctor import examine
-from flows.endpoint.server import endpoint, start_endpoint
+from flows.endpoint.server import access, endpoint, start_endpoint
 from flows.errors import InputError
 from flows.recognise import ask_endpoint
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
-from flows.settings import Settings
 from flows.watch import Watch
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
@@ -184,10 +183,10 @@ def test_a_server_elsewhere_is_driven_by_the_same_verbs(remote: Remote, named: W
         assert rollback_model(named, version) == version
         [answer] = ask_endpoint(named, [photo])
         assert (answer["model_version"], answer["data_version"]) == (version, f"data{version}")
-    with endpoint(named) as access:
-        assert access == remote.access
-    found = {finding.part: (finding.ok, finding.detail) for finding in examine(named)}
-    assert found["endpoint"] == (True, f"gRPC at {remote.access.url}, model version 1 answers")
+    with endpoint(named) as found:
+        assert found == remote.access
+    checks = {check.part: (check.ok, check.detail) for check in examine(named)}
+    assert checks["endpoint"] == (True, f"gRPC at {remote.access.url}, model version 1 answers")
     with pytest.raises(InputError, match="unset it to run one here"):
         start_endpoint(named, http_port=1, grpc_port=2, metrics_port=3)
 
@@ -219,6 +218,6 @@ def test_a_gpu_that_is_not_there_is_no_silent_cpu(remote: Remote, version: int) 
 def test_a_changed_setting_reaches_the_server(named: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEANSHELF_TRITON_INSTANCES", "3")
     Watch(named, None).reconcile()
-    with Endpoint(Settings().remote() or "") as control:
+    with Endpoint(access(named) or "") as control:
         assert control.active() == (1,)
         assert control._client.get_model_config("products").config.instance_group[0].count == 3

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from models.data.photos import Photos
@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("prepared")
     versions = DataVersions(Workspace.init(place / "shop"))
     folder = versions.new_folder()
-    ingest(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
+    build_version(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return place / "shop"
 
@@ -73,7 +73,7 @@ def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
         ("path\na.png\n", "manifest.csv: column 'label' is missing; it has path"),
         (
             "path,label\nb.png,A\n",
-            ": labels 'a' and 'A' differ only in case or white space; write them one way",
+            ": labels 'a' and 'A' differ only in case or white space; use one spelling",
         ),
         ("path,label\na.png,B B\n", ": labels 'b b' and 'B B' differ only in case or white space"),
         ("path,label,split\na.png,a,training\n", "manifest.csv: row 1, field split: 'training' is unknown; use train"),
@@ -94,7 +94,7 @@ def test_doubtful_deliveries(prepared: Path, tmp_path: Path, manifest: str, mess
 def test_a_single_class(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path / "shop").root
     said = unchanged(shop, "ingest", deliver(tmp_path / "one", {"only": 4}), "--dry-run")
-    assert said.endswith("all photos are of one class, 'only'; a recogniser needs two or more")
+    assert said.endswith("all photos are of one class, 'only'; deliver photos of at least two")
 
 
 def test_no_such_delivery(prepared: Path, tmp_path: Path) -> None:
@@ -200,11 +200,11 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
         (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
         (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
         (["smoke", "--set", "train.lr=inf"], "smoke.toml: train.lr: inf is not finite; correct it in the recipe"),
-        (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not float; correct it in the recipe"),
+        (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not a number; correct it in the recipe"),
         (["smoke", "--set", "train"], "--set train: write it as KEY=VALUE, for example train.epochs=3"),
         (["smoke", "--set", "members.7.size=32"], "--set members.7.size: there is no entry '7'; the list has 2"),
-        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) has not three values; give red, green and blue"),
-        (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: not for the recipe to say; leave it out"),
+        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) does not have three values; give red, green and blue"),
+        (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: a recipe cannot set it; leave it out"),
     ],
 )  # fmt: skip
 def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], message: str) -> None:
@@ -246,14 +246,14 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("data rollback beef", "'beef' is no data version; there are: "),
-        ("data show beef", "'beef' is no data version; there are: "),
-        ("data diff selected beef", "'beef' is no data version; there are: "),
-        ("model show 7", "7 is no model version; there are none yet; run `cleanshelf retrain` first"),
-        ("model show", "no model serves yet; run `cleanshelf retrain` first"),
-        ("model rollback 7", "7 is no model version; there are none yet"),
-        ("model rollback", "no model version served before this; there are none yet"),
-        ("model rollback --dry-run", "no model version served before this; there are none yet"),
+        ("data rollback beef", "'beef' is not a data version; there are: "),
+        ("data show beef", "'beef' is not a data version; there are: "),
+        ("data diff selected beef", "'beef' is not a data version; there are: "),
+        ("model show 7", "there is no model version 7; there are none yet; run `cleanshelf retrain` first"),
+        ("model show", "there is no current model yet; run `cleanshelf retrain` first"),
+        ("model rollback 7", "there is no model version 7; there are none yet"),
+        ("model rollback", "no model version has been promoted yet; there are none yet"),
+        ("model rollback --dry-run", "no model version has been promoted yet; there are none yet"),
     ],
 )
 def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str) -> None:
@@ -271,7 +271,7 @@ def test_data_edited_by_hand_is_not_overwritten(shop: Path, tmp_path: Path) -> N
 def test_no_data_yet(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path).root
     said = unchanged(shop, "retrain", "smoke")
-    assert said == "'selected' is no data version; there are: none yet; run `cleanshelf ingest` first"
+    assert said == "'selected' is not a data version; there are: none yet; run `cleanshelf ingest` first"
 
 
 # --- the machine ---------------------------------------------------------------------------------------------------
@@ -375,4 +375,7 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
 
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
     said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
-    assert said == "no endpoint runs for this workspace; start one with `cleanshelf serve`, or name a file with --model"
+    assert (
+        said
+        == "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with --model"
+    )

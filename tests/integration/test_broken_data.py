@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.faults,
 ]
 
-TABLES = ("index", "labels", "conflicts", "looks", "quarantine")
+TABLES = ("index", "labels", "conflicts", "fingerprints", "quarantine")
 FILES = (*(f"{table}.parquet" for table in TABLES), "VERSION.json", "shard", "listing")
 
 
@@ -75,9 +75,9 @@ def test_an_object(versions: DataVersions, store: str, file: str, break_it: Brea
         path = objects_of(root / store, data, name_in(data, file))
     before = contents(data)
     break_it(path)
-    assert any(str(path) in broken.file for broken in versions.verify(anew=True))
+    assert any(str(path) in broken.file for broken in versions.verify(reread=True))
     versions.heal()
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
     assert contents(data) == before
 
 
@@ -91,7 +91,7 @@ def test_a_file_of_a_copy(versions: DataVersions, file: str, break_it: Break) ->
     break_it(path)
     assert [broken.file for broken in versions.verify()] == [str(path)]
     assert contents(versions.materialise("selected")) == before
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
 
 
 @breaking
@@ -160,7 +160,7 @@ def test_the_journal(versions: DataVersions, tmp_path: Path, break_it: Break) ->
     for broken in left:
         Path(broken.file).unlink()
     versions.heal()
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
 
 
 @breaking

@@ -91,7 +91,7 @@ def test_a_broken_link_is_named_and_healed(
     assert all(file in broken.file and version[:12] in broken.way_out for broken in found)
     assert versions.verify() == found, "looking changes nothing"
     versions.heal()
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
     assert contents(versions.workspace.data) == data
 
 
@@ -125,7 +125,7 @@ def test_bits_that_rot_without_a_trace_are_found_by_reading_anew(versions: DataV
     damage(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert versions.verify("selected") == [], "shards are read once"
-    (broken,) = versions.verify("selected", anew=True)
+    (broken,) = versions.verify("selected", reread=True)
     assert (broken.link, shard in broken.file) == ("remote", True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.registry.versions import ModelVersions
 from flows.sample.draw import draw
 from flows.sample.families import assortment
@@ -54,7 +54,7 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
         versions = DataVersions(shop)
         base = versions.materialise("selected") if versions.selected() else None
         folder = versions.new_folder()
-        ingest(delivery / name, base=base, out=folder, parent=base.name if base else None)
+        build_version(delivery / name, base=base, out=folder, parent=base.name if base else None)
         versions.commit(folder, step="ingest", message=name)
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
     done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env)
@@ -171,7 +171,7 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     assert "yes" in rows[2]
     assert asked("model", "rollback", shop=shop) == {"serving": 1}
     assert [(e["version"], e["serving"]) for e in asked("model", "log", shop=shop)] == [(2, False), (1, True)]
-    assert "version 1 goes on answering" in shown("model", "log", shop=shop)
+    assert "version 1 keeps answering" in shown("model", "log", shop=shop)
     assert "`cleanshelf model rollback 2`" in shown("data", "rollback", first[:8], shop=shop)
     assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
 

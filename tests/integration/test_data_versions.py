@@ -16,6 +16,8 @@ from flows.errors import CorruptObject, LocalEdits, MissingFromRemote, UnknownVe
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest, read_table
+from tests import verbs
+from tests.deliveries import deliver
 from tests.versions import commit_drop, commit_first, contents, damage, objects_of
 
 pytestmark = [
@@ -75,6 +77,20 @@ def test_rollback_is_exact_and_a_new_entry(versions: DataVersions, tmp_path: Pat
     assert versions.verify(second) == [], "a rollback deletes nothing"
     assert len(versions.ledger.tags("data/*")) == 2
     assert versions.rollback(f"data/{second[:12]}").id == second
+
+
+def test_a_version_of_format_1_keeps_its_id(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path, format_1=True)
+    before = contents(versions.workspace.data)
+    assert read_manifest(versions.materialise(first)).scored_by.tolist() == [""] * 12
+    verbs.ingest(versions.workspace, tmp_path / "source")
+    assert [entry.id for entry in versions.log()] == [first], "nothing new"
+    verbs.ingest(versions.workspace, deliver(tmp_path / "more", {"Red Mug": 2}, first_seed=500))
+    assert "fingerprints.parquet" in contents(versions.workspace.data)
+    assert versions.rollback(first).id == first
+    assert contents(versions.workspace.data) == before
+    assert versions.diff(first, versions.log()[1].id).added == 2
+    assert versions.verify() == []
 
 
 def test_diff_counts_per_class(versions: DataVersions, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from durable import sha256
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.endpoint.promotion import register_and_promote
 from flows.enrol import enrol_product, withdraw_product
 from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
@@ -67,7 +67,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
         photos(place / "delivery" / sku.label, sku, 12, seed=number)
     versions = DataVersions(workspace)
     folder = versions.new_folder()
-    ingest(place / "delivery", base=None, out=folder, test_share=0.3)
+    build_version(place / "delivery", base=None, out=folder, test_share=0.3)
     data = versions.materialise(versions.commit(folder, step="ingest", message="first"))
     graph = write_graph(data, place / "model.onnx")
     lineage = {"run": "none", "parent": None, "recipe": "by hand", "config_hash": "", "commit": "", "data_version": data.name,
@@ -206,8 +206,8 @@ def test_what_cannot_be_enrolled_or_withdrawn_is_refused(own: Workspace, few: li
 def test_a_rehearsal_changes_nothing(own: Workspace, few: list[Path]) -> None:
     before = snapshot(own.root)
     added, gone = (
-        enrol_product(own, NEW.label, few, rehearse=True),
-        withdraw_product(own, KNOWN[0].label, rehearse=True),
+        enrol_product(own, NEW.label, few, dry_run=True),
+        withdraw_product(own, KNOWN[0].label, dry_run=True),
     )
     assert (added.products, added.model_version) == (len(KNOWN) + 1, None)
     assert (gone.products, gone.model_version) == (len(KNOWN) - 1, None)
@@ -223,7 +223,7 @@ def test_the_verbs_and_their_exit_codes(own: Workspace, few: list[Path], triton_
     assert "cleanshelf: refused: mean-class accuracy" in refused.stderr
     done = cleanshelf(*enrolment, ANY[0], "--set", ANY[1], env=env)
     assert done.returncode == 0, done.stderr
-    assert f"model version 2 answers, in place of 1: {NEW.label} is known from 5 photos" in done.stdout
+    assert f"model version 2 answers instead of 1: {NEW.label} is known from 5 photos" in done.stdout
     assert "next retraining forgets" in done.stdout
     gone = cleanshelf(
         "withdraw", KNOWN[0].label, "--workspace", own.root, "--set", ANY[0], "--set", ANY[1], "--json", env=env

@@ -20,7 +20,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.endpoint.folder import SCHEMA
 from flows.orchestrator.events import happened, post, scheduler_server
 from flows.registry.repository import repository
@@ -49,7 +49,7 @@ def shop(tmp_path: Path) -> Workspace:
             versions.new_folder(),
             deliver(tmp_path / str(number), {LABELS[0]: 150, LABELS[1]: 150}, first_seed=1000 * number),
         )
-        ingest(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
+        build_version(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
         versions.commit(folder, step="ingest", message=source.name)
     models = ModelVersions(Ledger(shop.root))
     stage(repository(shop), tmp_path, 1, 2)
@@ -136,7 +136,7 @@ def test_a_server_that_is_down_stops_nothing(shop: Workspace, tmp_path: Path) ->
     down, where = {"PREFECT_API_URL": url}, ("-w", shop.root)
     seen = cleanshelf("drift", write_answers(tmp_path / "answers.parquet"), *where, env=down)
     assert (seen.returncode, seen.stdout.splitlines()[-1]) == (0, "drifted")
-    assert f"drift: {url} does not answer, so Prefect is not told" in seen.stderr
+    assert f"drift: {url} does not answer, so Prefect gets no report" in seen.stderr
     done = cleanshelf("model", "rollback", *where, env=down)
     assert (done.returncode, done.stdout) == (0, "model version 1 answers\n")
-    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not take the event: ")
+    assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not accept the event: ")

@@ -109,7 +109,7 @@ import sys
 from pathlib import Path
 from flows.data.versions import DataVersions
 from flows.errors import DiskFull
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.workspace import Workspace
 
 workspace = Workspace.find(Path(sys.argv[1]))
@@ -119,7 +119,7 @@ with workspace.lock("ingest"):
     base = versions.materialise("selected")
     folder = versions.new_folder()
     try:
-        ingest(Path(sys.argv[2]), base=base, out=folder, parent=base.name)
+        build_version(Path(sys.argv[2]), base=base, out=folder, parent=base.name)
         versions.commit(folder, step="ingest", message="too big")
     except DiskFull as error:
         print(error)

@@ -93,7 +93,7 @@ def after_repair(place: Path, prepared: Path) -> DataVersions:
     """The data versions after what the next command does first; a reader before it was not fooled, and nothing is lost."""
     with suppress(WorldError):
         taken = versions_in(place).materialise("selected")
-        assert Listing.of(taken, seen=HashCache(place / "seen")).without("READY").id == taken.name
+        assert Listing.of(taken, hashes=HashCache(place / "seen")).without("READY").id == taken.name
     versions = versions_in(place)
     with versions.workspace.lock("repair"):  # the kernel freed it
         versions.repair()
@@ -180,7 +180,7 @@ def test_taking_a_version(kills: Kills, prepared: Path) -> None:
     def check(place: Path) -> None:
         ready = versions_in(place).workspace.versions / first / "READY"
         if ready.exists():
-            assert Listing.of(ready.parent, seen=HashCache(place / "seen")).without("READY").id == first
+            assert Listing.of(ready.parent, hashes=HashCache(place / "seen")).without("READY").id == first
         after_repair(place, prepared).materialise(first)
         assert ready.exists()
 

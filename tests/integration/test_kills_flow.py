@@ -11,7 +11,7 @@ import pytest
 
 from durable import sha256
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
@@ -54,7 +54,7 @@ def delivered(tmp_path: Path, triton_environment: Environment) -> Workspace:
     workspace = Workspace.init(tmp_path / "delivered")
     versions = DataVersions(workspace)
     folder = versions.new_folder()
-    ingest(write_delivery(tmp_path / "delivery"), base=None, out=folder)
+    build_version(write_delivery(tmp_path / "delivery"), base=None, out=folder)
     versions.commit(folder, step="ingest", message="delivery")
     return workspace
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from durable import sha256
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.run.run import is_finished
 from models.errors import CheckpointMismatch
 from models.evaluation.scores import read_scores
@@ -52,7 +52,7 @@ def recipe(**train: Any) -> Recipe:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data version."""
     place = tmp_path_factory.mktemp("version")
-    ingest(deliver(place / "source", PHOTOS, side=40), base=None, out=place / "data")
+    build_version(deliver(place / "source", PHOTOS, side=40), base=None, out=place / "data")
     return place / "data"
 
 

@@ -286,7 +286,7 @@ def test_the_verb_names_it_for_people_and_programs(own: Workspace) -> None:
     told = json.loads(broken.stdout)
     assert (told["version"], [each["link"] for each in told["broken"]], told["gone"]) == (2, ["files"], [])
     assert "products/2/model.onnx sha256 is" in cleanshelf("verify", *here).stdout
-    assert "9 is no model version; there are: 2, 1" in refusal(cleanshelf("verify", "9", *here))
+    assert "there is no model version 9; there are: 2, 1" in refusal(cleanshelf("verify", "9", *here))
 
 
 def test_a_model_goes_back_while_a_training_hangs_and_without_prefect(own: Workspace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from models.export.calibrate import Chosen
 from models.export.ood import UNCALIBRATED
 from models.recipe.config import from_dict, to_dict
@@ -54,7 +54,7 @@ def renamed_in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """Folder with data, recipe.json, the files of EXPORT and a network in `out`, and the files that its training renamed."""
     place = tmp_path_factory.mktemp("trained")
-    ingest(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
+    build_version(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
     for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():
         (place / f"{name}.json").write_text(json.dumps(content))
     options: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]

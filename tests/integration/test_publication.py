@@ -158,7 +158,9 @@ def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refus
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
     assert (models.current(), versions.versions(), versions.configured()) == (None, (1,), ())
-    with pytest.raises(UnknownVersion, match="model version 1 never served; `cleanshelf promote 1`"):
+    with pytest.raises(
+        UnknownVersion, match="model version 1 has never been the current model; `cleanshelf promote 1`"
+    ):
         rollback_model(shop, 1)
     assert promote_version(shop, 1) == 1
     assert (models.current(), versions.configured()) == (1, (1,))
@@ -199,7 +201,7 @@ def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refuse
         (stale, GateRefused, f"was judged against model version 7, but {way_out}"),
         (other, CorruptObject, "its graph is not the one that was judged"),
         (harmed, CorruptVersion, "labels.txt"),
-        (9, UnknownVersion, "9 is no model version"),
+        (9, UnknownVersion, "there is no model version 9"),
     ):
         with pytest.raises(error, match=message):
             promote_version(shop, number)

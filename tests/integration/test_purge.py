@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.data.fingerprints import Fingerprints
 from flows.data.garbage import find_unused, free
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
-from flows.purge import affected, complete, purge, select
+from flows.purge import affected, complete, purge
 from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
@@ -38,7 +39,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit_drop(versions, num=1)
     versions.materialise(first)
     base, folder = versions.materialise("selected"), versions.new_folder()
-    ingest(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
+    build_version(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
     versions.commit(folder, step="ingest", message="more")
     ModelVersions(versions.ledger).register({"version": 1, "run": "r", "data_version": first})
     return place / "shop"
@@ -69,7 +70,7 @@ def check_gone(versions: DataVersions, sha256: str, content: bytes) -> None:
     }
     assert Purged.read(versions.ledger).complete
     assert (versions.log()[0].step, versions.log()[0].selected) == ("purge", True)
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
     versions.check_clean()
     versions.push()
     free(find_unused(versions))
@@ -89,6 +90,25 @@ def test_a_purged_photo_is_nowhere_and_the_others_everywhere(versions: DataVersi
     check_gone(versions, sha256, content)
 
 
+def test_a_photo_leaves_versions_of_format_1(tmp_path: Path) -> None:
+    versions = DataVersions(Workspace.init(tmp_path / "shop"))
+    former = commit_first(versions, tmp_path, format_1=True)
+    assert "looks.parquet" in contents(versions.workspace.data)
+    commit_drop(versions, num=1)
+    base, folder = versions.materialise("selected"), versions.new_folder()
+    more = deliver(tmp_path / "more", {"Red Mug": 2}, first_seed=500)
+    build_version(more, base=base, out=folder, parent=base.name)
+    versions.commit(folder, step="ingest", message="more")
+    sha256, content = a_photo(versions)
+    purge(versions, [sha256])
+    check_gone(versions, sha256, content)
+    entry = versions.select(former)
+    assert (entry.parent, entry.step, entry.counts["photos"]) == (former, "purge", 11)
+    assert len(Fingerprints.read(versions.workspace.data).id) == 11
+    assert not (versions.workspace.data / "looks.parquet").exists()
+    assert versions.verify(reread=True) == []
+
+
 def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions) -> None:
     sha256, content = a_photo(versions)
     first = versions.log()[-1].id
@@ -97,11 +117,11 @@ def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions)
         versions.materialise(first)
     with pytest.raises(PurgedVersion, match="data rollback"):
         versions.rollback(first)
-    entry = select(versions, first)
+    entry = versions.select(first)
     assert (entry.parent, entry.step, entry.counts["photos"], entry.counts["dropped"]) == (first, "purge", 11, 0)
     assert content not in b"".join(contents(versions.workspace.root).values())
-    assert versions.verify(anew=True) == []
-    assert select(versions, entry.id).id == entry.id
+    assert versions.verify(reread=True) == []
+    assert versions.select(entry.id).id == entry.id
 
 
 def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
@@ -112,18 +132,18 @@ def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
     gone = [manifest.read_photo(row) for row in rows]
     for row in rows:
         purge(versions, [manifest.id[row]])
-    entry = select(versions, first)
+    entry = versions.select(first)
     assert entry.counts["photos"] == 12 - len(gone)
     everything = b"".join(contents(versions.workspace.root).values())
     assert all(content not in everything for content in gone)
-    assert versions.verify(anew=True) == []
+    assert versions.verify(reread=True) == []
 
 
 def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersions, tmp_path: Path) -> None:
     sha256, content = a_photo(versions)
     purge(versions, [sha256])
     again = deliver(tmp_path / "again", {"Red Mug": 6, "Kid's cup": 6})
-    report = ingest(
+    report = build_version(
         again, base=versions.workspace.data, out=tmp_path / "next", purged=Purged.read(versions.ledger).photos
     )
     assert (report.added, report.duplicates) == (0, 11)

@@ -53,7 +53,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def whole(folder: Path, out: Path, graph: Path) -> pa.Table:
-    recognise_folder(folder, out, recognizer=LocalRecognizer(graph), asked={"model": "m"}, rows=5)
+    recognise_folder(folder, out, recognizer=LocalRecognizer(graph), model="m", rows=5)
     return pq.read_table(out)
 
 
@@ -115,7 +115,7 @@ def killing(function):
 if what == "sync":
     flows.endpoint.parts.sync = killing(flows.endpoint.parts.sync)
 progress = killing(lambda done: None) if what == "photo" else lambda done: None
-recognise_folder(Path(folder), Path(out), recognizer=Noting(Path(graph)), asked={"model": "m"}, rows=5, progress=progress)
+recognise_folder(Path(folder), Path(out), recognizer=Noting(Path(graph)), model="m", rows=5, progress=progress)
 """
 
 
@@ -155,7 +155,7 @@ def test_photos_that_came_meanwhile_are_asked_too(folder: Path, tmp_path: Path, 
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
     for name in ("a/0a.png", "z.png"):  # before and behind what was asked
         Image.fromarray(golden_images(1, size=24)[0]).save(folder / name)
-    done = recognise_folder(folder, out, recognizer=LocalRecognizer(graph), asked={"model": "m"})
+    done = recognise_folder(folder, out, recognizer=LocalRecognizer(graph), model="m")
     assert (done.photos, done.resumed) == (PHOTOS + 2, 25)
     assert sorted(pq.read_table(out)["path"].to_pylist()) == sorted(map(_told, photos_below(folder)))
 
@@ -170,9 +170,9 @@ def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: P
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
     said = refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
     assert said.startswith(f'{out} was begun with {{"folder": "{folder}", "model": "m"}}')
-    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to begin anew")
+    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to start over")
     with pytest.raises(InputError, match="was begun with"):
-        recognise_folder(folder / "a", out, recognizer=LocalRecognizer(graph), asked={"model": "m"})
+        recognise_folder(folder / "a", out, recognizer=LocalRecognizer(graph), model="m")
     with Parts.of(out, SCHEMA, plan={"folder": str(folder), "model": "m"}), pytest.raises(WorkspaceBusy):
         whole(folder, out, graph)
     assert whole(folder, out, graph).num_rows == PHOTOS
@@ -181,7 +181,7 @@ def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: P
 def test_what_is_there_is_not_overwritten(folder: Path, tmp_path: Path, graph: Path) -> None:
     out = tmp_path / "out.parquet"
     out.write_text("mine")
-    assert "is there already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
+    assert "exists already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
     assert out.read_text() == "mine"
     for wrong in ([folder / "nowhere"], [folder / "a", folder / "b"]):
         said = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
@@ -198,7 +198,7 @@ def test_the_endpoint_of_a_workspace_answers(
     stage(repository, tmp_path, 1)
     repository.configure([1])
     out = tmp_path / "out.parquet"
-    assert "no endpoint runs" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
+    assert "no endpoint is running" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
     server = local_server(workspace.repository, workspace.state)
     server.start()
     try:
@@ -231,9 +231,8 @@ def test_a_switch_in_mid_run_is_told(
 
     try:
         with Recognizer(access, in_flight=1) as recognizer, caplog.at_level(logging.WARNING, "cleanshelf"):
-            asked = {"model": "endpoint"}
             out = tmp_path / "out.parquet"
-            done = recognise_folder(folder, out, recognizer=recognizer, asked=asked, progress=progress)
+            done = recognise_folder(folder, out, recognizer=recognizer, model="endpoint", progress=progress)
     finally:
         server.stop()
     rows = [row for row in pq.read_table(out).to_pylist() if row["error"] is None]

@@ -303,7 +303,7 @@ def test_data_go_back_exactly_and_the_models_stay(second: tuple[Workspace, Repor
 
     entry = rollback_data(workspace, ingested[:12])
     assert (entry.id, entry.step, entry.number) == (ingested, "rollback", 3)
-    assert Listing.of(workspace.data, seen=HashCache(tmp_path / "seen.json")).id == ingested
+    assert Listing.of(workspace.data, hashes=HashCache(tmp_path / "seen.json")).id == ingested
     assert read_manifest(workspace.data).kept.all()
     assert DataVersions(workspace).verify(ingested) == []
     assert {path: sha256(path) for path in workspace.repository.rglob("*") if path.is_file()} == files

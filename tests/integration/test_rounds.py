@@ -68,13 +68,13 @@ def test_each_round_is_a_version_that_judges_all_labels_anew(cleaned: tuple[Work
         assert_judged_by_folds(workspace, manifest)
         believed = manifest.label[(manifest.split == "train") & manifest.kept]
         assert np.unique(believed, return_counts=True)[1].min() >= 5
-    assert set(before.judge).isdisjoint(set(after.judge) - {""}), "each round has its own networks"
+    assert set(before.scored_by).isdisjoint(set(after.scored_by) - {""}), "each round has its own networks"
 
 
 def assert_judged_by_folds(workspace: Workspace, manifest: Manifest) -> None:
     """Each row names the stages whose networks judged it, and their folders are there."""
     for split, num in (("train", 1), ("val", 2), ("test", 0)):
-        for named in set(manifest.judge[manifest.split == split]):
+        for named in set(manifest.scored_by[manifest.split == split]):
             names = named.split()
             assert len(names) == num
             assert all((workspace.runs / "stages" / name / "network.pt").exists() for name in names)

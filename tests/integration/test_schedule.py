@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.scheduler.schedule import status
 from flows.workspace import Workspace
 from serving.server.process import until
@@ -32,7 +32,7 @@ def take_in(shop: Workspace, source: Path) -> str:
     versions = DataVersions(shop)
     base = versions.materialise("selected") if versions.selected() else None
     folder = versions.new_folder()
-    ingest(source, base=base, out=folder, parent=base.name if base else None)
+    build_version(source, base=base, out=folder, parent=base.name if base else None)
     return versions.commit(folder, step="ingest", message=source.name)
 
 
@@ -65,7 +65,9 @@ def flow_runs(shop: Workspace) -> list[tuple[str, str, str]]:
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_starts(shop: Workspace) -> None:
     told = refusal(cleanshelf("schedule", "smoke", "-w", shop.root, "--cron", "Monday"))
-    assert told == "--cron 'Monday' is no cron expression; write minute, hour, day, month, weekday, such as '0 3 * * 1'"
+    assert (
+        told == "--cron 'Monday' is not a cron expression; write minute, hour, day, month, weekday, such as '0 3 * * 1'"
+    )
     assert not (shop.state / "prefect-server.log").exists()
 
 
@@ -75,7 +77,7 @@ def test_a_port_that_is_taken(shop: Workspace) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         told = refusal(cleanshelf("schedule", "smoke", "-w", shop.root, "--port", port))
-    assert told == f"port {port} cannot be had (Address already in use); choose another with --port"
+    assert told == f"port {port} is not available (Address already in use); choose another with --port"
 
 
 @pytest.mark.faults
@@ -96,9 +98,9 @@ def test_a_server_that_cannot_start_is_told_and_nothing_changes(
     before = DataVersions(shop).selected()
     done = cleanshelf("ingest", deliver(tmp_path / "more", {"tea": 2, "milk": 1}, first_seed=100), "-w", shop.root)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("cleanshelf: Prefect's server ended while it started: ")
+    assert done.stderr.startswith("cleanshelf: Prefect's server ended during its start: ")
     assert f"{why}; see " in done.stderr
-    assert f"{database} holds the history of runs and nothing else: move it away" in done.stderr
+    assert f"{database} contains only the history of runs: move it away" in done.stderr
     assert DataVersions(shop).selected() == before
     assert processes(shop.state) == {}
 
@@ -143,5 +145,5 @@ def test_killed_it_takes_all_with_it_and_its_runs_do_not_stay_running(shop: Work
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, said(shop.root)
     (name, state, message), (again, *_) = flow_runs(shop)
-    assert (name, state, message) == ("retrain", "CRASHED", "its process ended without a word")
+    assert (name, state, message) == ("retrain", "CRASHED", "its process ended unexpectedly")
     assert again == name, "one deployment, in the same database"

@@ -63,8 +63,8 @@ def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
         [
             ("unfinished copy", "0" * 32),
             ("copy that no run reads", versions.log()[1].id),
-            ("in the cache, of no version", "b" * 30),
-            ("in the cache, of no version", ".x.1.part"),
+            ("cached file of no version", "b" * 30),
+            ("cached file of no version", ".x.1.part"),
         ]
     )
     assert sum(each.bytes for each in unused) >= len(b"part" + b"nobody's" + b"half")
@@ -110,7 +110,7 @@ def test_killed_on_the_way_to_or_from_a_remote(kills: Kills, prepared: Path, ver
         other.pull()
         assert other.log() == versions.log()
         assert contents(other.workspace.data) == contents(versions.workspace.data)
-        assert versions.verify(anew=True) == other.verify(anew=True) == []
+        assert versions.verify(reread=True) == other.verify(reread=True) == []
 
     kills.strike(f"data {verb}", promises="I3; the same versions in a second workspace", prepare=prepare, check=check)
 
@@ -154,7 +154,7 @@ def test_another_workspace_gets_everything(versions: DataVersions, tmp_path: Pat
     assert (done.returncode, done.stdout) == (0, "the cache holds every byte\n"), done.stderr
     assert other.log() == versions.log()
     assert contents(other.workspace.data) == contents(versions.workspace.data)
-    assert other.verify(anew=True) == []
+    assert other.verify(reread=True) == []
     assert other.ledger.tags("*") == [tag for tag in versions.ledger.tags("*") if tag != "mine"]
     newest = commit_drop(versions, num=5)
     versions.ledger.push("hub")

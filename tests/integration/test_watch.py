@@ -97,7 +97,7 @@ def test_in_the_foreground_a_dead_model_is_healed_and_a_signal_stops_everything(
         assert child.stdout is not None
         assert child.stdout.readline().startswith("Triton answers")
         kill_model(shop)
-        assert eventually(lambda: "unloaded and loaded products again" in child.stdout.readline())
+        assert eventually(lambda: "unloaded and reloaded products" in child.stdout.readline())
         assert answering_version(shop) == 1
         server = running(shop.state)
         assert server
@@ -120,7 +120,7 @@ def test_detached_a_killed_server_comes_back_with_the_registered_version(shop: W
     after = running(shop.state)
     assert after
     assert (after.pid != before.pid, after.url) == (True, before.url)
-    assert eventually(lambda: "started the server again" in (shop.state / "watch.log").read_text())
+    assert eventually(lambda: "restarted the server" in (shop.state / "watch.log").read_text())
     with serve(shop, "--stop") as child:
         assert child.wait(timeout=60) == 0
     assert (running(shop.state), watcher(shop.state)) == (None, None)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.errors import ChildFailed
 from flows.run.launch import end_children, run_child
 from models.data.manifest import read_manifest
@@ -59,7 +59,7 @@ with workers():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("version") / "data"
-    ingest(
+    build_version(
         deliver(tmp_path_factory.mktemp("source"), {"apple": 13, "bean": 9, "corn": 6, "dill": 1}, side=40),
         base=None,
         out=out,

@@ -95,7 +95,7 @@ def test_sections_of_others_stay_when_one_is_run_again(folder: Path) -> None:
     unknown = subprocess.run(
         [sys.executable, str(folder / "run.py"), "gone"], capture_output=True, text=True, check=False
     )
-    assert (unknown.returncode, unknown.stdout) == (2, "no benchmark gone; there are: good, other\n")
+    assert (unknown.returncode, unknown.stdout) == (2, "no benchmark gone; known are: good, other\n")
     assert page(folder) == first.replace("| pace | 7 |", "| pace | 8 |")
 
 

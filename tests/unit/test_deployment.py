@@ -1,4 +1,4 @@
-"""The files of a deployment fit each other and the code; no container engine is needed to see that."""
+"""Deployment files agree with each other and with the code; checked without a container engine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def load(name: str) -> Any:
 
 
 def stages() -> dict[str, str]:
-    """Target -> its lines."""
+    """The lines of the Dockerfile by target."""
     parts = re.split(r"^FROM \S+ AS (\w+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def copied(stage: str) -> list[str]:
-    """What a target takes from the repository."""
+    """Paths that a target copies from the repository."""
     lines = re.findall(r"^COPY (.+)$", stages()[stage], flags=re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
 
@@ -61,7 +61,7 @@ def test_images_install_pinned_and_do_not_run_as_root(target: str) -> None:
 
 
 def test_images_are_private_as_the_flows_are() -> None:
-    settings = (ROOT / "flows" / "settings.py").read_text(encoding="utf-8")
+    settings = (ROOT / "flows" / "orchestrator" / "events.py").read_text(encoding="utf-8")
     private = re.findall(
         r"\b((?:DO_NOT_TRACK|PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*))=(\w+)", stages()["flows"]
     )

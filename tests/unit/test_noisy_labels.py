@@ -263,7 +263,7 @@ def test_results_that_are_none_are_refused_by_line(tmp_path: Path, capsys: pytes
     out.write_text('{"accuracy": 1}\n')
 
     assert noisy_labels.main(["--out", str(out), *TINY]) == 2
-    assert f"{out}, line 1 is no result" in capsys.readouterr().err
+    assert f"{out}, line 1 is not a result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,11 @@ def test_results_that_are_none_are_refused_by_line(tmp_path: Path, capsys: pytes
         (["--methods", "gce:q=0"], "loss.params.q: 0.0 is outside (0, 1]"),
         (["--noise", "human:worst"], "drawn shapes has no column human_worst"),
         (["--noise", "asymmetric:0.2"], "confuses airplane, automobile"),
-        (["--protocol", "features"], "--weights: the protocol features needs a file"),
-        (["--protocol", "features", "--weights", "no.safetensors"], "and no.safetensors is none"),
+        (["--protocol", "features"], "the protocol features needs weights"),
+        (
+            ["--protocol", "features", "--weights", "no.safetensors"],
+            "--weights: no.safetensors is not a file; the protocol",
+        ),
         (["--data", "nowhere"], "nowhere holds neither"),
         (["--epochs", "0"], "--epochs: 0 is below 1"),
         (["--photos", "-1"], "--photos: -1 is below 0"),

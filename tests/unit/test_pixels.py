@@ -1,4 +1,4 @@
-"""One decoder for everything a supplier may send; each case is a real file made here, byte by byte where needed."""
+"""The decoder, on every kind of file that a supplier may send; each is a real file made here."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def png_without_pixels(width: int, height: int) -> bytes:
-    """A PNG that claims a size and breaks off before its pixels: whoever decodes it finds it truncated."""
+    """A PNG whose header gives a size, and which ends before its pixels: decoding finds it truncated."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
 
 
 def quadrants() -> Image.Image:
-    """A 32 x 16 picture, flat blocks that survive JPEG: red, green above blue, white."""
+    """A 32 x 16 picture of flat blocks, which JPEG preserves: red and green above blue and white."""
     image = Image.new("RGB", (32, 16))
     for colour, corner in zip((RED, GREEN, BLUE, WHITE), ((0, 0), (16, 0), (0, 8), (16, 8)), strict=True):
         image.paste(colour, (*corner, corner[0] + 16, corner[1] + 8))
@@ -46,7 +46,7 @@ def quadrants() -> Image.Image:
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
-    """Top left, top right, bottom left, bottom right."""
+    """Colours at the top left, top right, bottom left and bottom right."""
     return [tuple(pixels[y, x]) for y in (1, -2) for x in (1, -2)]
 
 
@@ -175,7 +175,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(width: int, height: int) 
 
 def test_the_limit_itself_is_not_over_it() -> None:
     assert MAX_PIXELS == 8_000 * 8_000
-    with pytest.raises(BadPhoto, match="cannot be decoded"):  # it went on to the pixels, of which there are none
+    with pytest.raises(BadPhoto, match="cannot be decoded"):  # the size is accepted, but there are no pixels
         decode(png_without_pixels(8_000, 8_000))
 
 
@@ -185,9 +185,8 @@ def test_to_square_squeezes_and_averages() -> None:
     square = to_square(Image.fromarray(stripes), 16)
     assert square.shape == (16, 16, 3)
     assert square.dtype == np.uint8
-    assert (
-        np.abs(square[:, 1:-1].astype(int) - 100).max() <= 2
-    )  # nearest or plain bilinear sampling would give 0 or 200
+    difference = np.abs(square[:, 1:-1].astype(int) - 100)
+    assert difference.max() <= 2, "nearest or plain bilinear sampling would give 0 or 200"
 
 
 def test_to_square_leaves_a_square_of_that_size_alone() -> None:
@@ -212,9 +211,9 @@ def test_a_jpeg_shrinks_to_the_same_without_all_of_its_pixels(
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encoded(scene(*size), "JPEG", exif=exif, **options)
-    image, told = decode_shrunk(data, 6)
+    image, size_found = decode_shrunk(data, 6)
     whole = decode(data)
-    assert told == whole.size
+    assert size_found == whole.size
     assert (image.mode, image.size) == ("RGB", (6, 6))
     apart = np.asarray(image).astype(int) - np.asarray(shrunk(whole, 6))
     assert np.sqrt((apart**2).mean()) < 1
@@ -223,8 +222,8 @@ def test_a_jpeg_shrinks_to_the_same_without_all_of_its_pixels(
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_other_formats_shrink_to_the_same(kind: str) -> None:
     data = encoded(scene(200, 150), kind)
-    image, told = decode_shrunk(data, 6)
-    assert told == (200, 150)
+    image, size_found = decode_shrunk(data, 6)
+    assert size_found == (200, 150)
     np.testing.assert_array_equal(np.asarray(image), np.asarray(shrunk(decode(data), 6)))
 
 
@@ -264,8 +263,8 @@ def test_the_same_broken_photos_are_refused_when_shrunk(progressive: bool) -> No
         elif number % 3 == 1:
             del broken[-random.integers(1, 40) :]
         else:
-            for at in random.integers(0, len(whole), 3):
-                broken[at] ^= 1 << random.integers(8)
+            for position in random.integers(0, len(whole), 3):
+                broken[position] ^= 1 << random.integers(8)
         is_good = accepts(decode, bytes(broken))
         assert accepts(lambda data: decode_shrunk(data, 6), bytes(broken)) == is_good
         refused += not is_good

@@ -1,4 +1,4 @@
-"""The work pools of prefect.yaml fit their templates, the image and Prefect's own templates; no engine is needed to see that."""
+"""Work pools agree with their templates, the image and Prefect's own templates; checked without an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.command_line import ROOT
 
 CONTAINERS = ("docker", "kubernetes")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-# Of prefect-docker 0.7.4; the copy that Prefect 3.8.8 brings for servers without a network is of an earlier release.
+# Variables of prefect-docker 0.7.4; Prefect 3.8.8 contains the metadata of an earlier release.
 LATER = {"container_create_kwargs"}
 
 
@@ -23,7 +23,7 @@ def template(kind: str) -> dict[str, Any]:
 
 
 def deployments() -> dict[str, dict[str, Any]]:
-    """By the kind of their pool."""
+    """The deployments of prefect.yaml by the kind of their work pool."""
     listed = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     return {each["work_pool"]["name"].removeprefix("retrain").lstrip("-") or "process": each for each in listed}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from models.recipe.config import Recipe, recipe_names
+from models.recipe.config import RECIPES, Recipe, recipe_names
 from models.recipe.registry import Range
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +187,29 @@ def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
     assert told == {
         key: (kind, [*value] if isinstance(value, tuple) else value) for key, (kind, value) in recipe_keys().items()
     }
+
+
+def keys_of_shipped_recipes() -> set[str]:
+    """Dotted keys that any shipped recipe sets; keys of a member's own training count as keys of [train]."""
+    found = set()
+    for name in recipe_names():
+        for part, value in tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8")).items():
+            for table in value if isinstance(value, list) else [value]:
+                if isinstance(table, dict):
+                    found |= {f"{part}.{key}" for key in table}
+                    found |= {f"train.{key}" for key in table.get("train", {})}
+    return found
+
+
+def test_recipes_page_marks_the_keys_that_no_recipe_sets() -> None:
+    """Keys for a shop's own files, photos and servers are not marked, although no recipe can set them for all shops."""
+    for_a_shop = {"members.weights", "proof.photos", "train.checkpoint_minutes", "augment.flip"}
+    for_a_shop |= {key for key in recipe_keys() if key.startswith(("export.", "gate."))}
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+\.[a-z0-9_]+)` \|.*\| (\*research\*: )?[^|]*\|$", page, flags=re.MULTILINE)
+
+    assert {key for key, _ in rows} == set(recipe_keys())
+    assert {key for key, mark in rows if mark} == set(recipe_keys()) - keys_of_shipped_recipes() - for_a_shop
 
 
 @pytest.mark.parametrize("name", ["reference/faults.md", "figures/reliability.md"])

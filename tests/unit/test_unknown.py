@@ -73,7 +73,7 @@ def test_known_and_unknown_are_told_apart_by_what_was_learnt(small: unknown.Stal
 
 
 def test_a_head_calibrated_by_the_benchmark_is_calibrated_as_a_graph(small: unknown.Stall) -> None:
-    """The ensemble of both heads: surprise and top-1 at temperature 1 are those of the plain mean."""
+    """NLL and top-1 of the ensemble of both heads at temperature 1 are those of the plain mean."""
     heads = [unknown.head(small.photos, settings, seed=0) for settings in unknown.HEADS.values()]
     plain, both, own = unknown.mixed(heads, small.photos)
     rows = small.photos.rows("test")

@@ -1,4 +1,4 @@
-"""The card of a model, read from the file alone."""
+"""Model cards, read from the file alone."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_the_card_is_what_the_file_says(graph: Path) -> None:
 
 
 def test_the_verb_needs_the_file_alone(graph: Path, tmp_path: Path) -> None:
-    told = cleanshelf("model", "show", graph, "--workspace", tmp_path / "none", "--json")
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout) == read_card(graph)
+    shown = cleanshelf("model", "show", graph, "--workspace", tmp_path / "none", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout) == read_card(graph)
     for part in ("8, sha256 abab", "0123456789abcdef", "12345678", "9876543210", "robust", "10 crops, enlarged 1.25 times",
-                 "angle, accepted from 0.31 on", "gets no classes", "95.2% of 84 validation photos", "0.771", "0.912",
+                 "angle, accepted from 0.31 on", "get no classes", "95.2% of 84 validation photos", "0.771", "0.912",
                  "1.250 -> 0.875", "0 ids differ from torch", "net.safetensors", "apache-2.0", "0.350", "1.500",
                  "head", "0.880"):  # fmt: skip
         assert part in cleanshelf("model", "show", graph).stdout, part
@@ -73,17 +73,17 @@ except SystemExit as end:
 
 def test_a_file_of_an_earlier_release_tells_what_it_knows(tmp_path: Path) -> None:
     old = {key: CARD[key] for key in ("labels", "labels_sha256", "data_version")}
-    told = summary(read_card(write_graph(tmp_path / "old.onnx", metadata=old)))
-    assert list(told) == ["labels", "data_version"]
+    lines = summary(read_card(write_graph(tmp_path / "old.onnx", metadata=old)))
+    assert list(lines) == ["labels", "data_version"]
 
 
 def test_known_as_it_is_is_told(tmp_path: Path) -> None:
     known = json.dumps({"score": "probability", "slope": None, "threshold": 0.5, "accept": 0.95, "reject": False})
     evidence = json.dumps({"photos": 0, "surprise": None, "accepted": None, "told_apart": {}})
     plain = write_graph(tmp_path / "plain.onnx", metadata=CARD | {"known": known, "calibration": evidence})
-    told = summary(read_card(plain))
-    assert told["known"] == "the top probability as it is, not calibrated; accepted from 0.5 on"
-    assert "temperature" not in told
+    lines = summary(read_card(plain))
+    assert lines["known"] == "the top probability, not calibrated; accepted from 0.5 on"
+    assert "temperature" not in lines
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph"], ids=["empty", "text"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flows.data.history import Entry, made_by_cleaning, uncleaned
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.steps.clean import embeddings_of, settled
 from models.data.manifest import read_manifest, write_labels
 from models.evaluation.scores import Scores, concatenate
@@ -42,11 +42,11 @@ def test_a_round_that_changes_little_is_the_last(
     tmp_path: Path, changed: int, stop_share: float, expected: bool
 ) -> None:
     shares = {"test_share": 0.0, "val_share": 0.0}
-    ingest(deliver(tmp_path / "source", {"a": 5, "b": 5}), base=None, out=tmp_path / "before", **shares)  # type: ignore[arg-type]  # passed on
-    ingest(tmp_path / "source", base=None, out=tmp_path / "after", **shares)  # type: ignore[arg-type]  # passed on
+    build_version(deliver(tmp_path / "source", {"a": 5, "b": 5}), base=None, out=tmp_path / "before", **shares)  # type: ignore[arg-type]  # passed on
+    build_version(tmp_path / "source", base=None, out=tmp_path / "after", **shares)  # type: ignore[arg-type]  # passed on
     manifest = read_manifest(tmp_path / "after")
     decision = np.where(np.arange(10) < changed, "doubted", "").astype(object)
-    judged = {"score": np.zeros(10, np.float32), "judge": np.full(10, "fold", object), "decision": decision}
+    judged = {"score": np.zeros(10, np.float32), "scored_by": np.full(10, "fold", object), "decision": decision}
     write_labels(tmp_path / "after", dataclasses.replace(manifest, **judged))  # type: ignore[arg-type]  # columns
     assert settled(tmp_path / "before", tmp_path / "after", stop_share=stop_share) is expected
 

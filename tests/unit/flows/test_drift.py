@@ -1,4 +1,4 @@
-"""Recent answers against those of the test photos."""
+"""Comparison of recent answers with the answers to the test photos."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_the_worst_measure_decides_and_the_mix_of_classes_is_told() -> None:
 
 
 def test_it_is_told_in_words_and_tables() -> None:
-    told = markdown(compare(answers(0, tea=100), answers(5, tea=160, a=1.0)))
-    assert told.startswith("# drifted\n\n200 recent photos, ")
-    assert "| measure     | index" in told
-    assert "| milk    | 0.500  | 0.200 |" in told
+    report = markdown(compare(answers(0, tea=100), answers(5, tea=160, a=1.0)))
+    assert report.startswith("# drifted\n\n200 recent photos, ")
+    assert "| measure     | index" in report
+    assert "| milk    | 0.500  | 0.200 |" in report
 
 
 def write(path: Path, count: int, **columns: Any) -> Path:
@@ -94,8 +94,12 @@ def test_a_refused_photo_counts_as_one_of_which_nothing_is_said(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("count", "columns", "message"),
     [
-        (99, {}, "x: 99 answers, and at least 100 are needed"),
-        (200, {"model_version": 2}, "x, column model_version: answers of version 2, and 3 serves"),
+        (99, {}, "x: 99 answers, at least 100 are needed"),
+        (
+            200,
+            {"model_version": 2},
+            "x, column model_version: answers of version 2, but version 3 is the current model",
+        ),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, columns: Any, message: str) -> None:
@@ -106,5 +110,5 @@ def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, column
 def test_what_is_no_table_of_answers_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "a.parquet")
     for name in ("a.parquet", "b.parquet"):
-        with pytest.raises(InputError, match="no table of answers"):
+        with pytest.raises(InputError, match="not a table of answers"):
             read_answers(tmp_path / name, version=3, name="x")

@@ -1,8 +1,9 @@
-"""Labels from people: what they become, what cleaning does with them afterwards, and what is refused."""
+"""Labels from people: the versions made from them, cleaning afterwards, and refusals."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.data.versions import DataVersions
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from flows.errors import BadDelivery
 from flows.feedback import feedback, preview
 from flows.run.run import Run
@@ -21,6 +22,7 @@ from models.data.manifest import Manifest, read_manifest, read_table
 from models.evaluation.scores import Scores, write_scores
 from models.recipe.config import load_recipe
 from tests.deliveries import deliver
+from tests.versions import as_format_1
 
 pytestmark = [
     pytest.mark.dvc,
@@ -32,7 +34,7 @@ def shop(tmp_path: Path) -> Workspace:
     shop = Workspace.init(tmp_path / "shop")
     versions = DataVersions(shop)
     folder = versions.new_folder()
-    ingest(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
+    build_version(deliver(tmp_path / "delivery", {"tea": 6, "milk": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
     return shop
 
@@ -51,49 +53,78 @@ def other(label: str) -> str:
     return {"tea": "milk", "milk": "tea"}[label]
 
 
-def test_words_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> None:
+def test_labels_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> None:
     before = selected(shop)
     moved, same, gone = (str(before.id[row]) for row in (0, 1, 2))
-    said = write(
-        tmp_path / "said.csv",
+    file = write(
+        tmp_path / "labels.csv",
         (moved, other(before.label[0]), "wrong  shelf"),
         (same, before.label[1], ""),
         (gone, "", "a hand"),
     )
-    done = preview(shop, said)
+    done = preview(shop, file)
     assert (done.confirmed, done.relabelled, done.dropped, done.data_version) == (1, 1, 1, None)
     assert len(DataVersions(shop).log()) == 1
 
-    done = feedback(shop, said)
+    done = feedback(shop, file)
     entry = DataVersions(shop).log()[0]
     assert (entry.id, entry.step, entry.parent) == (done.data_version, "feedback", DataVersions(shop).log()[1].id)
     after = selected(shop)
     assert after.label[:3].tolist() == [other(before.label[0]), before.label[1], before.label[2]]
     assert after.kept[:3].tolist() == [True, True, False]
     assert after.decision.tolist() == ["checked"] * 3 + [""] * 9
-    assert after.judge[:3].tolist() == ["person: wrong shelf", "person", "person: a hand"]
+    assert after.scored_by[:3].tolist() == ["person: wrong shelf", "person", "person: a hand"]
     assert after.given_label.tolist() == before.given_label.tolist()
     assert DataVersions(shop).verify("selected") == []
 
-    again = feedback(shop, said)
+    again = feedback(shop, file)
     assert again.data_version == done.data_version
     assert len(DataVersions(shop).log()) == 2, "the same file again changes nothing"
 
 
+def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) -> None:
+    versions = DataVersions(shop)
+    folder = versions.new_folder()
+    build_version(deliver(tmp_path / "former", {"tea": 6, "milk": 6}, first_seed=50), base=None, out=folder)
+    as_format_1(folder)
+    former = versions.commit(folder, step="ingest", message="by the former release")
+    before = selected(shop)
+    file = write(tmp_path / "labels.csv", (str(before.id[0]), "", "a hand"), (str(before.id[1]), before.label[1], ""))
+    made = feedback(shop, file).data_version
+    assert (versions.log()[0].parent, selected(shop).scored_by[:3].tolist()) == (
+        former,
+        ["person: a hand", "person", ""],
+    )
+    files = {path.name for path in versions.materialise("selected").glob("*.parquet")}
+    assert "fingerprints.parquet" in files
+    assert "looks.parquet" not in files
+    assert versions.rollback(former).id == former
+
+    folder = versions.new_folder()
+    shutil.copytree(
+        versions.materialise(made or ""), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("READY")
+    )
+    as_format_1(folder)
+    again = versions.commit(folder, step="feedback", message="by the former release")
+    assert again != made
+    assert feedback(shop, file).data_version == again, "the same file again changes nothing"
+    assert versions.verify() == []
+
+
 def test_a_photo_may_be_named_by_its_path_in_a_parquet_file(shop: Workspace, tmp_path: Path) -> None:
     path = read_table(DataVersions(shop).materialise("selected"), name="index")["path"].to_pylist()[3]
-    pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "said.parquet")
-    feedback(shop, tmp_path / "said.parquet")
+    pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "labels.parquet")
+    feedback(shop, tmp_path / "labels.parquet")
     after = selected(shop)
-    assert (after.label[3], after.decision[3], after.judge[3]) == ("tea", "checked", "person")
+    assert (after.label[3], after.decision[3], after.scored_by[3]) == ("tea", "checked", "person")
 
 
 def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> None:
-    """Networks that contradict every given label, and so each word of a person too."""
+    """The networks contradict every given label, including those that a person confirmed."""
     before = selected(shop)
     train = np.flatnonzero(before.split == "train")
-    said = [(str(before.id[row]), str(before.label[row])) for row in train[:2]]
-    feedback(shop, write(tmp_path / "said.csv", *said, columns=("id", "label")))
+    rows = [(str(before.id[row]), str(before.label[row])) for row in train[:2]]
+    feedback(shop, write(tmp_path / "labels.csv", *rows, columns=("id", "label")))
     manifest = selected(shop)
     target = manifest.given_target[train]
     top = np.stack([1 - target, target], axis=1)
@@ -116,13 +147,17 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
-        (("id", "label"), [("{0}", "tea"), ("{1}", "tae")], "row 2, field label: 'tae' is no product of the selected"),
+        (
+            ("id", "label"),
+            [("{0}", "tea"), ("{1}", "tae")],
+            "row 2, field label: 'tae' is not a product of the selected",
+        ),
         (
             ("id", "label"),
             [("0000000000000000", "tea")],
-            "row 1, field id: '0000000000000000' is no photo of the selected",
+            "row 1, field id: '0000000000000000' is not a photo of the selected",
         ),
-        (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is no photo"),
+        (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is not a photo"),
         (("id", "path", "label"), [("", " ", "tea")], "row 1, fields id and path: both are blank"),
         (("id", "label"), [("{0}", "tea"), ("{0}", "milk")], "row 2, field label: 'milk' contradicts row 1, 'tea'"),
         (("id",), [("{0}",)], "column 'label' is missing; it has id"),
@@ -134,7 +169,7 @@ def test_a_row_that_cannot_be_used_is_named_and_nothing_changes(
     shop: Workspace, tmp_path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]], message: str
 ) -> None:
     ids = selected(shop).id
-    file = write(tmp_path / "said.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
+    file = write(tmp_path / "labels.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
     with pytest.raises(BadDelivery) as refused:
         feedback(shop, file)
     assert str(refused.value).startswith(str(file))

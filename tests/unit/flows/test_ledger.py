@@ -82,12 +82,12 @@ def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
 def test_models_are_numbered_assigned_and_rolled_back(root: Path) -> None:
     models = ModelVersions(Ledger(root))
     assert (models.current(), models.log()) == (None, [])
-    with pytest.raises(UnknownVersion, match="none yet"):
+    with pytest.raises(UnknownVersion, match="there are none yet"):
         models.promote(1)
     for n in range(3):
         models.register({"version": n + 1, "run": f"r{n}", "data_version": "d" * 32, "metrics": {"accuracy": n / 10}})
     models.promote(1)
-    with pytest.raises(UnknownVersion, match="no model version served before 1"):
+    with pytest.raises(UnknownVersion, match="no model version was promoted before 1"):
         models.previous()
     models.promote(3)
     assert (models.current(), models.previous()) == (3, 1)
@@ -124,7 +124,7 @@ def test_what_serves_is_known_without_its_tag_but_not_without_its_history(root: 
     git(root, "tag", "-d", "products@v1.0.0")
     assert models.current() == 1
     git(root, "update-ref", "-d", REF)
-    with pytest.raises(CorruptObject, match="prod#1 names no version of refs/models/main"):
+    with pytest.raises(CorruptObject, match="prod#1 points to a version that is not in refs/models/main"):
         models.current()
 
 

@@ -23,7 +23,7 @@ def test_a_shard_is_read_once_per_host_and_again_when_it_changes(tmp_path: Path)
     assert first == hashlib.md5(b"one").hexdigest()
     with shard.open("r+b") as file:
         file.write(b"two")
-    os.utime(shard, ns=(1, 1))  # same inode, size and time: only reading it again would tell
+    os.utime(shard, ns=(1, 1))  # same inode, size and time: only reading it again would show the change
     assert HashCache.load(tmp_path / "seen.json").md5(shard, once=True) == first
     assert HashCache.load(tmp_path / "seen.json").md5(shard) == hashlib.md5(b"two").hexdigest()
     os.utime(shard, ns=(2, 2))
@@ -39,7 +39,7 @@ def test_a_listing_is_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "v" / "shards").mkdir(parents=True)
     (tmp_path / "v" / "b").write_bytes(b"b")
     (tmp_path / "v" / "shards" / "a").write_bytes(b"a")
-    listing = Listing.of(tmp_path / "v", seen=HashCache(tmp_path / "seen.json"))
+    listing = Listing.of(tmp_path / "v", hashes=HashCache(tmp_path / "seen.json"))
     assert Listing.parse(listing.content, name="x") == listing
     assert listing.id == hashlib.md5(listing.content).hexdigest()
     assert list(listing.files) == ["b", "shards/a"]

@@ -1,4 +1,4 @@
-"""The sample keeps its promises: look-alike families, faults as the truth says, the same bytes from the same seed."""
+"""The sample: families of similar packs, faults as the truth lists them, and the same bytes from the same seed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_assortment_is_seven_families_of_four_look_alikes() -> None:
     assert len({sku.label for sku in skus}) == 28
     assert set(Counter(sku.family for sku in skus).values()) == {4}
     assert len({sku.family.shape for sku in skus}) == 7
-    assert len({(sku.family, sku.band, sku.stretch) for sku in skus}) == 28  # a band or a size tells siblings apart
+    assert len({(sku.family, sku.band, sku.stretch) for sku in skus}) == 28  # siblings differ in band or size
     assert skus[0].label == "Alma Milk Whole 1 l"
 
 
@@ -123,15 +123,15 @@ def test_the_planted_faults_are_counted(part: str, kinds: dict[str, int], reques
 
 @pytest.mark.parametrize("part", ["stock", "week"])
 def test_truth_and_manifest_describe_the_same_files(part: str, request: pytest.FixtureRequest) -> None:
-    it: Delivered = request.getfixturevalue(part)
-    files = {path: hashlib.sha256(data).hexdigest() for path, data in it.files.items()}
-    assert Counter(files.values()) == Counter(row["sha256"] for row in it.truth)
-    assert all(row["id"] == row["sha256"][:16] for row in it.truth)
-    sent = Counter((files[row["path"]], row["label"]) for row in it.manifest if row["path"] in files)
-    assert sent == Counter((row["sha256"], row["given_label"]) for row in it.truth)
-    assert [row["path"] for row in it.manifest if row["path"] not in files] == ["photos/IMG_0000.jpg"]
-    assert {row["split"] for row in it.manifest} == ({"", "test"} if part == "stock" else {""})
-    assert all(row["source"] for row in it.manifest)
+    found: Delivered = request.getfixturevalue(part)
+    files = {path: hashlib.sha256(data).hexdigest() for path, data in found.files.items()}
+    assert Counter(files.values()) == Counter(row["sha256"] for row in found.truth)
+    assert all(row["id"] == row["sha256"][:16] for row in found.truth)
+    sent = Counter((files[row["path"]], row["label"]) for row in found.manifest if row["path"] in files)
+    assert sent == Counter((row["sha256"], row["given_label"]) for row in found.truth)
+    assert [row["path"] for row in found.manifest if row["path"] not in files] == ["photos/IMG_0000.jpg"]
+    assert {row["split"] for row in found.manifest} == ({"", "test"} if part == "stock" else {""})
+    assert all(row["source"] for row in found.manifest)
 
 
 def test_the_train_split_has_a_long_tail(stock: Delivered) -> None:
@@ -177,9 +177,9 @@ def test_duplicates_repeat_a_label_and_conflicts_do_not(stock: Delivered) -> Non
 
 @pytest.mark.parametrize("part", ["stock", "week"])
 def test_exactly_the_corrupt_files_cannot_be_used(part: str, request: pytest.FixtureRequest) -> None:
-    it: Delivered = request.getfixturevalue(part)
-    corrupt = {row["sha256"]: row["given_label"] for row in it.truth if row["kind"] == "corrupt"}
-    for path, data in it.files.items():
+    found: Delivered = request.getfixturevalue(part)
+    corrupt = {row["sha256"]: row["given_label"] for row in found.truth if row["kind"] == "corrupt"}
+    for path, data in found.files.items():
         digest = hashlib.sha256(data).hexdigest()
         if corrupt.get(digest):
             with pytest.raises(BadPhoto):

@@ -1,4 +1,4 @@
-"""Plans that can be and cannot, and what counts as the same retraining again."""
+"""Valid and invalid plans, the record of scheduled runs, and retrainings that are skipped."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def shop(tmp_path: Path) -> Workspace:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cron": "0 25 * * 1"}, "--cron '0 25 \\* \\* 1' is no cron expression; write minute, hour"),
-        ({"cron": "Monday"}, "--cron 'Monday' is no cron expression"),
-        ({"cron": "0 3 * * R"}, "is no cron expression"),
-        ({"every": "soon"}, "--every 'soon' is no period; write a number and s, m, h or d"),
-        ({"every": "0h"}, "--every '0h' is no period"),
+        ({"cron": "0 25 * * 1"}, "--cron '0 25 \\* \\* 1' is not a cron expression; write minute, hour"),
+        ({"cron": "Monday"}, "--cron 'Monday' is not a cron expression"),
+        ({"cron": "0 3 * * R"}, "is not a cron expression"),
+        ({"every": "soon"}, "--every 'soon' is not a period; write a number and s, m, h or d"),
+        ({"every": "0h"}, "--every '0h' is not a period"),
         ({"every": "1h", "cron": WEEKLY}, "--cron and --every exclude each other"),
     ],
 )
@@ -53,7 +53,7 @@ def test_without_a_time_it_is_weekly_unless_data_wake_it(shop: Workspace) -> Non
 
 
 def ended(shop: Workspace, *, version: int | None, passed: bool = True, **inputs: Any) -> None:
-    """A run of these inputs, as a retraining leaves it behind."""
+    """Writes the folder of a finished run with these inputs."""
     folder = shop.runs / "20260101-030000-abcdef"
     folder.mkdir()
     run = {"model_version": version, "verdict": {"passed": passed, "reasons": ["tail accuracy 0.2"]}}
@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_before_it_published_does_not_count(shop: Workspac
 
 def test_a_run_on_another_machine_is_not_taken_for_crashed(shop: Workspace) -> None:
     note(shop, ScheduledRun("2026-01-01T03:00:00Z", "running", "", "a", "1@another boot:7@elsewhere"))
-    assert [fired.outcome for fired in history(shop)] == ["running"]
+    assert [run.outcome for run in history(shop)] == ["running"]
 
 
 def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> None:
@@ -98,15 +98,15 @@ def test_the_last_word_of_a_run_counts_and_none_is_a_crash(shop: Workspace) -> N
     note(shop, ScheduledRun("2026-01-08T03:00:00Z", "unchanged", "same", "b", "2@x@y"))
     with (shop.state / "scheduled.jsonl").open("a") as file:
         file.write('{"at": "2026-01-15T03')  # killed in the middle of a line
-    assert [(fired.flow_run, fired.outcome) for fired in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
+    assert [(run.flow_run, run.outcome) for run in history(shop)] == [("b", "unchanged"), ("a", "crashed")]
     note(shop, ScheduledRun("2026-01-22T03:00:00Z", "published", "version 1", "c", "3@x"))
-    assert [fired.flow_run for fired in history(shop)] == ["c", "b", "a"], "and the next one goes on"
+    assert [run.flow_run for run in history(shop)] == ["c", "b", "a"], "and the next one goes on"
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["run.json", "inputs.json"])
 def test_a_broken_record_of_a_run_proves_nothing_else(shop: Workspace, name: str) -> None:
-    """Then stages are found again, or done again, and a new record is written (I21)."""
+    """Cached results are then reused or made again, and a new record is written (I21)."""
     ended(shop, version=1)
     said = ended_before(shop, NOW)
     assert said

@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
     kept = [i % 4 != 0 for i in range(NUM)] + [True] * 3
     columns = {"id": ids, "given_label": labels, "label": labels, "split": ["val"] * NUM + ["train"] * 3, "kept": kept}
     decision = ["" if each else "dropped" for each in kept]
-    judged = {"decision": decision, "score": [None] * n, "round": [0] * n, "judge": [""] * n}
+    judged = {"decision": decision, "score": [None] * n, "round": [0] * n, "scored_by": [""] * n}
     write_table(folder, columns | judged, name="labels")
     return folder
 

@@ -26,7 +26,7 @@ def write_data(folder: Path, *, split: str) -> Path:
     folder.mkdir()
     write_table(folder, index | {"id": ids}, name="index")
     columns = {"id": ids, "given_label": labels, "label": labels, "split": [split] * 3 + ["train"] * (n - 3)}
-    rest = {"kept": [True] * n, "decision": [""] * n, "score": [None] * n, "round": [0] * n, "judge": [""] * n}
+    rest = {"kept": [True] * n, "decision": [""] * n, "score": [None] * n, "round": [0] * n, "scored_by": [""] * n}
     write_table(folder, columns | rest, name="labels")
     return folder
 

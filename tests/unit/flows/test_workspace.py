@@ -38,14 +38,14 @@ def test_init_keeps_the_users_settings(tmp_path: Path) -> None:
         "/remote",
         "/state",
     ]
-    seen = subprocess.run(
+    status = subprocess.run(
         ["git", "status", "--porcelain"], cwd=workspace.root, capture_output=True, text=True, check=True
     ).stdout
-    assert "state" not in seen
-    assert "remote" not in seen
+    assert "state" not in status
+    assert "remote" not in status
 
 
-def test_find_looks_upwards_and_says_the_way_out(tmp_path: Path) -> None:
+def test_find_searches_upwards_and_names_the_command_for_a_new_one(tmp_path: Path) -> None:
     workspace = Workspace.init(tmp_path / "shop")
     assert Workspace.find(workspace.runs) == workspace
     with pytest.raises(WorkspaceMissing, match="cleanshelf init"):

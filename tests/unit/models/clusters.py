@@ -1,4 +1,4 @@
-"""Photos of known classes with planted wrong labels, which probabilities and embeddings see through by and large."""
+"""Photos of known classes with planted wrong labels; probabilities and embeddings mostly agree with the true ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def clusters(num: int = 400, *, num_classes: int = 8, wrong: float = 0.25, seed: int = 0) -> Arrays:
-    """given labels, true labels, probabilities (N, C) and embeddings (N, 24) that both know the truth by and large."""
+    """Given labels (N,), true labels (N,), probabilities (N, C) and embeddings (N, 24) close to the true classes."""
     draw = np.random.default_rng(seed)
     true = draw.integers(0, num_classes, num)
     given_labels = np.where(draw.random(num) < wrong, (true + draw.integers(1, num_classes, num)) % num_classes, true)
@@ -22,7 +22,7 @@ def clusters(num: int = 400, *, num_classes: int = 8, wrong: float = 0.25, seed:
 
 
 def as_top_k(labels: np.ndarray, probs: np.ndarray, k: int, *, seed: int = 0) -> TopK:
-    """The k best of a dense table, in any order; k = C is the whole of it."""
+    """The k best classes of a dense table, in any order; with k = C the whole table."""
     order = np.argsort(-probs, axis=1)[:, :k]
     order = np.random.default_rng(seed).permuted(order, axis=1)
     return TopK(order, np.take_along_axis(probs, order, 1), probs[np.arange(len(labels)), labels], probs.shape[1])

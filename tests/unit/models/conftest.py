@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from models.data.manifest import Manifest, read_manifest, write_labels
 from models.recipe.config import Recipe, from_dict
 from tests.deliveries import deliver
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data version with four long-tailed classes, one of them with a single photo; read only."""
     source = deliver(tmp_path_factory.mktemp("source"), CLASSES, side=SIDE)
     out = tmp_path_factory.mktemp("version") / "data"
-    ingest(source, base=None, out=out)
+    build_version(source, base=None, out=out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The losses as their papers print them: one row of logits, one label, plain Python floats, nothing shared."""
+"""The losses as their papers print them: for one row of logits and one label, in plain Python, sharing no code."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def tempered_exp(u: float, t: float) -> float:
 
 
 def tempered_softmax(row: list[float], t: float) -> list[float]:
-    """By bisection of the normaliser G in sum_k exp_t(z_k - G) = 1."""
+    """Tempered softmax; bisection finds G in sum_k exp_t(z_k - G) = 1."""
     low, high = max(row), max(row) + 1e6  # at low the sum is at least 1
     for _ in range(200):
         middle = (low + high) / 2
@@ -184,7 +184,7 @@ def nnce(row: list[float], y: int, min_prob: float = 1e-7) -> float:
 
 
 def sum_of(first: Formula, second: Formula, **defaults: float) -> Formula:
-    """alpha first + beta second; each part takes what it knows."""
+    """alpha first + beta second; each part gets the parameters that it accepts."""
 
     def total(row: list[float], y: int, **given: Any) -> float:
         values = {"alpha": 1.0, "beta": 1.0, **defaults, **given}

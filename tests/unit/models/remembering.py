@@ -1,4 +1,4 @@
-"""Losses that know their samples, what they say in slow formulas, and clusters with planted wrong labels."""
+"""Losses with state after `begin`, slow formulas for them, and clusters with planted wrong labels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Rows = NDArray[np.int64]
 
 
 def begun(name: str, target: Rows | list[int], *, classes: int, **params: Any) -> Stateful:
-    """A loss that knows its samples, s0000, s0001 and so on."""
+    """A loss after `begin` with the samples s0000, s0001 and so on."""
     if name in ("aum", "car"):
         params = {"width": WIDTH} | params
     loss = build_loss(name, num_classes=classes, **params)
     assert isinstance(loss, Stateful)
     labels = np.asarray(target, np.int64)
-    ids = np.array([f"s{at:04d}" for at in range(len(labels))], object)
-    loss.begin(Samples(ids, labels, [f"class {at}" for at in range(classes)]))
+    ids = np.array([f"s{number:04d}" for number in range(len(labels))], object)
+    loss.begin(Samples(ids, labels, [f"class {number}" for number in range(classes)]))
     return loss
 
 
@@ -46,7 +46,7 @@ def perturb(loss: Stateful) -> None:
 
 
 def epochs(loss: Stateful, margins: list[list[float]], *, first: int = 0) -> None:
-    """Epochs in which each sample has the given logit margin, in two classes; NaN: it is not seen."""
+    """Runs epochs in which each sample has the given logit margin between two classes; NaN: it does not occur."""
     target = torch.from_numpy(loss.known.target)
     for epoch, of_epoch in enumerate(margins, first):
         loss.start_epoch(epoch)
@@ -59,7 +59,7 @@ def epochs(loss: Stateful, margins: list[list[float]], *, first: int = 0) -> Non
 
 
 def slow_car(row: list[float], t: list[float], h: float, *, lam: float, beta: float, clamp: float = 0.0) -> float:
-    """The published three terms, dense, with the published clamp of t."""
+    """Loss of CAR for one row: the three published terms, dense, with the published clamp of t."""
     c = 1 / (1 + math.exp(-h))
     t = [max(x, clamp) for x in t]
     q = [c * p + (1 - c) * x for p, x in zip(softmax(row), t, strict=True)]
@@ -69,7 +69,7 @@ def slow_car(row: list[float], t: list[float], h: float, *, lam: float, beta: fl
 
 
 def dense(loss: Stateful, index: int) -> list[float]:
-    """The soft label of a sample, what is left of it spread over the other classes."""
+    """The soft label of a sample, with its rest spread over the other classes."""
     kept = {
         int(k): float(p)
         for k, p in zip(loss.known["classes"][index], loss.known["probs"][index], strict=True)
@@ -95,7 +95,7 @@ def marvel(margins: list[list[float]], *, target: list[int] | None = None, **par
 
 
 class Task:
-    """Gaussian clusters, some labels of which are wrong, and a network of two layers."""
+    """Gaussian clusters with some wrong labels, and a network of two layers."""
 
     def __init__(self, sizes: list[int], *, wrong: float, spread: float = 0.7, dims: int = 16, seed: int = 0) -> None:
         draw = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What the papers prove of their losses: symmetry, bounds, asymmetry, and the noise that is tolerated."""
+"""Proved properties of losses: symmetry, bounds, asymmetry, and the noise rate that is tolerated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BOUNDS: list[tuple[str, dict[str, Any], float, float]] = [
     ("polysoft", {"lam": 4.0, "d": 2.0}, 0, 2),
     ("amse", {"a": 30.0}, 29**2, 30**2 + 1),
 ]
-# Functions of p_y alone, whose ratio can be found by trying.
+# Functions of p_y alone, whose ratio can be found by a search on a grid.
 OF_P: list[tuple[str, dict[str, Any]]] = [
     ("agce", {"a": 0.6, "q": 0.6}),
     ("agce", {"a": 4.0, "q": 0.2}),
@@ -69,13 +69,13 @@ SUMS: list[tuple[str, dict[str, Any]]] = [
 
 
 def labels_of(loss: Loss, row: list[float]) -> Tensor:
-    """(C,) the value of one row of logits for every label."""
+    """(C,) losses of one row of logits for every label."""
     logits = torch.tensor(row, dtype=torch.float64).expand(len(row), -1)
     return loss(logits.contiguous(), torch.arange(len(row)))
 
 
 def of_p(loss: Loss, p: Tensor) -> Tensor:
-    """The value at p_y = p, any shape, in [0, 1]; of two classes."""
+    """Loss at p_y = p, any shape, in [0, 1], for two classes."""
     z = (p.log() - (1 - p).log()).clamp(-800, 800).flatten()
     value = loss(torch.stack([z, torch.zeros_like(z)], 1), torch.zeros(len(z), dtype=torch.int64))
     return value.reshape(p.shape)
@@ -101,7 +101,9 @@ def test_gce_sums_within_the_bounds_of_its_paper(row: list[float], q: float) -> 
 
 @pytest.mark.parametrize(("name", "params", "low", "high"), BOUNDS)
 @given(row=LOGITS)
-@example(row=[20.378015114651696, -14.0, -13.544341143482395])  # by the third, log p of the first is rounded above 0
+@example(
+    row=[20.378015114651696, -14.0, -13.544341143482395]
+)  # rounding with the third logit puts log p of the first above 0
 @settings(max_examples=20, deadline=None)
 def test_bounded_losses_stay_within_their_bounds(
     name: str, params: dict[str, Any], low: float, high: float, row: list[float]
@@ -129,7 +131,7 @@ def brute_ratio(loss: Loss) -> float:
 
 
 @pytest.mark.parametrize(("name", "params"), OF_P)
-def test_the_ratio_is_the_one_found_by_trying(name: str, params: dict[str, Any]) -> None:
+def test_the_ratio_is_the_one_found_on_a_grid(name: str, params: dict[str, Any]) -> None:
     loss = build_loss(name, num_classes=2, **params)
     ratio = asymmetry_ratio(loss)
     assert ratio > 0
@@ -168,7 +170,7 @@ def test_a_sum_has_the_least_ratio_of_the_parts_that_count() -> None:
         ("ael", {"a": 3.5}, 1.33, 0.429, 0.871),
         ("ael", {"a": 5.0}, 1.22, 0.450, 0.881),
         ("agce", {"a": 1e-5, "q": 0.5}, 316, 0.003, 0.028),
-        ("amse", {"a": 30.0}, 31 / 29, 29 / 60, 9 / (9 + 39 / 29)),  # several rivals weigh more than one
+        ("amse", {"a": 30.0}, 31 / 29, 29 / 60, 9 / (9 + 39 / 29)),  # several wrong labels count more than one
     ],
 )
 def test_the_noise_that_is_tolerated(
@@ -187,7 +189,7 @@ def test_tolerance_of_symmetric_noise_is_nearly_free_at_many_classes() -> None:
 
 
 def test_tolerated_noise_leaves_the_clean_label_just_dominant() -> None:
-    """Definition: under rate eta the given label has (1 - eta), each of n rivals eta / n."""
+    """Definition: at the noise rate eta the true label has the weight 1 - eta, each of n wrong labels eta / n."""
     for name, params in (*OF_P, *SUMS):
         loss = build_loss(name, num_classes=10, **params)
         for kind, rivals in (("pair", 1), ("symmetric", 9)):
@@ -199,8 +201,8 @@ ROW = st.lists(st.floats(-8, 8), min_size=4, max_size=4)
 
 
 def check_clean_wins(loss: Loss, row: list[float], rivals: Tensor) -> None:
-    """The first label just dominant enough over the others: no output costs less than its one-hot."""
-    needed = needed_dominance(loss, 4, "symmetric")  # the strictest: all rivals at the runner-up's weight
+    """Asserts that no output costs less than the one-hot one if the first label is just dominant enough."""
+    needed = needed_dominance(loss, 4, "symmetric")  # the strictest: all wrong labels have the second largest weight
     weights = torch.cat([rivals.max()[None] * needed * 1.001, rivals])
     least = float(weights @ labels_of(loss, [2000.0, 0.0, 0.0, 0.0]))
     assert least <= float(weights @ labels_of(loss, row)) * (1 + 1e-9) + 1e-9
@@ -223,7 +225,7 @@ def test_sums_with_a_normalised_loss_tolerate_symmetric_noise(
 
 
 def test_a_normalised_loss_alone_need_not_force_the_clean_label_under_pair_noise() -> None:
-    """Its value of a wrong label may exceed 1 / (C - 1): a label that never occurs takes all of it (see Symmetric)."""
+    """The value of a wrong label may exceed 1 / (C - 1), as that of a label that never occurs (see Symmetric)."""
     loss = build_loss("nce", num_classes=3)
     weights = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)
     one_hot, torn = ([2000.0, 0.0, 0.0], [2000.0, 1999.0, 0.0])
@@ -231,7 +233,7 @@ def test_a_normalised_loss_alone_need_not_force_the_clean_label_under_pair_noise
 
 
 def test_less_dominance_than_needed_may_lose() -> None:
-    """AGCE needs 1.48 with one rival: at 1.4 a mixed output costs less."""
+    """AGCE needs 1.48 with one wrong label: at 1.4 a mixed output costs less."""
     loss = build_loss("agce", num_classes=2, a=0.6, q=0.6)
     p = torch.linspace(0, 1, 101).double()
     for dominance, clean_wins in ((1.5, True), (1.4, False)):

@@ -1,4 +1,4 @@
-"""The table of the losses: complete, and the same in the docs, on the terminal and in the code."""
+"""The catalogue of losses: complete, and the same in the docs, on the terminal and in the code."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def entry(name: str) -> Entry:
 
 
 def test_the_page_holds_the_generated_tables() -> None:
-    told = PAGE.split("<!-- losses -->\n")[1].split("\n<!-- /losses -->")[0]
-    assert told == markdown(), (
+    tables = PAGE.split("<!-- losses -->\n")[1].split("\n<!-- /losses -->")[0]
+    assert tables == markdown(), (
         "put the output of `cleanshelf losses --markdown` between the marks of docs/reference/losses.md"
     )
 
 
-def test_every_loss_is_told_with_all_its_parameters() -> None:
-    told = {e.name: [s.name for s in e.parameters] for e in catalogue()}
-    assert told == {name: list(component.parameters) for name, component in LOSSES.components.items()}
+def test_every_loss_is_listed_with_all_its_parameters() -> None:
+    listed = {e.name: [s.name for s in e.parameters] for e in catalogue()}
+    assert listed == {name: list(component.parameters) for name, component in LOSSES.components.items()}
     assert [s.name for s in options()] == list(common_parameters())
 
 
@@ -47,8 +47,8 @@ def test_nothing_is_left_unexplained() -> None:
 
 
 @pytest.mark.parametrize("name", ["gce", "nce+aul", "ce+sr", "bi_tempered", "eps_ce+mae"])
-def test_the_defaults_told_are_the_defaults_built(name: str) -> None:
-    """Given back as a recipe would write them, they build the same loss."""
+def test_listed_defaults_are_the_real_ones(name: str) -> None:
+    """Defaults that a recipe sets explicitly build the same loss."""
     given = {s.name: json.loads(s.default) for s in entry(name).parameters if s.default != "unset"}
     plain, same = build_loss(name, num_classes=10), build_loss(name, num_classes=10, **given)
     assert given
@@ -73,21 +73,21 @@ def test_composed_losses_name_their_parts() -> None:
         assert all(part.lower() in LOSSES.components for pair in parts for part in pair), e.name
 
 
-def test_ranges_are_told_as_the_messages_write_them() -> None:
-    told = {s.name: s.range for s in (*entry("gce+sr").parameters, *options())}
-    assert told["q"] == "(0, 1]"
-    assert told["tau"] == "(0, inf]"  # also where it may be unset
-    assert told["every"] == "integer [1, inf]"
-    assert told["rescale"] == "true or false"
-    assert told["init_match"] == '"", "initial", "batch"'
+def test_ranges_are_listed_as_the_messages_write_them() -> None:
+    ranges = {s.name: s.range for s in (*entry("gce+sr").parameters, *options())}
+    assert ranges["q"] == "(0, 1]"
+    assert ranges["tau"] == "(0, inf]"  # although it may be unset
+    assert ranges["every"] == "integer [1, inf]"
+    assert ranges["rescale"] == "true or false"
+    assert ranges["init_match"] == '"", "initial", "batch"'
     assert (written(str), written(int), written(float)) == ("text", "integer", "number")
 
 
 def test_meanings_come_from_the_docstrings() -> None:
-    told = {s.name: s for s in entry("nce+mae").parameters}
-    assert told["alpha"].meaning == told["beta"].meaning == "weights of the first and the second part, >= 0"
-    assert "sum over classes of |e_y - p|" in told["scale"].meaning
-    assert "`alpha` 1, `beta` 1; [0, inf]: weights of the first and the second part |" in markdown()
+    settings = {s.name: s for s in entry("nce+mae").parameters}
+    assert settings["alpha"].meaning == settings["beta"].meaning == "weights of the first and the second loss, >= 0"
+    assert "sum over the classes of |e_y - p|" in settings["scale"].meaning
+    assert "`alpha` 1, `beta` 1; [0, inf]: weights of the first and the second loss |" in markdown()
     assert "\\|e_y - p\\|" in markdown()  # a bar would end the cell
 
 

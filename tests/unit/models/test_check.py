@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.delivery.build import ingest
+from flows.delivery.build import build_version
 from models.errors import ConfigError, ManifestError, ModelError, WeightsMismatch
 from models.recipe.config import load_recipe
 from models.training.check import check
@@ -18,7 +18,7 @@ from tests.deliveries import deliver
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    ingest(deliver(folder / "source", {"a": 6, "b": 6, "c": 1}), base=None, out=folder / "version")
+    build_version(deliver(folder / "source", {"a": 6, "b": 6, "c": 1}), base=None, out=folder / "version")
     return folder / "version"
 
 
@@ -109,7 +109,7 @@ def test_weights_of_another_network(data: Path, tmp_path: Path) -> None:
 )
 def test_data_that_cannot_be_trained_on(tmp_path: Path, counts: dict[str, int], message: str) -> None:
     shares = {"test_share": 0.0}
-    ingest(deliver(tmp_path / "source", counts), base=None, out=tmp_path / "version", **shares)  # type: ignore[arg-type]  # passed on
+    build_version(deliver(tmp_path / "source", counts), base=None, out=tmp_path / "version", **shares)  # type: ignore[arg-type]  # passed on
     with pytest.raises(ManifestError, match=message):
         check(load_recipe("smoke"), data=tmp_path / "version")
 

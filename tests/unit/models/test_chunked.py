@@ -1,4 +1,4 @@
-"""Classifier and loss in pieces of rows: the same values and gradients as the whole."""
+"""Classifier and loss a few rows at a time: the same values and gradients as all rows at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N, CLASSES, WIDTH = 10, 37, 8
 
 
 def problem(name: str, dtype: torch.dtype = torch.float64) -> tuple[Loss, Tensor, Tensor, Tensor, Tensor]:
-    """A loss that has begun, classifier, embedding, target, index."""
+    """A loss after `begin`, the classifier's weight, embedding, target and index."""
     draw = torch.Generator().manual_seed(3)
     own = {"width": WIDTH} if "width" in LOSSES.find(name).parameters else {}
     loss = build_loss(name, num_classes=CLASSES, **own)
@@ -34,7 +34,7 @@ def problem(name: str, dtype: torch.dtype = torch.float64) -> tuple[Loss, Tensor
 @pytest.mark.parametrize("rows", [1, 3, 10, 64])
 def test_values_and_gradients_are_those_of_the_whole(name: str, rows: int) -> None:
     loss, weight, embedding, target, index = problem(name)
-    of_each = torch.linspace(0.1, 2, N, dtype=torch.float64)  # the trainer may weigh the values
+    of_each = torch.linspace(0.1, 2, N, dtype=torch.float64)  # the trainer may weight the values
     learnt = [weight, embedding, *loss.parameters()]
     whole = loss(embedding @ weight.T, target, index, embedding)
     expected = torch.autograd.grad((whole * of_each).sum(), learnt)
@@ -58,10 +58,10 @@ def test_half_precision_of_autocast_is_that_of_the_whole() -> None:
 
 
 def test_the_logits_never_exist_as_a_whole() -> None:
-    """Counted in numbers that a tensor of the loss's input ever had."""
+    """Measured by the largest input of the loss."""
     loss, weight, embedding, target, _ = problem("ce")
     sizes = []
     loss.register_forward_pre_hook(lambda _, given: sizes.append(given[0].numel()))
     chunked_loss(loss, weight, embedding, target, rows=3).sum().backward()
     assert max(sizes) == 3 * CLASSES
-    assert len(sizes) == 8, "four pieces, there and back"
+    assert len(sizes) == 8, "four pieces, forward and backward"

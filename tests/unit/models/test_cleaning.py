@@ -1,4 +1,4 @@
-"""Which labels are disbelieved: the worst first, and never a whole class."""
+"""Decisions about label issues: the lowest scores first, and never a whole class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_floor_of_every_class_and_the_worst_first(
     wrong = worst(target, margin, threshold=threshold, floor_share=share, floor_count=count)
     assert wrong.shape == target.shape
     assert not wrong[margin >= threshold].any()
-    assert not wrong[target < 0].any(), "a class that no network knows is never judged"
+    assert not wrong[target < 0].any(), "a class that the network does not know is never a label issue"
     for label in set(target[target >= 0].tolist()):
         of_class = target == label
         n, kept, suspect = of_class.sum(), of_class & ~wrong, of_class & (margin < threshold)
@@ -55,17 +55,17 @@ def test_planted_errors_are_found() -> None:
 
 
 def test_a_rare_class_is_left_alone_and_a_large_one_is_not() -> None:
-    target = np.repeat([0, 2], [5, 20])  # nobody bears class 1
+    target = np.repeat([0, 2], [5, 20])  # class 1 has no photos
     wrong = worst(target, np.full(25, -9.0), threshold=-0.5, floor_share=0.3, floor_count=5)
     assert wrong[target == 0].sum() == 0
     assert wrong[target == 2].sum() == 14
 
 
-def test_where_most_labels_are_wrong_the_floors_hold_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_if_most_labels_are_wrong_the_floors_hold_and_a_warning_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     target = np.repeat([0, 1], 50)
     wrong = worst(target, np.zeros(100), threshold=0.5)
     assert np.bincount(target[~wrong]).tolist() == [15, 15]
-    assert "70% are judged wrong" in caplog.text
+    assert "70% look wrong" in caplog.text
     caplog.clear()
     worst(target, np.zeros(100), threshold=0.5, budget=0.5)
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""What cannot be judged by is refused by name, what is hardly meant is told; strangers and duplicates."""
+"""Refusals that name the argument, warnings about probable mistakes, out-of-distribution photos and near-duplicates."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ REFUSED = {
     "negative": (spoilt(pred_probs=GOOD[2] + np.array([-2, 2, 0, 0], np.float32)), "pred_probs: row 0"),
     "another N": (spoilt(pred_probs=GOOD[2][:-1]), "19 rows for 20 labels"),
     "too large": (spoilt(labels=GOOD[0] + 1), r"labels: outside \[-1, 4\)"),
-    "no integers": (spoilt(labels=GOOD[0] / 2), "want .N,. integers"),
-    "flat": (spoilt(pred_probs=GOOD[2][:, 0]), "want .N, C. floats"),
+    "no integers": (spoilt(labels=GOOD[0] / 2), "expected .N,. integers"),
+    "flat": (spoilt(pred_probs=GOOD[2][:, 0]), "expected .N, C. floats"),
     "other photos": (spoilt(embeddings=GOOD[3][:4]), "embeddings: shape"),
     "broken photo": (spoilt(embeddings=with_value(GOOD[3], np.inf)), "embeddings: NaN or infinity, first in row 3"),
     "groups": (spoilt(groups=np.zeros(3)), "groups: shape"),
     "budget": (spoilt(budget=1.5), r"budget: 1.5 is outside \[0, 1\]"),
     "floor": (spoilt(floor_share=-0.1), "floor_share"),
     "no floor": (spoilt(floor_count=0), "floor_count"),
-    "sparse sum": (spoilt(pred_probs=TopK(np.zeros((20, 1), int), np.full((20, 1), 2.0), np.ones(20), 4)), "above 1"),
+    "sparse sum": (spoilt(pred_probs=TopK(np.zeros((20, 1), int), np.full((20, 1), 2.0), np.ones(20), 4)), "sum above 1"),
     "sparse ids": (spoilt(pred_probs=TopK(np.full((20, 1), 4), np.ones((20, 1)), np.ones(20), 4)), "pred_probs.ids"),
     "sparse label": (spoilt(pred_probs=TopK(np.zeros((20, 1), int), np.ones((20, 1)), np.full(20, np.nan), 4)), "p_label"),
     "sparse shapes": (spoilt(pred_probs=TopK(np.zeros((20, 2), int), np.ones((20, 1)), np.ones(20), 4)), "do not fit"),
@@ -63,7 +63,7 @@ def test_bad_input_is_refused_by_name(case: str) -> None:
 
 def test_other_refusals() -> None:
     y, _, p, x = GOOD
-    with pytest.raises(CleaningError, match="this rule asks similar photos"):
+    with pytest.raises(CleaningError, match="this rule compares photos"):
         label_quality(y, p, rule="linear")
     with pytest.raises(ConfigError, match="did you mean 'log_margin'"):
         label_quality(y, p, rule="log_margins")
@@ -79,7 +79,7 @@ def test_other_refusals() -> None:
         label_weights(y, np.full(20, np.nan))
 
 
-def test_probabilities_in_sample_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_in_sample_probabilities_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     y, _, p, x = clusters()
     label_quality(y, p, x)
     assert not caplog.records
@@ -90,12 +90,12 @@ def test_probabilities_in_sample_are_told(caplog: pytest.LogCaptureFixture) -> N
     assert "in sample" in caplog.text
 
 
-def test_columns_in_another_order_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_in_another_order_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     y, _, p, x = clusters()
     with caplog.at_level(logging.WARNING):
         wrong = find_label_errors((y + 1) % 8, p, x, rule="log_margin")
     assert "order of the classes" in caplog.text
-    assert wrong.mean() < 0.71, "the floors hold even where every label is wrong"
+    assert wrong.mean() < 0.71, "the floors hold even if every label is wrong"
 
 
 def test_one_class_and_no_photos_are_never_wrong() -> None:
@@ -108,7 +108,7 @@ def test_one_class_and_no_photos_are_never_wrong() -> None:
         assert unknown.tolist() == [1] * 4
 
 
-def test_strangers_are_those_no_class_is_probable_for() -> None:
+def test_photos_without_a_probable_class_are_out_of_distribution() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(size=(500, 20))
     logits[np.arange(480), draw.integers(0, 20, 480)] += draw.normal(6, 0.7, 480)

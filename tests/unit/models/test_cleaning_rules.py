@@ -1,8 +1,9 @@
-"""Every rule against a slow formula, and what may not change a judgement."""
+"""Every rule against a slow formula, and invariances of label quality."""
 
 from __future__ import annotations
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from models.cleaning import (
     suggest_labels,
 )
 from models.cleaning.votes import linear_vote, neighbour_labels
+from models.errors import CleaningError
+from models.recipe.config import Clean, Rule
 from tests.unit.models.clusters import as_top_k, clusters
 
 ONE_GROUP = np.zeros(1000, np.int8)
@@ -28,7 +31,7 @@ def sigmoid(x: float) -> float:
 
 
 def slow_quality(rule: str, i: int, y: np.ndarray, p: np.ndarray, x: np.ndarray) -> float:
-    """One photo at a time, as the rules' first lines say."""
+    """Label quality of one photo, by the formula in the docstring of the rule."""
     num, num_classes = p.shape
     others = [j for j in range(num_classes) if j != y[i]]
     means = [p[y == j, j].mean() if (y == j).any() else math.inf for j in range(num_classes)]
@@ -58,12 +61,32 @@ def slow_quality(rule: str, i: int, y: np.ndarray, p: np.ndarray, x: np.ndarray)
 
 
 def refit_without(i: int, y: np.ndarray, unit: np.ndarray, num_classes: int) -> np.ndarray:
-    """What ridge regression answers for photo i (C,) when it is fitted to all others; the penalty is that of all."""
+    """(C,) output for photo i of a ridge regression fitted to all other photos, with the penalty for all photos."""
     design = np.concatenate([unit, np.ones((len(unit), 1))], axis=1).astype(np.float64)
     rest = np.arange(len(y)) != i
     penalty = 0.5 * len(y) / design.shape[1] * np.eye(design.shape[1])
     fit = np.linalg.solve(design[rest].T @ design[rest] + penalty, design[rest].T @ np.eye(num_classes)[y[rest]])
     return np.asarray(design[i] @ fit)
+
+
+def test_recipes_accept_the_registered_rules_and_no_others() -> None:
+    assert typing.get_args(Rule) == tuple(RULES.components)
+
+
+@pytest.mark.parametrize("rule", RULES.components)
+def test_recipes_know_which_rules_need_embeddings(rule: str) -> None:
+    y, _, p, x = clusters(60, num_classes=5)
+    without = label_quality_without(y, p, rule)
+    uses_embeddings = without is None or not np.array_equal(label_quality(y, p, x, rule=rule), without)
+    assert Clean(rule=rule).asks_embeddings == uses_embeddings  # type: ignore[arg-type]
+
+
+def label_quality_without(y: np.ndarray, p: np.ndarray, rule: str) -> np.ndarray | None:
+    """Qualities without embeddings; None if the rule refuses."""
+    try:
+        return label_quality(y, p, rule=rule)
+    except CleaningError:
+        return None
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES.components if rule != "posterior"])
@@ -108,11 +131,11 @@ class TestInvariance:
         found = label_quality(y[order], p[order], x[order], rule=rule)
         assert found == pytest.approx(label_quality(y, p, x, rule=rule)[order], abs=1e-4)
 
-    def test_to_scale_and_place_of_embeddings(self, rule: str) -> None:
+    def test_to_scale_and_shift_of_embeddings(self, rule: str) -> None:
         y, _, p, x = clusters()
         assert label_quality(y, p, 7 * x + 3, rule=rule) == pytest.approx(label_quality(y, p, x, rule=rule), abs=2e-3)
 
-    def test_to_classes_that_nobody_bears(self, rule: str) -> None:
+    def test_to_classes_without_photos(self, rule: str) -> None:
         y, _, p, x = clusters()
         wider = np.concatenate([p, np.zeros((len(y), 3), np.float32)], axis=1)
         tolerance = 0.05 if rule == "posterior" else 1e-6  # errors spread over more classes
@@ -133,7 +156,7 @@ class TestInvariance:
         assert label_quality(y, p, x, rule=rule) == pytest.approx(whole, abs=1e-4)
 
 
-def test_twins_are_judged_alike() -> None:
+def test_identical_photos_have_the_same_quality() -> None:
     y, _, p, _ = clusters()
     twice = np.repeat(np.arange(len(y)), 2)
     for rule in ("report", "self_confidence", "log_margin", "confident_learning"):
@@ -194,7 +217,7 @@ def test_weights_follow_quality_and_keep_the_best_of_a_class() -> None:
     assert weights[10:] == pytest.approx([0.2, 0.9, 0.5, 1])
 
 
-def test_groups_are_judged_apart() -> None:
+def test_groups_are_scored_separately() -> None:
     y, _, p, x = clusters(600)
     groups = np.arange(600) % 3
     turned = x.copy()
@@ -233,7 +256,7 @@ labelled = st.integers(1, 60).flatmap(
 @given(case=labelled, rule=st.sampled_from(sorted(RULES.components)), share=st.floats(0, 1), count=st.integers(1, 8),
        budget=st.floats(0, 1))  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_floors_and_budget_hold_whatever_comes(
+def test_floors_and_budget_hold_for_any_input(
     case: tuple[list[int], int, float], rule: str, share: float, count: int, budget: float
 ) -> None:
     labels, seed, sharpness = np.array(case[0]), case[1], case[2]
@@ -261,6 +284,6 @@ def test_half_the_prior_spares_the_tail() -> None:
     assert (label_quality(y, p, rule="log_margin", prior=0.5)[y == 1] >= 0.5).all()
 
 
-def test_neighbours_are_left_out_where_they_cost_too_much() -> None:
+def test_neighbours_are_left_out_of_large_groups() -> None:
     y, _, p, x = clusters()
     assert (label_quality(y, p, x, most=10) != label_quality(y, p, x)).any()

@@ -1,4 +1,4 @@
-"""Recipes: what wins over what, and mistakes told by field."""
+"""Recipes: precedence of their sources, and messages that name the field."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
     [
         ("train.epochs", "write it as KEY=VALUE"),
         ("train.epochs=0", r"mine\.toml: train\.epochs: 0 is outside \[1, inf\]"),
-        ("train.epochs=2.5", r"train\.epochs: 2\.5 is not int"),
-        ("train.epochs=true", r"train\.epochs: True is not int"),
+        ("train.epochs=2.5", r"train\.epochs: 2\.5 is not an integer"),
+        ("train.epochs=true", r"train\.epochs: True is not an integer"),
         ("train.epochs.x=1", "'epochs' is a value, not a table"),
         ("train.lr=0", r"train\.lr: 0\.0 is outside \(0, inf\]"),
         ("train.epoch=1", r"train\.epoch: no such key \(did you mean 'epochs'\?\)"),
@@ -85,22 +85,22 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0.sizes=64", r"members\.0\.sizes: no such key \(did you mean 'size'\?\)"),
         ("members.2.size=64", "no entry '2'; the list has 2"),
         ("members.first.size=64", "no entry 'first'"),
-        ("members.0=64", "stands for a whole table"),
+        ("members.0=64", "'0' is a whole table; set one of its keys, such as members.0.KEY=VALUE"),
         ("members=3", "members: 3 is not a list of tables"),
         ("members=[]", "members: a recipe needs at least one"),
-        ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) has not three values"),
-        ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not float"),
+        ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) does not have three values"),
+        ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not a number"),
         ("train=3", "train: 3 is not a table"),
         ("train.optimizer=sdg", r"train\.optimizer: 'sdg' is not one of 'adamw', 'sgd' \(did you mean 'sgd'\?\)"),
         ("train.step_epochs=[3, 0]", r"train\.step_epochs\[1\]: 0\.0 is outside \(0, inf\]"),
         ("train.schedule=step", r"train\.step_epochs: 14 is not within train\.epochs = 7; lower it, or train longer"),
-        ("train.soup_epochs=8", r"train\.soup_epochs: 8 of train\.epochs = 7; lower it, or train longer"),
+        ("train.soup_epochs=8", r"train\.soup_epochs: 8 is above train\.epochs = 7; lower it, or train longer"),
         ("train={ema = 0.9, soup_epochs = 2}", r"train\.soup_epochs: averages weights, .*train\.ema; set one of them"),
         ("train.ema=1", r"train\.ema: 1\.0 is outside \[0, 1\)"),
         ("augment.mixup=-1", r"augment\.mixup: -1\.0 is outside \[0, inf\]"),
         ("augment.holes=0", r"augment\.holes: 0 is outside \[1, 32\]"),
         ("members.0.head=arc", r"members\.0\.head: 'arc' is not one of 'linear', 'arcface'"),
-        ("members.0.centres=3", r'members\.centres: 3, and members\.head = "linear" has one; set head="arcface"'),
+        ("members.0.centres=3", r'members\.centres: 3, but members\.head = "linear" has one; set head="arcface"'),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
         ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
         ("clean.budget=1.5", r"clean\.budget: 1\.5 is outside \[0, 1\]"),
@@ -112,19 +112,19 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
             r"toml: members\.1\.train\.sampling_power: 2\.0 is outside \[0, 1\]; .*--set members\.1\.train",
         ),
         ("members.1.train.epoch=2", r"members\.1\.train\.epoch: no such key \(did you mean 'epochs'\?\)"),
-        ("members.1.train=3", r"members\.1\.train: 3 is not dict"),
-        ("members.1.train.best_epochs=8", r"toml: members\.1\.train\.best_epochs: 8 of train\.epochs = 7"),
+        ("members.1.train=3", r"members\.1\.train: 3 is not a table"),
+        ("members.1.train.best_epochs=8", r"toml: members\.1\.train\.best_epochs: 8 is above train\.epochs = 7"),
         ("members.0.loss.q=1", r"members\.0\.loss\.q: no such key; known here: name, params"),
-        ("members.0.loss.params.name=x", r"members\.0\.loss\.params\.name: not for the recipe to say"),
+        ("members.0.loss.params.name=x", r"members\.0\.loss\.params\.name: a recipe cannot set it"),
         ("members.0.data=dirty", r"members\.0\.data: 'dirty' is not one of 'cleaned', 'delivered'"),
         ("export.enlarge=[1, 5]", r"export\.enlarge\[1\]: 5\.0 is outside \[1, 4\]"),
-        ("export.enlarge=[]", r"export\.enlarge: names no ratio; set 1\.25"),
-        ("train.backbone_lr_scale=0\ntrain.start_size=0.5", r"train\.start_size: 0\.5, and a frozen backbone"),
+        ("export.enlarge=[]", r"export\.enlarge: the list is empty; set 1\.25"),
+        ("train.backbone_lr_scale=0\ntrain.start_size=0.5", r"train\.start_size: 0\.5, but a frozen backbone"),
         ("ensemble.method=best", r"ensemble\.method: 'best' is not one of 'uniform', 'weighted', 'greedy'"),
         ("finetune.learn=neck", r"finetune\.learn: 'neck' is not one of 'all', 'norms', 'head'"),
     ],
 )
-def test_mistakes_are_told_by_field(file: str, override: str, message: str) -> None:
+def test_messages_name_the_field(file: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(file, overrides=override.split("\n"))
 
@@ -137,15 +137,15 @@ def test_a_member_has_its_own_loss_and_keys_of_training(file: str) -> None:
         "members.1.data=delivered",
     ]
     recipe = load_recipe(file, overrides=changes)
-    one, other = recipe.of(0), recipe.of(1)
-    assert (one.loss, one.train, one.members) == (recipe.loss, recipe.train, recipe.members[:1])
-    assert other.loss == Loss(name="ce", params={})
-    assert other.train == Train(**vars(recipe.train) | {"lr": 2.0, "sampling_power": 0.0})
-    assert other.members == (Member(seed=2),), (
-        "what is in its place stands there no more, so equal trainings have equal digests"
+    first, second = recipe.of(0), recipe.of(1)
+    assert (first.loss, first.train, first.members) == (recipe.loss, recipe.train, recipe.members[:1])
+    assert second.loss == Loss(name="ce", params={})
+    assert second.train == Train(**vars(recipe.train) | {"lr": 2.0, "sampling_power": 0.0})
+    assert second.members == (Member(seed=2),), (
+        "keys that were applied are removed, so equal trainings have equal digests"
     )
-    assert other.of(0) == other
-    assert from_dict(json.loads(json.dumps(to_dict(recipe)))).of(1) == other
+    assert second.of(0) == second
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))).of(1) == second
     params = load_recipe(file, overrides=["loss.name=agce", "members.1.loss.params.q=0.3", "clean.member=1"])
     assert params.of(1).loss == Loss(name="agce", params={"q": 0.3})
     assert params.of(1).clean.member == 0
@@ -154,8 +154,11 @@ def test_a_member_has_its_own_loss_and_keys_of_training(file: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["meta.photos=val", "augment.cutmix=1"], r"meta\.photos: learns from whole photos; set augment\.mixup=0"),
-        (["train.har=1", "members.1.head=arcface"], r'train\.har: is derived for members\.head = "linear"; set har=0'),
+        (
+            ["meta.photos=val", "augment.cutmix=1"],
+            r"meta\.photos: cannot be combined with mixed photos; set augment\.mixup=0",
+        ),
+        (["train.har=1", "members.1.head=arcface"], r'train\.har: works with members\.head = "linear" only; set har=0'),
         *(
             (
                 ["train.backbone_lr_scale=0", f"augment.{key}"],
@@ -165,14 +168,14 @@ def test_a_member_has_its_own_loss_and_keys_of_training(file: str) -> None:
         ),
     ],
 )
-def test_what_cannot_go_together_is_told(file: str, overrides: list[str], message: str) -> None:
+def test_keys_that_exclude_each_other_are_refused(file: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(file, overrides=overrides)
-    for one in overrides:
-        load_recipe(file, overrides=[one])
+    for override in overrides:
+        load_recipe(file, overrides=[override])
 
 
-def test_a_range_in_the_message_and_a_way_out(file: str) -> None:
+def test_a_message_says_how_to_correct_a_value(file: str) -> None:
     with pytest.raises(ConfigError, match=r"correct it in the recipe or with --set members\.1\.size="):
         load_recipe(file, overrides=["members.1.size=8"])
 
@@ -222,7 +225,7 @@ def test_a_digest_tells_its_parts_apart() -> None:
 
 
 def test_a_digest_is_the_same_tomorrow() -> None:
-    """Stages are found again by it after a restart, so no hash seed and no clock may enter."""
+    """Cached results are found by it after a restart, so it must not depend on a hash seed or a clock."""
     plain = json.dumps([{"name": "ce", "params": {"q": 0.5}}, "x", 1, None])
     expected = hashlib.sha256(plain.encode()).hexdigest()[:16]
     assert digest(Loss(name="ce", params={"q": 0.5}), "x", 1, None) == expected

@@ -1,4 +1,4 @@
-"""Forward correction: against the slow formula, and what it does to losses, gradients and trainings."""
+"""Forward correction: against a slow formula, and its effect on losses, gradients and trainings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.unit.models.clusters import clusters
 
 @pytest.fixture
 def noise() -> Noise:
-    """Noise of eight classes, a quarter of whose labels are wrong."""
+    """Label noise of eight classes with a quarter of the labels wrong."""
     given, _, probs, embeddings = clusters()
     return estimate_noise(given, probs, embeddings)
 
 
 def never(num_classes: int) -> Noise:
-    """Nothing is confused."""
+    """Label noise of clean labels."""
     none = np.empty(0, np.int64)
     return Noise(0.0, num_classes, np.ones(num_classes), none, none, np.empty(0), np.zeros(num_classes))
 
@@ -47,12 +47,12 @@ def test_it_is_the_product_with_the_matrix(noise: Noise) -> None:
 
 def test_gradients_are_those_of_the_product(noise: Noise) -> None:
     target, matrix = torch.arange(5), torch.from_numpy(noise.matrix())
-    one, other = logits().requires_grad_(), logits().requires_grad_()
+    corrected, reference = logits().requires_grad_(), logits().requires_grad_()
     loss = build_loss("ce", num_classes=8)
     loss.correction = Correction(noise)
-    loss(one, target).sum().backward()
-    torch.nn.functional.nll_loss((other.softmax(1) @ matrix).log(), target, reduction="sum").backward()
-    torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+    loss(corrected, target).sum().backward()
+    torch.nn.functional.nll_loss((reference.softmax(1) @ matrix).log(), target, reduction="sum").backward()
+    torch.testing.assert_close(corrected.grad, reference.grad, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ce", "gce", "nce+agce", "ce+sr", "bi_tempered"])
@@ -65,7 +65,7 @@ def test_without_confusion_every_loss_stays_what_it_is(name: str) -> None:
 
 
 def test_a_label_that_is_often_given_for_the_prediction_pulls_less() -> None:
-    """Class 0 is called 1 in three of ten cases; a network that is sure of 0 hardly learns from a label 1, but from a label 2."""
+    """Three of ten photos of class 0 have the label 1: a network sure of 0 hardly learns from a label 1, but from 2."""
     swapped = dataclasses.replace(never(4), kept=np.array([0.7, 1, 1, 1]), true=np.array([0]), given=np.array([1]),
                                   share=np.array([0.3]))  # fmt: skip
     loss, z = build_loss("ce", num_classes=4), torch.tensor([[5.0, 0, 0, 0]] * 2, requires_grad=True)
@@ -128,10 +128,10 @@ def test_every_loss_can_be_corrected(name: str, noise: Noise) -> None:
     loss = build_loss(name, num_classes=8)
     assert loss.correction is None
     loss.correction = Correction(noise)
-    assert not any("correction" in key for key in loss.state_dict()), "checkpoints hold what was learnt"
+    assert not any("correction" in key for key in loss.state_dict()), "checkpoints hold trainable parameters only"
 
 
-def test_trainings_read_the_table_of_their_version_where_the_recipe_says_so(
+def test_trainings_read_the_table_of_their_version_if_the_recipe_says_so(
     data: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     version = tmp_path / "version"

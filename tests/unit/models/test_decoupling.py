@@ -152,7 +152,7 @@ def test_only_classes_with_validation_photos_have_a_say() -> None:
         ({"tau_max": -0.1}, r"balance\.tau_max: -0\.1 is outside \[0, 4\]"),
         ({"adjust_max": 5}, r"balance\.adjust_max: 5\.0 is outside \[0, 4\]"),
         ({"tau_step": 0}, r"balance\.tau_step: 0\.0 is outside \[0\.01, 1\]"),
-        ({"method": "crt", "epochs": 0}, r'balance\.epochs: 0, and balance\.method = "crt" has to learn'),
+        ({"method": "crt", "epochs": 0}, r'balance\.epochs: 0, but balance\.method = "crt" has to train'),
     ],
 )
 def test_balance_out_of_range_is_refused(table: dict[str, Any], message: str) -> None:
@@ -247,7 +247,7 @@ def test_a_rebalancing_weighs_photos_as_their_training_did(
     judged = variant(
         lambda m: {
             "score": (np.arange(len(m)) % 5 / 4).astype(np.float32),
-            "judge": np.full(len(m), "fold", object),
+            "scored_by": np.full(len(m), "fold", object),
         }
     )
     found = []

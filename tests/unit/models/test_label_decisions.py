@@ -37,7 +37,7 @@ def manifest(labels: list[str], split: list[str]) -> Manifest:
         kept=np.ones(n, np.bool_),
         score=np.full(n, np.nan, np.float32),
         round=np.zeros(n, np.int8),
-        judge=np.full(n, "", object),
+        scored_by=np.full(n, "", object),
         offset=np.zeros(n, np.int64),
         size=np.ones(n, np.int32),
     )
@@ -63,7 +63,7 @@ def decided_on(
     if settings.relabel and fold_embeddings is None:
         fold_embeddings = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
     judge = np.full(len(judged), "fold", object)
-    return decide(photos, judged, settings=settings, round=round, judge=judge, fold_embeddings=fold_embeddings)
+    return decide(photos, judged, settings=settings, round=round, scored_by=judge, fold_embeddings=fold_embeddings)
 
 
 def test_folds_give_scores_of_their_own_photos_and_the_mean_of_the_validation_photos() -> None:
@@ -101,7 +101,7 @@ def test_flagged_photos_are_dropped_and_none_is_removed() -> None:
     assert decided.score[:5].tolist() == pytest.approx((odds / (1 + odds)).tolist(), rel=1e-5)
     assert np.isnan(decided.score[5]), "test photos are never scored"
     assert decided.round.tolist() == [2, 2, 2, 2, 2, 0]
-    assert decided.judge.tolist() == ["fold"] * 5 + [""]
+    assert decided.scored_by.tolist() == ["fold"] * 5 + [""]
     assert photos.round.tolist() == [0] * 6, "the manifest given is not changed"
 
 
@@ -224,7 +224,7 @@ def test_floors_and_budget_hold_in_every_round_and_only_the_last_one_matters(
     once = decided_on(photos, scores(first, num_classes=num_classes), **keys)
     twice = decided_on(once, scores(second, num_classes=num_classes), round=2, **keys)
     alone = decided_on(photos, scores(second, num_classes=num_classes), round=2, **keys)
-    for name in ("label", "kept", "decision", "score", "round", "judge"):
+    for name in ("label", "kept", "decision", "score", "round", "scored_by"):
         np.testing.assert_array_equal(getattr(twice, name), getattr(alone, name))
     train = photos.split == "train"
     for decided in (once, twice):

@@ -1,4 +1,4 @@
-"""Every stateless loss against the formula of its paper, written out slowly in float64; and its gradient."""
+"""Every stateless loss and its gradient against the formula of its paper, written out slowly in float64."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_detached_factors_of_normalised_focal_loss(gamma: float) -> None:
 
 
 def test_the_published_floor_of_the_sparse_penalty_stops_the_gradient_below_it() -> None:
-    """p_k < 1e-7 is then a constant; without the floor those classes are pushed down on."""
+    """p_k < 1e-7 becomes a constant; without the floor the gradient still lowers these classes."""
     logits = torch.tensor([[0.0, 0.0, -30.0]], dtype=torch.float64)
     target = torch.tensor([0])
     params = {"tau": 1.0, "l2_normalise": False, "rescale": False, "lam": 1.0}

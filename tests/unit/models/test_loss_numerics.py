@@ -1,4 +1,4 @@
-"""Losses where floating point is short: far-off labels, half precision, many classes, pieces of a batch."""
+"""Losses at the limits of floating point: improbable labels, half precision, many classes, pieces of a batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EDGES: list[tuple[str, dict[str, Any]]] = [
 
 
 def far_off(gap: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The label far below the best class, far above the others, and far below all others."""
+    """Logits and targets: the label far below the best class, far above the others, and far below all others."""
     logits = torch.zeros(3, 6, dtype=dtype)
     logits[0, 1], logits[1, 0], logits[2, 0] = gap, gap, -gap
     return logits, torch.zeros(3, dtype=torch.int64)
@@ -75,7 +75,7 @@ def test_edges_of_the_domains_are_finite_too(name: str, params: dict[str, Any], 
 
 @pytest.mark.parametrize("name", STATELESS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_float32_inside_whatever_comes_in(name: str, dtype: torch.dtype) -> None:
+def test_float32_inside_for_any_input(name: str, dtype: torch.dtype) -> None:
     logits, target = batch()
     logits = logits.to(dtype)
     value = build_loss(name, num_classes=7)(logits, target)
@@ -99,7 +99,7 @@ def test_float32_under_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("norm", [0.0, 1e-4, 2e-3])
 def test_sharpening_of_almost_equal_logits_has_a_bounded_gradient(norm: float) -> None:
-    """They are divided by their norm, but not by one below 1e-3."""
+    """Logits are divided by their norm, but never by less than 1e-3."""
     logits, target = batch(3)
     logits = norm * logits / logits.norm(dim=1, keepdim=True)
     loss = build_loss("ce+sr", num_classes=7, tau=0.5)
@@ -141,7 +141,7 @@ def test_a_second_backward_gives_the_same_gradient(name: str, params: dict[str, 
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_gradients_add_up_over_two_losses_of_one_row(name: str) -> None:
-    """A gradient that was made in place must not be handed out twice."""
+    """A gradient computed in place must not be returned twice."""
     logits, target = batch()
     leaf = logits.clone().requires_grad_()
     loss = build_loss(name, num_classes=7)
@@ -163,7 +163,7 @@ def test_without_gradients_the_values_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_a_gradient_of_the_gradient_is_refused(name: str) -> None:
-    """In-place gradients cannot be differentiated; silence would be a wrong answer."""
+    """In-place gradients cannot be differentiated; without a refusal the result would be wrong."""
     logits, target = batch()
     leaf = logits.requires_grad_()
     (first,) = torch.autograd.grad(build_loss(name, num_classes=7)(leaf, target).sum(), leaf, create_graph=True)
@@ -197,7 +197,7 @@ def test_many_classes_are_taken_in_pieces() -> None:
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_rows_weigh_as_they_are_weighted(name: str) -> None:
-    """The trainer reduces: each row's gradient follows its own weight, and a row of weight 0 has none."""
+    """The trainer averages: the gradient of each row has its own weight, and a row with weight 0 has none."""
     logits, target = batch(5)
     weight = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
     leaf = logits.clone().requires_grad_()
@@ -227,7 +227,7 @@ def test_no_clamp_silences_a_far_off_label() -> None:
 
 
 def test_a_sure_row_keeps_its_small_loss() -> None:
-    """1 - p_y by expm1: the value follows log p_y and not the rounding of p_y."""
+    """1 - p_y is computed by expm1, so the value depends on log p_y and not on the rounding of p_y."""
     logits, target = torch.tensor([[25.0, 0.0]], dtype=torch.float64), torch.tensor([0])
     for name in ("mae", "focal", "gce", "agce", "rce"):
         row = [25.0, 0.0]

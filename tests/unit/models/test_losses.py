@@ -1,4 +1,4 @@
-"""What every loss takes: options, weights of the gradient, and mistakes that are told before a step is taken."""
+"""Options of every loss, weights of the gradient, and messages about mistakes before training starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.models.formulas import STATELESS, batch, gradient
 
 NAMES = sorted(LOSSES.components)
 CLASSES = (10, 100, 1000, 10000, 50030)
-# Weight of the gradient in units of cross-entropy's: at p_y = 1/C for those numbers of classes, and at .1, .5, .9.
+# Gradient divided by that of cross-entropy: at p_y = 1/C for these numbers of classes, and at .1, .5, .9.
 WEIGHTS: list[tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]] = [
     ("ce", {}, (1, 1, 1, 1, 1), (1, 1, 1)),
     ("gce", {"q": 0.7}, (0.20, 0.040, 7.9e-3, 1.6e-3, 5.1e-4), (0.20, 0.62, 0.93)),
@@ -34,7 +34,7 @@ WEIGHTS: list[tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]] 
 ]
 
 
-def told(values: tuple[float, ...]) -> Any:
+def printed(values: tuple[float, ...]) -> Any:
     """Equal to the two digits that the table prints."""
     return pytest.approx(list(values), rel=0.06, abs=1e-12)
 
@@ -43,11 +43,11 @@ def told(values: tuple[float, ...]) -> Any:
 def test_weights_of_the_gradient(
     name: str, params: dict[str, Any], initial: tuple[float, ...], later: tuple[float, ...]
 ) -> None:
-    assert [initial_weight(build_loss(name, num_classes=c, **params)) for c in CLASSES] == told(initial)
+    assert [initial_weight(build_loss(name, num_classes=c, **params)) for c in CLASSES] == printed(initial)
     for p, weight in zip((0.1, 0.5, 0.9), later, strict=False):
         logits, target = torch.tensor([[log_odds(p, 2), 0.0]], dtype=torch.float64), torch.tensor([0])
         found = gradient(name, logits, target, **params) / gradient("ce", logits, target)
-        assert found[0].tolist() == told((weight, weight))
+        assert found[0].tolist() == printed((weight, weight))
 
 
 @pytest.mark.parametrize("name", [name for name in STATELESS if not name.endswith("+sr")])
@@ -89,7 +89,7 @@ def test_logit_adjustment_adds_the_log_prior(name: str) -> None:
     loss = build_loss(name, num_classes=7, logit_adjustment=1.5, **params)
     torch.testing.assert_close(
         loss(logits, target), build_loss(name, num_classes=7, **params)(logits, target), rtol=0, atol=0
-    )  # nothing is known of the labels yet
+    )  # the labels are not known yet
     loss.begin(samples([50, 20, 10, 5, 3, 1, 0]))  # a class without photos counts as one
     prior = torch.tensor([50, 20, 10, 5, 3, 1, 1], dtype=torch.float64) / 90
     moved = logits + 1.5 * prior.log()
@@ -108,7 +108,7 @@ def test_balanced_softmax_is_cross_entropy_adjusted_by_one() -> None:
     scaled = logits.exp() * torch.tensor([6.0, 3.0, 1.0])
     expected = -(scaled.gather(1, target[:, None])[:, 0] / scaled.sum(1)).log()
     torch.testing.assert_close(loss(logits, target), expected, rtol=1e-6, atol=1e-7)
-    assert "prior" not in loss.state_dict()  # taken from the labels anew, so that no checkpoint can contradict them
+    assert "prior" not in loss.state_dict()  # computed from the labels again, so that no checkpoint can contradict them
 
 
 @pytest.mark.parametrize("name", STATELESS)
@@ -174,17 +174,15 @@ def test_a_batch_without_any_weight_is_not_divided_by_zero() -> None:
         ({"logit_bais": 1.0}, r"loss\.params\.logit_bais: .* \(did you mean 'logit_bias'\?\); it takes .*logit_bias"),
         ({"logit_bias": 51.0}, r"loss\.params\.logit_bias: 51\.0 is outside \[-50, 50\]; .*--set loss\.params\."),
         ({"logit_bias": math.nan}, r"loss\.params\.logit_bias: nan is not finite"),
-        ({"logit_bias": "much"}, r"loss\.params\.logit_bias: 'much' is not float"),
+        ({"logit_bias": "much"}, r"loss\.params\.logit_bias: 'much' is not a number"),
         ({"init_match": "first"}, r"loss\.params\.init_match: 'first' is not one of '', 'initial', 'batch'"),
         ({"warmup_ce_epochs": -1}, r"loss\.params\.warmup_ce_epochs: -1 is outside \[0, inf\]"),
-        ({"warmup_ce_epochs": 1.5}, r"loss\.params\.warmup_ce_epochs: 1\.5 is not int"),
-        ({"blend_epochs": True}, r"loss\.params\.blend_epochs: True is not int"),
+        ({"warmup_ce_epochs": 1.5}, r"loss\.params\.warmup_ce_epochs: 1\.5 is not an integer"),
+        ({"blend_epochs": True}, r"loss\.params\.blend_epochs: True is not an integer"),
         ({"logit_adjustment": 5}, r"loss\.params\.logit_adjustment: 5\.0 is outside \[0, 4\]"),
     ],
 )
-def test_options_that_do_not_exist_or_fit_are_told_of_every_loss(
-    name: str, params: dict[str, Any], message: str
-) -> None:
+def test_unknown_or_wrong_options_of_every_loss_are_refused(name: str, params: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_loss(name, num_classes=5, **params)
 
@@ -199,17 +197,17 @@ def test_options_that_do_not_exist_or_fit_are_told_of_every_loss(
         ("gce", {"q": 0.0}, r"loss\.params\.q: 0\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("gce", {"q": 1.1}, r"loss\.params\.q: 1\.1 is outside \(0, 1\]"),
         ("ngce", {"q": 0}, r"loss\.params\.q: 0\.0 is outside \(0, 1\]"),
-        ("agce", {"a": "much"}, r"loss\.params\.a: 'much' is not float"),
+        ("agce", {"a": "much"}, r"loss\.params\.a: 'much' is not a number"),
         ("agce", {"a": 0}, r"loss\.params\.a: 0\.0 is outside \(0, inf\]"),
-        ("agce", {"q": True}, r"loss\.params\.q: True is not float"),
+        ("agce", {"q": True}, r"loss\.params\.q: True is not a number"),
         ("aul", {"a": 1.0}, r"loss\.params\.a: 1\.0 is outside \(1, inf\]"),
         ("nce+aul", {"a": 0.5}, r"loss\.params\.a: 0\.5 is outside \(1, inf\]"),
         ("nce+aul", {"gamma": 0.5}, r"loss\.params\.gamma: 'nce\+aul' has no such parameter.* takes a, q, alpha, beta"),
         ("nce+mae", {"alpha": -1}, r"loss\.params\.alpha: -1\.0 is outside \[0, inf\]"),
         ("polysoft", {"d": 1}, r"loss\.params\.d: 1\.0 is outside \(1, inf\]"),
         ("polysoft", {"lam": 0}, r"loss\.params\.lam: 0\.0 is outside \(0, inf\]"),
-        ("polysoft", {"lam": "x"}, r"loss\.params\.lam: 'x' is not float"),
-        ("focal", {"detach_factor": 1}, r"loss\.params\.detach_factor: 1 is not bool"),
+        ("polysoft", {"lam": "x"}, r"loss\.params\.lam: 'x' is not a number"),
+        ("focal", {"detach_factor": 1}, r"loss\.params\.detach_factor: 1 is not true or false"),
         ("nnce", {"min_prob": 0.2}, r"loss\.params\.min_prob: 0\.2 is not below 1 / 5"),
         ("ce+sr", {"q": 0.5}, r"loss\.params\.q: 'ce\+sr' has no such parameter"),
         ("ce+sr", {"rho": 0.9}, r"loss\.params\.rho: 0\.9 is outside \[1, inf\]"),
@@ -241,16 +239,16 @@ def rows(n: int, classes: int = 5, value: float = 0.0) -> Tensor:
 @pytest.mark.parametrize(
     ("logits", "target", "message"),
     [
-        (rows(2), [0, 5], r"target: 5 is no class; they go from 0 to 4"),
-        (rows(2), [-1, 0], r"target: -1 is no class"),
-        (rows(2), [0.0, 1.0], r"target: torch\.float32 of shape \(2,\); want whole numbers"),
-        (rows(2), [True, False], r"target: torch\.bool of shape \(2,\); want whole numbers"),
-        (rows(2), [0, 1, 2], r"target: .* of shape \(3,\); want whole numbers, \(2,\)"),
+        (rows(2), [0, 5], r"target: 5 is not a class; classes go from 0 to 4"),
+        (rows(2), [-1, 0], r"target: -1 is not a class"),
+        (rows(2), [0.0, 1.0], r"target: torch\.float32 of shape \(2,\), expected integers"),
+        (rows(2), [True, False], r"target: torch\.bool of shape \(2,\), expected integers"),
+        (rows(2), [0, 1, 2], r"target: .* of shape \(3,\), expected integers of shape \(2,\)"),
         (rows(2), [[0], [1]], r"target: .* of shape \(2, 1\)"),
-        (rows(0), [], r"logits of shape \(0, 5\): want \(N, 5\) with N > 0"),
-        (rows(2, 6), [0, 1], r"logits of shape \(2, 6\): want \(N, 5\)"),
-        (rows(5)[0], [0, 1], r"logits of shape \(5,\): want \(N, 5\)"),
-        (torch.tensor(1.0), [0], r"logits of shape \(\): want \(N, 5\)"),
+        (rows(0), [], r"logits: shape \(0, 5\), expected \(N, 5\) with N > 0"),
+        (rows(2, 6), [0, 1], r"logits: shape \(2, 6\), expected \(N, 5\)"),
+        (rows(5)[0], [0, 1], r"logits: shape \(5,\), expected \(N, 5\)"),
+        (torch.tensor(1.0), [0], r"logits: shape \(\), expected \(N, 5\)"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(name: str, logits: Tensor, target: list[Any], message: str) -> None:
@@ -260,7 +258,7 @@ def test_batches_that_do_not_fit_are_refused(name: str, logits: Tensor, target: 
 
 @pytest.mark.parametrize("name", STATELESS)
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_broken_logits_are_told_by_row(name: str, broken: float) -> None:
+def test_messages_name_the_rows_of_broken_logits(name: str, broken: float) -> None:
     logits, target = rows(8), torch.zeros(8, dtype=torch.int64)
     logits[[1, 6], 0] = broken
     with pytest.raises(BatchError, match=r"rows \[1, 6\] of 8 hold NaN or infinity; lower train\.lr"):

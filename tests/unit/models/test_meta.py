@@ -235,7 +235,7 @@ def write_bad_files(manifest: Manifest) -> None:
 
 
 def test_learning_and_following_at_once_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"meta\.replay: follows a schedule, and meta\.photos learns one"):
+    with pytest.raises(ConfigError, match=r"meta\.replay: follows a schedule, but meta\.photos learns one"):
         Meta(photos="val", replay="metrics.jsonl")
 
 

@@ -118,7 +118,7 @@ def test_the_given_labels_stay_as_they_are() -> None:
         ([-1, 1], 0.1, 2, "label: -1"),
     ],
 )
-def test_what_cannot_be_is_refused(label: list[int], rate: float, num_classes: int, message: str) -> None:
+def test_impossible_noise_is_refused(label: list[int], rate: float, num_classes: int, message: str) -> None:
     for noise in (symmetric, pair):
         with pytest.raises(ConfigError, match=message):
             noise(np.array(label), rate=rate, num_classes=num_classes)

@@ -175,7 +175,7 @@ def test_weighed_labels_change_the_training_and_its_name(data: Path, recipe: Rec
     scored = Path(shutil.copytree(data, tmp_path / "scored"))
     manifest = read_manifest(data)
     score = np.linspace(0, 1, len(manifest)).astype(np.float32)
-    write_labels(scored, dataclasses.replace(manifest, score=score, judge=np.full(len(manifest), "fold", object)))
+    write_labels(scored, dataclasses.replace(manifest, score=score, scored_by=np.full(len(manifest), "fold", object)))
     weighing = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, use="weigh"))
     keys = {Job(data=scored, recipe=each, member=0, out=tmp_path).key for each in (recipe, weighing)}
     assert len(keys) == 2
@@ -187,8 +187,8 @@ def test_weighed_labels_change_the_training_and_its_name(data: Path, recipe: Rec
     [
         ({"epoch_length": 31}, r"train\.epoch_length: 31 draws do not fill a batch of train\.batch_size = 32"),
         ({"epoch_length": -1}, r"train\.epoch_length: -1 is outside \[0, inf\]"),
-        ({"balanced_epochs": 25}, r"train\.balanced_epochs: 25 of train\.epochs = 24"),
-        ({"best_epochs": 25}, r"train\.best_epochs: 25 of train\.epochs = 24"),
+        ({"balanced_epochs": 25}, r"train\.balanced_epochs: 25 is above train\.epochs = 24"),
+        ({"best_epochs": 25}, r"train\.best_epochs: 25 is above train\.epochs = 24"),
         ({"best_photos": 0}, r"train\.best_photos: 0 is outside \[1, inf\]"),
         ({"class_beta": 1.0}, r"train\.class_beta: 1\.0 is outside \(0, 1\)"),
         ({"class_weights": "sqrt"}, r"train\.class_weights: 'sqrt' is not one of '', 'inverse', 'effective'"),

@@ -27,7 +27,7 @@ from tests.unit.models.remembering import (
 
 @pytest.mark.parametrize("params", [{"lam": 0.5, "beta": 0.0}, {"lam": 10.0, "beta": 0.1}])
 def test_car_early_is_the_formula_of_its_code(params: dict[str, float]) -> None:
-    """Exact without the code's clamp of the one-hot label; with it, within the mass that the clamp adds."""
+    """Exact without the clamp of the one-hot label in the published code; with it, up to the mass that it adds."""
     logits, target, index, embedding = batch()
     loss = begun("car", target.numpy(), classes=10, **params)
     perturb(loss)
@@ -41,7 +41,7 @@ def test_car_early_is_the_formula_of_its_code(params: dict[str, float]) -> None:
 
 
 def slow_car_early(row: list[float], t: list[float], h: float, *, lam: float, beta: float) -> float:
-    """Without a clamp: 0 log q is 0."""
+    """Loss of CAR before `start_epoch`, without a clamp, because 0 log q is 0."""
     c = 1 / (1 + math.exp(-h))
     q = c * softmax(row)[t.index(1)] + 1 - c
     return -math.log(q) - lam * math.log(c) - beta * (1 - q) * math.log(1e-4)
@@ -49,7 +49,7 @@ def slow_car_early(row: list[float], t: list[float], h: float, *, lam: float, be
 
 @pytest.mark.parametrize("classes", [6, 8, 9, 10])
 def test_car_late_is_the_formula_of_its_code(classes: int) -> None:
-    """With up to nine classes nothing is left out of the soft label; with ten, two classes share what is left."""
+    """Up to nine classes fit into the soft label; of ten classes, two share the rest."""
     logits, target, index, embedding = batch(classes=classes)
     loss = begun("car", target.numpy(), classes=classes, lam=3.0, beta=0.1, start_epoch=1, every=1, m=0.5)
     perturb(loss)
@@ -57,7 +57,7 @@ def test_car_late_is_the_formula_of_its_code(classes: int) -> None:
         loss.start_epoch(epoch)
         value = loss(logits, target, index, embedding)
         loss.end_epoch()
-    labels = [dense(loss, at) for at in range(len(target))]
+    labels = [dense(loss, row) for row in range(len(target))]
     assert all(min(label) > 1e-4 for label in labels), "no published clamp acts here"
     value = loss(logits, target, index, embedding)
     rows = list(zip(logits.tolist(), labels, odds(loss, embedding), strict=True))
@@ -70,7 +70,7 @@ def test_car_late_is_the_formula_of_its_code(classes: int) -> None:
 
 
 def test_soft_labels_of_car_follow_the_moving_average() -> None:
-    """Twice in an epoch counts as the mean; a sample that is not trusted keeps its label."""
+    """Two predictions in an epoch are averaged; a sample with low confidence keeps its label."""
     target = np.array([0, 1, 2])
     loss = begun("car", target, classes=4, start_epoch=0, every=1, m=0.75, delta=0.5)
     draw = torch.Generator().manual_seed(1)
@@ -86,7 +86,7 @@ def test_soft_labels_of_car_follow_the_moving_average() -> None:
         expected = 0.75 * expected + 0.25 * logits[[0, 2]].softmax(1).mean(0)
     torch.testing.assert_close(torch.tensor(dense(loss, 0)), expected, rtol=0, atol=2e-3)
     assert dense(loss, 1) == [0, 1, 0, 0]
-    assert dense(loss, 2) == [0, 0, 1, 0], "never seen"
+    assert dense(loss, 2) == [0, 0, 1, 0], "never observed"
     np.testing.assert_allclose(loss.known["confidence"][:2], [0.9909, 0.0003], atol=1e-3)
 
 
@@ -161,7 +161,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 @pytest.mark.parametrize(("name", "params", "epoch"), CASES, ids=str)
 @pytest.mark.parametrize("classes", [3, 10])
 def test_gradients_are_those_of_the_values(name: str, params: dict[str, Any], epoch: int, classes: int) -> None:
-    """By the logits, and by the embedding where the loss has a unit on it."""
+    """Gradients with respect to the logits, and to the embedding if the loss has a unit on it."""
     logits, target, index, embedding = batch(6 if classes == 3 else 12, classes)
     loss = begun(name, target.numpy(), classes=classes, **params)
     perturb(loss)
@@ -204,8 +204,8 @@ def test_far_logits_stay_finite(name: str, dtype: torch.dtype, epoch: int) -> No
 @pytest.mark.parametrize(
     "options", [{}, {"init_match": "initial"}, {"warmup_ce_epochs": 2}, {"logit_bias": 2.0}], ids=str
 )
-def test_options_apply_and_what_is_seen_is_noted_from_the_first_epoch(name: str, options: dict[str, Any]) -> None:
-    """While cross-entropy warms up, too; not by a loss that is being evaluated."""
+def test_options_apply_and_batches_are_noted_from_the_first_epoch(name: str, options: dict[str, Any]) -> None:
+    """Batches are noted during the warm-up too, but not by a loss in evaluation."""
     logits, target, index, embedding = batch()
     loss = begun(name, target.numpy(), classes=10, **options, **({"n_min": 1} if name == "aum" else {}))
     loss.start_epoch(0)

@@ -1,4 +1,4 @@
-"""What losses with state carry to another data version, and what they refuse."""
+"""Losses with state: what they carry to another data version, and what they refuse."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_a_soft_label_follows_its_classes_into_another_data_version(tmp_path: Pa
     names = [f"class {y}" for y in target.numpy()[kept]]
     new.begin(Samples(loss.known.id[kept].astype(object), np.array([classes.index(name) for name in names]), classes))
     assert new.known.carry(tmp_path / "samples.parquet") == Counts(len(kept), 0, 12 - len(kept), 0)
-    for at, before in enumerate(kept):
-        old, now = dense(loss, int(before)), dense(new, at)
+    for row, before in enumerate(kept):
+        old, now = dense(loss, int(before)), dense(new, row)
         np.testing.assert_allclose([now[classes.index(f"class {k}")] for k in (0, 1, 3)], [old[k] for k in (0, 1, 3)])
-        assert now[0] == pytest.approx(old[2], abs=1e-3), "what belonged to a class that is gone is left to the rest"
+        assert now[0] == pytest.approx(old[2], abs=1e-3), "the share of a removed class goes to the rest"
     n = len(kept)
     value = new(logits[:n], torch.from_numpy(new.known.target), torch.arange(n), embedding[:n])
-    expected = [slow_car(logits[at].tolist(), dense(new, at), 0.0, lam=10.0, beta=0.0) for at in range(n)]
+    expected = [slow_car(logits[row].tolist(), dense(new, row), 0.0, lam=10.0, beta=0.0) for row in range(n)]
     torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=2e-3)
 
 
-def test_what_was_abandoned_stays_so_within_the_guards_of_the_new_version(tmp_path: Path) -> None:
+def test_abandoned_samples_stay_abandoned_within_the_guards_of_the_new_version(tmp_path: Path) -> None:
     loss = marvel([[-1.0] * 6 + [1.0] * 4] * 3)
     assert (loss.known["abandoned"] != -1).sum() == 6
     loss.known.write(tmp_path / "samples.parquet")
@@ -64,15 +64,15 @@ def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     marvel([[1.0, -1.0]]).known.write(tmp_path / "samples.parquet")
     other = begun("marvel", [0, 0], classes=2, margin="probability", relative="none")
     with pytest.raises(
-        CheckpointMismatch, match=r"params\.margin is 'logit', and this training has 'probability'; leave"
+        CheckpointMismatch, match=r"params\.margin is 'logit', but this training has 'probability'; leave"
     ):
         other.known.carry(tmp_path / "samples.parquet")
     wrong = begun("aum", [0, 0, 0, 0], classes=2)
-    with pytest.raises(CheckpointMismatch, match=r"loss is 'marvel', and this training has 'aum'"):
+    with pytest.raises(CheckpointMismatch, match=r"loss is 'marvel', but this training has 'aum'"):
         wrong.known.carry(tmp_path / "samples.parquet")
 
 
-def test_marvel_plus_goes_on_where_marvel_was(tmp_path: Path) -> None:
+def test_marvel_plus_continues_from_the_state_of_marvel(tmp_path: Path) -> None:
     marvel([[-1.0, 1.0, 1.0]] * 2).known.write(tmp_path / "samples.parquet")
     plus = begun("marvel+", [0, 0, 0], classes=2, relative="none")
     assert plus.known.carry(tmp_path / "samples.parquet").kept == 3
@@ -87,12 +87,12 @@ def test_before_begin_a_loss_says_what_is_missing(name: str) -> None:
     assert loss.memory is None
     assert loss.figures() == {}  # type: ignore[attr-defined, operator]
     assert loss.needs_index
-    loss.load_state_dict(loss.state_dict())  # of a loss that has not begun
+    loss.load_state_dict(loss.state_dict())  # before `begin`
     with pytest.raises(BatchError, match=r"does not know them yet; call begin\(samples\) first"):
         loss(logits, target, index, embedding)
     with pytest.raises(BatchError, match="index: this loss keeps state per sample"):
         loss(logits, target)
-    with pytest.raises(BatchError, match=r"samples: of 2 classes, and the loss was built for 10"):
+    with pytest.raises(BatchError, match=r"samples: 2 classes, but the loss was built for 10"):
         loss.begin(Samples(np.array(["a"], object), np.array([0]), ["x", "y"]))
 
 
@@ -113,7 +113,7 @@ def test_before_begin_a_loss_says_what_is_missing(name: str) -> None:
         ("truncated_gce", {"k": 0.0}, r"loss\.params\.k: 0\.0 is outside \(0, 1\)"),
         ("truncated_gce", {"every": 0}, r"loss\.params\.every: 0 is outside"),
         ("car", {"m": 1.0}, r"loss\.params\.m: 1\.0 is outside \[0, 1\)"),
-        ("car", {"init_match": "batch"}, r"init_match: this loss can only be matched"),
+        ("car", {"init_match": "batch"}, r"init_match: this loss supports only \"initial\""),
         ("aum", {"percentile": 101.0}, r"percentile: 101\.0 is outside \[0, 100\]"),
     ],
 )
@@ -126,12 +126,12 @@ def test_what_does_not_fit_the_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_min: no class has more than 3 photos.*lower it"):
         begun("aum", [0, 0, 1], classes=2)
     truncated = begun("truncated_gce", [0, 1], classes=2)
-    with pytest.raises(BatchError, match=r"log_p: of shape \(3,\), and this loss began with 2 samples"):
+    with pytest.raises(BatchError, match=r"log_p: shape \(3,\), but this loss began with 2 samples"):
         truncated.take_answers(torch.zeros(3), accuracy=0.5)
     car = begun("car", [0, 1], classes=2)
-    with pytest.raises(BatchError, match=r"embedding of shape \(1, 3\): want \(N, 4\); set loss\.params\.width"):
+    with pytest.raises(BatchError, match=r"embedding: shape \(1, 3\), expected \(N, 4\); set loss\.params\.width"):
         car(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 3))
-    with pytest.raises(BatchError, match=r"index: 7 to 7; this loss began with 2 samples"):
+    with pytest.raises(BatchError, match=r"index: 7 to 7, but this loss began with 2 samples"):
         car(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([7]), torch.zeros(1, 4))
 
 

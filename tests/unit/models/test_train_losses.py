@@ -1,4 +1,4 @@
-"""Every loss trains a network through the training command's own path, with its options, and what it leaves is whole."""
+"""Every loss trains a network through `train`, with its options, and leaves complete files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.recipe.config import Loss, Recipe
 from models.training.job import Job
 from models.training.train import load_network, train
 
-EARLY: dict[str, dict[str, Any]] = {  # so that two epochs reach the part of a method that comes late
+EARLY: dict[str, dict[str, Any]] = {  # settings with which two epochs reach the late part of a method
     "truncated_gce": {"start_epoch": 1, "every": 1, "k": 0.2},
     "car": {"start_epoch": 1, "every": 1},
     "marvel": {"start_epoch": 1, "run": 1},
@@ -26,7 +26,7 @@ EARLY: dict[str, dict[str, Any]] = {  # so that two epochs reach the part of a m
 def run(
     data: Path, recipe: Recipe, out: Path, name: str, *, head: Literal["linear", "arcface"] = "linear", **params: Any
 ) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl of two epochs on frozen features."""
+    """Lines of metrics.jsonl of a training of two epochs on frozen features."""
     out.mkdir(exist_ok=True)
     settings = dataclasses.replace(recipe.train, epochs=2, backbone_lr_scale=0.0)
     members = (dataclasses.replace(recipe.members[0], head=head),)

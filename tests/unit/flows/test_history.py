@@ -1,4 +1,4 @@
-"""Which data versions a rollback withdrew, and which models are left."""
+"""Data versions that a rollback withdrew, and models on the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
 
 
 def history(*steps: str) -> list[Entry]:
-    """Oldest first; "a" adds version a, "<a" rolls back to it, "-ab" purges photos from a, which makes b of it."""
+    """Entries, oldest first: "a" adds version a, "<a" rolls back to a, "-ab" purges photos of a, which makes b."""
     names = [step.lstrip("<-") for step in steps]
     return [
         Entry(number, name[-1], name[:-1] or None, STEPS[step.removesuffix(name)], "", "", {}, False)
@@ -56,7 +56,7 @@ def entry(version: int, *, serving: bool = False, stale: bool = False) -> dict[s
 def test_a_stale_model_goes_on_and_the_newest_that_is_not_is_named() -> None:
     models = [entry(4, stale=True), entry(3, serving=True, stale=True), entry(2), entry(1)]
     assert newest_standing(models) == 2
-    assert "version 3 goes on answering" in advice(models)
+    assert "version 3 keeps answering" in advice(models)
     assert "`cleanshelf model rollback 2`" in advice(models)
     assert "rollback" not in advice([entry(1, serving=True, stale=True)])
     assert advice([entry(2, stale=True), entry(1, serving=True)]) == advice([entry(1)]) == advice([]) == ""

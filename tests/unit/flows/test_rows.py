@@ -1,4 +1,4 @@
-"""Deliveries as suppliers send them."""
+"""Reading of deliveries as suppliers send them."""
 
 from __future__ import annotations
 

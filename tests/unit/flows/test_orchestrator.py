@@ -1,4 +1,4 @@
-"""Telling a Prefect server that stays up, without ever waiting for one."""
+"""Prefect's environment, and events to a permanent Prefect server without waiting for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flows.orchestrator.events import (
     answers,
     happened,
     post,
+    prepare_prefect,
     scheduler_server,
     standing_server,
 )
@@ -30,10 +31,18 @@ EVENT = happened("model.rolled-back", to="model", name="1", model_version=1, ins
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """As far as it matters here."""
+    """A folder with the parts of a workspace that events need."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (tmp_path / "state").mkdir()
     return Workspace(tmp_path)
+
+
+def test_prefect_lives_in_the_workspace_and_tells_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    prepare_prefect(tmp_path)
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / "prefect")
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
 def test_an_event_says_what_happened_to_what() -> None:
@@ -72,7 +81,7 @@ def test_a_server_that_hangs_costs_seconds_and_a_line(
         post(workspace, EVENT)
         assert time.monotonic() - began < LIMIT_S + 10, "a limit, and not a speed"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{EVENT.name}: {url} did not take the event: timed out"
+        f"{EVENT.name}: {url} did not accept the event: timed out"
     ]
 
 
@@ -82,7 +91,7 @@ def test_a_server_that_is_down_is_a_line(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
     post(workspace, EVENT)
-    assert f"cleanshelf.model.rolled-back: {url} did not take the event: " in caplog.text
+    assert f"cleanshelf.model.rolled-back: {url} did not accept the event: " in caplog.text
     assert not answers(url)
 
 
