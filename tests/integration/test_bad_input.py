@@ -1,4 +1,4 @@
-"""Mistakes of a new user: each ends in one line with file, field and way out, and nothing is lost or half-written."""
+"""Mistakes of a new user: each ends in one line with file, field and remedy, and nothing is lost or half-written."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with one version of two classes."""
-    place = tmp_path_factory.mktemp("prepared")
-    versions = DataVersions(Workspace.init(place / "shop"))
+    root = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(root / "shop"))
     folder = versions.new_folder()
-    build_version(deliver(place / "first", {"a": 6, "b b": 6}), base=None, out=folder)
+    build_version(deliver(root / "first", {"a": 6, "b b": 6}), base=None, out=folder)
     versions.commit(folder, step="ingest", message="first")
-    return place / "shop"
+    return root / "shop"
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def shop(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "shop", symlinks=True))
 
 
-def unchanged(shop: Path, *arguments: object) -> str:
-    """The refusal of a command that leaves the workspace as it was."""
+def refusal_of(shop: Path, *arguments: object) -> str:
+    """Message of a command that is refused, after a check that the workspace is unchanged."""
     before = snapshot(shop)
-    said = refusal(cleanshelf(*arguments, "--workspace", shop))
+    message = refusal(cleanshelf(*arguments, "--workspace", shop))
     assert snapshot(shop) == before
     assert list((shop / "state" / "staging").glob("*")) == []
-    return said
+    return message
 
 
 # --- deliveries ----------------------------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def unchanged(shop: Path, *arguments: object) -> str:
 
 def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    said = unchanged(shop, "ingest", tmp_path / "empty", "--dry-run")
-    assert said == f"{tmp_path / 'empty'} is empty; put the photos into one folder per class"
+    message = refusal_of(shop, "ingest", tmp_path / "empty", "--dry-run")
+    assert message == f"{tmp_path / 'empty'} is empty; put the photos into one folder per class"
 
 
 @pytest.mark.parametrize(
@@ -83,23 +83,23 @@ def test_an_empty_folder(shop: Path, tmp_path: Path) -> None:
         ("path,label\ntext.png,a\n", ": no photo could be decoded; the first is 'text.png': not a picture"),
     ],
 )
-def test_doubtful_deliveries(prepared: Path, tmp_path: Path, manifest: str, message: str) -> None:
+def test_deliveries_that_are_refused(prepared: Path, tmp_path: Path, manifest: str, message: str) -> None:
     for number, name in enumerate(("a.png", "b.png")):
         (tmp_path / name).write_bytes(photo(900 + number))
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "manifest.csv").write_text(manifest)
-    assert message in unchanged(prepared, "ingest", tmp_path, "--dry-run")
+    assert message in refusal_of(prepared, "ingest", tmp_path, "--dry-run")
 
 
 def test_a_single_class(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path / "shop").root
-    said = unchanged(shop, "ingest", deliver(tmp_path / "one", {"only": 4}), "--dry-run")
-    assert said.endswith("all photos are of one class, 'only'; deliver photos of at least two")
+    message = refusal_of(shop, "ingest", deliver(tmp_path / "one", {"only": 4}), "--dry-run")
+    assert message.endswith("all photos are of one class, 'only'; deliver photos of at least two")
 
 
-def test_no_such_delivery(prepared: Path, tmp_path: Path) -> None:
-    said = unchanged(prepared, "ingest", tmp_path / "none", "--dry-run")
-    assert said.startswith(f"{tmp_path / 'none'}: no such file or folder; give a folder per class")
+def test_a_delivery_that_does_not_exist(prepared: Path, tmp_path: Path) -> None:
+    message = refusal_of(prepared, "ingest", tmp_path / "none", "--dry-run")
+    assert message.startswith(f"{tmp_path / 'none'}: no such file or folder; give a folder per class")
 
 
 # --- photos --------------------------------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ def two_halves(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
     return image
 
 
-def odd_photos() -> dict[str, tuple[bytes, Image.Image]]:
-    """Deliveries by name, each with the part that a person would look at."""
+def unusual_photos() -> dict[str, tuple[bytes, Image.Image]]:
+    """Encoded photos by file name, each with the picture that a person would see."""
     picture = two_halves(RED, BLUE)
     grey = two_halves((50, 50, 50), (180, 180, 180))
     deep = Image.fromarray(np.asarray(grey)[..., 0].astype(np.uint16) * 257)
@@ -150,11 +150,11 @@ BROKEN = {
 
 
 @pytest.mark.prefect
-def test_odd_photos_are_seen_rightly_and_broken_ones_put_aside(tmp_path: Path) -> None:
-    """Through the command line, from names with spaces, quotes and unicode, to the pixels that training is given."""
+def test_unusual_photos_are_decoded_and_broken_ones_quarantined(tmp_path: Path) -> None:
+    """Covers the path from file names with spaces, quotes and Unicode to the pixels that training gets."""
     shop = Workspace.init(tmp_path / 'my "shop"').root
     source = deliver(tmp_path / "it's Müsli & co", {'Kid\'s "best" [0.5 l]': 2, "Müsli": 2})
-    odd = odd_photos()
+    odd = unusual_photos()
     for name, content in [*((n, c) for n, (c, _) in odd.items()), *((n, c) for n, (c, _) in BROKEN.items())]:
         (source / "Müsli" / name).write_bytes(content)
     (source / "Müsli" / "out.png").symlink_to(tmp_path / "elsewhere.png")
@@ -182,11 +182,11 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
     manifest = read_manifest(data)
     paths = read_table(data, name="index")["path"].to_pylist()
     rows = [paths.index(f"Müsli/{name}") for name in odd]
-    [seen] = Photos(manifest, np.array(rows), side=SIDE).in_order(len(rows))
-    for (name, (_, want)), pixels in zip(odd.items(), seen.numpy(), strict=True):
-        off = np.abs(pixels.astype(int) - np.asarray(want).astype(int))
+    [decoded] = Photos(manifest, np.array(rows), side=SIDE).in_order(len(rows))
+    for (name, (_, expected)), pixels in zip(odd.items(), decoded.numpy(), strict=True):
+        difference = np.abs(pixels.astype(int) - np.asarray(expected).astype(int))
         away_from_edge = [*range(SIDE // 2 - 2), *range(SIDE // 2 + 2, SIDE)]  # JPEG smears the edge
-        assert off[:, away_from_edge].max() <= 6, name
+        assert difference[:, away_from_edge].max() <= 6, name
 
 
 # --- recipes -------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
     ],
 )  # fmt: skip
 def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], message: str) -> None:
-    assert message in unchanged(prepared, "retrain", *arguments)
+    assert message in refusal_of(prepared, "retrain", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -223,21 +223,21 @@ def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], messa
 )
 def test_recipe_files_that_cannot_be_read(prepared: Path, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "mine.toml").write_bytes(content)
-    assert message in unchanged(prepared, "retrain", tmp_path / "mine.toml")
+    assert message in refusal_of(prepared, "retrain", tmp_path / "mine.toml")
 
 
 def test_an_unknown_backbone_is_refused_before_anything_is_trained(prepared: Path) -> None:
-    said = unchanged(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18")
-    assert "has no model 'resent18' (did you mean resnet18" in said
+    message = refusal_of(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18")
+    assert "has no model 'resent18' (did you mean resnet18" in message
     assert list((prepared / "runs").iterdir()) == []
 
 
 def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "my weights.pt").write_bytes(b"garbage")
-    said = unchanged(
+    message = refusal_of(
         prepared, "retrain", "smoke", "--set", f"members.1.weights={tmp_path / 'my weights.pt'}", "--dry-run"
     )
-    assert said.startswith(f"members.weights: {tmp_path / 'my weights.pt'} cannot be read (")
+    assert message.startswith(f"members.weights: {tmp_path / 'my weights.pt'} cannot be read (")
 
 
 # --- versions ------------------------------------------------------------------------------------------------------
@@ -257,21 +257,23 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
     ],
 )
 def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str) -> None:
-    assert unchanged(prepared, *arguments.split()).startswith(message)
+    assert refusal_of(prepared, *arguments.split()).startswith(message)
 
 
 def test_data_edited_by_hand_is_not_overwritten(shop: Path, tmp_path: Path) -> None:
     version = DataVersions(Workspace.find(shop)).resolve("selected")
     (shop / "data" / "my notes.txt").write_text("keep me")
     for verb in (["data", "rollback", version[:8]], ["retrain", "smoke"], ["ingest", tmp_path, "--dry-run"]):
-        said = unchanged(shop, *verb)
-        assert said.startswith(f"{shop / 'data'} differs from the selected version {version[:12]}: my notes.txt; move")
+        message = refusal_of(shop, *verb)
+        assert message.startswith(
+            f"{shop / 'data'} differs from the selected version {version[:12]}: my notes.txt; move"
+        )
 
 
 def test_no_data_yet(tmp_path: Path) -> None:
     shop = Workspace.init(tmp_path).root
-    said = unchanged(shop, "retrain", "smoke")
-    assert said == "'selected' is not a data version; there are: none yet; run `cleanshelf ingest` first"
+    message = refusal_of(shop, "retrain", "smoke")
+    assert message == "'selected' is not a data version; there are: none yet; run `cleanshelf ingest` first"
 
 
 # --- the machine ---------------------------------------------------------------------------------------------------
@@ -292,8 +294,8 @@ with Workspace.find(Path({str(prepared)!r})).lock("retrain"):
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         for verb in (["ingest", tmp_path], ["retrain", "smoke"], ["data", "rollback", "selected"]):
-            said = unchanged(prepared, *verb)
-            assert said == (
+            message = refusal_of(prepared, *verb)
+            assert message == (
                 f"{prepared} is busy: `retrain` (process {holder.pid}) holds it; wait for it to end, or stop it"
             )
         assert cleanshelf("data", "log", "--workspace", prepared).returncode == 0, "reading needs no lock"
@@ -307,16 +309,16 @@ def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        said = refusal(cleanshelf("serve", "--workspace", prepared, "--http-port", port, env=env))
-    assert said == f"http_port {port} is not available (Address already in use); choose another with --http-port"
-    same = ("--http-port", port, "--grpc-port", port)
-    said = refusal(cleanshelf("serve", "--workspace", prepared, *same, env=env))
-    assert said == f"grpc_port {port} is http_port too; give each its own"
+        message = refusal(cleanshelf("serve", "--workspace", prepared, "--http-port", port, env=env))
+    assert message == f"http_port {port} is not available (Address already in use); choose another with --http-port"
+    same_port = ("--http-port", port, "--grpc-port", port)
+    message = refusal(cleanshelf("serve", "--workspace", prepared, *same_port, env=env))
+    assert message == f"grpc_port {port} is http_port too; give each its own"
     assert not (prepared / "state" / "triton.json").exists()
 
 
 def small_disk(folder: Path, megabytes: int) -> bool:
-    """Mount a disk of that size, where the machine permits it."""
+    """Mounts a disk of that size; False if the machine does not permit it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -324,7 +326,7 @@ def small_disk(folder: Path, megabytes: int) -> bool:
 
 @pytest.mark.prefect
 def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
-    """A disk of 20 MB holds 240 photos of 49 kB once and not twice; after that even the orchestrator does not fit."""
+    """A disk of 20 MB holds 240 photos of 49 kB once but not twice; a fuller disk has no room for Prefect's server."""
     disk = tmp_path / "disk"
     if not small_disk(disk, 20):
         pytest.skip("this machine permits no tmpfs mounts")
@@ -332,13 +334,13 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
         shop = Path(shutil.copytree(prepared, disk / "shop", symlinks=True))
         source = deliver(tmp_path / "big", {"a": 120, "b b": 120}, first_seed=5000, side=128)
         before = snapshot(shop)
-        said = refusal(cleanshelf("ingest", source, "--workspace", shop))
-        assert "no space left while " in said
-        assert said.endswith("free some space and run it again")
+        message = refusal(cleanshelf("ingest", source, "--workspace", shop))
+        assert "no space left while " in message
+        assert message.endswith("free some space and run it again")
         half_written = check_only_whole_objects_were_added(shop, before)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
-        said = unchanged(shop, "ingest", source)
-        assert said.startswith(f"{shop / 'state'}: 0 MB are free, ")
+        message = refusal_of(shop, "ingest", source)
+        assert message.startswith(f"{shop / 'state'}: 0 MB are free, ")
         (disk / "filler").unlink()
         assert DataVersions(Workspace.find(shop)).verify("selected") == []
     finally:
@@ -347,7 +349,7 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
 
 
 def check_only_whole_objects_were_added(shop: Path, before: dict[str, str]) -> list[str]:
-    """Nothing that was there changed; what is new are objects of the remote, each what its name says; the others' names."""
+    """Checks that old files are unchanged and new ones are whole objects of the remote; returns names of temporary files."""
     after = snapshot(shop)
     assert {name: after.get(name) for name in before} == before
     new = [name for name in after.keys() - before.keys() if (shop / name).is_file()]
@@ -360,7 +362,7 @@ def check_only_whole_objects_were_added(shop: Path, before: dict[str, str]) -> l
 
 
 def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
-    """The same where no disk can be mounted: no file may pass 300 kB, and the shard would."""
+    """Covers a full disk on machines that cannot mount one: files are limited to 300 kB, and the shard is larger."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -368,14 +370,14 @@ def test_a_file_that_cannot_grow(prepared: Path, tmp_path: Path) -> None:
 
     source = deliver(tmp_path / "big", {"a": 10, "b b": 10}, first_seed=5000, side=128)
     before = snapshot(prepared)
-    said = refusal(cleanshelf("ingest", source, "--dry-run", "--workspace", prepared, preexec_fn=limit))
-    assert said.startswith(f"no space left while ingesting {source} (")
+    message = refusal(cleanshelf("ingest", source, "--dry-run", "--workspace", prepared, preexec_fn=limit))
+    assert message.startswith(f"no space left while ingesting {source} (")
     assert snapshot(prepared) == before
 
 
 def test_recognise_without_a_server(prepared: Path, tmp_path: Path) -> None:
-    said = unchanged(prepared, "recognise", tmp_path / "x.jpg")
+    message = refusal_of(prepared, "recognise", tmp_path / "x.jpg")
     assert (
-        said
+        message
         == "no endpoint is running for this workspace; start one with `cleanshelf serve`, or name an ONNX file with --model"
     )

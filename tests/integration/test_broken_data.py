@@ -1,4 +1,4 @@
-"""One flipped bit, half a file or none of it, in every kind of file that data versions live in: named, then healed or refused."""
+"""Damage to every kind of file of a data version is named, then healed or refused: a flipped bit, a cut file, an empty file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FILES = (*(f"{table}.parquet" for table in TABLES), "VERSION.json", "shard", "li
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with two versions, both taken as files."""
-    place = tmp_path_factory.mktemp("prepared")
-    versions = DataVersions(Workspace.init(place / "shop"))
-    versions.materialise(commit_first(versions, place))
+    """Workspace with two versions, both written as files."""
+    root = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(root / "shop"))
+    versions.materialise(commit_first(versions, root))
     versions.materialise(commit_drop(versions, num=2))
-    return place / "shop"
+    return root / "shop"
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def name_in(data: Path, file: str) -> str:
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("store", [".dvc/cache", "remote"])
 def test_an_object(versions: DataVersions, store: str, file: str, break_it: Break) -> None:
-    """The cached object shares its inode with data/ and versions/; all are reported, and healed from the other store."""
+    """A cached object shares its inode with data/ and versions/; all are reported, and healed from the other store."""
     root, data = versions.workspace.root, versions.workspace.data
     if file == "listing":
         (path,) = (root / store).rglob(f"{versions.resolve('selected')[2:]}.dir")
@@ -84,10 +84,10 @@ def test_an_object(versions: DataVersions, store: str, file: str, break_it: Brea
 @breaking
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_file_of_a_copy(versions: DataVersions, file: str, break_it: Break) -> None:
-    """Only the copy is damaged, not the object behind it: the next use of the version restores it."""
-    taken = versions.materialise("selected")
-    path, before = taken / name_in(taken, file), contents(taken)
-    alone(path)
+    """If only the copy is damaged, and not the object behind it, the next use of the version restores it."""
+    copy = versions.materialise("selected")
+    path, before = copy / name_in(copy, file), contents(copy)
+    unlink_copies(path)
     break_it(path)
     assert [broken.file for broken in versions.verify()] == [str(path)]
     assert contents(versions.materialise("selected")) == before
@@ -97,10 +97,10 @@ def test_a_file_of_a_copy(versions: DataVersions, file: str, break_it: Break) ->
 @breaking
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_file_of_data(versions: DataVersions, file: str, break_it: Break) -> None:
-    """It may be an edit: every command that would overwrite it refuses and names it."""
+    """A changed file may be an edit: commands that would overwrite it refuse and name it."""
     data = versions.workspace.data
     path = data / name_in(data, file)
-    alone(path)
+    unlink_copies(path)
     break_it(path)
     broken = path.read_bytes()
     done = cleanshelf("data", "rollback", versions.log()[-1].id, "--workspace", versions.workspace.root)
@@ -108,15 +108,15 @@ def test_a_file_of_data(versions: DataVersions, file: str, break_it: Break) -> N
     assert path.read_bytes() == broken
 
 
-def alone(path: Path) -> None:
-    """Bytes of its own."""
+def unlink_copies(path: Path) -> None:
+    """Replaces a hard link by a file of its own."""
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content)
 
 
 @breaking
-def test_the_mark_of_a_copy(versions: DataVersions, break_it: Break) -> None:
+def test_the_marker_of_a_copy(versions: DataVersions, break_it: Break) -> None:
     before = contents(versions.workspace.data)
     break_it(versions.materialise("selected") / "READY")
     assert {k: v for k, v in contents(versions.materialise("selected")).items() if k != "READY"} == before
@@ -133,19 +133,19 @@ def test_the_pointer(versions: DataVersions, break_it: Break) -> None:
 
 
 @breaking
-def test_the_memory_of_hashes(versions: DataVersions, break_it: Break) -> None:
+def test_the_cache_of_hashes(versions: DataVersions, break_it: Break) -> None:
     break_it(versions.workspace.state / "seen.json")
     assert versions.verify() == []
 
 
 @breaking
 def test_the_journal(versions: DataVersions, tmp_path: Path, break_it: Break) -> None:
-    """A kill, and then its record went bad: nothing is guessed."""
+    """After a kill whose journal is then damaged, the next command refuses instead of guessing."""
     first, before = versions.log()[-1].id, contents(versions.workspace.data)
     rollback = ("tests.verbs", "data", "rollback", first, "--workspace", versions.workspace.root)
     whole = shutil.copytree(versions.workspace.root, tmp_path / "whole", symlinks=True)
     passed = run(*rollback[:-1], whole, log=tmp_path / "whole.log").passed
-    fatal = 1 + next(n for n, (what, *words) in enumerate(passed) if what == "rename" and words[1].endswith("/data"))
+    fatal = 1 + next(n for n, (call, *paths) in enumerate(passed) if call == "rename" and paths[1].endswith("/data"))
     assert run(*rollback, log=tmp_path / "killed.log", fatal=fatal).killed
     journal = versions.workspace.state / "journal.json"
     break_it(journal)
@@ -156,7 +156,7 @@ def test_the_journal(versions: DataVersions, tmp_path: Path, break_it: Break) ->
     versions.repair()
     versions.heal()
     left = versions.verify()
-    assert all(broken.link == "data" for broken in left), "what of data/ is another version's may be an edit"
+    assert all(broken.link == "data" for broken in left), "files of another version in data/ may be edits"
     for broken in left:
         Path(broken.file).unlink()
     versions.heal()
@@ -165,7 +165,7 @@ def test_the_journal(versions: DataVersions, tmp_path: Path, break_it: Break) ->
 
 @breaking
 def test_a_photo_of_a_delivery(versions: DataVersions, tmp_path: Path, break_it: Break) -> None:
-    """A flipped bit may leave a photo that can be decoded: then it is another photo. The rest is taken in either way."""
+    """A photo with a flipped bit may still decode, as another photo. The rest of the delivery is ingested in any case."""
     source = deliver(tmp_path / "more", {"Red Mug": 3}, first_seed=700)
     break_it(source / "Red Mug" / "photo 701.png")
     verbs.ingest(versions.workspace, source)
@@ -179,10 +179,10 @@ def test_the_manifest_of_a_delivery(versions: DataVersions, tmp_path: Path, brea
     rows = [f"{path.relative_to(source)},Red Mug" for path in sorted(source.rglob("*.png"))]
     (source / "manifest.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     break_it(source / "manifest.csv")
-    before, said = versions.log(), ""
+    before, message = versions.log(), ""
     try:
         verbs.ingest(versions.workspace, source)
     except BadDelivery as error:
-        said = str(error)
-    refused = "manifest.csv" in said and versions.log() == before
+        message = str(error)
+    refused = "manifest.csv" in message and versions.log() == before
     assert refused or versions.log()[0].counts["quarantined"] > 0

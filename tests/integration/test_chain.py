@@ -1,4 +1,4 @@
-"""Every link from a version's name to its bytes, broken one at a time: it is named, and healed where that is possible."""
+"""Every link from a version's name to its bytes, broken one at a time, is named and healed if possible."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with two versions, each also taken as files."""
-    place = tmp_path_factory.mktemp("prepared")
-    versions = DataVersions(Workspace.init(place / "shop"))
-    first = commit_first(versions, place)
+    """Workspace with two versions, both written as files."""
+    root = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(root / "shop"))
+    first = commit_first(versions, root)
     commit_drop(versions, num=2)
     versions.materialise(first)
     versions.materialise("selected")
-    return place / "shop"
+    return root / "shop"
 
 
 @pytest.fixture
@@ -89,13 +89,13 @@ def test_a_broken_link_is_named_and_healed(
     found = versions.verify()
     assert {broken.link for broken in found} == links
     assert all(file in broken.file and version[:12] in broken.way_out for broken in found)
-    assert versions.verify() == found, "looking changes nothing"
+    assert versions.verify() == found, "a check changes nothing"
     versions.heal()
     assert versions.verify(reread=True) == []
     assert contents(versions.workspace.data) == data
 
 
-def test_nothing_intact_heals_nothing_and_says_so(versions: DataVersions) -> None:
+def test_without_an_intact_copy_nothing_is_healed_and_a_backup_is_asked_for(versions: DataVersions) -> None:
     for store in (".dvc/cache", "remote"):
         flip(store, "VERSION.json")(versions)
     shutil.rmtree(versions.workspace.versions)
@@ -116,8 +116,8 @@ def test_an_edit_is_not_healed_away(versions: DataVersions) -> None:
     assert labels.read_bytes() == b"mine"
 
 
-def test_bits_that_rot_without_a_trace_are_found_by_reading_anew(versions: DataVersions) -> None:
-    """A disk that gives other bytes under the same name, size and time."""
+def test_bit_rot_is_found_by_reading_all_bytes_again(versions: DataVersions) -> None:
+    """Covers a disk that returns other bytes for the same name, size and time."""
     shard = next(path.relative_to(versions.workspace.data).as_posix() for path in versions.workspace.data.glob("s*/*"))
     path = objects_of(versions.workspace.remote, versions.workspace.data, shard)
     assert versions.verify("selected") == []

@@ -1,4 +1,4 @@
-"""The verbs in their order, on one real retraining of drawn products."""
+"""The verbs of the command line, on one real retraining of drawn products."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from serving.repository.repository import ModelRepository
 from serving.server.environment import Environment
-from tests.command_line import Done, cleanshelf, snapshot
-from tests.scheduling import come_to, said, scheduler
+from tests.command_line import cleanshelf, snapshot
+from tests.scheduling import scheduler, scheduler_log, wait_for_outcomes
 
 pytestmark = [
     pytest.mark.dvc,
@@ -34,22 +34,22 @@ PRODUCTS = ("Müsli [0.5 l]", 'Kid\'s "best" cup', "Red :smile: tea")
 
 @pytest.fixture(scope="session")
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten photos of each of three products, in class folders; the third in a further delivery, too."""
-    place = tmp_path_factory.mktemp("deliveries")
+    """Two deliveries of three products in class folders: `first` with ten photos of each, `second` with three."""
+    root = tmp_path_factory.mktemp("deliveries")
     random = np.random.default_rng(1)
     for label, sku in zip(PRODUCTS, assortment()[::9], strict=False):
         for folder, count in (("first", 10), ("second", 3)):
-            (place / folder / label).mkdir(parents=True)
+            (root / folder / label).mkdir(parents=True)
             for number in range(count):
-                draw(sku, random).save(place / folder / label / f"{number}.jpg")
-    return place
+                draw(sku, random).save(root / folder / label / f"{number}.jpg")
+    return root
 
 
 @pytest.fixture(scope="session")
 def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_environment: Environment) -> Path:
     """A workspace with two data versions, the second of which model version 1 was trained on."""
-    place = tmp_path_factory.mktemp("trained")
-    shop = Workspace.init(place / "shop")
+    root = tmp_path_factory.mktemp("trained")
+    shop = Workspace.init(root / "shop")
     for name in ("first", "second"):
         versions = DataVersions(shop)
         base = versions.materialise("selected") if versions.selected() else None
@@ -59,8 +59,8 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
     done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env)
     assert done.returncode == 0, done.stderr
-    (place / "retrain.json").write_text(done.stdout)
-    (place / "retrain.log").write_text(done.stderr)
+    (root / "retrain.json").write_text(done.stdout)
+    (root / "retrain.log").write_text(done.stderr)
     return shop.root
 
 
@@ -69,21 +69,22 @@ def shop(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "shop", symlinks=True))
 
 
-def asked(*arguments: object, shop: Path) -> Any:
+def run_json(*arguments: object, shop: Path) -> Any:
     """Output of a command with --json, which is JSON and nothing else."""
     done = cleanshelf(*arguments, "--workspace", shop, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout, parse_constant=pytest.fail)
 
 
-def shown(*arguments: object, shop: Path, **environment: str) -> str:
-    done: Done = cleanshelf(*arguments, "--workspace", shop, env=environment)
+def stdout(*arguments: object, shop: Path, **environment: str) -> str:
+    """Output of a command that succeeds."""
+    done = cleanshelf(*arguments, "--workspace", shop, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def publish_again(shop: Path) -> None:
-    """Model version 2: the same graph, trained on the first data version so its lineage says."""
+    """Publishes model version 2: the same graph, with a lineage that names the first data version."""
     models, repository = ModelVersions(Ledger(shop)), ModelRepository(shop / "repository")
     lineage = models.lineage(1) | {"data_version": DataVersions(Workspace(shop)).log()[-1].id}
     golden = np.load(shop / "repository" / "products" / "1" / "golden.npz")["image"]
@@ -94,7 +95,7 @@ def publish_again(shop: Path) -> None:
     repository.configure([2])
 
 
-def test_retrain_tells_what_it_did(trained: Path) -> None:
+def test_retrain_reports_what_it_did(trained: Path) -> None:
     report = json.loads((trained.parent / "retrain.json").read_text(), parse_constant=pytest.fail)
     versions = DataVersions(Workspace(trained))
     assert report["model_version"] == 1
@@ -102,24 +103,24 @@ def test_retrain_tells_what_it_did(trained: Path) -> None:
     assert report["data_after"] == versions.resolve("selected")
     assert [step["step"] for step in report["steps"]][-1] == "one graph, with crops"
     assert report["verdict"]["passed"]
-    assert {seen["truth"] for seen in report["seen"]} <= set(PRODUCTS)
+    assert {answer["truth"] for answer in report["seen"]} <= set(PRODUCTS)
     assert "model version 1 answers" in (trained.parent / "retrain.log").read_text()
 
 
 def test_data_log_show_and_diff(trained: Path) -> None:
-    log = asked("data", "log", shop=trained)
+    log = run_json("data", "log", shop=trained)
     assert [entry["entry"] for entry in log] == [*range(len(log), 0, -1)]
     assert [entry["step"] for entry in log[-2:]] == ["ingest", "ingest"]
     assert [entry["selected"] for entry in log] == [True] + [False] * (len(log) - 1)
     assert (log[-1]["parent"], log[-2]["parent"]) == (None, log[-1]["id"])
     assert (log[-1]["counts"]["photos"], log[-2]["counts"]["photos"]) == (30, 39)
     assert set(log[0]["counts"]) >= {"photos", "kept", "dropped", "relabelled", "conflicts", "quarantined", "classes"}
-    table = shown("data", "log", shop=trained)
+    table = stdout("data", "log", shop=trained)
     assert all(entry["id"][:12] in table for entry in log)
-    first = asked("data", "show", log[-1]["id"][:8], shop=trained)
+    first = run_json("data", "show", log[-1]["id"][:8], shop=trained)
     assert first == log[-1] | {"problems": []}
-    assert asked("data", "show", shop=trained)["id"] == log[0]["id"]
-    diff = asked("data", "diff", log[-1]["id"][:8], log[-2]["id"][:8], shop=trained)
+    assert run_json("data", "show", shop=trained)["id"] == log[0]["id"]
+    diff = run_json("data", "diff", log[-1]["id"][:8], log[-2]["id"][:8], shop=trained)
     assert (diff["added"], diff["dropped"], diff["relabelled"]) == (9, 0, 0)
     assert diff["per_class"].keys() == set(PRODUCTS)
 
@@ -127,22 +128,22 @@ def test_data_log_show_and_diff(trained: Path) -> None:
 def test_labels_are_shown_as_they_are_in_any_locale(trained: Path) -> None:
     first = DataVersions(Workspace(trained)).log()[-1].id[:8]
     for locale in ({"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}):
-        table = shown("data", "diff", first, shop=trained, **locale)
+        table = stdout("data", "diff", first, shop=trained, **locale)
         assert all(label in table for label in PRODUCTS)
 
 
 def test_model_log_and_show(trained: Path) -> None:
-    [entry] = asked("model", "log", shop=trained)
+    [entry] = run_json("model", "log", shop=trained)
     assert (entry["version"], entry["serving"], entry["parent"], entry["data_withdrawn"]) == (1, True, None, False)
     assert entry["data_version"] == DataVersions(Workspace(trained)).resolve("selected")
     assert entry["metrics"].keys() == {"top1", "top5", "mean_class", "head", "middle", "tail"}
-    lineage = asked("model", "show", shop=trained)
-    assert lineage == asked("model", "show", 1, shop=trained)
+    lineage = run_json("model", "show", shop=trained)
+    assert lineage == run_json("model", "show", 1, shop=trained)
     assert {key: lineage[key] for key in entry} == entry
     assert lineage["parity"]["different_ids"] == 0
-    assert "smoke" in shown("model", "log", shop=trained)
+    assert "smoke" in stdout("model", "log", shop=trained)
     card = lineage["card"]
-    assert card == asked("model", "show", trained / "repository" / "products" / "1" / "model.onnx", shop=trained)
+    assert card == run_json("model", "show", trained / "repository" / "products" / "1" / "model.onnx", shop=trained)
     assert {key: card[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")} == {
         key: lineage[key] for key in ("data_version", "commit", "config_hash", "recipe", "metrics", "parity")
     }
@@ -151,29 +152,29 @@ def test_model_log_and_show(trained: Path) -> None:
     assert card["calibration"]["surprise"][1] <= card["calibration"]["surprise"][0]
     assert 0.95 <= card["calibration"]["accepted"] <= 1
     assert card["known"]["slope"] > 0
-    told = shown("model", "show", shop=trained)
-    assert f"{card['known']['score']}, accepted from" in told
-    assert "apache" not in told, "all its networks started at random"
+    text = stdout("model", "show", shop=trained)
+    assert f"{card['known']['score']}, accepted from" in text
+    assert "apache" not in text, "no network started from licensed weights"
 
 
 def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     publish_again(shop)
     first = DataVersions(Workspace(shop)).log()[-1].id
-    entry = asked("data", "rollback", first[:8], shop=shop)
+    entry = run_json("data", "rollback", first[:8], shop=shop)
     assert (entry["id"], entry["step"], entry["selected"]) == (first, "rollback", True)
     assert (entry["stale_models"], entry["newest_standing_model"]) == ([1], 2)
-    assert [(e["version"], e["serving"], e["data_withdrawn"]) for e in asked("model", "log", shop=shop)] == [
+    assert [(e["version"], e["serving"], e["data_withdrawn"]) for e in run_json("model", "log", shop=shop)] == [
         (2, True, False), (1, False, True)
     ]  # fmt: skip
-    assert asked("model", "show", 1, shop=shop)["data_withdrawn"]
-    rows = [line.split() for line in shown("model", "log", shop=shop).splitlines()]
+    assert run_json("model", "show", 1, shop=shop)["data_withdrawn"]
+    rows = [line.split() for line in stdout("model", "log", shop=shop).splitlines()]
     assert rows[2][0] == "1"
     assert "yes" in rows[2]
-    assert asked("model", "rollback", shop=shop) == {"serving": 1}
-    assert [(e["version"], e["serving"]) for e in asked("model", "log", shop=shop)] == [(2, False), (1, True)]
-    assert "version 1 keeps answering" in shown("model", "log", shop=shop)
-    assert "`cleanshelf model rollback 2`" in shown("data", "rollback", first[:8], shop=shop)
-    assert DataVersions(Workspace(shop)).selected() == first, "the data are not touched"
+    assert run_json("model", "rollback", shop=shop) == {"serving": 1}
+    assert [(e["version"], e["serving"]) for e in run_json("model", "log", shop=shop)] == [(2, False), (1, True)]
+    assert "version 1 keeps answering" in stdout("model", "log", shop=shop)
+    assert "`cleanshelf model rollback 2`" in stdout("data", "rollback", first[:8], shop=shop)
+    assert DataVersions(Workspace(shop)).selected() == first, "a rollback of the model does not touch the data"
 
 
 def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> None:
@@ -181,26 +182,26 @@ def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> 
     source = shutil.copytree(delivery / "first", tmp_path / "source")
     shutil.copyfile(source / PRODUCTS[0] / "1.jpg", source / PRODUCTS[0] / "copy.jpg")
     (source / PRODUCTS[0] / "2.jpg").write_bytes(b"")
-    log, before = asked("data", "log", shop=shop), snapshot(shop)
-    report = asked("ingest", source, "--dry-run", shop=shop)
+    log, before = run_json("data", "log", shop=shop), snapshot(shop)
+    report = run_json("ingest", source, "--dry-run", shop=shop)
     assert (report["delivered"], report["added"], report["duplicates"]) == (31, 0, 30)
     assert report["quarantined"] == {"photo: the file is empty (0 bytes)": 1}
-    plan = asked("retrain", "smoke", "--set", "train.epochs=7", "--dry-run", shop=shop)
+    plan = run_json("retrain", "smoke", "--set", "train.epochs=7", "--dry-run", shop=shop)
     uncleaned = next(entry["id"] for entry in log if not entry["step"].startswith("clean-"))
     assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (uncleaned, 7)
-    plan = asked("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
+    plan = run_json("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
     assert plan == {"would_select": log[-1]["id"], "in_place_of": log[0]["id"]}
-    assert asked("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
+    assert run_json("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
     assert snapshot(shop) == before
-    asked("model", "rollback", shop=shop)
+    run_json("model", "rollback", shop=shop)
     assert snapshot(shop) != before
 
 
-def test_the_file_alone_answers(trained: Path, delivery: Path, tmp_path: Path) -> None:
-    """Without a workspace, a server, or anything beside the file."""
-    shutil.copyfile(trained / "repository" / "products" / "1" / "model.onnx", tmp_path / "taken home.onnx")
+def test_the_graph_alone_is_enough_to_recognise(trained: Path, delivery: Path, tmp_path: Path) -> None:
+    """Covers recognition without a workspace, a server or any file beside the graph."""
+    shutil.copyfile(trained / "repository" / "products" / "1" / "model.onnx", tmp_path / "a copy.onnx")
     photos = [delivery / "first" / label / "2.jpg" for label in PRODUCTS]
-    done = cleanshelf("recognise", *photos, "--model", tmp_path / "taken home.onnx", "--json")
+    done = cleanshelf("recognise", *photos, "--model", tmp_path / "a copy.onnx", "--json")
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [answer["image"] for answer in answers] == [str(path) for path in photos]
@@ -215,11 +216,11 @@ def test_the_file_alone_answers(trained: Path, delivery: Path, tmp_path: Path) -
 
 def test_the_schedule_fires_twice_on_its_own_and_skips_what_has_not_changed(shop: Path) -> None:
     with scheduler(shop, "smoke", "--every", "5s") as process:
-        assert come_to(shop, "unchanged", "unchanged"), said(shop)
+        assert wait_for_outcomes(shop, "unchanged", "unchanged"), scheduler_log(shop)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, said(shop)
-    told = asked("schedule", "--status", shop=shop)
-    assert (told["running"], told["every_s"], told["next"]) == (False, 5.0, None)
-    assert all(run["why"].endswith(", which published model version 1") for run in told["runs"])
+        assert process.wait(30) == 0, scheduler_log(shop)
+    status = run_json("schedule", "--status", shop=shop)
+    assert (status["running"], status["every_s"], status["next"]) == (False, 5.0, None)
+    assert all(run["why"].endswith(", which published model version 1") for run in status["runs"])
     assert len(list(shop.glob("runs/*/run.json"))) == 1, "nothing was trained"
-    assert "unchanged" in shown("schedule", "--status", shop=shop)
+    assert "unchanged" in stdout("schedule", "--status", shop=shop)

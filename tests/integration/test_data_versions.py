@@ -38,17 +38,17 @@ def test_commit_stores_the_version_everywhere(versions: DataVersions, tmp_path: 
     (entry,) = versions.log()
     assert (entry.number, entry.id, entry.parent, entry.step, entry.selected) == (1, version, None, "ingest", True)
     assert entry.counts["photos"] == 12
-    taken = versions.materialise("selected")
-    assert contents(taken) == contents(versions.workspace.data) | {"READY": f"{version}\n".encode()}
-    assert len(read_manifest(taken)) == 12
-    assert all(path.stat().st_mode & 0o222 == 0 for path in taken.rglob("*.parquet"))
+    copy = versions.materialise("selected")
+    assert contents(copy) == contents(versions.workspace.data) | {"READY": f"{version}\n".encode()}
+    assert len(read_manifest(copy)) == 12
+    assert all(path.stat().st_mode & 0o222 == 0 for path in copy.rglob("*.parquet"))
 
 
 def test_dvc_agrees_with_the_id_and_reads_the_tag(versions: DataVersions, tmp_path: Path) -> None:
     """`dvc` itself reports nothing to commit and nothing to push."""
     version = commit_first(versions, tmp_path)
     commit_drop(versions, num=2)
-    versions.rollback(version)  # its pointer is written by us and not by DVC
+    versions.rollback(version)  # CleanShelf, not DVC, writes the pointer of a rollback
     env = os.environ | {"DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "DVC_NO_ANALYTICS": "1"}
     for command in (["status"], ["status", "--cloud"]):
         call = [sys.executable, "-m", "dvc", *command]
@@ -56,7 +56,7 @@ def test_dvc_agrees_with_the_id_and_reads_the_tag(versions: DataVersions, tmp_pa
         assert "up to date" in done.stdout or "in sync" in done.stdout, done.stdout
 
 
-def test_same_contents_are_no_new_version(versions: DataVersions, tmp_path: Path) -> None:
+def test_the_same_contents_make_no_new_version(versions: DataVersions, tmp_path: Path) -> None:
     first = commit_first(versions, tmp_path)
     assert commit_first(versions, tmp_path) == first
     assert len(versions.log()) == 1
@@ -84,7 +84,7 @@ def test_a_version_of_format_1_keeps_its_id(versions: DataVersions, tmp_path: Pa
     before = contents(versions.workspace.data)
     assert read_manifest(versions.materialise(first)).scored_by.tolist() == [""] * 12
     verbs.ingest(versions.workspace, tmp_path / "source")
-    assert [entry.id for entry in versions.log()] == [first], "nothing new"
+    assert [entry.id for entry in versions.log()] == [first], "the same delivery makes no new version"
     verbs.ingest(versions.workspace, deliver(tmp_path / "more", {"Red Mug": 2}, first_seed=500))
     assert "fingerprints.parquet" in contents(versions.workspace.data)
     assert versions.rollback(first).id == first
@@ -96,10 +96,10 @@ def test_a_version_of_format_1_keeps_its_id(versions: DataVersions, tmp_path: Pa
 def test_diff_counts_per_class(versions: DataVersions, tmp_path: Path) -> None:
     first = commit_first(versions, tmp_path)
     second = commit_drop(versions, num=3)
-    there, back = versions.diff(first, second), versions.diff(second, first)
-    assert (there.added, there.dropped, there.restored, there.relabelled) == (0, 3, 0, 0)
+    forward, back = versions.diff(first, second), versions.diff(second, first)
+    assert (forward.added, forward.dropped, forward.restored, forward.relabelled) == (0, 3, 0, 0)
     assert (back.dropped, back.restored) == (0, 3)
-    assert sum(counts["dropped"] for counts in there.per_class.values()) == 3
+    assert sum(counts["dropped"] for counts in forward.per_class.values()) == 3
 
 
 def test_local_edits_are_refused_and_survive(versions: DataVersions, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_local_edits_are_refused_and_survive(versions: DataVersions, tmp_path: P
     assert (versions.workspace.data / "my notes.txt").read_text() == "keep me"
     (versions.workspace.data / "my notes.txt").unlink()
     (versions.workspace.data / "labels.parquet").unlink()
-    versions.check_clean()  # a file that is gone holds nothing that could be lost
+    versions.check_clean()  # a deleted file contains nothing that could be lost
 
 
 def test_an_edited_table_is_named(versions: DataVersions, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_data_without_a_version_are_not_overwritten(versions: DataVersions, tmp_
 
 
 @pytest.mark.parametrize("text", ["", "beef", "data/beef", "selected"])
-def test_unknown_versions_say_what_there_is(versions: DataVersions, text: str) -> None:
+def test_unknown_versions_are_refused_with_a_list_of_versions(versions: DataVersions, text: str) -> None:
     with pytest.raises(UnknownVersion, match="none yet"):
         versions.resolve(text)
 
@@ -144,11 +144,11 @@ def test_unknown_versions_say_what_there_is(versions: DataVersions, text: str) -
 @pytest.mark.parametrize("kind", ["flip", "empty", "gone"])
 def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path: Path, kind: str) -> None:
     version = commit_first(versions, tmp_path)
-    taken = versions.materialise(version)
-    before = contents(taken)
+    copy = versions.materialise(version)
+    before = contents(copy)
     cache = versions.workspace.root / ".dvc" / "cache"
     names = [name for name in before if name != "READY"]
-    for path in [objects_of(cache, taken, name) for name in names] + list((cache / "files" / "md5").rglob("*.dir")):
+    for path in [objects_of(cache, copy, name) for name in names] + list((cache / "files" / "md5").rglob("*.dir")):
         if kind == "flip":
             damage(path)  # versions/<id> shares the inode and is damaged with it
         elif kind == "empty":
@@ -159,10 +159,10 @@ def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path:
             path.unlink()
     assert versions.verify(version) != []
     if kind == "gone":
-        shutil.rmtree(taken)  # what is whole in versions/<id> needs no cache
+        shutil.rmtree(copy)  # a whole copy in versions/<id> would need no cache
     assert contents(versions.materialise(version)) == before
     left = versions.verify(version)
-    assert {broken.link for broken in left} <= {"data"}, "data/ may hold edits, and is left alone"
+    assert {broken.link for broken in left} <= {"data"}, "files in data/ may be edits, and are left alone"
     for broken in left:
         Path(broken.file).unlink()
     versions.heal(version)
@@ -171,21 +171,21 @@ def test_a_damaged_cache_heals_from_the_remote(versions: DataVersions, tmp_path:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["labels.parquet", "VERSION.json", "shards"])
-def test_damage_in_both_places_is_told(versions: DataVersions, tmp_path: Path, name: str) -> None:
+def test_damage_in_cache_and_remote_is_an_error(versions: DataVersions, tmp_path: Path, name: str) -> None:
     version = commit_first(versions, tmp_path)
     data = versions.workspace.data
     name = next((path.relative_to(data).as_posix() for path in data.glob(f"{name}/*")), name)
-    stores = [
-        objects_of(place, data, name)
-        for place in (versions.workspace.root / ".dvc" / "cache", versions.workspace.remote)
+    objects = [
+        objects_of(store, data, name)
+        for store in (versions.workspace.root / ".dvc" / "cache", versions.workspace.remote)
     ]
-    for path in stores:
+    for path in objects:
         damage(path)
     with pytest.raises(CorruptObject, match=name):
         versions.materialise(version)
     assert not (versions.workspace.versions / version / "READY").exists()
     assert any(name in broken.file for broken in versions.verify(version))
-    for path in stores:
+    for path in objects:
         path.unlink(missing_ok=True)
     with pytest.raises(MissingFromRemote, match=name):
         versions.materialise(version)
@@ -205,37 +205,37 @@ def test_a_corrupt_cache_object_is_not_taken_for_new_data(versions: DataVersions
     first = commit_first(versions, tmp_path)
     second = commit_drop(versions, num=2)
     versions.rollback(first)
-    taken = versions.materialise(second)
-    damage(objects_of(versions.workspace.root / ".dvc" / "cache", taken, "labels.parquet"))
+    copy = versions.materialise(second)
+    damage(objects_of(versions.workspace.root / ".dvc" / "cache", copy, "labels.parquet"))
     assert commit_drop(versions, num=2) == second
     assert [(broken.link, broken.file) for broken in versions.verify(second)] == [
-        ("copy", str(taken / "labels.parquet"))
+        ("copy", str(copy / "labels.parquet"))
     ]
     versions.materialise(second)
     assert versions.verify(second) == []
 
 
-def test_adopt_takes_the_same_id_without_git(versions: DataVersions, tmp_path: Path) -> None:
+def test_adopt_keeps_the_id_without_git(versions: DataVersions, tmp_path: Path) -> None:
     version = commit_first(versions, tmp_path)
-    donor = versions.workspace.root
-    (donor / ".git").rename(tmp_path / "git is elsewhere")
-    heir = DataVersions(Workspace.init(tmp_path / "heir"))
-    assert heir.import_from(donor) == version
-    assert contents(heir.workspace.data) == contents(versions.workspace.data)
-    assert (heir.log()[0].step, heir.verify(version)) == ("adopt", [])
-    assert heir.import_from(donor) == version
-    assert len(heir.log()) == 1
+    source = versions.workspace.root
+    (source / ".git").rename(tmp_path / "git is elsewhere")
+    target = DataVersions(Workspace.init(tmp_path / "target"))
+    assert target.import_from(source) == version
+    assert contents(target.workspace.data) == contents(versions.workspace.data)
+    assert (target.log()[0].step, target.verify(version)) == ("adopt", [])
+    assert target.import_from(source) == version
+    assert len(target.log()) == 1
 
 
-def test_adopt_refuses_damage_and_takes_nothing(versions: DataVersions, tmp_path: Path) -> None:
+def test_adopt_refuses_damage_and_changes_nothing(versions: DataVersions, tmp_path: Path) -> None:
     commit_first(versions, tmp_path)
     damage(objects_of(versions.workspace.remote, versions.workspace.data, "index.parquet"))
-    heir = DataVersions(Workspace.init(tmp_path / "heir"))
+    target = DataVersions(Workspace.init(tmp_path / "target"))
     with pytest.raises(CorruptObject, match=r"index\.parquet"):
-        heir.import_from(versions.workspace.root)
-    assert (heir.selected(), heir.log(), heir.workspace.data.exists()) == (None, [], False)
+        target.import_from(versions.workspace.root)
+    assert (target.selected(), target.log(), target.workspace.data.exists()) == (None, [], False)
     with pytest.raises(WorkspaceMissing, match=r"data\.dvc"):
-        heir.import_from(tmp_path)
+        target.import_from(tmp_path)
 
 
 def git(folder: Path, *args: str) -> str:
@@ -267,11 +267,11 @@ def test_a_workspace_inside_another_repository_leaves_it_alone(tmp_path: Path) -
     versions.rollback(version)
     after = state()
     assert after[:3] == before[:3]
-    assert after[3] == before[3] + "?? shop/\n", "one untracked folder is all that it sees"
+    assert after[3] == before[3] + "?? shop/\n", "the outer repository sees one untracked folder"
 
 
 def test_a_workspace_in_the_users_own_repository(tmp_path: Path) -> None:
-    """HEAD, the index and the work tree stay as they were, staged edit and all."""
+    """HEAD, the index with its staged edit, and the work tree stay as they were."""
     root = tmp_path / "mine"
     root.mkdir()
     git(root, "init", "-q")
@@ -309,7 +309,7 @@ def test_an_entry_is_a_commit_with_pointer_and_facts(versions: DataVersions, tmp
     assert ledger.read("refs/data/main", "VERSION.json") == (versions.workspace.data / "VERSION.json").read_bytes()
 
 
-def test_labels_written_by_pyarrow_are_what_training_reads(versions: DataVersions, tmp_path: Path) -> None:
+def test_training_reads_the_labels_that_were_written(versions: DataVersions, tmp_path: Path) -> None:
     commit_first(versions, tmp_path)
     commit_drop(versions, num=4)
     manifest = read_manifest(versions.materialise("selected"))

@@ -1,4 +1,4 @@
-"""Enrols and withdraws a product while a client keeps asking: real workspace, real server, an untrained model."""
+"""Enrolment and withdrawal of a product under load: a real workspace, a real server, an untrained model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from models.training.train import Trained
 from pixels import BadPhoto, decode, to_square
 from serving import Recognizer
 from serving.server.environment import Environment
-from tests.asking import Asking, served
 from tests.command_line import cleanshelf, refusal, snapshot
+from tests.endpoint_client import RepeatingClient, running_endpoint
 
 pytestmark = [
     pytest.mark.dvc,
@@ -45,7 +45,7 @@ pytestmark = [
 ]
 
 SIZE = 48
-*KNOWN, NEW = assortment()[::4]  # one pack of each brand
+*KNOWN, NEW = assortment()[::4]  # one product of each brand
 ANY = ("gate.enrol=1", "gate.head=1", "gate.middle=1", "gate.tail=1")
 NEVER = ("gate.enrol=-1",)  # one whole point better
 
@@ -60,16 +60,16 @@ def photos(folder: Path, sku: Sku, count: int, *, seed: int) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environment) -> Workspace:
-    """A workspace with one data version, and model version 1: random features, classified by the class means of its photos."""
-    place = tmp_path_factory.mktemp("shop")
-    workspace = Workspace.init(place / "shop")
+    """Workspace with one data version, and model version 1: random features, classified by class means."""
+    root = tmp_path_factory.mktemp("shop")
+    workspace = Workspace.init(root / "shop")
     for number, sku in enumerate(KNOWN):
-        photos(place / "delivery" / sku.label, sku, 12, seed=number)
+        photos(root / "delivery" / sku.label, sku, 12, seed=number)
     versions = DataVersions(workspace)
     folder = versions.new_folder()
-    build_version(place / "delivery", base=None, out=folder, test_share=0.3)
+    build_version(root / "delivery", base=None, out=folder, test_share=0.3)
     data = versions.materialise(versions.commit(folder, step="ingest", message="first"))
-    graph = write_graph(data, place / "model.onnx")
+    graph = write_graph(data, root / "model.onnx")
     lineage = {"run": "none", "parent": None, "recipe": "by hand", "config_hash": "", "commit": "", "data_version": data.name,
               "graph_sha256": sha256(graph), "metrics": {}, "parity": {}, "verdict": []}  # fmt: skip
     manifest = read_manifest(data)
@@ -89,7 +89,7 @@ def write_graph(data: Path, path: Path) -> Path:
     )
     train = manifest.split == "train"
     with torch.no_grad():
-        for _ in range(40):  # statistics of the neck
+        for _ in range(40):  # so that the neck gets statistics
             network.train()(pixels.permute(0, 3, 1, 2) / 255)
         embedding = network.eval()(pixels.permute(0, 3, 1, 2) / 255).embedding[torch.from_numpy(train)]
         rows, bias = class_means(embedding, manifest.target[train], num_classes=len(manifest.classes))
@@ -100,58 +100,62 @@ def write_graph(data: Path, path: Path) -> Path:
 
 
 @pytest.fixture
-def own(shop: Workspace, tmp_path: Path) -> Workspace:
+def workspace(shop: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(Path(shutil.copytree(shop.root, tmp_path / "shop", symlinks=True)))
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Photos of the new product to enrol it by."""
-    return photos(tmp_path_factory.mktemp("few") / "new", NEW, 5, seed=100)
+def new_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five photos of the new product, for its enrolment."""
+    return photos(tmp_path_factory.mktemp("new_photos") / "new", NEW, 5, seed=100)
 
 
 def models(workspace: Workspace) -> ModelVersions:
     return ModelVersions(Ledger(workspace.root))
 
 
-def test_a_product_comes_and_goes_while_requests_are_answered(own: Workspace, few: list[Path], tmp_path: Path) -> None:
+def test_a_product_is_enrolled_and_withdrawn_while_requests_are_answered(
+    workspace: Workspace, new_photos: list[Path], tmp_path: Path
+) -> None:
     later = photos(tmp_path / "later", NEW, 8, seed=200)
     with (
-        served(own) as access,
-        Asking(own, access) as asking,
-        Recognizer(access, labels=repository(own).labels) as recognizer,
+        running_endpoint(workspace) as access,
+        RepeatingClient(workspace, access) as client,
+        Recognizer(access, labels=repository(workspace).labels) as recognizer,
     ):
-        asking.wait_for(20)
+        client.wait_for_answers(20)
         before = recognizer.recognise(later)
         assert NEW.label not in {answer.ranked[0][0] for answer in before}
 
-        added = enrol_product(own, NEW.label, few, overrides=ANY)
+        added = enrol_product(workspace, NEW.label, new_photos, overrides=ANY)
         assert (added.model_version, added.parent, added.products) == (2, 1, len(KNOWN) + 1)
-        asking.wait_for(20)
+        client.wait_for_answers(20)
         right = [answer.ranked[0][0] == NEW.label for answer in recognizer.recognise(later)]
         assert np.mean(right) >= 0.5
         assert {answer.model_version for answer in recognizer.recognise(later)} == {2}
 
-        gone = withdraw_product(own, NEW.label, overrides=ANY)
-        assert (gone.model_version, gone.products) == (3, len(KNOWN))
-        asking.wait_for(20)
+        withdrawn = withdraw_product(workspace, NEW.label, overrides=ANY)
+        assert (withdrawn.model_version, withdrawn.products) == (3, len(KNOWN))
+        client.wait_for_answers(20)
         after = recognizer.recognise(later)
-    assert [answer.ranked for answer in after] == [answer.ranked for answer in before], "bit for bit"
-    assert asking.failed == []
-    answered = np.array(asking.answered)
-    assert set(answered) == {1, 2, 3}
-    assert (np.diff(answered) >= 0).all(), "never to and fro"
+    assert [answer.ranked for answer in after] == [answer.ranked for answer in before], "the same bits"
+    assert client.errors == []
+    answered_by = np.array(client.versions)
+    assert set(answered_by) == {1, 2, 3}
+    assert (np.diff(answered_by) >= 0).all(), "versions do not alternate"
 
 
-def test_the_version_says_what_was_done_to_which(own: Workspace, few: list[Path]) -> None:
-    done = enrol_product(own, NEW.label, few, overrides=ANY)
-    lineage, versions = models(own).lineage(2), repository(own)
-    hashes = [sha256(path) for path in few]
+def test_the_lineage_names_the_enrolled_photos_and_the_version_before(
+    workspace: Workspace, new_photos: list[Path]
+) -> None:
+    done = enrol_product(workspace, NEW.label, new_photos, overrides=ANY)
+    lineage, versions = models(workspace).lineage(2), repository(workspace)
+    hashes = [sha256(path) for path in new_photos]
     assert sorted(lineage["photos"]) == sorted(done.photos) == sorted(hashes)
     assert (lineage["parent"], lineage["step"], lineage["data_version"]) == (
         1,
         f"enrol {NEW.label}",
-        models(own).lineage(1)["data_version"],
+        models(workspace).lineage(1)["data_version"],
     )
     assert lineage["enrolled"] == [{"label": NEW.label, "photos": 5, "sha256": lineage["photos"]}]
     assert lineage["verdict"] == list(done.reasons)
@@ -164,59 +168,63 @@ def test_the_version_says_what_was_done_to_which(own: Workspace, few: list[Path]
     assert json.loads(card["enrolled"]) == lineage["enrolled"]
     assert lineage["graph_sha256"] == sha256(versions.path(2) / "model.onnx")
     assert lineage["made_from"] == sha256(versions.path(1) / "model.onnx")
-    assert verify(own).broken == []
+    assert verify(workspace).broken == []
 
 
-def test_the_same_again_after_a_rollback_is_the_same_version(own: Workspace, few: list[Path]) -> None:
-    assert enrol_product(own, NEW.label, few, overrides=ANY).model_version == 2
-    assert rollback_model(own) == 1
-    assert enrol_product(own, NEW.label, few, overrides=ANY).model_version == 2
-    assert models(own).current() == 2
+def test_the_same_again_after_a_rollback_is_the_same_version(workspace: Workspace, new_photos: list[Path]) -> None:
+    assert enrol_product(workspace, NEW.label, new_photos, overrides=ANY).model_version == 2
+    assert rollback_model(workspace) == 1
+    assert enrol_product(workspace, NEW.label, new_photos, overrides=ANY).model_version == 2
+    assert models(workspace).current() == 2
 
 
-def test_a_refused_product_changes_nothing(own: Workspace, few: list[Path]) -> None:
+def test_a_refused_product_changes_nothing(workspace: Workspace, new_photos: list[Path]) -> None:
     with pytest.raises(GateRefused, match=r"mean-class accuracy .*--set gate.enrol"):
-        enrol_product(own, NEW.label, few, overrides=NEVER)
-    assert (models(own).current(), [entry.version for entry in models(own).log()]) == (1, [1])
-    assert (repository(own).versions(), repository(own).configured()) == ((1,), (1,))
+        enrol_product(workspace, NEW.label, new_photos, overrides=NEVER)
+    assert (models(workspace).current(), [entry.version for entry in models(workspace).log()]) == (1, [1])
+    assert (repository(workspace).versions(), repository(workspace).configured()) == ((1,), (1,))
 
 
-def test_a_switch_meanwhile_is_noticed(own: Workspace, few: list[Path]) -> None:
-    with own.lock("publish", name="serving"), pytest.raises(WorkspaceBusy, match="publish"):
-        enrol_product(own, NEW.label, few, overrides=ANY)
-    assert models(own).current() == 1
+def test_an_enrolment_during_a_publication_is_refused(workspace: Workspace, new_photos: list[Path]) -> None:
+    with workspace.lock("publish", name="serving"), pytest.raises(WorkspaceBusy, match="publish"):
+        enrol_product(workspace, NEW.label, new_photos, overrides=ANY)
+    assert models(workspace).current() == 1
 
 
-def test_photos_that_are_none_are_all_named(own: Workspace, few: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(few[0].read_bytes()[:200])
+def test_all_files_that_are_not_photos_are_named(workspace: Workspace, new_photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(new_photos[0].read_bytes()[:200])
     bad = [tmp_path / "broken.jpg", tmp_path / "missing.jpg", tmp_path]
     with pytest.raises(BadPhoto, match=r"broken\.jpg: .*missing\.jpg: No such file.*Is a directory; leave them out"):
-        enrol_product(own, NEW.label, [few[0], *bad])
+        enrol_product(workspace, NEW.label, [new_photos[0], *bad])
 
 
-def test_what_cannot_be_enrolled_or_withdrawn_is_refused(own: Workspace, few: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_enrolled_or_withdrawn_is_refused(
+    workspace: Workspace, new_photos: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(EnrolmentError, match="already"):
-        enrol_product(own, KNOWN[0].label, few)
+        enrol_product(workspace, KNOWN[0].label, new_photos)
     with pytest.raises(EnrolmentError, match="is not a product of the current model"):
-        withdraw_product(own, NEW.label)
+        withdraw_product(workspace, NEW.label)
     with pytest.raises(UnknownVersion, match="retrain"):
-        enrol_product(Workspace.init(tmp_path / "empty"), NEW.label, few)
+        enrol_product(Workspace.init(tmp_path / "empty"), NEW.label, new_photos)
 
 
-def test_a_rehearsal_changes_nothing(own: Workspace, few: list[Path]) -> None:
-    before = snapshot(own.root)
-    added, gone = (
-        enrol_product(own, NEW.label, few, dry_run=True),
-        withdraw_product(own, KNOWN[0].label, dry_run=True),
+def test_a_dry_run_changes_nothing(workspace: Workspace, new_photos: list[Path]) -> None:
+    before = snapshot(workspace.root)
+    added, withdrawn = (
+        enrol_product(workspace, NEW.label, new_photos, dry_run=True),
+        withdraw_product(workspace, KNOWN[0].label, dry_run=True),
     )
     assert (added.products, added.model_version) == (len(KNOWN) + 1, None)
-    assert (gone.products, gone.model_version) == (len(KNOWN) - 1, None)
-    assert snapshot(own.root) == before
+    assert (withdrawn.products, withdrawn.model_version) == (len(KNOWN) - 1, None)
+    assert snapshot(workspace.root) == before
 
 
-def test_the_verbs_and_their_exit_codes(own: Workspace, few: list[Path], triton_environment: Environment) -> None:
+def test_the_verbs_and_their_exit_codes(
+    workspace: Workspace, new_photos: list[Path], triton_environment: Environment
+) -> None:
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
-    enrolment = ("enrol", NEW.label, *few, "--workspace", own.root, "--set")
+    enrolment = ("enrol", NEW.label, *new_photos, "--workspace", workspace.root, "--set")
     assert "only keys of [gate]" in refusal(cleanshelf(*enrolment, "train.epochs=3", env=env))
     refused = cleanshelf(*enrolment, NEVER[0], env=env)
     assert (refused.returncode, refused.stdout) == (4, "")
@@ -225,8 +233,8 @@ def test_the_verbs_and_their_exit_codes(own: Workspace, few: list[Path], triton_
     assert done.returncode == 0, done.stderr
     assert f"model version 2 answers instead of 1: {NEW.label} is known from 5 photos" in done.stdout
     assert "next retraining forgets" in done.stdout
-    gone = cleanshelf(
-        "withdraw", KNOWN[0].label, "--workspace", own.root, "--set", ANY[0], "--set", ANY[1], "--json", env=env
+    withdrawn = cleanshelf(
+        "withdraw", KNOWN[0].label, "--workspace", workspace.root, "--set", ANY[0], "--set", ANY[1], "--json", env=env
     )
-    assert json.loads(gone.stdout)["model_version"] == 3
-    assert KNOWN[0].label not in repository(own).labels(3)
+    assert json.loads(withdrawn.stdout)["model_version"] == 3
+    assert KNOWN[0].label not in repository(workspace).labels(3)

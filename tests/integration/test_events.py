@@ -30,9 +30,9 @@ from flows.workspace.ledger import Ledger
 from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf
 from tests.deliveries import deliver
-from tests.graphs import LABELS, stage
-from tests.prefect_api import ask, events
-from tests.scheduling import PATIENCE_S, come_to, said, scheduler
+from tests.graphs import LABELS, write_versions
+from tests.prefect_api import events, post_json
+from tests.scheduling import PATIENCE_S, scheduler, scheduler_log, wait_for_outcomes
 
 pytestmark = [pytest.mark.dvc, pytest.mark.prefect]
 NEVER = "0 3 29 2 *"
@@ -40,7 +40,7 @@ NEVER = "0 3 29 2 *"
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Workspace:
-    """Two data versions, and two model versions judged by the second, which has more than 100 test photos."""
+    """Workspace with two data versions, and two models of the second, which has more than 100 test photos."""
     shop = Workspace.init(tmp_path / "shop")
     versions = DataVersions(shop)
     for number in (1, 2):
@@ -52,7 +52,7 @@ def shop(tmp_path: Path) -> Workspace:
         build_version(source, base=base, out=folder, parent=base.name if base else None, test_share=0.4)
         versions.commit(folder, step="ingest", message=source.name)
     models = ModelVersions(Ledger(shop.root))
-    stage(repository(shop), tmp_path, 1, 2)
+    write_versions(repository(shop), tmp_path, 1, 2)
     for number in (1, 2):
         models.register({"version": number, "data_version": versions.selected()})
         models.promote(number)
@@ -61,7 +61,7 @@ def shop(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def received() -> Iterator[tuple[str, list[str]]]:
-    """An address, and what was sent there."""
+    """Address of an HTTP server, and the bodies of the requests that it received."""
     bodies: list[str] = []
 
     class Receiver(BaseHTTPRequestHandler):
@@ -80,7 +80,7 @@ def received() -> Iterator[tuple[str, list[str]]]:
 
 
 def automate(url: str, receiver: str) -> None:
-    """The automations of docs/tasks/schedule.md."""
+    """Creates the automations of docs/tasks/schedule.md."""
     example = (ROOT / "docs" / "tasks" / "schedule.md").read_text().split("```yaml\n")[1].split("```")[0]
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("scheduled/retrain").id
@@ -92,7 +92,7 @@ def automate(url: str, receiver: str) -> None:
 
 
 def write_answers(path: Path) -> Path:
-    """Answers that are never sure, as `recognise DIR --out` writes them."""
+    """Writes answers of low probability, as `recognise DIR --out` does."""
     rows = [dict.fromkeys(SCHEMA.names) | {"label": LABELS[0], "probability": float(p), "score": float(p)}
             for p in np.random.default_rng(0).uniform(0, 0.01, 200)]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
@@ -101,42 +101,42 @@ def write_answers(path: Path) -> Path:
 
 def test_events_arrive_and_automations_act(shop: Workspace, tmp_path: Path, received: tuple[str, list[str]]) -> None:
     recipe = Path(shutil.copy(ROOT / "models" / "recipes" / "smoke.toml", tmp_path / "ours.toml"))
-    old, where = DataVersions(shop).log()[1].id, ("-w", shop.root)
+    old, workspace = DataVersions(shop).log()[1].id, ("-w", shop.root)
     with scheduler(shop.root, recipe, "--cron", NEVER):
-        assert until(lambda: (shop.state / "schedule.json").exists(), timeout_s=PATIENCE_S), said(shop.root)
-        recipe.write_text("name = 1")  # no run gets far
+        assert until(lambda: (shop.state / "schedule.json").exists(), timeout_s=PATIENCE_S), scheduler_log(shop.root)
+        recipe.write_text("name = 1")  # so that runs fail at once
         server = scheduler_server(shop)
         assert server is not None
         automate(server.url, received[0])
 
         for command in (["drift", write_answers(tmp_path / "answers.parquet")], ["data", "rollback", old], ["model", "rollback"],
                         ["ingest", deliver(tmp_path / "more", {LABELS[0]: 2}, first_seed=5000)]):  # fmt: skip
-            done = cleanshelf(*command, *where)
+            done = cleanshelf(*command, *workspace)
             assert done.returncode == 0, done.stderr
         post(shop, happened("model.refused", to="run", name="a run", reasons=["it is worse"]))
 
         names = ("drift.found", "data.rolled-back", "model.rolled-back", "data.ingested", "model.refused")
-        expected = {f"cleanshelf.{what}" for what in names}
+        expected = {f"cleanshelf.{name}" for name in names}
         assert until(lambda: set(events(server.url)) == expected, timeout_s=30)
         found = events(server.url)
         assert found["cleanshelf.data.rolled-back"]["payload"]["data_version"] == old
         assert found["cleanshelf.model.rolled-back"]["payload"] == {"model_version": 1, "instead_of": 2}
         assert found["cleanshelf.drift.found"]["payload"]["shifts"][0]["verdict"] == "drifted"
         assert found["cleanshelf.data.ingested"]["payload"]["parent"] == old
-        (shown,) = ask(f"{server.url}/artifacts/filter", {"artifacts": {"key": {"any_": ["drift"]}}})
-        assert shown["data"].startswith("# drifted\n\n200 recent photos")
+        (artifact,) = post_json(f"{server.url}/artifacts/filter", {"artifacts": {"key": {"any_": ["drift"]}}})
+        assert artifact["data"].startswith("# drifted\n\n200 recent photos")
 
         assert until(lambda: received[1] != [], timeout_s=30)
         assert json.loads(received[1][0]) == {"text": "CleanShelf refused a model a run: ['it is worse']"}
-        assert come_to(shop.root, "failed", "failed"), "of the drift, and of the new data"
+        assert wait_for_outcomes(shop.root, "failed", "failed"), "one run for the drift, one for the new data"
 
 
-def test_a_server_that_is_down_stops_nothing(shop: Workspace, tmp_path: Path) -> None:
+def test_commands_work_while_the_server_is_down(shop: Workspace, tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/api"
-    down, where = {"PREFECT_API_URL": url}, ("-w", shop.root)
-    seen = cleanshelf("drift", write_answers(tmp_path / "answers.parquet"), *where, env=down)
-    assert (seen.returncode, seen.stdout.splitlines()[-1]) == (0, "drifted")
-    assert f"drift: {url} does not answer, so Prefect gets no report" in seen.stderr
-    done = cleanshelf("model", "rollback", *where, env=down)
+    down, workspace = {"PREFECT_API_URL": url}, ("-w", shop.root)
+    done = cleanshelf("drift", write_answers(tmp_path / "answers.parquet"), *workspace, env=down)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "drifted")
+    assert f"drift: {url} does not answer, so Prefect gets no report" in done.stderr
+    done = cleanshelf("model", "rollback", *workspace, env=down)
     assert (done.returncode, done.stdout) == (0, "model version 1 answers\n")
     assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not accept the event: ")

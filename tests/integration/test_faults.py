@@ -1,4 +1,4 @@
-"""Full disks, errors and two at once: whatever happens, the data are the old version or the new one, whole."""
+"""Full disks, errors and concurrent commands: the data are always the whole old version or the whole new one."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the delivery `more` and the workspace `shop`, which holds two versions, the second selected."""
-    place = tmp_path_factory.mktemp("prepared")
-    two_versions(place, photos=3)
-    return place
+    """Folder with the delivery `more` and the workspace `shop`, which has two versions, the second selected."""
+    root = tmp_path_factory.mktemp("prepared")
+    two_versions(root, photos=3)
+    return root
 
 
 @pytest.fixture
-def place(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "place", symlinks=True))
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "copy", symlinks=True))
 
 
-def test_killed_while_taking_a_version(place: Path) -> None:
-    """Several at once, one killed: the rest get the whole version."""
-    versions = DataVersions(Workspace.find(place / "shop"))
+def test_killed_while_writing_a_version_as_files(folder: Path) -> None:
+    """Of several processes that write the version, one is killed: the others get the whole version."""
+    versions = DataVersions(Workspace.find(folder / "shop"))
     version = versions.selected()
     shutil.rmtree(versions.workspace.versions)
     code = f"""
 from pathlib import Path
 from flows.data.versions import DataVersions
 from flows.workspace import Workspace
-print(DataVersions(Workspace.find(Path({str(place / "shop")!r}))).materialise({version!r}))
+print(DataVersions(Workspace.find(Path({str(folder / "shop")!r}))).materialise({version!r}))
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
@@ -60,13 +60,13 @@ print(DataVersions(Workspace.find(Path({str(place / "shop")!r}))).materialise({v
     ]
     time.sleep(0.9)
     processes[0].kill()
-    taken = [process.communicate(timeout=60)[0].strip() for process in processes]
-    assert taken[1] == taken[2] == str(versions.workspace.versions / str(version))
+    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert outputs[1] == outputs[2] == str(versions.workspace.versions / str(version))
     check_whole(versions)
 
 
-def test_two_processes(place: Path) -> None:
-    workspace = Workspace.find(place / "shop")
+def test_a_second_process_is_refused_while_the_first_holds_the_lock(folder: Path) -> None:
+    workspace = Workspace.find(folder / "shop")
     code = f"""
 import sys
 from pathlib import Path
@@ -90,16 +90,16 @@ with Workspace.find(Path({str(workspace.root)!r})).lock("retrain"):
         pass
 
 
-def test_a_foreign_dvc_is_waited_for(place: Path) -> None:
-    """A `dvc` command of the user holds DVC's lock for longer than DVC itself would wait."""
-    lock = place / "shop" / ".dvc" / "tmp" / "lock"
+def test_a_foreign_dvc_is_waited_for(folder: Path) -> None:
+    """Covers a `dvc` command of the user that holds DVC's lock for longer than DVC itself would wait."""
+    lock = folder / "shop" / ".dvc" / "tmp" / "lock"
     held = f"held = zc.lockfile.LockFile({str(lock)!r})"
     code = f"import time, zc.lockfile; {held}; print('held', flush=True); time.sleep(5)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     holder.stdout.readline()
-    workspace = Workspace.find(place / "shop")
-    verbs.ingest(workspace, place / "more")
+    workspace = Workspace.find(folder / "shop")
+    verbs.ingest(workspace, folder / "more")
     holder.communicate()
     check_whole(DataVersions(workspace))
 
@@ -129,19 +129,19 @@ sys.exit(5)
 
 
 def small_disk(folder: Path, megabytes: int) -> bool:
-    """Mount a disk of that size, where the machine permits it."""
+    """Mounts a disk of that size; False if the machine does not permit it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("photos", "taken"),
+    ("photos", "occupied"),
     [(260, 0), (120, 0), (60, 9_100_000)],
     ids=["while-packing", "while-pushing", "while-adding"],
 )
-def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, taken: int) -> None:
-    """A disk of 12 MB: 260 photos of 49 kB do not fit once, 120 not twice, and 60 leave hardly any room."""
+def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, occupied: int) -> None:
+    """On a disk of 12 MB, 260 photos of 49 kB do not fit once, 120 do not fit twice, and 60 nearly fill it."""
     disk = tmp_path / "disk"
     if not small_disk(disk, 12):
         pytest.skip("this machine permits no tmpfs mounts")
@@ -151,7 +151,7 @@ def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, taken: int) ->
         old, before = versions.log(), contents(versions.workspace.data)
         deliver(tmp_path / "big", {"a": photos // 2, "b b": photos // 2}, first_seed=5000, side=128)
         filler = disk / "filler"
-        filler.write_bytes(bytes(taken))
+        filler.write_bytes(bytes(occupied))
         done = subprocess.run(
             [sys.executable, "-c", LIMITED, str(disk / "shop"), str(tmp_path / "big")],
             cwd=REPOSITORY, capture_output=True, text=True, check=False,
@@ -169,20 +169,20 @@ def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, taken: int) ->
 
 
 def limit_file_size(limit: int) -> Callable[[], None]:
-    def limit_here() -> None:
+    def limit_process() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return limit_here
+    return limit_process
 
 
-def test_a_file_that_cannot_grow(place: Path) -> None:
-    """The same where no disk can be mounted: no file may pass 300 kB, and the shard would."""
-    deliver(place / "big", {"a": 10, "b b": 10}, first_seed=5000, side=128)
-    versions = DataVersions(Workspace.find(place / "shop"))
+def test_a_file_that_cannot_grow(folder: Path) -> None:
+    """Covers a full disk on machines that cannot mount one: files are limited to 300 kB, and the shard is larger."""
+    deliver(folder / "big", {"a": 10, "b b": 10}, first_seed=5000, side=128)
+    versions = DataVersions(Workspace.find(folder / "shop"))
     old = versions.log()
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(place / "shop"), str(place / "big")],
+        [sys.executable, "-c", LIMITED, str(folder / "shop"), str(folder / "big")],
         cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit_file_size(300_000),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -190,24 +190,24 @@ def test_a_file_that_cannot_grow(place: Path) -> None:
     check_whole(versions)
 
 
-def test_an_error_in_the_middle_restores_the_old_state(place: Path) -> None:
-    """The remote is a file: nothing can be stored in it."""
-    workspace = Workspace.find(place / "shop")
+def test_an_error_in_the_middle_restores_the_old_state(folder: Path) -> None:
+    """Covers a remote that is a file, so that nothing can be stored in it."""
+    workspace = Workspace.find(folder / "shop")
     versions = DataVersions(workspace)
     old = versions.log()
-    workspace.remote.rename(place / "remote elsewhere")
+    workspace.remote.rename(folder / "remote elsewhere")
     workspace.remote.write_text("not a folder")
     with pytest.raises(MissingFromRemote, match="cannot write"):
-        verbs.ingest(workspace, place / "more")
+        verbs.ingest(workspace, folder / "more")
     workspace.remote.unlink()
-    (place / "remote elsewhere").rename(workspace.remote)
+    (folder / "remote elsewhere").rename(workspace.remote)
     assert versions.log() == old
     check_whole(versions)
 
 
-def test_a_ref_moved_by_somebody_else_is_not_overwritten(place: Path) -> None:
-    ledger = Ledger(place / "shop")
-    hook = place / "shop" / ".git" / "hooks" / "reference-transaction"
+def test_a_ref_moved_by_another_process_is_not_overwritten(folder: Path) -> None:
+    ledger = Ledger(folder / "shop")
+    hook = folder / "shop" / ".git" / "hooks" / "reference-transaction"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text('#!/bin/sh\n[ "$1" != prepared ] || exit 1\n')
     hook.chmod(0o755)
