@@ -1,8 +1,8 @@
 """Commands that tests kill: `python -m tests.verbs VERB ...`. All imports are done before the command begins.
 
-The verbs are those of `cleanshelf`, and three that run parts of flows without a Prefect server, whose start would take most
-of the time: `ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning with the scores in these folders;
-`materialise WORKSPACE VERSION`, which every run does with the version that it reads.
+The verbs are those of `cleanshelf`, and three that run parts of flows without a Prefect server, whose start would
+take most of the time: `ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning with the scores in
+these folders; `materialise WORKSPACE VERSION`, which every run does with the version that it reads.
 """
 
 from __future__ import annotations

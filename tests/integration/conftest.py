@@ -1,4 +1,4 @@
-"""Servers of integration tests: Triton from its wheel, on ports chosen when the tests run, and Prefect's test server."""
+"""Servers of integration tests: Triton from its wheel, on ports chosen at run time, and Prefect's test server."""
 
 from __future__ import annotations
 

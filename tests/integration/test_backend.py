@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions of our Python backend, in the interpreter and with the ONNX Runtime that the server gives it."""
+"""ONNX Runtime sessions of our Python backend, in the server's own interpreter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.graphs import write_graph
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 
-# Reads the configuration from stdin, as the stub passes it, and makes a session with the providers that the backend chooses.
+# Reads the configuration from stdin, as the stub passes it, and makes a session with the backend's providers.
 SCRIPT = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]

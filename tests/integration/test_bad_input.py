@@ -349,7 +349,7 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
 
 
 def check_only_whole_objects_were_added(shop: Path, before: dict[str, str]) -> list[str]:
-    """Checks that old files are unchanged and new ones are whole objects of the remote; returns names of temporary files."""
+    """Checks that old files are unchanged and new ones are whole objects; returns names of temporary files."""
     after = snapshot(shop)
     assert {name: after.get(name) for name in before} == before
     new = [name for name in after.keys() - before.keys() if (shop / name).is_file()]

@@ -1,4 +1,4 @@
-"""Damage to every kind of file of a data version is named, then healed or refused: a flipped bit, a cut file, an empty file."""
+"""Damage to every kind of file of a data version (a flipped bit, a cut or empty file) is named, then healed or refused."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_journal(versions: DataVersions, tmp_path: Path, break_it: Break) ->
 
 @breaking
 def test_a_photo_of_a_delivery(versions: DataVersions, tmp_path: Path, break_it: Break) -> None:
-    """A photo with a flipped bit may still decode, as another photo. The rest of the delivery is ingested in any case."""
+    """A photo with a flipped bit may still decode, as another photo; the rest of the delivery is ingested."""
     source = deliver(tmp_path / "more", {"Red Mug": 3}, first_seed=700)
     break_it(source / "Red Mug" / "photo 701.png")
     verbs.ingest(versions.workspace, source)

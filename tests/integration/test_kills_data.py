@@ -1,4 +1,4 @@
-"""Commands that change data, killed anywhere: the next command repairs, and every promise is checked by hashing the files again."""
+"""Commands that change data, killed at any point: the next command repairs, which hashes of all files confirm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [
 
 FOLDS = ("fold-0", "fold-1")
 FEEDBACK = "path,label\na/photo 0.png,b b\nb b/photo 12.png,\n"
-TURNS = {
+STEPS = {
     "old pointer": ("replace", "/state/previous.dvc"),
     "journal": ("replace", "/state/journal.json"),
     "set aside": ("rename", "/state/previous"),
@@ -47,19 +47,19 @@ TURNS = {
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace `shop` with two versions, the second selected; a delivery `more`; what people and folds say."""
-    place = tmp_path_factory.mktemp("prepared")
-    two_versions(place, photos=12)
-    (place / "shop" / "mine.txt").write_text("mine")
-    (place / "words.csv").write_text(FEEDBACK)
-    manifest = read_manifest(versions_in(place).materialise("selected"))
+    """Folder with `shop`, a workspace with two versions, the delivery `more`, people's labels, and scores of folds."""
+    folder = tmp_path_factory.mktemp("prepared")
+    two_versions(folder, photos=12)
+    (folder / "shop" / "mine.txt").write_text("mine")
+    (folder / "labels.csv").write_text(FEEDBACK)
+    manifest = read_manifest(versions_in(folder).materialise("selected"))
     for number, name in enumerate(FOLDS):
-        judge_half(place / name, manifest, number)
-    return place
+        write_fold_scores(folder / name, manifest, number)
+    return folder
 
 
-def judge_half(folder: Path, manifest: Manifest, number: int) -> None:
-    """Scores of one of two folds, which believe every label but each fourth."""
+def write_fold_scores(folder: Path, manifest: Manifest, number: int) -> None:
+    """Writes scores of one of two folds, in which every fourth label is improbable."""
     held_out = (np.arange(len(manifest)) % 2 == number) & (manifest.split == "train") | (manifest.split == "val")
     rows = np.flatnonzero(held_out)
     target = np.array([manifest.classes.index(label) for label in manifest.label[rows]])
@@ -75,51 +75,51 @@ def judge_half(folder: Path, manifest: Manifest, number: int) -> None:
     np.save(folder / "embeddings.npy", np.eye(len(manifest.classes), dtype=np.float32)[target])
 
 
-def versions_in(place: Path) -> DataVersions:
-    return DataVersions(Workspace.find(place / "shop"))
+def versions_in(folder: Path) -> DataVersions:
+    return DataVersions(Workspace.find(folder / "shop"))
 
 
 def copied(prepared: Path, *command: str) -> Callable[[Path], Sequence[object]]:
-    """Prepares a copy; words of the command that name something in it become paths."""
+    """Function that prepares a copy, and returns the command with paths in the copy where it names files."""
 
-    def prepare(place: Path) -> Sequence[object]:
-        shutil.copytree(prepared, place, symlinks=True, dirs_exist_ok=True)
-        return [place / word if (place / word).exists() else word for word in command]
+    def prepare(folder: Path) -> Sequence[object]:
+        shutil.copytree(prepared, folder, symlinks=True, dirs_exist_ok=True)
+        return [folder / word if (folder / word).exists() else word for word in command]
 
     return prepare
 
 
-def after_repair(place: Path, prepared: Path) -> DataVersions:
-    """The data versions after what the next command does first; a reader before it was not fooled, and nothing is lost."""
+def after_repair(folder: Path, prepared: Path) -> DataVersions:
+    """Data versions after the repair that begins the next command. Checks a reader before it, and that nothing is lost."""
     with suppress(WorldError):
-        taken = versions_in(place).materialise("selected")
-        assert Listing.of(taken, hashes=HashCache(place / "seen")).without("READY").id == taken.name
-    versions = versions_in(place)
-    with versions.workspace.lock("repair"):  # the kernel freed it
+        copy = versions_in(folder).materialise("selected")
+        assert Listing.of(copy, hashes=HashCache(folder / "seen")).without("READY").id == copy.name
+    versions = versions_in(folder)
+    with versions.workspace.lock("repair"):  # the kernel released the lock of the killed process
         versions.repair()
     check_whole(versions)
-    assert contents(place / "more") == contents(prepared / "more")
-    assert (place / "shop" / "mine.txt").read_text() == "mine"
+    assert contents(folder / "more") == contents(prepared / "more")
+    assert (folder / "shop" / "mine.txt").read_text() == "mine"
     return versions
 
 
-class Once:
-    """Checks of a command that makes one more version, whenever it is killed and however often it runs."""
+class MakesOneVersion:
+    """Check that a command makes exactly one version, whenever it is killed and however often it runs."""
 
     def __init__(self, prepared: Path, again: Callable[[Path], object]) -> None:
         self.prepared, self.again = prepared, again
         self.old = versions_in(prepared).log()
         self.made: str | None = None
 
-    def __call__(self, place: Path) -> None:
-        versions = after_repair(place, self.prepared)
+    def __call__(self, folder: Path) -> None:
+        versions = after_repair(folder, self.prepared)
         assert [entry.id for entry in versions.log()][-len(self.old) :] == [entry.id for entry in self.old]
         for _ in range(2):
-            self.again(place)
+            self.again(folder)
             newest, *before = versions.log()
             assert len(before) == len(self.old)
         self.made = self.made or newest.id
-        assert newest.id == self.made, "as without a kill"
+        assert newest.id == self.made, "the same version as without a kill"
         check_whole(versions)
         assert max(children(versions.log(), versions).values()) == 1
 
@@ -135,19 +135,19 @@ def test_ingest_of_a_first_delivery(kills: Kills, tmp_path: Path) -> None:
     deliver(empty / "more", {"a": 3, "b": 3})
     (Workspace.init(empty / "shop").root / "mine.txt").write_text("mine")
 
-    def check(place: Path) -> None:
-        if not after_first_repair(place):
-            verbs.ingest(versions_in(place).workspace, place / "more")
-        after_repair(place, empty)
-        assert len(versions_in(place).log()) == 1
+    def check(folder: Path) -> None:
+        if not after_first_repair(folder):
+            verbs.ingest(versions_in(folder).workspace, folder / "more")
+        after_repair(folder, empty)
+        assert len(versions_in(folder).log()) == 1
 
     command = ("tests.verbs", "ingest", "shop", "more")
     kills.strike("ingest of a first delivery", promises="I1 to I4", prepare=copied(empty, *command), check=check)
 
 
-def after_first_repair(place: Path) -> list[Entry]:
-    """The history of a workspace that was empty; where there is none, there are no data either."""
-    versions = versions_in(place)
+def after_first_repair(folder: Path) -> list[Entry]:
+    """History of a workspace that was empty, after a check that there are data only if there is a history."""
+    versions = versions_in(folder)
     versions.repair()
     entries = versions.log()
     assert (versions.selected() is None) == (not versions.workspace.data.exists()) == (not entries)
@@ -155,7 +155,7 @@ def after_first_repair(place: Path) -> list[Entry]:
 
 
 def test_ingest_of_a_further_delivery(kills: Kills, prepared: Path) -> None:
-    check = Once(prepared, lambda place: verbs.ingest(versions_in(place).workspace, place / "more"))
+    check = MakesOneVersion(prepared, lambda folder: verbs.ingest(versions_in(folder).workspace, folder / "more"))
     command = ("tests.verbs", "ingest", "shop", "more")
     kills.strike("ingest of a further delivery", promises="I1 to I4", prepare=copied(prepared, *command), check=check)
 
@@ -163,8 +163,8 @@ def test_ingest_of_a_further_delivery(kills: Kills, prepared: Path) -> None:
 def test_rollback(kills: Kills, prepared: Path) -> None:
     first = versions_in(prepared).log()[-1].id
 
-    def check(place: Path) -> None:
-        versions = after_repair(place, prepared)
+    def check(folder: Path) -> None:
+        versions = after_repair(folder, prepared)
         assert len(versions.log()) in (2, 3)
         rollback_data(versions.workspace, first)
         assert versions.log()[0].id == first
@@ -174,33 +174,35 @@ def test_rollback(kills: Kills, prepared: Path) -> None:
     kills.strike("data rollback", promises="I5 to I7", prepare=copied(prepared, *command), check=check)
 
 
-def test_taking_a_version(kills: Kills, prepared: Path) -> None:
+def test_writing_a_version_as_files(kills: Kills, prepared: Path) -> None:
     first = versions_in(prepared).log()[-1].id
 
-    def check(place: Path) -> None:
-        ready = versions_in(place).workspace.versions / first / "READY"
+    def check(folder: Path) -> None:
+        ready = versions_in(folder).workspace.versions / first / "READY"
         if ready.exists():
-            assert Listing.of(ready.parent, hashes=HashCache(place / "seen")).without("READY").id == first
-        after_repair(place, prepared).materialise(first)
+            assert Listing.of(ready.parent, hashes=HashCache(folder / "seen")).without("READY").id == first
+        after_repair(folder, prepared).materialise(first)
         assert ready.exists()
 
-    def prepare(place: Path) -> Sequence[object]:
-        command = copied(prepared, "tests.verbs", "take", "shop", first)(place)
-        shutil.rmtree(place / "shop" / "versions" / first)
+    def prepare(folder: Path) -> Sequence[object]:
+        command = copied(prepared, "tests.verbs", "materialise", "shop", first)(folder)
+        shutil.rmtree(folder / "shop" / "versions" / first)
         return command
 
     kills.strike("taking a version as files", promises="I5, I6", prepare=prepare, check=check)
 
 
 def test_cleaning(kills: Kills, prepared: Path) -> None:
-    check = Once(prepared, lambda place: verbs.clean(versions_in(place).workspace, *[place / fold for fold in FOLDS]))
+    check = MakesOneVersion(
+        prepared, lambda folder: verbs.clean(versions_in(folder).workspace, *[folder / fold for fold in FOLDS])
+    )
     command = ("tests.verbs", "clean", "shop", *FOLDS)
     kills.strike("cleaning, one round", promises="I11", prepare=copied(prepared, *command), check=check)
 
 
 def test_feedback(kills: Kills, prepared: Path) -> None:
-    check = Once(prepared, lambda place: feedback(versions_in(place).workspace, place / "words.csv"))
-    command = ("tests.verbs", "feedback", "words.csv", "--workspace", "shop")
+    check = MakesOneVersion(prepared, lambda folder: feedback(versions_in(folder).workspace, folder / "labels.csv"))
+    command = ("tests.verbs", "feedback", "labels.csv", "--workspace", "shop")
     kills.strike("feedback", promises="I1 to I4, I11", prepare=copied(prepared, *command), check=check)
 
 
@@ -209,66 +211,67 @@ COMMANDS = {"ingest": ("ingest", "shop", "more"), "rollback": ("data", "rollback
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """File operations of each command from beginning to end."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    return {verb: run(*command(verb, prepared, place / verb), log=place / f"{verb}.log") for verb in COMMANDS}
+    """Outcome of each command without a kill, with all its fault points."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {verb: run(*command(verb, prepared, folder / verb), log=folder / f"{verb}.log") for verb in COMMANDS}
 
 
-def command(verb: str, prepared: Path, place: Path) -> Sequence[object]:
+def command(verb: str, prepared: Path, folder: Path) -> Sequence[object]:
     first = versions_in(prepared).log()[-1].id
     words = (first if word == "first" else word for word in COMMANDS[verb])
-    return copied(prepared, "tests.verbs", *words)(place)
+    return copied(prepared, "tests.verbs", *words)(folder)
 
 
-def number_of(turn: str, passed: Sequence[Sequence[str]]) -> int:
-    """Index of a fault point with that name."""
-    what, ending = TURNS[turn]
+def number_of(step: str, passed: Sequence[Sequence[str]]) -> int:
+    """Number of the first fault point of that step; fault points are counted from 1."""
+    call, ending = STEPS[step]
     return 1 + next(
-        n for n, (did, *words) in enumerate(passed) if did == what and any(w.endswith(ending) for w in words)
+        n for n, (did, *words) in enumerate(passed) if did == call and any(w.endswith(ending) for w in words)
     )
 
 
-@pytest.mark.parametrize(("verb", "turn"), [*product(COMMANDS, TURNS)][:-1])  # what is selected again has its tag
-def test_killed_at_each_turn(
-    prepared: Path, undisturbed: dict[str, Outcome], tmp_path: Path, verb: str, turn: str
+@pytest.mark.parametrize(
+    ("verb", "step"), [*product(COMMANDS, STEPS)][:-1]
+)  # a rollback makes no tag, as the version has one
+def test_killed_at_each_step(
+    prepared: Path, undisturbed: dict[str, Outcome], tmp_path: Path, verb: str, step: str
 ) -> None:
-    place = tmp_path / "place"
-    fatal = number_of(turn, undisturbed[verb].passed)
-    assert run(*command(verb, prepared, place), log=tmp_path / "killed.log", fatal=fatal).killed
-    versions = after_repair(place, prepared)
-    assert len(versions.log()) == (3 if turn in ("entry", "tag") else 2)
+    folder = tmp_path / "copy"
+    fatal = number_of(step, undisturbed[verb].passed)
+    assert run(*command(verb, prepared, folder), log=tmp_path / "killed.log", fatal=fatal).killed
+    versions = after_repair(folder, prepared)
+    assert len(versions.log()) == (3 if step in ("entry", "tag") else 2)
 
 
 def test_git_killed_while_it_holds_a_ref(prepared: Path, tmp_path: Path) -> None:
-    """Its lock would keep the history as it is for ever."""
-    check = Once(prepared, lambda place: verbs.ingest(versions_in(place).workspace, place / "more"))
-    words = command("ingest", prepared, tmp_path / "place")
-    hook = tmp_path / "place" / "shop" / ".git" / "hooks" / "reference-transaction"
+    """The lock of a killed git would block the history for ever."""
+    check = MakesOneVersion(prepared, lambda folder: verbs.ingest(versions_in(folder).workspace, folder / "more"))
+    words = command("ingest", prepared, tmp_path / "copy")
+    hook = tmp_path / "copy" / "shop" / ".git" / "hooks" / "reference-transaction"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text('#!/bin/sh\n[ "$1" != prepared ] || kill -9 0\n')
     hook.chmod(0o755)
     assert run(*words, log=tmp_path / "killed.log").killed
     hook.unlink()
-    assert list((tmp_path / "place" / "shop" / ".git" / "refs").rglob("*.lock"))
-    check(tmp_path / "place")
+    assert list((tmp_path / "copy" / "shop" / ".git" / "refs").rglob("*.lock"))
+    check(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_nothing_is_recorded_before_it_is_on_the_disk(undisturbed: dict[str, Outcome], verb: str) -> None:
-    """Power loss, as far as a trace tells: before git writes the entry, each file is synced and then each name of one."""
+    """Covers power loss by a trace: before git writes the entry, files are synced, and then the folders of their names."""
     passed = undisturbed[verb].passed
     until = number_of("entry", passed)
     named = [
-        (at, what, words) for at, (what, *words) in enumerate(passed[:until]) if what in ("rename", "replace", "link")
+        (at, call, words) for at, (call, *words) in enumerate(passed[:until]) if call in ("rename", "replace", "link")
     ]
-    synced = [(at, words[0]) for at, (what, *words) in enumerate(passed[:until]) if what == "fsync"]
+    synced = [(at, words[0]) for at, (call, *words) in enumerate(passed[:until]) if call == "fsync"]
     assert len(named) > 10
-    for at, what, (source, target) in named:
+    for at, call, (source, target) in named:
         parent = str(Path(target).parent)
-        assert any(path == parent for later, path in synced if later > at), f"{target}: its name"
-        if what == "replace":
+        assert any(path == parent for later, path in synced if later > at), f"{target}: its name is not synced"
+        if call == "replace":
             before = any(path == source for earlier, path in synced if earlier < at)
             later = "/remote/" in target and any(path == target for after, path in synced if after > at)
-            assert before or later, (
-                f"{target}: its bytes"
-            )  # DVC renames first; it is synced before the entry all the same
+            # DVC renames a file before it is synced; the file is synced before the entry nevertheless.
+            assert before or later, f"{target}: its bytes are not synced"

@@ -1,4 +1,4 @@
-"""`cleanshelf retrain` killed anywhere: nothing stays running or locked, and the next one goes on where it was (I20)."""
+"""`cleanshelf retrain`, killed at any point: nothing stays running or locked, and the next run resumes (I20)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def retraining(shop: Path) -> list[object]:
 
 
 def unfinished(workspace: Workspace) -> int:
-    """Flow and task runs that Prefect takes for running."""
+    """Number of flow and task runs that Prefect believes to be running."""
     with sqlite3.connect(workspace.state / "prefect" / "prefect.db") as database:
-        asked = "select count(*) from {} where state_type in ('RUNNING', 'PENDING', 'CANCELLING')"
-        return sum(database.execute(asked.format(table)).fetchone()[0] for table in ("flow_run", "task_run"))
+        query = "select count(*) from {} where state_type in ('RUNNING', 'PENDING', 'CANCELLING')"
+        return sum(database.execute(query.format(table)).fetchone()[0] for table in ("flow_run", "task_run"))
 
 
 def is_free(workspace: Workspace) -> bool:
@@ -60,25 +60,25 @@ def delivered(tmp_path: Path, triton_environment: Environment) -> Workspace:
 
 
 def test_retraining(kills: Kills, delivered: Workspace, tmp_path: Path) -> None:
-    """The first networks are trained already; from then on it is killed."""
+    """Kills come after the first cleaning; the networks before it are copied from an undisturbed run."""
     whole = Workspace(Path(shutil.copytree(delivered.root, tmp_path / "whole", symlinks=True)))
     run(*retraining(whole.root), log=tmp_path / "whole.log")
     [(cleaned, _), *_] = [(entry.id, entry.step) for entry in DataVersions(whole).log()]
     first = (whole.versions / cleaned / "READY").stat().st_mtime_ns
     graph = sha256(repository(whole).path(1) / "model.onnx")
 
-    def prepare(place: Path) -> Sequence[object]:
-        shop = Workspace(Path(shutil.copytree(delivered.root, place / "shop", symlinks=True)))
+    def prepare(folder: Path) -> Sequence[object]:
+        shop = Workspace(Path(shutil.copytree(delivered.root, folder / "shop", symlinks=True)))
         for name, finished in stages(whole).items():
             if finished < first:
                 shutil.copytree(whole.runs / "stages" / name, shop.runs / "stages" / name)
         return retraining(shop.root)
 
-    def check(place: Path) -> None:
-        workspace = Workspace(place / "shop")
+    def check(folder: Path) -> None:
+        workspace = Workspace(folder / "shop")
         assert is_free(workspace)
         early = stages(workspace)
-        run(*retraining(workspace.root), log=place / "again.log")
+        run(*retraining(workspace.root), log=folder / "again.log")
         assert {name: time for name, time in stages(workspace).items() if name in early} == early
         assert is_free(workspace)
         assert unfinished(workspace) == 0

@@ -1,4 +1,4 @@
-"""Breaks each link of a published model in turn and expects its name: real workspace, real files, an untrained model."""
+"""Every link of a published model, broken one at a time, is named: a real workspace, real files, an untrained model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from tests.versions import commit_drop, commit_first, damage
 pytestmark = pytest.mark.dvc
 
 
-def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) -> None:
-    """A graph with its card becomes the version that serves; `facts` stand in its lineage, whatever its card says."""
+def publish(workspace: Workspace, folder: Path, *, version: int, **facts: Any) -> None:
+    """Publishes a graph and its card as the current model; `facts` replace entries of its lineage, not of its card."""
     run = Run(workspace, load_recipe("smoke"), id=f"run-{version}")
     run.open({})
     stage = run.cached("train", version, work=lambda out: (out / "network.pt").write_bytes(b"weights"))
@@ -50,9 +50,9 @@ def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) ->
         "labels_sha256": labels_sha256(LABELS),
         "metrics": json.dumps({"top1": 0.5}),
     }
-    graph = write_graph(place / "model.onnx", seed=version, metadata=card)
+    graph = write_graph(folder / "model.onnx", seed=version, metadata=card)
     verdict = Verdict(True, ("good",), sha256(graph))
-    lineage = describe(run, place, verdict, parent=version - 1 or None) | facts
+    lineage = describe(run, folder, verdict, parent=version - 1 or None) | facts
     versions, models = repository(workspace), ModelVersions(Ledger(workspace.root))
     versions.write(graph, version=version, labels=LABELS, lineage=lineage, golden=golden_images())
     models.register(versions.lineage(version))
@@ -62,18 +62,18 @@ def publish(workspace: Workspace, place: Path, *, version: int, **facts: Any) ->
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Two data versions, and a model of each, of which the second serves."""
-    place = tmp_path_factory.mktemp("shop")
-    workspace = Workspace.init(place / "shop")
-    commit_first(DataVersions(workspace), place)
-    publish(workspace, place, version=1)
+    """Workspace with two data versions and a model of each; the second is the current model."""
+    folder = tmp_path_factory.mktemp("shop")
+    workspace = Workspace.init(folder / "shop")
+    commit_first(DataVersions(workspace), folder)
+    publish(workspace, folder, version=1)
     commit_drop(DataVersions(workspace), num=1)
-    publish(workspace, place, version=2)
+    publish(workspace, folder, version=2)
     return workspace
 
 
 @pytest.fixture
-def own(shop: Workspace, tmp_path: Path) -> Workspace:
+def workspace(shop: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(Path(shutil.copytree(shop.root, tmp_path / "shop", symlinks=True)))
 
 
@@ -83,36 +83,38 @@ def git(workspace: Workspace, *args: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def links(workspace: Workspace, version: int | None = None) -> list[str]:
+def broken_links(workspace: Workspace, version: int | None = None) -> list[str]:
     return [broken.link for broken in verify(workspace, version).broken]
 
 
-def only(workspace: Workspace) -> Broken:
+def only_broken_link(workspace: Workspace) -> Broken:
     [broken] = verify(workspace).broken
     return broken
 
 
-def test_every_link_of_a_published_model_holds_and_looking_changes_nothing(own: Workspace) -> None:
-    before = snapshot(own.root)
+def test_every_link_of_a_published_model_holds_and_a_check_changes_nothing(workspace: Workspace) -> None:
+    before = snapshot(workspace.root)
     for version in (1, 2, None):
-        found = verify(own, version)
+        found = verify(workspace, version)
         assert (found.version, found.broken, found.gone) == (version or 2, [], [])
-    assert snapshot(own.root) == before
+    assert snapshot(workspace.root) == before
     with pytest.raises(UnknownVersion, match="there are: 2, 1"):
-        verify(own, 3)
+        verify(workspace, 3)
 
 
-def test_the_registry_and_the_repository_have_the_same_file(own: Workspace) -> None:
-    file = repository(own).path(2) / "lineage.json"
-    assert git(own, "show", "products@v2.0.0:lineage.json") + "\n" == file.read_text("utf-8")
+def test_the_registry_and_the_repository_have_the_same_file(workspace: Workspace) -> None:
+    file = repository(workspace).path(2) / "lineage.json"
+    assert git(workspace, "show", "products@v2.0.0:lineage.json") + "\n" == file.read_text("utf-8")
     lineage = json.loads(file.read_bytes())
     assert lineage["graph_sha256"] == lineage["files"]["model.onnx"] == sha256(file.parent / "model.onnx")
     assert (lineage["version"], lineage["parent"], lineage["run"], lineage["verdict"]) == (2, 1, "run-2", ["good"])
-    assert list(lineage["stages"].values()) == [{"network.pt": sha256(next(own.runs.glob("stages/*/network.pt")))}]
+    assert list(lineage["stages"].values()) == [
+        {"network.pt": sha256(next(workspace.runs.glob("stages/*/network.pt")))}
+    ]
 
 
-def test_a_version_that_a_killed_publication_left_is_taken_up(own: Workspace, tmp_path: Path) -> None:
-    models, versions = ModelVersions(Ledger(own.root)), repository(own)
+def test_a_version_that_a_killed_publication_left_is_reused(workspace: Workspace, tmp_path: Path) -> None:
+    models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
     graph = write_graph(tmp_path / "model.onnx", seed=3)
     left = {"graph_sha256": sha256(graph)}
     assert number_for(left, models=models, versions=versions) == 3
@@ -120,8 +122,8 @@ def test_a_version_that_a_killed_publication_left_is_taken_up(own: Workspace, tm
     assert number_for(left, models=models, versions=versions) == 3
     assert number_for(models.lineage(1), models=models, versions=versions) == 1
     assert number_for({"graph_sha256": "another"}, models=models, versions=versions) == 4
-    models.register({"version": 7, "graph_sha256": "never staged"})  # as a kill of an earlier release left it
-    assert number_for({"graph_sha256": "never staged"}, models=models, versions=versions) == 8
+    models.register({"version": 7, "graph_sha256": "never written"})  # as a kill in an earlier release left it
+    assert number_for({"graph_sha256": "never written"}, models=models, versions=versions) == 8
 
 
 def lose_tag(shop: Workspace) -> None:
@@ -205,10 +207,10 @@ def edit_recipe(shop: Workspace) -> None:
     ],
 )
 def test_a_broken_link_is_named(
-    own: Workspace, breaking: Callable[[Workspace], None], link: str, file: str, way_out: str
+    workspace: Workspace, breaking: Callable[[Workspace], None], link: str, file: str, way_out: str
 ) -> None:
-    breaking(own)
-    broken = only(own)
+    breaking(workspace)
+    broken = only_broken_link(workspace)
     assert broken.link == link
     assert (broken.version == "products@v2.0.0") is not link.startswith("data")
     assert file in broken.file
@@ -217,82 +219,84 @@ def test_a_broken_link_is_named(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "golden.npz"])
-def test_a_flipped_bit_of_any_file_is_named(own: Workspace, name: str) -> None:
-    damage(repository(own).path(2) / name)
-    broken = only(own)
+def test_a_flipped_bit_of_any_file_is_named(workspace: Workspace, name: str) -> None:
+    damage(repository(workspace).path(2) / name)
+    broken = only_broken_link(workspace)
     assert (broken.link, Path(broken.file).name) == ("files", name)
 
 
 @pytest.mark.faults
-def test_a_lost_history_is_named_link_by_link(own: Workspace) -> None:
-    git(own, "update-ref", "-d", "refs/models/main")
-    assert links(own) == ["entry"], "its tag holds the commit"
-    git(own, "tag", "-d", "products@v1.0.0")
-    assert links(own, 1) == ["entry", "tag", "lineage"]
-    git(own, "update-ref", "-d", "refs/data/main")
-    assert links(own) == ["entry", "data"]
+def test_a_lost_history_is_named_link_by_link(workspace: Workspace) -> None:
+    git(workspace, "update-ref", "-d", "refs/models/main")
+    assert broken_links(workspace) == ["entry"], "its tag keeps the commit"
+    git(workspace, "tag", "-d", "products@v1.0.0")
+    assert broken_links(workspace, 1) == ["entry", "tag", "lineage"]
+    git(workspace, "update-ref", "-d", "refs/data/main")
+    assert broken_links(workspace) == ["entry", "data"]
 
 
 @pytest.mark.faults
-def test_a_lineage_that_says_what_its_file_does_not(own: Workspace, tmp_path: Path) -> None:
-    publish(own, tmp_path, version=3, metrics={"top1": 0.9}, data_parents=[])
-    assert [(b.link, b.file.rpartition(": ")[2]) for b in verify(own).broken] == [
-        ("metadata", "data_parents"), ("metadata", "metrics"), ("data", DataVersions(own).selected())
+def test_a_lineage_that_contradicts_the_card_of_its_graph(workspace: Workspace, tmp_path: Path) -> None:
+    publish(workspace, tmp_path, version=3, metrics={"top1": 0.9}, data_parents=[])
+    assert [(b.link, b.file.rpartition(": ")[2]) for b in verify(workspace).broken] == [
+        ("metadata", "data_parents"), ("metadata", "metrics"), ("data", DataVersions(workspace).selected())
     ]  # fmt: skip
 
 
-def test_what_was_cleared_away_is_told_and_no_error(own: Workspace) -> None:
-    stages = sorted(own.runs.glob("stages/*"))
-    shutil.rmtree(own.runs / "stages")
-    found = verify(own)
+def test_files_that_were_cleared_away_are_listed_and_no_error(workspace: Workspace) -> None:
+    stages = sorted(workspace.runs.glob("stages/*"))
+    shutil.rmtree(workspace.runs / "stages")
+    found = verify(workspace)
     assert (found.broken, len(found.gone)) == ([], 1)
     assert Path(found.gone[0]).parent in stages
 
 
-def test_a_stage_that_was_made_again_is_told_and_no_error(own: Workspace) -> None:
-    for folder in own.runs.glob("stages/*"):
+def test_a_step_that_was_repeated_is_listed_and_no_error(workspace: Workspace) -> None:
+    for folder in workspace.runs.glob("stages/*"):
         (folder / "network.pt").write_bytes(b"other weights")
         (folder / "done.json").write_text(json.dumps({"network.pt": sha256(folder / "network.pt")}))
-    found = verify(own)
+    found = verify(workspace)
     assert (found.broken, [Path(path).name for path in found.gone]) == ([], ["network.pt"])
 
 
-def test_a_version_of_an_earlier_release(own: Workspace) -> None:
-    """It has its own form of the file, and registered less."""
-    folder, models = repository(own).path(1), ModelVersions(Ledger(own.root))
-    lineage = repository(own).lineage(1)
+def test_a_version_of_an_earlier_release(workspace: Workspace) -> None:
+    """An earlier release named the file record.json, and registered fewer entries."""
+    folder, models = repository(workspace).path(1), ModelVersions(Ledger(workspace.root))
+    lineage = repository(workspace).lineage(1)
     (folder / "lineage.json").unlink()
     (folder / "record.json").write_text(json.dumps(lineage, sort_keys=True, indent=1))
-    less = {key: lineage[key] for key in ("run", "parent", "config_hash", "data_version", "graph_sha256", "metrics")}
+    registered = {
+        key: lineage[key] for key in ("run", "parent", "config_hash", "data_version", "graph_sha256", "metrics")
+    }
     ledger = models.ledger
-    git(own, "update-ref", "-d", "refs/models/main")
-    git(own, "tag", "-d", *git(own, "tag", "--list", "products*").split())
-    sha = ledger.commit("refs/models/main", {"record.json": json.dumps(less).encode()}, message="products v1")
+    git(workspace, "update-ref", "-d", "refs/models/main")
+    git(workspace, "tag", "-d", *git(workspace, "tag", "--list", "products*").split())
+    sha = ledger.commit("refs/models/main", {"record.json": json.dumps(registered).encode()}, message="products v1")
     ledger.tag("products@v1.0.0", sha, "products v1")
     models.promote(1)
-    load_on_start(repository(own), 1)
-    assert verify(own).broken == []
+    load_on_start(repository(workspace), 1)
+    assert verify(workspace).broken == []
     (folder / "record.json").write_text(json.dumps(lineage | {"metrics": {}}))
-    assert links(own) == ["lineage"]
+    assert broken_links(workspace) == ["lineage"]
 
 
-def test_the_verb_names_it_for_people_and_programs(own: Workspace) -> None:
-    here = ("--workspace", own.root)
-    whole = cleanshelf("verify", *here)
+def test_the_verb_names_the_link_in_text_and_in_json(workspace: Workspace) -> None:
+    shop = ("--workspace", workspace.root)
+    whole = cleanshelf("verify", *shop)
     assert (whole.returncode, whole.stdout) == (0, "every link of model version 2 holds\n"), whole.stderr
-    damage(repository(own).path(2) / "model.onnx")
-    broken = cleanshelf("verify", "2", *here, "--json")
+    damage(repository(workspace).path(2) / "model.onnx")
+    broken = cleanshelf("verify", "2", *shop, "--json")
     assert broken.returncode == 3, broken.stderr
-    told = json.loads(broken.stdout)
-    assert (told["version"], [each["link"] for each in told["broken"]], told["gone"]) == (2, ["files"], [])
-    assert "products/2/model.onnx sha256 is" in cleanshelf("verify", *here).stdout
-    assert "there is no model version 9; there are: 2, 1" in refusal(cleanshelf("verify", "9", *here))
+    report = json.loads(broken.stdout)
+    assert (report["version"], [each["link"] for each in report["broken"]], report["gone"]) == (2, ["files"], [])
+    assert "products/2/model.onnx sha256 is" in cleanshelf("verify", *shop).stdout
+    assert "there is no model version 9; there are: 2, 1" in refusal(cleanshelf("verify", "9", *shop))
 
 
-def test_a_model_goes_back_while_a_training_hangs_and_without_prefect(own: Workspace) -> None:
+def test_a_model_is_rolled_back_during_a_training_and_without_prefect(workspace: Workspace) -> None:
     script = "import sys; sys.modules |= {'prefect': None, 'torch': None}; from flows.cli import main; main()"
-    command = [sys.executable, "-c", script, "model", "rollback", "--workspace", own.root, "--json"]
-    with own.lock("retrain"):
+    command = [sys.executable, "-c", script, "model", "rollback", "--workspace", workspace.root, "--json"]
+    with workspace.lock("retrain"):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout or "0")) == (0, {"serving": 1}), done.stderr
-    assert links(own) == links(own, 2) == []
+    assert broken_links(workspace) == broken_links(workspace, 2) == []

@@ -19,7 +19,7 @@ from tests.integration.test_retrain import ANY, QUICK, pytestmark, stages, write
 
 __all__ = ["pytestmark"]  # the same services are needed
 
-# Members differ, are fine-tuned at a larger size and weighted, and crops are chosen. Every step is kept, whatever its gain.
+# Members differ, are fine-tuned at a larger size and weighted, and crops are chosen; every step is kept.
 ALL_STEPS = ("members.1.data=delivered", "members.1.loss.name=ce", "members.1.train.sampling_power=0.5", "finetune.epochs=1",
          "finetune.best_photos=6", "ensemble.method=greedy", "export.enlarge=[1.5, 1.0]", "export.crops=10",
          "proof.confidence=0")  # fmt: skip

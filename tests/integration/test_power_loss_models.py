@@ -1,4 +1,4 @@
-"""Power loss keeps only what was fsynced: a trace shows that bytes reach the disk before the name that marks them whole (I22)."""
+"""Power loss keeps only what was fsynced: a trace shows that bytes reach the disk before their name does (I22)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def renamed_in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """Folder with data, recipe.json, the files of EXPORT and a network in `out`, and the files that its training renamed."""
+    """Folder with data, recipe.json, the files of EXPORT and a network in `out`; files that its training renamed."""
     place = tmp_path_factory.mktemp("trained")
     build_version(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
     for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():

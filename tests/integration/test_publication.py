@@ -1,9 +1,10 @@
-"""The steps of a retraining taken alone: clean, publish what was not, promote what is only staged."""
+"""Parts of a retraining as separate commands: clean, publish a refused run, promote a registered version."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -54,14 +55,14 @@ def recipe(**gate: float) -> Recipe:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, triton_environment: Environment) -> Workspace:
-    """A delivery of three products, not yet cleaned."""
-    place, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
+    """Workspace with a delivery of three products, not yet cleaned."""
+    root, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(1)
     for sku in assortment()[::9][:3]:
-        (place / "delivery" / sku.label).mkdir(parents=True)
+        (root / "delivery" / sku.label).mkdir(parents=True)
         for number in range(14):
-            draw(sku, random).save(place / "delivery" / sku.label / f"{number}.jpg")
-    workspace = Workspace.init(place / "shop")
-    ingest(workspace, place / "delivery")
+            draw(sku, random).save(root / "delivery" / sku.label / f"{number}.jpg")
+    workspace = Workspace.init(root / "shop")
+    ingest(workspace, root / "delivery")
     return workspace
 
 
@@ -72,7 +73,7 @@ def cleaned(shop: Workspace) -> Cleaned:
 
 @pytest.fixture(scope="module")
 def refused(shop: Workspace, cleaned: Cleaned) -> str:
-    """A run that the gate refused: cleaning was to decide nothing away."""
+    """Id of a run that the gate refused, because it permits cleaning to flag no label."""
     with pytest.raises(GateRefused, match="cleaning flagged more than 0% of "):
         retrain(shop, recipe(decided_away=0))
     [report] = shop.runs.glob("*/run.json")
@@ -81,10 +82,10 @@ def refused(shop: Workspace, cleaned: Cleaned) -> str:
 
 @pytest.fixture(scope="module")
 def overridden(shop: Workspace, refused: str, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace where that run's model is staged all the same."""
+    """Workspace in which the model of the refused run is registered nevertheless, but not promoted."""
     workspace = copied(shop, tmp_path_factory.mktemp("overridden"))
-    Ledger(workspace.root)._git("config", "user.name", "Ada")
-    Ledger(workspace.root)._git("config", "user.email", "ada@shop")
+    for key, value in (("user.name", "Ada"), ("user.email", "ada@shop")):
+        subprocess.run(["git", "-C", str(workspace.root), "config", key, value], check=True)
     report = publish_run(workspace, refused, despite=f" {REASON}\n", promote=False)
     assert (report.model_version, report.promoted, report.seen) == (1, False, [])
     return workspace
@@ -94,7 +95,7 @@ def copied(workspace: Workspace, folder: Path) -> Workspace:
     return Workspace(Path(shutil.copytree(workspace.root, folder / "shop", symlinks=True)))
 
 
-def test_clean_makes_the_data_version_of_a_retraining_and_no_model(
+def test_clean_makes_the_same_data_version_as_a_retraining_and_no_model(
     shop: Workspace, cleaned: Cleaned, refused: str
 ) -> None:
     report = json.loads((shop.runs / refused / "run.json").read_text())
@@ -109,7 +110,7 @@ def test_clean_makes_the_data_version_of_a_retraining_and_no_model(
     assert cleaned.counts["dropped"] == (manifest.decision == "dropped").sum() > 0
 
 
-def test_where_there_is_nothing_to_clean_the_recipe_is_refused(shop: Workspace) -> None:
+def test_a_recipe_without_rounds_of_cleaning_is_refused(shop: Workspace) -> None:
     with pytest.raises(InputError, match=r"clean\.rounds: 0 leaves nothing to do"):
         clean_data(shop, replace(recipe(), clean=Clean(rounds=0)))
 
@@ -119,25 +120,27 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
     for reason in ("", "  "):
         with pytest.raises(InputError, match="--despite: the reason is blank"):
             publish_run(shop, refused, despite=reason)
-    for name, what in (("2", "matches several runs"), ("7", "matches no run; there are: ")):
-        with pytest.raises(InputError, match=f"'{name}' {what}"):
+    for name, problem in (("2", "matches several runs"), ("7", "matches no run; there are: ")):
+        with pytest.raises(InputError, match=f"'{name}' {problem}"):
             publish_run(shop, name)
     done = cleanshelf("publish", refused, "--workspace", shop.root)
     assert (done.returncode, done.stdout) == (4, "")
     assert "cleaning flagged more than" in done.stderr.splitlines()[-1]
-    assert snapshot(shop.root) == before, "the same verdict, over again"
+    assert snapshot(shop.root) == before, "the verdict is the same as before"
 
 
-def test_a_run_that_ended_between_gate_and_publication_goes_on(shop: Workspace, refused: str, tmp_path: Path) -> None:
+def test_a_run_that_ended_between_gate_and_publication_is_published(
+    shop: Workspace, refused: str, tmp_path: Path
+) -> None:
     workspace = copied(shop, tmp_path)
-    path = workspace.runs / refused / "recipe.json"  # as if this recipe had let it pass
+    path = workspace.runs / refused / "recipe.json"  # as if this recipe had passed the gate
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"latency_ms": 1000}}))
     report = publish_run(workspace, refused, promote=False)
     assert (report.verdict.passed, report.verdict.override, report.model_version) == (True, None, 1)
-    time = report.verdict.findings[-1]
-    assert (time.gate, time.allowed, time.before) == ("latency_ms", 1000, None)
-    assert time.after is not None
-    assert 0 < time.after < 1000
+    latency = report.verdict.findings[-1]
+    assert (latency.gate, latency.allowed, latency.before) == ("latency_ms", 1000, None)
+    assert latency.after is not None
+    assert 0 < latency.after < 1000
     assert ModelVersions(Ledger(workspace.root)).lineage(1)["override"] is None
     written = json.loads((workspace.runs / refused / "run.json").read_text())
     assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
@@ -150,11 +153,13 @@ def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str)
     verdict = json.loads((overridden.runs / refused / "verdict.json").read_text())
     assert (verdict["passed"], verdict["override"], verdict["against"]) == (False, override, None)
     assert verdict["graph_sha256"] == lineage["graph_sha256"] == lineage["files"]["model.onnx"]
-    told = ended_before(overridden, inputs(overridden, recipe(decided_away=0)))
-    assert told.endswith("which published model version 1"), "a schedule does not try again"
+    outcome = ended_before(overridden, inputs(overridden, recipe(decided_away=0)))
+    assert outcome.endswith("which published model version 1"), "a schedule does not repeat the run"
 
 
-def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refused: str, tmp_path: Path) -> None:
+def test_a_registered_version_becomes_the_current_model_when_promoted(
+    overridden: Workspace, refused: str, tmp_path: Path
+) -> None:
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
     assert (models.current(), versions.versions(), versions.configured()) == (None, (1,), ())
@@ -166,13 +171,13 @@ def test_what_is_staged_answers_once_it_is_promoted(overridden: Workspace, refus
     assert (models.current(), versions.configured()) == (1, (1,))
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
-    assert snapshot(shop.root) == before, "it serves already"
+    assert snapshot(shop.root) == before, "it is the current model already"
     (versions.path(1) / "golden.npz").write_bytes(b"")
-    with pytest.raises(CorruptVersion, match=r"golden\.npz"):  # a damaged model would be easy to beat
+    with pytest.raises(CorruptVersion, match=r"golden\.npz"):  # a damaged current model would be easy to beat
         publish_run(shop, refused, despite=REASON)
 
 
-def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refused: str, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_graph_is_not_published(shop: Workspace, refused: str, tmp_path: Path) -> None:
     workspace = copied(shop, tmp_path)
     for graph in workspace.runs.glob("stages/export-*/model.onnx"):
         graph.write_bytes(graph.read_bytes()[:-1])
@@ -182,25 +187,27 @@ def test_a_graph_that_is_gone_or_harmed_is_not_published(shop: Workspace, refuse
     assert repository(workspace).versions() == ()
 
 
-def staged(workspace: Workspace, **told: object) -> int:
-    """A further version of the same bytes, whose lineage says otherwise."""
+def register_copy(workspace: Workspace, **changes: object) -> int:
+    """Registers version 1 again, with a changed lineage, and returns the new number."""
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace)
-    lineage, number = models.lineage(1) | told, max(versions.versions()) + 1
+    lineage, number = models.lineage(1) | changes, max(versions.versions()) + 1
     versions.write(versions.path(1) / "model.onnx", version=number, labels=versions.labels(1), lineage=lineage,
                    golden=versions.golden(1).image)  # fmt: skip
     models.register(versions.lineage(number))
     return number
 
 
-def test_what_was_judged_otherwise_is_not_promoted(overridden: Workspace, refused: str, tmp_path: Path) -> None:
+def test_a_version_whose_verdict_does_not_apply_is_not_promoted(
+    overridden: Workspace, refused: str, tmp_path: Path
+) -> None:
     shop = copied(overridden, tmp_path)
-    stale, other, harmed = staged(shop, parent=7), staged(shop, graph_sha256="0"), staged(shop)
-    (repository(shop).path(harmed) / "labels.txt").write_text("x")
+    stale, other, damaged = register_copy(shop, parent=7), register_copy(shop, graph_sha256="0"), register_copy(shop)
+    (repository(shop).path(damaged) / "labels.txt").write_text("x")
     way_out = f"no model serves now; `cleanshelf publish {refused}` judges it again"
     for number, error, message in (
         (stale, GateRefused, f"was judged against model version 7, but {way_out}"),
         (other, CorruptObject, "its graph is not the one that was judged"),
-        (harmed, CorruptVersion, "labels.txt"),
+        (damaged, CorruptVersion, "labels.txt"),
         (9, UnknownVersion, "there is no model version 9"),
     ):
         with pytest.raises(error, match=message):

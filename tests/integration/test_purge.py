@@ -1,4 +1,4 @@
-"""Photos deleted for good: no copy of their bytes is left, every other photo is, and a kill at any step is completed."""
+"""Photos deleted for good: no copy of their bytes remains, every other photo does, and a killed purge is completed."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with two versions of twelve photos in several places, a third with two more, and a model of the first."""
-    place = tmp_path_factory.mktemp("prepared")
-    versions = DataVersions(Workspace.init(place / "shop"))
-    first = commit_first(versions, place)
+    """Workspace with two versions of twelve photos, a third version with two more, and a model of the first."""
+    root = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(root / "shop"))
+    first = commit_first(versions, root)
     commit_drop(versions, num=1)
     versions.materialise(first)
     base, folder = versions.materialise("selected"), versions.new_folder()
-    build_version(deliver(place / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
+    build_version(deliver(root / "more", {"Red Mug": 2}, first_seed=500), base=base, out=folder, parent=base.name)
     versions.commit(folder, step="ingest", message="more")
     ModelVersions(versions.ledger).register({"version": 1, "run": "r", "data_version": first})
-    return place / "shop"
+    return root / "shop"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def versions(prepared: Path, tmp_path: Path) -> DataVersions:
 
 
 def a_photo(versions: DataVersions) -> tuple[str, bytes]:
-    """The sha256 and the bytes of a photo of the first delivery."""
+    """Hash (sha256) and bytes of a photo of the first delivery."""
     content = photo(3)
     index = read_table(versions.workspace.data, name="index").to_pydict()
     manifest = read_manifest(versions.workspace.data)
@@ -77,7 +77,7 @@ def check_gone(versions: DataVersions, sha256: str, content: bytes) -> None:
     assert versions.verify() == []
 
 
-def test_a_purged_photo_is_nowhere_and_the_others_everywhere(versions: DataVersions) -> None:
+def test_a_purged_photo_is_gone_from_every_file_and_the_others_remain(versions: DataVersions) -> None:
     sha256, content = a_photo(versions)
     concerned = affected(versions, [sha256[:16]])
     assert concerned.photos == (sha256,)
@@ -109,7 +109,7 @@ def test_a_photo_leaves_versions_of_format_1(tmp_path: Path) -> None:
     assert versions.verify(reread=True) == []
 
 
-def test_an_earlier_version_comes_back_without_the_photo(versions: DataVersions) -> None:
+def test_an_earlier_version_is_restored_without_the_photo(versions: DataVersions) -> None:
     sha256, content = a_photo(versions)
     first = versions.log()[-1].id
     purge(versions, [sha256])
@@ -155,21 +155,21 @@ def test_a_purged_photo_that_is_delivered_again_is_refused(versions: DataVersion
 def test_killed_while_purging(kills: Kills, versions: DataVersions) -> None:
     sha256, content = a_photo(versions)
 
-    def prepare(place: Path) -> Sequence[object]:
-        shop = shutil.copytree(versions.workspace.root, place / "shop", symlinks=True)
+    def prepare(folder: Path) -> Sequence[object]:
+        shop = shutil.copytree(versions.workspace.root, folder / "shop", symlinks=True)
         return ["tests.verbs", "data", "purge", sha256, "--yes", "--workspace", shop]
 
-    def check(place: Path) -> None:
-        left = DataVersions(Workspace.find(place / "shop"))
-        if not Purged.read(left.ledger).complete:
+    def check(folder: Path) -> None:
+        after_kill = DataVersions(Workspace.find(folder / "shop"))
+        if not Purged.read(after_kill.ledger).complete:
             with pytest.raises(Unconfirmed, match="interrupted"):
-                left.repair()
-        complete(left)
-        if Purged.read(left.ledger) == Purged():  # killed before it was on record: nothing happened
-            assert left.verify() == []
-            assert content in b"".join(contents(left.workspace.data).values())
-            purge(left, [sha256])
-        check_gone(left, sha256, content)
+                after_kill.repair()
+        complete(after_kill)
+        if Purged.read(after_kill.ledger) == Purged():  # killed before the purge was recorded: nothing happened
+            assert after_kill.verify() == []
+            assert content in b"".join(contents(after_kill.workspace.data).values())
+            purge(after_kill, [sha256])
+        check_gone(after_kill, sha256, content)
 
     kills.strike("data purge", promises="I1 to I4; no byte of the photo is left", prepare=prepare, check=check)
 
@@ -180,9 +180,9 @@ def test_purge_on_the_command_line(versions: DataVersions) -> None:
     with pytest.raises(UnknownPhoto, match="16 digits"):
         affected(versions, ["beef"])
     before = contents(versions.workspace.data)
-    asked = cleanshelf("data", "purge", sha256, "--json", *shop)
-    assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
-    assert json.loads(asked.stdout)["photos"] == [sha256]
+    done = cleanshelf("data", "purge", sha256, "--json", *shop)
+    assert (done.returncode, "--yes" in done.stderr) == (2, True)
+    assert json.loads(done.stdout)["photos"] == [sha256]
     assert contents(versions.workspace.data) == before
     assert cleanshelf("data", "purge", sha256, "--yes", *shop).returncode == 0
     check_gone(versions, sha256, content)

@@ -1,4 +1,4 @@
-"""`recognise DIR --out`: a table of every file, whatever happens on the way."""
+"""`recognise DIR --out`: a table with a row for every file, after kills, switches and bad photos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 from serving.server.server import LocalServer
 from tests.command_line import cleanshelf, refusal
-from tests.graphs import golden_images, stage, write_graph
+from tests.graphs import golden_images, write_graph, write_versions
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = 60
@@ -32,12 +32,12 @@ PHOTOS = 60
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """60 files in nested folders, 3 of them no photos, and what is not to be looked at."""
+    """Folder with 60 files in nested folders, of which 3 are not photos, and with files that are to be ignored."""
     root = tmp_path / "photos"
     for number, image in enumerate(golden_images(PHOTOS - 3, size=24)):
-        place = root / ("a", "b/c", "d")[number % 3] / f"{number}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place)
+        path = root / ("a", "b/c", "d")[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
     (root / "b" / "empty.jpg").touch()
     (root / "a" / os.fsdecode(b"\xff.txt")).write_text("not Unicode, not a photo")
     (root / "lost.jpg").symlink_to("nowhere")
@@ -52,7 +52,8 @@ def graph(tmp_path: Path) -> Path:
     return write_graph(tmp_path / "model.onnx", metadata={"data_version": "data1"})
 
 
-def whole(folder: Path, out: Path, graph: Path) -> pa.Table:
+def recognise(folder: Path, out: Path, graph: Path) -> pa.Table:
+    """Table of a run without interruption."""
     recognise_folder(folder, out, recognizer=LocalRecognizer(graph), model="m", rows=5)
     return pq.read_table(out)
 
@@ -60,7 +61,7 @@ def whole(folder: Path, out: Path, graph: Path) -> pa.Table:
 def test_every_file_has_its_row(folder: Path, tmp_path: Path, graph: Path) -> None:
     done = cleanshelf("recognise", folder, "--out", tmp_path / "all.parquet", "--model", graph, "--json")
     assert done.returncode == 0, done
-    said, table = json.loads(done.stdout), pq.read_table(tmp_path / "all.parquet")
+    summary, table = json.loads(done.stdout), pq.read_table(tmp_path / "all.parquet")
     rows = table.to_pylist()
     assert table.schema.equals(SCHEMA)
     assert [row["path"] for row in rows] == [*sorted(row["path"] for row in rows)]
@@ -72,18 +73,18 @@ def test_every_file_has_its_row(folder: Path, tmp_path: Path, graph: Path) -> No
     }
     assert "not a picture" in bad["a/\\xff.txt"]
     good = [row for row in rows if row["error"] is None]
-    told = LocalRecognizer(graph).recognise([folder / row["path"] for row in good])
-    for row, answer in zip(good, told, strict=True):
+    answers = LocalRecognizer(graph).recognise([folder / row["path"] for row in good])
+    for row, answer in zip(good, answers, strict=True):
         assert (row["label"], row["known"], row["data_version"]) == (answer.ranked[0][0], answer.known, "data1")
         assert row["labels"] == [label for label, _ in answer.ranked]
         assert row["probabilities"] == pytest.approx([p for _, p in answer.ranked], abs=1e-5)
         assert row["score"] == pytest.approx(answer.score, abs=1e-5)
-    assert (said["photos"], said["bad"], said["versions"]) == (PHOTOS, 3, {"file": PHOTOS - 3})
-    assert said["known"] == sum(row["known"] for row in good)
+    assert (summary["photos"], summary["bad"], summary["versions"]) == (PHOTOS, 3, {"file": PHOTOS - 3})
+    assert summary["known"] == sum(row["known"] for row in good)
     assert not list(tmp_path.glob(".all*"))
 
 
-def test_the_order_is_that_of_names_and_never_another(folder: Path) -> None:
+def test_the_order_is_always_that_of_names(folder: Path) -> None:
     found = list(photos_below(folder))
     assert found == list(photos_below(folder))
     assert len(found) == len(set(found)) == PHOTOS
@@ -96,9 +97,9 @@ import flows.endpoint.parts
 from flows.endpoint.folder import recognise_folder
 from flows.workspace import Workspace
 from serving import LocalRecognizer
-folder, out, graph, log, what, at = sys.argv[1:]
+folder, out, graph, log, fault_point, number = sys.argv[1:]
 
-class Noting(LocalRecognizer):
+class RecordingRecognizer(LocalRecognizer):
     def stream(self, photos):
         with open(log, "a") as file:
             yield from super().stream(path for path in photos if file.write(ascii(os.path.relpath(path, folder)) + "\\n"))
@@ -107,85 +108,87 @@ def killing(function):
     calls = iter(range(1, 10**9))
     def call(*arguments):
         done = function(*arguments)
-        if next(calls) == int(at):
+        if next(calls) == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
         return done
     return call
 
-if what == "sync":
+if fault_point == "sync":
     flows.endpoint.parts.sync = killing(flows.endpoint.parts.sync)
-progress = killing(lambda done: None) if what == "photo" else lambda done: None
-recognise_folder(Path(folder), Path(out), recognizer=Noting(Path(graph)), model="m", rows=5, progress=progress)
+progress = killing(lambda done: None) if fault_point == "photo" else lambda done: None
+recognise_folder(Path(folder), Path(out), recognizer=RecordingRecognizer(Path(graph)), model="m", rows=5, progress=progress)
 """
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("what", "at"),
+    ("fault_point", "number"),
     [("photo", 1), ("photo", 23), ("photo", 61), ("sync", 1), ("sync", 2), ("sync", 15), ("sync", 24), ("sync", 25), ("sync", 26)],
-)  # fmt: skip  # of 24 syncs for 12 parts and 2 for the table: before and after renames, in the middle and at the end
-def test_a_killed_run_goes_on_where_it_stopped(folder: Path, tmp_path: Path, graph: Path, what: str, at: int) -> None:
-    want, out = whole(folder, tmp_path / "whole.parquet", graph), tmp_path / "killed.parquet"
+)  # fmt: skip  # 24 syncs for 12 parts, 2 for the table: before and after renames, in the middle and at the end
+def test_a_killed_run_resumes_where_it_stopped(
+    folder: Path, tmp_path: Path, graph: Path, fault_point: str, number: int
+) -> None:
+    expected, out = recognise(folder, tmp_path / "whole.parquet", graph), tmp_path / "killed.parquet"
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     command = [sys.executable, "-c", CHILD, folder, out, graph]
-    run = subprocess.run([*command, first, what, str(at)], cwd=ROOT, capture_output=True, check=False)
+    run = subprocess.run([*command, first, fault_point, str(number)], cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == -9, run.stderr.decode()
     parts = sorted(tmp_path.glob(".killed.parquet.parts/[0-9]*.parquet"))
     kept = {path for part in parts for path in pq.read_table(part)["path"].to_pylist()}
     subprocess.run([*command, second, "nothing", "0"], cwd=ROOT, check=True)
-    assert_same(pq.read_table(out), want)
-    asked = set(second.read_text().split("\n")) if second.exists() else set()
-    assert not asked & {repr(path) for path in kept}
+    assert_same(pq.read_table(out), expected)
+    recognised = set(second.read_text().split("\n")) if second.exists() else set()
+    assert not recognised & {repr(path) for path in kept}
     assert len(kept) == 5 * len(parts)
     assert not list(tmp_path.glob(".killed*"))
     assert pq.ParquetFile(out).num_row_groups == 12
 
 
-def assert_same(table: pa.Table, want: pa.Table) -> None:
-    """Equal; probabilities up to what ONNX Runtime makes of other company in a batch."""
+def assert_same(table: pa.Table, expected: pa.Table) -> None:
+    """Checks that tables are equal, and probabilities nearly: ONNX Runtime rounds differently in other batches."""
     exact = ["path", "label", "known", "labels", "model_version", "data_version", "error"]
-    assert table.select(exact).equals(want.select(exact))
+    assert table.select(exact).equals(expected.select(exact))
     for name in ("probability", "score"):
-        assert table[name].to_pylist() == pytest.approx(want[name].to_pylist(), abs=1e-5, nan_ok=True)
+        assert table[name].to_pylist() == pytest.approx(expected[name].to_pylist(), abs=1e-5, nan_ok=True)
 
 
-def test_photos_that_came_meanwhile_are_asked_too(folder: Path, tmp_path: Path, graph: Path) -> None:
+def test_photos_that_were_added_meanwhile_are_recognised_too(folder: Path, tmp_path: Path, graph: Path) -> None:
     out, log = tmp_path / "out.parquet", tmp_path / "log"
     command = [sys.executable, "-c", CHILD, folder, out, graph, log, "sync", "10"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
-    for name in ("a/0a.png", "z.png"):  # before and behind what was asked
+    for name in ("a/0a.png", "z.png"):  # before and after the photos that were recognised
         Image.fromarray(golden_images(1, size=24)[0]).save(folder / name)
     done = recognise_folder(folder, out, recognizer=LocalRecognizer(graph), model="m")
     assert (done.photos, done.resumed) == (PHOTOS + 2, 25)
-    assert sorted(pq.read_table(out)["path"].to_pylist()) == sorted(map(_told, photos_below(folder)))
+    assert sorted(pq.read_table(out)["path"].to_pylist()) == sorted(map(_printable, photos_below(folder)))
 
 
-def _told(path: str) -> str:
+def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def test_another_question_is_not_mixed_in(folder: Path, tmp_path: Path, graph: Path) -> None:
+def test_a_resumed_run_with_another_input_is_refused(folder: Path, tmp_path: Path, graph: Path) -> None:
     out = tmp_path / "out.parquet"
     command = [sys.executable, "-c", CHILD, folder, out, graph, tmp_path / "log", "sync", "10"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == -9
-    said = refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
-    assert said.startswith(f'{out} was begun with {{"folder": "{folder}", "model": "m"}}')
-    assert said.endswith(f"remove {tmp_path / '.out.parquet.parts'} to start over")
+    message = refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
+    assert message.startswith(f'{out} was begun with {{"folder": "{folder}", "model": "m"}}')
+    assert message.endswith(f"remove {tmp_path / '.out.parquet.parts'} to start over")
     with pytest.raises(InputError, match="was begun with"):
         recognise_folder(folder / "a", out, recognizer=LocalRecognizer(graph), model="m")
     with Parts.of(out, SCHEMA, plan={"folder": str(folder), "model": "m"}), pytest.raises(WorkspaceBusy):
-        whole(folder, out, graph)
-    assert whole(folder, out, graph).num_rows == PHOTOS
+        recognise(folder, out, graph)
+    assert recognise(folder, out, graph).num_rows == PHOTOS
 
 
-def test_what_is_there_is_not_overwritten(folder: Path, tmp_path: Path, graph: Path) -> None:
+def test_an_existing_file_is_not_overwritten(folder: Path, tmp_path: Path, graph: Path) -> None:
     out = tmp_path / "out.parquet"
     out.write_text("mine")
     assert "exists already" in refusal(cleanshelf("recognise", folder, "--out", out, "--model", graph))
     assert out.read_text() == "mine"
     for wrong in ([folder / "nowhere"], [folder / "a", folder / "b"]):
-        said = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
-        assert "folder" in said
+        message = refusal(cleanshelf("recognise", *wrong, "--out", tmp_path / "new.parquet", "--model", graph))
+        assert "folder" in message
     assert not list(tmp_path.glob(".*"))
 
 
@@ -195,7 +198,7 @@ def test_the_endpoint_of_a_workspace_answers(
 ) -> None:
     workspace = Workspace.init(tmp_path / "shop")
     repository = ModelRepository(workspace.repository)
-    stage(repository, tmp_path, 1)
+    write_versions(repository, tmp_path, 1)
     repository.configure([1])
     out = tmp_path / "out.parquet"
     assert "no endpoint is running" in refusal(cleanshelf("recognise", folder, "--out", out, "-w", workspace.root))
@@ -208,18 +211,18 @@ def test_the_endpoint_of_a_workspace_answers(
         server.stop()
     assert done.returncode == single.returncode == 0, (done, single)
     assert 'versions         {"1": 57}' in done.stdout
-    want = whole(folder, tmp_path / "local.parquet", repository.path(1) / "model.onnx")
-    assert pq.read_table(out)["label"].equals(want["label"])
-    assert pq.read_table(out)["error"].equals(want["error"])
-    assert json.loads(single.stdout)[0]["products"][0]["label"] == want["label"][0].as_py()
+    expected = recognise(folder, tmp_path / "local.parquet", repository.path(1) / "model.onnx")
+    assert pq.read_table(out)["label"].equals(expected["label"])
+    assert pq.read_table(out)["error"].equals(expected["error"])
+    assert json.loads(single.stdout)[0]["products"][0]["label"] == expected["label"][0].as_py()
 
 
 @pytest.mark.triton
-def test_a_switch_in_mid_run_is_told(
+def test_a_switch_during_a_run_is_logged(
     folder: Path, tmp_path: Path, local_server: Callable[..., LocalServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     repository = ModelRepository(tmp_path / "repository")
-    stage(repository, tmp_path, 1, 2)
+    write_versions(repository, tmp_path, 1, 2)
     repository.configure([1])
     server = local_server(repository.root, tmp_path / "state")
     access = server.start().access

@@ -1,4 +1,4 @@
-"""The whole path on real parts: a delivery with wrong labels becomes an endpoint that answers, and goes back again."""
+"""The whole path with real services, from a delivery with wrong labels to an endpoint that answers, and rollbacks."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from serving import LocalRecognizer, Recognizer
 from serving.server.environment import Environment
 from serving.server.process import until
 from serving.server.server import running
-from tests.asking import Asking, served
 from tests.command_line import processes
+from tests.endpoint_client import RepeatingClient, running_endpoint
 from tests.prefect_api import events
 
 pytestmark = [pytest.mark.dvc, pytest.mark.prefect, pytest.mark.triton]
@@ -52,13 +52,13 @@ REPOSITORY = Path(__file__).parents[2]
 SKUS = [assortment()[number] for number in (0, 1, 2, 4, 5, 6)]  # three packs of milk, three bottles of juice
 PHOTOS = {"train": 12, "val": 3, "test": 4}  # per product
 FLIPPED = 3  # train photos per product under a sibling's label
-QUICK = ("clean.rule=log_margin", "clean.params.threshold=0")  # after three epochs it still finds something to drop
-ANY = ("gate.mean_class=1", "gate.head=1", "gate.middle=1", "gate.tail=1")  # and their accuracy is chance
+QUICK = ("clean.rule=log_margin", "clean.params.threshold=0")  # so that cleaning drops labels even after three epochs
+ANY = ("gate.mean_class=1", "gate.head=1", "gate.middle=1", "gate.tail=1")  # accuracies near chance pass
 OTHER = (*QUICK, *ANY, "members.1.seed=9")
 
 
 def write_delivery(folder: Path) -> Path:
-    """Drawn photos with a manifest; what member 0 of the recipe judges has wrong labels among it."""
+    """Writes drawn photos with a manifest that has wrong labels among the train photos."""
     rng = np.random.default_rng(3)
     rows = []
     folder.mkdir()
@@ -76,7 +76,7 @@ def write_delivery(folder: Path) -> Path:
 
 
 def copy(workspace: Workspace, folder: Path) -> Workspace:
-    """The workspace as it is now, elsewhere: names in it depend on contents, never on its place."""
+    """Copy of the workspace in another folder; names in it depend on contents, never on paths."""
     return Workspace(Path(shutil.copytree(workspace.root, folder, symlinks=True)))
 
 
@@ -84,7 +84,7 @@ def copy(workspace: Workspace, folder: Path) -> Workspace:
 def delivered(
     tmp_path_factory: pytest.TempPathFactory, prefect_server: None, triton_environment: Environment
 ) -> Workspace:
-    """A workspace with one delivery."""
+    """Workspace with one delivery."""
     folder = tmp_path_factory.mktemp("delivered")
     workspace = Workspace.init(folder / "my shop")
     ingest(workspace, write_delivery(folder / "delivery"))
@@ -93,20 +93,20 @@ def delivered(
 
 @pytest.fixture(scope="module")
 def first(delivered: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Report]:
-    """The workspace after its first retraining."""
+    """Workspace after its first retraining, and the report of that run."""
     workspace = copy(delivered, tmp_path_factory.mktemp("first") / "shop")
     return workspace, retrain(workspace, load_recipe("smoke", overrides=QUICK))
 
 
 @pytest.fixture(scope="module")
 def second(first: tuple[Workspace, Report], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Report]:
-    """And after another one with a different seed of the second member."""
+    """Workspace after a further retraining with another seed of the second member, and the report of that run."""
     workspace = copy(first[0], tmp_path_factory.mktemp("second") / "shop")
     return workspace, retrain(workspace, load_recipe("smoke", overrides=OTHER))
 
 
 def stages(workspace: Workspace) -> dict[str, int]:
-    """Finished stages, and when each was (ns)."""
+    """Finished steps, and the time at which each ended (ns)."""
     return {path.parent.name: path.stat().st_mtime_ns for path in workspace.runs.glob("stages/*/done.json")}
 
 
@@ -125,9 +125,9 @@ def test_a_delivery_becomes_a_served_model(first: tuple[Workspace, Report]) -> N
     assert after.given_label.tolist() == before.label.tolist()
     assert set(after.decision[~after.kept]) == {"dropped"}
     assert 0 < (~after.kept).sum() <= (before.split != "test").sum() - 5 * len(SKUS)
-    judged = before.split != "test"
-    assert ((after.score[judged] >= 0) & (after.score[judged] <= 1)).all()
-    assert np.isnan(after.score[~judged]).all()
+    scored = before.split != "test"
+    assert ((after.score[scored] >= 0) & (after.score[scored] <= 1)).all()
+    assert np.isnan(after.score[~scored]).all()
 
     assert [row.step for row in report.steps] == [
         "one network, labels as delivered",
@@ -138,13 +138,13 @@ def test_a_delivery_becomes_a_served_model(first: tuple[Workspace, Report]) -> N
     ]
     assert report.model_version == 1
     assert len(report.seen) == 6
-    assert {seen.model_version for seen in report.seen} == {1}
-    assert {seen.truth for seen in report.seen} == {sku.label for sku in SKUS}
-    assert {seen.label for seen in report.seen} <= {sku.label for sku in SKUS}
-    assert running(workspace.state) is None, "a server that was started for the run ends with it"
+    assert {answer.model_version for answer in report.seen} == {1}
+    assert {answer.truth for answer in report.seen} == {sku.label for sku in SKUS}
+    assert {answer.label for answer in report.seen} <= {sku.label for sku in SKUS}
+    assert running(workspace.state) is None, "a server that was started for the run ends with the run"
 
 
-def test_the_run_is_written_down(first: tuple[Workspace, Report]) -> None:
+def test_the_run_is_recorded(first: tuple[Workspace, Report]) -> None:
     workspace, report = first
     folder = workspace.runs / report.run
     written = json.loads((folder / "run.json").read_text())
@@ -157,27 +157,27 @@ def test_the_run_is_written_down(first: tuple[Workspace, Report]) -> None:
     assert json.loads((folder / "recipe.json").read_text())["clean"]["params"] == {"threshold": 0}
 
 
-def test_prefect_shows_the_story(first: tuple[Workspace, Report]) -> None:
+def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
     workspace, report = first
     with get_client(sync_client=True) as client:
-        stories = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
-    story = next(str(each.data) for each in stories if each.description == f"{report.run}: published")
-    assert story.startswith(f"# {report.run}: model version 1 answers\n")
-    assert all(row.step in story for row in report.steps)
-    assert all(reason in story for reason in report.verdict.reasons)
-    assert story == (workspace.runs / report.run / "report.md").read_text()
+        reports = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
+    report_text = next(str(each.data) for each in reports if each.description == f"{report.run}: published")
+    assert report_text.startswith(f"# {report.run}: model version 1 answers\n")
+    assert all(row.step in report_text for row in report.steps)
+    assert all(reason in report_text for reason in report.verdict.reasons)
+    assert report_text == (workspace.runs / report.run / "report.md").read_text()
     titles = [figure.title for figure in report.figures]
-    assert [line.removeprefix("## ") for line in story.splitlines() if line.startswith("## ")][-4:] == titles
+    assert [line.removeprefix("## ") for line in report_text.splitlines() if line.startswith("## ")][-4:] == titles
 
 
-def test_prefect_is_told_of_the_data_and_of_the_model(first: tuple[Workspace, Report]) -> None:
+def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report]) -> None:
     url, report = str(PREFECT_API_URL.value()), first[1]
-    expected = {f"cleanshelf.{what}" for what in ("data.ingested", "data.cleaned", "model.published")}
+    expected = {f"cleanshelf.{name}" for name in ("data.ingested", "data.cleaned", "model.published")}
     assert until(lambda: events(url).keys() >= expected, timeout_s=30)
     assert events(url)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
 
 
-def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Report]) -> None:
+def test_the_published_files_name_their_lineage(first: tuple[Workspace, Report]) -> None:
     workspace, report = first
     repository(workspace).verify(1)
     lineage = repository(workspace).lineage(1)
@@ -206,13 +206,13 @@ def test_the_published_files_say_where_they_come_from(first: tuple[Workspace, Re
     assert (verify(workspace).broken, verify(workspace).gone) == ([], [])
 
 
-def test_the_file_alone_answers_as_the_endpoint_did(first: tuple[Workspace, Report]) -> None:
+def test_the_graph_alone_answers_as_the_endpoint_did(first: tuple[Workspace, Report]) -> None:
     workspace, report = first
     manifest = read_manifest(workspace.versions / report.data_after)
-    photos = [manifest.read_photo(manifest.id.tolist().index(seen.photo)) for seen in report.seen]
+    photos = [manifest.read_photo(manifest.id.tolist().index(sample.photo)) for sample in report.seen]
     answers = LocalRecognizer(repository(workspace).path(1) / "model.onnx").recognise(photos)
-    assert [answer.ranked[0][0] for answer in answers] == [seen.label for seen in report.seen]
-    assert [a.ranked[0][1] for a in answers] == pytest.approx([seen.probability for seen in report.seen], abs=1e-5)
+    assert [answer.ranked[0][0] for answer in answers] == [sample.label for sample in report.seen]
+    assert [a.ranked[0][1] for a in answers] == pytest.approx([sample.probability for sample in report.seen], abs=1e-5)
     assert {answer.data_version for answer in answers} == {report.data_after}
 
 
@@ -222,7 +222,7 @@ def test_the_same_again_runs_nothing_and_publishes_nothing(first: tuple[Workspac
     again = retrain(workspace, load_recipe("smoke", overrides=QUICK))
     after = stages(workspace)
     assert {name: time for name, time in after.items() if name in done} == done
-    assert [name.split("-")[0] for name in after if name not in done] == ["measure"], "of the current model"
+    assert [name.split("-")[0] for name in after if name not in done] == ["measure"], "the current model"
     assert history(workspace) == versions
     assert (again.data_before, again.data_after, again.model_version) == (before.data_before, before.data_after, 1)
     assert again.seen == before.seen
@@ -239,9 +239,9 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     fresh = sorted(name.rsplit("-", 1)[0] for name in after if name not in done)
     trained = ["train-2-test_byobnet"] * 2  # on labels as delivered, and on cleaned ones
     assert fresh == ["balance-2-test_byobnet", "calibrate", "crops", "ensemble", "export", "measure", *trained]
-    assert history(workspace) == history(first[0]), "the judging network is the same, and so are its decisions"
+    assert history(workspace) == history(first[0]), "the same networks score labels, with the same decisions"
     assert report.model_version == 2
-    assert {seen.model_version for seen in report.seen} == {2}
+    assert {answer.model_version for answer in report.seen} == {2}
     assert ModelVersions(Ledger(workspace.root)).current() == 2
     assert ModelVersions(Ledger(workspace.root)).lineage(2)["parent"] == 1
     assert repository(workspace).configured() == (2,)
@@ -251,8 +251,8 @@ TAIL = ("train.progressive=true", "train.best_epochs=1", "train.best_photos=4", 
         "train.class_weights=effective", "balance.method=ncm", "balance.best_photos=6")  # fmt: skip
 
 
-@pytest.mark.slow  # what it joins is tested part by part
-def test_the_flow_trains_with_a_loss_that_remembers_on_a_balanced_tail_shared_by_two_workers(
+@pytest.mark.slow  # its parts have tests of their own
+def test_the_flow_trains_a_stateful_loss_with_long_tail_options_by_two_workers(
     delivered: Workspace, tmp_path: Path
 ) -> None:
     workspace = copy(delivered, tmp_path / "shop")
@@ -268,21 +268,21 @@ def test_the_flow_trains_with_a_loss_that_remembers_on_a_balanced_tail_shared_by
     assert [evidence["chosen"]["method"] for evidence in balanced] == ["ncm", "ncm"]
 
 
-def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace, Report], tmp_path: Path) -> None:
+def test_the_model_is_rolled_back_while_requests_are_answered(second: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(second[0], tmp_path / "shop")
     versions, models = history(workspace), ModelVersions(Ledger(workspace.root))
-    with served(workspace) as access, Asking(workspace, access) as asking:
-        asking.wait_for(20)
+    with running_endpoint(workspace) as access, RepeatingClient(workspace, access) as client:
+        client.wait_for_answers(20)
         assert rollback_model(workspace) == 1
-        asking.wait_for(20)
+        client.wait_for_answers(20)
         assert models.current() == 1
         assert rollback_model(workspace, 2) == 2
-        asking.wait_for(20)
-    assert asking.failed == []
-    answered = np.array(asking.answered)
-    assert set(answered) == {1, 2}
-    assert (answered[0], answered[-1]) == (2, 2)
-    assert np.abs(np.diff(answered)).sum() == 2, "from 2 to 1 and back, never to and fro"
+        client.wait_for_answers(20)
+    assert client.errors == []
+    answered_by = np.array(client.versions)
+    assert set(answered_by) == {1, 2}
+    assert (answered_by[0], answered_by[-1]) == (2, 2)
+    assert np.abs(np.diff(answered_by)).sum() == 2, "from 2 to 1 and back once, without alternation"
     assert models.current() == 2
     assert history(workspace) == versions
 
@@ -290,12 +290,12 @@ def test_the_model_goes_back_while_requests_are_answered(second: tuple[Workspace
 def test_without_a_server_the_rollback_holds_for_the_next_one(second: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(second[0], tmp_path / "shop")
     assert rollback_model(workspace) == 1
-    with served(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
+    with running_endpoint(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
         photo = read_manifest(workspace.data).read_photo(0)
         assert recognizer.recognise([photo])[0].model_version == 1
 
 
-def test_data_go_back_exactly_and_the_models_stay(second: tuple[Workspace, Report], tmp_path: Path) -> None:
+def test_data_are_rolled_back_exactly_and_models_stay(second: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(second[0], tmp_path / "shop")
     cleaned, ingested = (version for version, *_ in history(workspace))
     assert [model["data_withdrawn"] for model in model_history(workspace)] == [False, False]
@@ -317,8 +317,8 @@ def test_data_go_back_exactly_and_the_models_stay(second: tuple[Workspace, Repor
 
 def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(first[0], tmp_path / "shop")
-    must_be_perfect = load_recipe("smoke", overrides=[*QUICK, "gate.mean_class=-1"])  # one whole point better
-    with served(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
+    must_be_perfect = load_recipe("smoke", overrides=[*QUICK, "gate.mean_class=-1"])  # better by 1.0
+    with running_endpoint(workspace) as access, Recognizer(access, labels=repository(workspace).labels) as recognizer:
         with pytest.raises(GateRefused, match="mean-class accuracy") as refused:
             retrain(workspace, must_be_perfect)
         photo = read_manifest(workspace.data).read_photo(0)
@@ -334,7 +334,7 @@ def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path
 
 @pytest.fixture
 def half_done(delivered: Workspace, first: tuple[Workspace, Report], tmp_path: Path) -> Iterator[Workspace]:
-    """A workspace in which a retraining has done what comes before its cleaning."""
+    """Workspace in which a retraining has done the steps before its cleaning."""
     workspace, (other, report) = copy(delivered, tmp_path / "shop"), first
     cleaned = (other.versions / report.data_after / "READY").stat().st_mtime_ns
     for name, finished in stages(other).items():
@@ -345,16 +345,17 @@ def half_done(delivered: Workspace, first: tuple[Workspace, Report], tmp_path: P
 
 
 def start_retraining(workspace: Workspace, log: Path, *, keys: Sequence[str] = QUICK) -> subprocess.Popen[bytes]:
-    """`cleanshelf retrain smoke` in a process group of its own."""
+    """Starts `cleanshelf retrain smoke` in its own process group."""
     overrides = [part for override in keys for part in ("--set", override)]
     command = [sys.executable, "-m", "flows.cli", "retrain", "smoke", "--workspace", workspace.root, *overrides]
-    with log.open("wb") as file:  # not a pipe: what a killed flow leaves would hold it open
+    with log.open("wb") as file:  # not a pipe: orphans of a killed flow would hold it open
         return subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True)
 
 
 def kill_retraining(
     workspace: Workspace, log: Path, *, once: Callable[[], object], keys: Sequence[str] = QUICK
 ) -> None:
+    """Starts a retraining, and kills its process group as soon as `once()` is true."""
     process = start_retraining(workspace, log, keys=keys)
     while not once():
         assert process.poll() is None, log.read_text()
@@ -375,7 +376,7 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     kill_retraining(
         workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
     )
-    orphans = "training or Prefect's server goes on without its flow"
+    orphans = "a training or Prefect's server still runs without its flow"
     assert until(lambda: not processes(workspace.state), timeout_s=20), orphans
     assert history(workspace) == history(undisturbed), "cleaning was done"
 

@@ -1,4 +1,4 @@
-"""Several rounds of cleaning in a real retraining: each a data version, the same after a kill, and none more when repeated."""
+"""Several rounds of cleaning in a real retraining: each makes one data version, the same after a kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROUNDS = (*QUICK, *ANY, "clean.rounds=2", "clean.stop_share=0")
 
 @pytest.fixture(scope="module")
 def cleaned(delivered: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Report]:
-    """A workspace after a retraining with two rounds."""
+    """Workspace after a retraining with two rounds, and the report of that run."""
     workspace = copy(delivered, tmp_path_factory.mktemp("cleaned") / "shop")
     return workspace, retrain(workspace, load_recipe("smoke", overrides=ROUNDS))
 
@@ -49,30 +49,30 @@ def read(workspace: Workspace, version: str) -> Manifest:
     return read_manifest(DataVersions(workspace).materialise(version))
 
 
-def test_each_round_is_a_version_that_judges_all_labels_anew(cleaned: tuple[Workspace, Report]) -> None:
+def test_each_round_is_a_version_with_new_scores_of_all_labels(cleaned: tuple[Workspace, Report]) -> None:
     workspace, report = cleaned
-    (second, *of_second), (first, *of_first), (ingested, *_) = history(workspace)
-    assert (of_first, of_second) == ([ingested, "clean-1"], [first, "clean-2"])
+    (second, *second_confusion), (first, *first_confusion), (ingested, *_) = history(workspace)
+    assert (first_confusion, second_confusion) == ([ingested, "clean-1"], [first, "clean-2"])
     assert (report.data_before, report.data_after) == (ingested, second)
     before, after = read(workspace, first), read(workspace, second)
-    judged = after.split != "test"
-    assert (before.round[judged] == 1).all()
-    assert (after.round[judged] == 2).all(), "those that the first round dropped as well"
+    scored = after.split != "test"
+    assert (before.round[scored] == 1).all()
+    assert (after.round[scored] == 2).all(), "including photos that the first round dropped"
     assert (before.decision == "dropped").sum() > 0
-    assert (before.score[judged] != after.score[judged]).mean() > 0.9
-    assert ((after.score[judged] >= 0) & (after.score[judged] <= 1)).all()
+    assert (before.score[scored] != after.score[scored]).mean() > 0.9
+    assert ((after.score[scored] >= 0) & (after.score[scored] <= 1)).all()
     diff = DataVersions(workspace).diff(first, second)
-    assert diff.restored > 0, "three epochs change their mind"
+    assert diff.restored > 0, "networks of three epochs differ in their decisions"
     assert diff.dropped > 0
     for manifest in (before, after):
-        assert_judged_by_folds(workspace, manifest)
-        believed = manifest.label[(manifest.split == "train") & manifest.kept]
-        assert np.unique(believed, return_counts=True)[1].min() >= 5
+        assert_scored_by_folds(workspace, manifest)
+        kept_labels = manifest.label[(manifest.split == "train") & manifest.kept]
+        assert np.unique(kept_labels, return_counts=True)[1].min() >= 5
     assert set(before.scored_by).isdisjoint(set(after.scored_by) - {""}), "each round has its own networks"
 
 
-def assert_judged_by_folds(workspace: Workspace, manifest: Manifest) -> None:
-    """Each row names the stages whose networks judged it, and their folders are there."""
+def assert_scored_by_folds(workspace: Workspace, manifest: Manifest) -> None:
+    """Checks that each row names the steps whose networks scored it, and that their folders exist."""
     for split, num in (("train", 1), ("val", 2), ("test", 0)):
         for named in set(manifest.scored_by[manifest.split == split]):
             names = named.split()
@@ -91,8 +91,8 @@ def test_the_same_again_adds_no_version(cleaned: tuple[Workspace, Report], tmp_p
     assert [step for *_, step in history(workspace)][:3] == ["clean-2", "clean-1", "rollback"]
 
 
-@pytest.mark.slow  # what it joins is tested part by part
-def test_no_further_round_where_little_moves(cleaned: tuple[Workspace, Report], tmp_path: Path) -> None:
+@pytest.mark.slow  # its parts have tests of their own
+def test_no_further_round_if_few_decisions_change(cleaned: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace = copy(cleaned[0], tmp_path / "shop")
     report = retrain(workspace, load_recipe("smoke", overrides=[*ROUNDS, "clean.stop_share=0.99"]))
     assert next(step for version, _, step in history(workspace) if version == report.data_after) == "clean-1"
@@ -118,8 +118,10 @@ def test_killed_between_two_rounds_it_takes_the_same_decisions(
         kill(list(processes(workspace.state)))
 
 
-@pytest.mark.slow  # what it joins is tested part by part
-def test_weighed_labels_stay_in_training_and_sure_ones_are_replaced(delivered: Workspace, tmp_path: Path) -> None:
+@pytest.mark.slow  # its parts have tests of their own
+def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
+    delivered: Workspace, tmp_path: Path
+) -> None:
     workspace = copy(delivered, tmp_path / "shop")
     weigh = (
         "clean.use=weigh", "clean.correct=true", "clean.relabel=0.3", "clean.floor_count=1", "clean.rounds=2", "clean.stop_share=0"
@@ -140,8 +142,8 @@ def test_weighed_labels_stay_in_training_and_sure_ones_are_replaced(delivered: W
     first, second = (
         DataVersions(workspace).materialise(version) for version in (history(workspace)[1][0], report.data_after)
     )
-    of_first, of_second = (read_confusion(each, classes=manifest.classes) for each in (first, second))
-    assert of_first is not None, "each round says what is given for what"
-    assert of_second is not None
-    assert of_first.kept.tolist() != of_second.kept.tolist(), "anew"
-    assert 0 < of_second.rate < 1
+    first_confusion, second_confusion = (read_confusion(each, classes=manifest.classes) for each in (first, second))
+    assert first_confusion is not None, "each round estimates a confusion matrix"
+    assert second_confusion is not None
+    assert first_confusion.kept.tolist() != second_confusion.kept.tolist(), "the second round estimates its own"
+    assert 0 < second_confusion.rate < 1

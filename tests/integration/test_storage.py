@@ -1,4 +1,4 @@
-"""Storage of the data: garbage goes, versions stay, and a second workspace gets everything through the remotes."""
+"""Storage of data: garbage is removed, versions stay, and a second workspace gets everything through the remotes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with three versions, a copy of each, and garbage."""
-    place = tmp_path_factory.mktemp("prepared")
-    versions = DataVersions(Workspace.init(place / "shop"))
-    for step in (lambda: commit_first(versions, place), *[lambda n=n: commit_drop(versions, num=n) for n in (2, 4)]):
+    """Workspace with three versions, a copy of each, and garbage."""
+    root = tmp_path_factory.mktemp("prepared")
+    versions = DataVersions(Workspace.init(root / "shop"))
+    for step in (lambda: commit_first(versions, root), *[lambda n=n: commit_drop(versions, num=n) for n in (2, 4)]):
         step()
         versions.materialise("selected")
     versions.rollback(versions.log()[1].id)
@@ -38,9 +38,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (unfinished / "labels.parquet").write_bytes(b"part")
     stray = versions.workspace.root / ".dvc" / "cache" / "files" / "md5" / "aa"
     stray.mkdir(exist_ok=True)
-    (stray / ("b" * 30)).write_bytes(b"nobody's")
+    (stray / ("b" * 30)).write_bytes(b"garbage")
     (stray / ".x.1.part").write_bytes(b"half")
-    return place / "shop"
+    return root / "shop"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def check_swept(versions: DataVersions) -> None:
         assert (versions.materialise(entry.id) / "READY").exists()
 
 
-def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
+def test_garbage_is_freed_and_every_version_stays(versions: DataVersions) -> None:
     unused = find_unused(versions)
     assert sorted((each.why, each.path.name) for each in unused) == sorted(
         [
@@ -67,21 +67,21 @@ def test_garbage_goes_and_every_version_stays(versions: DataVersions) -> None:
             ("cached file of no version", ".x.1.part"),
         ]
     )
-    assert sum(each.bytes for each in unused) >= len(b"part" + b"nobody's" + b"half")
+    assert sum(each.bytes for each in unused) >= len(b"part" + b"garbage" + b"half")
     free(unused)
     check_swept(versions)
 
 
 @pytest.mark.faults
 def test_killed_while_freeing(kills: Kills, prepared: Path) -> None:
-    def check(place: Path) -> None:
-        versions = DataVersions(Workspace.find(place / "shop"))
+    def check(folder: Path) -> None:
+        versions = DataVersions(Workspace.find(folder / "shop"))
         assert versions.verify() == []
         free(find_unused(versions))
         check_swept(versions)
 
-    def prepare(place: Path) -> Sequence[object]:
-        return ["tests.verbs", "data", "gc", "--workspace", shutil.copytree(prepared, place / "shop", symlinks=True)]
+    def prepare(folder: Path) -> Sequence[object]:
+        return ["tests.verbs", "data", "gc", "--workspace", shutil.copytree(prepared, folder / "shop", symlinks=True)]
 
     kills.strike("data gc", promises="I1 to I3", prepare=prepare, check=check)
 
@@ -89,10 +89,10 @@ def test_killed_while_freeing(kills: Kills, prepared: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("verb", ["push", "pull"])
 def test_killed_on_the_way_to_or_from_a_remote(kills: Kills, prepared: Path, verb: str) -> None:
-    def prepare(place: Path) -> Sequence[object]:
-        shop = shutil.copytree(prepared, place / "shop", symlinks=True)
+    def prepare(folder: Path) -> Sequence[object]:
+        shop = shutil.copytree(prepared, folder / "shop", symlinks=True)
         versions = DataVersions(Workspace.find(shop))
-        other = second(versions, place)
+        other = second_workspace(versions, folder)
         if verb == "push":
             shutil.rmtree(versions.workspace.remote)
         else:
@@ -100,8 +100,8 @@ def test_killed_on_the_way_to_or_from_a_remote(kills: Kills, prepared: Path, ver
         killed = versions if verb == "push" else other
         return ["tests.verbs", "data", verb, "--all", "--refs", "hub", "--workspace", killed.workspace.root]
 
-    def check(place: Path) -> None:
-        versions, other = (DataVersions(Workspace.find(place / name)) for name in ("shop", "second"))
+    def check(folder: Path) -> None:
+        versions, other = (DataVersions(Workspace.find(folder / name)) for name in ("shop", "second"))
         assert [each for each in versions.verify() if each.link != "remote"] == []
         versions.push()
         versions.ledger.push("hub")
@@ -115,7 +115,7 @@ def test_killed_on_the_way_to_or_from_a_remote(kills: Kills, prepared: Path, ver
     kills.strike(f"data {verb}", promises="I3; the same versions in a second workspace", prepare=prepare, check=check)
 
 
-def test_nothing_goes_where_nobody_knows_what_a_version_needs(versions: DataVersions) -> None:
+def test_nothing_is_freed_while_a_listing_is_damaged(versions: DataVersions) -> None:
     for path in versions.workspace.root.rglob(f"{versions.log()[-1].id[2:]}.dir"):
         damage(path)
     with pytest.raises(CorruptObject, match="listing"):
@@ -125,8 +125,8 @@ def test_nothing_goes_where_nobody_knows_what_a_version_needs(versions: DataVers
 def test_gc_on_the_command_line(versions: DataVersions) -> None:
     shop = versions.workspace.root
     before = contents(shop / ".dvc" / "cache")
-    told = json.loads(cleanshelf("data", "gc", "--dry-run", "--json", "--workspace", shop).stdout)
-    assert (len(told), contents(shop / ".dvc" / "cache")) == (4, before)
+    listed = json.loads(cleanshelf("data", "gc", "--dry-run", "--json", "--workspace", shop).stdout)
+    assert (len(listed), contents(shop / ".dvc" / "cache")) == (4, before)
     assert "4 files and folders" in cleanshelf("data", "gc", "--workspace", shop).stdout
     check_swept(versions)
     with versions.workspace.lock("retrain"):
@@ -134,19 +134,19 @@ def test_gc_on_the_command_line(versions: DataVersions) -> None:
     assert (busy.returncode, "`retrain`" in busy.stderr) == (2, True)
 
 
-def second(versions: DataVersions, place: Path) -> DataVersions:
-    """A new workspace with the same DVC remote and the git remote `hub`."""
-    other = Workspace.init(place / "second")
+def second_workspace(versions: DataVersions, folder: Path) -> DataVersions:
+    """New workspace with the same DVC remote and the git remote `hub`."""
+    other = Workspace.init(folder / "second")
     config = other.root / ".dvc" / "config"
     config.write_text(config.read_text().replace("../remote", str(versions.workspace.remote)))
     for shop in (versions.workspace.root, other.root):
-        subprocess.run(["git", "-C", str(shop), "remote", "add", "hub", str(place / "hub.git")], check=True)
-    subprocess.run(["git", "init", "-q", "--bare", str(place / "hub.git")], check=True)
+        subprocess.run(["git", "-C", str(shop), "remote", "add", "hub", str(folder / "hub.git")], check=True)
+    subprocess.run(["git", "init", "-q", "--bare", str(folder / "hub.git")], check=True)
     return DataVersions(other)
 
 
 def test_another_workspace_gets_everything(versions: DataVersions, tmp_path: Path) -> None:
-    other = second(versions, tmp_path)
+    other = second_workspace(versions, tmp_path)
     subprocess.run(["git", "-C", str(versions.workspace.root), "tag", "mine", "refs/data/main"], check=True)
     shops = [("--workspace", each.workspace.root) for each in (versions, other)]
     assert cleanshelf("data", "push", "--all", "--refs", "hub", *shops[0]).returncode == 0
@@ -160,8 +160,8 @@ def test_another_workspace_gets_everything(versions: DataVersions, tmp_path: Pat
     versions.ledger.push("hub")
     other.ledger.fetch("hub")
     other.pull()
-    (astray,) = other.verify()
-    assert (astray.link, f"data rollback {newest[:12]}" in astray.way_out) == ("pointer", True)
+    (broken,) = other.verify()
+    assert (broken.link, f"data rollback {newest[:12]}" in broken.way_out) == ("pointer", True)
     other.rollback(newest)
     assert other.verify() == []
     other.ledger.push("hub")
@@ -170,7 +170,7 @@ def test_another_workspace_gets_everything(versions: DataVersions, tmp_path: Pat
         versions.ledger.push("hub")
 
 
-def test_push_fills_a_new_remote_and_pull_says_what_is_lost(versions: DataVersions, tmp_path: Path) -> None:
+def test_push_fills_a_new_remote_and_pull_names_what_is_lost(versions: DataVersions, tmp_path: Path) -> None:
     root, old = versions.workspace.root, contents(versions.workspace.remote)
     command = [sys.executable, "-m", "dvc", "remote", "add", "-d", "elsewhere", str(tmp_path / "new remote")]
     subprocess.run(command, cwd=root, check=True, capture_output=True)

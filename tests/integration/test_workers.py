@@ -1,4 +1,4 @@
-"""Trainings by one, two and three real processes that come to one result."""
+"""Trainings by one, two and three real processes, with the same result."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from models.evaluation.scores import read_scores
 from models.recipe.config import to_dict
 from models.training import checkpoint
 from serving.server.process import until
-from tests.counting import ALL, MARVEL, RECIPE, counting_job, train
 from tests.deliveries import deliver
+from tests.recording_loss import ALL, MARVEL, RECIPE, train, training_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ with workers():
     flags = gather(index[own], (value > 1)[own])
     none = gather(index[:0], value[:0])
     p, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))
-    x = torch.arange(6.).view(2, 3)[part(2)]  # the third of three workers has nothing
+    x = torch.arange(6.).view(2, 3)[part(2)]  # the third of three workers has no rows
     if len(x):
         ((x @ p).sum() / 2).backward()
     sum_gradients([p, unused])
@@ -69,20 +69,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_workers(count: int, *arguments: object) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *arguments]
-    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([str(word) for word in command], check=True, timeout=200, cwd=ROOT, env=os.environ | ours)
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([str(word) for word in command], check=True, timeout=200, cwd=ROOT, env=os.environ | variables)
 
 
 @pytest.fixture(scope="module")
 def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    train(counting_job(data, out / "views-1"))
-    train(counting_job(data, out / "features-1", backbone_lr_scale=0.0))
-    train(counting_job(data, out / "marvel-1", MARVEL, l1=0.0))
-    train(counting_job(data, out / "all-1", ALL))
-    run_workers(2, "-m", "tests.counting", data, out)
+    train(training_job(data, out / "views-1"))
+    train(training_job(data, out / "features-1", backbone_lr_scale=0.0))
+    train(training_job(data, out / "marvel-1", MARVEL, l1=0.0))
+    train(training_job(data, out / "all-1", ALL))
+    run_workers(2, "-m", "tests.recording_loss", data, out)
     assert torch.load(out / "moved" / "checkpoint.pt")["step"] in (1, 2), "halted in mid-epoch"
-    run_workers(3, "-m", "tests.counting", data, out)
+    run_workers(3, "-m", "tests.recording_loss", data, out)
     return out
 
 
@@ -105,8 +105,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         ("moved", "views-1"),
     ],
 )
-def test_workers_come_to_the_result_of_one(out: Path, name: str, like: str) -> None:
-    """moved: by two workers, halted in mid-epoch, and gone on with by three."""
+def test_several_workers_give_the_result_of_one(out: Path, name: str, like: str) -> None:
+    """`moved` is begun by two workers, halted in mid-epoch, and resumed by three."""
     assert len(metrics(out / name)) == 3
     for ours, theirs in zip(metrics(out / name), metrics(out / like), strict=True):
         assert ours == pytest.approx(theirs, abs=1.5e-6), "metrics.jsonl has six digits"
@@ -121,15 +121,15 @@ def test_workers_come_to_the_result_of_one(out: Path, name: str, like: str) -> N
 
 
 @pytest.mark.parametrize("name", ["marvel-2", "marvel-3"])
-def test_workers_remember_and_decide_what_one_does(out: Path, name: str) -> None:
+def test_several_workers_record_and_decide_the_same_as_one(out: Path, name: str) -> None:
     ours, theirs = (pq.read_table(out / each / "samples.parquet") for each in (name, "marvel-1"))
-    assert max(theirs["abandoned"].to_pylist()) > 0, "someone is abandoned"
+    assert max(theirs["abandoned"].to_pylist()) > 0, "some photos are abandoned"
     for column in ("id", "run", "abandoned"):
         assert ours[column] == theirs[column]
     assert ours["margin"].to_numpy() == pytest.approx(theirs["margin"].to_numpy(), abs=1e-5, nan_ok=True)
 
 
-def test_what_is_gathered_and_summed_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_gathered_and_summed_values_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     count = 3
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -156,7 +156,7 @@ from models.recipe.config import Loss, Meta
 from models.distributed import part, rank, workers, world
 from models.training.hypergradient import hyper_gradient
 from models.losses import build_loss
-from tests.counting import RECIPE, counting_job, plain_network
+from tests.recording_loss import RECIPE, plain_network, training_job
 
 data, trusted, out = map(Path, sys.argv[1:])
 meta = Meta(photos=str(trusted), every=1, batch_size=5, head_only=False)
@@ -169,12 +169,12 @@ with workers(), pytest.MonkeyPatch.context() as patch:
                            logits_of=answer, batch=batch, trusted=clean, ignore_length=True)
     patch.setattr(models.training.train, "build_network", plain_network)
     recipe = dataclasses.replace(RECIPE, loss=Loss(name="sce"), meta=meta)
-    models.training.train.train(counting_job(data, out / str(world()), recipe))
+    models.training.train.train(training_job(data, out / str(world()), recipe))
     torch.save(found, out / f"{world()}-{rank()}.pt")
 """
 
 
-def test_workers_learn_the_numbers_of_a_loss_as_one_does(
+def test_several_workers_learn_the_parameters_of_a_loss_as_one_does(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, trusted = tmp_path / "program.py", tmp_path / "trusted.txt"
@@ -188,28 +188,28 @@ def test_workers_learn_the_numbers_of_a_loss_as_one_does(
     assert torch.equal(*both), "all workers take the same step"
     torch.testing.assert_close(both[0], alone, rtol=1e-9, atol=0)
     for ours, theirs in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
-        assert ours == pytest.approx(theirs, rel=5e-3), "a difference in float32, divided by its own size"
+        assert ours == pytest.approx(theirs, rel=5e-3), "a difference in float32, relative to its own size"
     assert len({line["loss.params.beta"] for line in metrics(tmp_path / "1")}) == 3
 
 
 @pytest.mark.faults
-def test_a_flow_stops_its_workers_and_goes_on_where_they_were(data: Path, tmp_path: Path) -> None:
-    """A network with batch norm, as flows train it."""
+def test_a_flow_stops_its_workers_and_resumes_their_training(data: Path, tmp_path: Path) -> None:
+    """Covers a network with batch norm, as flows train it."""
     recipe = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=8))
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe)))
     arguments = ["--data", data, "--recipe", tmp_path / "recipe.json", "--out", tmp_path / "out"]
-    said: list[str] = []
+    output: list[str] = []
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(run_child, "models.training.train", arguments, say=said.append, workers=2)
+        running = pool.submit(run_child, "models.training.train", arguments, say=output.append, workers=2)
         assert until(lambda: (tmp_path / "out" / "checkpoint.pt").exists() or running.done(), timeout_s=60)
         end_children()
         assert isinstance(running.exception(timeout=20), ChildFailed)
     done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     before = (done["epoch"], done["step"])
-    run_child("models.training.train", arguments, say=said.append, workers=2)
-    assert f"resuming after epoch {before[0]} and {before[1]} steps of the next" in said
+    run_child("models.training.train", arguments, say=output.append, workers=2)
+    assert f"resuming after epoch {before[0]} and {before[1]} steps of the next" in output
     assert [line["epoch"] for line in metrics(tmp_path / "out")] == list(range(1, 9))
-    assert len([line for line in said if line.startswith("loss ce:")]) == 2, (
-        "the first worker alone talks, in both runs"
+    assert len([line for line in output if line.startswith("loss ce:")]) == 2, (
+        "only the first worker prints, in both runs"
     )
     assert not (tmp_path / "out" / "checkpoint.pt").exists()

@@ -1,4 +1,4 @@
-"""The benchmarks' conventions: what a benchmark prints, and the page that `make bench` makes of it."""
+"""Conventions of benchmarks: the output of a benchmark, and the page that `make bench` writes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from figure import figure, header
 header("one and one is two")
 figure("sum, pieces", 2, target="== 2", met=True, baseline=None)
 figure("time | s", 0.123456, target=0.1, met=False, baseline=0.5)
-figure("share", 0.5, target="told", met=True, baseline=None)
+figure("share", 0.5, target="stated", met=True, baseline=None)
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A benchmarks folder with the real conventions and one good benchmark."""
-    made = tmp_path / "with space" / "benchmarks"
-    made.mkdir(parents=True)
-    (made.parent / "docs" / "figures").mkdir(parents=True)
+    """A copy of the benchmarks folder with one good benchmark."""
+    copy = tmp_path / "with space" / "benchmarks"
+    copy.mkdir(parents=True)
+    (copy.parent / "docs" / "figures").mkdir(parents=True)
     for name in ("figure.py", "run.py"):
-        (made / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
-    (made / "good.py").write_text(GOOD)
-    return made
+        (copy / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
+    (copy / "good.py").write_text(GOOD)
+    return copy
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
@@ -39,12 +39,12 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def page(folder: Path) -> str:
-    """What the runner wrote, but for the load of the machine, which moves between two runs."""
+    """The page that the runner wrote, with the load of the machine, which changes between runs, replaced by 1.0."""
     text = (folder.parent / "docs" / "figures" / "benchmarks.md").read_text(encoding="utf-8")
     return re.sub(r"load [\d.]+", "load 1.0", text)
 
 
-def test_a_benchmark_runs_alone_and_says_what_it_measured_on(folder: Path) -> None:
+def test_a_benchmark_runs_alone_and_names_its_machine_and_versions(folder: Path) -> None:
     done = run(folder / "good.py")
     claim, hardware, versions, *figures = done.stdout.splitlines()
 
@@ -63,7 +63,7 @@ def test_a_benchmark_runs_alone_and_says_what_it_measured_on(folder: Path) -> No
     }
 
 
-def test_a_figure_that_is_no_number_is_an_error(folder: Path) -> None:
+def test_a_figure_that_is_not_a_number_is_an_error(folder: Path) -> None:
     (folder / "good.py").write_text(GOOD.replace("0.123456", "float('nan')"))
 
     assert run(folder / "good.py").returncode != 0
@@ -77,11 +77,11 @@ def test_the_page_holds_every_figure(folder: Path) -> None:
     assert "- claim: one and one is two" in page(folder)
     assert "| sum, pieces | 2 | == 2 | yes |  |" in page(folder)
     assert "| time \\| s | 0.1235 | 0.1 | **no** | 0.5 |" in page(folder)
-    assert "| share | 0.5 | told |  |  |" in page(folder)
+    assert "| share | 0.5 | stated |  |  |" in page(folder)
     assert "## figure" not in page(folder)
 
 
-def test_sections_of_others_stay_when_one_is_run_again(folder: Path) -> None:
+def test_the_other_sections_stay_when_one_benchmark_is_repeated(folder: Path) -> None:
     (folder / "other.py").write_text(GOOD.replace('"time | s", 0.123456', '"pace", 7'))
     assert run(folder / "run.py").returncode == 0
     first = page(folder)
@@ -103,7 +103,9 @@ def test_sections_of_others_stay_when_one_is_run_again(folder: Path) -> None:
     ("text", "reason"),
     [("raise SystemExit('no disk')", "ended with status 1: no disk"), ("print('hello')", "printed no figure")],
 )
-def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: Path, text: str, reason: str) -> None:
+def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
+    folder: Path, text: str, reason: str
+) -> None:
     (folder / "bad.py").write_text(text)
 
     assert run(folder / "run.py").returncode == 1
@@ -112,7 +114,7 @@ def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: P
 
 
 @pytest.mark.parametrize(
-    ("words", "first"),
+    ("arguments", "first"),
     [
         (("loss_cost.py", "--names", "ce", "nce", "--classes", "1000"), "p_y alone: time / cross-entropy"),
         (
@@ -126,8 +128,8 @@ def test_a_benchmark_without_a_result_is_told_and_the_others_still_run(folder: P
         (("data_versions.py", "--rows", "500", "--photos", "40"), "labels-only version, s"),
     ],
 )
-def test_a_small_run_ends_with_figures(words: tuple[str, ...], first: str) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]]
+def test_a_small_run_ends_with_figures(arguments: tuple[str, ...], first: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     figures = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""The benchmarks of cleaning run, and what they measure by is right."""
+"""Benchmarks of cleaning: they run, and their measures are correct."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 
-def test_costs_are_measured_at_any_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_costs_are_measured_at_a_small_size(capsys: pytest.CaptureFixture[str]) -> None:
     cleaning.main(
         ["--rows", "3000", "--classes", "30", "--sparse-rows", "800", "--sparse-classes", "200", "--width", "8"]
     )
     lines = capsys.readouterr().out.splitlines()
     figures = {line["figure"]: line for line in map(json.loads, filter(lambda line: line.startswith("{"), lines))}
-    found = figures["dense 3,000 x 30, log margin, labels called wrong"]["value"]
+    found = figures["dense 3,000 x 30, log margin, labels flagged wrong"]["value"]
     assert 0.1 * 3000 < found < 0.3 * 3000, "a fifth is wrong"
     assert all(line["met"] for name, line in figures.items() if "GB beyond" in name and name.startswith("sparse"))
 
@@ -27,24 +27,26 @@ def test_a_large_allocation_is_counted() -> None:
     assert cost.found == 1_000_000
 
 
-def test_f1_is_its_definition() -> None:
+def test_f1_follows_its_definition() -> None:
     draw = np.random.default_rng(0)
     suspicion, wrong = draw.random(60), draw.random(60) < 0.4
-    called = suspicion > 0.5
-    precision, recall = (called & wrong).sum() / called.sum(), (called & wrong).sum() / wrong.sum()
-    assert find_errors.f1(called, wrong) == pytest.approx(200 * precision * recall / (precision + recall))
+    flagged = suspicion > 0.5
+    precision, recall = (flagged & wrong).sum() / flagged.sum(), (flagged & wrong).sum() / wrong.sum()
+    assert find_errors.f1(flagged, wrong) == pytest.approx(200 * precision * recall / (precision + recall))
 
 
 def test_probabilities_are_of_heads_that_did_not_see_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = next(find_errors.drawn_shelves())
-    seen: list[np.ndarray] = []
+    trained_on: list[np.ndarray] = []
     trained = find_errors.trained
 
-    def noted(shelf: find_errors.Shelf, rows: np.ndarray, *, seed: int) -> find_errors.Head:
-        seen.append(rows)
+    def recording(shelf: find_errors.Shelf, rows: np.ndarray, *, seed: int) -> find_errors.Head:
+        trained_on.append(rows)
         return trained(shelf, rows[:256], seed=seed)
 
-    monkeypatch.setattr(find_errors, "trained", noted)
+    monkeypatch.setattr(find_errors, "trained", recording)
     probs = find_errors.out_of_fold(shelf, seed=0)
     assert probs.sum(1) == pytest.approx(np.ones(len(probs)), abs=1e-5)
-    assert np.bincount(np.concatenate(seen), minlength=len(probs)).tolist() == [find_errors.NUM_FOLDS - 1] * len(probs)
+    assert np.bincount(np.concatenate(trained_on), minlength=len(probs)).tolist() == [find_errors.NUM_FOLDS - 1] * len(
+        probs
+    )

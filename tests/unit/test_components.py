@@ -1,4 +1,4 @@
-"""The benchmark of the recipe's steps: what it looks at, what it prices, and that it runs."""
+"""The benchmark of the recipe's steps: it runs, reads photos as the graph does, and attributes the right costs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small() -> Shelf:
     return drawn_shelf(drawn_set(num_classes=6, imbalance=10, largest=20))
 
 
-def test_it_climbs_every_rung_and_claims_what_it_saw(
+def test_it_runs_every_step_and_prints_the_figures_of_its_table(
     small: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(components, "drawn_shelf", lambda: small)
@@ -53,41 +53,41 @@ def test_it_climbs_every_rung_and_claims_what_it_saw(
     assert figure["met"] == (figure["value"] >= figure["baseline"])
 
 
-def test_the_recipe_alone_is_that_rung_of_the_ladder(small: Shelf) -> None:
+def test_the_recipe_alone_gives_the_scores_of_the_whole_benchmark(small: Shelf) -> None:
     whole = {rung.name: rung for rung in climb.climb(small, seed=3)}
     ends = {rung.name: rung for rung in components.ends(small, seed=3)}
     for name, rung in ends.items():
         assert np.array_equal(rung.scores.probs, whole[name].scores.probs)
 
 
-def test_rungs_are_priced_with_the_looks_that_they_need(small: Shelf) -> None:
-    looks = {(size, crops): 1000.0 * size * (1 + (crops > 2)) for size in shelf.SIZES for crops in (2, CROPS)}
+def test_steps_include_the_cost_of_the_crops_that_they_need(small: Shelf) -> None:
+    cost_s = {(size, crops): 1000.0 * size * (1 + (crops > 2)) for size in shelf.SIZES for crops in (2, CROPS)}
 
     def camera(rows: np.ndarray, *, size: int, crops: int) -> tuple[torch.Tensor, float]:
         found, _ = small.camera(rows, size=size, crops=crops)
-        parts = 3 if crops == 2 else 1  # splits are looked at one by one
-        return found, looks[size, crops] / parts
+        parts = 3 if crops == 2 else 1  # the three splits are read one by one
+        return found, cost_s[size, crops] / parts
 
     priced = Shelf(small.name, small.target, small.split, small.num_classes, camera)
     seconds = {rung.name: rung.seconds for rung in climb.climb(priced, seed=0)}
     first, large, last = shelf.SIZES
 
-    def of(*sizes: int) -> float:
-        return sum(looks[size, crops] for size in sizes for crops in (2, CROPS))
+    def cost_of(*sizes: int) -> float:
+        return sum(cost_s[size, crops] for size in sizes for crops in (2, CROPS))
 
     for name, price in (
-        (climb.GIVEN, looks[first, 2]),
-        (climb.RECIPE, looks[first, 2]),
-        (climb.TEN, of(first)),
-        (climb.LARGE, looks[first, 2] + of(large)),
-        (climb.THREE, of(first, large, last)),
-        (climb.EIGHT, of(first, large, last)),
+        (climb.GIVEN, cost_s[first, 2]),
+        (climb.RECIPE, cost_s[first, 2]),
+        (climb.TEN, cost_of(first)),
+        (climb.LARGE, cost_s[first, 2] + cost_of(large)),
+        (climb.THREE, cost_of(first, large, last)),
+        (climb.EIGHT, cost_of(first, large, last)),
     ):
         assert seconds[name] == pytest.approx(price, abs=60)
     assert seconds[climb.EIGHT] > seconds[climb.THREE]
 
 
-def test_wrong_labels_are_disbelieved_weighed_less_and_counted(small: Shelf) -> None:
+def test_wrong_labels_are_flagged_downweighted_and_counted(small: Shelf) -> None:
     photos = drawn_set(num_classes=6, imbalance=10, largest=60)
     rows = photos.rows("train")
     belief = steps.judge(photos, seed=0)
@@ -101,7 +101,7 @@ def test_wrong_labels_are_disbelieved_weighed_less_and_counted(small: Shelf) -> 
 
 @pytest.fixture
 def delivery(tmp_path: Path) -> Path:
-    """Three photos in a folder with a manifest, and weights that fit."""
+    """Folder with three photos, a manifest, and weights of the right network."""
     draw = np.random.default_rng(0)
     for name in "abc":
         Image.fromarray(draw.integers(0, 256, (200, 200, 3), np.uint8)).save(tmp_path / f"{name}.png")
@@ -114,7 +114,7 @@ def delivery(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_photos_are_looked_at_once_and_cut_as_the_graph_cuts_them(delivery: Path) -> None:
+def test_photos_are_read_once_and_cropped_as_the_graph_crops_them(delivery: Path) -> None:
     (read,) = read_shelves(delivery, ["m"], weights=delivery / "w.safetensors", cache=delivery / "cache")
     whole, crops = read.at(160), read.crops(160)
     assert (whole.views.shape, crops.shape) == ((2, 3, 1280), (CROPS, 1, 1280))
@@ -134,9 +134,18 @@ def test_photos_are_looked_at_once_and_cut_as_the_graph_cuts_them(delivery: Path
         torch.testing.assert_close(network.head.embedding(crops.mean(0)), embedding, atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert components.main(["--data", str(delivery), "--sets", "other"]) == 2
     assert "other.parquet does not exist; give a folder of manifests" in capsys.readouterr().err
-    ask = ["--data", str(delivery), "--sets", "m", "--weights", "gone.safetensors", "--cache", str(delivery / "cache")]
-    assert components.main(ask) == 2
+    arguments = [
+        "--data",
+        str(delivery),
+        "--sets",
+        "m",
+        "--weights",
+        "gone.safetensors",
+        "--cache",
+        str(delivery / "cache"),
+    ]
+    assert components.main(arguments) == 2
     assert "gone.safetensors does not exist" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_everything_copied_exists_and_is_not_ignored() -> None:
     assert sources == let_in
 
 
-def test_the_train_image_knows_no_orchestrator() -> None:
+def test_the_train_image_has_no_orchestrator() -> None:
     assert [name for name in ("flows", "serving") if name in copied("train")] == []
     assert 'pip install --no-cache-dir -c constraints.txt ".[train]"' in stages()["train"]
 
@@ -60,7 +60,7 @@ def test_images_install_pinned_and_do_not_run_as_root(target: str) -> None:
     assert stages()[target].rindex("USER shelf") > stages()[target].rindex("RUN ")
 
 
-def test_images_are_private_as_the_flows_are() -> None:
+def test_images_switch_off_telemetry_as_the_flows_do() -> None:
     settings = (ROOT / "flows" / "orchestrator" / "events.py").read_text(encoding="utf-8")
     private = re.findall(
         r"\b((?:DO_NOT_TRACK|PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*))=(\w+)", stages()["flows"]
@@ -70,21 +70,21 @@ def test_images_are_private_as_the_flows_are() -> None:
     assert [name for name, value in private if f'"{name}": "{value}"' not in settings] == []
 
 
-def test_constraints_pin_what_pyproject_asks_for() -> None:
+def test_constraints_pin_the_requirements_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins: dict[str, list[str]] = {}
     for line in lines:
         pin = Requirement(line)
         pins.setdefault(pin.name, []).append(str(pin.specifier).removeprefix("=="))
-    asked = [Requirement(text) for group in project["optional-dependencies"].values() for text in group]
-    asked += [Requirement(text) for text in project["dependencies"]]
+    required = [Requirement(text) for group in project["optional-dependencies"].values() for text in group]
+    required += [Requirement(text) for text in project["dependencies"]]
 
-    assert {"prefect", "fastapi", "dvc", "torch"} <= {ask.name for ask in asked}
-    for ask in asked:
-        if ask.name != project["name"]:
-            assert ask.name in pins, f"{ask.name} is not pinned"
-            assert all(ask.specifier.contains(version) for version in pins[ask.name]), str(ask)
+    assert {"prefect", "fastapi", "dvc", "torch"} <= {each.name for each in required}
+    for each in required:
+        if each.name != project["name"]:
+            assert each.name in pins, f"{each.name} is not pinned"
+            assert all(each.specifier.contains(version) for version in pins[each.name]), str(each)
 
 
 def test_prefect_is_one_version_everywhere() -> None:
@@ -101,12 +101,12 @@ def test_prefect_is_one_version_everywhere() -> None:
         pytest.param("sqlalchemy", "2.0.58", "2.1.9", id="schedules would never fire"),
     ],
 )
-def test_what_prefect_needs_and_does_not_ask_for(name: str, works: str, fails: str) -> None:
+def test_versions_that_prefect_needs_but_does_not_require(name: str, works: str, fails: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = next(Requirement(text) for text in project["optional-dependencies"]["flows"] if text.startswith(name))
+    required = next(Requirement(text) for text in project["optional-dependencies"]["flows"] if text.startswith(name))
 
-    assert asked.specifier.contains(works)
-    assert not asked.specifier.contains(fails)
+    assert required.specifier.contains(works)
+    assert not required.specifier.contains(fails)
 
 
 def test_deployments_name_a_flow_and_its_parameters() -> None:
@@ -121,16 +121,16 @@ def test_deployments_name_a_flow_and_its_parameters() -> None:
         assert set(deployment["parameters"]) <= {argument.arg for argument in [*flow.args.args, *flow.args.kwonlyargs]}
 
 
-def test_the_worker_polls_the_pool_of_its_deployment_with_its_places_set() -> None:
+def test_the_worker_polls_the_pool_of_its_deployment_with_its_variables_set() -> None:
     line = load("compose.yaml")["services"]["worker"]["command"][-1]
     deployment = load("prefect.yaml")["deployments"][0]
     pool = deployment["work_pool"]["name"]
-    places = re.findall(r"\{\{ \$(\w+) \}\}", str(deployment["parameters"]))
+    variables = re.findall(r"\{\{ \$(\w+) \}\}", str(deployment["parameters"]))
 
     assert f"deploy --name {deployment['name']} " in line
     assert f"worker start --pool {pool} " in line
     assert f'"--pool", "{pool}"' in stages()["flows"]
-    assert places == ["CLEANSHELF_WORKSPACE"]
+    assert variables == ["CLEANSHELF_WORKSPACE"]
     assert "CLEANSHELF_WORKSPACE=/" in stages()["flows"]
 
 
@@ -147,7 +147,7 @@ def test_triton_is_unmodified_and_serves_the_workspace_repository_read_only() ->
     layout = (ROOT / "docs" / "inside" / "architecture.md").read_text(encoding="utf-8").partition("## A workspace")[2]
 
     assert "build" not in triton
-    assert re.fullmatch(r"\$\{TRITON_IMAGE:\?[^}]+\}", triton["image"]), "no default: it would name a registry"
+    assert re.fullmatch(r"\$\{TRITON_IMAGE:\?[^}]+\}", triton["image"]), "a default would name a registry"
     assert re.search(r"^  repository/ +the Triton model repository", layout, flags=re.MULTILINE)
     assert [volume.partition("}")[2] for volume in triton["volumes"]] == ["/repository:/models:ro"]
     assert {"--model-repository=/models", "--model-control-mode=explicit", "--load-model=products"} <= set(
@@ -155,10 +155,10 @@ def test_triton_is_unmodified_and_serves_the_workspace_repository_read_only() ->
     )
 
 
-def test_compose_asks_for_tokens_as_our_own_server_does() -> None:
+def test_compose_restricts_protocols_as_our_own_server_does() -> None:
     command = load("compose.yaml")["services"]["triton"]["command"]
-    asked = {re.sub(r"\$\{(\w+):\?\}", r"<\1>", option) for option in command if "-restricted-" in option}
-    own = arguments(
+    restricted = {re.sub(r"\$\{(\w+):\?\}", r"<\1>", option) for option in command if "-restricted-" in option}
+    ours = arguments(
         models=Path("/models"),
         load=(),
         listening=Listening(),
@@ -167,12 +167,12 @@ def test_compose_asks_for_tokens_as_our_own_server_does() -> None:
         backends=(),
     )
 
-    assert asked == {option for option in own if "-restricted-" in option}
-    assert len(asked) == 4
+    assert restricted == {option for option in ours if "-restricted-" in option}
+    assert len(restricted) == 4
 
 
 @pytest.mark.parametrize("name", ["worker", "watchdog"])
-def test_who_drives_the_server_has_settings_for_it(name: str) -> None:
+def test_services_that_control_the_server_have_its_settings(name: str) -> None:
     variables = load("compose.yaml")["services"][name]["environment"]
     fields = {key.removeprefix("CLEANSHELF_").lower() for key in variables if key.startswith("CLEANSHELF_")}
 
@@ -192,13 +192,13 @@ def test_a_gpu_changes_one_setting() -> None:
     assert gpu["triton"]["volumes"] == [f"engines:{Settings().triton_engines}"]
 
 
-def test_workers_see_the_workspace_where_the_image_looks_for_it() -> None:
+def test_services_mount_the_workspace_where_the_image_expects_it() -> None:
     services = load("compose.yaml")["services"]
-    place = re.search(r"CLEANSHELF_WORKSPACE=(\S+)", stages()["flows"])
+    path = re.search(r"CLEANSHELF_WORKSPACE=(\S+)", stages()["flows"])
 
-    assert place
+    assert path
     for name in ("prefect", "worker", "watchdog"):
-        assert [volume.rpartition(":")[2] for volume in services[name]["volumes"]] == [place[1]]
+        assert [volume.rpartition(":")[2] for volume in services[name]["volumes"]] == [path[1]]
 
 
 def test_no_port_is_open_to_other_machines() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of enrolled products: which classes are new, and what it counts."""
+"""The benchmark of enrolled products: choice of new classes, and accuracies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from tail.sets import drawn_set
 
 
-def test_each_seed_enrols_other_classes_and_none_that_the_rule_was_chosen_on() -> None:
+def test_each_seed_enrols_other_classes_and_none_of_those_that_the_rule_was_tuned_on() -> None:
     photos = drawn_set(imbalance=2, noise=0.0)
     splits = [enrol.split_of(photos, seed=seed) for seed in enrol.SEEDS]
     new = [set(photos.target[split.photos.target >= split.num_old]) for split in splits]
-    chosen_on = set(np.random.default_rng(enrol.SPLIT_SEED).permutation(30)[:8])
+    tuned_on = set(np.random.default_rng(enrol.SPLIT_SEED).permutation(30)[:8])
     assert [len(each) for each in new] == [7, 7, 7]
     assert len(set.union(*new)) == 21
-    assert not set.union(*new) & chosen_on
+    assert not set.union(*new) & tuned_on
     assert all(len(set(split.photos.target)) == 30 for split in splits)
 
 
@@ -29,7 +29,7 @@ def test_few_photos_are_the_first_of_many_and_only_training_photos() -> None:
     assert set(split.photos.target[split.train(0)]) == set(range(split.num_old))
 
 
-def test_accuracy_is_of_new_and_old_classes_apart() -> None:
+def test_accuracy_is_given_for_new_and_old_classes_separately() -> None:
     split = enrol.split_of(drawn_set(imbalance=2, noise=0.0), seed=0)
     target = torch.from_numpy(split.photos.target)
     embedding = torch.nn.functional.one_hot(target, 30).float()[:, None] * 9

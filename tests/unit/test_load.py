@@ -1,4 +1,4 @@
-"""The load generator: what it counts, and that a stall is felt by all who would have come in it."""
+"""The load generator: its counts, and the effect of a stall on all requests that are due during it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answer = Callable[[service_pb2.ModelInferRequest, grpc.ServicerContext], service
 
 @pytest.fixture
 def endpoint() -> Iterator[Callable[[Answer], str]]:
-    """A real gRPC server that answers as it is told to; its address."""
+    """Function that starts a real gRPC server with the given answers, and returns its address."""
     servers = []
 
     def start(answer: Answer) -> str:
@@ -43,41 +43,41 @@ def photo() -> bytes:
     return message(np.zeros((1, 4, 4, 3), np.uint8))
 
 
-def at_once(request: service_pb2.ModelInferRequest, _: grpc.ServicerContext) -> service_pb2.ModelInferResponse:
+def answer_at_once(request: service_pb2.ModelInferRequest, _: grpc.ServicerContext) -> service_pb2.ModelInferResponse:
     assert list(request.inputs[0].shape) == [1, 4, 4, 3]
     return service_pb2.ModelInferResponse(model_version="7")
 
 
 class Stalling:
-    """Answers at once, but for one moment in which everybody waits."""
+    """Answers at once, except for one stall in which all requests wait."""
 
     def __init__(self, *, after: int, seconds: float) -> None:
-        self.asked, self.after, self.seconds = 0, after, seconds
+        self.requests, self.after, self.seconds = 0, after, seconds
         self.lock = threading.Lock()
 
     def __call__(self, *_: object) -> service_pb2.ModelInferResponse:
         with self.lock:
-            self.asked += 1
-            if self.asked == self.after:
+            self.requests += 1
+            if self.requests == self.after:
                 time.sleep(self.seconds)
         return service_pb2.ModelInferResponse(model_version="1")
 
 
 def test_closed_loop_counts_every_answer(endpoint: Callable[[Answer], str], photo: bytes) -> None:
-    asked = Stalling(after=0, seconds=0)
-    outcome = closed_loop(endpoint(asked), [photo], clients=3, seconds=0.5)
-    assert outcome.sent == len(outcome.latencies) == asked.asked > 3
-    assert outcome.versions == {"1": asked.asked}
+    answer = Stalling(after=0, seconds=0)
+    outcome = closed_loop(endpoint(answer), [photo], clients=3, seconds=0.5)
+    assert outcome.sent == len(outcome.latencies) == answer.requests > 3
+    assert outcome.versions == {"1": answer.requests}
     assert outcome.per_second == pytest.approx(outcome.sent / outcome.seconds)
 
 
 def test_open_loop_sends_what_the_schedule_says(endpoint: Callable[[Answer], str], photo: bytes) -> None:
-    outcome = open_loop(endpoint(at_once), [photo], rate=200, seconds=0.5)
+    outcome = open_loop(endpoint(answer_at_once), [photo], rate=200, seconds=0.5)
     assert (outcome.sent, outcome.versions) == (100, {"7": 100})
 
 
-def test_a_stall_is_felt_in_the_open_loop_alone(endpoint: Callable[[Answer], str], photo: bytes) -> None:
-    """Half a second of standstill in one second: half of those who come then wait, but a closed loop sees one slow answer."""
+def test_only_an_open_loop_shows_a_stall(endpoint: Callable[[Answer], str], photo: bytes) -> None:
+    """A stall of half a second in one second: half of the requests of an open loop wait, but only one of a closed loop."""
     opened = open_loop(endpoint(Stalling(after=30, seconds=0.5)), [photo], rate=200, seconds=1)
     closed = closed_loop(endpoint(Stalling(after=30, seconds=0.5)), [photo], clients=1, seconds=1)
     slow = [sum(latency > 0.1 for latency in each.latencies) for each in (opened, closed)]

@@ -1,4 +1,4 @@
-"""The benchmarks of long tails and of techniques: what they run on, and that they run."""
+"""Benchmarks of long tails and of techniques: their data, and that they run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from models.recipe.config import Member
 
 
 def test_drawn_clusters_are_a_long_tail_with_wrong_labels_and_the_same_every_time() -> None:
-    one, again = drawn_set(), drawn_set()
-    assert torch.equal(one.views, again.views)
-    counts = np.bincount(one.true[one.rows("train")])
+    photos, again = drawn_set(), drawn_set()
+    assert torch.equal(photos.views, again.views)
+    counts = np.bincount(photos.true[photos.rows("train")])
     assert (counts.max(), counts.min()) == (100, 2)
     assert (np.diff(counts) <= 0).all()
-    wrong = one.target != one.true
-    assert not wrong[one.split != "train"].any(), "what judges is right"
-    assert wrong[one.split == "train"].mean() == pytest.approx(0.2, abs=0.04)
-    assert set((one.target ^ one.true)[wrong]) == {1}, "a neighbour's label"
+    wrong = photos.target != photos.true
+    assert not wrong[photos.split != "train"].any(), "labels of validation and test photos are right"
+    assert wrong[photos.split == "train"].mean() == pytest.approx(0.2, abs=0.04)
+    assert set((photos.target ^ photos.true)[wrong]) == {1}, "the label of a neighbour"
 
 
-def test_it_measures_every_way_and_claims_what_it_saw(
+def test_it_measures_every_method_and_prints_the_figures_of_its_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {name: long_tail.TRAININGS[name] for name in (long_tail.PLAIN, "progressive=true", "har=1")}
@@ -50,7 +50,7 @@ def test_it_measures_every_way_and_claims_what_it_saw(
     ]
 
 
-def test_techniques_are_chosen_on_validation_photos_and_told_on_test_photos(
+def test_techniques_are_chosen_on_validation_photos_and_reported_on_test_photos(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = {techniques.PLAIN: [""], "mixup": ["augment.mixup=0.2", "augment.mixup=4"]}
@@ -77,7 +77,7 @@ def test_every_setting_of_a_technique_trains_a_head(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def delivery(tmp_path: Path) -> Path:
-    """Two photos in a folder with a manifest, its truth and weights that fit."""
+    """Folder with two photos, a manifest, true labels, and weights of the right network."""
     for name, shade in (("a", 10), ("b", 200)):
         Image.new("RGB", (20, 20), (shade, shade, shade)).save(tmp_path / f"{name}.png")
     pq.write_table(
@@ -90,20 +90,20 @@ def delivery(tmp_path: Path) -> Path:
 
 
 def test_photos_become_features_once(delivery: Path) -> None:
-    ask = {"truth": None, "weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
-    photos = read_set(delivery, "m", **ask)
+    arguments = {"truth": None, "weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
+    photos = read_set(delivery, "m", **arguments)
     assert photos.views.shape == (2, 2, 1280)
     assert (photos.target.tolist(), photos.rows("test").tolist(), photos.true) == ([0, 1], [1], None)
     (kept,) = (delivery / "cache").iterdir()
     before = kept.stat().st_mtime_ns
-    assert torch.equal(read_set(delivery, "m", **ask).views, photos.views)
+    assert torch.equal(read_set(delivery, "m", **arguments).views, photos.views)
     assert kept.stat().st_mtime_ns == before
 
 
-def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask = {"weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
+def test_a_missing_file_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {"weights": delivery / "weights.safetensors", "cache": delivery / "cache"}
     with pytest.raises(ManifestError, match=r"truth\.parquet knows no label of b\.png and 0 others"):
-        read_set(delivery, "m", truth=delivery / "truth.parquet", **ask)
+        read_set(delivery, "m", truth=delivery / "truth.parquet", **arguments)
     assert long_tail.main(["--data", str(delivery), "--manifest", "none"]) == 2
     assert "none.parquet does not exist" in capsys.readouterr().err
     assert long_tail.main(["--data", str(delivery), "--manifest", "m", "--weights", "none"]) == 2

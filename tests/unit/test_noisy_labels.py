@@ -1,4 +1,4 @@
-"""The noisy-label benchmark: what it is told, what it reads, how it trains, how it goes on."""
+"""The noisy-label benchmark: its arguments, its data, its trainings, and how it resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real ones, but not thousands."""
+    """Makes the benchmark draw few shapes."""
     monkeypatch.setattr(noisy_labels, "drawn_set", partial(drawn_set, num_train=120, num_test=60))
 
 
@@ -107,7 +107,7 @@ def test_a_bare_loss_takes_the_settings_published_for_the_noise() -> None:
 
 
 def cifar10_folder(folder: Path, *, side: int = 32, people: bool = True) -> Path:
-    """Four training photos and two test photos, of a plane and a car."""
+    """Writes four training photos and two test photos of planes and cars, and returns the folder."""
     label = [0, 1, 0, 1, 0, 1]
     jpegs = []
     for k in label:
@@ -203,7 +203,7 @@ def test_a_network_has_the_layers_of_its_name(kind: str, layers: int) -> None:
 
 
 def trained(method: str, *, epochs: int = 2, noise: float = 1.0, shows_given: bool = False) -> Outcome:
-    """On 80 features of 4 classes, a third of them with wrong labels; they show the true labels, or the given ones."""
+    """Trains on 80 features of 4 classes, a third with wrong labels; the features show true labels, or the given ones."""
     label = torch.arange(80) % 4
     given = torch.where(torch.arange(80) % 3 == 0, (label + 1) % 4, label)
     train = torch.nn.functional.one_hot(given if shows_given else label, 16).float()
@@ -213,7 +213,7 @@ def trained(method: str, *, epochs: int = 2, noise: float = 1.0, shows_given: bo
     return Trainer(task, protocol, parse_method(method), seed=0).run()
 
 
-def test_a_run_is_decided_by_its_seed_and_the_loss_is_told_of_the_epochs() -> None:
+def test_a_run_depends_on_its_seed_and_the_loss_on_the_epoch() -> None:
     outcomes = {text: trained(text) for text in ("ce", "gce", "gce:warmup_ce_epochs=2", "gce:warmup_ce_epochs=1")}
 
     def shares(outcome: Outcome) -> tuple[float, float]:
@@ -225,7 +225,7 @@ def test_a_run_is_decided_by_its_seed_and_the_loss_is_told_of_the_epochs() -> No
     assert shares(trained("ce:l1=1")) != shares(outcomes["ce"])
 
 
-def test_wrong_labels_that_are_given_back_are_told_from_right_answers() -> None:
+def test_memorised_labels_are_counted_separately_from_right_answers() -> None:
     fooled, right = (trained("ce", epochs=10, noise=0, shows_given=shows) for shows in (True, False))
 
     assert (right.accuracy, right.memorised) == (100, 0)
@@ -233,32 +233,32 @@ def test_wrong_labels_that_are_given_back_are_told_from_right_answers() -> None:
     assert fooled.accuracy == pytest.approx(100 * 53 / 80)
 
 
-def figures(told: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in told.splitlines() if line.startswith('{"figure":')]
+def figures(output: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith('{"figure":')]
 
 
-def test_a_command_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new folder" / "runs.jsonl"
-    words = ["--methods", "gce", "--noise", "symmetric:0.4", "clean", "--out", str(out), *TINY]
+    arguments = ["--methods", "gce", "--noise", "symmetric:0.4", "clean", "--out", str(out), *TINY]
 
-    assert noisy_labels.main(words) == 0
-    first, told = out.read_text(), capsys.readouterr().out
-    assert "4 runs, 0 of them done before" in told
-    assert "| method | symmetric:0.4 | published | clean | published |" in told
-    assert len(figures(told)) == 4
+    assert noisy_labels.main(arguments) == 0
+    first, output = out.read_text(), capsys.readouterr().out
+    assert "4 runs, 0 of them done before" in output
+    assert "| method | symmetric:0.4 | published | clean | published |" in output
+    assert len(figures(output)) == 4
 
     out.write_text(first[:-20])  # killed while it wrote the last line
-    assert noisy_labels.main([*words, "--seeds", "0", "1"]) == 0
-    told = capsys.readouterr().out
-    assert "8 runs, 3 of them done before" in told
+    assert noisy_labels.main([*arguments, "--seeds", "0", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "8 runs, 3 of them done before" in output
     lines = out.read_text().splitlines()
     assert len({json.loads(line)["key"] for line in lines}) == len(lines) == 8
 
-    assert noisy_labels.main([*words, "--epochs", "2"]) == 0, "another protocol is another run"
+    assert noisy_labels.main([*arguments, "--epochs", "2"]) == 0, "other settings make other runs"
     assert "4 runs, 0 of them done before" in capsys.readouterr().out
 
 
-def test_results_that_are_none_are_refused_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs.jsonl"
     out.write_text('{"accuracy": 1}\n')
 
@@ -267,7 +267,7 @@ def test_results_that_are_none_are_refused_by_line(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--methods", "gcee"], "no loss 'gcee' (did you mean 'gce'?)"),
         (["--methods", "gce:q=0"], "loss.params.q: 0.0 is outside (0, 1]"),
@@ -285,15 +285,17 @@ def test_results_that_are_none_are_refused_by_line(tmp_path: Path, capsys: pytes
         (["--parallel", "0"], "--parallel: 0 is below 1"),
     ],
 )
-def test_bad_input_is_told_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert noisy_labels.main(words) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert noisy_labels.main(arguments) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
 
 
 def test_drawn_shapes_are_the_same_every_time() -> None:
-    once, again = (drawn_set(num_train=12, num_test=6) for _ in range(2))
+    shapes, again = (drawn_set(num_train=12, num_test=6) for _ in range(2))
 
-    assert np.array_equal(once.photos, again.photos)
-    assert np.bincount(once.label).tolist() == [2] * 6
+    assert np.array_equal(shapes.photos, again.photos)
+    assert np.bincount(shapes.label).tolist() == [2] * 6

@@ -20,7 +20,7 @@ def sources(*folders: str) -> Iterator[tuple[Path, str]]:
 
 
 def functions(tree: ast.AST, *, is_public: bool = True) -> Iterator[tuple[Function, bool]]:
-    """Every function of a module, with True where other modules may use it: neither it nor what holds it is private."""
+    """Functions of a module, each with True if it is public: neither it nor what contains it is private."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, Function):
             yield node, is_public and not node.name.startswith("_")
@@ -32,14 +32,14 @@ def functions(tree: ast.AST, *, is_public: bool = True) -> Iterator[tuple[Functi
 
 
 def length(function: Function) -> int:
-    """Lines of the body without the docstring; the docstring may be as long as its reader needs."""
+    """Number of lines of the body without the docstring, whose length is free."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return body[-1].end_lineno - body[0].lineno + 1 if body and body[-1].end_lineno else 0
 
 
 @pytest.fixture(scope="module")
 def defined() -> list[tuple[str, Function, bool]]:
-    """Place, function and whether it is public, of the whole product."""
+    """File and line, function, and whether it is public, for all functions of the product."""
     return [
         (f"{path.relative_to(ROOT)}:{function.lineno}", function, is_public)
         for path, text in sources(*PACKAGES)

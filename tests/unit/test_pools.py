@@ -33,7 +33,7 @@ def placeholders(part: object) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
-def test_a_template_asks_for_what_its_worker_knows(kind: str) -> None:
+def test_a_template_uses_settings_that_its_worker_knows(kind: str) -> None:
     shipped = json.loads(
         (files("prefect") / "server/api/collections_data/views/aggregate-worker-metadata.json").read_bytes()
     )
@@ -56,16 +56,16 @@ def test_job_variables_are_those_of_the_template(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_container_finds_code_and_workspace_where_the_image_has_them(kind: str) -> None:
-    deployment, place = deployments()[kind], re.search(r"CLEANSHELF_WORKSPACE=(\S+)", DOCKERFILE)
+    deployment, workspace = deployments()[kind], re.search(r"CLEANSHELF_WORKSPACE=(\S+)", DOCKERFILE)
     (step,) = deployment["pull"]
 
-    assert place
+    assert workspace
     assert f"WORKDIR {step['prefect.deployments.steps.set_working_directory']['directory']}\n" in DOCKERFILE
-    assert deployment["parameters"]["workspace"] == place[1]
+    assert deployment["parameters"]["workspace"] == workspace[1]
     job = deployment["work_pool"]["job_variables"]
     mounts = template("kubernetes")["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"][0]
-    seen = {"docker": job.get("volumes"), "kubernetes": [f":{mounts['volumeMounts'][0]['mountPath']}"]}[kind]
-    assert [volume.rpartition(":")[2] for volume in seen] == [place[1]]
+    volumes = {"docker": job.get("volumes"), "kubernetes": [f":{mounts['volumeMounts'][0]['mountPath']}"]}[kind]
+    assert [volume.rpartition(":")[2] for volume in volumes] == [workspace[1]]
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)

@@ -1,8 +1,9 @@
-"""The repository keeps its own rules: paths, sizes, names, links, decisions, import directions, and docs that match."""
+"""Rules of this repository: paths, sizes, names, links, decisions, import directions, and pages that match the code."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -17,26 +18,28 @@ from typing import Any
 
 import pytest
 
+from models.errors import ConfigError
 from models.recipe.config import RECIPES, Recipe, recipe_names
-from models.recipe.registry import Range
+from models.recipe.registry import KINDS, Range, check
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400
-# Written so that this file does not match itself.
+# The brackets keep this file from matching itself.
 MACHINE = re.compile(r"(?<![\w.~])/(?:wor[k]|roo[t]|hom[e]/\w+|User[s]/\w+)/")
 REGISTRY = re.compile(
     r"pypi\.org|pythonhosted\.org|nvcr\.io|docker\.(?:io|com)|ghcr\.io|quay\.io|\bgcr\.io|index-ur[l]"
 )
 VAGUE = re.compile(r"(?:^|_)(?:utils?|helpers?|managers?|common)(?:_|$)")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(?:#[^)]*)?\)")
-KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "table", tuple: "list of numbers"}
+ANCHOR = re.compile(r"\]\(([^)#\s:]*)#([^)]+)\)")
+INTERVAL = re.compile(r"`([\[(])(\S+), (\S+)([\])])`")
 
 
 @cache
 def tracked() -> tuple[Path, ...]:
-    """Files that git knows, as they lie in the work tree."""
-    asked = ["git", "-C", str(ROOT), "ls-files", "-z"]
-    names = subprocess.run(asked, capture_output=True, check=True).stdout.decode().split("\0")
+    """Files in the work tree that git tracks."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    names = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
     return tuple(ROOT / name for name in names if name and (ROOT / name).is_file())
 
 
@@ -97,13 +100,32 @@ def test_relative_links_lead_to_files() -> None:
     assert [f"{page.name}: {target}" for page, target in targets if not (page.parent / target).exists()] == []
 
 
+def slugs(page: Path) -> set[str]:
+    """Anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_to_headings_lead_to_headings() -> None:
-    for page in (path for path in tracked() if path.suffix == ".md"):
-        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
-            text = (page.parent / target if target else page).read_text(encoding="utf-8")
-            headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+    pages = [path for path in tracked() if path.suffix == ".md"]
+    links = [(page, *link) for page in pages for link in ANCHOR.findall(page.read_text(encoding="utf-8"))]
+    broken = [
+        f"{page.name}: {target}#{anchor}"
+        for page, target, anchor in links
+        if anchor not in slugs(page.parent / target if target else page)
+    ]
+
+    assert len(links) > 10
+    assert {target == "" for _, target, _ in links} == {True, False}, "links within a page and to other pages"
+    assert broken == []
+
+
+def test_a_link_to_a_heading_that_does_not_exist_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One `two`, three\n[there](page.md#one-two-three) [not there](#four)\n")
+
+    assert ANCHOR.findall(page.read_text()) == [("page.md", "one-two-three"), ("", "four")]
+    assert slugs(page) == {"one-two-three"}
 
 
 def test_import_contracts_hold() -> None:
@@ -155,17 +177,26 @@ def test_recipes_page_names_every_recipe() -> None:
     assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, flags=re.MULTILINE)) == set(recipe_names())
 
 
-def recipe_keys() -> dict[str, tuple[str, Any]]:
-    """Dotted key -> (type and range as docs/reference/recipes.md writes them, default)."""
-    found = {}
+def recipe_tables() -> Iterator[tuple[str, Any]]:
+    """Name and dataclass of every table of a recipe."""
     for part, hint in typing.get_type_hints(Recipe).items():
         cls = typing.get_args(hint)[0] if typing.get_args(hint) else hint
-        if not dataclasses.is_dataclass(cls):
-            continue  # the recipe's name
-        hints = typing.get_type_hints(cls, include_extras=True)
-        for name, default in dataclasses.asdict(typing.cast(Any, cls)()).items():
-            found[f"{part}.{name}"] = (written(hints[name]), default)
-    return found
+        if dataclasses.is_dataclass(cls):  # all but the recipe's name
+            yield part, cls
+
+
+def recipe_hints() -> dict[str, Any]:
+    """Dotted key -> annotation."""
+    tables = {part: typing.get_type_hints(cls, include_extras=True) for part, cls in recipe_tables()}
+    return {f"{part}.{name}": hint for part, hints in tables.items() for name, hint in hints.items()}
+
+
+def recipe_keys() -> dict[str, tuple[str, Any]]:
+    """Dotted key -> (type and range as docs/reference/recipes.md writes them, default)."""
+    defaults = {
+        f"{part}.{name}": value for part, cls in recipe_tables() for name, value in dataclasses.asdict(cls()).items()
+    }
+    return {key: (written(recipe_hints()[key]), default) for key, default in defaults.items()}
 
 
 def written(hint: Any) -> str:
@@ -179,14 +210,57 @@ def written(hint: Any) -> str:
     return " ".join([KINDS[typing.get_origin(kind) or kind], *bounds])
 
 
-def test_recipes_page_tells_every_key_with_its_default_and_range() -> None:
+def documented_keys() -> dict[str, tuple[str, Any]]:
+    """Dotted key -> (type and range, default), as docs/reference/recipes.md gives them."""
     page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z_]+\.[a-z0-9_]+)` \| `(.+?)` \| (.+?) \|", page, flags=re.MULTILINE)
-    told = {key: (kind, tomllib.loads(f"v = {default}")["v"]) for key, default, kind in rows}
+    return {key: (kind, tomllib.loads(f"v = {default}")["v"]) for key, default, kind in rows}
 
-    assert told == {
+
+def test_recipes_page_gives_every_key_with_its_default_and_range() -> None:
+    assert documented_keys() == {
         key: (kind, [*value] if isinstance(value, tuple) else value) for key, (kind, value) in recipe_keys().items()
     }
+
+
+# One value of each documented type. Written down here, so that a wrong name in the product's own table is noticed.
+EXAMPLES = {
+    "integer": 1,
+    "number": 0.5,
+    "text": "a",
+    "true or false": True,
+    "table": {"a": 1},
+    "list of numbers": [0.5],
+}
+
+
+def test_recipes_accept_the_documented_type_and_no_other() -> None:
+    hints = recipe_hints()
+    for key, (documented, _) in documented_keys().items():
+        kind = INTERVAL.sub("", documented).strip()
+        if kind in EXAMPLES and not INTERVAL.search(documented):
+            check(key, EXAMPLES[kind], hints[key])
+        for other in EXAMPLES.keys() - {kind, "integer", "number"}:
+            with pytest.raises(ConfigError, match=re.escape(key)):
+                check(key, EXAMPLES[other], hints[key])
+
+
+def test_recipes_refuse_numbers_outside_the_documented_range() -> None:
+    hints, count = recipe_hints(), 0
+    for key, (documented, _) in documented_keys().items():
+        for left, low, high, right in INTERVAL.findall(documented):
+            number, step = (int, 1) if documented.startswith("integer") else (float, 1e-9)
+            for text, closed, direction in ((low, left == "[", -1), (high, right == "]", 1)):
+                if not math.isfinite(float(text)):
+                    continue
+                bound, count = number(text), count + 1
+                outside = bound + direction * step * max(1, abs(bound)) if closed else bound
+                if closed:
+                    check(key, bound, hints[key])
+                with pytest.raises(ConfigError, match=re.escape(key)):
+                    check(key, outside, hints[key])
+
+    assert count > 50
 
 
 def keys_of_shipped_recipes() -> set[str]:
@@ -213,14 +287,14 @@ def test_recipes_page_marks_the_keys_that_no_recipe_sets() -> None:
 
 
 @pytest.mark.parametrize("name", ["reference/faults.md", "figures/reliability.md"])
-def test_a_page_names_tests_that_there_are(name: str) -> None:
+def test_a_page_names_existing_tests(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
-    there = {
+    existing = {
         (path.name, test)
         for path in (ROOT / "tests").rglob("test_*.py")
         for test in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     }
 
     assert len(named) > 20
-    assert set(named) - there == set()
+    assert set(named) - existing == set()

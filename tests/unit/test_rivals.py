@@ -1,4 +1,4 @@
-"""What the fused graph is measured against says the same as it, so that their speeds compare."""
+"""Alternatives that the fused graph is benchmarked against give its answers, so that speeds can be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from load import eager, ensemble, networks
 from models.export.graph import DeployGraph
 
 
-def made() -> DeployGraph:
+def small_graph() -> DeployGraph:
     return networks.graph(("test_resnet", "test_resnet"), crops=10, num_classes=30)
 
 
@@ -18,23 +18,23 @@ def made() -> DeployGraph:
     ("network", "combine"),
     [(ensemble.OneNetwork, ensemble.Combine), (ensemble.TunedNetwork, ensemble.TunedCombine)],
 )
-def test_the_ensembles_steps_make_the_graph(
+def test_the_steps_of_the_ensemble_give_the_answers_of_the_graph(
     network: type[ensemble.OneNetwork], combine: type[ensemble.Combine]
 ) -> None:
-    graph, photos = made(), torch.from_numpy(networks.photos(3))
+    graph, photos = small_graph(), torch.from_numpy(networks.photos(3))
     with torch.inference_mode():
         views = ensemble.Prepare(graph)(photos)
         members = zip(views, graph.branches, strict=True)
-        handed_on = [part for view, branch in members for part in network(branch, keep=graph.keep)(view)]
-        ids, probs = combine(graph)(*handed_on)
+        outputs = [part for view, branch in members for part in network(branch, keep=graph.keep)(view)]
+        ids, probs = combine(graph)(*outputs)
         whole = graph(photos)
     assert torch.equal(ids, whole.ids)
     torch.testing.assert_close(probs, whole.probs)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_ten_crops_in_python_are_those_of_the_graph_but_for_pillows_rounding(at_once: bool) -> None:
-    graph, photos = made(), networks.photos(2)
+def test_ten_crops_in_python_give_the_answers_of_the_graph_except_for_rounding(at_once: bool) -> None:
+    graph, photos = small_graph(), networks.photos(2)
     with torch.inference_mode():
         whole = graph(torch.from_numpy(photos))
         for number, photo in enumerate(photos):

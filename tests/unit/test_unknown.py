@@ -1,4 +1,4 @@
-"""The benchmark of unknown products: who is known, who is not, and that it runs."""
+"""The benchmark of unknown products: its groups of photos, its scores, and that it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def small() -> unknown.Stall:
     return unknown.Stall(photos, other, tiles)
 
 
-def test_it_tells_every_score_and_claims_what_it_saw(
+def test_it_prints_every_score_and_the_figures_of_its_tables(
     small: unknown.Stall, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(unknown, "drawn_stall", lambda: small)
@@ -40,7 +40,7 @@ def test_it_tells_every_score_and_claims_what_it_saw(
     tables = [
         [row for row in rows if len(row) == 6 and row[0] == name] for name in (unknown.AS_IS, *SCORES, unknown.MEANS)
     ]
-    assert all(len(found) == 2 for found in tables), "one of each head"
+    assert all(len(found) == 2 for found in tables), "one row of each head"
     figures = [json.loads(line) for line in lines if line.startswith('{"figure"')]
     assert len(figures) == 8
     chosen = [line.split("known by ")[1].split("; ")[0].split(", ") for line in lines if "known by " in line]
@@ -50,11 +50,11 @@ def test_it_tells_every_score_and_claims_what_it_saw(
             assert head in each["figure"]
             assert each["baseline"] == pytest.approx(float(tables[0][number][column].split(" ±")[0]), abs=0.051)
             if len(set(names)) == 1:
-                told = tables[1 + SCORES.index(names[0])][number][column]
-                assert each["value"] == pytest.approx(float(told.split(" ±")[0]), abs=0.051)
+                cell = tables[1 + SCORES.index(names[0])][number][column]
+                assert each["value"] == pytest.approx(float(cell.split(" ±")[0]), abs=0.051)
 
 
-def test_known_and_unknown_are_told_apart_by_what_was_learnt(small: unknown.Stall) -> None:
+def test_known_and_unknown_products_are_separated(small: unknown.Stall) -> None:
     shelf, rows = unknown.without_classes(small, seed=0)
     assert (shelf.photos.num_classes, set(shelf.photos.target)) == (8, set(range(8)))
     held_out = set(small.photos.target) - set(
@@ -64,12 +64,12 @@ def test_known_and_unknown_are_told_apart_by_what_was_learnt(small: unknown.Stal
     assert (small.photos.split[rows] == "test").all()
     assert shelf.tiles.shape[1] == (shelf.photos.split == "val").sum()
     head = unknown.head(shelf.photos, unknown.HEADS["cross-entropy"], seed=0)
-    asked = unknown.ask(head, shelf, small.photos.views[:, rows])
-    known, strangers, other = asked.scores[asked.chosen]
-    assert (len(known), len(strangers), len(other)) == (320, 80, 100)
-    assert min(auroc(known, strangers), auroc(known, other)) > 0.75
-    assert asked.accepted[0] > 0.85
-    assert asked.accepted[0] > max(asked.accepted[1:]) + 0.2
+    answers = unknown.ask(head, shelf, small.photos.views[:, rows])
+    known, unknown_classes, other = answers.scores[answers.chosen]
+    assert (len(known), len(unknown_classes), len(other)) == (320, 80, 100)
+    assert min(auroc(known, unknown_classes), auroc(known, other)) > 0.75
+    assert answers.accepted[0] > 0.85
+    assert answers.accepted[0] > max(answers.accepted[1:]) + 0.2
 
 
 def test_a_head_calibrated_by_the_benchmark_is_calibrated_as_a_graph(small: unknown.Stall) -> None:
@@ -90,7 +90,7 @@ def test_a_head_calibrated_by_the_benchmark_is_calibrated_as_a_graph(small: unkn
 
 @pytest.fixture
 def delivery(tmp_path: Path) -> Path:
-    """Four products and a stranger, and weights that fit."""
+    """Folder with four photos of products, one out-of-distribution photo, and weights of the right network."""
     draw = np.random.default_rng(0)
     for name in "abcde":
         Image.fromarray(draw.integers(0, 256, (150, 150, 3), np.uint8)).save(tmp_path / f"{name}.png")
@@ -105,7 +105,7 @@ def delivery(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_strangers_are_the_pictures_that_no_product_manifest_lists(delivery: Path) -> None:
+def test_photos_outside_the_product_manifest_are_out_of_distribution(delivery: Path) -> None:
     args = argparse.Namespace(data=delivery, manifest="mixed", products="products", weights=delivery / "w.safetensors",
                               cache=delivery / "cache")  # fmt: skip
     stall = unknown.read_stall(args)
@@ -123,8 +123,8 @@ def test_strangers_are_the_pictures_that_no_product_manifest_lists(delivery: Pat
         torch.testing.assert_close(stall.tiles[0, 1], network.features(view)[0], atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
+def test_a_missing_file_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
         (["--manifest", "other", "--products", "products"], "other.parquet does not exist"),
         (["--manifest", "mixed", "--products", "none"], "none.parquet does not exist"),
         (
@@ -132,5 +132,5 @@ def test_what_is_missing_is_named(delivery: Path, capsys: pytest.CaptureFixture[
             "gone.safetensors does not exist",
         ),
     ):
-        assert unknown.main(["--data", str(delivery), *words]) == 2
-        assert said in capsys.readouterr().err
+        assert unknown.main(["--data", str(delivery), *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -10,18 +10,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.unit.models.remembering import (
+from tests.unit.models.stateful import (
     Task,
     batch,
-    begun,
-    epochs,
-    marvel,
+    begin_loss,
+    marvel_after,
+    run_epochs,
 )
 
 
 def test_truncation_keeps_equality_in_both_precisions() -> None:
     for dtype in (torch.float32, torch.float64):
-        loss = begun("truncated_gce", [0, 0, 0, 0], classes=2, n_min=1, max_share=0.9)
+        loss = begin_loss("truncated_gce", [0, 0, 0, 0], classes=2, n_min=1, max_share=0.9)
         loss.take_answers(torch.tensor([0.5, 0.5 - 1e-6, 0.1, 0.9], dtype=dtype).log(), accuracy=0.3)
         assert loss.known["kept"].tolist() == [True, False, False, True]
         assert loss.figures() == {"kept_share": 0.5}
@@ -31,7 +31,7 @@ def test_truncation_keeps_equality_in_both_precisions() -> None:
 
 
 def test_truncation_asks_at_its_epochs_and_believes_the_best_model_so_far() -> None:
-    loss = begun("truncated_gce", [0] * 4, classes=2, start_epoch=2, every=3, n_min=1)
+    loss = begin_loss("truncated_gce", [0] * 4, classes=2, start_epoch=2, every=3, n_min=1)
     sure, unsure = torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, -9.0])
     asked = []
     for epoch in range(9):
@@ -45,7 +45,7 @@ def test_truncation_asks_at_its_epochs_and_believes_the_best_model_so_far() -> N
 
 
 def test_without_validation_photos_every_model_decides() -> None:
-    loss = begun("truncated_gce", [0] * 4, classes=2, n_min=1)
+    loss = begin_loss("truncated_gce", [0] * 4, classes=2, n_min=1)
     for answers, kept in (([0, 0, 0, -9.0], 3), ([0, 0, -9.0, -9.0], 2), ([0.0] * 4, 4)):
         loss.take_answers(torch.tensor(answers), accuracy=math.nan)
         assert loss.known["kept"].sum() == kept
@@ -54,17 +54,17 @@ def test_without_validation_photos_every_model_decides() -> None:
 def test_rank_based_truncation_prunes_the_same_share_of_every_class() -> None:
     target = np.repeat([0, 1], [10, 20])
     log_p = torch.linspace(-20, -10, 30)  # nobody comes near .5
-    loss = begun("truncated_gce", target, classes=2, k_quantile=0.2)
+    loss = begin_loss("truncated_gce", target, classes=2, k_quantile=0.2)
     loss.take_answers(log_p, accuracy=0.5)
     assert np.bincount(target[~loss.known["kept"]]).tolist() == [2, 4]
-    published = begun("truncated_gce", target, classes=2)
+    published = begin_loss("truncated_gce", target, classes=2)
     published.take_answers(log_p, accuracy=0.5)
     assert np.bincount(target[~published.known["kept"]]).tolist() == [5, 10], "half of each, by max_share"
 
 
 def test_marvel_abandons_after_a_run_of_small_margins_for_good() -> None:
     nan = math.nan
-    loss = marvel([[-1, -1, 1, -1], [-1, 1, 1, nan], [9, -1, 1, nan], [9, 1, 1, -1], [9, 1, 1, 5]])
+    loss = marvel_after([[-1, -1, 1, -1], [-1, 1, 1, nan], [9, -1, 1, nan], [9, 1, 1, -1], [9, 1, 1, 5]])
     assert loss.known["abandoned"].tolist() == [2, -1, -1, 4], "who is not seen keeps the run"
     assert loss.figures() == {"abandoned_share": 0.5, "flagged_share": 0.0}
     value = loss(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), torch.arange(4))
@@ -73,21 +73,21 @@ def test_marvel_abandons_after_a_run_of_small_margins_for_good() -> None:
 
 def test_marvel_waits_for_its_first_epoch() -> None:
     margins = [[-1.0, 1.0, 1.0]] * 3
-    assert marvel(margins, start_epoch=4).known["abandoned"].tolist() == [-1, -1, -1]
-    assert marvel(margins, start_epoch=3).known["abandoned"].tolist() == [3, -1, -1]
+    assert marvel_after(margins, start_epoch=4).known["abandoned"].tolist() == [-1, -1, -1]
+    assert marvel_after(margins, start_epoch=3).known["abandoned"].tolist() == [3, -1, -1]
 
 
 def test_marvel_readmits_where_it_is_reversible() -> None:
     margins = [[-1.0, 1.0]] * 2 + [[1.0, 1.0]] * 2
-    assert marvel(margins, reversible=True).known["abandoned"].tolist() == [-1, -1]
-    assert marvel(margins[:3], reversible=True).known["abandoned"].tolist() == [2, -1]
-    assert marvel(margins).known["abandoned"].tolist() == [2, -1]
+    assert marvel_after(margins, reversible=True).known["abandoned"].tolist() == [-1, -1]
+    assert marvel_after(margins[:3], reversible=True).known["abandoned"].tolist() == [2, -1]
+    assert marvel_after(margins).known["abandoned"].tolist() == [2, -1]
 
 
 def test_marvel_plus_weights_up_the_arduous_and_keeps_the_mean() -> None:
-    loss = begun("marvel+", [0] * 5, classes=2, run=2, relative="none", n_min=1, max_share=0.9, gain=3.0, band=0.5)
-    epochs(loss, [[0.4, 2, -0.3, -3, -0.1]] * 1)
-    epochs(loss, [[0.4, 2, 0.2, -3, math.nan]], first=6)
+    loss = begin_loss("marvel+", [0] * 5, classes=2, run=2, relative="none", n_min=1, max_share=0.9, gain=3.0, band=0.5)
+    run_epochs(loss, [[0.4, 2, -0.3, -3, -0.1]] * 1)
+    run_epochs(loss, [[0.4, 2, 0.2, -3, math.nan]], first=6)
     loss.start_epoch(7)
     assert loss.known["abandoned"].tolist() == [-1, -1, -1, 7, -1]
     for index, expected in (([0, 1, 2, 3, 4], [4, 1, 4, 0, 4]), ([1, 3], [1, 0]), ([3], [0])):
@@ -107,7 +107,7 @@ def test_margins_are_of_the_raw_logits() -> None:
     }
     for kind, margin in expected.items():
         for options in ({}, {"logit_bias": 3.0}, {"base": "ce+sr", "logit_adjustment": 1.0}):
-            loss = begun("marvel", target.numpy(), classes=10, margin=kind, **options)
+            loss = begin_loss("marvel", target.numpy(), classes=10, margin=kind, **options)
             loss.start_epoch(0)
             loss(logits, target, index)
             loss.end_epoch()
@@ -115,7 +115,7 @@ def test_margins_are_of_the_raw_logits() -> None:
 
 
 def test_aum_flags_below_the_percentile_of_the_extra_class() -> None:
-    loss = begun("aum", [0] * 40 + [1] * 40, classes=2, share=0.1, decision_epoch=1, max_share=0.2, n_min=2)
+    loss = begin_loss("aum", [0] * 40 + [1] * 40, classes=2, share=0.1, decision_epoch=1, max_share=0.2, n_min=2)
     extra = np.flatnonzero(loss.known["extra"])
     assert len(extra) == 8
     total = np.linspace(-1, 3, 80)

@@ -18,13 +18,13 @@ from models.evaluation.scores import read_scores
 from models.recipe.config import Augment, Loss, Member, Train
 from models.training.epochs import num_steps, take_step
 from models.training.train_state import Interval, seed_step
-from tests.counting import RECIPE, counting_job, train
+from tests.recording_loss import RECIPE, train, training_job
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.0], ids=["views", "features"])
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     out = tmp_path_factory.mktemp("whole") / str(request.param)
-    train(counting_job(data, out, backbone_lr_scale=request.param))
+    train(training_job(data, out, backbone_lr_scale=request.param))
     return out
 
 
@@ -38,7 +38,7 @@ def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
     data: Path, whole: Path, tmp_path: Path, steps: int
 ) -> None:
     """An epoch has three steps; the loss takes answers after the first epoch."""
-    job = counting_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name))
+    job = training_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name))
     train(job, halt_after=steps)
     saved = torch.load(job.out / "checkpoint.pt")
     assert (saved["epoch"], saved["step"]) == divmod(steps, 3)
@@ -64,7 +64,7 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Loss
 ) -> None:
     recipe = dataclasses.replace(RECIPE, loss=loss)
-    whole, halted = (counting_job(data, tmp_path / name, recipe) for name in ("whole", "halted"))
+    whole, halted = (training_job(data, tmp_path / name, recipe) for name in ("whole", "halted"))
     models.training.train.train(whole)
     steps_left = iter(range(5))
 
@@ -107,7 +107,7 @@ def test_every_technique_goes_on_in_mid_epoch(
     if halt_in == "update_bn" and not settings.averages:
         pytest.skip("nothing is averaged")
     recipe = dataclasses.replace(RECIPE, loss=Loss(name="gce"), train=settings, **keys)
-    whole, halted, plain = (counting_job(data, tmp_path / each, recipe) for each in ("whole", "halted", "plain"))
+    whole, halted, plain = (training_job(data, tmp_path / each, recipe) for each in ("whole", "halted", "plain"))
     models.training.train.train(whole)
     steps_left = iter(range(5 if halt_in == "take_step" else 0))
     go_on = getattr(models.training.epochs, halt_in)
@@ -139,7 +139,7 @@ def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
 
 
 def test_pieces_of_a_batch_give_what_the_batch_gives(data: Path, whole: Path, tmp_path: Path) -> None:
-    job = counting_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name), head_rows=3)
+    job = training_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name), head_rows=3)
     train(job)
     ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
     for key in theirs:
@@ -149,7 +149,7 @@ def test_pieces_of_a_batch_give_what_the_batch_gives(data: Path, whole: Path, tm
 def test_an_absolute_penalty_shrinks_weights(data: Path, tmp_path: Path) -> None:
     sizes = []
     for l1 in (0.0, 0.1):
-        job = counting_job(data, tmp_path / str(l1), l1=l1, weight_decay=0.0)
+        job = training_job(data, tmp_path / str(l1), l1=l1, weight_decay=0.0)
         train(job)
         state = torch.load(job.out / "network.pt")["state"]
         sizes.append(sum(float(state[key].abs().sum()) for key in ("backbone.0.weight", "head.classifier.weight")))

@@ -13,15 +13,15 @@ from torch.nn.functional import cross_entropy
 from models.losses import Samples, build_loss
 from models.losses.chunked import chunked_loss
 from tests.unit.models.formulas import softmax
-from tests.unit.models.remembering import (
+from tests.unit.models.stateful import (
     NAMES,
     WIDTH,
     batch,
-    begun,
-    dense,
-    odds,
+    begin_loss,
+    car_formula,
+    confidence_logits,
     perturb,
-    slow_car,
+    soft_label,
 )
 
 
@@ -29,13 +29,13 @@ from tests.unit.models.remembering import (
 def test_car_early_is_the_formula_of_its_code(params: dict[str, float]) -> None:
     """Exact without the clamp of the one-hot label in the published code; with it, up to the mass that it adds."""
     logits, target, index, embedding = batch()
-    loss = begun("car", target.numpy(), classes=10, **params)
+    loss = begin_loss("car", target.numpy(), classes=10, **params)
     perturb(loss)
     value = loss(logits, target, index, embedding)
     one_hot = torch.eye(10, dtype=torch.float64)[target].tolist()
-    rows = list(zip(logits.tolist(), one_hot, odds(loss, embedding), strict=True))
+    rows = list(zip(logits.tolist(), one_hot, confidence_logits(loss, embedding), strict=True))
     exact = torch.tensor([slow_car_early(*row, **params) for row in rows], dtype=torch.float64)
-    published = torch.tensor([slow_car(*row, **params, clamp=1e-4) for row in rows], dtype=torch.float64)
+    published = torch.tensor([car_formula(*row, **params, clamp=1e-4) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(value, published, rtol=5e-3, atol=5e-3)
 
@@ -51,17 +51,17 @@ def slow_car_early(row: list[float], t: list[float], h: float, *, lam: float, be
 def test_car_late_is_the_formula_of_its_code(classes: int) -> None:
     """Up to nine classes fit into the soft label; of ten classes, two share the rest."""
     logits, target, index, embedding = batch(classes=classes)
-    loss = begun("car", target.numpy(), classes=classes, lam=3.0, beta=0.1, start_epoch=1, every=1, m=0.5)
+    loss = begin_loss("car", target.numpy(), classes=classes, lam=3.0, beta=0.1, start_epoch=1, every=1, m=0.5)
     perturb(loss)
     for epoch in (0, 1, 2, 3):
         loss.start_epoch(epoch)
         value = loss(logits, target, index, embedding)
         loss.end_epoch()
-    labels = [dense(loss, row) for row in range(len(target))]
+    labels = [soft_label(loss, row) for row in range(len(target))]
     assert all(min(label) > 1e-4 for label in labels), "no published clamp acts here"
     value = loss(logits, target, index, embedding)
-    rows = list(zip(logits.tolist(), labels, odds(loss, embedding), strict=True))
-    expected = torch.tensor([slow_car(*row, lam=3.0, beta=0.1) for row in rows], dtype=torch.float64)
+    rows = list(zip(logits.tolist(), labels, confidence_logits(loss, embedding), strict=True))
+    expected = torch.tensor([car_formula(*row, lam=3.0, beta=0.1) for row in rows], dtype=torch.float64)
     tolerance = 1e-2 if classes == 10 else 2e-3  # a soft label in half precision adds up to 1 within 1e-3
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
     early = torch.tensor([slow_car_early(r, torch.eye(classes)[y].tolist(), h, lam=3.0, beta=0.1)
@@ -72,7 +72,7 @@ def test_car_late_is_the_formula_of_its_code(classes: int) -> None:
 def test_soft_labels_of_car_follow_the_moving_average() -> None:
     """Two predictions in an epoch are averaged; a sample with low confidence keeps its label."""
     target = np.array([0, 1, 2])
-    loss = begun("car", target, classes=4, start_epoch=0, every=1, m=0.75, delta=0.5)
+    loss = begin_loss("car", target, classes=4, start_epoch=0, every=1, m=0.75, delta=0.5)
     draw = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 4, generator=draw)
     index = torch.tensor([0, 1, 0])
@@ -84,14 +84,14 @@ def test_soft_labels_of_car_follow_the_moving_average() -> None:
         loss(logits, torch.from_numpy(target)[index], index, trust)
         loss.end_epoch()
         expected = 0.75 * expected + 0.25 * logits[[0, 2]].softmax(1).mean(0)
-    torch.testing.assert_close(torch.tensor(dense(loss, 0)), expected, rtol=0, atol=2e-3)
-    assert dense(loss, 1) == [0, 1, 0, 0]
-    assert dense(loss, 2) == [0, 0, 1, 0], "never observed"
+    torch.testing.assert_close(torch.tensor(soft_label(loss, 0)), expected, rtol=0, atol=2e-3)
+    assert soft_label(loss, 1) == [0, 1, 0, 0]
+    assert soft_label(loss, 2) == [0, 0, 1, 0], "never observed"
     np.testing.assert_allclose(loss.known["confidence"][:2], [0.9909, 0.0003], atol=1e-3)
 
 
 def test_car_corrects_labels_only_every_so_many_epochs() -> None:
-    loss = begun("car", [0, 1], classes=3, start_epoch=2, every=3, m=0.5)
+    loss = begin_loss("car", [0, 1], classes=3, start_epoch=2, every=3, m=0.5)
     changes = []
     for epoch in range(7):
         before = loss.known["probs"].copy()
@@ -104,11 +104,11 @@ def test_car_corrects_labels_only_every_so_many_epochs() -> None:
 
 def test_aum_is_cross_entropy_with_one_class_more() -> None:
     logits, target, index, embedding = batch()
-    loss = begun("aum", target.numpy(), classes=10, share=0.3, n_min=1)
+    loss = begin_loss("aum", target.numpy(), classes=10, share=0.3, n_min=1)
     perturb(loss)
     extra = torch.from_numpy(loss.known["extra"])
     assert 0 < extra.sum() <= 4
-    wide = torch.cat([logits, torch.tensor(odds(loss, embedding), dtype=torch.float64)[:, None]], 1)
+    wide = torch.cat([logits, torch.tensor(confidence_logits(loss, embedding), dtype=torch.float64)[:, None]], 1)
     expected = cross_entropy(wide, torch.where(extra, 10, target), reduction="none")
     torch.testing.assert_close(loss(logits, target, index, embedding), expected, rtol=1e-12, atol=1e-12)
     loss.start_epoch(10)
@@ -117,7 +117,7 @@ def test_aum_is_cross_entropy_with_one_class_more() -> None:
 
 def test_the_extra_class_is_drawn_by_id_and_leaves_every_class_its_own() -> None:
     target = [0] * 4 + [1] * 3 + [2] * 30
-    loss = begun("aum", target, classes=3, share=0.9)
+    loss = begin_loss("aum", target, classes=3, share=0.9)
     assert np.bincount(loss.known.target[loss.known["extra"]], minlength=3).tolist() == [1, 0, 15]
     shuffled = build_loss("aum", num_classes=3, share=0.9)
     order = np.random.default_rng(0).permutation(37)
@@ -128,9 +128,9 @@ def test_the_extra_class_is_drawn_by_id_and_leaves_every_class_its_own() -> None
 
 def test_aum_averages_the_margins_of_all_classes_and_the_extra_one() -> None:
     logits, target, index, embedding = batch()
-    loss = begun("aum", target.numpy(), classes=10, share=0.3, n_min=1)
+    loss = begin_loss("aum", target.numpy(), classes=10, share=0.3, n_min=1)
     perturb(loss)
-    wide = torch.cat([logits, torch.tensor(odds(loss, embedding), dtype=torch.float64)[:, None]], 1)
+    wide = torch.cat([logits, torch.tensor(confidence_logits(loss, embedding), dtype=torch.float64)[:, None]], 1)
     label = torch.where(torch.from_numpy(loss.known["extra"]), 10, target)
     rivals = wide.scatter(1, label[:, None], -math.inf).amax(1)
     margin = wide.gather(1, label[:, None])[:, 0] - rivals
@@ -163,7 +163,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 def test_gradients_are_those_of_the_values(name: str, params: dict[str, Any], epoch: int, classes: int) -> None:
     """Gradients with respect to the logits, and to the embedding if the loss has a unit on it."""
     logits, target, index, embedding = batch(6 if classes == 3 else 12, classes)
-    loss = begun(name, target.numpy(), classes=classes, **params)
+    loss = begin_loss(name, target.numpy(), classes=classes, **params)
     perturb(loss)
     for past in range(epoch):
         loss.start_epoch(past)
@@ -186,7 +186,7 @@ def test_far_logits_stay_finite(name: str, dtype: torch.dtype, epoch: int) -> No
     settings = (
         {"start_epoch": 1, "every": 1} if name == "car" else {"decision_epoch": 2, "n_min": 1} if name == "aum" else {}
     )
-    loss = begun(name, target.numpy(), classes=10, **settings, **({"beta": 0.1} if name == "car" else {}))
+    loss = begin_loss(name, target.numpy(), classes=10, **settings, **({"beta": 0.1} if name == "car" else {}))
     perturb(loss)
     leaf = logits.to(dtype).requires_grad_()
     for past in range(epoch + 1):
@@ -207,7 +207,7 @@ def test_far_logits_stay_finite(name: str, dtype: torch.dtype, epoch: int) -> No
 def test_options_apply_and_batches_are_noted_from_the_first_epoch(name: str, options: dict[str, Any]) -> None:
     """Batches are noted during the warm-up too, but not by a loss in evaluation."""
     logits, target, index, embedding = batch()
-    loss = begun(name, target.numpy(), classes=10, **options, **({"n_min": 1} if name == "aum" else {}))
+    loss = begin_loss(name, target.numpy(), classes=10, **options, **({"n_min": 1} if name == "aum" else {}))
     loss.start_epoch(0)
     assert loss(logits, target, index, embedding).shape == (12,)
     loss.eval()
@@ -221,7 +221,7 @@ def test_options_apply_and_batches_are_noted_from_the_first_epoch(name: str, opt
 
 def test_a_loss_in_chunks_notes_everything_once() -> None:
     _, target, index, embedding = batch()
-    loss = begun("car", target.numpy(), classes=10, start_epoch=0, every=1)
+    loss = begin_loss("car", target.numpy(), classes=10, start_epoch=0, every=1)
     loss.start_epoch(0)
     weight = torch.randn(10, WIDTH, generator=torch.Generator().manual_seed(2), requires_grad=True)
     rows = embedding.float().requires_grad_()

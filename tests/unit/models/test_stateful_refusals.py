@@ -13,20 +13,20 @@ from models.errors import BatchError, CheckpointMismatch, ConfigError
 from models.losses import LOSSES, Samples, build_loss
 from models.losses.memory import Counts
 from models.losses.stateful import Stateful
-from tests.unit.models.remembering import (
+from tests.unit.models.stateful import (
     NAMES,
     WIDTH,
     batch,
-    begun,
-    dense,
-    marvel,
-    slow_car,
+    begin_loss,
+    car_formula,
+    marvel_after,
+    soft_label,
 )
 
 
 def test_a_soft_label_follows_its_classes_into_another_data_version(tmp_path: Path) -> None:
     logits, target, index, embedding = batch(classes=4)
-    loss = begun("car", target.numpy(), classes=4, start_epoch=0, every=1, m=0.5)
+    loss = begin_loss("car", target.numpy(), classes=4, start_epoch=0, every=1, m=0.5)
     loss.start_epoch(0)
     loss(logits, target, index, embedding)
     loss.end_epoch()
@@ -39,20 +39,20 @@ def test_a_soft_label_follows_its_classes_into_another_data_version(tmp_path: Pa
     new.begin(Samples(loss.known.id[kept].astype(object), np.array([classes.index(name) for name in names]), classes))
     assert new.known.carry(tmp_path / "samples.parquet") == Counts(len(kept), 0, 12 - len(kept), 0)
     for row, before in enumerate(kept):
-        old, now = dense(loss, int(before)), dense(new, row)
+        old, now = soft_label(loss, int(before)), soft_label(new, row)
         np.testing.assert_allclose([now[classes.index(f"class {k}")] for k in (0, 1, 3)], [old[k] for k in (0, 1, 3)])
         assert now[0] == pytest.approx(old[2], abs=1e-3), "the share of a removed class goes to the rest"
     n = len(kept)
     value = new(logits[:n], torch.from_numpy(new.known.target), torch.arange(n), embedding[:n])
-    expected = [slow_car(logits[row].tolist(), dense(new, row), 0.0, lam=10.0, beta=0.0) for row in range(n)]
+    expected = [car_formula(logits[row].tolist(), soft_label(new, row), 0.0, lam=10.0, beta=0.0) for row in range(n)]
     torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=2e-3)
 
 
 def test_abandoned_samples_stay_abandoned_within_the_guards_of_the_new_version(tmp_path: Path) -> None:
-    loss = marvel([[-1.0] * 6 + [1.0] * 4] * 3)
+    loss = marvel_after([[-1.0] * 6 + [1.0] * 4] * 3)
     assert (loss.known["abandoned"] != -1).sum() == 6
     loss.known.write(tmp_path / "samples.parquet")
-    fewer = begun("marvel", [0] * 8, classes=2, relative="none", max_share=0.5, n_min=1)
+    fewer = begin_loss("marvel", [0] * 8, classes=2, relative="none", max_share=0.5, n_min=1)
     assert fewer.known.carry(tmp_path / "samples.parquet") == Counts(kept=8, reset=0, dropped=2, new=0)
     fewer.start_epoch(0)
     assert (fewer.known["abandoned"] != -1).tolist() == [True] * 4 + [False] * 4
@@ -61,20 +61,20 @@ def test_abandoned_samples_stay_abandoned_within_the_guards_of_the_new_version(t
 
 
 def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
-    marvel([[1.0, -1.0]]).known.write(tmp_path / "samples.parquet")
-    other = begun("marvel", [0, 0], classes=2, margin="probability", relative="none")
+    marvel_after([[1.0, -1.0]]).known.write(tmp_path / "samples.parquet")
+    other = begin_loss("marvel", [0, 0], classes=2, margin="probability", relative="none")
     with pytest.raises(
         CheckpointMismatch, match=r"params\.margin is 'logit', but this training has 'probability'; leave"
     ):
         other.known.carry(tmp_path / "samples.parquet")
-    wrong = begun("aum", [0, 0, 0, 0], classes=2)
+    wrong = begin_loss("aum", [0, 0, 0, 0], classes=2)
     with pytest.raises(CheckpointMismatch, match=r"loss is 'marvel', but this training has 'aum'"):
         wrong.known.carry(tmp_path / "samples.parquet")
 
 
 def test_marvel_plus_continues_from_the_state_of_marvel(tmp_path: Path) -> None:
-    marvel([[-1.0, 1.0, 1.0]] * 2).known.write(tmp_path / "samples.parquet")
-    plus = begun("marvel+", [0, 0, 0], classes=2, relative="none")
+    marvel_after([[-1.0, 1.0, 1.0]] * 2).known.write(tmp_path / "samples.parquet")
+    plus = begin_loss("marvel+", [0, 0, 0], classes=2, relative="none")
     assert plus.known.carry(tmp_path / "samples.parquet").kept == 3
     assert plus.known["run"].tolist() == [2, -2, -2]
 
@@ -124,11 +124,11 @@ def test_what_cannot_be_built_is_refused(name: str, params: dict[str, Any], mess
 
 def test_what_does_not_fit_the_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"n_min: no class has more than 3 photos.*lower it"):
-        begun("aum", [0, 0, 1], classes=2)
-    truncated = begun("truncated_gce", [0, 1], classes=2)
+        begin_loss("aum", [0, 0, 1], classes=2)
+    truncated = begin_loss("truncated_gce", [0, 1], classes=2)
     with pytest.raises(BatchError, match=r"log_p: shape \(3,\), but this loss began with 2 samples"):
         truncated.take_answers(torch.zeros(3), accuracy=0.5)
-    car = begun("car", [0, 1], classes=2)
+    car = begin_loss("car", [0, 1], classes=2)
     with pytest.raises(BatchError, match=r"embedding: shape \(1, 3\), expected \(N, 4\); set loss\.params\.width"):
         car(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 3))
     with pytest.raises(BatchError, match=r"index: 7 to 7, but this loss began with 2 samples"):

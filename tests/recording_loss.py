@@ -1,4 +1,4 @@
-"""A loss with state per photo, and trainings with it by several workers: `torchrun ... -m tests.counting DATA OUT`."""
+"""A loss with state per photo, and trainings by several workers: `torchrun ... -m tests.recording_loss DATA OUT`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALL = dataclasses.replace(
 )
 
 
-class Counting(losses.Loss):
+class RecordingLoss(losses.Loss):
     """Cross-entropy that records log p_y of each photo and weights photos by it from the next epoch on."""
 
     needs_index = True
@@ -105,11 +105,11 @@ def plain_network(member: Member, *, num_classes: int) -> Network:
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3),
                       member=member)  # fmt: skip
-    network.head.neck = nn.Identity()  # type: ignore[assignment]  # a neck without statistics, for this test
+    network.head.neck = nn.Identity()  # type: ignore[assignment]  # a neck without batch statistics
     return network
 
 
-def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any) -> Job:
+def training_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any) -> Job:
     """Training with some keys of `train` changed."""
     out.mkdir(exist_ok=True)
     changed = dataclasses.replace(recipe, train=Train(**vars(recipe.train) | settings))
@@ -117,12 +117,14 @@ def counting_job(data: Path, out: Path, recipe: Recipe = RECIPE, **settings: Any
 
 
 def train(job: Job, *, halt_after: int = -1) -> None:
-    """Trains a plain network with the recipe's loss, or with Counting for "ce", which can halt it after `halt_after` steps."""
+    """Trains a plain network with the recipe's loss, or, for "ce", with RecordingLoss, which can halt it."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(models.training.train, "build_network", plain_network)
         if job.recipe.loss.name == "ce":
             patch.setattr(
-                models.training.train, "build_loss", lambda _, num_classes: Counting(num_classes, halt_after=halt_after)
+                models.training.train,
+                "build_loss",
+                lambda _, num_classes: RecordingLoss(num_classes, halt_after=halt_after),
             )
         models.training.train.train(job)
 
@@ -131,11 +133,11 @@ def main() -> None:
     """Trains on views, on features and with state. The last training is halted by 2 workers, and resumed by another number."""
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with workers():
-        train(counting_job(data, out / f"views-{world()}"))
-        train(counting_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
-        train(counting_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
-        train(counting_job(data, out / f"all-{world()}", ALL))
-        train(counting_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
+        train(training_job(data, out / f"views-{world()}"))
+        train(training_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
+        train(training_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
+        train(training_job(data, out / f"all-{world()}", ALL))
+        train(training_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
 
 
 if __name__ == "__main__":

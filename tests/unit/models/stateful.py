@@ -20,7 +20,7 @@ WIDTH = 4
 Rows = NDArray[np.int64]
 
 
-def begun(name: str, target: Rows | list[int], *, classes: int, **params: Any) -> Stateful:
+def begin_loss(name: str, target: Rows | list[int], *, classes: int, **params: Any) -> Stateful:
     """A loss after `begin` with the samples s0000, s0001 and so on."""
     if name in ("aum", "car"):
         params = {"width": WIDTH} | params
@@ -41,16 +41,17 @@ def batch(n: int = 12, classes: int = 10, scale: float = 2.0) -> tuple[Tensor, T
 
 
 def perturb(loss: Stateful) -> None:
+    """Replaces the trainable parameters of the loss by random numbers."""
     for parameter in loss.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(5))
 
 
-def epochs(loss: Stateful, margins: list[list[float]], *, first: int = 0) -> None:
+def run_epochs(loss: Stateful, margins: list[list[float]], *, first: int = 0) -> None:
     """Runs epochs in which each sample has the given logit margin between two classes; NaN: it does not occur."""
     target = torch.from_numpy(loss.known.target)
-    for epoch, of_epoch in enumerate(margins, first):
+    for epoch, epoch_margins in enumerate(margins, first):
         loss.start_epoch(epoch)
-        margin = torch.tensor(of_epoch, dtype=torch.float32)
+        margin = torch.tensor(epoch_margins, dtype=torch.float32)
         index = torch.nonzero(margin.isfinite())[:, 0]
         logits = torch.zeros(len(index), loss.num_classes).scatter(1, target[index, None], margin[index, None])
         logits[:, 2:] = -50
@@ -58,8 +59,8 @@ def epochs(loss: Stateful, margins: list[list[float]], *, first: int = 0) -> Non
         loss.end_epoch()
 
 
-def slow_car(row: list[float], t: list[float], h: float, *, lam: float, beta: float, clamp: float = 0.0) -> float:
-    """Loss of CAR for one row: the three published terms, dense, with the published clamp of t."""
+def car_formula(row: list[float], t: list[float], h: float, *, lam: float, beta: float, clamp: float = 0.0) -> float:
+    """Loss of CAR for one row: the three published terms, soft_label, with the published clamp of t."""
     c = 1 / (1 + math.exp(-h))
     t = [max(x, clamp) for x in t]
     q = [c * p + (1 - c) * x for p, x in zip(softmax(row), t, strict=True)]
@@ -68,7 +69,7 @@ def slow_car(row: list[float], t: list[float], h: float, *, lam: float, beta: fl
     return fit - lam * math.log(c) + beta * auxiliary
 
 
-def dense(loss: Stateful, index: int) -> list[float]:
+def soft_label(loss: Stateful, index: int) -> list[float]:
     """The soft label of a sample, with its rest spread over the other classes."""
     kept = {
         int(k): float(p)
@@ -79,17 +80,19 @@ def dense(loss: Stateful, index: int) -> list[float]:
     return [kept.get(k, rest) for k in range(loss.num_classes)]
 
 
-def odds(loss: Stateful, embedding: Tensor) -> list[float]:
+def confidence_logits(loss: Stateful, embedding: Tensor) -> list[float]:
+    """Logits of the label confidence that CAR's unit computes from embeddings."""
     unit = loss.get_submodule("unit")
     assert isinstance(unit.weight, Tensor)
     assert isinstance(unit.bias, Tensor)
     return (embedding @ unit.weight.double() + unit.bias.double()).tolist()
 
 
-def marvel(margins: list[list[float]], *, target: list[int] | None = None, **params: Any) -> Stateful:
+def marvel_after(margins: list[list[float]], *, target: list[int] | None = None, **params: Any) -> Stateful:
+    """MARVEL after epochs with these margins."""
     settings: dict[str, Any] = {"run": 2, "start_epoch": 1, "relative": "none", "n_min": 1, "max_share": 0.9} | params
-    loss = begun("marvel", target or [0] * len(margins[0]), classes=2, **settings)
-    epochs(loss, margins)
+    loss = begin_loss("marvel", target or [0] * len(margins[0]), classes=2, **settings)
+    run_epochs(loss, margins)
     loss.start_epoch(len(margins))
     return loss
 
@@ -111,9 +114,10 @@ class Task:
         self.head = torch.nn.Linear(WIDTH * 8, len(sizes), bias=False)
 
     def train(self, name: str, *, num_epochs: int, lr: float = 3e-3, **params: Any) -> Stateful:
+        """Trains network and loss, and returns the loss."""
         if name in ("aum", "car"):
             params = {"width": WIDTH * 8} | params
-        loss = begun(name, self.target, classes=len(self.sizes), **params)
+        loss = begin_loss(name, self.target, classes=len(self.sizes), **params)
         learnt = [*self.body.parameters(), *self.head.parameters(), *loss.parameters()]
         optimizer = torch.optim.Adam(learnt, lr=lr)
         target = torch.from_numpy(self.target)
