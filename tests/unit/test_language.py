@@ -14,7 +14,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 @pytest.mark.parametrize("part", [*PARTS, *PAGES])
 def test_text_keeps_the_rules(part: str) -> None:
-    paths = checked([ROOT / part])
+    paths = [path for path in checked([ROOT / part]) if path != Path(__file__)]
 
     assert paths
     assert [fault for path in paths for fault in faults(path)] == []
