@@ -25,14 +25,14 @@ for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import w
 
 
 def ingest(workspace: Workspace, source: str | Path) -> None:
-    """Ingests a delivery as `cleanshelf ingest` does."""
+    """Runs `cleanshelf ingest` without a Prefect server."""
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
         commit_version.fn(workspace, *prepare_version.fn(workspace, Path(source), 0.1, 0.2))
 
 
 def clean(workspace: Workspace, *folds: str | Path) -> Path:
-    """Runs the first round of cleaning of `cleanshelf retrain`, after the folds have been scored."""
+    """Runs the first round of cleaning of `cleanshelf retrain`, once the folds have been scored."""
     run = Run(workspace, load_recipe("smoke"), id="killed")
     with workspace.lock("retrain"):
         DataVersions(workspace).repair()

@@ -84,7 +84,7 @@ def test_an_object(versions: DataVersions, store: str, file: str, break_it: Brea
 @breaking
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_file_of_a_copy(versions: DataVersions, file: str, break_it: Break) -> None:
-    """If only the copy is damaged, and not the object behind it, the next use of the version restores it."""
+    """Damages only the copy, not the object behind it; the next use of the version restores it."""
     copy = versions.materialise("selected")
     path, before = copy / name_in(copy, file), contents(copy)
     unlink_copies(path)

@@ -44,7 +44,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 
 def test_killed_while_writing_a_version_as_files(folder: Path) -> None:
-    """Of several processes that write the version, one is killed: the others get the whole version."""
+    """Several processes write the same version and one is killed: the others get the whole version."""
     versions = DataVersions(Workspace.find(folder / "shop"))
     version = versions.selected()
     shutil.rmtree(versions.workspace.versions)
@@ -141,7 +141,7 @@ def small_disk(folder: Path, megabytes: int) -> bool:
     ids=["while-packing", "while-pushing", "while-adding"],
 )
 def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, occupied: int) -> None:
-    """On a disk of 12 MB, 260 photos of 49 kB do not fit once, 120 do not fit twice, and 60 nearly fill it."""
+    """Fills a disk of 12 MB: 260 photos of 49 kB do not fit once, 120 do not fit twice, and 60 nearly fill it."""
     disk = tmp_path / "disk"
     if not small_disk(disk, 12):
         pytest.skip("this machine permits no tmpfs mounts")

@@ -51,9 +51,9 @@ def recipe(**train: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data version."""
-    place = tmp_path_factory.mktemp("version")
-    build_version(deliver(place / "source", PHOTOS, side=40), base=None, out=place / "data")
-    return place / "data"
+    folder = tmp_path_factory.mktemp("version")
+    build_version(deliver(folder / "source", PHOTOS, side=40), base=None, out=folder / "data")
+    return folder / "data"
 
 
 def result(out: Path) -> tuple[Any, ...]:

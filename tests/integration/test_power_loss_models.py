@@ -53,12 +53,12 @@ def renamed_in_order(passed: Sequence[Sequence[str]]) -> list[Path]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """Folder with data, recipe.json, the files of EXPORT and a network in `out`; files that its training renamed."""
-    place = tmp_path_factory.mktemp("trained")
-    build_version(deliver(place / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=place / "data")
+    folder = tmp_path_factory.mktemp("trained")
+    build_version(deliver(folder / "source", {"apple": 9, "bean": 9}, side=40), base=None, out=folder / "data")
     for name, content in (EXPORT | {"recipe": to_dict(from_dict(RECIPE))}).items():
-        (place / f"{name}.json").write_text(json.dumps(content))
-    options: list[Any] = ["--data", place / "data", "--recipe", place / "recipe.json", "--out", place / "out"]
-    return place, renamed_in_order(run("models.training.train", *options, log=place / "log").passed)
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    options: list[Any] = ["--data", folder / "data", "--recipe", folder / "recipe.json", "--out", folder / "out"]
+    return folder, renamed_in_order(run("models.training.train", *options, log=folder / "log").passed)
 
 
 def test_training(trained: tuple[Path, list[Path]]) -> None:
@@ -68,11 +68,11 @@ def test_training(trained: tuple[Path, list[Path]]) -> None:
 
 
 def test_export(trained: tuple[Path, list[Path]]) -> None:
-    place, _ = trained
-    options: list[Any] = ["--data", place / "data", "--networks", place / "out" / "network.pt"]
+    folder, _ = trained
+    options: list[Any] = ["--data", folder / "data", "--networks", folder / "out" / "network.pt"]
     for name in ("recipe", *EXPORT):
-        options += [f"--{name}", place / f"{name}.json"]
-    passed = run("tests.exporting", "export", place, *options, log=place / "log").passed
+        options += [f"--{name}", folder / f"{name}.json"]
+    passed = run("tests.exporting", "export", folder, *options, log=folder / "log").passed
     *_, graph, done = renamed_in_order(passed)
     assert (graph.name, done.name) == ("model.onnx", "done.json")
     before = passed[: [step[-1] for step in passed].index(str(done))]

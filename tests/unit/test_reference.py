@@ -18,7 +18,6 @@ from models.data.manifest import TABLES
 from tests import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
-EARLIER = {"judge": "scored_by"}  # names that columns had in earlier releases
 VERB = re.compile(
     r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge))?)(?: .+?)?` \|", re.M
 )
@@ -81,7 +80,7 @@ def test_tables_page_names_every_column_with_its_type(name: str) -> None:
     section = re.split(r"\n###? ", page("tables.md").partition(f"## `{name}.parquet`")[2])[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.M))
 
-    assert rows == {EARLIER.get(field.name, field.name): str(field.type) for field in TABLES[name]}
+    assert rows == {field.name: str(field.type) for field in TABLES[name]}
 
 
 def test_architecture_page_lists_the_present_rooms() -> None:

@@ -1,4 +1,4 @@
-"""Whom losses with state leave out: by their rules, and on clusters with planted wrong labels."""
+"""Photos that losses with state leave out: by their rules, and on clusters with planted wrong labels."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_without_validation_photos_every_model_decides() -> None:
 
 def test_rank_based_truncation_prunes_the_same_share_of_every_class() -> None:
     target = np.repeat([0, 1], [10, 20])
-    log_p = torch.linspace(-20, -10, 30)  # nobody comes near .5
+    log_p = torch.linspace(-20, -10, 30)  # far below 0.5
     loss = begin_loss("truncated_gce", target, classes=2, k_quantile=0.2)
     loss.take_answers(log_p, accuracy=0.5)
     assert np.bincount(target[~loss.known["kept"]]).tolist() == [2, 4]
@@ -65,7 +65,7 @@ def test_rank_based_truncation_prunes_the_same_share_of_every_class() -> None:
 def test_marvel_abandons_after_a_run_of_small_margins_for_good() -> None:
     nan = math.nan
     loss = marvel_after([[-1, -1, 1, -1], [-1, 1, 1, nan], [9, -1, 1, nan], [9, 1, 1, -1], [9, 1, 1, 5]])
-    assert loss.known["abandoned"].tolist() == [2, -1, -1, 4], "who is not seen keeps the run"
+    assert loss.known["abandoned"].tolist() == [2, -1, -1, 4], "a photo that does not occur keeps its run"
     assert loss.figures() == {"abandoned_share": 0.5, "flagged_share": 0.0}
     value = loss(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), torch.arange(4))
     assert value.tolist() == pytest.approx([0, 2 * math.log(2), 2 * math.log(2), 0])
@@ -174,7 +174,7 @@ def test_car_trusts_a_region_of_wrong_labels_less() -> None:
 
 
 def abandoned(task: Task, **params: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Who is left out, and whose label is one of the tail."""
+    """Masks of the photos that are left out, and of those whose label is a tail class."""
     loss = task.train("marvel", run=4, start_epoch=4, n_min=1, **params)
     assert loss.weight is not None
     return loss.weight == 0, np.array(task.sizes)[task.target] <= 50
