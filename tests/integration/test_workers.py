@@ -108,25 +108,25 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_several_workers_give_the_result_of_one(out: Path, name: str, like: str) -> None:
     """`moved` is begun by two workers, halted in mid-epoch, and resumed by three."""
     assert len(metrics(out / name)) == 3
-    for ours, theirs in zip(metrics(out / name), metrics(out / like), strict=True):
-        assert ours == pytest.approx(theirs, abs=1.5e-6), "metrics.jsonl has six digits"
+    for several, single in zip(metrics(out / name), metrics(out / like), strict=True):
+        assert several == pytest.approx(single, abs=1.5e-6), "metrics.jsonl has six digits"
     weights, expected = (torch.load(out / each / "network.pt")["state"] for each in (name, like))
     for key in expected:
         torch.testing.assert_close(weights[key], expected[key], rtol=0, atol=1e-5)
-    ours, theirs = (read_scores(out / each / "scores.parquet") for each in (name, like))
-    assert np.array_equal(ours.id, theirs.id)
-    assert np.array_equal(ours.top[:, 0], theirs.top[:, 0])
-    assert ours.p_label == pytest.approx(theirs.p_label, abs=1e-6)
+    several, single = (read_scores(out / each / "scores.parquet") for each in (name, like))
+    assert np.array_equal(several.id, single.id)
+    assert np.array_equal(several.top[:, 0], single.top[:, 0])
+    assert several.p_label == pytest.approx(single.p_label, abs=1e-6)
     assert not (out / name / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("name", ["marvel-2", "marvel-3"])
 def test_several_workers_record_and_decide_the_same_as_one(out: Path, name: str) -> None:
-    ours, theirs = (pq.read_table(out / each / "samples.parquet") for each in (name, "marvel-1"))
-    assert max(theirs["abandoned"].to_pylist()) > 0, "some photos are abandoned"
+    several, single = (pq.read_table(out / each / "samples.parquet") for each in (name, "marvel-1"))
+    assert max(single["abandoned"].to_pylist()) > 0, "some photos are abandoned"
     for column in ("id", "run", "abandoned"):
-        assert ours[column] == theirs[column]
-    assert ours["margin"].to_numpy() == pytest.approx(theirs["margin"].to_numpy(), abs=1e-5, nan_ok=True)
+        assert several[column] == single[column]
+    assert several["margin"].to_numpy() == pytest.approx(single["margin"].to_numpy(), abs=1e-5, nan_ok=True)
 
 
 def test_gathered_and_summed_values_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_several_workers_learn_the_parameters_of_a_loss_as_one_does(
     alone, *both = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert torch.equal(*both), "all workers take the same step"
     torch.testing.assert_close(both[0], alone, rtol=1e-9, atol=0)
-    for ours, theirs in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
-        assert ours == pytest.approx(theirs, rel=5e-3), "a difference in float32, relative to its own size"
+    for several, single in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
+        assert several == pytest.approx(single, rel=5e-3), "a difference in float32, relative to its own size"
     assert len({line["loss.params.beta"] for line in metrics(tmp_path / "1")}) == 3
 
 

@@ -34,7 +34,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 7])
-def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
+def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_bits(
     data: Path, whole: Path, tmp_path: Path, steps: int
 ) -> None:
     """An epoch has three steps; the loss takes answers after the first epoch."""
@@ -45,8 +45,8 @@ def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
     assert len(saved["loss"]["_extra_state"]["index"]) == 7 * (steps % 3), "what was seen in the epoch so far"
     train(job)
     assert metrics(job.out) == metrics(whole)
-    ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    resumed, uninterrupted = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     assert np.array_equal(read_scores(job.out / "scores.parquet").probs, read_scores(whole / "scores.parquet").probs)
 
 
@@ -60,7 +60,7 @@ def test_a_training_stopped_in_mid_epoch_goes_on_to_the_same_bits(
     ],
     ids=lambda loss: loss.name,
 )
-def test_every_loss_with_state_goes_on_in_mid_epoch(
+def test_every_loss_with_state_resumes_in_mid_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Loss
 ) -> None:
     recipe = dataclasses.replace(RECIPE, loss=loss)
@@ -79,8 +79,8 @@ def test_every_loss_with_state_goes_on_in_mid_epoch(
     monkeypatch.undo()
     models.training.train.train(halted)
     assert metrics(halted.out) == metrics(whole.out)
-    ours, theirs = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    resumed, uninterrupted = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     assert (halted.out / "samples.parquet").read_bytes() == (whole.out / "samples.parquet").read_bytes()
 
 
@@ -98,7 +98,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("halt_in", ["take_step", "update_bn"])
 @pytest.mark.parametrize("name", TECHNIQUES)
-def test_every_technique_goes_on_in_mid_epoch(
+def test_every_technique_resumes_in_mid_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, halt_in: str
 ) -> None:
     """Halted after the second step of the second epoch, or after the last step, before the average is applied."""
@@ -112,25 +112,25 @@ def test_every_technique_goes_on_in_mid_epoch(
     steps_left = iter(range(5 if halt_in == "take_step" else 0))
     go_on = getattr(models.training.epochs, halt_in)
 
-    def go_on_or_halt(*args: Any, **named: Any) -> None:
+    def proceed_or_halt(*args: Any, **named: Any) -> None:
         if next(steps_left, None) is None:
             raise KeyboardInterrupt
         go_on(*args, **named)
 
-    monkeypatch.setattr(models.training.epochs, halt_in, go_on_or_halt)
+    monkeypatch.setattr(models.training.epochs, halt_in, proceed_or_halt)
     with pytest.raises(KeyboardInterrupt):
         models.training.train.train(halted)
     monkeypatch.undo()
     models.training.train.train(halted)
     models.training.train.train(dataclasses.replace(plain, recipe=dataclasses.replace(RECIPE, loss=Loss(name="gce"))))
     assert metrics(halted.out) == metrics(whole.out)
-    ours, theirs, others = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole, plain))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    resumed, uninterrupted, others = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole, plain))
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     weight = "head.classifier.weight"
-    assert not torch.equal(theirs[weight], others[weight]), "the technique changes something"
+    assert not torch.equal(uninterrupted[weight], others[weight]), "the technique changes something"
 
 
-def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
+def test_a_loss_takes_answers_and_its_parameter_is_optimised(whole: Path) -> None:
     lines = metrics(whole)
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[0]["kept"] == 1
@@ -141,9 +141,9 @@ def test_a_loss_is_asked_told_and_learns(whole: Path) -> None:
 def test_pieces_of_a_batch_give_what_the_batch_gives(data: Path, whole: Path, tmp_path: Path) -> None:
     job = training_job(data, tmp_path / "out", backbone_lr_scale=float(whole.name), head_rows=3)
     train(job)
-    ours, theirs = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
-    for key in theirs:
-        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-5)
+    in_pieces, at_once = (torch.load(out / "network.pt")["state"] for out in (job.out, whole))
+    for key in at_once:
+        torch.testing.assert_close(in_pieces[key], at_once[key], rtol=0, atol=1e-5)
 
 
 def test_an_absolute_penalty_shrinks_weights(data: Path, tmp_path: Path) -> None:
