@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.manifest import Manifest, read_manifest
+from models.data.manifest import Manifest
 from models.data.photos import Photos
-from models.data.trusted import selection_photos, with_selection_photos
-from models.export.crops import with_chosen_crops
-from models.export.graph import DeployGraph, used_networks
+from models.data.trusted import selection_photos
+from models.export.crops import open_ensemble, with_chosen_crops
+from models.export.graph import DeployGraph
 from models.export.measure import BATCH
 from models.export.ood import (
     SCORES,
@@ -39,10 +39,10 @@ from models.export.ood import (
     separation_of,
 )
 from models.export.temperature import fit_temperatures, label_probabilities
-from models.networks.network import best_device, set_threads
+from models.networks.network import best_device
 from models.recipe.config import Export
-from models.training.command import log_progress, parser_for, read_recipe, run
-from models.training.train import Trained, load_network
+from models.training.command import parser_for, run
+from models.training.train import Trained
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +179,7 @@ def main() -> None:
         "data recipe networks ensemble crops out", description="Calibrate an ensemble on validation photos."
     )
     args = parser.parse_args()
-    log_progress()
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe = read_recipe(args.recipe)
-    set_threads(recipe.train.threads)
-    networks, weights = used_networks(args.networks, args.ensemble)
-    members = [load_network(path) for path in networks]
-    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
+    recipe, members, weights, manifest = open_ensemble(args)
     chosen = calibrate(members, weights, manifest, settings=with_chosen_crops(recipe.export, args.crops))
     log.info("%s", summary(chosen))
     (args.out / "calibration.json").write_text(

@@ -9,12 +9,14 @@ evidence, to --out.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
 from models.networks.network import best_device, set_threads
-from models.recipe.config import Export
+from models.recipe.config import Export, Recipe
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
@@ -123,19 +125,33 @@ def choose_ratio(
     return CropChoice(candidates[chosen] if gained.stays else single, gained, tuple(tried))
 
 
+class Ensemble(NamedTuple):
+    """Networks that are used, with their weights, and what they are tuned on."""
+
+    recipe: Recipe
+    members: list[Trained]
+    weights: list[float]
+    manifest: Manifest  # with the selection photos as validation photos
+
+
+def open_ensemble(args: argparse.Namespace) -> Ensemble:
+    """The ensemble that `--networks`, `--ensemble`, `--recipe` and `--data` name; creates the output folder."""
+    log_progress()
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = read_recipe(args.recipe)
+    set_threads(recipe.train.threads)
+    networks, weights = used_networks(args.networks, args.ensemble)
+    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
+    return Ensemble(recipe, [load_network(path) for path in networks], weights, manifest)
+
+
 def main() -> None:
     """Command line that chooses the crops of one ensemble."""
     parser = parser_for(
         "data recipe networks ensemble out", description="Choose crops and their enlargement on validation photos."
     )
     args = parser.parse_args()
-    log_progress()
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe = read_recipe(args.recipe)
-    set_threads(recipe.train.threads)
-    networks, weights = used_networks(args.networks, args.ensemble)
-    members = [load_network(path) for path in networks]
-    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
+    recipe, members, weights, manifest = open_ensemble(args)
     choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
     log.info("chose %d crops, enlarged %.2f times, from %d candidates", choice.settings.crops, choice.settings.enlarge[0],
              len(choice.tried) or 1)  # fmt: skip

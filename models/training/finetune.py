@@ -10,11 +10,10 @@ NeurIPS 2019, arXiv 1906.06423); or only the head. The loop, its checkpoints and
 
 from __future__ import annotations
 
-from models import distributed
 from models.networks.margins import angular
 from models.networks.network import Network, set_size
-from models.training.command import log_progress, parser_for, read_recipe, run
-from models.training.job import Job
+from models.training.command import parser_for, run
+from models.training.job import Job, run_job
 from models.training.train import load_network, train
 
 
@@ -43,12 +42,7 @@ def main() -> None:
     parser = parser_for("data recipe network out", description="Fine-tune a trained network at a larger size.")
     parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe = read_recipe(args.recipe)
-    with distributed.workers():
-        if distributed.rank() == 0:
-            log_progress()
-        finetune(Job(data=args.data, recipe=recipe, member=args.member, start=args.network, out=args.out))
+    run_job(args, finetune, start=args.network)
 
 
 if __name__ == "__main__":

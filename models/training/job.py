@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models import distributed
 from models.data.confusion import NAME
 from models.data.manifest import Manifest
 from models.data.samplers import folds
 from models.errors import ConfigError
 from models.losses import Loss
 from models.recipe.config import Augment, Member, Recipe, Train, content, digest, training_inputs
+from models.training.command import log_progress, read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +107,15 @@ def require_mixable(augment: Augment, loss: Loss) -> None:
             f"augment.{'mixup' if augment.mixup else 'cutmix'}: {type(loss).__name__} keeps state per photo, and a mixed photo "
             "is two photos; set it to 0, or choose a loss without state per photo"
         )
+
+
+def run_job(
+    args: argparse.Namespace, work: Callable[[Job], None], *, fold: int | None = None, start: Path | None = None
+) -> None:
+    """Calls `work` in every worker with the job of `--data`, `--recipe`, `--member` and `--out`, whose folder it creates."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = read_recipe(args.recipe)
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        work(Job(data=args.data, recipe=recipe, member=args.member, out=args.out, fold=fold, start=start))

@@ -41,9 +41,9 @@ from models.networks.predict import answers, embeddings, score
 from models.recipe.config import Member, from_dict, to_dict
 from models.training import checkpoint
 from models.training.classifiers import set_classifier
-from models.training.command import log_progress, parser_for, read_recipe, run
+from models.training.command import parser_for, run
 from models.training.epochs import fit
-from models.training.job import Job, require_mixable, split_rows
+from models.training.job import Job, require_mixable, run_job, split_rows
 from models.training.meta import Adjuster, Constant, Replay
 from models.training.sample_weights import make_sample_weights
 
@@ -203,12 +203,7 @@ def main() -> None:
     parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     parser.add_argument("--fold", type=int, help="hold out this fold of the training photos and score it, for cleaning")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe = read_recipe(args.recipe)
-    with distributed.workers():
-        if distributed.rank() == 0:
-            log_progress()
-        train(Job(data=args.data, recipe=recipe, member=args.member, fold=args.fold, out=args.out))
+    run_job(args, train, fold=args.fold)
 
 
 if __name__ == "__main__":
