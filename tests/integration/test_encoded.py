@@ -211,7 +211,7 @@ def test_first_version_and_killed_processes(tmp_path: Path, local_server: Callab
     try:
         with Endpoint(started.access) as endpoint, EncodedEndpoint(started.access) as encoded_endpoint:
             triton = Triton(repository, server, endpoint, started.access)
-            with pytest.raises(ModelNotReady, match="no version is triton"):
+            with pytest.raises(ModelNotReady, match="no version is served"):
                 recognise(triton, PHOTOS["JPEG"])
             write_versions(repository, tmp_path, 1)
             endpoint.switch(repository, 1)

@@ -18,7 +18,7 @@ from figure import figure, header
 header("one and one is two")
 figure("sum, pieces", 2, target="== 2", met=True, baseline=None)
 figure("time | s", 0.123456, target=0.1, met=False, baseline=0.5)
-figure("share", 0.5, target="stated", met=True, baseline=None)
+figure("share", 0.5, target="told", met=True, baseline=None)
 """
 
 
@@ -77,7 +77,7 @@ def test_the_page_holds_every_figure(folder: Path) -> None:
     assert "- claim: one and one is two" in page(folder)
     assert "| sum, pieces | 2 | == 2 | yes |  |" in page(folder)
     assert "| time \\| s | 0.1235 | 0.1 | **no** | 0.5 |" in page(folder)
-    assert "| share | 0.5 | stated |  |  |" in page(folder)
+    assert "| share | 0.5 | told |  |  |" in page(folder)
     assert "## figure" not in page(folder)
 
 

@@ -16,7 +16,7 @@ def test_costs_are_measured_at_a_small_size(capsys: pytest.CaptureFixture[str]) 
     )
     lines = capsys.readouterr().out.splitlines()
     figures = {line["figure"]: line for line in map(json.loads, filter(lambda line: line.startswith("{"), lines))}
-    found = figures["dense 3,000 x 30, log margin, labels flagged wrong"]["value"]
+    found = figures["dense 3,000 x 30, log margin, labels called wrong"]["value"]
     assert 0.1 * 3000 < found < 0.3 * 3000, "a fifth is wrong"
     assert all(line["met"] for name, line in figures.items() if "GB beyond" in name and name.startswith("sparse"))
 
