@@ -196,7 +196,7 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
     ("arguments", "message"),
     [
         (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: aliproducts, demo, frozen, robust, smoke, tuned"),
-        (["none.toml"], "robust, smoke, tuned; or give the path of a .toml file that exists"),
+        (["none.toml"], "robust, smoke, tuned; or give the path of an existing .toml file"),
         (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
         (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
         (["smoke", "--set", "train.lr=inf"], "smoke.toml: train.lr: inf is not finite; correct it in the recipe"),
@@ -218,7 +218,7 @@ def test_recipes_that_cannot_be_read(prepared: Path, arguments: list[str], messa
         (b"x = [\n", "mine.toml: not valid TOML in UTF-8"),
         (b"\xff\xfe", "mine.toml: not valid TOML in UTF-8"),
         (b"members = 3\n", "mine.toml: members: 3 is not a list of tables; write each as [[members]]"),
-        (b"train = 3\n", "mine.toml: train: 3 is not a table; write it as one"),
+        (b"train = 3\n", "mine.toml: train: 3 is not a table; write it as a table, with a key for each value"),
     ],
 )
 def test_recipe_files_that_cannot_be_read(prepared: Path, tmp_path: Path, content: bytes, message: str) -> None:

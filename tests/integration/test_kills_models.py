@@ -77,7 +77,7 @@ def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
         job, other = (Job(data=data, recipe=each, member=0, out=folder) for each in (recipe(), recipe(lr=0.5)))
         if (folder / "checkpoint.pt").exists():
             checkpoint.load(folder / "checkpoint.pt", key=job.key)
-            with pytest.raises(CheckpointMismatch, match="made for"):
+            with pytest.raises(CheckpointMismatch, match="was written for"):
                 train(other)
         train(job)
         assert result(folder) == whole

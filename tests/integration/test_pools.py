@@ -148,4 +148,4 @@ def test_the_worker_of_compose_executes_due_runs(
     finally:
         end(worker)
     (run,) = history(shop)
-    assert "no data version" in run.why
+    assert "is not a data version" in run.why

@@ -181,7 +181,7 @@ def test_a_missing_or_damaged_graph_is_not_published(shop: Workspace, refused: s
     workspace = copied(shop, tmp_path)
     for graph in workspace.runs.glob("stages/export-*/model.onnx"):
         graph.write_bytes(graph.read_bytes()[:-1])
-    with pytest.raises(InputError, match=rf"the graph of run {refused} is not in .*stages any more"):
+    with pytest.raises(InputError, match=rf"the graph of run {refused} is no longer in .*stages"):
         publish_run(workspace, refused, despite=REASON)
     assert ModelVersions(Ledger(workspace.root)).log() == []
     assert repository(workspace).versions() == ()
