@@ -76,7 +76,7 @@ def judge(evidence: GateInput, *, settings: Gate, graph_sha256: str, against: in
     refusals = [finding.said for finding in findings if not finding.passed]
     reasons = [finding.said for finding in findings]
     if evidence.answers.serving is None:
-        reasons.insert(1, "no model is serving yet, so there is none to compare with")
+        reasons.insert(1, "there is no current model yet to compare with")
     return Verdict(not refusals, tuple(refusals or reasons), graph_sha256, against, tuple(findings))
 
 
@@ -122,9 +122,9 @@ def falls_no_further(
     drawn = differences(new, serving, target, seed=0, draws=DRAWS)
     low, high = (float(np.quantile(drawn, q)) for q in (1 - settings.confidence, settings.confidence))
     passed = after >= before - allowed or high >= -allowed
-    message = f"{after:.3f} against {before:.3f} now serving"
+    message = f"{after:.3f} against the current model's {before:.3f}"
     if not passed:
-        message = f"{after:.3f} is more than {allowed:.3f} below the serving model's {before:.3f}"
+        message = f"{after:.3f} is more than {allowed:.3f} below the current model's {before:.3f}"
     return _finding(name, passed, f"{words} {message} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high)
 
 
@@ -167,7 +167,7 @@ def few_labels_flagged(cleaning: FlaggedLabels, settings: Gate) -> Finding:
 def quick_enough(ms: tuple[float, ...], settings: Gate) -> Finding:
     """Refuses a graph that takes longer per photo than the budget; models.export.timing measures it."""
     after, before = ms[0], ms[1] if len(ms) > 1 else None
-    message = f"{after:.1f} ms per photo" + ("" if before is None else f" against {before:.1f} ms now serving")
+    message = f"{after:.1f} ms per photo" + ("" if before is None else f" against the current model's {before:.1f} ms")
     passed = after <= settings.latency_ms
     if not passed:
         message += f": more than the budget of {settings.latency_ms:g} ms"

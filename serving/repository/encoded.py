@@ -58,9 +58,9 @@ def install(root: Path, model: str) -> None:
     """
     folder = root / encoded_name(model)
     files = {
-        folder / "1" / "model.py": (Path(__file__).parents[1] / "encoded" / "model.py").read_bytes(),
         folder / "1" / "pixels.py": Path(pixels.__file__).read_bytes(),  # the decoder that training and clients use
         folder / "1" / "contract.py": Path(contract.__file__).read_bytes(),
+        folder / "1" / "model.py": (Path(__file__).parents[1] / "encoded" / "model.py").read_bytes(),  # imports both
         folder / "config.pbtxt": config_text(model).encode(),
     }
     with disk_full_named(root):

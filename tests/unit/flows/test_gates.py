@@ -47,7 +47,7 @@ WORSE_TAIL = answers(hits(40, 40, 40, 40, 20, 20, of=40), hits(40, 40, 40, 40, 3
 def test_the_first_model_has_nothing_to_be_worse_than() -> None:
     verdict = verdict_on(answers(hits(1, 1, 1, 1, 1, 1, of=4), None))
     assert verdict.passed
-    assert "no model is serving yet" in verdict.reasons[1]
+    assert "no current model yet" in verdict.reasons[1]
     assert (verdict.graph_sha256, verdict.against) == ("abc", 7)
     assert [finding.gate for finding in verdict.findings] == ["parity", "class_floor"]
 
@@ -69,10 +69,10 @@ def test_an_equal_model_passes_with_all_figures() -> None:
     verdict = verdict_on(ALIKE)
     assert verdict.passed
     assert verdict.reasons[1:5] == (
-        "mean-class accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
-        "head accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
-        "middle accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
-        "tail accuracy 0.800 against 0.800 now serving (+0.000 to +0.000)",
+        "mean-class accuracy 0.800 against the current model's 0.800 (+0.000 to +0.000)",
+        "head accuracy 0.800 against the current model's 0.800 (+0.000 to +0.000)",
+        "middle accuracy 0.800 against the current model's 0.800 (+0.000 to +0.000)",
+        "tail accuracy 0.800 against the current model's 0.800 (+0.000 to +0.000)",
     )
 
 
@@ -80,7 +80,7 @@ def test_a_fall_of_the_tail_is_refused_whatever_other_classes_gain() -> None:
     verdict = verdict_on(WORSE_TAIL, mean_class=1)
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["tail"]
     [reason] = verdict.reasons
-    assert reason.startswith("tail accuracy 0.500 is more than 0.020 below the serving model's 0.875 (-0.")
+    assert reason.startswith("tail accuracy 0.500 is more than 0.020 below the current model's 0.875 (-0.")
     tail = finding_of(verdict, "tail")
     assert (tail.before, tail.after, tail.allowed) == (0.875, 0.5, 0.02)
     assert tail.low is not None

@@ -18,7 +18,7 @@ REPORT = Report(
     evidence=[
         {"step": "cleaning", "member": 1, "before": 0.5, "after": 0.625, "low": 0.01, "photos": 9, "stays": True}
     ],
-    verdict=Verdict(True, ("tail accuracy 0.750 against 0.500 now serving",), "c" * 64),
+    verdict=Verdict(True, ("tail accuracy 0.750 against the current model's 0.500",), "c" * 64),
     figures=[Figure("Confusions", [{"shows": "tea", "photos": 40}, {"shows": "milk", "photos": 10}], ("photos",))],
 )
 
@@ -31,7 +31,9 @@ def cells(text: str) -> list[list[str]]:
 def test_the_report_of_a_published_model_has_reasons_steps_and_answers() -> None:
     seen = [SampleAnswer("0123", "tea", "<b>tea</b>", 0.5, 3)]
     story = markdown(replace(REPORT, model_version=3, seen=seen))
-    assert story.startswith("# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against 0.500")
+    assert story.startswith(
+        "# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against the current model's 0.500"
+    )
     assert "Data: aaaaaaaaaaaa -> bbbbbbbbbbbb" in story
     assert ["| one graph", "0.500", "0.250", "-", "0.125", "0.750 |"] in cells(story)
     assert ["| cleaning", "1", "-", "0.500", "0.625", "0.010", "9", "yes   |"] in cells(story)
