@@ -90,7 +90,8 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
     embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
     names = scored_by([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, scored_by=names, fold_embeddings=embeddings)
-    kept = np.where(np.isin(manifest.id, scores.id), after.kept, manifest.kept)
+    was_scored = np.isin(manifest.id.astype(str), scores.id)  # as text: on objects numpy compares all with all
+    kept = np.where(was_scored, after.kept, manifest.kept)
     noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
