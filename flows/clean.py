@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefect import flow
-
 from flows.errors import InputError
 from flows.run.run import Run
+from flows.run.step import as_flow
 from flows.steps.clean import clean_labels
 from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
@@ -34,11 +33,10 @@ def clean_data(workspace: Workspace, recipe: Recipe) -> Cleaned:
     if not recipe.clean.rounds:
         raise InputError("clean.rounds: 0 leaves nothing to do; set 1 or more")
     with new_run(workspace, recipe, verb="clean") as (run, runner):
-        before, after = cleaning.with_options(task_runner=runner)(run)
+        before, after = as_flow(cleaning, "clean", runner=runner)(run)
     return Cleaned(before.name, after.name, count(after))
 
 
-@flow(name="clean", validate_parameters=False)
 def cleaning(run: Run) -> tuple[DataFolder, DataFolder]:
     """The folders of the data versions before and after cleaning."""
     delivered = select_data(run)

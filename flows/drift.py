@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections import Counter
@@ -15,21 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
 from contract import ACCEPTED
 from flows.data.versions import DataVersions
+from flows.endpoint.folder import photos_below
 from flows.errors import InputError
 from flows.orchestrator.events import answers, happened, standing_server
-from flows.orchestrator.server import emit, reporting_to
+from flows.orchestrator.reports import emit, show_text
 from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.report.markdown import table
 from flows.report.run_report import NO_PRODUCT
+from flows.run.step import as_flow
 from flows.workspace import Workspace
-from models.data.manifest import read_manifest
+from models.data.manifest import Manifest, read_manifest
 from serving import LocalRecognizer
 
 log = logging.getLogger("cleanshelf")
@@ -85,24 +86,31 @@ class Drift:
 def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """Compares recent traffic with the test photos that the current model was judged on.
 
+    Photos are counted on both sides before the model is asked about any.
+
     Args:
         traffic: a folder of photos, or the table that `recognise DIR --out` made of one.
         photos: the number of test photos at most, drawn with a fixed seed.
 
     Raises:
         UnknownVersion: there is no current model.
-        InputError: the table has no answers, answers of another model, or fewer than `LEAST`.
+        InputError: there is no such file or folder, the table has no answers, answers of another model, or there are
+            fewer than `LEAST` on either side.
     """
+    if not traffic.exists():
+        raise InputError(f"{traffic}: no such file or folder; give a folder of recent photos, or a table of answers")
     lineage = model_lineage(workspace)
     graph = repository(workspace).path(lineage["version"]) / "model.onnx"
+    manifest, rows = chosen_test_photos(workspace, lineage["data_version"], photos=photos)
     if traffic.is_dir():
+        require_enough(sum(1 for _ in itertools.islice(photos_below(traffic), LEAST)), name=str(traffic), what="photos")
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "answers.parquet"
             ask_file_of_folder(graph, traffic, table, progress=lambda _: None)
             recent = read_answers(table, version=lineage["version"], name=str(traffic))
     else:
         recent = read_answers(traffic, version=lineage["version"], name=str(traffic))
-    return compare(reference(workspace, graph, lineage["data_version"], photos=photos), recent)
+    return compare(recognise(graph, [manifest.read_photo(int(row)) for row in rows]), recent)
 
 
 def read_answers(table: Path, *, version: int, name: str) -> Traffic:
@@ -120,14 +128,19 @@ def read_answers(table: Path, *, version: int, name: str) -> Traffic:
             f"{name}, column model_version: answers of version {others[0]}, but version {version} is the current "
             "model; recognise the photos again"
         )
-    if len(rows) < LEAST:
-        raise InputError(f"{name}: {len(rows)} answers, at least {LEAST} are needed to detect drift; give more photos")
+    require_enough(len(rows), name=name, what="answers")
     label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, NO_PRODUCT, strict=False))
     return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
 
 
-def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -> Traffic:
-    """The model's answers to the test photos of its data version."""
+def require_enough(count: int, *, name: str, what: str) -> None:
+    """Raises InputError if there are fewer than `LEAST`."""
+    if count < LEAST:
+        raise InputError(f"{name}: {count} {what}, at least {LEAST} are needed to detect drift; give more photos")
+
+
+def chosen_test_photos(workspace: Workspace, version: str, *, photos: int) -> tuple[Manifest, NDArray[np.int64]]:
+    """The manifest of a data version, and the rows of the test photos to compare with, at least `LEAST`."""
     manifest = read_manifest(DataVersions(workspace).materialise(version))
     rows = np.flatnonzero((manifest.split == "test") & manifest.kept)
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:photos])
@@ -136,7 +149,7 @@ def reference(workspace: Workspace, graph: Path, version: str, *, photos: int) -
             f"data version {version[:12]} has {len(rows)} test photos, --photos allows {photos}, at least {LEAST} are "
             "needed to detect drift; ingest more with split `test`"
         )
-    return recognise(graph, [manifest.read_photo(int(row)) for row in chosen])
+    return manifest, chosen
 
 
 def recognise(graph: Path, photos: Sequence[bytes]) -> Traffic:
@@ -201,20 +214,21 @@ def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """
     url = standing_server(workspace)
     if url and answers(url):
+        from flows.orchestrator.server import reporting_to
+
         with reporting_to(url):
-            return drift_flow(str(workspace.root), str(traffic), photos)
+            return as_flow(reported_drift, "drift")(workspace, traffic, photos)
     if url:
         log.warning("drift: %s does not answer, so Prefect gets no report", url)
     return drift(workspace, traffic, photos=photos)
 
 
-@flow(name="drift")
-def drift_flow(workspace: str, traffic: str, photos: int = 1000) -> Drift:
-    """The flow of `drift`, with plain parameters as a deployment passes them."""
-    found = drift(Workspace.find(Path(workspace)), Path(traffic), photos=photos)
-    create_markdown_artifact(markdown(found), key="drift", description=f"{traffic}: {found.verdict}")
+def reported_drift(workspace: Workspace, traffic: Path, photos: int) -> Drift:
+    """Result of `drift`, with an artifact about it, and an event if the traffic drifted."""
+    found = drift(workspace, traffic, photos=photos)
+    show_text(markdown(found), key="drift", description=f"{traffic}: {found.verdict}")
     if found.verdict == "drifted":
-        emit(happened("drift.found", to="traffic", name=traffic, **asdict(found)))
+        emit(happened("drift.found", to="traffic", name=str(traffic), **asdict(found)))
     return found
 
 

@@ -23,6 +23,7 @@ from flows.workspace import Workspace
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
 from models.recipe.config import digest
 
+REQUIRED = ("label",)
 COLUMNS = ("id", "path", "label", "reason")
 OWN = ("labels.parquet", "VERSION.json")  # the files that change; the others are linked
 
@@ -58,6 +59,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         UnknownVersion: there is no data version yet.
         LocalEdits: data/ was edited by hand.
     """
+    check_file(file)
     with workspace.lock("feedback"):
         versions = DataVersions(workspace)
         versions.repair()
@@ -84,6 +86,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
 
 def preview(workspace: Workspace, file: Path) -> Feedback:
     """Numbers of photos that `feedback` would change; nothing is changed."""
+    check_file(file)
     data = DataVersions(workspace).materialise("selected")
     return apply(read_manifest(data), read_human_labels(file, data))[1]
 
@@ -103,6 +106,15 @@ def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifes
     return dataclasses.replace(manifest, **columns), Feedback(done["confirmed"], done["relabelled"], done["dropped"])
 
 
+def check_file(file: Path) -> None:
+    """Reads the first row only, so that a wrong path or column is reported before the data version is read.
+
+    Raises:
+        BadDelivery, OSError: the file cannot be read, or a column is missing or unknown.
+    """
+    next(read_records(file, required=REQUIRED, known=COLUMNS), None)
+
+
 def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
     """Labels in the file, by row of the manifest of the data version in folder `data`.
 
@@ -115,7 +127,7 @@ def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
     products = set(manifest.classes)
     labels: dict[int, HumanLabel] = {}
     read_at: dict[int, int] = {}  # number of the row of the file that gave each label
-    for number, record in read_records(file, required=("label",), known=COLUMNS):
+    for number, record in read_records(file, required=REQUIRED, known=COLUMNS):
         row = _row(f"{file}: row {number}", record, names)
         label = " ".join(record["label"].split())
         if label and label not in products:

@@ -1,4 +1,8 @@
-"""The ingestion flow, which makes a data version from a supplier's delivery."""
+"""The ingestion flow, which makes a data version from a supplier's delivery.
+
+It is a Prefect flow where a server is there to report to, that of the scheduler or of PREFECT_API_URL. Without one the same
+steps run as plain functions: a server would take longer to start than most deliveries take.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import flow
-
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.decode import Opened, Openers, open_photos
-from flows.orchestrator.events import selected
-from flows.orchestrator.server import emit, orchestrated
+from flows.delivery.rows import check_source
+from flows.orchestrator.events import selected, standing_server
+from flows.orchestrator.reports import emit
 from flows.run.run import code_hash
-from flows.run.step import parallel_tasks, step
+from flows.run.step import as_flow, parallel_tasks, step
 from flows.settings import Settings
 from flows.workspace import Workspace
 
@@ -41,16 +44,20 @@ def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_s
         BadDelivery: the delivery cannot be used as it is; nothing was changed.
         LocalEdits: data/ was edited by hand.
     """
+    check_source(source)
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
+        if not standing_server(workspace) and not Settings().dask:
+            return ingestion(workspace, source, val_share, test_share)
+        from flows.orchestrator.server import orchestrated
+
         cores = os.cpu_count() or 1
         with orchestrated(workspace), parallel_tasks(workspace, num_parallel=cores, reads=source) as runner:
-            return ingestion.with_options(task_runner=runner)(workspace, source, val_share, test_share)
+            return as_flow(ingestion, "ingest", runner=runner)(workspace, source, val_share, test_share)
 
 
-@flow(name="ingest", validate_parameters=False)
 def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: float) -> Ingested:
-    """Prefect flow of an ingestion: builds the files of the next version, then commits it."""
+    """Builds the files of the next version, then commits it."""
     openers = Openers(open_batch.submit, BATCH, AT_ONCE) if Settings().dask else None
     folder, report = prepare_version(workspace, source, val_share, test_share, openers)
     version = commit_version(workspace, folder, report)
@@ -95,7 +102,8 @@ def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> 
 
 def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
     """Report of an ingestion whose files are thrown away; no version is made."""
+    check_source(source)
     with workspace.lock("ingest --dry-run"):
-        folder, report = prepare_version.fn(workspace, source, val_share, test_share)
+        folder, report = prepare_version(workspace, source, val_share, test_share)
         shutil.rmtree(folder)
     return report

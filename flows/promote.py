@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.data.versions import DataVersions
 from flows.endpoint.promotion import promote
 from flows.errors import CorruptObject, GateRefused
-from flows.orchestrator.events import happened
-from flows.orchestrator.server import emit, orchestrated
+from flows.orchestrator.events import happened, standing_server
+from flows.orchestrator.reports import emit
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.run.step import step
+from flows.run.step import as_flow, step
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 
@@ -27,11 +25,14 @@ def promote_version(workspace: Workspace, version: int) -> int:
     with workspace.lock("promote"):
         DataVersions(workspace).repair()
         ModelVersions(Ledger(workspace.root)).lineage(version)
-        with orchestrated(workspace):
+        if not standing_server(workspace):
             return promotion(workspace, version)
+        from flows.orchestrator.server import orchestrated
+
+        with orchestrated(workspace):
+            return as_flow(promotion, "promote")(workspace, version)
 
 
-@flow(name="promote", validate_parameters=False)
 def promotion(workspace: Workspace, version: int) -> int:
     """Checks the verdict and promotes the version."""
     before = ModelVersions(Ledger(workspace.root)).current()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from prefect import flow
-
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.errors import InputError
-from flows.orchestrator.server import orchestrated
 from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
-from flows.run.step import step
+from flows.run.step import as_flow, step
 from flows.steps.gate import gate
 from flows.steps.publish import publish_or_refuse
 from flows.workspace import Workspace
@@ -37,11 +34,17 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
         raise InputError(
             "--despite: the reason is blank; say in a few words why the model should serve despite the gate"
         )
+    report, run = earlier(workspace, name)
     with workspace.lock("publish"):
-        DataVersions(workspace).repair()
-        report, run = earlier(workspace, name)
+        versions = DataVersions(workspace)
+        versions.repair()
+        versions.resolve(report.data_after)
+        graph = find_graph(run, report.verdict.graph_sha256)
+        from flows.orchestrator.server import orchestrated  # imports Prefect, now that everything is here
+
         with orchestrated(workspace):
-            return publication(run, report, despite=(despite or "").strip(), promote=promote)
+            reason = (despite or "").strip()
+            return as_flow(publication, "publish")(run, report, graph, despite=reason, promote=promote)
 
 
 def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
@@ -65,11 +68,9 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
     return report, Run(workspace, recipe, id=found[0].name)
 
 
-@flow(name="publish", validate_parameters=False)
-def publication(run: Run, report: Report, *, despite: str, promote: bool) -> Report:
-    """Fetches data and graph of the run, judges the graph again and publishes it."""
+def publication(run: Run, report: Report, graph: Exported, *, despite: str, promote: bool) -> Report:
+    """Fetches the data of the run, judges its graph again and publishes it."""
     data = fetch_data(run, report.data_after)
-    graph = find_graph(run, report.verdict.graph_sha256)
     verdict = gate(run, data, graph, despite=despite)
     return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
 
@@ -80,7 +81,6 @@ def fetch_data(run: Run, version: str) -> DataFolder:
     return DataFolder(DataVersions(run.workspace).materialise(version))
 
 
-@step("find graph")
 def find_graph(run: Run, graph_sha256: str) -> Exported:
     """The cached result that holds this graph, every file verified.
 

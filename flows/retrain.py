@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.report.figures import figures
 from flows.report.run_report import Report
 from flows.report.steps import step_accuracies
 from flows.run.run import Run
+from flows.run.step import as_flow
 from flows.steps.clean import clean_labels
 from flows.steps.export import choose_variant, export, export_other_crops
 from flows.steps.gate import gate
@@ -37,10 +36,9 @@ def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Re
         GateRefused: the candidate is worse than the current model, which keeps serving; verdict.json of the run says why.
     """
     with new_run(workspace, recipe, verb="retrain") as (run, runner):
-        return retraining.with_options(task_runner=runner)(run, promote=promote)
+        return as_flow(retraining, "retrain", runner=runner)(run, promote=promote)
 
 
-@flow(name="retrain", validate_parameters=False)
 def retraining(run: Run, *, promote: bool) -> Report:
     """Runs every step. A step whose inputs have not changed reuses its cached result.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.scheduler.job import history
+from flows.scheduler.record import history
 from flows.workspace import Workspace
 from serving.server.process import until
 from tests.command_line import ROOT

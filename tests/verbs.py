@@ -28,7 +28,7 @@ def ingest(workspace: Workspace, source: str | Path) -> None:
     """Runs `cleanshelf ingest` without a Prefect server."""
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
-        commit_version.fn(workspace, *prepare_version.fn(workspace, Path(source), 0.1, 0.2))
+        commit_version(workspace, *prepare_version(workspace, Path(source), 0.1, 0.2))
 
 
 def clean(workspace: Workspace, *folds: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from flows.workspace import Workspace
+    from models.recipe.config import Recipe as ResolvedRecipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
@@ -57,6 +59,20 @@ def prepare(workspace: Path) -> Workspace:
     found = find(workspace)
     set_up_logging(found.state)
     return found
+
+
+def resolve(recipe: str, overrides: Sequence[str]) -> ResolvedRecipe:
+    """The recipe with its overrides, checked as far as takes no time: its keys, and the names of its backbones.
+
+    Raises:
+        ConfigError: an unknown recipe, key, value or backbone.
+    """
+    from models.networks.backbones import check_backbones
+    from models.recipe.config import load_recipe
+
+    resolved = load_recipe(recipe, overrides=overrides)
+    check_backbones(resolved)
+    return resolved
 
 
 def log_to_stderr() -> None:

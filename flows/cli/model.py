@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare
+from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare, resolve
 from flows.cli.show import pairs, show, table
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ def retrain(
 ) -> None:
     """Train, clean, retrain, re-balance, export one graph, judge it and publish it."""
     found = prepare(workspace)
-    from models.recipe.config import load_recipe, to_dict
-
-    resolved = load_recipe(recipe, overrides=overrides)
+    resolved = resolve(recipe, overrides)
     from flows.retrain import retrain as run_retraining
     from flows.steps.start import preview
+    from models.recipe.config import to_dict
 
     if dry_run:
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}

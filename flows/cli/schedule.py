@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, Recipe, Set, app, prepare
+from flows.cli.app import AsJson, At, Recipe, Set, app, find, resolve, set_up_logging
 from flows.cli.show import show, table
 
 SHOWN = 10  # runs in the table; --json has all
@@ -27,18 +27,20 @@ def schedule(
     as_json: AsJson = False,
 ) -> None:
     """Retrain automatically until Ctrl-C, by the clock, on new data, or both; skipped while nothing has changed."""
-    found = prepare(workspace)
+    found = find(workspace)
     if status:
-        from flows.scheduler.schedule import status as read_status
+        from flows.scheduler.record import status as read_status
 
         state = read_status(found)
         return show(state, as_json=as_json, say=lambda: _print_status(state))
-    from flows.scheduler.schedule import make_plan
+    resolve(recipe, overrides)  # before the seconds that an import of Prefect takes
+    set_up_logging(found.state)
+    from flows.scheduler.plan import make_plan
+
+    plan = make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data)
     from flows.scheduler.schedule import schedule as run
 
-    run(
-        found, make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data), port=port
-    )
+    run(found, plan, port=port)
 
 
 def _print_status(state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, app, prepare
+from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, app, prepare, resolve
 from flows.cli.show import pairs, show
 
 
@@ -22,9 +22,7 @@ def clean(
 ) -> None:
     """Clean the labels as a retraining by this recipe would. The result is a data version; no model is trained."""
     found = prepare(workspace)
-    from models.recipe.config import load_recipe
-
-    resolved = load_recipe(recipe, overrides=overrides)
+    resolved = resolve(recipe, overrides)
     from flows.clean import clean_data
 
     content = dataclasses.asdict(clean_data(found, resolved))

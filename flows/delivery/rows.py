@@ -82,6 +82,16 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     return delivery
 
 
+def check_source(source: Path) -> None:
+    """Reads the first row only, which takes no time, so that a wrong path or column is reported before anything starts.
+
+    Raises:
+        BadDelivery: the source does not exist or cannot be read, or its header or layout is wrong.
+    """
+    _real.cache_clear()
+    next(_announced(source), None)
+
+
 def _announced(source: Path) -> Iterator[Line | Refused]:
     if source.is_file():
         return _read_manifest(source)

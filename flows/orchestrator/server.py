@@ -21,14 +21,13 @@ from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, State
 
 from flows.errors import InputError, WorldError
-from flows.orchestrator.events import Event, PrefectServer, answers, scheduler_server
+from flows.orchestrator.events import PrefectServer, answers, scheduler_server
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from serving.server.process import birth, until
@@ -160,8 +159,3 @@ def crash_unfinished(*, by_hand: bool = False) -> int:
                 client.set_task_run_state(task.id, crashed, force=True)
             client.set_flow_run_state(run.id, crashed, force=True)
     return len(runs)
-
-
-def emit(event: Event) -> None:
-    """Sends an event from inside a flow to the server that it reports to; Prefect adds the run."""
-    emit_event(event.name, resource=event.resource, payload=event.payload)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from prefect.artifacts import create_markdown_artifact
-
 from flows.orchestrator.events import happened
-from flows.orchestrator.server import emit
+from flows.orchestrator.reports import emit, show_text
 from flows.report.cell import cell
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ def publish_report(report: Report) -> None:
     """
     if (outcome := outcome_of(report)) == "judged":
         return
-    create_markdown_artifact(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
+    show_text(markdown(report), key="retraining", description=f"{report.run}: {outcome}")
     details = {"data_version": report.data_after, "reasons": report.verdict.explanation}
     emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version, **details))
 

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from durable import overwrite
 from flows.data.versions import REF
 from flows.report.terminal import show_progress
 from flows.scheduler.job import scheduled
+from flows.scheduler.plan import Plan
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 
@@ -31,18 +32,6 @@ log = logging.getLogger("cleanshelf")
 NAME = "retrain"
 TICK_S = 2.0
 ARRIVALS = ("ingest:", "feedback:")  # entries of new data; a retraining adds other entries
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe and when to retrain by it: at the times of a cron expression (UTC) or periodically, and on new data."""
-
-    workspace: str
-    recipe: str
-    overrides: list[str]
-    cron: str | None = None
-    every_s: float | None = None
-    on_new_data: bool = False
 
 
 def main() -> None:

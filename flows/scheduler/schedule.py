@@ -13,84 +13,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from pydantic import ValidationError
 
-from flows.errors import InputError, WorkspaceBusy, WorldError
+from flows.errors import WorkspaceBusy, WorldError
 from flows.orchestrator.events import announce, scheduler_server
 from flows.orchestrator.server import crash_unfinished, end, prefect_server
 from flows.run.signals import stop_requested
-from flows.scheduler.job import history
-from flows.scheduler.runner import Plan
+from flows.scheduler.plan import Plan
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
-from models.recipe.config import load_recipe
 
 log = logging.getLogger("cleanshelf")
-WEEKLY = "0 3 * * 1"
-PERIOD = re.compile(r"([1-9]\d{0,5})([smhd])")
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def make_plan(
-    workspace: Workspace,
-    recipe: str,
-    *,
-    overrides: list[str],
-    cron: str = "",
-    every: str = "",
-    on_new_data: bool = False,
-) -> Plan:
-    """A checked plan; `WEEKLY` if neither cron, every nor on_new_data is given.
-
-    Raises:
-        InputError: a time cannot be parsed, or both cron and every are given.
-        ConfigError: the recipe does not exist, or does not accept an override.
-    """
-    load_recipe(recipe, overrides=overrides)
-    if cron and every:
-        raise InputError("--cron and --every exclude each other; give one of them")
-    source = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
-    if not (cron or every or on_new_data):
-        cron = WEEKLY
-    return Plan(str(workspace.root), source, overrides, check_cron(cron) if cron else None,
-                read_period(every) if every else None, on_new_data)  # fmt: skip
-
-
-def check_cron(text: str) -> str:
-    """The cron expression, if it can be parsed.
-
-    Raises:
-        InputError: it cannot be parsed.
-    """
-    try:
-        return CronSchedule(cron=text).cron
-    except ValidationError:
-        raise InputError(
-            f"--cron {text!r} is not a cron expression; write minute, hour, day, month, weekday, such as {WEEKLY!r}"
-        ) from None
-
-
-def read_period(text: str) -> float:
-    """Seconds of a period such as 90s, 30m, 6h or 7d.
-
-    Raises:
-        InputError: the text is not a period.
-    """
-    found = PERIOD.fullmatch(text.strip())
-    if not found:
-        raise InputError(f"--every {text!r} is not a period; write a number and s, m, h or d, such as 30m, 6h or 7d")
-    return float(found[1]) * SECONDS[found[2]]
 
 
 def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
@@ -149,21 +88,3 @@ def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) ->
                 raise WorldError(
                     f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}"
                 )
-
-
-def status(workspace: Workspace) -> dict[str, Any]:
-    """The scheduler's state, plan and next run, and its last runs, newest first. Needs no server."""
-    server = scheduler_server(workspace)
-    try:
-        plan = json.loads((workspace.state / "schedule.json").read_bytes())
-    except FileNotFoundError:
-        plan = {}
-    plan = {key: plan.get(key) for key in ("recipe", "overrides", "cron", "every_s", "on_new_data", "next")}
-    runs = [{key: value for key, value in asdict(run).items() if key != "process"} for run in history(workspace)]
-    return {
-        "running": server is not None,
-        "url": server.url.removesuffix("/api") if server else None,
-        **plan,
-        "next": plan["next"] if server else None,
-        "runs": runs,
-    }

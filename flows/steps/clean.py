@@ -13,7 +13,7 @@ from flows.data.derive import link_unchanged
 from flows.data.history import made_by_cleaning
 from flows.data.versions import DataVersions
 from flows.orchestrator.events import selected
-from flows.orchestrator.server import emit
+from flows.orchestrator.reports import emit
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.steps.learn import score_fold

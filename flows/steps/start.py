@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
-
-from prefect.task_runners import TaskRunner
+from typing import TYPE_CHECKING, Any
 
 from flows.data.versions import DataVersions
-from flows.orchestrator.server import orchestrated
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run
@@ -20,6 +17,9 @@ from flows.steps.learn import check
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
 
 
 @contextmanager
@@ -36,6 +36,8 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
         DataVersions(workspace).repair()
         preview(workspace, recipe)
         run.open(inputs(workspace, recipe))
+        from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit
+
         with orchestrated(workspace), parallel_tasks(workspace, num_parallel=num_trainings(recipe)) as runner:
             yield run, runner
 

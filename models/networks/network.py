@@ -9,7 +9,6 @@ re-balancing may add a bias (models.training.classifiers).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.errors import ConfigError, WeightsMismatch
+from models.networks.backbones import unknown_backbone
 from models.networks.margins import Angular, Sphere
 from models.recipe.config import Member
 
@@ -160,9 +160,7 @@ def _config_error(field: str) -> Iterator[None]:
 
 def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
-        near = difflib.get_close_matches(member.backbone, timm.list_models(), n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() lists the models"
-        raise ConfigError(f"members.backbone: timm {timm.__version__} has no model {member.backbone!r}{hint}")
+        raise unknown_backbone(member.backbone, timm.list_models())
     with _config_error(f"members.args or members.size: {member.backbone} at {member.size} px"):
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
     return backbone

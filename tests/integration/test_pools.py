@@ -19,7 +19,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from flows.orchestrator.server import end
-from flows.scheduler.job import history
+from flows.scheduler.record import history
 from flows.workspace import Workspace
 from tests.command_line import ROOT
 from tests.scheduling import wait_for_outcomes

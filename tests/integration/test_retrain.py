@@ -172,7 +172,7 @@ def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
 
 def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report]) -> None:
     url, report = str(PREFECT_API_URL.value()), first[1]
-    expected = {f"cleanshelf.{name}" for name in ("data.ingested", "data.cleaned", "model.published")}
+    expected = {f"cleanshelf.{name}" for name in ("data.cleaned", "model.published")}
     assert until(lambda: events(url).keys() >= expected, timeout_s=30)
     assert events(url)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
 

@@ -14,7 +14,7 @@ import pytest
 
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
-from flows.scheduler.schedule import status
+from flows.scheduler.record import status
 from flows.workspace import Workspace
 from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf, processes, refusal

@@ -11,8 +11,8 @@ import pytest
 
 from flows.errors import InputError
 from flows.run.inputs import ended_before
-from flows.scheduler.job import ScheduledRun, history, note
-from flows.scheduler.schedule import WEEKLY, make_plan
+from flows.scheduler.plan import WEEKLY, make_plan
+from flows.scheduler.record import ScheduledRun, history, note
 from flows.workspace import Workspace
 from models.errors import ConfigError
 from tests.breaking import ways
