@@ -11,21 +11,21 @@ import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dvc.config import NoRemoteError
+from dvc.config import Config, ConfigError, NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem
 from dvc.lock import LockError
 from dvc.repo import Repo
 
 from flows.data.objects import HashCache, Objects, Remote
-from flows.errors import MissingFromRemote, WorkspaceBusy, WorldError
-from flows.workspace import Workspace
+from flows.errors import InputError, MissingFromRemote, WorkspaceBusy, WorldError
+from flows.workspace import REMOTE, Workspace
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,49 @@ class DvcRemote:
 
     @contextmanager
     def _repo(self) -> Iterator[Repo]:
-        # By default DVC keeps a cache for all users under /var/tmp. Only the ledger uses git: without `no_scm`, DVC
-        # would print advice and edit .gitignore. DVC's own log is silenced, as our errors report a failure once.
+        # Only the ledger uses git: without `no_scm`, DVC would print advice and edit .gitignore. DVC's own log is
+        # silenced, as our errors report a failure once.
         for name in ("dvc", "dvc_objects", "dvc_data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        core = {"site_cache_dir": str(self.workspace.state / "dvc"), "no_scm": True}
-        with Repo(str(self.workspace.root), config={"core": core}) as repo:
-            yield repo
+        try:
+            with _WorkspaceRepo(str(self.workspace.root), config={"core": {"no_scm": True}}) as repo:
+                yield repo
+        except ConfigError as error:
+            raise InputError(
+                f"{self.workspace.root}: DVC's configuration is not valid ({error}); correct .dvc/config, "
+                ".dvc/config.local, or the user's own (`dvc config --global --list`)"
+            ) from None
+
+
+class _WorkspaceConfig(Config):
+    """Configuration of DVC in a workspace. Only remotes are taken from the user's and the system's configuration.
+
+    A cache that these name is shared by all projects of the user, and their other settings may change what we store.
+    """
+
+    def load_one(self, level: str) -> dict[str, Any]:
+        """The configuration of one level: system, global, repo or local."""
+        if level not in self.SYSTEM_LEVELS:
+            return dict(super().load_one(level))
+        with suppress(PermissionError):  # HOME may belong to another user
+            remotes = dict(super().load_one(level)["remote"])
+            remotes.pop(REMOTE, None)  # its settings would be mixed with those of the workspace's own remote
+            return {"remote": remotes}
+        return {}
+
+
+class _WorkspaceRepo(Repo):
+    """DVC in a workspace, which keeps its index there too. DVC's own place depends on the user's name, which may be unknown."""
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration of the workspace."""
+        return _WorkspaceConfig(self.dvc_dir, local_dvc_dir=self.local_dvc_dir, fs=self.fs, config=self._config)
+
+    @cached_property
+    def site_cache_dir(self) -> str:
+        """Folder of the index of pushed objects."""
+        return str(Path(self.root_dir) / "state" / "dvc")
 
 
 def folder_remote(folder: Path) -> Remote:

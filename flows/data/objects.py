@@ -9,16 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import durable
 from durable import overwrite, sync
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import files_below, link, sync_tree
+
+VERSIONED = {"VERSION.json", "index.parquet", "labels.parquet"}  # files of every data version
+ABANDONED_S = 3600  # age from which a temporary file in a remote counts as left by a killed command
 
 
 @dataclass(frozen=True)
@@ -144,13 +151,21 @@ class Remote:
     def put(self, md5: str, source: Path) -> None:
         """Stores `source` under its hash; an existing object is replaced."""
         path = self.path(md5)
+        part = f"{path}.{uuid4().hex}.part"  # another workspace may be writing the same object
         try:
             self.fs.makedirs(self.fs.parent(path), exist_ok=True)
-            self.fs.put_file(str(source), path + ".part")
-            self._sync(path + ".part")
-            self.fs.move(path + ".part", path)
+            if self.is_local:
+                shutil.copyfile(
+                    source, part
+                )  # DVC would write under another name first, and leave that file if it fails
+            else:
+                self.fs.put_file(str(source), part)
+            self._sync(part)
+            self.fs.move(part, path)
             self._sync(self.fs.parent(path))
         except OSError as error:  # its cause distinguishes a full disk from an unreachable remote
+            with suppress(OSError):
+                self.fs.remove(part)
             raise MissingFromRemote(
                 f"cannot write {path} ({error}); check the remote, then run the command again"
             ) from error
@@ -176,11 +191,16 @@ class Remote:
             sync(Path(path))
 
     def sweep(self, objects: Iterable[str]) -> None:
-        """Removes the temporary files that failed writes of these objects, ours or DVC's, have left."""
+        """Removes the temporary files beside these objects that killed writes, ours or DVC's, have left.
+
+        Another workspace may be writing beside them, so recent files stay.
+        """
         if self.is_local:
             for folder in {Path(self.path(md5)).parent for md5 in objects}:
                 for leftover in (*folder.glob(".*.tmp"), *folder.glob("*.part")):
-                    leftover.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        if time.time() - leftover.stat().st_mtime > ABANDONED_S:
+                            leftover.unlink()
 
 
 @dataclass(frozen=True)
@@ -225,6 +245,14 @@ class Objects:
         """Listing of a version, verified against its id."""
         md5 = f"{version}.dir"
         return Listing.parse(self.get(md5, name=f"the listing of version {version[:12]}").read_bytes(), name=md5)
+
+    def former(self) -> Iterator[Listing]:
+        """Yields each listing in the cache that is one of a data version; other projects' listings are left out."""
+        for path in self.cache.glob("??/*.dir"):
+            with suppress(CorruptObject):
+                listing = Listing.parse(path.read_bytes(), name=path.name)
+                if listing.files.keys() >= VERSIONED:
+                    yield listing
 
     def get(self, md5: str, *, name: str) -> Path:
         """Path of the cache object, its bytes verified; fetched from the remote if it is missing or corrupt.

@@ -352,7 +352,7 @@ class DataVersions:
     def _change(self, folder: Path, listing: Listing, objects: Objects, *, step: str, message: str) -> None:
         """Performs a change from the journal to the tag; on an error the old state is restored at once."""
         objects.drop_corrupt(listing)
-        new_objects = [path for path in objects.paths(listing) if not path.exists()]
+        new_objects = [path for path in objects.paths(listing) if not path.exists() and self.workspace.holds(path)]
         self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
         try:
             self._journal.set_aside()
@@ -365,11 +365,12 @@ class DataVersions:
 
     def _add(self, listing: Listing, objects: Objects) -> None:
         """Writes the same bytes as `dvc add`, but without reading every shard again."""
+        self.workspace.pin_cache()
         objects.bring_in(self.workspace.data, listing)
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
 
     def _push(self, listing: Listing, objects: Objects) -> None:
-        if objects.missing(listing):
+        if not objects.remote.is_local and objects.missing(listing):
             with suppress(WorldError, OSError):  # `store` puts the objects that did not arrive, or raises
                 self.store.push()
         objects.store(listing)

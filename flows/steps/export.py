@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from flows.data.history import descent
@@ -14,6 +13,7 @@ from flows.run.step import step
 from flows.settings import REPOSITORY
 from flows.steps.learn import calibrate
 from flows.steps.publish import log, read_json
+from flows.workspace.ledger import run_git
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Exported, Weights
 from models.recipe.config import digest
 
@@ -86,6 +86,5 @@ def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exp
 
 def commit() -> str:
     """The git commit of CleanShelf itself, followed by + if its files were changed; "" outside a clone."""
-    asked = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    answer = run_git(REPOSITORY, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+    return answer.stdout.decode().strip() if answer.returncode == 0 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +13,24 @@ from shlex import quote
 
 from durable import overwrite
 from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
-from flows.workspace.ledger import LEAKING
+from flows.workspace.ledger import run_git
 
 IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
 # The files that `dvc init` and `dvc remote add` would write. `dvc init` itself refuses a partial .dvc, and stages files
 # in the user's git index.
-DVC_CONFIG = """\
+REMOTE = "local"  # name of the default remote
+CACHE = "    dir = cache\n"  # here, also if the user's own configuration names a cache for all projects
+CACHE_SECTION = re.compile(r"^[ \t]*\[cache\].*\n?", re.MULTILINE | re.IGNORECASE)
+DVC_CONFIG = f"""\
 [core]
     analytics = false
     check_update = false
     autostage = false
-    remote = local
+    remote = {REMOTE}
 [cache]
+{CACHE}\
     type = "reflink,hardlink,symlink,copy"
-['remote "local"']
+['remote "{REMOTE}"']
     url = ../remote
 """
 DVC_FILES = {
@@ -95,7 +99,20 @@ class Workspace:
             path = made.root / name
             if not path.exists() or not path.read_bytes().strip():
                 overwrite(path, text.encode())
+        made.pin_cache()
         return made
+
+    def pin_cache(self) -> None:
+        """Names the cache in .dvc/config, unless it is named there. Earlier releases left it to the user's configuration."""
+        path = self.root / ".dvc" / "config"
+        text = path.read_text(encoding="utf-8")
+        if not _names_cache(text):
+            text, found = CACHE_SECTION.subn(f"[cache]\n{CACHE}", text, count=1)
+            overwrite(path, (text if found else f"{text}\n[cache]\n{CACHE}").encode())
+
+    def holds(self, path: Path) -> bool:
+        """True if the file or folder really lies in the workspace, symbolic links resolved."""
+        return path.resolve().is_relative_to(self.root.resolve())
 
     @classmethod
     def find(cls, path: Path) -> Workspace:
@@ -136,6 +153,16 @@ class Workspace:
             file.truncate(0)
 
 
+def _names_cache(config: str) -> bool:
+    """True if the section [cache] of a DVC configuration has the key `dir`."""
+    section = ""
+    for line in map(str.strip, config.splitlines()):
+        section = line.lower() if line.startswith("[") else section
+        if section.startswith("[cache]") and line.partition("=")[0].strip().lower() == "dir":
+            return True
+    return False
+
+
 def _ignore(path: Path) -> None:
     """Adds missing lines to .gitignore; the user's own lines stay."""
     present = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -146,20 +173,12 @@ def _ignore(path: Path) -> None:
 
 
 def _is_top_level(root: Path) -> bool:
-    found = _git(root, "rev-parse", "--show-toplevel")
-    return found.returncode == 0 and Path(found.stdout.decode().rstrip("\n")) == root.resolve()
+    found = run_git(root, "rev-parse", "--show-toplevel")
+    return found.returncode == 0 and Path(os.fsdecode(found.stdout.removesuffix(b"\n"))) == root.resolve()
 
 
 def _git_init(root: Path) -> None:
-    done = _git(root, "init", "--quiet")
+    done = run_git(root, "init", "--quiet", "--template=")  # the user's template may hold hooks
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
         raise WorldError(f"git cannot make a repository in {root}: {reason}")
-
-
-def _git(root: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
-    env = {key: value for key, value in os.environ.items() if key not in LEAKING}
-    try:
-        return subprocess.run(["git", "-C", str(root), *args], env=env, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise WorldError("git is not installed; install it, then run the command again") from None

@@ -21,26 +21,42 @@ from pathlib import Path
 from flows.errors import UnknownVersion, WorkspaceBusy, WorldError
 
 # Git sets these inside hooks and aliases; they would direct our commands to another repository.
-LEAKING = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_COMMON_DIR",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
+LEAKING = frozenset(
+    f"GIT_{name}"
+    for name in (
+        *("DIR", "WORK_TREE", "IMPLICIT_WORK_TREE", "COMMON_DIR", "NAMESPACE", "PREFIX", "INTERNAL_SUPER_PREFIX"),
+        *("INDEX_FILE", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "QUARANTINE_PATH", "SHALLOW_FILE"),
+        *("GRAFT_FILE", "REPLACE_REF_BASE", "NO_REPLACE_OBJECTS", "DEFAULT_HASH", "DEFAULT_REF_FORMAT"),
+    )
 )
-# By default git does not fsync loose objects, but a tag must not outlive its commit. A running git holds the lock of a
-# ref for milliseconds; a lock that is a second old was left by a killed one.
-SETTINGS = ("-c", "core.fsync=all", "-c", "core.filesRefLockTimeout=1000")
+# They precede the user's own configuration. Hooks, background processes and signatures are for the user's own commits; a
+# fetch that prunes would delete entries that were not pushed yet. By default git does not fsync loose objects, but a tag
+# must not outlive its commit. A running git holds the lock of a ref for milliseconds; a lock that is a second old was left
+# by a killed one.
+OURS = {
+    "core.fsync": "all",
+    "core.filesRefLockTimeout": "1000",
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "core.splitIndex": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "fetch.prune": "false",
+    "push.gpgSign": "false",
+    "push.followTags": "false",
+    "tag.gpgSign": "false",
+    "tag.forceSignAnnotated": "false",
+    "log.showSignature": "false",
+    "column.ui": "never",
+    "i18n.commitEncoding": "UTF-8",
+    "i18n.logOutputEncoding": "UTF-8",
+    "init.defaultObjectFormat": "sha1",
+    "init.defaultRefFormat": "files",
+}
+SETTINGS = tuple(part for key, value in OURS.items() for part in ("-c", f"{key}={value}"))
 LOCKED = re.compile(rb"Unable to create '(.+/refs/.+\.lock)': File exists")
 SHARED = tuple(f"{refs}:{refs}" for refs in ("refs/data/*", "refs/models/*", "refs/tags/data/*", "refs/tags/products*"))
-IDENTITY = {
-    "GIT_AUTHOR_NAME": "CleanShelf",
-    "GIT_AUTHOR_EMAIL": "cleanshelf@localhost",
-    "GIT_COMMITTER_NAME": "CleanShelf",
-    "GIT_COMMITTER_EMAIL": "cleanshelf@localhost",
-}
+IDENTITY = {"NAME": ("user.name", "CleanShelf"), "EMAIL": ("user.email", "cleanshelf@localhost")}
 
 
 @dataclass(frozen=True)
@@ -151,12 +167,14 @@ class Ledger:
         Raises:
             WorldError: it cannot be reached, or its history has diverged.
         """
-        self._git("fetch", "--atomic", "--quiet", "--no-tags", remote, *SHARED)
+        kept = ("--no-tags", "--no-prune", "--no-write-fetch-head")  # whatever the remote's own configuration says
+        self._git("fetch", "--atomic", "--quiet", *kept, remote, *SHARED)
 
     def user(self) -> str:
-        """Name of the user, as `Name <address>` if git knows one, else the login name."""
-        name, address = (self._run("config", key).stdout.decode().strip() for key in ("user.name", "user.email"))
-        return f"{name or getpass.getuser()} <{address}>" if address else name or getpass.getuser()
+        """Name of the user, as `Name <address>` if git knows one, else the login name, else the number."""
+        name, address = (self._configured.get(key, "") for key in ("user.name", "user.email"))
+        name = name or _login_name()
+        return f"{name} <{address}>" if address else name
 
     def _git(self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> str:
         return self._checked(self._run(*args, given=given, env=env)).stdout.decode().rstrip("\n")
@@ -174,24 +192,50 @@ class Ledger:
     def _run(
         self, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        command = ["git", "-C", str(self.root), *SETTINGS, *args]
-        variables = self._environment() | dict(env or {})
-        done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
+        variables = self._identity | dict(env or {})
+        done = run_git(self.root, *args, given=given, env=variables)
         if done.returncode and (lock := LOCKED.search(done.stderr)):
             # A killed git left this lock; no later command could move the ref.
             (self.root / os.fsdecode(lock[1])).unlink(missing_ok=True)
-            done = subprocess.run(command, input=given, env=variables, capture_output=True, check=False)
+            done = run_git(self.root, *args, given=given, env=variables)
         return done
 
-    def _environment(self) -> dict[str, str]:
-        """Our environment without git's variables from hooks, and with an identity if the user has none."""
-        return ({} if self._has_identity else IDENTITY) | _own_environment() | {"LC_ALL": "C"}
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        """Variables with the name and the address that git lacks: it can make them up only from an entry in passwd."""
+        roles = ("AUTHOR", "COMMITTER")
+        lacking = {part: text for part, (key, text) in IDENTITY.items() if not self._configured.get(key)}
+        names = {f"GIT_{role}_{part}": text for role in roles for part, text in lacking.items()}
+        return {name: os.environ.get(name) or text for name, text in names.items()}
 
     @cached_property
-    def _has_identity(self) -> bool:
-        command = ["git", "-C", str(self.root), "config", "user.email"]
-        return bool(subprocess.run(command, env=_own_environment(), capture_output=True, check=False).stdout.strip())
+    def _configured(self) -> dict[str, str]:
+        """The user's name and address as git is configured."""
+        found = run_git(self.root, "config", "-z", "--get-regexp", r"^user\.(name|email)$").stdout.decode(
+            errors="replace"
+        )
+        rows = (row.partition("\n") for row in found.split("\0") if row)
+        return {key: value.strip() for key, _, value in rows}
 
 
-def _own_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in LEAKING}
+def run_git(
+    root: Path, *args: str, given: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs git in the folder `root`, with our settings and without the variables of hooks; any exit code is returned.
+
+    Raises:
+        WorldError: git is not installed.
+    """
+    variables = {key: value for key, value in os.environ.items() if key not in LEAKING} | {"LC_ALL": "C"}
+    command = ["git", "-C", str(root), *SETTINGS, *args]
+    try:
+        return subprocess.run(command, input=given, env=variables | dict(env or {}), capture_output=True, check=False)
+    except FileNotFoundError:
+        raise WorldError("git is not installed; install it, then run the command again") from None
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no entry in passwd
+        return f"user {os.getuid()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -243,16 +244,21 @@ def test_killed_at_each_step(
     assert len(versions.log()) == (3 if step in ("entry", "tag") else 2)
 
 
-def test_git_killed_while_it_holds_a_ref(prepared: Path, tmp_path: Path) -> None:
+def test_git_killed_while_it_holds_a_ref(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock of a killed git would block the history for ever."""
     check = MakesOneVersion(prepared, lambda folder: verbs.ingest(versions_in(folder).workspace, folder / "more"))
     words = command("ingest", prepared, tmp_path / "copy")
-    hook = tmp_path / "copy" / "shop" / ".git" / "hooks" / "reference-transaction"
-    hook.parent.mkdir(exist_ok=True)
-    hook.write_text('#!/bin/sh\n[ "$1" != prepared ] || kill -9 0\n')
-    hook.chmod(0o755)
-    assert run(*words, log=tmp_path / "killed.log").killed
-    hook.unlink()
+    lock = tmp_path / "copy" / "shop" / ".git" / "refs" / "data" / "main.lock"
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(f"""#!/bin/sh
+case " $* " in *" update-ref "*) touch '{lock}'; kill -9 0;; esac
+exec {shutil.which("git")} "$@"
+""")
+    git.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+        assert run(*words, log=tmp_path / "killed.log").killed
     assert list((tmp_path / "copy" / "shop" / ".git" / "refs").rglob("*.lock"))
     check(tmp_path / "copy")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.data.dvc_store import folder_remote
 from flows.data.garbage import find_unused, free
+from flows.data.objects import HashCache, Listing, Objects
 from flows.data.versions import DataVersions
-from flows.errors import CorruptObject, MissingFromRemote, WorldError
+from flows.errors import CorruptObject, InputError, MissingFromRemote, WorldError
 from flows.workspace import Workspace
 from tests.command_line import cleanshelf
 from tests.kills import Kills
@@ -22,6 +26,12 @@ from tests.versions import commit_drop, commit_first, contents, damage
 pytestmark = [
     pytest.mark.dvc,
 ]
+
+OF_THE_USER = hashlib.md5(b"the user's own").hexdigest()  # an object that `dvc add` brought into our cache
+FORMER = Listing(
+    {name: hashlib.md5(name.encode()).hexdigest() for name in ("VERSION.json", "index.parquet", "labels.parquet")}
+)
+GARBAGE = {FORMER.files["labels.parquet"]: b"labels.parquet", f"{FORMER.id}.dir": FORMER.content}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +46,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unfinished = versions.workspace.versions / ("0" * 32)
     unfinished.mkdir()
     (unfinished / "labels.parquet").write_bytes(b"part")
-    stray = versions.workspace.root / ".dvc" / "cache" / "files" / "md5" / "aa"
-    stray.mkdir(exist_ok=True)
-    (stray / ("b" * 30)).write_bytes(b"garbage")
-    (stray / ".x.1.part").write_bytes(b"half")
+    with versions.store.objects() as objects:
+        for md5, content in GARBAGE.items():
+            objects.path(md5).parent.mkdir(exist_ok=True)
+            objects.path(md5).write_bytes(content)
+        objects.path(OF_THE_USER).parent.mkdir(exist_ok=True)
+        objects.path(OF_THE_USER).write_bytes(b"the user's own")
+        objects.path(f"{OF_THE_USER}.dir").write_bytes(b'[{"md5": "%s", "relpath": "mine"}]' % OF_THE_USER.encode())
+        objects.path(OF_THE_USER).with_name(".x.1.part").write_bytes(b"half")
     return root / "shop"
 
 
@@ -63,13 +77,19 @@ def test_garbage_is_freed_and_every_version_stays(versions: DataVersions) -> Non
         [
             ("unfinished copy", "0" * 32),
             ("copy that no run reads", versions.log()[1].id),
-            ("cached file of no version", "b" * 30),
             ("cached file of no version", ".x.1.part"),
+            *(("cached file of no version", md5[2:]) for md5 in GARBAGE),
         ]
     )
-    assert sum(each.bytes for each in unused) >= len(b"part" + b"garbage" + b"half")
+    assert sum(each.bytes for each in unused) >= len(b"part" + b"labels.parquet" + b"half")
+    (versions.workspace.versions / "notes").mkdir()  # of the user
     free(unused)
+    assert (versions.workspace.versions / "notes").is_dir()
+    (versions.workspace.versions / "notes").rmdir()
     check_swept(versions)
+    with versions.store.objects() as objects:
+        assert objects.path(OF_THE_USER).exists()
+        assert objects.path(f"{OF_THE_USER}.dir").exists()
 
 
 @pytest.mark.faults
@@ -126,12 +146,107 @@ def test_gc_on_the_command_line(versions: DataVersions) -> None:
     shop = versions.workspace.root
     before = contents(shop / ".dvc" / "cache")
     listed = json.loads(cleanshelf("data", "gc", "--dry-run", "--json", "--workspace", shop).stdout)
-    assert (len(listed), contents(shop / ".dvc" / "cache")) == (4, before)
-    assert "4 files and folders" in cleanshelf("data", "gc", "--workspace", shop).stdout
+    assert (len(listed), contents(shop / ".dvc" / "cache")) == (5, before)
+    assert "5 files and folders" in cleanshelf("data", "gc", "--workspace", shop).stdout
     check_swept(versions)
     with versions.workspace.lock("retrain"):
         busy = cleanshelf("data", "gc", "--workspace", shop)
     assert (busy.returncode, "`retrain`" in busy.stderr) == (2, True)
+
+
+SHARED = """
+[core]
+    remote = elsewhere
+    hardlink_lock = true
+    site_cache_dir = {shared}/site
+[cache]
+    dir = {shared}
+    shared = group
+    type = symlink
+['remote "local"']
+    url = {shared}/remote
+    worktree = true
+['remote "elsewhere"']
+    url = {shared}/remote
+"""
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that the user's configuration of DVC shares between all projects, with an object of another one."""
+    shared = tmp_path / "shared"
+    found = Objects(shared / "files" / "md5", folder_remote(shared), HashCache(tmp_path / "seen.json")).path(
+        OF_THE_USER
+    )
+    found.parent.mkdir(parents=True)
+    found.write_bytes(b"the user's own")
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "config").write_text(SHARED.format(shared=shared))
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(shared / "site"))
+    return shared
+
+
+def test_a_cache_that_the_user_shares_is_neither_used_nor_freed(shared: Path, tmp_path: Path) -> None:
+    before = contents(shared)
+    versions = DataVersions(Workspace.init(tmp_path / "shop"))
+    commit_first(versions, tmp_path)
+    free(find_unused(versions))
+    assert versions.verify() == []
+    assert contents(shared) == before
+    plain = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"],
+        cwd=versions.workspace.root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert plain.stdout.strip() == str(versions.workspace.root / ".dvc" / "cache")
+
+
+def test_a_workspace_that_used_a_shared_cache_goes_on_with_its_own(
+    versions: DataVersions, shared: Path, tmp_path: Path
+) -> None:
+    shop = versions.workspace
+    config = shop.root / ".dvc" / "config"
+    config.write_text(config.read_text().replace("    dir = cache\n", ""))
+    shutil.copytree(shop.root / ".dvc" / "cache", shared, dirs_exist_ok=True)
+    shutil.rmtree(shop.root / ".dvc" / "cache")
+    before = contents(shared)
+    assert {(broken.link, broken.way_out.split()[-1]) for broken in versions.verify()} == {("cache", "--heal`")}
+    commit_drop(versions, num=3)
+    for entry in versions.log():
+        versions.materialise(entry.id)
+    free(find_unused(versions))
+    versions.heal()
+    assert versions.verify() == []
+    assert contents(shared) == before
+    assert config.read_text().count("dir = cache") == 1
+
+
+@pytest.mark.parametrize("way", ["local", "link"])
+def test_nothing_is_freed_in_a_cache_that_the_workspace_itself_shares(
+    versions: DataVersions, shared: Path, way: str
+) -> None:
+    cache = versions.workspace.root / ".dvc" / "cache"
+    shutil.copytree(cache, shared, dirs_exist_ok=True)
+    if way == "local":
+        (versions.workspace.root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {shared}\n")
+    else:
+        shutil.rmtree(cache)
+        cache.symlink_to(shared)
+    before = contents(shared)
+    with pytest.raises(
+        InputError, match=rf"lies at {re.escape(str(shared))}.*, outside the workspace.*nothing was freed"
+    ):
+        find_unused(versions)
+    new = versions.new_folder()
+    (new / "labels.parquet").write_bytes(b"no push")
+    shutil.rmtree(versions.workspace.remote)
+    versions.workspace.remote.write_text("not a folder")
+    with pytest.raises(WorldError):
+        versions.commit(new, step="ingest", message="refused")
+    assert contents(shared).items() >= before.items()
 
 
 def second_workspace(versions: DataVersions, folder: Path) -> DataVersions:

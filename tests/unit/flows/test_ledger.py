@@ -11,6 +11,7 @@ import pytest
 
 from flows.errors import CorruptObject, UnknownVersion, WorldError
 from flows.registry.versions import REF, ModelVersions
+from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 
 
@@ -55,6 +56,94 @@ def test_git_variables_of_a_hook_do_not_leak(root: Path, tmp_path: Path, monkeyp
     sha = ledger.commit("refs/x/main", {"a": b"1"}, message="m")
     monkeypatch.undo()
     assert git(root, "rev-parse", "refs/x/main").strip() == sha
+
+
+HOSTILE = """
+[core]
+    hooksPath = {home}/hooks
+    fsmonitor = {home}/hooks/pre-push
+    splitIndex = true
+    autocrlf = true
+    safecrlf = true
+[user]
+    useConfigOnly = true
+[commit]
+    gpgSign = true
+[tag]
+    gpgSign = true
+    forceSignAnnotated = true
+[push]
+    gpgSign = true
+    followTags = true
+[fetch]
+    prune = true
+    pruneTags = true
+[gc]
+    auto = 1
+[gpg]
+    program = {home}/hooks/pre-push
+[log]
+    showSignature = true
+[column]
+    ui = always
+[color]
+    ui = always
+[i18n]
+    commitEncoding = ISO-8859-1
+    logOutputEncoding = ISO-8859-1
+[init]
+    templateDir = {home}/template
+"""
+HOOKS = ("reference-transaction", "pre-push", "pre-auto-gc", "post-index-change", "post-update")
+
+
+@pytest.fixture
+def hostile_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A HOME whose git configuration signs, prunes, converts and runs hooks; each hook leaves the file `ran` and fails."""
+    home = tmp_path / "home"
+    for folder in (home / "hooks", home / "template" / "hooks"):
+        folder.mkdir(parents=True)
+        for name in HOOKS:
+            (folder / name).write_text(f"#!/bin/sh\necho {name} >> {home}/ran\nexit 1\n")
+            (folder / name).chmod(0o755)
+    (home / ".gitconfig").write_text(HOSTILE.format(home=home))
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
+    return home
+
+
+def test_the_users_git_configuration_runs_nothing_and_changes_no_entry(hostile_home: Path, tmp_path: Path) -> None:
+    root = Workspace.init(tmp_path / "shop").root
+    ledger = Ledger(root)
+    first = ledger.commit("refs/data/main", {"a": b"1\r\n", "b": b"2\n"}, message="Käse, 1 €")
+    ledger.tag("data/abc", first, "Käse")
+    ledger.tag("data/def", first, "Käse")
+    assert (ledger.log("refs/data/main")[0].message, ledger.read(first, "a")) == ("Käse, 1 €", b"1\r\n")
+    assert ledger.tags("*") == ["data/abc", "data/def"]
+    assert not (hostile_home / "ran").exists()
+    assert not list((root / ".git").glob("sharedindex*"))
+
+
+def test_a_fetch_that_prunes_keeps_what_was_not_pushed(hostile_home: Path, tmp_path: Path) -> None:
+    hub = hostile_home / "hub.git"
+    subprocess.run(["git", "init", "-q", "--bare", "--template=", str(hub)], check=True)
+    git(hub, "config", "core.hooksPath", "/dev/null")  # its own hooks are its owner's
+    ledger = Ledger(Workspace.init(tmp_path / "shop").root)
+    git(ledger.root, "remote", "add", "hub", str(hub))
+    git(ledger.root, "config", "remote.hub.prune", "true")
+    first = ledger.commit("refs/data/main", {"a": b"1"}, message="one")
+    ledger.tag("data/abc", first, "one")
+    ledger.push("hub")
+    models = ledger.commit("refs/models/main", {"a": b"1"}, message="not pushed")
+    ledger.tag("products@v1.0.0", models, "not pushed")
+    (ledger.root / ".git" / "FETCH_HEAD").write_text("the user's\n")
+    ledger.fetch("hub")
+    assert (ledger.tip("refs/data/main"), ledger.tip("refs/models/main")) == (first, models)
+    assert ledger.tags("*") == ["data/abc", "products@v1.0.0"]
+    assert (ledger.root / ".git" / "FETCH_HEAD").read_text() == "the user's\n"
+    assert not (hostile_home / "ran").exists()
 
 
 def test_tags_are_annotated_and_never_move(root: Path) -> None:

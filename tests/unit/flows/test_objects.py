@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flows.data.dvc_store import folder_remote
 from flows.data.objects import HashCache, Listing
-from flows.errors import CorruptObject
+from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import sweep
 
 
@@ -62,3 +64,31 @@ def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(tmp
         path.write_bytes(b"{")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.name, ".kept.part"])
+
+
+def test_what_others_write_in_a_remote_stays_and_what_a_kill_left_is_swept(tmp_path: Path) -> None:
+    remote = folder_remote(tmp_path / "remote")
+    (tmp_path / "object").write_bytes(b"new")
+    remote.put("ab" + "1" * 30, tmp_path / "object")
+    folder = tmp_path / "remote" / "ab"
+    recent = {folder / f".{'x' * 22}.tmp", folder / ("1" * 30 + ".part")}
+    old = {folder / f".{'y' * 22}.tmp", folder / ("2" * 30 + ".part")}
+    for path in recent | old:
+        path.write_bytes(b"half")
+    for path in old:
+        os.utime(path, (1, 1))
+    remote.sweep(["ab" + "1" * 30])
+    assert set(folder.iterdir()) == {folder / ("1" * 30), *recent}
+
+
+def test_a_write_to_the_remote_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    remote = folder_remote(tmp_path / "remote")
+    (tmp_path / "object").write_bytes(bytes(2000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(MissingFromRemote, match="cannot write"):
+            remote.put("ab" + "1" * 30, tmp_path / "object")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "remote" / "ab").iterdir()) == []
