@@ -21,8 +21,8 @@ from prefect.artifacts import create_markdown_artifact
 from contract import ACCEPTED
 from flows.data.versions import DataVersions
 from flows.errors import InputError
-from flows.orchestrator.events import answers, happened, standing_server
-from flows.orchestrator.server import emit, reporting_to
+from flows.orchestrator.events import happened, standing_server
+from flows.orchestrator.server import emit, reporting_to, why_unusable
 from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
@@ -200,11 +200,11 @@ def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
         UnknownVersion, InputError: as `drift`.
     """
     url = standing_server(workspace)
-    if url and answers(url):
+    if url and not (why := why_unusable(url)):
         with reporting_to(url):
             return drift_flow(str(workspace.root), str(traffic), photos)
     if url:
-        log.warning("drift: %s does not answer, so Prefect gets no report", url)
+        log.warning("drift: %s, so Prefect gets no report", why)
     return drift(workspace, traffic, photos=photos)
 
 

@@ -10,10 +10,12 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import StateType
@@ -31,7 +33,7 @@ from serving.server.process import birth
 log = logging.getLogger("cleanshelf")
 PATIENCE_S = 3600.0  # how long to wait for another command that holds the workspace
 RETRY_S = 10.0
-RUNNING, CRASHED = "running", "crashed"
+RUNNING, CRASHED, CANCELLED = "running", "crashed", "cancelled"
 FAILED = ("refused", "failed")
 
 
@@ -40,7 +42,7 @@ class ScheduledRun:
     """A run of the schedule, as written to state/scheduled.jsonl and shown by `schedule --status`."""
 
     at: str  # start, ISO 8601
-    outcome: str  # running, published, unchanged, refused, failed or crashed
+    outcome: str  # running, published, unchanged, refused, failed, cancelled or crashed
     why: str
     flow_run: str  # id in Prefect
     process: str  # pid, time of birth and machine
@@ -101,6 +103,14 @@ def history(workspace: Workspace) -> list[ScheduledRun]:
             run = _checked(ScheduledRun(**json.loads(line)))
             found[run.flow_run] = run
     return [*reversed(found.values())]
+
+
+def note_cancelled(workspace: Workspace, flow_runs: Sequence[UUID], why: str) -> None:
+    """Appends a last line for each of these runs that has none: the user ended them."""
+    ended = {str(each) for each in flow_runs}
+    for run in history(workspace):
+        if run.flow_run in ended and run.outcome in (RUNNING, CRASHED):
+            note(workspace, replace(run, outcome=CANCELLED, why=why))
 
 
 def _checked(run: ScheduledRun) -> ScheduledRun:
