@@ -9,7 +9,9 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt ./
 RUN touch README.md && useradd --uid 1000 shelf
 # HOME and LOGNAME: compose.yaml runs as the workspace's owner, whose uid may have neither a home nor a name in the image.
-ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf
+# No library reports the use that is made of it, and nothing is imported from a mounted folder that happens to be the current one.
+ENV PYTHONPATH=/app PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HOME=/tmp LOGNAME=shelf \
+    DO_NOT_TRACK=1 DVC_NO_ANALYTICS=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DISABLE_TELEMETRY=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 FROM base AS train
 RUN pip install --no-cache-dir -c constraints.txt ".[train]"
@@ -33,7 +35,6 @@ COPY models models
 COPY flows flows
 COPY prefect.yaml ./
 ENV CLEANSHELF_WORKSPACE=/workspace CLEANSHELF_TRITON_ENV=/opt/triton \
-    DO_NOT_TRACK=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY=false \
     PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS=false \

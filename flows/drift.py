@@ -21,7 +21,7 @@ from contract import ACCEPTED
 from flows.data.versions import DataVersions
 from flows.endpoint.folder import photos_below
 from flows.errors import InputError
-from flows.orchestrator.events import answers, happened, standing_server
+from flows.orchestrator.events import happened, standing_server
 from flows.orchestrator.reports import emit, show_text
 from flows.recognise import ask_file_of_folder
 from flows.registry.history import model_lineage
@@ -213,13 +213,14 @@ def run_drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
         UnknownVersion, InputError: as `drift`.
     """
     url = standing_server(workspace)
-    if url and answers(url):
-        from flows.orchestrator.server import reporting_to
+    if url:
+        from flows.orchestrator.server import reporting_to, why_unusable
 
+        if why := why_unusable(url):
+            log.warning("drift: %s, so Prefect gets no report", why)
+            return drift(workspace, traffic, photos=photos)
         with reporting_to(url):
             return as_flow(reported_drift, "drift")(workspace, traffic, photos)
-    if url:
-        log.warning("drift: %s does not answer, so Prefect gets no report", url)
     return drift(workspace, traffic, photos=photos)
 
 

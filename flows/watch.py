@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 
 from contract import CleanShelfError
+from contract.environment import process_variables
 from flows.endpoint.server import access, choose_registered, remote, serve_registered
 from flows.errors import EndpointMissing, WorkspaceBusy, WorldError
 from flows.registry.repository import repository
@@ -175,6 +175,6 @@ def watch_detached(workspace: Workspace, *, period_s: float) -> None:
         "--period",
         str(period_s),
     ]
-    process.spawn(command, variables=os.environ, log=workspace.state / "watch.log")
+    process.spawn(command, variables=process_variables(), log=workspace.state / "watch.log")
     if not process.until(lambda: watcher(workspace.state) is not None, timeout_s=DETACH_TIMEOUT_S):
         raise WorldError(f"the watcher did not start; see {workspace.state / 'watch.log'}")

@@ -6,8 +6,11 @@ network needs neither ONNX nor ONNX Runtime.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from contract.environment import TELEMETRY_OFF
 
 if TYPE_CHECKING:
     from pixels import BadPhoto
@@ -46,6 +49,8 @@ __all__ = [
     "Untrusted",
     "VersionNotFound",
 ]
+
+os.environ[TELEMETRY_OFF] = "1"  # read when LocalRecognizer loads ONNX Runtime
 
 HOMES = {
     "Access": "serving.access",

@@ -16,6 +16,7 @@ from typing import Any
 
 from tritonclient.grpc import InferenceServerClientPlugin
 
+from contract.environment import is_direct
 from serving.errors import BadRequest
 
 TOKEN_HEADER = "cleanshelf-token"
@@ -85,7 +86,7 @@ class Access:
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
         ]
-        if self.address.rpartition(":")[0] in LOOPBACK:
+        if is_direct(self.address.rpartition(":")[0]):
             channel.append(("grpc.enable_http_proxy", 0))
         return {"channel_args": channel, "ssl": self.is_tls, "root_certificates": self.ca}
 

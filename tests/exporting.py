@@ -32,7 +32,9 @@ def export(root: str, *arguments: str) -> Path:
         sys.argv[:] = ["models.export", *arguments, "--out", str(out)]
         command.main()
 
-    return Run(Workspace(Path(root)), Recipe(name="killed"), id="killed").cached("export", work=work)
+    return Run(Workspace(Path(root)), Recipe(name="killed"), id="killed").cached(
+        "export", files=["model.onnx"], work=work
+    )
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def log_to_stderr() -> None:
 
 def set_up_logging(state: Path) -> None:
     """Prints progress to the terminal, and puts Prefect's home into the workspace."""
-    from flows.orchestrator.events import prepare_prefect
+    from flows.orchestrator.isolation import prepare_prefect
     from flows.report.terminal import show_progress
 
     prepare_prefect(state)

@@ -6,21 +6,21 @@ starts a server nor waits for one.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
 
+from contract.environment import is_direct
 from durable import overwrite
-from flows.errors import DiskFull
 from flows.workspace import Workspace
 from serving.server.process import birth
 
@@ -28,41 +28,8 @@ if TYPE_CHECKING:
     from flows.data.history import Entry
 
 log = logging.getLogger("cleanshelf")
-PREFECT_BYTES = 8_000_000  # a fresh database and its log take 5.5 MB
 LIMIT_S = 3.0  # a server on a busy machine answers within 1 s
 FAILURES = (OSError, HTTPException, ValueError)  # ValueError: the address is not a URL
-
-
-def prepare_prefect(state: Path) -> None:
-    """Sets the environment variables that Prefect reads; must be called before Prefect is imported.
-
-    Prefect's home lies in the workspace, it sends nothing to anyone, and its local server may take long to start: 9 to
-    25 s were measured on two busy cores, more than Prefect's own limit of 20 s.
-
-    Raises:
-        DiskFull: its server could not write its database, and would report that only after the time limit.
-    """
-    free = shutil.disk_usage(state).free
-    if free < PREFECT_BYTES:
-        raise DiskFull(
-            f"{state}: {free / 1e6:.0f} MB are free, {PREFECT_BYTES / 1e6:.0f} are needed; "
-            "free some space and run the command again"
-        )
-    os.environ |= {
-        "PREFECT_HOME": str(state / "prefect"),
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
-        "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # we report a failure once, without Prefect's traceback
-        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "cleanshelf",
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
-        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state / "prefect" / "results"),
-    }
 
 
 @dataclass(frozen=True)
@@ -116,13 +83,13 @@ def _file(workspace: Workspace) -> Path:
 def standing_server(workspace: Workspace) -> str:
     """API address of the permanent server: PREFECT_API_URL, else that of the workspace's scheduler, else ""."""
     scheduler = scheduler_server(workspace)
-    return os.environ.get("PREFECT_API_URL") or (scheduler.url if scheduler else "")
+    return os.environ.get("PREFECT_API_URL", "").strip() or (scheduler.url if scheduler else "")
 
 
 def answers(url: str) -> bool:
     """True if the server at this API address is ready."""
     try:
-        with urlopen(f"{url}/health", timeout=LIMIT_S) as answer:
+        with _open(Request(f"{url}/health")) as answer:
             return bool(answer.status == 200)
     except FAILURES:
         return False
@@ -146,8 +113,24 @@ def _send(url: str, event: Event) -> None:
         "resource": event.resource,
         "payload": event.payload,
     }
-    content, headers = json.dumps([body]).encode(), {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json"} | _credentials()
     try:
-        urlopen(Request(f"{url}/events", content, headers), timeout=LIMIT_S).close()
+        _open(Request(f"{url}/events", json.dumps([body]).encode(), headers)).close()
     except FAILURES as error:
         log.warning("%s: %s did not accept the event: %s", event.name, url, error)
+
+
+def _open(request: Request) -> Any:
+    """The server's answer; a proxy is not asked for a server on this machine."""
+    host = request.host.rpartition(":")[0] or request.host
+    opener = build_opener(ProxyHandler({})) if is_direct(host) else build_opener()
+    return opener.open(request, timeout=LIMIT_S)
+
+
+def _credentials() -> dict[str, str]:
+    """The header by which a server that the environment names knows the user, as Prefect's client sends it."""
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    if text := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
+    return {}

@@ -14,21 +14,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Any
+from uuid import UUID
 
+from httpx import HTTPStatusError
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed, State
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled, Crashed, State
 
+from contract.environment import process_variables
 from flows.errors import InputError, WorldError
-from flows.orchestrator.events import PrefectServer, answers, scheduler_server
-from flows.settings import REPOSITORY
+from flows.orchestrator.events import LIMIT_S, PrefectServer, answers, scheduler_server
+from flows.orchestrator.isolation import ACCESS, NAMED
 from flows.workspace import Workspace
 from serving.server.process import birth, until
 
@@ -36,7 +43,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # measured: 9 to 25 s on two busy cores
 GRACE_S = 10.0
 FAILURE = re.compile(r"[\w.]+(Error|Exception): ")
-UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
+UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
+WAY_OUT = "correct the variable, or unset it to use a server of the workspace"
 
 
 @contextmanager
@@ -47,18 +55,55 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
     holds `workspace.lock`.
 
     Raises:
-        WorldError: the server did not start; the message quotes its last error.
+        WorldError: the named server cannot be used, or ours did not start; the message says why.
     """
     running = scheduler_server(workspace)
-    if url := PREFECT_API_URL.value():
-        yield url
-    elif running:
-        with reporting_to(running.url):
-            yield running.url
-    else:
-        with prefect_server(workspace) as server, reporting_to(server.url):
-            crash_unfinished(by_hand=True)
-            yield server.url
+    with tags(tag_of(workspace)):
+        if url := PREFECT_API_URL.value():
+            if why := why_unusable(url):
+                raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
+            yield url
+        elif running:
+            with reporting_to(running.url):
+                yield running.url
+        else:
+            with prefect_server(workspace) as server, reporting_to(server.url):
+                mark_crashed(unfinished(workspace, by_hand=True))
+                yield server.url
+
+
+def tag_of(workspace: Workspace) -> str:
+    """The tag of all runs of a workspace, by which they are told from those of others on the same server."""
+    return f"workspace {workspace.root}"
+
+
+def why_unusable(url: str) -> str:
+    """The reason why flows cannot report to the server at this API address, "" if they can; found within seconds."""
+    found: Queue[str] = Queue()
+    asking = copy_context()
+    Thread(target=lambda: found.put(asking.run(_ask, url)), daemon=True).start()
+    try:
+        return found.get(timeout=LIMIT_S + 1)  # resolving a host name has no time limit
+    except Empty:
+        return f"{url} does not answer within {LIMIT_S:g} s"
+
+
+def _ask(url: str) -> str:
+    """Asks once, as flows do, for something that needs the same rights."""
+    once = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
+    try:
+        with once, get_client(sync_client=True, httpx_settings={"timeout": LIMIT_S}) as client:
+            client.read_flow_runs(limit=1)
+            client.raise_for_api_version_mismatch()
+    except HTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"{url} refuses access (HTTP status {status}; PREFECT_API_KEY or PREFECT_API_AUTH_STRING grants it)"
+        return f"{url} is not Prefect's API (HTTP status {status}; its address usually ends in /api)"
+    except Exception as error:  # httpx, Prefect and the parsers of its answers share no base
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        return f"{url} does not answer as Prefect's API does ({cause or type(error).__name__})"
+    return ""
 
 
 @contextmanager
@@ -73,12 +118,13 @@ def reporting_to(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def prefect_server(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectServer]:
+def prefect_server(workspace: Workspace, *, port: int = 0, stop: Event | None = None) -> Iterator[PrefectServer]:
     """A new server on the workspace's database, which ends with the block or this process; port 0 for any free one.
 
     Raises:
         InputError: the port is taken.
         WorldError: the server did not start.
+        KeyboardInterrupt: `stop` was set while it started.
     """
     log = workspace.state / "prefect-server.log"
     with socket.socket() as listener:  # bound here, so that no other process takes the port while the server starts
@@ -90,7 +136,7 @@ def prefect_server(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectSe
         port = listener.getsockname()[1]
         child = _spawn(listener, log)
     try:
-        _wait_ready(child, port, log)
+        _wait_ready(child, port, log, stop or Event())
         yield PrefectServer(f"http://{HOST}:{port}/api", child.pid, birth(child.pid) or "")
     finally:
         end(child)
@@ -99,18 +145,20 @@ def prefect_server(workspace: Workspace, *, port: int = 0) -> Iterator[PrefectSe
 def _spawn(listener: socket.socket, log: Path) -> subprocess.Popen[bytes]:
     app = ["--factory", "prefect.server.api.server:create_app", "--fd", str(listener.fileno())]
     command = [sys.executable, "-m", "flows.run.child", "uvicorn", *app, "--log-level", "error", "--lifespan", "on"]
-    ours = {"PYTHONPATH": str(REPOSITORY), "PREFECT__SERVER_FINAL": "1", "PREFECT_SERVER_LOGGING_LEVEL": "ERROR"}
+    variables = process_variables(PREFECT__SERVER_FINAL="1", PREFECT_SERVER_LOGGING_LEVEL="ERROR")
+    variables = {name: value for name, value in variables.items() if name not in ACCESS}  # those are for another server
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=os.environ | ours,
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=variables, cwd=log.parent,
                                 pass_fds=[listener.fileno()], start_new_session=True)  # fmt: skip
 
 
-def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path, stop: Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
         if answers(f"http://{HOST}:{port}/api"):
             return
-        time.sleep(0.1)
+        if stop.wait(0.1):
+            raise KeyboardInterrupt
     lines = log.read_text(errors="replace").splitlines()
     cause = next((line for line in reversed(lines) if FAILURE.match(line)), "no error in its log")
     how = "ended during its start" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
@@ -139,23 +187,42 @@ def _any_left(group: int) -> bool:
     return True
 
 
-def crash_unfinished(*, by_hand: bool = False) -> int:
-    """Marks unfinished flow runs and their tasks as crashed and returns the number of runs.
+def unfinished(workspace: Workspace, *, by_hand: bool = False) -> list[UUID]:
+    """Ids of the workspace's flow runs that Prefect shows as unfinished.
 
-    Call it only while no run is alive. A killed process cannot report its end, and Prefect would show its runs as running for ever.
-
-    Args:
-        by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.
+    by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.
     """
-    unfinished: dict[str, Any] = {"state": {"type": {"any_": UNFINISHED}}}
-    runs_of: dict[str, Any] = unfinished | ({"deployment_id": {"is_null_": True}} if by_hand else {})
-    crashed: State[None] = Crashed(message="its process ended unexpectedly")
+    ours: dict[str, Any] = _in_state(*UNFINISHED) | {"tags": {"all_": [tag_of(workspace)]}}
+    if by_hand:
+        ours["deployment_id"] = {"is_null_": True}
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(runs_of))
+        return [run.id for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(ours))]
+
+
+def mark_crashed(runs: Sequence[UUID]) -> None:
+    """Marks these flow runs, and their unfinished tasks, as crashed.
+
+    Call it only if none of them is alive. A killed process cannot report its end, and Prefect would show its runs as
+    running for ever.
+    """
+    _end_runs(runs, Crashed(message="its process ended unexpectedly"), instead_of=UNFINISHED)
+
+
+def mark_cancelled(runs: Sequence[UUID], why: str) -> None:
+    """Marks flow runs that were ended on purpose as cancelled, with their tasks, also if they took that for a crash."""
+    _end_runs(runs, Cancelled(message=why), instead_of=(*UNFINISHED, "CRASHED"))
+
+
+def _end_runs(runs: Sequence[UUID], state: State[None], *, instead_of: Sequence[str]) -> None:
+    with get_client(sync_client=True) as client:
         for run in runs:
-            this_run = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
-            open_tasks = TaskRunFilter.model_validate(unfinished)
+            this_run = FlowRunFilter.model_validate({"id": {"any_": [run]}} | _in_state(*instead_of))
+            open_tasks = TaskRunFilter.model_validate(_in_state(*instead_of))
             for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=open_tasks):
-                client.set_task_run_state(task.id, crashed, force=True)
-            client.set_flow_run_state(run.id, crashed, force=True)
-    return len(runs)
+                client.set_task_run_state(task.id, state, force=True)
+            for found in client.read_flow_runs(flow_run_filter=this_run):
+                client.set_flow_run_state(found.id, state, force=True)
+
+
+def _in_state(*types: str) -> dict[str, Any]:
+    return {"state": {"type": {"any_": [*types]}}}

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster
@@ -19,7 +18,9 @@ from distributed.security import Security
 from prefect.settings import PREFECT_API_URL
 from prefect_dask import DaskTaskRunner
 
+from contract.environment import process_variables
 from flows.errors import InputError, WorldError
+from flows.orchestrator.events import answers
 from flows.run.run import code_hash
 from flows.workspace import Workspace
 
@@ -27,7 +28,7 @@ LOCAL = "local"
 CONNECT_TIMEOUT_S = 5.0
 # Environment of each process. It replaces Dask's own, which allows one thread for arithmetic, also to the trainings that
 # the process starts. Log lines are forwarded to the flow.
-ENVIRONMENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGING__DISTRIBUTED": "critical"}
+LOGGING = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "DASK_LOGGING__DISTRIBUTED": "critical"}
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def _local(workspace: Workspace, num_parallel: int) -> Iterator[LocalCluster]:
     """A cluster of processes of this machine, on loopback and with TLS keys of its own: a worker runs any code it is sent."""
     folder = workspace.state / "dask"
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own messages say what matters
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": ENVIRONMENT}), LocalCluster(
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": process_variables(**LOGGING)}), LocalCluster(
         n_workers=num_parallel, threads_per_worker=1, memory_limit=None, host="127.0.0.1", protocol="tls", security=True,
         dashboard_address="127.0.0.1:0", local_directory=str(folder), 
     ) as cluster:  # fmt: skip
@@ -111,8 +112,6 @@ def why_unusable(files: list[Path], code: str, api: str) -> str:
         return "its CleanShelf source differs; install the same version and restart it"
     if unseen := [str(path) for path in files if not path.exists()]:
         return f"it does not see {unseen[0]}; mount it there"
-    try:
-        urlopen(f"{api}/health", timeout=CONNECT_TIMEOUT_S).close()
-    except OSError:
+    if not answers(api):
         return f"it cannot reach Prefect's API at {api}; set PREFECT_API_URL to a server that all machines reach"
     return ""

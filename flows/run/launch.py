@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from contract.environment import process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
-from flows.settings import REPOSITORY
 from models.training.command import REFUSED
 
 TAIL = 12  # lines of a failed child that are reported
@@ -44,11 +44,10 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
     """
     shared = ["flows.run.workers", str(workers)] if workers > 1 else []
     command = [sys.executable, "-m", "flows.run.child", *shared, module, *map(str, arguments)]
-    ours = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
-    environment = KEEP_MEMORY | os.environ | ours
+    variables = KEEP_MEMORY | process_variables(PYTHONUNBUFFERED="1", PYTHONWARNINGS="ignore")
     tail: deque[str] = deque(maxlen=TAIL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True,
-                          errors="replace", env=environment, start_new_session=True) as child:  # fmt: skip
+                          errors="replace", env=variables, start_new_session=True) as child:  # fmt: skip
         assert child.stdout is not None
         _running.add(child)
         if is_wanted := _wanted_by_dask():

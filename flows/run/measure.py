@@ -18,6 +18,7 @@ from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
 from models.evaluation.accuracy import thirds
 
+MEASURED = ("answers.npz", "accuracy.json")  # files of a Measured
 log = logging.getLogger("cleanshelf")
 
 
@@ -33,7 +34,7 @@ def measure_graph(results: ResultCache, data: DataFolder, graph: Path, *, among:
         run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
 
     depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return Measured(results.cached("measure", *depends_on, work=work))
+    return Measured(results.cached("measure", *depends_on, files=MEASURED, work=work))
 
 
 def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ...]:
@@ -42,7 +43,7 @@ def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ..
     def work(out: Path) -> None:
         run_child("models.export.timing", ["--out", out, "--graphs", *graphs], say=log.info)
 
-    folder = results.cached("time", *map(sha256, graphs), work=work)
+    folder = results.cached("time", *map(sha256, graphs), files=["timing.json"], work=work)
     return tuple(json.loads((folder / "timing.json").read_bytes()))
 
 

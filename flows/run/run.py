@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from durable import overwrite, sha256
-from flows.errors import CorruptObject
+from flows.errors import CorruptObject, WorldError
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from flows.workspace.files import files_below, sync_tree
@@ -60,9 +60,9 @@ class Run:
         overwrite(self.folder / "inputs.json", json.dumps(inputs, indent=1).encode())
         overwrite(self.folder / RECIPE, self._resolved)
 
-    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+    def cached(self, name: str, *depends_on: object, files: Sequence[str], work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step, as `ResultCache.cached`."""
-        return ResultCache(self.workspace).cached(name, *depends_on, work=work)
+        return ResultCache(self.workspace).cached(name, *depends_on, files=files, work=work)
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,26 @@ class ResultCache:
 
     workspace: Workspace
 
-    def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
+    def cached(self, name: str, *depends_on: object, files: Sequence[str], work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step: that of an earlier run, or the one that `work` fills now.
+
+        files: the files that a finished result holds, whatever else it holds.
 
         Its name is a digest of everything that the result depends on: the arguments and the source (`code_hash`). A result
         is reused only if every file still has the hash recorded when it was finished. A step that was killed continues in
         the same folder.
+
+        Raises:
+            WorldError: `work` returned without one of the files.
         """
         folder = self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
-        if is_finished(folder):
+        if is_finished(folder, files):
             log.info("%s: reused, nothing it depends on has changed", name)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         work(folder)
+        if missing := _missing(folder, files):
+            raise WorldError(f"{name} ended without {missing[0]} in {folder}; run the same command again")
         _finish(folder)
         return folder
 
@@ -110,20 +117,29 @@ def _hash_of_source(parts: Sequence[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def is_finished(folder: Path) -> bool:
-    """True if the folder holds a complete and undamaged result. Removes a damaged one, so that it is computed again."""
+def is_finished(folder: Path, files: Sequence[str] = ()) -> bool:
+    """True if the folder holds a complete and undamaged result. Removes another one, so that it is computed again.
+
+    files: the files that it has to hold, besides those that it recorded.
+    """
     marker = folder / "done.json"
     if not marker.exists():
         return False
     try:
-        files = json.loads(marker.read_bytes())
+        recorded = json.loads(marker.read_bytes())
     except ValueError:
-        files = {marker.name: "not the hash of any file"}
-    damaged = [name for name, known in files.items() if not (folder / name).exists() or sha256(folder / name) != known]
+        recorded = {marker.name: "not the hash of any file"}
+    hashes = recorded | {name: "not the hash of any file" for name in _missing(folder, files)}
+    damaged = [name for name, known in hashes.items() if not (folder / name).exists() or sha256(folder / name) != known]
     if damaged:
         log.warning("%s/%s no longer has its hash; the step runs again", folder.name, damaged[0])
         shutil.rmtree(folder)
     return not damaged
+
+
+def _missing(folder: Path, files: Sequence[str]) -> list[str]:
+    """Those of the files that the folder lacks, or that are empty."""
+    return [name for name in files if not (folder / name).is_file() or not (folder / name).stat().st_size]
 
 
 def _finish(folder: Path) -> None:

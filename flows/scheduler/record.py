@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from flows.orchestrator.events import scheduler_server
 from flows.workspace import Workspace
 from serving.server.process import birth
 
-RUNNING, CRASHED = "running", "crashed"
+RUNNING, CRASHED, CANCELLED = "running", "crashed", "cancelled"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class ScheduledRun:
     """A run of the schedule, as written to state/scheduled.jsonl and shown by `schedule --status`."""
 
     at: str  # start, ISO 8601
-    outcome: str  # running, published, unchanged, refused, failed or crashed
+    outcome: str  # running, published, unchanged, refused, failed, cancelled or crashed
     why: str
     flow_run: str  # id in Prefect
     process: str  # pid, time of birth and machine
@@ -48,6 +50,14 @@ def history(workspace: Workspace) -> list[ScheduledRun]:
             run = _checked(ScheduledRun(**json.loads(line)))
             found[run.flow_run] = run
     return [*reversed(found.values())]
+
+
+def note_cancelled(workspace: Workspace, flow_runs: Sequence[UUID], why: str) -> None:
+    """Appends a last line for each of these runs that has none: the user ended them."""
+    ended = {str(each) for each in flow_runs}
+    for run in history(workspace):
+        if run.flow_run in ended and run.outcome in (RUNNING, CRASHED):
+            note(workspace, replace(run, outcome=CANCELLED, why=why))
 
 
 def status(workspace: Workspace) -> dict[str, Any]:

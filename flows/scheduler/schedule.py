@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from threading import Event
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from contract.environment import process_variables
 from flows.errors import WorkspaceBusy, WorldError
 from flows.orchestrator.events import announce, scheduler_server
-from flows.orchestrator.server import crash_unfinished, end, prefect_server
+from flows.orchestrator.server import end, mark_cancelled, mark_crashed, prefect_server, unfinished
 from flows.run.signals import stop_requested
 from flows.scheduler.plan import Plan
-from flows.settings import REPOSITORY
+from flows.scheduler.record import note_cancelled
 from flows.workspace import Workspace
 
 log = logging.getLogger("cleanshelf")
+STOPPED = "the scheduler was stopped; the next run resumes from the checkpoints"
 
 
 def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
@@ -39,52 +41,58 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
         WorkspaceBusy: another scheduler runs on the workspace.
         WorldError: the server or the runner ended by itself.
     """
-    with workspace.lock("schedule", name="schedule"), prefect_server(workspace, port=port) as server:
+    with (
+        suppress(KeyboardInterrupt),  # it was stopped while the server started
+        stop_requested() as stop,
+        workspace.lock("schedule", name="schedule"),
+        prefect_server(workspace, port=port, stop=stop) as server,
+        temporary_settings({PREFECT_API_URL: server.url}),
+    ):
         announce(workspace, server)
         log.info("Prefect's server answers at %s", server.url.removesuffix("/api"))
-        with temporary_settings({PREFECT_API_URL: server.url}):
-            reconcile(workspace)
-            with _runner(plan, server.url) as runner:
-                _wait(runner, pid=server.pid, workspace=workspace)
-            reconcile(workspace)
+        reconcile(workspace)
+        with _runner(plan, server.url) as runner:
+            _wait(stop, runner, pid=server.pid, workspace=workspace)
+            under_way = unfinished(workspace)
+        mark_cancelled(under_way, STOPPED)
+        note_cancelled(workspace, under_way, STOPPED)
+        reconcile(workspace)
 
 
 def reconcile(workspace: Workspace) -> None:
     """Marks runs as crashed that Prefect wrongly shows as running; skipped while a command holds the workspace."""
     try:
         with workspace.lock("schedule"):
-            crashed = crash_unfinished()
+            crashed = unfinished(workspace)
+            mark_crashed(crashed)
     except WorkspaceBusy as error:
         log.info("unfinished runs are not checked now: %s", error)
         return
     if crashed:
-        log.warning("%d runs were shown as running without a process; they are marked as crashed now", crashed)
+        log.warning("%d runs were shown as running without a process; they are marked as crashed now", len(crashed))
 
 
 @contextmanager
 def _runner(plan: Plan, url: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "flows.run.child", "flows.scheduler.runner", json.dumps(asdict(plan))]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", "PREFECT_API_URL": url}
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    variables = process_variables(PYTHONWARNINGS="ignore", PREFECT_API_URL=url)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
     try:
         yield child
     finally:
         end(child)
 
 
-def _wait(runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) -> None:
-    """Returns when this process is asked to stop.
+def _wait(stop: Event, runner: subprocess.Popen[bytes], *, pid: int, workspace: Workspace) -> None:
+    """Returns when `stop` is set.
 
     Raises:
         WorldError: the runner or the server ended by itself.
     """
-    with stop_requested() as stop:
-        while not stop.wait(0.5):
-            if runner.poll() is not None:
-                raise WorldError(
-                    f"the runner of scheduled flows ended with code {runner.returncode}; start the scheduler again"
-                )
-            if scheduler_server(workspace) is None:
-                raise WorldError(
-                    f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}"
-                )
+    while not stop.wait(0.5):
+        if runner.poll() is not None:
+            raise WorldError(
+                f"the runner of scheduled flows ended with code {runner.returncode}; start the scheduler again"
+            )
+        if scheduler_server(workspace) is None:
+            raise WorldError(f"Prefect's server (process {pid}) ended; see {workspace.state / 'prefect-server.log'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from flows.data.history import descent
 from flows.data.versions import DataVersions
 from flows.run.launch import run_child
+from flows.run.measure import MEASURED
 from flows.run.run import Run, code_hash
 from flows.run.step import step
 from flows.settings import REPOSITORY
@@ -16,6 +17,8 @@ from flows.steps.publish import log, read_json
 from flows.workspace.ledger import run_git
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Exported, Weights
 from models.recipe.config import digest
+
+EXPORTED = ("model.onnx", "golden.npy", "parity.json", *MEASURED)  # files of an Exported
 
 
 @step("export")
@@ -44,7 +47,9 @@ def export(
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
     names = [folder.name for folder in made_from]
-    return Exported(run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), work=work))
+    return Exported(
+        run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), files=EXPORTED, work=work)
+    )
 
 
 @step("use {count} crops")
@@ -56,7 +61,7 @@ def in_crops(run: Run, crops: Crops, count: int) -> Crops:
         content = {"crops": count, "enlarge": chosen["enlarge"], "gain": None, "tried": []}
         (out / "crops.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-    return Crops(run.cached(f"crops-{count}", chosen["enlarge"], count, work=work))
+    return Crops(run.cached(f"crops-{count}", chosen["enlarge"], count, files=["crops.json"], work=work))
 
 
 def export_other_crops(
@@ -81,7 +86,9 @@ def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exp
         run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line))
 
     names = [folder.name for folder in (graph, *others)]
-    return Exported(run.cached("variants", data.name, names, settings, run.recipe.proof.file, work=work))
+    return Exported(
+        run.cached("variants", data.name, names, settings, run.recipe.proof.file, files=EXPORTED, work=work)
+    )
 
 
 def commit() -> str:

@@ -21,6 +21,8 @@ from models.recipe.config import Recipe, to_dict, training_inputs
 from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
+TRAINED = ("network.pt", "scores.parquet")  # files of a Trained
+BALANCED = (*TRAINED, "balance.json")  # files of a Balanced
 
 
 def check(recipe: Recipe, data: Path) -> None:
@@ -90,7 +92,8 @@ def _train(
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
-    return run.cached(name, data.name, *training_inputs(own), *parts, work=work)
+    files = ["scores.parquet"] if "--fold" in options else TRAINED
+    return run.cached(name, data.name, *training_inputs(own), *parts, files=files, work=work)
 
 
 def _name(work: str, run: Run, member: int) -> str:
@@ -110,7 +113,7 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
 
     seed = recipe.members[member].seed
     folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
-                        recipe.export.input_size, seed, work=work)  # fmt: skip
+                        recipe.export.input_size, seed, files=BALANCED, work=work)  # fmt: skip
     return Balanced(folder)
 
 
@@ -132,7 +135,9 @@ def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weigh
         (out / "ensemble.json").write_text(content, encoding="utf-8")
 
     names, proof = [folder.name for folder in balanced], run.recipe.proof
-    return Weights(run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence, work=work))
+    folder = run.cached("ensemble", data.name, names, settings, proof.file, proof.confidence,
+                        files=["ensemble.json"], work=work)  # fmt: skip
+    return Weights(folder)
 
 
 @step("choose crops")
@@ -145,7 +150,9 @@ def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: 
         run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"))
 
     names, proof = [folder.name for folder in (*balanced, weights)], run.recipe.proof
-    return Crops(run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence, work=work))
+    folder = run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence,
+                        files=["crops.json"], work=work)  # fmt: skip
+    return Crops(folder)
 
 
 @step("calibrate")
@@ -159,7 +166,9 @@ def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Wei
         run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
 
     names = [folder.name for folder in (*balanced, weights, crops)]
-    return Calibration(run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file, work=work))
+    folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file,
+                        files=["calibration.json"], work=work)  # fmt: skip
+    return Calibration(folder)
 
 
 def _say(name: str) -> Callable[[str], None]:

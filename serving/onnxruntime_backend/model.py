@@ -12,6 +12,8 @@ import os
 from typing import Any
 
 import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is loaded
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 

@@ -96,10 +96,10 @@ def _restrictions(access: Access) -> list[str]:
 
 
 def _tls(listening: Listening) -> list[str]:
-    if listening.certificate is None:
+    if listening.certificate is None or listening.key is None:
         return []
     return [
         "--grpc-use-ssl=true",
-        f"--grpc-server-cert={listening.certificate}",
-        f"--grpc-server-key={listening.key}",
+        f"--grpc-server-cert={listening.certificate.absolute()}",  # the server runs in a folder of its own
+        f"--grpc-server-key={listening.key.absolute()}",
     ]

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.environment import process_variables
 from durable import sha256, write
 from serving.errors import BadEnvironment
 
@@ -73,9 +74,10 @@ class Environment:
 
         The stub takes site-packages from the first python3 on PATH, and libpython has to belong to that interpreter.
         """
-        inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        ours = process_variables()
+        del ours["PYTHONPATH"]  # the packages of the environment only
         return {
-            **inherited,
+            **ours,
             "PATH": f"{self.path / 'bin'}:{os.environ.get('PATH', os.defpath)}",
             "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libdir}",
         }
@@ -116,20 +118,9 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
     marker, wanted = path / MARKER, sha256(requirements).encode()
     if marker.is_file() and marker.read_bytes().strip() == wanted:
         return inspect(path)
-    _run([sys.executable, "-m", "venv", "--clear", str(path)])
-    _run(
-        [
-            str(path / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--quiet",
-            "--no-deps",
-            "-r",
-            str(requirements),
-        ]
-    )
+    _run([sys.executable, "-I", "-m", "venv", "--clear", str(path)])
+    options = ["--no-input", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(requirements)]
+    _run([str(path / "bin" / "python"), "-I", "-m", "pip", "install", *options])
     environment = inspect(path)
     write(marker, wanted)
     return environment

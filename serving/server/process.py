@@ -10,8 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def spawn(command: list[str], *, variables: Mapping[str, str], log: Path) -> int:
-    """Starts a process in its own session, without inherited descriptors; output goes to `log`. Returns the pid."""
+def spawn(command: list[str], *, variables: Mapping[str, str], log: Path, folder: Path | None = None) -> int:
+    """Starts a process in its own session, without inherited descriptors; output goes to `log`. Returns the pid.
+
+    folder: its current folder; None for ours.
+    """
+    if folder:
+        command = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),

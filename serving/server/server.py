@@ -175,7 +175,8 @@ class LocalServer:
         log = _log(self.state)
         if log.exists():
             log.replace(log.with_name("triton.log.1"))
-        pid = process.spawn(self._command(environment), variables=environment.variables(), log=log)
+        folder = _backends(self.state) / "python"  # the stub imports from its current folder first
+        pid = process.spawn(self._command(environment), variables=environment.variables(), log=log, folder=folder)
         ports = (self.http_port, self.grpc_port, self.metrics_port)
         files = [self.listening.certificate, self.listening.key, self.listening.ca]
         tls = [str(path.absolute()) if path else "" for path in files]

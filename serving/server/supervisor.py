@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from contract.environment import process_variables
 from serving.server.server import LocalServer, RunningServer
 
-ROOT = Path(__file__).parents[2]
 DONE = b"done"
 
 
@@ -35,7 +35,7 @@ def guarded(server: LocalServer) -> Iterator[RunningServer]:
     ]
     supervisor = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=process_variables(),
     )  # fmt: skip
     try:
         started = server.start()

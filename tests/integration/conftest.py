@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.orchestrator.events import prepare_prefect
+from flows.orchestrator.isolation import prepare_prefect
 from serving.errors import BadEnvironment
 from serving.repository.repository import ModelRepository
 from serving.server.environment import Environment, inspect

@@ -40,7 +40,9 @@ def publish(workspace: Workspace, folder: Path, *, version: int, **facts: Any) -
     """Publishes a graph and its card as the current model; `facts` replace entries of its lineage, not of its card."""
     run = Run(workspace, load_recipe("smoke"), id=f"run-{version}")
     run.open({})
-    stage = run.cached("train", version, work=lambda out: (out / "network.pt").write_bytes(b"weights"))
+    stage = run.cached(
+        "train", version, files=["network.pt"], work=lambda out: (out / "network.pt").write_bytes(b"weights")
+    )
     data = DataVersions(workspace)
     card = {
         "data_version": data.resolve("selected"),

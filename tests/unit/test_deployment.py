@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from contract.environment import PRIVATE, TELEMETRY_OFF
 from flows.settings import Settings
 from models.recipe.config import recipe_names
 from serving.access import Access
@@ -29,6 +30,13 @@ def stages() -> dict[str, str]:
     """The lines of the Dockerfile by target."""
     parts = re.split(r"^FROM \S+ AS (\w+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def variables(stage: str) -> dict[str, str]:
+    """Variables that a target sets by ENV."""
+    return dict(
+        re.findall(r"\b([A-Z_]+)=(\S+)", " ".join(re.findall(r"^ENV (.+)$", stages()[stage], flags=re.MULTILINE)))
+    )
 
 
 def copied(stage: str) -> list[str]:
@@ -61,13 +69,19 @@ def test_images_install_pinned_and_do_not_run_as_root(target: str) -> None:
 
 
 def test_images_switch_off_telemetry_as_the_flows_do() -> None:
-    settings = (ROOT / "flows" / "orchestrator" / "events.py").read_text(encoding="utf-8")
-    private = re.findall(
-        r"\b((?:DO_NOT_TRACK|PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*))=(\w+)", stages()["flows"]
-    )
+    settings = (ROOT / "flows" / "orchestrator" / "isolation.py").read_text(encoding="utf-8")
+    private = re.findall(r"\b(PREFECT_\w*(?:ANALYTICS|TELEMETRY|PROMOTIONAL)\w*)=(\w+)", stages()["flows"])
 
-    assert len(private) == 5
+    assert len(private) == 4
     assert [name for name, value in private if f'"{name}": "{value}"' not in settings] == []
+    assert PRIVATE.items() <= variables("base").items(), "all images are made from it"
+    assert load("compose.yaml")["services"]["triton"]["environment"] == {TELEMETRY_OFF: "1"}
+
+
+def test_images_import_nothing_from_the_current_folder() -> None:
+    assert (variables("base")["PYTHONSAFEPATH"], variables("base")["PYTHONPATH"]) == ("1", "/app")
+    local = load("prefect.yaml")["deployments"][0]
+    assert local["work_pool"]["job_variables"] == {"env": {"PYTHONSAFEPATH": "1"}}
 
 
 def test_constraints_pin_the_requirements_of_pyproject() -> None:

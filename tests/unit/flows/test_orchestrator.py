@@ -18,10 +18,10 @@ from flows.orchestrator.events import (
     answers,
     happened,
     post,
-    prepare_prefect,
     scheduler_server,
     standing_server,
 )
+from flows.orchestrator.isolation import prepare_prefect
 from flows.workspace import Workspace
 from serving.server.process import birth
 from tests.command_line import ROOT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import CorruptObject
+from flows.errors import CorruptObject, WorldError
 from flows.run import inputs as inputs_module
 from flows.run import run as module
 from flows.run.inputs import ended_before, inputs
@@ -23,6 +23,7 @@ from models.recipe.config import Loss, Recipe, Train, from_dict
 from tests.breaking import ways
 
 REPOSITORY = Path(__file__).parents[3]
+FILES = ("network.pt", "scores")  # of Work
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ class Work:
 
 def test_the_same_result_is_found_again(run: Run) -> None:
     work = Work()
-    first = run.cached("train", "data", run.recipe.loss, work=work)
-    later = dataclasses.replace(run, id="2").cached("train", "data", run.recipe.loss, work=work)
+    first = run.cached("train", "data", run.recipe.loss, files=FILES, work=work)
+    later = dataclasses.replace(run, id="2").cached("train", "data", run.recipe.loss, files=FILES, work=work)
     assert (first, work.calls) == (later, 1)
     assert sorted(path.name for path in first.iterdir()) == ["done.json", "network.pt", "scores"]
 
@@ -53,14 +54,14 @@ def test_the_same_result_is_found_again(run: Run) -> None:
 def test_a_result_is_named_by_everything_it_depends_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work, recipe = Work(), run.recipe
     folders = [
-        run.cached("train", "data", recipe.loss, recipe.train, work=work),
-        run.cached("fold", "data", recipe.loss, recipe.train, work=work),
-        run.cached("train", "other data", recipe.loss, recipe.train, work=work),
-        run.cached("train", "data", Loss(params={"q": 0.5}), recipe.train, work=work),
-        run.cached("train", "data", recipe.loss, Train(epochs=2), work=work),
+        run.cached("train", "data", recipe.loss, recipe.train, files=FILES, work=work),
+        run.cached("fold", "data", recipe.loss, recipe.train, files=FILES, work=work),
+        run.cached("train", "other data", recipe.loss, recipe.train, files=FILES, work=work),
+        run.cached("train", "data", Loss(params={"q": 0.5}), recipe.train, files=FILES, work=work),
+        run.cached("train", "data", recipe.loss, Train(epochs=2), files=FILES, work=work),
     ]
     monkeypatch.setattr(module, "code_hash", lambda: "changed")
-    folders.append(run.cached("train", "data", recipe.loss, recipe.train, work=work))
+    folders.append(run.cached("train", "data", recipe.loss, recipe.train, files=FILES, work=work))
     assert len(set(folders)) == work.calls == 6
 
 
@@ -110,7 +111,7 @@ def test_source_that_decides_nothing_is_not_hashed(source: Path) -> None:
 @pytest.mark.parametrize("damage", ["bit", "gone", "marker", "empty marker"])
 def test_a_damaged_result_is_computed_again(run: Run, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     work = Work()
-    folder = run.cached("train", work=work)
+    folder = run.cached("train", files=FILES, work=work)
     match damage:
         case "bit":
             (folder / "network.pt").write_bytes(b"wEights")
@@ -121,18 +122,18 @@ def test_a_damaged_result_is_computed_again(run: Run, damage: str, caplog: pytes
         case "empty marker":
             (folder / "done.json").write_bytes(b"")
     (folder / "stale").touch()
-    assert run.cached("train", work=work) == folder
+    assert run.cached("train", files=FILES, work=work) == folder
     assert work.calls == 2
     assert (folder / "network.pt").read_bytes() == b"weights"
     assert not (folder / "stale").exists(), "nothing of a damaged result is reused"
     assert folder.name in caplog.text
-    run.cached("train", work=work)
+    run.cached("train", files=FILES, work=work)
     assert work.calls == 2
 
 
 def test_a_failed_step_continues_in_its_own_folder(run: Run) -> None:
     def fail(folder: Path) -> None:
-        (folder / "checkpoint.pt").touch()
+        (folder / "checkpoint.pt").write_bytes(b"weights")
         (folder / ".network.pt.123").write_bytes(b"half")
         (folder / ".model.onnx.123").mkdir()
         (folder / ".model.onnx.123" / "model.onnx").touch()
@@ -142,10 +143,32 @@ def test_a_failed_step_continues_in_its_own_folder(run: Run) -> None:
         (folder / "checkpoint.pt").rename(folder / "network.pt")
 
     with pytest.raises(RuntimeError, match="killed"):
-        run.cached("train", work=fail)
-    folder = run.cached("train", work=go_on)
+        run.cached("train", files=["network.pt"], work=fail)
+    folder = run.cached("train", files=["network.pt"], work=go_on)
     assert sorted(path.name for path in folder.iterdir()) == ["done.json", "network.pt"]
     assert is_finished(folder)
+
+
+@pytest.mark.parametrize("left", [None, b""], ids=["no file", "an empty file"])
+def test_a_step_without_its_files_is_not_finished(run: Run, left: bytes | None) -> None:
+    def nothing(folder: Path) -> None:
+        (folder / "network.pt").write_bytes(b"weights")
+        if left is not None:
+            (folder / "scores").write_bytes(left)
+
+    with pytest.raises(WorldError, match=r"^train ended without scores in .*; run the same command again$"):
+        run.cached("train", files=FILES, work=nothing)
+    work = Work()
+    folder = run.cached("train", files=FILES, work=work)
+    assert (work.calls, is_finished(folder, FILES)) == (1, True)
+
+
+def test_a_result_that_was_kept_without_its_files_is_computed_again(run: Run) -> None:
+    empty = run.cached("train", files=[], work=lambda folder: None)
+    assert is_finished(empty)
+    work = Work()
+    assert run.cached("train", files=FILES, work=work) == empty
+    assert work.calls == 1
 
 
 KILLED = """
@@ -165,7 +188,7 @@ def die(source, target):
 
 if sys.argv[2] == "before the rename":
     os.replace = die
-run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").cached("train", work=work)
+run.Run(Workspace(Path(sys.argv[1])), Recipe(name="r"), id="1").cached("train", files=["network.pt"], work=work)
 """
 
 
@@ -175,7 +198,7 @@ def test_a_killed_step_is_not_taken_for_finished(run: Run, moment: str) -> None:
     command = [sys.executable, "-c", KILLED, str(run.workspace.root), moment]
     assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     work = Work()
-    folder = run.cached("train", work=work)
+    folder = run.cached("train", files=FILES, work=work)
     assert work.calls == 1
     assert sorted(os.listdir(folder)) == ["done.json", "network.pt", "scores"]
     assert is_finished(folder)
@@ -195,12 +218,12 @@ def test_a_recipe_file_that_changes_during_a_run_ends_the_run(run: Run) -> None:
 @pytest.mark.faults
 def test_every_broken_file_of_a_result_is_found(run: Run) -> None:
     work = Work()
-    folder = run.cached("train", work=work)
+    folder = run.cached("train", files=FILES, work=work)
     for name in ("network.pt", "scores", "done.json"):
         whole = (folder / name).read_bytes()
         for way in ways(folder / name, flips=8):
             calls = work.calls
-            run.cached("train", work=work)
+            run.cached("train", files=FILES, work=work)
             assert (work.calls, (folder / name).read_bytes()) == (calls + 1, whole), way
 
 
