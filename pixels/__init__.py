@@ -1,49 +1,73 @@
 """Decoder of photos, used by every part of CleanShelf.
 
-Ingestion, training and the client share it, so an accepted photo gives the same pixels everywhere.
+Ingestion, training and the client share it, so an accepted photo gives the same pixels everywhere. Pixels decide: a
+fault in the metadata of a file never refuses it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from contract import CleanShelfError
+from pixels import jpeg, png, tiff
+from pixels.colour import is_nearly_one, scaled, to_rgb
+from pixels.errors import BadPhoto
+from pixels.ifd import orientation
+from pixels.parts import Parts
 
 MAX_PIXELS = 64_000_000  # about 190 MB as RGB; a decompression bomb is refused before it is decoded
 # No other formats: Pillow passes EPS files to Ghostscript, which executes their content.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Beginnings of the formats whose files are taken apart
+APART: dict[bytes, Callable[[bytes], Parts]] = {
+    b"\xff\xd8\xff": jpeg.take_apart,
+    png.SIGNATURE: png.take_apart,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.take_apart),
+}
+CHECKS = {"JPEG": jpeg.check, "PNG": png.check}  # of what a decoder passes over in silence
+TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)  # EXIF's orientation -> the turn that makes the picture upright
+BLANK = 3  # levels; a picture that stays within fewer shows nothing
+DEEP = {"16B": "16L", "16L": "16B", "16N": "16B"}  # sample layout -> that which reads the other byte
 
 __all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "shrunk", "to_square", "upright"]
 
 
-class BadPhoto(CleanShelfError, ValueError):
-    """The bytes are not a usable photo; the message says why.
+def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
+    """The photo as upright 8-bit sRGB.
 
-    `reason` is the fault alone; the message may also name the photo and say what to do.
-    """
+    Applies the EXIF rotation and the ICC profile, converts CMYK, deep, palette and transparent pictures (transparency
+    becomes white), and takes the first frame of an animation.
 
-    def __init__(self, message: str, *, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason or message
-
-
-def decode(data: bytes) -> Image.Image:
-    """The photo as upright 8-bit RGB.
-
-    Applies the EXIF rotation, converts CMYK, 16-bit, palette and transparent pictures (transparency becomes white), and
-    takes the first frame of an animation.
+    Args:
+        is_accepted: the photo is of a data version, which checked it for damage when it was ingested.
 
     Raises:
-        BadPhoto: empty, truncated, not a picture in one of FORMATS, or more than MAX_PIXELS pixels.
+        BadPhoto: empty, truncated, damaged, not a picture in one of FORMATS, or more than MAX_PIXELS pixels.
     """
     with _raising_bad_photo():
-        return _upright(_opened(data))
+        image, parts = _opened(data)
+        if not is_accepted:
+            _check(image, parts)
+        return _upright(_to_rgb(image, parts), parts)
 
 
 def decode_shrunk(data: bytes, side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -52,17 +76,20 @@ def decode_shrunk(data: bytes, side: int) -> tuple[Image.Image, tuple[int, int]]
     A JPEG is read completely, so the same files are refused, but decoded at a lower resolution, which is faster.
 
     Raises:
-        BadPhoto: as for `decode`.
+        BadPhoto: as for `decode`, or the photo is blank.
     """
     with _raising_bad_photo():
-        image = _opened(data)
+        image, parts = _opened(data)
+        _check(image, parts)
         width, height = image.size
         drafted = image.draft(None, (8 * side, 8 * side))  # None for any format but JPEG
-        image.load()
-        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        rgb = _to_rgb(image, parts)
+        if is_nearly_one(rgb, BLANK) and (not drafted or is_nearly_one(decode(data), BLANK)):
+            raise BadPhoto("it is blank: all of it has one colour")
         if drafted:
-            image = shrunk(image, side, box=drafted[1])  # before the rotation: the last row and column may be padding
-        return shrunk(_upright(image), side), (height, width) if is_on_its_side else (width, height)
+            rgb = shrunk(rgb, side, box=drafted[1])  # before the rotation: the last row and column may be padding
+        is_on_its_side = parts.orientation >= 5
+        return shrunk(_upright(rgb, parts), side), (height, width) if is_on_its_side else (width, height)
 
 
 def shrunk(image: Image.Image, side: int, *, box: tuple[float, float, float, float] | None = None) -> Image.Image:
@@ -81,7 +108,9 @@ def upright(image: Image.Image) -> Image.Image:
     """
     with _raising_bad_photo():
         _check_size(image)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        image.load()
+        parts = _told(image, b"")
+        return _upright(to_rgb(image, parts.profile), parts)
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -91,20 +120,60 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _opened(data: bytes) -> Image.Image:
-    """The first frame, not yet decoded."""
+def _opened(data: bytes) -> tuple[Image.Image, Parts]:
+    """The first frame, not yet decoded, and the parts of its file."""
     if not data:
         raise BadPhoto("the file is empty (0 bytes)")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    take_apart = next((APART[start] for start in APART if data.startswith(start)), None)
+    parts = take_apart(data) if take_apart else Parts(data)
+    image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
     _check_size(image)
     image.seek(0)
-    return image
+    return image, parts if take_apart else _told(image, data)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image in RGB and upright. Changes `image`, as a copy would take about as long as decoding a packshot."""
-    ImageOps.exif_transpose(image, in_place=True)
-    return _to_rgb(image)
+def _told(image: Image.Image, data: bytes) -> Parts:
+    """Parts of a file by what Pillow has read of its metadata."""
+    exif, xmp = (value if isinstance(value := image.info.get(name), bytes) else b"" for name in ("exif", "xmp"))
+    profile = image.info.get("icc_profile")
+    return Parts(data, orientation(exif, xmp), profile if isinstance(profile, bytes) else b"")
+
+
+def _check(image: Image.Image, parts: Parts) -> None:
+    if image.format in CHECKS:
+        CHECKS[image.format](parts.data)
+
+
+def _to_rgb(image: Image.Image, parts: Parts) -> Image.Image:
+    """RGB of an opened image, which is not yet turned."""
+    layout = _layout(image)
+    image.load()
+    if layout[-3:] in DEEP and image.mode in ("RGB", "RGBA") and max(image.getextrema()[:3])[1] < 64:
+        image = _deepened(image, parts, layout)
+    return to_rgb(image, parts.profile, parts.samples)
+
+
+def _layout(image: Image.Image) -> str:
+    """Pillow's name for the layout of the samples in the file; "" if the format has only one."""
+    args = image.tile[0].args if image.tile else ""
+    first = args[0] if isinstance(args, tuple) else args
+    return first if isinstance(first, str) else ""
+
+
+def _deepened(image: Image.Image, parts: Parts, layout: str) -> Image.Image:
+    """The image with its lower bytes too, of which Pillow takes the upper: 10 to 14 bits in 16 come out dark."""
+    lower = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    tile = lower.tile[0]
+    args = layout[:-3] + DEEP[layout[-3:]]
+    lower.tile = [tile._replace(args=(args, *tile.args[1:]) if isinstance(tile.args, tuple) else args)]
+    values = np.asarray(image).astype(np.float64) * 256 + np.asarray(lower)
+    colours, alpha = values[..., :3], values[..., 3:]
+    bands = [scaled(band, parts.samples) for band in (colours, alpha) if band.size]
+    return Image.fromarray(np.concatenate(bands, axis=-1), image.mode)
+
+
+def _upright(image: Image.Image, parts: Parts) -> Image.Image:
+    return image.transpose(TURNS[parts.orientation]) if parts.orientation in TURNS else image
 
 
 def _check_size(image: Image.Image) -> None:
@@ -125,17 +194,3 @@ def _raising_bad_photo() -> Iterator[None]:
         raise BadPhoto(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly any type on corrupt bytes
         raise BadPhoto(f"cannot be decoded ({error})") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode; 16-bit values are scaled, not clipped, and transparency becomes white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # Modes "I" and "F" have no fixed range.
-        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        image = Image.fromarray(np.rint(values / (257 if is_16_bit else 1)).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
