@@ -17,7 +17,7 @@ import numpy as np
 from contract.labels import KnownLabels, difference, shown
 from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
-from flows.delivery.rows import read_records, text_of
+from flows.delivery.rows import read_records, text_in
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
@@ -119,8 +119,8 @@ def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
     read_at: dict[int, int] = {}  # number of the row of the file that gave each label
     for number, record in read_records(file, required=("label",), known=COLUMNS):
         where = f"{file}: row {number}"
-        row, reason = _row(where, record, names), text_of(where, record, "reason")
-        label = _product(where, text_of(where, record, "label"), products)
+        row, reason = _row(where, record, names), text_in(where, record, "reason")
+        label = _product(where, text_in(where, record, "label"), products)
         if row in labels and labels[row].label != label:
             former = f"row {read_at[row]}, {shown(labels[row].label)}"
             raise BadDelivery(f"{where}, field label: {shown(label)} contradicts {former}; keep one of the two")
@@ -156,7 +156,7 @@ def _rows_by_name(names: list[str]) -> dict[str, list[int]]:
 
 def _row(where: str, record: Mapping[str, Any], names: Mapping[str, Mapping[str, list[int]]]) -> int:
     """Row of the one photo that the record names."""
-    field, value = next(((name, text) for name in names if (text := text_of(where, record, name))), ("", ""))
+    field, value = next(((name, text) for name in names if (text := text_in(where, record, name))), ("", ""))
     if not field:
         raise BadDelivery(
             f"{where}, fields id and path: both are blank; give one, as in index.parquet of the data version"

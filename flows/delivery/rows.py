@@ -12,6 +12,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from contract import labels
 from contract.labels import KnownLabels, fold
 from flows.errors import BadDelivery
 from models.data.manifest import SPLITS
-from models.data.records import as_text, read_rows, short
+from models.data.records import as_text, read_rows, short, text_of
 from models.errors import BadTable
 
 REQUIRED = ("path", "label")
@@ -161,7 +162,7 @@ def _read_manifest(path: Path) -> Iterator[Line | Refused]:
     folder, name = str(path.parent), path.parent.absolute().name
     for number, record in read_records(path, required=REQUIRED, known=(*REQUIRED, *OPTIONAL)):
         where = f"{path}: row {number}"
-        split, source = (text_of(where, record, column) for column in OPTIONAL)
+        split, source = (text_in(where, record, column) for column in OPTIONAL)
         if split and split not in SPLITS:
             raise BadDelivery(f"{where}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank")
         yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
@@ -173,22 +174,27 @@ def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -
     Raises:
         BadDelivery: the table cannot be read.
     """
-    try:
+    with _delivered():
         yield from read_rows(path, required=required, known=known)
-    except BadTable as error:
-        raise BadDelivery(str(error)) from None
 
 
-def text_of(where: str, record: Mapping[str, Any], name: str) -> str:
-    """The text in a column of the record, without white space at its ends; "" if there is none.
+def text_in(where: str, record: Mapping[str, Any], name: str) -> str:
+    """The text in a column of a row, as `text_of` gives it.
 
     Raises:
-        BadDelivery: the value is not a text; the message starts with `where`.
+        BadDelivery: the value is not a text.
     """
-    text, reason = as_text(record.get(name))
-    if reason:
-        raise BadDelivery(f"{where}, field {name}: {short(record[name])} {reason}")
-    return text.strip()
+    with _delivered():
+        return text_of(where, record, name)
+
+
+@contextmanager
+def _delivered() -> Iterator[None]:
+    """Raises BadDelivery for a table that cannot be used."""
+    try:
+        yield
+    except BadTable as error:
+        raise BadDelivery(str(error)) from None
 
 
 def _row(folder: str, path: Any, *, label: Any, split: str, source: str) -> Line | Refused:

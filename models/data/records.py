@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import chain, count
@@ -21,6 +21,7 @@ from models.errors import BadTable
 Row = tuple[int, dict[str, Any]]
 Columns = Callable[[Sequence[str]], list[str]]
 
+SUFFIXES = (".csv", ".parquet", ".jsonl")  # of tables
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes starts with one of these
 LARGEST = 2**53  # beyond it, not every whole number is a float
 _TYPES = pa.types
@@ -71,6 +72,33 @@ def as_text(value: Any) -> tuple[str, str]:
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value)), ""
     return "", f"is of type {type(value).__name__.strip('_').lower()}; write it as text"
+
+
+def text_of(where: str, record: Mapping[str, Any], name: str) -> str:
+    """The text in a column of a row, without white space at its ends; "" for an empty cell.
+
+    Raises:
+        BadTable: the value is not a text; the message starts with `where`.
+    """
+    text, reason = as_text(record.get(name))
+    if reason:
+        raise BadTable(f"{where}, field {name}: {short(record[name])} {reason}")
+    return text.strip()
+
+
+def number_of(where: str, record: Mapping[str, Any], name: str) -> float:
+    """The number in a column of a row, also if it is written as text; may be NaN or infinite.
+
+    Raises:
+        BadTable: the value is not a number; the message starts with `where`.
+    """
+    value = record.get(name)
+    try:
+        if isinstance(value, bool | None):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise BadTable(f"{where}, field {name}: {short(value)} is not a number; correct it") from None
 
 
 def short(value: Any) -> str:
