@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from contract.labels import KnownLabels, difference, shown
 from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
-from flows.delivery.rows import read_records
+from flows.delivery.rows import read_records, text_in
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
@@ -124,24 +126,37 @@ def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
     manifest = read_manifest(data)
     paths = read_table(data, name="index")["path"].to_pylist()
     names = {"id": _rows_by_name(manifest.id.tolist()), "path": _rows_by_name(paths)}
-    products = set(manifest.classes)
+    products = KnownLabels(manifest.classes)
     labels: dict[int, HumanLabel] = {}
     read_at: dict[int, int] = {}  # number of the row of the file that gave each label
     for number, record in read_records(file, required=REQUIRED, known=COLUMNS):
-        row = _row(f"{file}: row {number}", record, names)
-        label = " ".join(record["label"].split())
-        if label and label not in products:
-            raise BadDelivery(
-                f"{file}: row {number}, field label: {label!r} is not a product of the selected data version; "
-                "correct it, leave it blank for none of the products, or add new products with `cleanshelf ingest`"
-            )
+        where = f"{file}: row {number}"
+        row, reason = _row(where, record, names), text_in(where, record, "reason")
+        label = _product(where, text_in(where, record, "label"), products)
         if row in labels and labels[row].label != label:
-            former = f"row {read_at[row]}, {labels[row].label!r}"
-            raise BadDelivery(f"{file}: row {number}, field label: {label!r} contradicts {former}; keep one of the two")
-        labels[row], read_at[row] = HumanLabel(label, " ".join(record.get("reason", "").split())), number
+            former = f"row {read_at[row]}, {shown(labels[row].label)}"
+            raise BadDelivery(f"{where}, field label: {shown(label)} contradicts {former}; keep one of the two")
+        labels[row], read_at[row] = HumanLabel(label, " ".join(reason.split())), number
     if not labels:
         raise BadDelivery(f"{file} has no rows; give one per photo, with columns {', '.join(COLUMNS)}")
     return labels
+
+
+def _product(where: str, label: str, products: KnownLabels) -> str:
+    """The product that the label means; "" if it is blank."""
+    product = products.spelt(label)
+    if product in products.labels or not label:
+        return product
+    if not product:
+        raise BadDelivery(
+            f"{where}, field label: {shown(label)} shows nothing; leave it blank for none of the products, or correct it"
+        )
+    alike = products.alike(product)
+    hint = f"; {shown(alike)} is, and the two {difference(product, alike)}" if alike else ""
+    raise BadDelivery(
+        f"{where}, field label: {shown(product)} is not a product of the selected data version{hint}; "
+        "correct it, leave it blank for none of the products, or add new products with `cleanshelf ingest`"
+    )
 
 
 def _rows_by_name(names: list[str]) -> dict[str, list[int]]:
@@ -151,14 +166,13 @@ def _rows_by_name(names: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _row(where: str, record: Mapping[str, str], names: Mapping[str, Mapping[str, list[int]]]) -> int:
+def _row(where: str, record: Mapping[str, Any], names: Mapping[str, Mapping[str, list[int]]]) -> int:
     """Row of the one photo that the record names."""
-    field = next((name for name in names if record.get(name, "").strip()), None)
-    if field is None:
+    field, value = next(((name, text) for name in names if (text := text_in(where, record, name))), ("", ""))
+    if not field:
         raise BadDelivery(
             f"{where}, fields id and path: both are blank; give one, as in index.parquet of the data version"
         )
-    value = record[field].strip()
     rows = names[field].get(value, [])
     if len(rows) != 1:
         problem = (
@@ -166,5 +180,5 @@ def _row(where: str, record: Mapping[str, str], names: Mapping[str, Mapping[str,
             if rows
             else "is not a photo of the selected data version; see its index.parquet"
         )
-        raise BadDelivery(f"{where}, field {field}: {value!r} {problem}")
+        raise BadDelivery(f"{where}, field {field}: {shown(value)} {problem}")
     return rows[0]

@@ -3,6 +3,7 @@
 ModelError
 ├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or cannot be used
 ├── ManifestError (ValueError)        a data version whose tables cannot be used
+├── BadTable (ValueError)             a table of the user that cannot be read
 ├── WeightsMismatch (ValueError)      a weights file that does not match the backbone
 ├── CleaningError (ValueError)        labels, probabilities or embeddings that cleaning cannot use
 ├── BatchError (ValueError)           logits or targets that a loss cannot use
@@ -31,6 +32,10 @@ class ManifestError(ModelError, ValueError):
 
 class CleaningError(ModelError, ValueError):
     """Labels cannot be cleaned with the given arrays."""
+
+
+class BadTable(ModelError, ValueError):
+    """A table that a user wrote cannot be read."""
 
 
 class WeightsMismatch(ModelError, ValueError):

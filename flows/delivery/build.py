@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contract.labels import MISSING
 from flows.data import fingerprints
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.decode import Decoding, Openers
@@ -116,7 +117,7 @@ def _merge(
     version, release_unused = NextVersion.read(base), pa.default_memory_pool().release_unused
     claims, rest = _decoded(source, version, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
     for row in rest.refused[:NAMED]:
-        log.warning("quarantined: %s, field %s: %s", row.path, row.field, row.reason)
+        log.warning("quarantined: %s", row)
     usable, conflicts = len(claims), version.add(claims)
     del claims  # frees a large table as early as possible; the allocator returns the memory
     release_unused()
@@ -201,4 +202,9 @@ def _warnings(out: Path) -> list[str]:
     absent = [
         f"class {label!r} has no train photo; it cannot be recognised" for label in sorted(kept) if not train[label]
     ]
-    return [*single, *absent]
+    missing = [
+        f"class {label!r} is how programs write a missing value; if it is not a product, deliver without its rows"
+        for label in sorted(kept)
+        if label.casefold() in MISSING
+    ]
+    return [*single, *absent, *missing]

@@ -7,31 +7,34 @@ field at fault, and the other rows are read. A fault that concerns the whole del
 
 from __future__ import annotations
 
-import csv
 import functools
 import itertools
 import os
 import stat
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from contract import labels
+from contract.labels import KnownLabels, fold
 from flows.errors import BadDelivery
 from models.data.manifest import SPLITS
+from models.data.records import as_text, read_rows, short, text_of
+from models.errors import BadTable
 
 REQUIRED = ("path", "label")
-KNOWN = (*REQUIRED, "split", "source")
+OPTIONAL = ("split", "source")
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 ROWS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "source")])
 CHUNK = 8192  # rows that exist as Python objects at a time
+SPELLINGS = 2**17  # labels whose spelling is remembered
 
 
 class Line(NamedTuple):
@@ -41,6 +44,11 @@ class Line(NamedTuple):
     label: str
     split: str
     source: str
+
+    def spelt(self, spelling: Callable[[str], tuple[str, str]]) -> Line | Refused:
+        """The line with its label as `spelling` gives it, or a refusal if that has a fault."""
+        label, reason = spelling(self.label)
+        return Refused(self.path, label, self.source, "label", reason) if reason else self._replace(label=label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,15 @@ class Refused:
     source: str
     field: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.fault}"
+
+    @property
+    def fault(self) -> str:
+        """The field at fault, a label with its value, and the reason."""
+        value = f" {labels.shown(self.label)}" if self.field == "label" and self.label else ""
+        return f"field {self.field}{value}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -70,15 +87,17 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
         BadDelivery: no usable row, only one class, an unknown column or split, or two spellings of one label.
     """
     _real.cache_clear()
+    existing = KnownLabels(known)
+    spelling = functools.lru_cache(SPELLINGS)(partial(_spelling, existing))
     usable: list[pa.RecordBatch] = []
     refused: list[Refused] = []
-    announced = _announced(source)
+    announced = (row if isinstance(row, Refused) else row.spelt(spelling) for row in _announced(source))
     while chunk := list(itertools.islice(announced, CHUNK)):
         refused += [row for row in chunk if isinstance(row, Refused)]
         rows = [row for row in chunk if isinstance(row, Line)]
         usable.append(pa.record_batch([[row[i] for row in rows] for i in range(len(ROWS))], schema=ROWS))
     delivery = Delivery(source if source.is_dir() else source.parent, pa.Table.from_batches(usable, ROWS), refused)
-    _check(source, delivery, known=set(known))
+    _check(source, delivery, existing)
     return delivery
 
 
@@ -105,27 +124,23 @@ def _announced(source: Path) -> Iterator[Line | Refused]:
     return _read_manifest(found[0]) if found else _read_folders(source)
 
 
-def _check(source: Path, delivery: Delivery, *, known: set[str]) -> None:
-    labels, refused = sorted(pc.unique(delivery.rows["label"]).to_pylist()), delivery.refused
-    if not labels and not refused:
+def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
+    found, refused = sorted(pc.unique(delivery.rows["label"]).to_pylist()), delivery.refused
+    if not found and not refused:
         raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
-    if not labels:
-        first = refused[0]
-        example = f"the first is {first.path!r}, field {first.field}: {first.reason}"
+    if not found:
+        example = f"the first is {refused[0].path!r}, {refused[0].fault}"
         raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {example}")
-    spellings = {_squeezed(label): label for label in sorted(known)}
-    for label in labels:
-        other = spellings.setdefault(_squeezed(label), label)
-        if other != label:
+    first_of: dict[str, str] = {}
+    for label in found:
+        other = existing.alike(label) or first_of.setdefault(labels.likeness(label), label)
+        if other != label and not {other, label} <= existing.labels:
             raise BadDelivery(
-                f"{source}: labels {other!r} and {label!r} differ only in case or white space; use one spelling"
+                f"{source}: labels {labels.shown(other)} and {labels.shown(label)} {labels.difference(other, label)}; "
+                "use one spelling"
             )
-    if len(spellings) < 2:
-        raise BadDelivery(f"{source}: all photos are of one class, {labels[0]!r}; deliver photos of at least two")
-
-
-def _squeezed(label: str) -> str:
-    return "".join(label.casefold().split())
+    if len(existing.labels.union(found)) < 2:
+        raise BadDelivery(f"{source}: all photos are of one class, {found[0]!r}; deliver photos of at least two")
 
 
 def _read_folders(source: Path) -> Iterator[Line | Refused]:
@@ -154,82 +169,62 @@ def _walk(source: Path) -> Iterator[str]:
 
 
 def _read_manifest(path: Path) -> Iterator[Line | Refused]:
-    records = read_records(path, required=REQUIRED, known=KNOWN)
     folder, name = str(path.parent), path.parent.absolute().name
-    for number, record in records:
-        split = record.get("split", "").strip()
+    for number, record in read_records(path, required=REQUIRED, known=(*REQUIRED, *OPTIONAL)):
+        where = f"{path}: row {number}"
+        split, source = (text_in(where, record, column) for column in OPTIONAL)
         if split and split not in SPLITS:
-            raise BadDelivery(
-                f"{path}: row {number}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank"
-            )
-        source = record.get("source", "").strip() or name
-        yield _row(folder, record["path"], label=record["label"], split=split, source=source)
+            raise BadDelivery(f"{where}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank")
+        yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
 
 
-def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the rows of a CSV or Parquet file as texts, numbered from 1; empty cells are "".
+def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the rows of a table as `read_rows` does.
 
     Raises:
-        BadDelivery: the file cannot be read, lacks a required column or has an unknown one.
+        BadDelivery: the table cannot be read.
     """
-    read = _parquet if path.suffix == ".parquet" else _csv
-    return read(path, partial(_check_columns, path, required=required, known=known))
+    with _delivered():
+        yield from read_rows(path, required=required, known=known)
 
 
-def _csv(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
+def text_in(where: str, record: Mapping[str, Any], name: str) -> str:
+    """The text in a column of a row, as `text_of` gives it.
+
+    Raises:
+        BadDelivery: the value is not a text.
+    """
+    with _delivered():
+        return text_of(where, record, name)
+
+
+@contextmanager
+def _delivered() -> Iterator[None]:
+    """Raises BadDelivery for a table that cannot be used."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            check(list(reader.fieldnames or []))
-            for number, record in enumerate(reader, 1):
-                if None in record or None in record.values():
-                    raise BadDelivery(
-                        f"{path}: row {number} has another number of cells than the header; quote cells with commas"
-                    )
-                yield number, record
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadDelivery(f"{path}: not a CSV file in UTF-8 ({error}); save it as UTF-8") from None
+        yield
+    except BadTable as error:
+        raise BadDelivery(str(error)) from None
 
 
-def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadDelivery(f"{path}: not a Parquet file that can be read ({error}); write it again") from None
-    check(file.schema_arrow.names)
-    number = 0
-    for batch in file.iter_batches():
-        for record in batch.to_pylist():
-            number += 1
-            yield number, {key: "" if value is None else str(value) for key, value in record.items()}
-
-
-def _check_columns(path: Path, columns: list[str], *, required: Sequence[str], known: Sequence[str]) -> None:
-    for column in columns:
-        if column not in known:
-            raise BadDelivery(f"{path}: unknown column {column!r}; known are {', '.join(known)}")
-    for column in required:
-        if column not in columns:
-            raise BadDelivery(f"{path}: column {column!r} is missing; it has {', '.join(columns) or 'none'}")
-
-
-def _row(folder: str, path: str, *, label: str, split: str, source: str) -> Line | Refused:
-    label, fault = _clean(label)
-    reason = _bad_path(folder, path)
+def _row(folder: str, path: Any, *, label: Any, split: str, source: str) -> Line | Refused:
+    text, fault = as_text(label)
+    given = short(label) if fault else fold(text)
+    path, reason = as_text(path)
+    reason = reason or _bad_path(folder, path)
     if reason or fault:
-        shown = path.encode(errors="replace").decode()
-        return Refused(shown, label, source, "path" if reason else "label", reason or fault)
-    return Line(path, label, split, source)
+        return Refused(_utf8(path), _utf8(given), source, "path" if reason else "label", reason or fault)
+    return Line(path, text, split, source)
 
 
-@functools.lru_cache
-def _clean(label: str) -> tuple[str, str]:
-    """The label with white space collapsed and in Unicode form NFC, as systems differ in that; and its fault, or ""."""
-    label = label.encode(errors="replace").decode()
-    label = unicodedata.normalize("NFC", " ".join(label.split()))
-    if any(unicodedata.category(char) == "Cc" for char in label):
-        return label, "holds a control character"
-    return label, "" if label else "is blank"
+def _spelling(known: KnownLabels, label: str) -> tuple[str, str]:
+    """The label as it is stored, and the reason why it cannot be used, or ""; an existing label always can."""
+    label = known.spelt(label)
+    return _utf8(label), "" if label in known.labels else labels.fault(label)
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _bad_path(folder: str, path: str) -> str:
@@ -249,7 +244,8 @@ def _bad_path(folder: str, path: str) -> str:
             mode = os.stat(real).st_mode
         root = _real(folder)
     except (OSError, RuntimeError):
-        return "no such file"
+        hint = "; separate folders by /" if "\\" in path else "; give a path in the delivery" if "://" in path else ""
+        return f"no such file{hint}"
     if not real.startswith(os.path.join(root, "")):
         return "leaves the folder of the delivery through a link"
     return "" if stat.S_ISREG(mode) else "is not a file"

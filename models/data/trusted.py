@@ -5,19 +5,17 @@ No network is trained on them.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.data.manifest import OUTSIDE, Manifest
+from models.data.records import SUFFIXES, read_rows, text_of
 from models.data.samplers import draw_epoch
-from models.errors import ConfigError
+from models.errors import BadTable, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -102,27 +100,25 @@ def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
 
 
 def read_ids(path: Path, *, key: str) -> list[str]:
-    """Ids in a text file with one id per line, or in column `id` of a .csv or .parquet file.
+    """Ids in column `id` of a .csv, .parquet or .jsonl file, or in any other file one per line.
 
     Args:
         key: key of the recipe that names the file, for messages.
 
     Raises:
-        ConfigError: the file or the column does not exist, or the file is not of the kind that its name says.
+        ConfigError: the file cannot be read, or lacks the column or repeats it.
     """
     try:
-        if path.suffix == ".parquet":
-            return [str(value) for value in pq.read_table(path, columns=["id"])["id"].to_pylist()]
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                return [row["id"] for row in csv.DictReader(file)]
-            return [line.strip() for line in file if line.strip()]
-    except KeyError:
-        raise ConfigError(f"{key}: {path}: there is no column id; add it to the first line") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        if path.suffix.lower() in SUFFIXES:
+            rows = read_rows(path, required=("id",))
+            return [text_of(f"{path}: row {number}", record, "id") for number, record in rows]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except BadTable as error:
+        raise ConfigError(f"{key}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{key}: {path} cannot be read ({type(error).__name__}); give a file of ids: text with one id per line, or .csv or "
-            ".parquet with a column id"
+            f"{key}: {path} cannot be read ({type(error).__name__}); give a file of ids: text with one id per line, or .csv, "
+            ".parquet or .jsonl with a column id"
         ) from None
 
 

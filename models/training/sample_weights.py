@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.cleaning import HALF, label_weights
 from models.data.manifest import Manifest
-from models.errors import ConfigError
+from models.data.records import number_of, read_rows, text_of
+from models.errors import BadTable, ConfigError
 from models.recipe.config import Clean, Train
 
 ERROR_POWER, COUNT_POWER = 0.6, 0.4  # exponents of HAR's class weights, as in the authors' code
@@ -73,17 +71,12 @@ def class_weights(counts: NDArray[np.int64], *, kind: str, beta: float) -> NDArr
 
 
 def photo_weights(path: Path, ids: NDArray[np.object_]) -> NDArray[np.float64]:
-    """(N,) weights of photos by id, from the columns id and weight of a .csv or .parquet file; 1 for other photos.
+    """(N,) weights of photos by id, from the columns id and weight of a .csv, .parquet or .jsonl file; 1 for other photos.
 
     Raises:
-        ConfigError: the file or a column does not exist, or a weight is not a number >= 0.
+        ConfigError: the file cannot be read, or a weight is not a number >= 0.
     """
     given = _read_weights(path)
-    wrong = next((photo for photo, weight in given.items() if not 0 <= weight < math.inf), None)
-    if wrong is not None:
-        raise ConfigError(
-            f"train.photo_weights: {path}: {given[wrong]} of photo {wrong} is not a weight; give a number >= 0"
-        )
     return np.array([given.get(str(each), 1.0) for each in ids], dtype=np.float64)
 
 
@@ -101,17 +94,20 @@ def label_confidence(manifest: Manifest, rows: NDArray[np.int64], *, clean: Clea
 
 
 def _read_weights(path: Path) -> dict[str, float]:
+    given: dict[str, float] = {}
     try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path, columns=["id", "weight"])
-            return dict(zip(table["id"].to_pylist(), map(float, table["weight"].to_pylist()), strict=True))
-        with path.open(encoding="utf-8", newline="") as file:
-            return {row["id"]: float(row["weight"]) for row in csv.DictReader(file)}
-    except (OSError, ValueError, TypeError, KeyError, csv.Error, pa.ArrowException) as error:
-        raise ConfigError(
-            f"train.photo_weights: {path} cannot be read ({type(error).__name__}: {error}); give a .csv or .parquet file with "
-            "the columns id and weight"
-        ) from None
+        for number, record in read_rows(path, required=("id", "weight")):
+            where = f"{path}: row {number}"
+            photo, weight = text_of(where, record, "id"), number_of(where, record, "weight")
+            if not 0 <= weight < math.inf:
+                raise BadTable(f"{where}, field weight: {weight} of photo {photo} is not a weight; give a number >= 0")
+            if given.setdefault(photo, weight) != weight:
+                raise BadTable(
+                    f"{where}, field id: photo {photo} has the weight {given[photo]} already; keep one row of it"
+                )
+    except BadTable as error:
+        raise ConfigError(f"train.photo_weights: {error}") from None
+    return given
 
 
 def error_rates(manifest: Manifest) -> NDArray[np.float64]:

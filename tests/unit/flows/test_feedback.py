@@ -111,6 +111,16 @@ def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) 
     assert versions.verify() == []
 
 
+def test_labels_are_folded_as_in_a_delivery(shop: Workspace, tmp_path: Path) -> None:
+    ids = selected(shop).id
+    rows = [(str(ids[0]), " te\u00ada "), (str(ids[1]), "\ufeffmilk\u200b"), (str(ids[2]), " ")]
+    done = preview(shop, write(tmp_path / "labels.csv", *rows, columns=("id", "label")))
+    assert (done.confirmed + done.relabelled, done.dropped) == (2, 1)
+    pq.write_table(pa.table({"id": ids[:1].astype(str), "label": [float("nan")]}), tmp_path / "labels.parquet")
+    with pytest.raises(BadDelivery, match=r"row 1, field label: nan is missing \(NaN\); write it as text"):
+        preview(shop, tmp_path / "labels.parquet")
+
+
 def test_a_photo_may_be_named_by_its_path_in_a_parquet_file(shop: Workspace, tmp_path: Path) -> None:
     path = read_table(DataVersions(shop).materialise("selected"), name="index")["path"].to_pylist()[3]
     pq.write_table(pa.table({"path": [path], "label": ["tea"]}), tmp_path / "labels.parquet")
@@ -162,6 +172,19 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
         (("id", "label"), [("{0}", "tea"), ("{0}", "milk")], "row 2, field label: 'milk' contradicts row 1, 'tea'"),
         (("id",), [("{0}",)], "column 'label' is missing; it has id"),
         (("id", "label", "why"), [("{0}", "tea", "")], "unknown column 'why'; known are id, path, label, reason"),
+        (
+            ("id", "label"),
+            [("{0}", "Tea")],
+            "row 1, field label: 'Tea' is not a product of the selected data version; "
+            "'tea' is, and the two differ only in case or white space; correct it",
+        ),
+        (("id", "label"), [("{0}", "\u200b")], r"row 1, field label: '\u200b' shows nothing; leave it blank for none"),
+        (("id", "label"), [("{0}", "ta\u0301")], "row 1, field label: 'tá' is not a product"),
+        (
+            ("id", "label", "label"),
+            [("{0}", "tea", "milk")],
+            "column 'label' occurs 2 times ('label', 'label'); keep one",
+        ),
         (("id", "label"), [], "has no rows; give one per photo, with columns id, path, label, reason"),
     ],
 )

@@ -92,6 +92,8 @@ def test_a_manifest_with_all_columns(tmp_path: Path) -> None:
         ("", "is blank"),
         ("sub", "not a file"),
         ("a\0b", "not a UTF-8 name"),
+        ("photos\\b.png", "no such file; separate folders by /"),
+        ("https://shop/b.png", "no such file; give a path in the delivery"),
     ],
 )
 def test_bad_paths_are_refused_one_by_one(tmp_path: Path, path: str, reason: str) -> None:
@@ -105,11 +107,57 @@ def test_bad_paths_are_refused_one_by_one(tmp_path: Path, path: str, reason: str
     assert reason in refused.reason
 
 
-@pytest.mark.parametrize("label", ["", "  ", "\x07bell"])
-def test_bad_labels_are_refused(tmp_path: Path, label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "fault"),
+    [
+        ("", "field label: is blank"),
+        (" \u200b ", "field label: is blank"),
+        ("\x07bell", r"field label '\u0007bell': holds a control character (\u0007); leave it out"),
+        ("4.00638E+12", "field label '4.00638E+12': is a number that a spreadsheet shortened; write labels as text"),
+    ],
+)
+def test_bad_labels_are_refused(tmp_path: Path, label: str, fault: str) -> None:
     source = manifest(tmp_path / "s", f"path,label\na.png,a\nb.png,b\na.png,{label}\n")
     (refused,) = read_delivery(source).refused
-    assert refused.field == "label"
+    assert (refused.field, str(refused)) == ("label", f"a.png, {fault}")
+
+
+def parquet(folder: Path, labels: object) -> Path:
+    """A manifest of as many photos as there are labels."""
+    folder.mkdir(exist_ok=True)
+    paths = [f"{number}.png" for number in range(len(labels))]  # type: ignore[arg-type]
+    for name in paths:
+        (folder / name).write_bytes(name.encode())
+    pq.write_table(pa.table({"path": paths, "label": labels}), folder / "manifest.parquet")
+    return folder
+
+
+def test_numbers_are_the_texts_that_they_stand_for(tmp_path: Path) -> None:
+    labels = pa.array([1.0, 2.0, float("nan"), None, 2.5, 1e300])
+    delivery = read_delivery(parquet(tmp_path / "s", labels), known=["1", "7"])
+    assert columns(delivery, "label") == [("1",), ("2",)]
+    assert [str(row) for row in delivery.refused] == [
+        "2.png, field label 'nan': is missing (NaN); write it as text, or leave the row out",
+        "3.png, field label: is blank",
+        "4.png, field label '2.5': is of type float; write it as text",
+        "5.png, field label '1e+300': is of type float; write it as text",
+    ]
+    labels = pa.array(["007", "NA", "nan", "None", "1e5"])
+    assert columns(read_delivery(parquet(tmp_path / "t", labels)), "label") == [
+        ("007",), ("NA",), ("nan",), ("None",), ("1e5",)
+    ]  # fmt: skip
+
+
+def test_labels_of_the_workspace_win(tmp_path: Path) -> None:
+    """A data version of an earlier release may hold labels that are not folded."""
+    labels = pa.array(["Beko Cola", "Beko\u00a0Cola\u00ad", "Elva Tea", "x" * 600, "Alma\u00adMilk", "\u200b"])
+    known = ["Beko Cola\u200b", "Elva Tea", "Elva Tea\u200b", "x" * 600]
+    delivery = read_delivery(parquet(tmp_path / "s", labels), known=known)
+    assert columns(delivery, "label") == [
+        ("Beko Cola\u200b",), ("Beko Cola\u200b",), ("Elva Tea",), ("x" * 600,), ("AlmaMilk",)
+    ]  # fmt: skip
+    assert [row.label for row in delivery.refused] == [""]
+    assert len(read_delivery(parquet(tmp_path / "t", pa.array(["A", "a"])), known=["A", "a"]).rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,6 +170,10 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str) -> None:
         ("path,label\na.png,a,b\n", "row 1 has another number of cells"),
         ("path,label\na.png,a\nb.png,A\n", "'A' and 'a' differ only in case or white space"),
         ("path,label\na.png,red mug\nb.png,redmug\n", "'red mug' and 'redmug' differ only"),
+        ("path,label\na.png,1\nb.png,1.0\n", "labels '1' and '1.0' are the same number; use one spelling"),
+        ("path,label\na.png,007\nb.png,7\n", "labels '007' and '7' are the same number; use one spelling"),
+        ("path,label\na.png,\uff21\nb.png,A\n", "differ only in the form of their letters"),
+        ("path,label,Label\na.png,a,b\n", "column 'label' occurs 2 times \\('label', 'Label'\\); keep one"),
         ("path,label\na.png,a\n", "all photos are of one class, 'a'"),
         ("path,label\n", "is empty"),
         (
@@ -138,8 +190,10 @@ def test_doubtful_deliveries_are_refused_whole(tmp_path: Path, text: str, messag
 def test_labels_are_compared_with_those_of_the_workspace(tmp_path: Path) -> None:
     source = manifest(tmp_path / "s", "path,label\na.png,a\n")
     assert len(read_delivery(source, known=["a", "b"]).rows) == 1
-    with pytest.raises(BadDelivery, match="'A' and 'a' differ only"):
+    with pytest.raises(BadDelivery, match="'A' and 'a' differ only in case or white space"):
         read_delivery(source, known=["A", "b"])
+    with pytest.raises(BadDelivery, match=r"'a\\u200b' and 'a' differ only in characters that cannot be seen"):
+        read_delivery(source, known=["\ufeffa", "a\u200b"])
 
 
 def test_not_a_delivery(tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ def test_ids_are_read_from_text_csv_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x1\n\n x2 \n")
     (tmp_path / "a.csv").write_text("label,id\nbean,x1\ncorn,x2\n")
     pq.write_table(pa.table({"id": ["x1", "x2"], "more": [1, 2]}), tmp_path / "a.parquet")
-    assert [read_ids(tmp_path / f"a.{kind}", key="any") for kind in ("txt", "csv", "parquet")] == [["x1", "x2"]] * 3
+    (tmp_path / "a.jsonl").write_text('{"id": "x1"}\n{"id": "x2"}\n')
+    for kind in ("txt", "csv", "parquet", "jsonl"):
+        assert read_ids(tmp_path / f"a.{kind}", key="any") == ["x1", "x2"]
+    (tmp_path / "a.csv").write_text("id,ID\nx1,x2\n")
+    with pytest.raises(ConfigError, match=r"^any: .*a\.csv: column 'id' occurs 2 times \('id', 'ID'\); keep one"):
+        read_ids(tmp_path / "a.csv", key="any")
 
 
 def test_missing_classes_are_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
