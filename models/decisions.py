@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.cleaning import HALF, Noise, TopK, attractor_classes, estimate_noise, label_quality, suggest_labels, worst
 from models.data.manifest import FLAGGED, Manifest
+from models.data.positions import positions
 from models.evaluation.scores import Scores, concatenate, mean
 from models.recipe.config import Clean
 
@@ -21,20 +22,20 @@ def out_of_sample(folds: Sequence[Scores], manifest: Manifest) -> Scores:
     The scores of each fold cover its own part of the training photos and all validation photos. The former are taken as they
     are; the latter are averaged over the folds. A validation photo of a class without training photos cannot be scored.
     """
-    validation = manifest.id[manifest.split == "val"].astype(str)
-    of_fold = [fold.select(~np.isin(fold.id, validation)) for fold in folds]
-    of_validation = mean(
-        [fold.select(np.isin(fold.id, validation)) for fold in folds], num_classes=len(manifest.classes)
-    )
+    is_validation = [manifest.split[manifest.rows_of(fold.id)] == "val" for fold in folds]
+    of_fold = [fold.select(~rows) for fold, rows in zip(folds, is_validation, strict=True)]
+    of_validation = mean([fold.select(rows) for fold, rows in zip(folds, is_validation, strict=True)])
     return concatenate([*of_fold, of_validation.select(of_validation.target >= 0)])
 
 
 def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> NDArray[np.object_]:
     """(N,) the folds that scored each photo of `scores`: the fold that held it out, or all folds for a validation photo."""
-    found = np.full(len(scores), " ".join(names), object)
-    held_out = np.stack([np.isin(scores.id, fold.id) for fold in folds])
-    for name, own in zip(names, held_out & (held_out.sum(0) == 1), strict=True):
-        found[own] = name
+    found, times = np.full(len(scores), "", object), np.zeros(len(scores), np.int64)
+    for name, fold in zip(names, folds, strict=True):
+        row = positions(fold.id, scores.id)
+        row = row[row >= 0]
+        found[row], times[row] = name, times[row] + 1
+    found[times != 1] = " ".join(names)
     return found
 
 
@@ -56,9 +57,10 @@ def fold_embeddings(
         np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64)
     )
     for number in reversed(range(len(folds))):
-        scored = np.isin(folds[number].id, scores.id)
-        row = np.searchsorted(scores.id, folds[number].id[scored])
-        result.embeddings[row], result.fold[row] = embeddings[number][scored], 0 if shared else number
+        row = positions(folds[number].id, scores.id)
+        scored = row >= 0
+        result.embeddings[row[scored]] = embeddings[number][scored]
+        result.fold[row[scored]] = 0 if shared else number
     return result
 
 
@@ -80,7 +82,7 @@ def decide(
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
     embeddings, fold = fold_embeddings or (None, None)
     quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **settings.params)
-    row = np.searchsorted(manifest.id, scores.id)
+    row = manifest.rows_of(scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF
     wrong[train] = worst(scores.target[train], quality[train], threshold=HALF, floor_share=settings.floor_share,
                          floor_count=settings.floor_count, budget=settings.budget)  # fmt: skip
@@ -106,7 +108,7 @@ def decide(
 
 def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbeddings) -> Noise:
     """The label noise among the training photos: how often each class is given for another."""
-    train = np.isin(scores.id, manifest.id[manifest.split == "train"].astype(str))
+    train = manifest.split[manifest.rows_of(scores.id)] == "train"
     known, classes = scores.select(train), len(manifest.classes)
     return estimate_noise(
         known.target,

@@ -126,7 +126,7 @@ def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
         features |= {(size, 2), (size, CROPS)}
         if number + 1 in ENSEMBLES:
             spent = bill.total("belief", *(f"member {each}" for each in range(number + 1)), features=features)
-            yield Rung(*ENSEMBLES[number + 1], mean(answers, num_classes=shelf.num_classes), spent)
+            yield Rung(*ENSEMBLES[number + 1], mean(answers), spent)
 
 
 def recipe(photos: FeatureSet, *, seed: int) -> Scores:

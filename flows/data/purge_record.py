@@ -98,18 +98,23 @@ def find_photos(objects: Objects, listings: Iterable[Listing], wanted: Iterable[
     Raises:
         UnknownPhoto: no version holds one of them, or its name is too short.
     """
-    names = [name.lower() for name in wanted]
+    names: dict[str, list[str]] = {}  # by their first digits, which are the id of a photo
+    for name in wanted:
+        names.setdefault(name.lower()[:SHORTEST], []).append(name.lower())
     found: dict[str, set[Location]] = {}
+    missing = dict.fromkeys(name for same in names.values() for name in same)
     for md5 in {listing.files["index.parquet"] for listing in listings}:
         table = pq.read_table(objects.get(md5, name="index.parquet"))
-        mask = np.logical_or.reduce([pc.starts_with(table["sha256"], name).to_numpy() for name in names])
-        for row in table.filter(pa.array(mask)).to_pylist():
-            found.setdefault(row["sha256"], set()).add(Location(row["shard"], row["offset"], row["size"]))
-    for name in names:
-        if len(name) < SHORTEST or not any(sha256.startswith(name) for sha256 in found):
-            raise UnknownPhoto(
-                f"no data version holds a photo {name!r}; give its id (16 digits) or its SHA-256, as in index.parquet"
-            )
+        ids = pc.utf8_slice_codeunits(table["sha256"], 0, SHORTEST)
+        for row in table.filter(pc.is_in(ids, value_set=pa.array(list(names), pa.string()))).to_pylist():
+            for name in filter(row["sha256"].startswith, names[row["sha256"][:SHORTEST]]):
+                missing.pop(name, None)
+                found.setdefault(row["sha256"], set()).add(Location(row["shard"], row["offset"], row["size"]))
+    if missing:
+        raise UnknownPhoto(
+            f"no data version holds a photo {next(iter(missing))!r}; give its id (16 digits) or its SHA-256, as in "
+            "index.parquet"
+        )
     return found
 
 

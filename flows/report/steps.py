@@ -59,7 +59,7 @@ def step_accuracies(
     counts = json.loads((weights / "ensemble.json").read_text(encoding="utf-8"))["weights"]
     num_crops = json.loads((crops / "crops.json").read_text(encoding="utf-8"))["crops"]
     members = [_test_scores(folder, manifest) for folder in balanced]
-    together = mean(members, num_classes=len(manifest.classes), weights=counts)
+    together = mean(members, weights=counts)
     rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
     answers = np.load(graph / "answers.npz")
     name = "one graph, with crops" if num_crops > 1 else "one graph"
@@ -69,7 +69,7 @@ def step_accuracies(
 
 def _test_scores(folder: Path, manifest: Manifest) -> Scores:
     scores = read_scores(folder / "scores.parquet")
-    return scores.select(np.isin(scores.id, manifest.id[manifest.split == "test"].astype(str)))
+    return scores.select(manifest.split[manifest.rows_of(scores.id)] == "test")
 
 
 def _row(step: str, networks: list[Scores], manifest: Manifest) -> StepAccuracy:

@@ -86,12 +86,13 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
     checked = seen.decision == CHECKED
     if run.recipe.proof.photos:
         checked |= seen.split == "val"
-    scores = scores.select(~np.isin(scores.id, seen.id[checked].astype(str)))
+    scores = scores.select(~checked[seen.rows_of(scores.id)])
     embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
     names = scored_by([folder.name for folder in folds], parts, scores)
     after = decide(seen, scores, settings=settings, round=round, scored_by=names, fold_embeddings=embeddings)
-    was_scored = np.isin(manifest.id.astype(str), scores.id)  # as text: on objects numpy compares all with all
-    kept = np.where(was_scored, after.kept, manifest.kept)
+    scored = manifest.rows_of(scores.id)
+    kept = manifest.kept.copy()
+    kept[scored] = after.kept[scored]
     noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 

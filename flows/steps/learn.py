@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from flows.run.launch import num_workers, run_child
 from flows.run.run import Run
 from flows.run.step import step, together
@@ -124,9 +122,8 @@ def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weigh
 
     def work(out: Path) -> None:
         manifest = with_selection_photos(read_manifest(data), run.recipe.proof.photos)
-        selected = manifest.id[selection_photos(manifest)].astype(str)
-        scores = [read_scores(folder / "scores.parquet") for folder in balanced]
-        scores = [each.select(np.isin(each.id, selected)) for each in scores]
+        scores, selected = [read_scores(folder / "scores.parquet") for folder in balanced], selection_photos(manifest)
+        scores = [each.select(selected[manifest.rows_of(each.id)]) for each in scores]
         choice = choose_weights(scores, method=settings.method, confidence=run.recipe.proof.confidence)
         log.info(
             "ensemble, %s: weights of the members %s", settings.method, ", ".join(f"{w:.2f}" for w in choice.weights)

@@ -58,19 +58,21 @@ class SelectionPhotos:
         two figures lie apart, the stronger that bias.
         """
         selected = selection_photos(self.manifest)
-        figures = self._gain(before, after, selected, settings)
+        hits = self.recognised(before), self.recognised(after)
+        figures = self._gain(*hits, selected, settings=settings)
         if not settings.photos:
-            figures["believed"] = self._gain(before, after, selected & self.manifest.kept, settings)
+            figures["believed"] = self._gain(*hits, selected & self.manifest.kept, settings=settings)
         return figures
 
-    def _gain(self, before: Trained, after: Trained, rows: NDArray[np.bool_], settings: Proof) -> dict[str, Any]:
-        early, late = (self.recognised(folder)[rows] for folder in (before, after))
-        return gain(early, late, self.manifest.target[rows], confidence=settings.confidence).to_dict()
+    def _gain(
+        self, early: NDArray[np.bool_], late: NDArray[np.bool_], rows: NDArray[np.bool_], *, settings: Proof
+    ) -> dict[str, Any]:
+        return gain(early[rows], late[rows], self.manifest.target[rows], confidence=settings.confidence).to_dict()
 
     def recognised(self, folder: Trained) -> NDArray[np.bool_]:
         """(N,) True for each photo that the network recognises; False for photos that it did not score."""
         scores, hit = read_scores(folder / "scores.parquet"), np.zeros(len(self.manifest), np.bool_)
-        row = np.searchsorted(self.manifest.id, scores.id)
+        row = self.manifest.rows_of(scores.id)
         hit[row] = scores.top[:, 0] == self.manifest.target[row]
         return hit
 

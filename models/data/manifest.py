@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from models.data.positions import Texts, positions
 from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
@@ -98,16 +99,26 @@ class Manifest:
     @cached_property
     def target(self) -> NDArray[np.int64]:
         """(N,) position of each photo's label in `classes`; -1 for a label that no train photo has."""
-        return self._positions(self.label)
+        return positions(self.label, self.classes)
 
     @cached_property
     def given_target(self) -> NDArray[np.int64]:
         """(N,) position of each photo's given label in `classes`; -1 as above. Cleaning scores given labels."""
-        return self._positions(self.given_label)
+        return positions(self.given_label, self.classes)
 
-    def _positions(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
-        position = {label: i for i, label in enumerate(self.classes)}
-        return np.array([position.get(label, -1) for label in labels], dtype=np.int64)
+    def rows_of(self, ids: Texts) -> NDArray[np.int64]:
+        """(M,) row of each of these photos.
+
+        Raises:
+            ManifestError: one of them is not in this data version.
+        """
+        rows = positions(ids, self.id)
+        if (unknown := rows < 0).any():
+            raise ManifestError(
+                f"{self.data / 'labels.parquet'}: column id lacks {int(unknown.sum())} photos that were scored, first "
+                f"{ids[int(unknown.argmax())]}; restore the data version"
+            )
+        return rows
 
     def train_counts(self) -> NDArray[np.int64]:
         """(C,) kept train photos per class."""

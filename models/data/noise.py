@@ -86,9 +86,10 @@ def _move(label: Labels, becomes: Labels, rate: float, seed: int) -> Labels:
 
 def _choose(label: Labels, classes: Labels, rate: float, draw: np.random.RandomState) -> Labels:
     """Positions of round(rate x n) random samples of each of the classes."""
-    chosen = [np.empty(0, dtype=np.int64)]
-    for k in classes:
-        of_class = np.flatnonzero(label == k)
+    chosen, order = [np.empty(0, dtype=np.int64)], np.argsort(label, kind="stable")
+    starts, stops = (np.searchsorted(label[order], classes, side=side) for side in ("left", "right"))
+    for start, stop in zip(starts, stops, strict=True):
+        of_class = order[start:stop]
         chosen.append(draw.permutation(of_class)[: int(rate * len(of_class) + 0.5)])
     return np.concatenate(chosen)
 

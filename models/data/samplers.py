@@ -115,7 +115,9 @@ def _rank_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArr
     return np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
 
 
-def folds(labels: NDArray[np.int64], ids: NDArray[np.object_], *, num_folds: int) -> NDArray[np.int64]:
+def folds(
+    labels: NDArray[np.int64], ids: NDArray[np.object_] | NDArray[np.str_], *, num_folds: int
+) -> NDArray[np.int64]:
     """(N,) fold of each photo, stratified: every class is spread over the folds as evenly as possible.
 
     Folds depend on ids and not on the order of rows. A class with fewer photos than folds is absent from some folds.

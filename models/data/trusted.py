@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.manifest import OUTSIDE, Manifest
+from models.data.positions import positions
 from models.data.records import SUFFIXES, read_rows, text_of
 from models.data.samplers import draw_epoch
 from models.errors import BadTable, ConfigError
@@ -82,14 +83,15 @@ def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
 
 def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
     """(N,) True for the photos that a file names."""
-    ids = np.array(read_ids(path, key=key), dtype=object)
-    unknown = ids[~np.isin(ids, manifest.id)]
-    if len(unknown):
+    ids = read_ids(path, key=key)
+    rows = positions(ids, manifest.id)
+    if unknown := [ids[number] for number in np.flatnonzero(rows < 0)]:
         raise ConfigError(
             f"{key}: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {unknown[0]!r}; "
             "use ids of its labels.parquet, column id"
         )
-    named: NDArray[np.bool_] = np.isin(manifest.id, ids)
+    named = np.zeros(len(manifest), np.bool_)
+    named[rows] = True
     tests = manifest.id[named & (manifest.split == "test")]
     if len(tests):
         raise ConfigError(

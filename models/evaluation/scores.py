@@ -101,7 +101,7 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def mean(members: Sequence[Scores], *, num_classes: int, weights: Sequence[float] | None = None) -> Scores:
+def mean(members: Sequence[Scores], *, weights: Sequence[float] | None = None) -> Scores:
     """Scores of an ensemble: weighted mean of the members' kept probabilities, for the same photos in the same order.
 
     Only the ten best classes of each member enter the mean, as in the AliProducts report (arXiv 2106.10683, section
@@ -117,14 +117,15 @@ def mean(members: Sequence[Scores], *, num_classes: int, weights: Sequence[float
     parts = np.array(weights or [1 / len(members)] * len(members), np.float32)
     if any(not np.array_equal(first.id, other.id) for other in members):
         raise ValueError("members scored different photos; score them on the same rows")
-    top, probs = np.empty_like(first.top), np.empty_like(first.probs)
-    for start in range(0, len(first), 256):  # in blocks, to avoid an array N x C
-        rows = slice(start, start + 256)
-        total = np.zeros((len(first.id[rows]), num_classes), np.float32)
-        for part, member in zip(parts, members, strict=True):
-            best = member.top[rows]
-            np.put_along_axis(total, best, np.take_along_axis(total, best, 1) + part * member.probs[rows], 1)
-        top[rows] = np.argsort(-total, axis=1, kind="stable")[:, : top.shape[1]]
-        probs[rows] = np.take_along_axis(total, top[rows], 1)
+    classes = np.concatenate([member.top for member in members], axis=1)
+    order = np.argsort(classes, axis=1, kind="stable")  # brings together the members' probabilities of a class
+    classes = np.take_along_axis(classes, order, 1)
+    probs = np.concatenate([part * member.probs for part, member in zip(parts, members, strict=True)], axis=1)
+    starts = np.diff(classes, axis=1, prepend=-1) != 0
+    total = np.full(classes.shape, -1, np.float32)  # below 0 wherever a class occurs again
+    total[starts] = np.add.reduceat(np.take_along_axis(probs, order, 1).ravel(), np.flatnonzero(starts))
+    best = np.argsort(-total, axis=1, kind="stable")[:, : first.top.shape[1]]
     p_label = parts @ np.stack([member.p_label for member in members])
-    return Scores(first.id, first.target, p_label, top, probs)
+    return Scores(
+        first.id, first.target, p_label, np.take_along_axis(classes, best, 1), np.take_along_axis(total, best, 1)
+    )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.positions import positions
 from models.evaluation.accuracy import accuracy
 from models.export.patch import read_metadata
 from models.export.session import open_session
@@ -40,7 +41,7 @@ def test_rows(manifest: Manifest) -> NDArray[np.int64]:
 
 def known_to(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows whose label is a class of the graph."""
-    return rows[np.isin(manifest.label[rows].astype(str), json.loads(read_metadata(graph)["labels"]))]
+    return rows[positions(manifest.label[rows], json.loads(read_metadata(graph)["labels"])) >= 0]
 
 
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

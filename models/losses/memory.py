@@ -25,6 +25,7 @@ from torch import Tensor
 
 from durable import replacing
 from models import distributed
+from models.data.positions import positions
 from models.errors import BatchError, CheckpointMismatch
 from models.losses.samples import Samples
 
@@ -193,12 +194,11 @@ class Memory:
         position = {name: number for number, name in enumerate(self.classes)}
         theirs = json.loads(table.schema.metadata[b"classes"])
         moved = np.array([*(position.get(name, -1) for name in theirs), -1])  # the last entry maps -1 to -1
-        ids = table["id"].to_numpy().astype(str)
+        ids = table["id"].to_numpy()
         label = table["label"].cast(pa.string()).combine_chunks().dictionary_encode()
         target = np.array([position.get(name, -1) for name in label.dictionary.to_pylist()])[label.indices.to_numpy()]
-        order = np.argsort(ids)
-        row = order[np.searchsorted(ids[order], self.id).clip(max=len(ids) - 1)]
-        found = ids[row] == self.id
+        row = positions(self.id, ids)
+        found = row >= 0
         kept = found & (target[row] == self.target)
         for name, column in self.columns.items():
             values = _from_arrow(table[name], column)[row[kept]]

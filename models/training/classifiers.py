@@ -112,13 +112,13 @@ def class_means(
     rows = functional.normalize(total, dim=1)
     bias = torch.where(counts > 0, -(rows @ centre), NEVER)
     share = weight.double() / counts.double().clamp_min(TINY)[targets]
-    pieces = [(embedding[part], targets[part], share[part]) for part in _parts(len(target))]
-
-    def nll(scale: float) -> float:
-        return sum(float((functional.cross_entropy(scale * (e @ rows.T + bias), t, reduction="none") * s).sum())
-                   for e, t, s in pieces)  # fmt: skip
-
-    scale = min(map(float, SCALES), key=nll)
+    nll = np.zeros(len(SCALES))
+    for part in _parts(len(target)):
+        logits = embedding[part] @ rows.T + bias
+        for number, scale in enumerate(map(float, SCALES)):
+            losses = functional.cross_entropy(scale * logits, targets[part], reduction="none")
+            nll[number] += float((losses * share[part]).sum())
+    scale = float(SCALES[nll.argmin()])
     return scale * rows, torch.where(counts > 0, scale * bias, NEVER)
 
 
@@ -142,10 +142,10 @@ def blend(
 
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) True for each embedding (N, d) whose predicted class is its target."""
-    targets, none = torch.from_numpy(target), torch.empty(0, dtype=torch.bool)
-    parts = _parts(len(target))
-    hit = [functional.linear(embedding[part], weight, bias).argmax(1) == targets[part] for part in parts]
-    return torch.cat([none, *hit]).numpy()
+    targets, hit = torch.from_numpy(target), torch.empty(len(target), dtype=torch.bool)
+    for part in _parts(len(target)):
+        hit[part] = functional.linear(embedding[part], weight, bias).argmax(1) == targets[part]
+    return hit.numpy()
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -108,7 +108,7 @@ def choose_weights(members: Sequence[Scores], *, method: str, confidence: float)
         return WeightChoice(equal)
     scores = gather(members)
     after = np.empty(len(scores.target), np.bool_)
-    fold = folds(scores.target, members[0].id.astype(object), num_folds=NUM_FOLDS)
+    fold = folds(scores.target, members[0].id, num_folds=NUM_FOLDS)
     for number in range(NUM_FOLDS):
         held_out = fold == number
         after[held_out] = scores.select(held_out).hit(search(scores.select(~held_out), method=method))

@@ -52,7 +52,7 @@ def test_quality_is_that_of_dense_tables(members: list[Scores]) -> None:
     answers = gather(members)
     for weights in (np.array([1, 0, 0]), np.array([0.2, 0.5, 0.3]), np.array([0, 0.5, 0.5])):
         assert answers.quality(weights) == pytest.approx(slow_quality(members, weights), abs=1e-6)
-        together = mean(members, num_classes=CLASSES, weights=weights.tolist())
+        together = mean(members, weights=weights.tolist())
         assert np.array_equal(answers.hit(weights), together.hit)
 
 

@@ -47,7 +47,7 @@ def test_ids_as_the_manifest_holds_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("n", "classes"), [(600, 30), (5, 4), (0, 30)])
 def test_the_mean_is_the_dense_one_over_ten_kept_classes(n: int, classes: int) -> None:
     members = [dense(n, classes, seed) for seed in (1, 2, 3)]
-    together = mean([scores_of(member) for member in members], num_classes=classes)
+    together = mean([scores_of(member) for member in members])
     kept = [np.where(m >= np.sort(m, 1)[:, -min(KEEP, classes), None], m, 0) for m in members]
     expected = np.mean(kept, axis=0)
     assert together.probs == pytest.approx(-np.sort(-expected, 1)[:, :KEEP], abs=1e-6)
@@ -57,12 +57,12 @@ def test_the_mean_is_the_dense_one_over_ten_kept_classes(n: int, classes: int) -
 
 def test_the_mean_of_one_is_itself() -> None:
     scores = scores_of(dense(9, 30, 0))
-    assert_same(mean([scores], num_classes=30), scores)
+    assert_same(mean([scores]), scores)
 
 
 def test_members_must_have_scored_the_same_photos() -> None:
     with pytest.raises(ValueError, match="scored different photos"):
-        mean([scores_of(dense(3, 4, 0)), scores_of(dense(3, 4, 0), first=1)], num_classes=4)
+        mean([scores_of(dense(3, 4, 0)), scores_of(dense(3, 4, 0), first=1)])
 
 
 def test_parts_are_joined_by_id() -> None:
