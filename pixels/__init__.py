@@ -29,7 +29,7 @@ APART: dict[bytes, Callable[[bytes], Parts]] = {
     png.SIGNATURE: png.take_apart,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.take_apart),
 }
-CHECKS = {"JPEG": jpeg.check, "PNG": png.check}  # of what a decoder passes over in silence
+CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "TIFF": tiff.check}  # of what a decoder passes over in silence
 TURNS = dict(
     zip(
         range(2, 9),

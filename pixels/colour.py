@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,9 @@ def scaled(values: NDArray[np.float64], samples: Samples) -> NDArray[np.uint8]:
         if not finite.any():
             raise BadPhoto("none of its values is a number")
         values = np.where(finite, values, values[finite].min())
-    low, high = _range(float(values.min()), float(values.max()), samples)
+    low, high = _range(values, samples)
     levels = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
-    if int(levels.max()) - int(levels.min()) < NEARLY_ONE and values.min() < values.max():
+    if _top(levels) - _bottom(levels) < NEARLY_ONE and values.min() < values.max():
         raise BadPhoto(
             f"its values, {values.min():g} to {values.max():g}, come out as nearly one colour between {low:g} for black "
             f"and {high:g} for white; save it with 8 bits"
@@ -60,19 +61,29 @@ def scaled(values: NDArray[np.float64], samples: Samples) -> NDArray[np.uint8]:
     return 255 - levels if samples.is_inverted else levels
 
 
-def _range(lowest: float, highest: float, samples: Samples) -> tuple[float, float]:
+def _range(values: NDArray[np.float64], samples: Samples) -> tuple[float, float]:
     """Values of black and white."""
+    lowest, highest = float(values.min()), float(values.max())
     low, high = samples.low or 0.0, samples.high
     if high is not None and low <= lowest and highest <= high and highest - lowest > LEAST_SHARE * (high - low):
         return low, high
+    if samples.kind == "float":  # high dynamic range: a few highlights do not darken the rest
+        highest = _top(values)
     if lowest < 0:
         return lowest, max(highest, lowest + 1)
     if samples.kind == "float":
         return 0.0, next((white for white in (1, *_whites(BITS)) if highest <= white * OVERSHOOT), highest)
-    own = (samples.bits,) if samples.bits else ()
-    return 0.0, next(
-        (white for white in _whites((*own, *BITS) if samples.bits < 16 else BITS) if highest <= white), highest
-    )
+    own = (samples.bits,) if 0 < samples.bits < 16 else ()
+    return 0.0, next((white for white in _whites((*own, *BITS)) if highest <= white), highest)
+
+
+def _top(values: NDArray[Any]) -> float:
+    """The value that all but a thousandth of the values do not exceed."""
+    return float(np.percentile(values, 99.9, method="higher"))
+
+
+def _bottom(values: NDArray[Any]) -> float:
+    return float(np.percentile(values, 0.1, method="lower"))
 
 
 def _whites(bits: tuple[int, ...]) -> list[float]:

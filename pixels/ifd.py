@@ -38,13 +38,17 @@ class Directory:
         """Content of a tag; b"" if it is missing."""
         return next((each.value for each in self.tags if each.tag == tag), b"")
 
-    def number(self, tag: int) -> float | None:
-        """First number of a tag; None if it is missing or not a number."""
+    def numbers(self, tag: int) -> tuple[float, ...]:
+        """Numbers of a tag; empty if it is missing or holds something else."""
         found = next((each for each in self.tags if each.tag == tag and each.kind in CODES), None)
-        if found is None or len(found.value) < WIDTHS[found.kind]:
-            return None
-        number: float = struct.unpack_from(self.order + CODES[found.kind], found.value)[0]
-        return number
+        if found is None:
+            return ()
+        number = len(found.value) // WIDTHS[found.kind]
+        return struct.unpack_from(f"{self.order}{number}{CODES[found.kind]}", found.value)
+
+    def number(self, tag: int) -> float | None:
+        """First number of a tag; None if it is missing or holds something else."""
+        return next(iter(self.numbers(tag)), None)
 
     def orientation(self) -> int:
         """EXIF's orientation, 1 to 8; 1 if the tag is missing or holds anything else."""

@@ -11,21 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from pixels.errors import BadPhoto
 from pixels.ifd import orientation
 from pixels.parts import Parts
 
-SOI, EOI, SOS, DNL = 0xD8, 0xD9, 0xDA, 0xDC
+EOI, SOS, DHT = 0xD9, 0xDA, 0xC4
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 METADATA = {*range(0xE0, 0xF0), 0xFE}
 EXIF, XMP, ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
-CODED = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # the next marker after entropy-coded data
+IN_CODE = np.isin(np.arange(256), [0x00, 0xFF, *range(0xD0, 0xD8)])  # bytes that follow 0xff without ending coded data
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # beginnings of libjpeg's warnings
 PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 MOST_PADDING = 16  # zeros that some cameras write before the end marker
+# More than a block of coefficients that are all -1, unless the code of zeros says that a block ends.
+ZEROS = bytes(48)
 
 
 class Segment(NamedTuple):
@@ -40,10 +43,9 @@ class Segment(NamedTuple):
 def take_apart(data: bytes) -> Parts:
     """Parts of a JPEG: without comments and metadata, and without what follows its end, such as a second picture."""
     kept, exif, xmp, profile = [data[:2]], b"", b"", {}
-    end = len(data)
     for segment in _segments(data):
         if segment.marker == SOS:
-            kept.append(data[segment.start : end])
+            kept.append(data[segment.start :])
             break
         if segment.marker not in METADATA or _tells_colours(segment):
             kept.append(b"\xff" + data[segment.start + 1 : segment.end])
@@ -63,8 +65,8 @@ def check(data: bytes) -> None:
     Raises:
         BadPhoto: libjpeg warns of missing or damaged data, or scans are missing.
     """
-    if _lacks_scans(data):
-        raise BadPhoto("the file is damaged: some of its scans are missing, so that detail or colour is lost")
+    if gap := _gap(data):
+        raise BadPhoto(f"the file is damaged: {gap}")
     try:
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)  # an eighth of its size
     except ValueError as warning:
@@ -81,8 +83,9 @@ def _tells_colours(segment: Segment) -> bool:
     )
 
 
-def _segments(data: bytes, position: int = 2) -> Iterator[Segment]:
-    """Yields the segments from `position` on; after the header of a scan, its coded data are skipped."""
+def _segments(data: bytes) -> Iterator[Segment]:
+    """Yields the segments; after the header of a scan, its coded data are skipped."""
+    position, markers = 2, None
     while 0 <= (position := data.find(b"\xff", position)) < len(data) - 1:
         marker = data[position + 1]
         if marker in (0x00, 0xFF):
@@ -95,26 +98,50 @@ def _segments(data: bytes, position: int = 2) -> Iterator[Segment]:
             return
         position = end
         if marker == SOS:
-            found = CODED.search(data, end)
-            position = found.start() if found else len(data)
+            markers = _markers(data) if markers is None else markers
+            following = np.searchsorted(markers, end)
+            position = int(markers[following]) if following < len(markers) else len(data)
 
 
-def _lacks_scans(data: bytes) -> bool:
-    """True if the scans leave a coefficient of a component without its last bit."""
-    missing: dict[int, np.ndarray] = {}  # component -> (64,) bits that are still to come; 255: all
-    progressive = False
+def _markers(data: bytes) -> NDArray[np.int64]:
+    """Positions of the markers that end coded data."""
+    codes = np.frombuffer(data, np.uint8)
+    found = np.flatnonzero(codes[:-1] == 0xFF)
+    return found[~IN_CODE[codes[found + 1]]]
+
+
+def _gap(data: bytes) -> str:
+    """What is missing in the scans of a JPEG whose coded data are no fault in themselves; "" if nothing is."""
+    missing: dict[int, list[int]] = {}  # component -> bits of each coefficient that are still to come
+    tables: dict[int, int] = {}  # AC table -> the symbol of its code of zeros
+    progressive, scans = False, list[Segment]()
     for segment in _segments(data):
         content = segment.content
         if segment.marker in FRAMES and len(content) > 6:
             progressive = segment.marker in PROGRESSIVE
-            missing = {component: np.full(64, 255) for component in content[6 : 6 + 3 * content[5] : 3]}
+            missing = {component: [255] * 64 for component in content[6 : 6 + 3 * content[5] : 3]}
+        elif segment.marker == DHT:
+            tables.update(_zero_codes(content))
         elif segment.marker == SOS and content and len(content) >= 4 + 2 * content[0]:
-            number = content[0]
-            first, last, bits = content[1 + 2 * number : 4 + 2 * number] if progressive else (0, 63, 0)
-            for component in content[1 : 1 + 2 * number : 2]:
+            scans.append(segment)
+            first, last, bits = content[-3:] if progressive else (0, 63, 0)
+            for component in content[1 : 1 + 2 * content[0] : 2]:
                 if component in missing:
-                    missing[component][first : last + 1] = bits & 15
-    return any(levels.any() for levels in missing.values())
+                    missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
+    if any(map(any, missing.values())):
+        return "some of its scans are missing, so that detail or colour is lost"
+    zeros_mean_detail = not progressive and len(scans) == 1 and any(symbol & 15 for symbol in tables.values())
+    if zeros_mean_detail and 0 <= data.find(ZEROS, scans[0].end) < data.find(b"\xff\xd9", scans[0].end):
+        return "a stretch of it is zero"
+    return ""
+
+
+def _zero_codes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yields number of each AC table in a DHT segment, and the symbol whose code is all zeros."""
+    while len(content) > 17:
+        if content[0] >> 4:
+            yield content[0], content[17]
+        content = content[17 + sum(content[1:17]) :]
 
 
 def _is_padding(data: bytes, warning: str) -> bool:

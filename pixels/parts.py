@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+PIECE_BYTES = 1 << 20  # decompressed at a time
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,21 @@ class Parts:
     orientation: int = 1
     profile: bytes = b""
     samples: Samples = field(default_factory=Samples)
+
+
+def unpacked_bytes(packed: Iterable[bytes]) -> int:
+    """Number of bytes that a zlib stream in several pieces holds, without keeping them.
+
+    Raises:
+        zlib.error: the stream is broken, differs from its checksum or ends early.
+    """
+    unpacker, number = zlib.decompressobj(), 0
+    for piece in packed:
+        while piece and not unpacker.eof:
+            number += len(unpacker.decompress(piece, PIECE_BYTES))
+            piece = unpacker.unconsumed_tail
+    while not unpacker.eof and (more := unpacker.decompress(b"", PIECE_BYTES)):
+        number += len(more)
+    if not unpacker.eof:
+        raise zlib.error("it ends early")
+    return number

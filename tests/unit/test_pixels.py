@@ -80,8 +80,9 @@ def test_formats_that_run_programs_are_refused_by_name() -> None:
 )
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_and_rounded(kind: str, value: int, expected: int) -> None:
-    data = encoded(Image.fromarray(np.full((4, 5), value, dtype=np.uint16)), kind)
-    assert (decoded(data) == expected).all()
+    values = np.full((4, 5), value, dtype=np.uint16)
+    values[2:] = [[0], [65535]]  # all 16 bits are used
+    assert (decoded(encoded(Image.fromarray(values), kind))[:2] == expected).all()
 
 
 @pytest.mark.parametrize(("values", "expected"), [([0, 100, 255], [0, 100, 255]), ([0, 25700, 65535], [0, 100, 255])])
@@ -175,7 +176,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(width: int, height: int) 
 
 def test_the_limit_itself_is_not_over_it() -> None:
     assert MAX_PIXELS == 8_000 * 8_000
-    with pytest.raises(BadPhoto, match="cannot be decoded"):  # the size is accepted, but there are no pixels
+    with pytest.raises(BadPhoto, match="it ends early"):  # the size is accepted, but there are no pixels
         decode(png_without_pixels(8_000, 8_000))
 
 
