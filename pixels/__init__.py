@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pixels import jpeg, png, tiff
-from pixels.colour import is_nearly_one, scaled, to_rgb
+from pixels.colour import check_kept, scaled, to_rgb
 from pixels.errors import BadPhoto
 from pixels.ifd import orientation
 from pixels.parts import Parts
@@ -67,7 +67,10 @@ def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
         image, parts = _opened(data)
         if not is_accepted:
             _check(image, parts)
-        return _upright(_to_rgb(image, parts), parts)
+        rgb = _to_rgb(image, parts)
+        if not is_accepted:
+            check_kept(image, rgb)
+        return _upright(rgb, parts)
 
 
 def decode_shrunk(data: bytes, side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -84,7 +87,8 @@ def decode_shrunk(data: bytes, side: int) -> tuple[Image.Image, tuple[int, int]]
         width, height = image.size
         drafted = image.draft(None, (8 * side, 8 * side))  # None for any format but JPEG
         rgb = _to_rgb(image, parts)
-        if is_nearly_one(rgb, BLANK) and (not drafted or is_nearly_one(decode(data), BLANK)):
+        check_kept(image, rgb)
+        if _is_blank(rgb) and (not drafted or _is_blank(decode(data))):
             raise BadPhoto("it is blank: all of it has one colour")
         if drafted:
             rgb = shrunk(rgb, side, box=drafted[1])  # before the rotation: the last row and column may be padding
@@ -110,7 +114,9 @@ def upright(image: Image.Image) -> Image.Image:
         _check_size(image)
         image.load()
         parts = _told(image, b"")
-        return _upright(to_rgb(image, parts.profile), parts)
+        rgb = to_rgb(image, parts.profile)
+        check_kept(image, rgb)
+        return _upright(rgb.copy() if rgb is image else rgb, parts)
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -142,6 +148,10 @@ def _told(image: Image.Image, data: bytes) -> Parts:
 def _check(image: Image.Image, parts: Parts) -> None:
     if image.format in CHECKS:
         CHECKS[image.format](parts.data)
+
+
+def _is_blank(rgb: Image.Image) -> bool:
+    return all(high - low < BLANK for low, high in rgb.getextrema())
 
 
 def _to_rgb(image: Image.Image, parts: Parts) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,42 +24,52 @@ MODES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of a
 
 
 def to_rgb(image: Image.Image, profile: bytes = b"", samples: Samples | None = None) -> Image.Image:
-    """8-bit sRGB of an image of any mode: deep samples scaled, the ICC profile applied, transparency as white.
+    """8-bit sRGB of an image of any mode: deep samples scaled, the ICC profile applied, transparency as white."""
+    colours, alpha = _apart(_to_bytes(image, samples or Samples()))
+    colours = _to_srgb(colours, profile)
+    if alpha is None:
+        return colours
+    colours.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+
+
+def check_kept(image: Image.Image, rgb: Image.Image) -> None:
+    """Refuses an image of which `to_rgb` kept nearly nothing.
 
     Raises:
-        BadPhoto: the picture comes out as nearly one colour, though its file holds more.
+        BadPhoto: the RGB picture has nearly one colour, though the image holds more.
     """
-    image = _to_bytes(image, samples or Samples())
-    colours, alpha = _apart(image)
-    colours = _to_srgb(colours, profile)
-    return colours if alpha is None else _on_white(colours, alpha)
-
-
-def is_nearly_one(image: Image.Image, levels: int = NEARLY_ONE) -> bool:
-    """True if every band of the image stays within fewer than `levels` of its 255."""
-    extrema = image.getextrema()
-    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(high - low < levels for low, high in bands)
+    is_deep = _is_deep(image)
+    if not (is_deep or image.has_transparency_data) or _spread(rgb) >= NEARLY_ONE:
+        return
+    if is_deep:
+        values = np.asarray(image)
+        if values.min() != values.max():
+            between = f"its values, {values.min():g} to {values.max():g}, come out as nearly one colour"
+            raise BadPhoto(f"{between}; save it with 8 bits")
+    elif _spread(image.convert("RGBA").convert("RGB")) >= NEARLY_ONE:
+        raise BadPhoto("it is transparent nearly everywhere, and comes out as nearly one colour; save it without alpha")
 
 
 def scaled(values: NDArray[np.float64], samples: Samples) -> NDArray[np.uint8]:
-    """Values of any range as 0 to 255: by the range that the file declares, if they fill it, else by themselves.
-
-    Raises:
-        BadPhoto: they are no numbers, or come out as nearly one colour though they are not.
-    """
+    """Values of any range as 0 to 255: by the range that the file declares, if they fill it, else by themselves."""
     if not (finite := np.isfinite(values)).all():
-        if not finite.any():
-            raise BadPhoto("none of its values is a number")
-        values = np.where(finite, values, values[finite].min())
+        values = np.where(finite, values, values[finite].min(initial=np.inf) if finite.any() else 0.0)
     low, high = _range(values, samples)
     levels = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
-    if _top(levels) - _bottom(levels) < NEARLY_ONE and values.min() < values.max():
-        raise BadPhoto(
-            f"its values, {values.min():g} to {values.max():g}, come out as nearly one colour between {low:g} for black "
-            f"and {high:g} for white; save it with 8 bits"
-        )
     return 255 - levels if samples.is_inverted else levels
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _spread(image: Image.Image) -> int:
+    """Levels that all but a thousandth of the values at either end lie within, of the band in which they are most."""
+    counts = np.array(image.histogram()).reshape(-1, 256)
+    few = counts[0].sum() / 1000
+    inner = (counts.cumsum(axis=1) > few) & (counts[:, ::-1].cumsum(axis=1)[:, ::-1] > few)
+    return int((inner.sum(axis=1) - 1).max())
 
 
 def _range(values: NDArray[np.float64], samples: Samples) -> tuple[float, float]:
@@ -78,12 +89,8 @@ def _range(values: NDArray[np.float64], samples: Samples) -> tuple[float, float]
 
 
 def _top(values: NDArray[Any]) -> float:
-    """The value that all but a thousandth of the values do not exceed."""
+    """The value that all but a thousandth of them do not exceed."""
     return float(np.percentile(values, 99.9, method="higher"))
-
-
-def _bottom(values: NDArray[Any]) -> float:
-    return float(np.percentile(values, 0.1, method="lower"))
 
 
 def _whites(bits: tuple[int, ...]) -> list[float]:
@@ -92,14 +99,12 @@ def _whites(bits: tuple[int, ...]) -> list[float]:
 
 def _to_bytes(image: Image.Image, samples: Samples) -> Image.Image:
     """The image with 8 bits a sample."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    if _is_deep(image):
         values = np.asarray(image, dtype=np.float64)
         if image.mode == "I" and samples.kind == "unsigned":
             values = np.where(values < 0, values + 2.0**32, values)  # Pillow holds 32 bits as signed
-        kind = "float" if image.mode == "F" else samples.kind
-        return Image.fromarray(
-            scaled(values, Samples(samples.bits, kind, samples.low, samples.high, samples.is_inverted))
-        )
+        samples = replace(samples, kind="float") if image.mode == "F" else samples
+        return Image.fromarray(scaled(values, samples))
     if image.mode == "L" and samples.kind == "signed":
         return Image.fromarray(scaled(np.asarray(image).view(np.int8).astype(np.float64), samples))
     if samples.is_inverted:
@@ -115,15 +120,6 @@ def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     alpha = rgba.getchannel("A")
     colours = image.convert("L") if image.mode == "LA" else rgba.convert("RGB")
     return colours, None if alpha.getextrema() == (0, 0) else alpha
-
-
-def _on_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
-    rgba = colours.convert("RGB")
-    rgba.putalpha(alpha)
-    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if is_nearly_one(flat) and not is_nearly_one(colours):
-        raise BadPhoto("it is transparent nearly everywhere, and comes out as nearly one colour; save it without alpha")
-    return flat
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

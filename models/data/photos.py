@@ -52,7 +52,7 @@ class Photos:
         if self.cache is not None and position in self.cache:
             return self.cache[position]
         data = self.manifest.read_photo(int(self.rows[position]))
-        square = pixels.to_square(pixels.decode(data), self.side)
+        square = pixels.to_square(pixels.decode(data, is_accepted=True), self.side)
         if self.cache is not None:
             self.cache[position] = square
         return square

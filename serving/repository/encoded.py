@@ -58,13 +58,15 @@ def install(root: Path, model: str) -> None:
     """
     folder = root / encoded_name(model)
     files = {
-        folder / "1" / "pixels.py": Path(pixels.__file__).read_bytes(),  # the decoder that training and clients use
+        # the decoder that training and clients use
+        **{folder / "1" / "pixels" / path.name: path.read_bytes() for path in Path(pixels.__file__).parent.glob("*.py")},
         folder / "1" / "contract.py": Path(contract.__file__).read_bytes(),
         folder / "1" / "model.py": (Path(__file__).parents[1] / "encoded" / "model.py").read_bytes(),  # imports both
         folder / "config.pbtxt": config_text(model).encode(),
     }
     with disk_full_named(root):
-        (folder / "1").mkdir(parents=True, exist_ok=True)
+        (folder / "1" / "pixels").mkdir(parents=True, exist_ok=True)
+        (folder / "1" / "pixels.py").unlink(missing_ok=True)  # the decoder of an earlier release was one file
         for path, data in files.items():
             if not path.is_file() or path.read_bytes() != data:
                 overwrite(path, data)

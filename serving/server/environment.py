@@ -24,7 +24,13 @@ MARKER = "requirements.sha256"
 PROBE_TIMEOUT_S = 60.0
 REMEDY = "remove that directory and run `make setup`"
 
-NEEDED = {"nvidia-pytriton": "wheel", "onnxruntime-gpu": "onnxruntime", "numpy": "numpy", "pillow": "pillow"}
+NEEDED = {
+    "nvidia-pytriton": "wheel",
+    "onnxruntime-gpu": "onnxruntime",
+    "numpy": "numpy",
+    "pillow": "pillow",
+    "simplejpeg": "simplejpeg",
+}
 
 # Run by the environment's own interpreter, with -I because the stub is isolated too.
 PROBE = """
@@ -39,7 +45,8 @@ python = "%d.%d" % sys.version_info[:2]
 libpython, libdir = "libpython" + python + ".so.1.0", sysconfig.get_config_var("LIBDIR") or ""
 print(json.dumps({
     "python": python, "numpy": version("numpy"), "onnxruntime": version("onnxruntime-gpu") or version("onnxruntime"),
-    "wheel": version("nvidia-pytriton"), "pillow": version("pillow"), "site": sysconfig.get_path("platlib"), "libdir": libdir,
+    "wheel": version("nvidia-pytriton"), "pillow": version("pillow"), "simplejpeg": version("simplejpeg"),
+    "site": sysconfig.get_path("platlib"), "libdir": libdir,
     "libpython": os.path.exists(os.path.join(libdir, libpython)) or loads(libpython),
 }))
 """

@@ -74,7 +74,7 @@ def test_a_float_that_is_no_number_is_black() -> None:
     found = grey(deep(values))
     assert found[3, 3] <= 1 >= found[0, 0]
     np.testing.assert_allclose(found[4:], LEVELS[4:], atol=1)
-    with pytest.raises(BadPhoto, match="none of its values is a number"):
+    with pytest.raises(BadPhoto, match="nan to nan"):
         decode(deep(np.full((8, 8), np.nan, np.float32)))
 
 
@@ -140,7 +140,7 @@ def test_lab_is_converted() -> None:
 
 
 def test_values_far_from_black_and_white_are_refused() -> None:
-    with pytest.raises(BadPhoto, match="nearly one colour between 0 for black and 65535 for white"):
+    with pytest.raises(BadPhoto, match="30000 to 30255, come out as nearly one colour"):
         decode(deep((30_000 + LEVELS).astype(np.uint16)))
 
 

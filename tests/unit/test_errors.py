@@ -15,7 +15,7 @@ from serving.errors import RepositoryError, ServingError
 FAMILIES = (FlowError, ModelError, ServingError, RepositoryError)
 
 
-@pytest.mark.parametrize("module", ["flows.errors", "models.errors", "serving.errors", "pixels"])
+@pytest.mark.parametrize("module", ["flows.errors", "models.errors", "serving.errors", "pixels.errors"])
 def test_every_error_has_the_common_base_and_one_exit_code(module: str) -> None:
     found = [error for _, error in inspect.getmembers(importlib.import_module(module), inspect.isclass)
              if issubclass(error, Exception) and error.__module__ == module]  # fmt: skip

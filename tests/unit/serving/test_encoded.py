@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from google.protobuf import text_format
 from packaging.requirements import Requirement
 from tritonclient.grpc import model_config_pb2
@@ -29,20 +30,24 @@ def test_it_is_laid_once_and_replaced_by_what_is_newer(tmp_path: Path) -> None:
     install(tmp_path, "products")
     folder = tmp_path / "products-encoded"
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    assert set(files) == {"config.pbtxt", "1/model.py", "1/pixels.py", "1/contract.py"}
-    assert files["1/pixels.py"].read_bytes() == Path(pixels.__file__).read_bytes()
+    decoder = {f"1/pixels/{path.name}": path for path in Path(pixels.__file__).parent.glob("*.py")}
+    assert set(files) == {"config.pbtxt", "1/model.py", "1/contract.py", *decoder}
+    assert all(files[name].read_bytes() == path.read_bytes() for name, path in decoder.items())
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
     files["1/model.py"].write_text("older")
+    (folder / "1" / "pixels.py").write_text("of an earlier release")
     install(tmp_path, "products")
     assert "older" not in files["1/model.py"].read_text()
-    for name in ("config.pbtxt", "1/pixels.py", "1/contract.py"):
+    assert not (folder / "1" / "pixels.py").exists()
+    for name in ("config.pbtxt", "1/pixels/__init__.py", "1/contract.py"):
         assert files[name].stat().st_mtime_ns == before[name]
 
 
-def test_the_server_decodes_with_the_pillow_of_everybody_else() -> None:
+@pytest.mark.parametrize("package", ["pillow", "simplejpeg"])
+def test_the_server_decodes_with_the_packages_of_everybody_else(package: str) -> None:
     pins = []
     for path in (REQUIREMENTS, ROOT / "constraints.txt"):
         found = [Requirement(line) for line in path.read_text().splitlines()]
-        pins += [str(pin.specifier) for pin in found if pin.name == "pillow"]
+        pins += [str(pin.specifier) for pin in found if pin.name == package]
     assert len(pins) == 2
     assert len(set(pins)) == 1

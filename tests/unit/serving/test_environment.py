@@ -11,7 +11,13 @@ from serving.errors import BadEnvironment
 from serving.server.environment import MARKER, ensure_environment, inspect
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-FIT = {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.31.1", "numpy": "1.26.4", "pillow": "13.0.0"}
+FIT = {
+    "nvidia_pytriton": "0.7.0",
+    "onnxruntime_gpu": "1.31.1",
+    "numpy": "1.26.4",
+    "pillow": "13.0.0",
+    "simplejpeg": "1.9.0",
+}
 
 
 def environment(path: Path, packages: dict[str, str], *, stub: str = PYTHON) -> Path:
@@ -51,6 +57,7 @@ def test_a_fit_environment_gives_the_variables(tmp_path: Path, monkeypatch: pyte
         ({"nvidia_pytriton": ""}, "lacks nvidia-pytriton"),
         ({"onnxruntime_gpu": ""}, "lacks onnxruntime-gpu"),
         ({"pillow": ""}, "lacks pillow"),
+        ({"simplejpeg": ""}, "lacks simplejpeg"),
     ],
 )
 def test_an_unfit_environment_is_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:

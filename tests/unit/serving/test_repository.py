@@ -268,7 +268,7 @@ except DiskFull:
 def test_a_full_disk_leaves_whole_versions_only(graph: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mount = 'mount -t tmpfs -o size=256k none "$2" 2>&1 || exit 77; exec "$1" -c "$SCRIPT" "$2" "$3"'
+    mount = 'mount -t tmpfs -o size=300k none "$2" 2>&1 || exit 77; exec "$1" -c "$SCRIPT" "$2" "$3"'
     run = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", sys.executable, str(small), str(graph)],
         cwd=ROOT,
