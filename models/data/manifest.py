@@ -26,7 +26,8 @@ from models.errors import ManifestError
 SPLITS = ("train", "val", "test")
 FLAGGED = ("dropped", "doubted", "relabelled")  # decisions of cleaning, which it may revise
 CHECKED = "checked"  # decision of a person, which cleaning never changes
-OUTSIDE = ("conflict", "near-test", "near-train")  # decisions of ingestion: excluded from training and cleaning
+NEAR = ("near-test", "near-train")  # decisions of ingestion about near-duplicates
+OUTSIDE = ("conflict", *NEAR)  # decisions of ingestion: excluded from training and cleaning
 DECISIONS = ("", *FLAGGED, *OUTSIDE, CHECKED)
 
 INDEX = pa.schema(
