@@ -64,7 +64,7 @@ def encoded(image: Image.Image, *, quality: int = 90) -> bytes:
 
 
 def deliver_packshots(folder: Path, kind: str, *, products: int = 10, photos: int = 8, **looks: Any) -> Path:
-    """Writes a folder per product with so many photos of it, and returns `folder`."""
+    """Writes a folder per product with the given number of photos, and returns `folder`."""
     for number in range(products):
         (folder / WORDS[number]).mkdir(parents=True, exist_ok=True)
         for seed in range(photos):

@@ -80,10 +80,10 @@ class Candidates(NamedTuple):
 
 
 def candidates(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidates:
-    """For each of `fingerprints` (N, BYTES) up to PARTNERS of `others` (M, BYTES) within NEAR, the nearest ones.
+    """Pairs within NEAR: each of `fingerprints` (N, BYTES) with up to PARTNERS of `others` (M, BYTES), the nearest ones.
 
     Compares all pairs, if there are few; else those that fall into the same cell of one of TREES partitions of all
-    fingerprints into cells of at most CELL, so that the work grows with N + M even if all photos are alike.
+    fingerprints into cells of at most CELL. So the work grows with N + M, even if all photos look the same.
     """
     found = [
         (ours[pairs.row], theirs[pairs.other], pairs.distance)
@@ -125,7 +125,7 @@ def _partition(places: NDArray[np.float32], random: np.random.Generator) -> tupl
 
     Every cell is cut where it is widest, near its middle, until none holds more than CELL places.
     """
-    order, starts = np.arange(len(places)), np.zeros(1, np.int64)
+    order, starts = random.permutation(len(places)), np.zeros(1, np.int64)  # a mixture, where all are equal
     while (sizes := np.diff(starts, append=len(order))).max() > CELL:
         here, cell = places[order], np.repeat(np.arange(len(sizes)), sizes)
         mean, square = (np.add.reduceat(values, starts) / sizes[:, None] for values in (here, here**2))

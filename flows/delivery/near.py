@@ -77,7 +77,7 @@ class Photos:
     table: pa.Table
 
     def near(self, side: Side, other: Side, *, limit: float) -> Pairs:
-        """For each photo of `side` that has near-duplicates in `other`, the one whose fingerprint is nearest.
+        """Near-duplicates in `other` of photos in `side`: for each photo the one whose fingerprint is nearest.
 
         Decodes a photo and at most `fingerprints.PARTNERS` candidates, and stops at the first near-duplicate.
         """
@@ -85,7 +85,7 @@ class Photos:
         row, partner = side.rows[found.row], other.rows[found.other]
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         ends = np.append(starts[1:], len(row))
-        alike = np.argsort(partner[starts], kind="stable")  # photos that share partners, whose thumbnails are kept
+        order = np.argsort(partner[starts], kind="stable")  # photos that share a partner follow each other
         thumbnails = lru_cache(KEPT_THUMBNAILS)(self._thumbnail)
 
         def look(batch: NDArray[np.int64]) -> list[tuple[int, float]]:
@@ -96,7 +96,7 @@ class Photos:
             ]
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            batches = (alike[start : start + BATCH] for start in range(0, len(alike), BATCH))
+            batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
             seen = [pair for pairs in pool.map(look, batches) for pair in pairs]
         at, apart = np.array([at for at, _ in seen], np.int64), np.array([apart for _, apart in seen], np.float32)
         return Pairs(row[at], partner[at], found.distance[at], apart)
