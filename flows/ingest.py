@@ -16,6 +16,7 @@ from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.decode import Opened, Openers, open_photos
+from flows.delivery.near import LIMIT
 from flows.delivery.rows import check_source
 from flows.orchestrator.events import selected, standing_server
 from flows.orchestrator.reports import emit
@@ -37,8 +38,15 @@ class Ingested:
     report: IntakeReport
 
 
-def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_share: float = 0.2) -> Ingested:
-    """Ingests a folder per class or a manifest, with the workspace locked.
+def ingest(
+    workspace: Workspace,
+    source: Path,
+    *,
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    near_duplicates: float | None = LIMIT,
+) -> Ingested:
+    """Ingests a folder per class or a manifest, with the workspace locked; the shares and limit are `build_version`'s.
 
     Raises:
         BadDelivery: the delivery cannot be used as it is; nothing was changed.
@@ -48,18 +56,21 @@ def ingest(workspace: Workspace, source: Path, *, val_share: float = 0.1, test_s
     with workspace.lock("ingest"):
         DataVersions(workspace).repair()
         if not standing_server(workspace) and not Settings().dask:
-            return ingestion(workspace, source, val_share, test_share)
+            return ingestion(workspace, source, val_share, test_share, near_duplicates)
         from flows.orchestrator.server import orchestrated
 
         cores = os.cpu_count() or 1
         with orchestrated(workspace), parallel_tasks(workspace, num_parallel=cores, reads=source) as runner:
-            return as_flow(ingestion, "ingest", runner=runner)(workspace, source, val_share, test_share)
+            flow = as_flow(ingestion, "ingest", runner=runner)
+            return flow(workspace, source, val_share, test_share, near_duplicates)
 
 
-def ingestion(workspace: Workspace, source: Path, val_share: float, test_share: float) -> Ingested:
+def ingestion(
+    workspace: Workspace, source: Path, val_share: float, test_share: float, near_duplicates: float | None
+) -> Ingested:
     """Builds the files of the next version, then commits it."""
     openers = Openers(open_batch.submit, BATCH, AT_ONCE) if Settings().dask else None
-    folder, report = prepare_version(workspace, source, val_share, test_share, openers)
+    folder, report = prepare_version(workspace, source, val_share, test_share, openers, near_duplicates)
     version = commit_version(workspace, folder, report)
     return Ingested(version, report)
 
@@ -72,7 +83,12 @@ def open_batch(files: list[str]) -> Opened:
 
 @step("read delivery")
 def prepare_version(
-    workspace: Workspace, source: Path, val_share: float, test_share: float, openers: Openers | None = None
+    workspace: Workspace,
+    source: Path,
+    val_share: float,
+    test_share: float,
+    openers: Openers | None = None,
+    near_duplicates: float | None = LIMIT,
 ) -> tuple[Path, IntakeReport]:
     """Decodes and hashes every photo, and writes the next version's files to a staging folder."""
     versions = DataVersions(workspace)
@@ -82,7 +98,7 @@ def prepare_version(
     folder = versions.new_folder()
     purged = frozenset(Purged.read(versions.ledger).photos)
     report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
-                           code=code_hash(), purged=purged, openers=openers)  # fmt: skip
+                           near_duplicates=near_duplicates, code=code_hash(), purged=purged, openers=openers)  # fmt: skip
     log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
              report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
     return folder, report
@@ -100,10 +116,17 @@ def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> 
     return version
 
 
-def preview(workspace: Workspace, source: Path, *, val_share: float, test_share: float) -> IntakeReport:
+def preview(
+    workspace: Workspace,
+    source: Path,
+    *,
+    val_share: float,
+    test_share: float,
+    near_duplicates: float | None = LIMIT,
+) -> IntakeReport:
     """Report of an ingestion whose files are thrown away; no version is made."""
     check_source(source)
     with workspace.lock("ingest --dry-run"):
-        folder, report = prepare_version(workspace, source, val_share, test_share)
+        folder, report = prepare_version(workspace, source, val_share, test_share, near_duplicates=near_duplicates)
         shutil.rmtree(folder)
     return report

@@ -33,16 +33,26 @@ def ingest_delivery(
     test_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the first delivery for testing, if it marks none.")
     ] = 0.2,
+    near_duplicates: Annotated[
+        str,
+        typer.Option(
+            metavar="off|LIMIT",
+            help="Leave out copies of photos across the test split that differ by at most this, above 0 and up to 1.",
+        ),
+    ] = "0.7",
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Make a data version from a supplier's delivery."""
+    from flows.delivery.near import parse_limit
+
+    rules = {"val_share": val_share, "test_share": test_share, "near_duplicates": parse_limit(near_duplicates)}
     found = prepare(workspace)
     if dry_run:
-        return _preview(found, source, val_share=val_share, test_share=test_share, as_json=as_json)
+        return _preview(found, source, rules, as_json=as_json)
     from flows.ingest import ingest
 
-    done = ingest(found, source, val_share=val_share, test_share=test_share)
+    done = ingest(found, source, **rules)
     show(
         dataclasses.asdict(done),
         as_json=as_json,
@@ -128,10 +138,10 @@ def data_rollback(
     )
 
 
-def _preview(workspace: Any, source: Path, *, val_share: float, test_share: float, as_json: bool) -> None:
+def _preview(workspace: Any, source: Path, rules: dict[str, Any], *, as_json: bool) -> None:
     from flows.ingest import preview
 
-    report = preview(workspace, source, val_share=val_share, test_share=test_share)
+    report = preview(workspace, source, **rules)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report, "nothing was changed"))
 
 

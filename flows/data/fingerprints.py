@@ -1,12 +1,14 @@
-"""Fingerprints of photos, and the search for near-duplicates: the same picture encoded, sized or cropped differently.
+"""Fingerprints of photos, and the search for candidates: pairs that may be near-duplicates.
 
-Near-duplicates are kept on one side of the test split.
+`flows.delivery.near` looks at the candidates more closely.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 from flows.data.columns import to_arrow, to_numpy
 from pixels.fingerprint import BYTES
 
-NEAR = 6.0  # root mean square difference of two fingerprints, 0 to 255; docs/tasks/data-versions.md has the figures
+NEAR = 6.0  # root mean square difference of two fingerprints of a candidate, 0 to 255
+PARTNERS = 8  # candidates that are looked at for each photo
+ALL_PAIRS = 2**30  # pairs up to which all are compared: about 10 s
+TREES, CELL, AXES, SAMPLE = 3, 1024, 12, 65_536
 FINGERPRINTS = pa.schema([("id", pa.string()), ("fingerprint", pa.binary(BYTES))])
 NAME, FORMER_NAME = "fingerprints.parquet", "looks.parquet"  # files of a version; the latter in format 1, column `look`
 BLOCK = 1024  # fingerprints compared at a time, on either side
@@ -63,23 +68,99 @@ class Fingerprints:
         return Fingerprints(ids[order], np.concatenate([self.fingerprint, other.fingerprint])[order])
 
 
-def nearly_in(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(N,) true where one of `fingerprints` (N, BYTES) is within NEAR of any of `others` (M, BYTES).
+class Candidates(NamedTuple):
+    """P pairs of photos that may be near-duplicates: position of each in its own array, and distance; nearest first.
 
-    Only pairs whose mean brightness differs by at most NEAR are compared, because the difference of two means never
-    exceeds the root mean square difference.
+    Sorted by row, then by distance.
     """
-    found = np.zeros(len(fingerprints), np.bool_)
-    brightness, other_brightness = fingerprints.sum(1, dtype=np.int64), others.sum(1, dtype=np.int64)  # exact
-    order, other_order = np.argsort(brightness), np.argsort(other_brightness)
-    for start in range(0, len(fingerprints), BLOCK):
-        rows = order[start : start + BLOCK]
-        darkest, brightest = brightness[rows[0]] - BYTES * NEAR, brightness[rows[-1]] + BYTES * NEAR
-        first = np.searchsorted(other_brightness, darkest, "left", other_order)
-        last = np.searchsorted(other_brightness, brightest, "right", other_order)
-        ours = fingerprints[rows].astype(np.float32)
-        for begin in range(first, last, BLOCK):
-            theirs = others[other_order[begin : min(begin + BLOCK, last)]].astype(np.float32)
-            squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
-            found[rows] |= (squares <= BYTES * NEAR**2).any(axis=1)
-    return found
+
+    row: NDArray[np.int64]
+    other: NDArray[np.int64]
+    distance: NDArray[np.float32]
+
+
+def candidates(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidates:
+    """Pairs within NEAR: each of `fingerprints` (N, BYTES) with up to PARTNERS of `others` (M, BYTES), the nearest ones.
+
+    Compares all pairs, if there are few; else those that fall into the same cell of one of TREES partitions of all
+    fingerprints into cells of at most CELL. So the work grows with N + M, even if all photos look the same.
+    """
+    found = [
+        (ours[pairs.row], theirs[pairs.other], pairs.distance)
+        for ours, theirs in _cells(fingerprints, others)
+        for pairs in [_nearest(fingerprints[ours], others[theirs])]
+    ]
+    if not found:
+        return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    return _first(Candidates(*(np.concatenate(column) for column in zip(*found, strict=True))))
+
+
+def _cells(
+    fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Sets of rows that are compared with each other."""
+    number = len(fingerprints)
+    if number * len(others) <= ALL_PAIRS:
+        yield np.arange(number), np.arange(len(others))
+        return
+    random = np.random.default_rng(0)
+    places = _places(fingerprints, others)
+    for _ in range(TREES):
+        order, starts = _partition(places, random)
+        for cell in np.split(order, starts[1:]):
+            yield cell[cell < number], cell[cell >= number] - number
+
+
+def _places(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N + M, AXES) projections of all fingerprints on the axes along which a sample of them varies most."""
+    every = max(1, (len(fingerprints) + len(others)) // SAMPLE)
+    sample = np.concatenate([fingerprints[::every], others[::every]]).astype(np.float64)
+    axes = np.linalg.eigh(np.cov(sample.T))[1][:, -AXES:].astype(np.float32)
+    blocks = (part[start : start + SAMPLE] for part in (fingerprints, others) for start in range(0, len(part), SAMPLE))
+    return np.concatenate([block.astype(np.float32) @ axes for block in blocks])
+
+
+def _partition(places: NDArray[np.float32], random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An order of the places (N, AXES) and the starts of cells in it.
+
+    Every cell is cut where it is widest, near its middle, until none holds more than CELL places.
+    """
+    order, starts = random.permutation(len(places)), np.zeros(1, np.int64)  # a mixture, where all are equal
+    while (sizes := np.diff(starts, append=len(order))).max() > CELL:
+        here, cell = places[order], np.repeat(np.arange(len(sizes)), sizes)
+        mean, square = (np.add.reduceat(values, starts) / sizes[:, None] for values in (here, here**2))
+        widest = (square - mean**2).argmax(1)
+        order = order[np.lexsort((here[np.arange(len(here)), widest[cell]], cell))]
+        cut = starts + (sizes * random.uniform(0.4, 0.6)).astype(np.int64)
+        starts = np.stack([starts, cut], 1).ravel()
+    return order, starts
+
+
+def _nearest(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Candidates:
+    """Candidates among all pairs. Sums of squares stay below 2**24, so float32 holds them exactly."""
+    limit, found = BYTES * NEAR**2, []
+    for start in range(0, len(ours), BLOCK):
+        a = ours[start : start + BLOCK].astype(np.float32)
+        for begin in range(0, len(theirs), BLOCK):
+            b = theirs[begin : begin + BLOCK].astype(np.float32)
+            squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+            rows = np.flatnonzero(squares.min(1) <= limit)
+            columns = np.argsort(squares[rows], axis=1, kind="stable")[:, :PARTNERS]
+            nearest = np.take_along_axis(squares[rows], columns, axis=1)
+            row, column = np.nonzero(nearest <= limit)
+            found.append((start + rows[row], begin + columns[row, column], nearest[row, column]))
+    if not found:
+        return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    row, other, squares = (np.concatenate(column) for column in zip(*found, strict=True))
+    return _first(Candidates(row, other, np.sqrt(squares / BYTES)))
+
+
+def _first(pairs: Candidates) -> Candidates:
+    """The pairs in order, without repetitions: at most PARTNERS per row."""
+    order = np.lexsort((pairs.other, pairs.distance, pairs.row))
+    row, other, distance = (column[order] for column in pairs)
+    again = np.zeros(len(row), np.bool_)
+    again[1:] = (row[1:] == row[:-1]) & (other[1:] == other[:-1])
+    row, other, distance = (column[~again] for column in (row, other, distance))
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    return Candidates(*(column[rank < PARTNERS] for column in (row, other, distance)))

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 import durable
 from durable import sync
+from flows.data import near
 from flows.data.columns import to_numpy
 from flows.data.fingerprints import FORMER_NAME, NAME, Fingerprints
 from flows.data.objects import Listing, Objects, is_shard
@@ -175,6 +176,10 @@ def write_variant(objects: Objects, version: str, purged: Purged, *, folder: Pat
             columns["shard"] = _renamed(columns["shard"], purged)
         (folder / f"{name}.parquet").unlink()  # never write through a hard link into the cache
         write_table(folder, columns, name=name)
+    pairs = near.read_pairs(folder / near.NAME)
+    (folder / near.NAME).unlink(missing_ok=True)
+    is_gone = pc.or_(*(pc.is_in(pairs[column], value_set=gone) for column in ("id", "near")))
+    near.write_pairs(folder, pairs.filter(pc.invert(is_gone)))
     fingerprints = Fingerprints.read(folder)
     for name in (NAME, FORMER_NAME):
         (folder / name).unlink(missing_ok=True)

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.labels import MISSING
-from flows.data import fingerprints
+from flows.data import fingerprints, near
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
+from flows.delivery.near import LIMIT, notes
 from flows.delivery.rows import Refused, read_delivery
 from flows.errors import BadDelivery
 from flows.workspace.files import link, or_disk_full
@@ -72,6 +73,7 @@ def build_version(
     val_share: float = 0.1,
     test_share: float = 0.2,
     seed: int = 0,
+    near_duplicates: float | None = LIMIT,
     code: str = "",
     purged: Collection[str] = (),
     max_shard_bytes: int = MAX_BYTES,
@@ -86,6 +88,7 @@ def build_version(
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
             brings a split of that name; test photos are held out only without a base.
         seed: determines which photos are held out.
+        near_duplicates: limit of their difference (`flows.delivery.near`); None leaves none of them out.
         purged: SHA-256 of photos that were deleted for good, and are refused.
         openers: open the photos; None stands for threads. The choice does not change the result.
 
@@ -93,10 +96,11 @@ def build_version(
         BadDelivery, DiskFull: `out` is removed.
     """
     shares = {"test": test_share if base is None else 0.0, "val": val_share}
-    config = _hash(val_share=val_share, test_share=test_share, seed=seed)
+    config = _hash(val_share=val_share, test_share=test_share, seed=seed, near_duplicates=near_duplicates)
     with or_disk_full(f"ingesting {source}", leaving=out):
         _link_shards(base, out)
-        merged = _merge(source, base, out, purged, openers, shares=shares, seed=seed, max_shard_bytes=max_shard_bytes)
+        merged = _merge(source, base, out, purged, openers, shares=shares, seed=seed, near_duplicates=near_duplicates,
+                        max_shard_bytes=max_shard_bytes)  # fmt: skip
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
     return IntakeReport(**vars(merged), counts=counts, warnings=_warnings(out), is_new=is_new)
@@ -111,6 +115,7 @@ def _merge(
     *,
     shares: Mapping[str, float],
     seed: int,
+    near_duplicates: float | None,
     max_shard_bytes: int,
 ) -> Merged:
     """Writes the tables and the new shards to `out`."""
@@ -122,7 +127,7 @@ def _merge(
     del claims  # frees a large table as early as possible; the allocator returns the memory
     release_unused()
     version.hold_out(shares=shares, seed=seed)
-    near = version.separate_near_duplicates()
+    num_near = version.separate_near_duplicates(out, rest.locations, limit=near_duplicates)
     version.quarantine(rest.refused)
     release_unused()
     version.write(out, locations=rest.locations)
@@ -131,7 +136,7 @@ def _merge(
         added=len(version.new),
         duplicates=usable - len(version.new),
         conflicts=conflicts,
-        near=near,
+        near=num_near,
         quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in rest.refused)),
         shards=rest.shards,
     )
@@ -179,6 +184,7 @@ def _is_same(base: Path, out: Path) -> bool:
         *(f"{table}.parquet" for table in TABLES),
         fingerprints.NAME,
         fingerprints.FORMER_NAME,
+        near.NAME,
         "VERSION.json",
     ):
         if (base / name).exists():
@@ -186,7 +192,7 @@ def _is_same(base: Path, out: Path) -> bool:
     return True
 
 
-def _hash(**config: float) -> str:
+def _hash(**config: float | None) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
@@ -207,4 +213,4 @@ def _warnings(out: Path) -> list[str]:
         for label in sorted(kept)
         if label.casefold() in MISSING
     ]
-    return [*single, *absent, *missing]
+    return [*single, *absent, *missing, *notes(out)]

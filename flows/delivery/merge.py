@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from flows.data import near
 from flows.data.columns import to_numpy
-from flows.data.fingerprints import FINGERPRINTS, Fingerprints, nearly_in
+from flows.data.fingerprints import FINGERPRINTS, Fingerprints
+from flows.data.near import PAIRS
+from flows.delivery.near import Pairs, Photos, Side
 from flows.delivery.rows import ROWS, Refused
 from flows.delivery.splits import hold_out
-from models.data.manifest import INDEX, LABELS, SPLITS, TABLES, read_table, write_table
+from models.data.manifest import INDEX, LABELS, NEAR, SPLITS, TABLES, read_table, write_table
 
 # Claims: a row says that a delivered photo has a label. Sorted by id, then by source, path and label.
 CLAIMS = pa.schema([*FINGERPRINTS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
@@ -34,7 +37,7 @@ class NextVersion:
 
     new: first claim on each new photo (columns of CLAIMS), sorted by id. split, decision: str objects, one per new
     photo; a decision is "conflict", "near-test", "near-train", or "" for a kept photo. contested: rows of the base that
-    are in conflict now.
+    are in conflict now. near: pairs of near-duplicates, of the base and new.
     """
 
     base: Mapping[str, pa.Table]
@@ -45,6 +48,7 @@ class NextVersion:
     contested: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     conflicts: set[tuple[str, ...]] = field(default_factory=set)
     refused: set[tuple[str, ...]] = field(default_factory=set)
+    near: pa.Table = field(default_factory=PAIRS.empty_table)
 
     @classmethod
     def read(cls, base: Path | None) -> NextVersion:
@@ -53,7 +57,8 @@ class NextVersion:
             return cls({name: schema.empty_table() for name, schema in TABLES.items()}, Fingerprints.read(None))
         tables = {name: read_table(base, name=name) for name in TABLES}
         rows = {name: {tuple(row.values()) for row in tables[name].to_pylist()} for name in ("conflicts", "quarantine")}
-        return cls(tables, Fingerprints.read(base), conflicts=rows["conflicts"], refused=rows["quarantine"])
+        fingerprints, pairs = Fingerprints.read(base), near.read_pairs(base / near.NAME)
+        return cls(tables, fingerprints, conflicts=rows["conflicts"], refused=rows["quarantine"], near=pairs)
 
     @cached_property
     def _ids(self) -> NDArray[np.bytes_]:
@@ -126,22 +131,57 @@ class NextVersion:
             chosen = hold_out(ids.to_pylist(), classes, share=share, seed=seed, split=split)
             self.split[train[chosen]] = split
 
-    def separate_near_duplicates(self) -> int:
+    def separate_near_duplicates(self, folder: Path, locations: pa.Table, *, limit: float | None) -> int:
         """Leaves out new photos that are near-duplicates across the border of the test split; returns their number.
 
         A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been
         learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured.
+
+        Args:
+            folder: holds the shards of the base and of the new photos.
+            locations: of the new photos, as for `write`.
+            limit: of the difference (`flows.delivery.near`); None leaves nothing out.
         """
-        new, is_test = Fingerprints.of(self.new), self.split == "test"
-        was_test = self.base["labels"]["split"].to_numpy()[self.rows_of(self.fingerprints.id)] == "test"
-        near_train, near_test = np.zeros(len(is_test), np.bool_), np.zeros(len(is_test), np.bool_)
-        near_train[is_test] = nearly_in(new.fingerprint[is_test], self.fingerprints.fingerprint[~was_test])
-        test = np.concatenate([self.fingerprints.fingerprint[was_test], new.fingerprint[is_test & ~near_train]])
-        near_test[~is_test] = nearly_in(new.fingerprint[~is_test], test)
-        for decision, found in (("near-train", near_train), ("near-test", near_test)):
-            self.decision[found & (self.decision == "")] = decision
-        self.fingerprints, self.new = self.fingerprints.merged(new), self.new.drop_columns("fingerprint")
-        return int((near_train | near_test).sum())
+        base, new = self.fingerprints, Fingerprints.of(self.new)
+        self.fingerprints, self.new = base.merged(new), self.new.drop_columns("fingerprint")
+        if limit is None:
+            return 0
+        photos = self._photos(folder, locations)
+        rows, first = self.rows_of(base.id), len(self._ids)
+        was_test, is_test = self.base["labels"]["split"].to_numpy()[rows] == "test", self.split == "test"
+        is_free = self.decision == ""
+
+        def of_base(chosen: NDArray[np.bool_]) -> Side:
+            return Side(rows[chosen], base.fingerprint[chosen])
+
+        def of_new(chosen: NDArray[np.bool_]) -> Side:
+            return Side(first + np.flatnonzero(chosen), new.fingerprint[chosen])
+
+        self._leave_out(photos, photos.near(of_new(is_test & is_free), of_base(~was_test), limit=limit), "near-train")
+        tests = [of_base(was_test), of_new(is_test & (self.decision != "near-train"))]
+        test = Side(*(np.concatenate(column) for column in zip(*tests, strict=True)))
+        self._leave_out(photos, photos.near(of_new(~is_test & is_free), test, limit=limit), "near-test")
+        return int(np.isin(self.decision, NEAR).sum())
+
+    def _photos(self, folder: Path, locations: pa.Table) -> Photos:
+        """The photos of the base, then the new ones."""
+        old = [self.base["labels"]["label"], *(self.base["index"][name] for name in LOCATIONS.names)]
+        new = [self.new["label"], *(locations[name] for name in LOCATIONS.names)]
+        columns = [pa.chunked_array([*one.chunks, *other.chunks]) for one, other in zip(old, new, strict=True)]
+        return Photos(folder, pa.table(columns, names=["label", *LOCATIONS.names]))
+
+    def _leave_out(self, photos: Photos, found: Pairs, decision: str) -> None:
+        """Records pairs, and leaves their photos out unless a class would lose too many."""
+        labels, first = self.base["labels"], len(self._ids)
+        kept = np.concatenate([labels["kept"].to_numpy(), self.decision == ""])
+        is_train = np.concatenate([labels["split"].to_numpy(), self.split]) == "train"
+        is_spared = photos.classes_to_spare(found.row, kept, is_train)
+        self.decision[found.row[~is_spared] - first] = decision
+        ids = pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks])
+        decisions = np.where(is_spared, "", decision)
+        pairs = [ids.take(pa.array(found.row)), ids.take(pa.array(found.near)), decisions, found.distance,
+                 found.difference]  # fmt: skip
+        self.near = pa.concat_tables([self.near, pa.table(pairs, schema=PAIRS)])
 
     def quarantine(self, refused: list[Refused]) -> None:
         """Adds refused rows to the quarantine."""
@@ -150,6 +190,7 @@ class NextVersion:
     def write(self, out: Path, *, locations: pa.Table) -> None:
         """Writes the tables, each sorted; `locations` (columns of LOCATIONS) of the new photos are sorted by id."""
         self.fingerprints.write(out)
+        near.write_pairs(out, self.near)
         order = pc.sort_indices(pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks]))
         _write(out, self.base["index"], self._new_index(locations), order, name="index")
         _write(out, self._base_labels(), self._new_labels(), order, name="labels")

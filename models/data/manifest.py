@@ -26,8 +26,13 @@ from models.errors import ManifestError
 SPLITS = ("train", "val", "test")
 FLAGGED = ("dropped", "doubted", "relabelled")  # decisions of cleaning, which it may revise
 CHECKED = "checked"  # decision of a person, which cleaning never changes
-OUTSIDE = ("conflict", "near-test", "near-train")  # decisions of ingestion: excluded from training and cleaning
+NEAR = ("near-test", "near-train")  # decisions of ingestion about near-duplicates
+OUTSIDE = ("conflict", *NEAR)  # decisions of ingestion: excluded from training and cleaning
 DECISIONS = ("", *FLAGGED, *OUTSIDE, CHECKED)
+KEPT = ("unchanged", "confirmed", "doubted", "relabelled")  # outcomes of photos that take part in training or measuring
+LEFT_OUT = ("dropped", "conflicts", "near")
+OUTCOMES = (*KEPT, *LEFT_OUT)
+DECIDED = {"confirmed": (CHECKED,), "doubted": ("doubted",), "conflicts": ("conflict",), "near": NEAR}
 
 INDEX = pa.schema(
     [
@@ -239,19 +244,37 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
     return counts
 
 
+def outcomes(labels: pa.Table) -> NDArray[np.int64]:
+    """(N,) position in OUTCOMES of the one outcome of each photo, by cleaning, by people and by ingestion together.
+
+    Kept photos are relabelled if their label is not the given one; else doubted, confirmed by a person, or unchanged. Of
+    the others, conflicts and near-duplicates were left out by ingestion; cleaning or a person dropped the rest.
+    """
+    kept, decision = labels["kept"].to_numpy(), labels["decision"]
+    decided = {name: pc.is_in(decision, value_set=pa.array(values)).to_numpy() for name, values in DECIDED.items()}
+    relabelled = pc.not_equal(labels["label"], labels["given_label"]).to_numpy()
+    cases = {
+        "relabelled": kept & relabelled,
+        **{name: decided[name] & (kept if name in KEPT else ~kept) for name in DECIDED},
+        "unchanged": kept,
+    }
+    return np.select(list(cases.values()), [OUTCOMES.index(name) for name in cases], OUTCOMES.index("dropped"))
+
+
 def count(data: Path) -> dict[str, int]:
-    """Numbers of photos of each kind in the tables of `data`; splits count kept photos only."""
+    """Numbers of photos of each kind in the tables of `data`.
+
+    photos = kept + dropped + conflicts + near. kept = train + val + test = unchanged + confirmed + doubted + relabelled.
+    """
     labels = read_table(data, name="labels")
-    decided, split = tally(labels["decision"]), tally(labels["split"].filter(labels["kept"]))
+    split = tally(labels["split"].filter(labels["kept"]))
+    numbers = np.bincount(outcomes(labels), minlength=len(OUTCOMES)).tolist()
     train = pc.equal(labels["split"], "train")
     classes = {label for name in ("given_label", "label") for label in tally(labels[name].filter(train))}
     return {
         "photos": len(labels),
         "kept": split.total(),
-        "dropped": decided["dropped"],
-        "doubted": decided["doubted"],
-        "relabelled": decided["relabelled"],
-        "conflicts": decided["conflict"],
+        **dict(zip(OUTCOMES, numbers, strict=True)),
         "quarantined": read_table(data, name="quarantine").num_rows,
         "classes": len(classes),
         **{name: split[name] for name in SPLITS},

@@ -124,7 +124,7 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
         (("serving_int8.py", "--rounds", "2", "--profile"), "top-1 of int8 less that of float32, 1 crop"),
         (("drift.py",), "called watch or drifted, of 1000 halvings of 2000 answers"),
         (("gates.py", "--draws", "2"), "refused, 9 classes of 8 photos, falls by 0.00"),
-        (("near_duplicates.py",), "drawn products: pairs taken for one photo"),
+        (("near_duplicates.py",), "drawn products: candidates"),
         (("data_versions.py", "--rows", "500", "--photos", "40"), "labels-only version, s"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Fingerprints: their file, and near-duplicates, of which the quick search finds as many as comparing all with all."""
+"""Fingerprints: their file, and the search for candidates, which finds what comparing all with all finds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.data import fingerprints as module
-from flows.data.fingerprints import FINGERPRINTS, NEAR, Fingerprints, nearly_in
+from flows.data.fingerprints import CELL, FINGERPRINTS, NEAR, PARTNERS, TREES, Fingerprints, candidates
 from pixels.fingerprint import BYTES
 
 
@@ -28,19 +28,51 @@ def test_it_finds_what_comparing_all_with_all_finds(number: int, monkeypatch: py
     some, others = draw(150, seed=0), draw(number, seed=1)
     some[::5] = np.resize(others, (30, BYTES)) if number else some[::5]
     some[1::5] = (some[::5] + np.random.default_rng(2).normal(0, NEAR, some[::5].shape)).clip(0, 255)
-    squares = ((some[:, None].astype(float) - others[None].astype(float)) ** 2).mean(-1)
-    expected = (squares <= NEAR**2).any(1)
-    np.testing.assert_array_equal(nearly_in(some, others), expected)
-    assert number == 0 or 0 < expected.sum() < len(some)
+    distance = np.sqrt(((some[:, None].astype(float) - others[None].astype(float)) ** 2).mean(-1))
+    found = candidates(some, others)
+    assert number == 0 or 0 < len(set(found.row.tolist())) < len(some)
+    for row in range(len(some)):
+        expected = np.sort(distance[row][distance[row] <= NEAR])[:PARTNERS]
+        np.testing.assert_allclose(found.distance[found.row == row], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.distance, distance[found.row, found.other], rtol=1e-5)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["any colours", "all on white"])
+def test_partitions_find_nearly_all_copies_among_many_and_compare_few_pairs(
+    plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    latent = random.normal(0, 1, (24_000, 12)) * np.geomspace(60, 6, 12) * (0.3 if plain else 1)
+    drawn = (245 if plain else 128) + latent @ random.normal(0, 0.3, (12, BYTES))
+    some, others = np.split(drawn.clip(0, 255).astype(np.uint8), [20_000])
+    rows, copied = np.arange(0, 20_000, 40), np.arange(0, 4_000, 8)
+    some[rows] = (others[copied] + random.normal(0, 1.5, (500, BYTES))).clip(0, 255)
+    compared = []
+    nearest = module._nearest
+    monkeypatch.setattr(module, "ALL_PAIRS", 0)
+    monkeypatch.setattr(module, "_nearest", lambda a, b: (compared.append((len(a), len(b))), nearest(a, b))[1])
+    found = candidates(some, others)
+    pairs = set(zip(found.row.tolist(), found.other.tolist(), strict=True))
+    assert np.mean([pair in pairs for pair in zip(rows.tolist(), copied.tolist(), strict=True)]) > 0.95
+    assert max(ours + theirs for ours, theirs in compared) <= CELL
+    assert sum(ours + theirs for ours, theirs in compared) == TREES * 24_000
+    assert np.bincount(found.row).max() <= PARTNERS
+
+
+def test_equal_fingerprints_in_any_number_are_cut_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALL_PAIRS", 0)
+    found = candidates(np.full((5000, BYTES), 255, np.uint8), np.full((3000, BYTES), 255, np.uint8))
+    assert len(set(found.row.tolist())) == 5000
+    assert np.bincount(found.row).max() == PARTNERS
 
 
 @pytest.mark.parametrize("apart", [-6, 6])
 def test_the_threshold_itself_is_near_and_one_step_further_is_not(apart: int) -> None:
     assert abs(apart) == NEAR
     fingerprint, others = np.full((1, BYTES), 100, np.uint8), np.full((3, BYTES), 100 + apart, np.uint8)
-    assert nearly_in(fingerprint, others)[0]
+    assert candidates(fingerprint, others).other.tolist() == [0, 1, 2]
     others[:, 0] = 100 + apart + np.sign(apart)
-    assert not nearly_in(fingerprint, others)[0]
+    assert not len(candidates(fingerprint, others).row)
 
 
 def test_fingerprints_survive_their_file(tmp_path: Path) -> None:
