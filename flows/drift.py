@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contract import ACCEPTED
@@ -31,6 +29,8 @@ from flows.report.run_report import NO_PRODUCT
 from flows.run.step import as_flow
 from flows.workspace import Workspace
 from models.data.manifest import Manifest, read_manifest
+from models.data.records import number_of, read_rows, text_of
+from models.errors import BadTable
 from serving import LocalRecognizer
 
 log = logging.getLogger("cleanshelf")
@@ -115,22 +115,26 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
 
 def read_answers(table: Path, *, version: int, name: str) -> Traffic:
     """The answers in a table of `recognise DIR --out`, without the rows of files that are not photos."""
+    labels, probability, score = [], array("f"), array("f")
     try:
-        rows = pq.read_table(table, columns=list(COLUMNS))
-    except (OSError, KeyError, pa.ArrowException) as error:
+        for number, row in read_rows(table, required=COLUMNS):
+            where = f"row {number}"
+            if text_of(where, row, "error"):
+                continue
+            if row["model_version"] not in (None, "") and number_of(where, row, "model_version") != version:
+                raise InputError(
+                    f"{name}, column model_version: answers of version {row['model_version']}, but version {version} is "
+                    "the current model; recognise the photos again"
+                )
+            labels.append(text_of(where, row, "label"))
+            probability.append(number_of(where, row, "probability") if labels[-1] else 0.0)
+            score.append(number_of(where, row, "score"))
+    except BadTable as error:
         raise InputError(
             f"{name}: not a table of answers ({error}); make one with `cleanshelf recognise DIR --out FILE`"
         ) from None
-    rows = rows.filter(pc.is_null(rows["error"]))
-    others = sorted({each for each in rows["model_version"].to_pylist() if each not in (None, version)})
-    if others:
-        raise InputError(
-            f"{name}, column model_version: answers of version {others[0]}, but version {version} is the current "
-            "model; recognise the photos again"
-        )
-    require_enough(len(rows), name=name, what="answers")
-    label, probability = (pc.fill_null(rows[name], value) for name, value in zip(COLUMNS, NO_PRODUCT, strict=False))
-    return Traffic(label.to_pylist(), probability.to_numpy(), rows["score"].to_numpy())
+    require_enough(len(labels), name=name, what="answers")
+    return Traffic(labels, np.array(probability, np.float32), np.array(score, np.float32))
 
 
 def require_enough(count: int, *, name: str, what: str) -> None:

@@ -32,8 +32,8 @@ from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
 from models.data.manifest import read_manifest
-from models.export.enrol import agreement, enrol, first_labels, withdraw
-from models.export.patch import read_metadata, stamp
+from models.export.enrol import agreement, enrol, first_labels, labels_of, leaving_product, new_product, withdraw
+from models.export.patch import stamp
 from models.export.session import decisive
 from models.recipe.config import Gate, Recipe, from_dict
 from models.recipe.tables import set_key
@@ -89,7 +89,7 @@ class Patch:
     @property
     def labels(self) -> list[str]:
         """Labels of the patched graph."""
-        return list(json.loads(read_metadata(self.graph)["labels"]))
+        return labels_of(self.graph)
 
     @property
     def hashes(self) -> list[str]:
@@ -112,11 +112,12 @@ def enrol_product(
         dry_run: patch the graph and ask it about the photos, but neither measure nor promote it.
 
     Raises:
-        EnrolmentError: the label exists already or is empty, or the graph cannot be patched.
+        EnrolmentError: the label exists already or cannot name a product, or the graph cannot be patched.
         BadPhoto: some files are not photos; the message names all of them.
         GateRefused: the patched graph does not recognise the photos, or is worse for the other products.
     """
     with _current_model(workspace) as (lineage, former, folder):
+        label = new_product(label, labels_of(former))
         photos = read_photos(images, side=Signature.read(former).size)
         patch = Patch("enrol", label, lineage, former, folder / "model.onnx", photos)
         enrol(former, _stacked(photos), label=label, sha256=patch.hashes, out=patch.graph)
@@ -130,6 +131,7 @@ def withdraw_product(
 ) -> Change:
     """Removes a product from the current model, whether it was enrolled or trained; otherwise like `enrol_product`."""
     with _current_model(workspace) as (lineage, former, folder):
+        label = leaving_product(label, labels_of(former))
         patch = Patch("withdraw", label, lineage, former, folder / "model.onnx", [])
         withdraw(former, label=label, out=patch.graph)
         return _change(patch) if dry_run else _judge_and_promote(workspace, patch, overrides)

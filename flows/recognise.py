@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from durable import sha256
-from flows.endpoint.folder import Summary, recognise_folder
+from flows.endpoint.folder import Summary, printable, recognise_folder
 from flows.endpoint.server import access
 from flows.errors import EndpointMissing
 from flows.workspace import Workspace
+from pixels import BadPhoto
 from serving import Access, LocalRecognizer, Recognition, Recognizer
 
 TIMEOUT_S = 120.0  # for a batch of a folder: a late answer is better than a failed run
@@ -18,23 +19,22 @@ PATIENCE_S = 60.0  # how long to wait for a server that restarts
 
 
 def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """One answer per image, from the running endpoint.
+    """One answer per image, from the running endpoint; that to a file that is not a photo has an `error`.
 
     Raises:
         EndpointMissing: no server is running.
-        BadPhoto: a file is not a photo.
     """
     with Recognizer(_access(workspace)) as recognizer:
-        return _plain(images, recognizer.recognise(list(images)))
+        return _plain(images, recognizer.stream(images))
 
 
 def ask_file(graph: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """One answer per image, from the file alone.
+    """One answer per image, from the file alone, as `ask_endpoint` gives it.
 
     Raises:
         BadGraph: the file is not a graph that CleanShelf wrote.
     """
-    return _plain(images, LocalRecognizer(graph).recognise(list(images)))
+    return _plain(images, LocalRecognizer(graph).stream(images))
 
 
 def ask_endpoint_of_folder(
@@ -65,15 +65,25 @@ def _access(workspace: Workspace) -> Access:
     return found
 
 
-def _plain(images: Sequence[Path], answers: Sequence[Recognition]) -> list[dict[str, Any]]:
+def _plain(images: Sequence[Path], answers: Iterable[Recognition | BadPhoto]) -> list[dict[str, Any]]:
     return [
-        {
-            "image": str(image),
-            "products": [{"label": label, "probability": round(p, 6)} for label, p in answer.ranked],
-            "known": answer.known,
-            "score": round(answer.score, 6),
-            "model_version": answer.model_version,
-            "data_version": answer.data_version,
-        }
+        {"image": printable(str(image)), **(_error(image, answer) if isinstance(answer, BadPhoto) else _answer(answer))}
         for image, answer in zip(images, answers, strict=True)
     ]
+
+
+def _answer(answer: Recognition) -> dict[str, Any]:
+    return {
+        "products": [{"label": label, "probability": round(p, 6)} for label, p in answer.ranked],
+        "known": answer.known,
+        "score": round(answer.score, 6),
+        "model_version": answer.model_version,
+        "data_version": answer.data_version,
+        "error": None,
+    }
+
+
+def _error(image: Path, fault: BadPhoto) -> dict[str, Any]:
+    nothing = dict.fromkeys(("known", "score", "model_version", "data_version"))
+    reason = "a folder, which --out recognises whole" if image.is_dir() else printable(fault.reason)
+    return {"products": [], **nothing, "error": reason}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, app, find, log_to_stderr, prepare
+from flows.cli.app import INPUT, AsJson, At, app, find, log_to_stderr, prepare
 from flows.cli.show import pairs, show, table
 
 Period = Annotated[float, typer.Option(min=0.5, help="Seconds between two probes of the endpoint.")]
+ANSWER = ("image", "product", "probability", "known", "then", "model")
 Pem = Annotated[Path | None, typer.Option(help="PEM file, for TLS on gRPC.")]
 
 
@@ -75,7 +77,8 @@ def recognise(
     workspace: At = Path("."),
     model: Annotated[Path | None, typer.Option("--model", help="Use this ONNX file instead of the server.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a Parquet table of the answers; a killed run resumes.")
+        Path | None,
+        typer.Option("--out", help="Write the answers as a table: .csv, .parquet or .jsonl; a killed run resumes."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,18 +88,26 @@ def recognise(
     if out:
         return _recognise_folder(images, workspace, model, out, as_json=as_json)
     answers = ask_file(model, images) if model else ask_endpoint(find(workspace), images)
-    rows = [{"image": a["image"], **_best(a["products"]), "model": a["model_version"] or "file"} for a in answers]
-    show(answers, as_json=as_json, say=lambda: table(("image", "product", "probability", "then", "model"), rows))
+    show(answers, as_json=as_json, say=lambda: table(ANSWER, [_row(answer) for answer in answers]))
+    if bad := [answer for answer in answers if answer["error"]]:
+        count = f"{len(bad)} of {len(answers)} photos have no answer, the first is " if len(bad) > 1 else ""
+        pronoun = "them" if len(bad) > 1 else "it"
+        print(
+            f"cleanshelf: {count}{bad[0]['image']}: {bad[0]['error']}; leave {pronoun} out or replace {pronoun}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INPUT)
 
 
 def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, out: Path, *, as_json: bool) -> None:
-    from flows.endpoint.folder import photos_below
+    from flows.endpoint.folder import check, photos_below
     from flows.errors import InputError
     from flows.recognise import ask_endpoint_of_folder, ask_file_of_folder
     from flows.report.terminal import photo_bar
 
     if len(folders) != 1:
         raise InputError(f"--out takes one folder, and {len(folders)} paths were given; name one")
+    check(folders[0], out)
     with photo_bar(photos_below(folders[0])) as progress:
         if model:
             done = ask_file_of_folder(model, folders[0], out, progress=progress)
@@ -106,10 +117,17 @@ def _recognise_folder(folders: list[Path], workspace: Path, model: Path | None, 
     show(content, as_json=as_json, say=lambda: pairs(content))
 
 
-def _best(products: list[dict[str, Any]]) -> dict[str, str]:
-    if not products:
-        return {"product": "none of ours", "probability": "", "then": ""}
-    first, *rest = products
+def _row(answer: dict[str, Any]) -> dict[str, Any]:
+    if answer["error"]:
+        return {"image": answer["image"], "product": f"no answer: {answer['error']}"}
+    known = "known" if answer["known"] else "unknown"
+    return {"image": answer["image"], "known": known, **_best(answer), "model": answer["model_version"] or "file"}
+
+
+def _best(answer: dict[str, Any]) -> dict[str, str]:
+    if not answer["products"]:
+        return {"product": "none of ours"}
+    first, *rest = answer["products"]
     then = ", ".join(f"{p['label']} {p['probability']:.2f}" for p in rest[:2])
     return {"product": first["label"], "probability": f"{first['probability']:.2f}", "then": then}
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flows.endpoint.parts import Parts
 from flows.errors import InputError
+from models.data.records import read_rows
 from pixels import BadPhoto
 from serving import LocalRecognizer, Recognition, Recognizer
 
@@ -80,8 +81,7 @@ def recognise_folder(
         InputError: `folder` is not a folder, or `out` exists already or was begun with another model or folder.
         WorkspaceBusy, DiskFull, ServingError: finished parts are kept, and the same call resumes from them.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name one, or omit --out to ask about single photos")
+    check(folder, out)
     started, summary = time.monotonic(), Summary()
     with Parts.of(out, SCHEMA, plan={"model": model, "folder": printable(str(folder.absolute()))}) as parts:
         done = _done(parts, summary)
@@ -92,6 +92,17 @@ def recognise_folder(
         parts.join()
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def check(folder: Path, out: Path) -> None:
+    """Checks that there is such a folder and that a table can be written to `out`, before anything else starts.
+
+    Raises:
+        InputError: there is none, or it cannot.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name one, or omit --out to ask about single photos")
+    Parts(out, SCHEMA).check()
 
 
 def photos_below(folder: Path, inside: str = "") -> Iterator[str]:
@@ -189,10 +200,15 @@ def _log_other_version(summary: Summary, row: Mapping[str, Any]) -> None:
 def _done(parts: Parts, summary: Summary) -> _Paths:
     """The photos that have a row already; they are counted in `summary`."""
     digests: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
-    for columns in parts.columns(["path", "known", "model_version", "error"]):
-        digests.append(np.fromiter(map(_digest, columns.pop("path")), np.uint64))
-        for row in zip(*columns.values(), strict=True):
-            summary.add(*row)
+    if parts.out.exists():  # a run was killed after it had written the table
+        for _, row in read_rows(parts.out, required=("known", "model_version", "error")):
+            known, version = str(row["known"]).lower() == "true", int(row["model_version"] or 0)
+            summary.add(known, version or None, row["error"] or None)
+    else:
+        for columns in parts.columns(["path", "known", "model_version", "error"]):
+            digests.append(np.fromiter(map(_digest, columns.pop("path")), np.uint64))
+            for row in zip(*columns.values(), strict=True):
+                summary.add(*row)
     summary.resumed = summary.photos
     return _Paths(np.sort(np.concatenate(digests)))
 

@@ -1,6 +1,6 @@
-"""A Parquet table written in parts, so that a killed run loses at most the part that it was working on.
+"""A table written in parts, so that a killed run loses at most the part that it was working on.
 
-results.parquet            appears at the end, complete, by a rename
+results.parquet            appears at the end, complete, by a rename; or .csv, or .jsonl
 .results.parquet.parts/    exists while the run lasts
   plan.json                model and folder of the rows; a run with another plan is refused
   000000.parquet ...       synced and renamed; each becomes a row group of the table
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from durable import overwrite, sync
+from flows.endpoint.tables import check_out, write_table
 from flows.errors import InputError, WorkspaceBusy
 from flows.workspace.files import or_disk_full
 
@@ -39,15 +40,14 @@ class Parts:
         """The parts that earlier runs left, or none; locked for the block.
 
         Raises:
-            InputError: `out` exists already, or was begun with another plan.
+            InputError: `out` exists already, cannot be written, or was begun with another plan.
             WorkspaceBusy: another run is writing it.
             DiskFull: no space is left; finished parts are kept.
         """
         parts = cls(out, schema)
-        if out.exists() and not parts.folder.exists():
-            raise InputError(f"{out} exists already; remove it or name another file")
+        parts.check()
         with or_disk_full(f"writing {out}"):
-            parts.folder.mkdir(parents=True, exist_ok=True)
+            parts.folder.mkdir(exist_ok=True)
             lock = os.open(parts.folder, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,14 +58,24 @@ class Parts:
             finally:
                 os.close(lock)
 
+    def check(self) -> None:
+        """Checks that the table can be written, before anything else starts.
+
+        Raises:
+            InputError: the suffix of `out` is unknown, it exists already, or its folder is missing or cannot be written.
+        """
+        check_out(self.out)
+        if self.out.exists() and not self.folder.exists():
+            raise InputError(f"{self.out} exists already; remove it or name another file")
+
     @property
     def folder(self) -> Path:
         """Folder of the parts; hidden, so that it is not taken for photos if `out` lies among them."""
         return self.out.with_name(f".{self.out.name}.parts")
 
     def columns(self, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-        """These columns of each part, or of the table itself if a run was killed after it was complete."""
-        for part in [self.out] if self.out.exists() else self._files():
+        """These columns of each part."""
+        for part in self._files():
             yield pq.read_table(part, columns=list(names)).to_pydict()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,9 +91,7 @@ class Parts:
         """Joins the parts to the table, with one part in memory at a time, and removes them."""
         if not self.out.exists():
             partial = self.folder / "whole.partial"
-            with pq.ParquetWriter(partial, self.schema) as writer:
-                for part in self._files():
-                    writer.write_table(pq.read_table(part))
+            write_table(map(pq.read_table, self._files()), partial, schema=self.schema, suffix=self.out.suffix)
             sync(partial)
             partial.replace(self.out)
             sync(self.out.parent)

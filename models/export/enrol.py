@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
+from contract.labels import KnownLabels, difference, fault, shown
 from models.errors import EnrolmentError
 from models.export.patch import Graph, name_classes, read_graph, read_metadata, replace_classifier, write
 from models.export.session import open_session
@@ -61,10 +62,10 @@ def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequenc
         sha256: hashes of the photos' files, for the metadata.
 
     Raises:
-        EnrolmentError: the label is not valid or not new, or the graph cannot be patched.
+        EnrolmentError: the label cannot name a product or is not new, or the graph cannot be patched.
     """
     whole = read_graph(graph)
-    check_label(label, whole.labels)
+    label = new_product(label, whole.labels)
     for each, embedding in zip(whole.classifiers, embeddings(graph, photos), strict=True):
         row, bias = new_row(each.rows, each.bias, embedding)
         replace_classifier(whole, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
@@ -80,7 +81,7 @@ def withdraw(graph: Path, *, label: str, out: Path) -> None:
         EnrolmentError: there is no such label, too few would be left, or the graph cannot be patched.
     """
     whole = read_graph(graph)
-    check_leaving(label, whole.labels)
+    label = leaving_product(label, whole.labels)
     position = whole.labels.index(label)
     for each in whole.classifiers:
         replace_classifier(whole, each, rows=np.delete(each.rows, position, 0), bias=np.delete(each.bias, position))
@@ -90,28 +91,53 @@ def withdraw(graph: Path, *, label: str, out: Path) -> None:
     write(whole, out, metadata=metadata)
 
 
-def check_label(label: str, labels: Sequence[str]) -> None:
-    """Raises EnrolmentError unless a product of this name can be added to those."""
-    if not label.strip() or "\n" in label or label != label.strip():
-        raise EnrolmentError(f"LABEL {label!r}: give a name on one line, without spaces at its ends")
-    if label in labels:
+def new_product(label: str, labels: Sequence[str]) -> str:
+    """The label as it is stored.
+
+    Raises:
+        EnrolmentError: no product of this name can be added to those.
+    """
+    known = KnownLabels(labels)
+    product = known.spelt(label)
+    if product in known.labels:
         raise EnrolmentError(
-            f"LABEL {label!r} is already a product of the current model; to add photos of it, make a delivery and run "
+            f"LABEL {shown(product)} is already a product of the current model; to add photos of it, make a delivery and run "
             "`cleanshelf ingest` and `cleanshelf retrain`; to replace it, run `cleanshelf withdraw` first"
         )
+    if reason := fault(product):
+        raise EnrolmentError(f"LABEL {shown(label)} {reason}; give the name of a product")
+    if alike := known.alike(product):
+        raise EnrolmentError(
+            f"LABEL {shown(product)} and {shown(alike)}, a product of the current model, {difference(product, alike)}; "
+            "choose another name, or make a delivery to add photos of that product"
+        )
+    return product
 
 
-def check_leaving(label: str, labels: Sequence[str]) -> None:
-    """Raises EnrolmentError unless a product of this name can be removed from those."""
-    if label not in labels:
-        near = difflib.get_close_matches(label, labels, n=3)
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else f", which knows {len(labels)}; correct it"
-        raise EnrolmentError(f"LABEL {label!r} is not a product of the current model{hint}")
+def leaving_product(label: str, labels: Sequence[str]) -> str:
+    """The product that the label means.
+
+    Raises:
+        EnrolmentError: there is none, or it cannot be removed from those.
+    """
+    known = KnownLabels(labels)
+    product = known.spelt(label)
+    if product not in known.labels:
+        alike = known.alike(product)
+        near = [alike] if alike else difflib.get_close_matches(product, labels, n=3)
+        hint = f"; did you mean {', '.join(map(shown, near))}?" if near else f", which knows {len(labels)}; correct it"
+        raise EnrolmentError(f"LABEL {shown(label)} is not a product of the current model{hint}")
     if len(labels) <= MIN_PRODUCTS:
         raise EnrolmentError(
-            f"LABEL {label!r}: {len(labels) - 1} products would be left, but a model needs {MIN_PRODUCTS}; "
+            f"LABEL {shown(product)}: {len(labels) - 1} products would be left, but a model needs {MIN_PRODUCTS}; "
             "enrol another product first"
         )
+    return product
+
+
+def labels_of(graph: Path) -> list[str]:
+    """Labels of the file's classes, by id."""
+    return list(json.loads(read_metadata(graph)["labels"]))
 
 
 def enrolled(graph: Path) -> list[dict[str, Any]]:
@@ -165,7 +191,7 @@ def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uin
         replace_classifier(whole, each, rows=each.rows, bias=np.where(is_label, NEVER, each.bias))
     with temporary_session(whole) as session:
         one = answers(session, whole.labels, photos)
-    other = answers(open_session(smaller), json.loads(read_metadata(smaller)["labels"]), photos)
+    other = answers(open_session(smaller), labels_of(smaller), photos)
     differences = [a.difference(b) for a, b in zip(one, other, strict=True)]
     known = max(abs(a.known - b.known) for a, b in zip(one, other, strict=True))
     return Agreement(len(photos), sum(not each <= TOLERANCE for each in differences), max(differences), known)
@@ -198,5 +224,4 @@ def answers(session: onnxruntime.InferenceSession, labels: Sequence[str], photos
 
 def first_labels(graph: Path, photos: NDArray[np.uint8]) -> list[str]:
     """First label of the file's answer to each photo (N, S, S, 3); "" if it has none."""
-    labels = json.loads(read_metadata(graph)["labels"])
-    return [next(iter(each.ranked), "") for each in answers(open_session(graph), labels, photos)]
+    return [next(iter(each.ranked), "") for each in answers(open_session(graph), labels_of(graph), photos)]

@@ -48,14 +48,14 @@ def all_good(answers: Iterable[Answered]) -> list[Recognition]:
     """The answers as a list.
 
     Raises:
-        BadPhoto: the first one among the answers.
+        BadPhoto: the first one among the answers; its `answers` are all of them.
     """
-    found: list[Recognition] = []
-    for answer in answers:
-        if isinstance(answer, BadPhoto):
-            raise answer
-        found.append(answer)
-    return found
+    found = list(answers)
+    bad = next((answer for answer in found if isinstance(answer, BadPhoto)), None)
+    if bad is not None:
+        bad.answers = found
+        raise bad
+    return [answer for answer in found if not isinstance(answer, BadPhoto)]
 
 
 def _named(answer: Answered, number: int, photo: Photo) -> Answered:

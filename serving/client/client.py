@@ -100,7 +100,7 @@ class Recognizer(_Client):
         """One answer per photo, in order; with `embedding`, also the (512,) vectors.
 
         Raises:
-            BadPhoto: the first bad photo; the answers to the others are lost.
+            BadPhoto: the first bad photo; its `answers` are those to all photos, as `stream` yields them.
             ServingError: an error of the server or of the connection.
         """
         served = self._drive(self._session.learn())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,16 +17,68 @@ from tests.graphs import write_graph
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize("name", ["absent.jpg", "text.jpg", "empty.jpg", "folder"])
-def test_recognise_refuses_what_is_not_a_photo(tmp_path: Path, name: str) -> None:
+def test_bad_photos_do_not_take_the_answers_of_the_others_away(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "model.onnx")
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "fine.png").write_bytes(photo(1))
-    message = refusal(cleanshelf("recognise", tmp_path / "fine.png", tmp_path / name, "--model", graph))
-    assert message.startswith(f"{tmp_path / name}: ")
-    assert message.endswith("; leave it out or replace it")
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    for name in ("fine.png", "last.png"):
+        (tmp_path / name).write_bytes(photo(len(name)))
+    reasons = {
+        "fine.png": None,
+        "absent.jpg": "No such file or directory",
+        "text.jpg": "not a picture",
+        "empty.jpg": "the file is empty (0 bytes)",
+        "folder": "a folder, which --out recognises whole",
+        "link.jpg": "No such file or directory",
+        "last.png": None,
+    }
+    done = cleanshelf("recognise", *reasons, "--model", graph, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    answers = json.loads(done.stdout)
+    assert [answer["image"] for answer in answers] == [*reasons]
+    for answer in answers:
+        reason = reasons[answer["image"]]
+        if reason is None:
+            assert (answer["error"], len(answer["products"])) == (None, 5)
+            assert isinstance(answer["known"], bool)
+        else:
+            assert reason in answer["error"]
+            assert (answer["products"], answer["known"], answer["score"]) == ([], None, None)
+    assert done.stderr == (
+        "cleanshelf: 5 of 7 photos have no answer, the first is absent.jpg: No such file or directory; leave them out or "
+        "replace them\n"
+    )
+    done = cleanshelf("recognise", "fine.png", "empty.jpg", "--model", graph, cwd=tmp_path)
+    header, fine, empty = done.stdout.splitlines()
+    assert header.split() == ["image", "product", "probability", "known", "then", "model"]
+    assert re.match(r"fine.png +product \d +0\.\d\d +(un)?known +product", fine)
+    assert empty.split(maxsplit=1) == [
+        "empty.jpg",
+        "no answer: the file is empty (0 bytes)".ljust(len(empty.split(maxsplit=1)[1])),
+    ]
+    assert done.returncode == 2
+    assert done.stderr == "cleanshelf: empty.jpg: the file is empty (0 bytes); leave it out or replace it\n"
+
+
+def test_where_a_table_cannot_be_written_nothing_starts(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "there.csv").mkdir()
+    (tmp_path / "mine.csv").touch()
+    for out, message in (
+        (
+            "x.xlsx",
+            "--out x.xlsx: a table ends in .csv, .parquet, .jsonl; the end of the name decides how it is written",
+        ),
+        ("x", "--out x: a table ends in .csv, .parquet, .jsonl"),
+        ("there.csv", "--out there.csv is a folder; name a file in it"),
+        ("none/x.csv", "--out none/x.csv: there is no folder none; make it first"),
+        ("mine.csv", "mine.csv exists already; remove it or name another file"),
+    ):
+        done = cleanshelf("recognise", "photos", "--out", out, "--model", "none.onnx", cwd=tmp_path)
+        assert refusal(done).startswith(message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv", "photos", "there.csv"]
 
 
 def test_recognise_refuses_a_file_that_cleanshelf_did_not_export(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flows.endpoint.folder import SCHEMA, photos_below, recognise_folder
 from flows.endpoint.parts import Parts
 from flows.errors import InputError, WorkspaceBusy
 from flows.workspace import Workspace
+from models.data.records import read_rows
 from serving import LocalRecognizer, Recognizer
 from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
@@ -88,6 +89,24 @@ def test_the_order_is_always_that_of_names(folder: Path) -> None:
     found = list(photos_below(folder))
     assert found == list(photos_below(folder))
     assert len(found) == len(set(found)) == PHOTOS
+
+
+@pytest.mark.parametrize("name", ["out.csv", "OUT.JSONL"])
+def test_the_suffix_decides_how_the_table_is_written(folder: Path, tmp_path: Path, graph: Path, name: str) -> None:
+    expected, out = recognise(folder, tmp_path / "whole.parquet", graph), tmp_path / name
+    recognizer = LocalRecognizer(graph)
+    first = recognise_folder(folder, out, recognizer=recognizer, model="m", rows=7)
+    assert out.read_bytes()[:1] == (b"p" if name == "out.csv" else b"{"), "a header, or an object"
+    rows = [row for _, row in read_rows(out, required=SCHEMA.names)]
+    for column in ("path", "label", "data_version", "error"):
+        assert [row[column] or None for row in rows] == expected[column].to_pylist()
+    text = {None: ("", None), True: ("true", True), False: ("false", False)}
+    assert all(row["known"] in text[known] for row, known in zip(rows, expected["known"].to_pylist(), strict=True))
+    (tmp_path / f".{name}.parts").mkdir()  # what a run leaves that is killed at its very end
+    again = recognise_folder(folder, out, recognizer=recognizer, model="m", rows=7)
+    assert (again.resumed, again.photos, again.bad, again.known) == (PHOTOS, PHOTOS, 3, first.known)
+    assert again.versions == first.versions == {"file": PHOTOS - 3}
+    assert not list(tmp_path.glob(".*"))
 
 
 CHILD = """

@@ -12,6 +12,7 @@ import pytest
 
 from flows.drift import Traffic, chi_squared, compare, markdown, read_answers, shift
 from flows.endpoint.folder import SCHEMA
+from flows.endpoint.tables import write_table
 from flows.errors import InputError
 
 
@@ -80,7 +81,15 @@ def test_a_table_is_read_without_what_was_no_photo(tmp_path: Path) -> None:
     good, bad = write(tmp_path / "a.parquet", 120, model_version=3), write(tmp_path / "b.parquet", 5, error="no photo")
     both = pa.concat_tables([pq.read_table(good), pq.read_table(bad)])
     pq.write_table(both, good)
-    assert len(read_answers(good, version=3, name="a")) == 120
+    found = read_answers(good, version=3, name="a")
+    assert len(found) == 120
+    for suffix in (".csv", ".JSONL"):
+        copy = tmp_path / f"copy{suffix}"
+        write_table([both], copy, schema=SCHEMA, suffix=suffix)
+        same = read_answers(copy, version=3, name="copy")
+        assert same.label == found.label == ["tea"] * 120
+        assert np.array_equal(same.probability, found.probability)
+        assert np.array_equal(same.score, found.score)
 
 
 def test_a_refused_photo_counts_as_one_of_which_nothing_is_said(tmp_path: Path) -> None:
@@ -109,6 +118,9 @@ def test_a_table_that_says_nothing_is_refused(tmp_path: Path, count: int, column
 
 def test_what_is_no_table_of_answers_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "a.parquet")
-    for name in ("a.parquet", "b.parquet"):
+    (tmp_path / "a.csv").write_text("label,probability,score,model_version,error,Label\n")
+    header = ",".join(SCHEMA.names)
+    (tmp_path / "b.csv").write_text(f"{header}\na.jpg,tea,much,0.5,true,[],[],3,,\n")
+    for name in ("a.parquet", "b.parquet", "a.csv", "b.csv"):
         with pytest.raises(InputError, match="not a table of answers"):
             read_answers(tmp_path / name, version=3, name="x")

@@ -18,7 +18,18 @@ from torch.nn import functional
 
 from models.data.manifest import read_manifest
 from models.errors import EnrolmentError
-from models.export.enrol import agreement, embeddings, enrol, enrolled, first_labels, new_row, withdraw
+from models.export.enrol import (
+    agreement,
+    embeddings,
+    enrol,
+    enrolled,
+    first_labels,
+    labels_of,
+    leaving_product,
+    new_product,
+    new_row,
+    withdraw,
+)
 from models.export.graph import DeployGraph
 from models.export.measure import known_to
 from models.export.onnx_file import write_onnx
@@ -304,11 +315,16 @@ def test_a_temperature_or_a_common_bias_changes_no_decision(scale: float, shift:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("", "give a name"),
-        (" ", "give a name"),
-        ("a\nb", "on one line"),
-        (" apple", "without space"),
-        ("bean", "already"),
+        ("", "LABEL '' is blank; give the name of a product"),
+        (" \u200b", r"LABEL ' \\u200b' is blank; give the name of a product"),
+        ("a\0b", r"LABEL 'a\\u0000b' holds a control character"),
+        (" apple", "LABEL 'apple' is already a product of the current model"),
+        ("be\u00adan\u200e", "LABEL 'bean' is already a product"),
+        ("Bean", "LABEL 'Bean' and 'bean', a product of the current model, differ only in case or white space; choose"),
+        (
+            "be an",
+            "LABEL 'be an' and 'bean', a product of the current model, differ only in case or white space; choose",
+        ),
     ],
 )
 def test_a_label_that_cannot_be_added_is_refused(
@@ -317,6 +333,22 @@ def test_a_label_that_cannot_be_added_is_refused(
     with pytest.raises(EnrolmentError, match=message):
         enrol(few[1], own, label=label, sha256=[], out=tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_folded_as_in_a_delivery(
+    few: tuple[DeployGraph, Path], own: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    enrol(few[1], own, label=" fennel,  na\u0308her\n", sha256=["a", "b", "c"], out=tmp_path / "more.onnx")
+    assert labels_of(tmp_path / "more.onnx")[-1] == LABEL
+    assert enrolled(tmp_path / "more.onnx")[0]["label"] == LABEL
+    withdraw(tmp_path / "more.onnx", label="fennel,\u00a0näher\ufeff", out=tmp_path / "back.onnx")
+    assert labels_of(tmp_path / "back.onnx") == CLASSES
+    assert new_product("tea", ["te\u00ada", "x"][1:]) == "tea"
+    with pytest.raises(EnrolmentError, match=r"'te\\u00ada' is already"):
+        new_product("tea", ["te\u00ada", "x"])
+    assert leaving_product("tea", ["te\u00ada", "x", "y"]) == "te\u00ada", "as a model of an earlier release has it"
+    with pytest.raises(EnrolmentError, match="'Tea' is not a product of the current model; did you mean 'tea'"):
+        leaving_product("Tea", ["tea", "x", "y"])
 
 
 def test_a_label_that_cannot_be_taken_out_is_refused(few: tuple[DeployGraph, Path], tmp_path: Path) -> None:

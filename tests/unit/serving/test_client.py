@@ -78,6 +78,19 @@ def test_a_bad_photo_is_named(staged: ModelRepository, tmp_path: Path) -> None:
         recognizer.recognise([tmp_path / "absent.jpg"])
 
 
+def test_bad_photos_leave_the_answers_to_the_others(staged: ModelRepository) -> None:
+    recognizer = LocalRecognizer(staged.path(1) / "model.onnx")
+    good = [png(image) for image in golden_images()]
+    photos = [b"", *good, b"text"]
+    with pytest.raises(BadPhoto, match="photo 0: the file is empty") as refused:
+        recognizer.recognise(photos)
+    first, *answers, last = refused.value.answers
+    assert first is refused.value
+    assert isinstance(last, BadPhoto)
+    for answer, expected in zip(answers, recognizer.recognise(good), strict=True):
+        assert answer.ranked[0][0] == expected.ranked[0][0]
+
+
 def test_a_file_alone_answers(graph: Path, tmp_path: Path) -> None:
     alone = tmp_path / "elsewhere" / "any name"
     alone.parent.mkdir()
