@@ -71,6 +71,10 @@ class ResultCache:
 
     workspace: Workspace
 
+    def folder(self, name: str, *depends_on: object) -> Path:
+        """The folder of the result of a step, which may not be there yet."""
+        return self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
+
     def cached(self, name: str, *depends_on: object, work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step: that of an earlier run, or the one that `work` fills now.
 
@@ -78,7 +82,7 @@ class ResultCache:
         is reused only if every file still has the hash recorded when it was finished. A step that was killed continues in
         the same folder.
         """
-        folder = self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
+        folder = self.folder(name, *depends_on)
         if is_finished(folder):
             log.info("%s: reused, nothing it depends on has changed", name)
             return folder

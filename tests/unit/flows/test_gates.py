@@ -246,7 +246,12 @@ def test_an_override_records_user_reason_and_gates_and_parity_allows_none() -> N
 
 def test_a_lineage_keeps_reasons_and_override_and_another_override_keeps_its_gates() -> None:
     first = verdict_on(WORSE_TAIL).despite("so be it", by="Ada")
-    lineage = {"verdict": list(first.reasons), "override": asdict(first)["override"], "graph_sha256": "abc", "parent": 3}
+    lineage = {
+        "verdict": list(first.reasons),
+        "override": asdict(first)["override"],
+        "graph_sha256": "abc",
+        "parent": 3,
+    }
     assert first.is_that_of(lineage)
     assert not verdict_on(WORSE_TAIL).is_that_of(lineage)
     kept = Verdict.of_lineage(lineage)
