@@ -1,11 +1,12 @@
 """Adds a product to the current model, or removes one, without training: its ONNX file is patched, judged and promoted.
 
-These are plain functions, not flows: they take seconds, apart from the test photos, and have to work during a training.
+These are plain functions, not flows: they take seconds, and have to work during a training.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,27 +20,30 @@ from numpy.typing import NDArray
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.endpoint.promotion import register_and_promote
-from flows.errors import GateRefused, InputError, WorkspaceBusy
-from flows.gate.gates import GateInput, judge
+from flows.errors import GateRefused, InputError, PurgedVersion, UnknownVersion, WorkspaceBusy
+from flows.gate.gates import GateInput, Hits, judge
 from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.history import model_lineage
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
-from flows.run.measure import measure_graph, read_answers
+from flows.run.measure import measure_graph, measured_before
 from flows.run.run import ResultCache
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
 from models.data.manifest import read_manifest
+from models.evaluation.accuracy import accuracy, thirds
 from models.export.enrol import agreement, enrol, first_labels, labels_of, leaving_product, new_product, withdraw
-from models.export.patch import stamp
+from models.export.features import ROWS, answers_from, in_classes_of
+from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.recipe.config import Gate, Recipe, from_dict
 from models.recipe.tables import set_key
 from pixels import BadPhoto, decode, to_square
 from serving.signature import Signature
 
+log = logging.getLogger("cleanshelf")
 GOLDEN_PHOTOS = 4
 
 
@@ -117,13 +121,14 @@ def enrol_product(
         GateRefused: the patched graph does not recognise the photos, or is worse for the other products.
     """
     with _current_model(workspace) as (lineage, former, folder):
+        gate = _gate(workspace, lineage, overrides)
         label = new_product(label, labels_of(former))
         photos = read_photos(images, side=Signature.read(former).size)
         patch = Patch("enrol", label, lineage, former, folder / "model.onnx", photos)
         enrol(former, _stacked(photos), label=label, sha256=patch.hashes, out=patch.graph)
         if missed := _missed(patch):
             raise GateRefused([missed])
-        return _change(patch) if dry_run else _judge_and_promote(workspace, patch, overrides)
+        return _change(patch) if dry_run else _judge_and_promote(workspace, patch, gate)
 
 
 def withdraw_product(
@@ -131,10 +136,11 @@ def withdraw_product(
 ) -> Change:
     """Removes a product from the current model, whether it was enrolled or trained; otherwise like `enrol_product`."""
     with _current_model(workspace) as (lineage, former, folder):
+        gate = _gate(workspace, lineage, overrides)
         label = leaving_product(label, labels_of(former))
         patch = Patch("withdraw", label, lineage, former, folder / "model.onnx", [])
         withdraw(former, label=label, out=patch.graph)
-        return _change(patch) if dry_run else _judge_and_promote(workspace, patch, overrides)
+        return _change(patch) if dry_run else _judge_and_promote(workspace, patch, gate)
 
 
 def read_photos(images: Sequence[Path], *, side: int) -> list[Photo]:
@@ -182,13 +188,17 @@ def _change(patch: Patch) -> Change:
     return Change(patch.step, patch.label, patch.parent, len(patch.labels), patch.hashes)
 
 
-def _judge_and_promote(workspace: Workspace, patch: Patch, overrides: Sequence[str]) -> Change:
+def _gate(workspace: Workspace, lineage: dict[str, Any], overrides: Sequence[str]) -> Gate:
+    """The gate of the model's recipe; almost any new product costs the others a little, so it has a bound of its own."""
+    gate = recipe_of(workspace, lineage["run"], overrides).gate
+    return replace(gate, mean_class=gate.enrol)
+
+
+def _judge_and_promote(workspace: Workspace, patch: Patch, gate: Gate) -> Change:
     golden = np.concatenate(
         [repository(workspace).golden(patch.parent).image, *(each.pixels[None] for each in patch.photos)]
     )
-    gate = recipe_of(workspace, patch.lineage["run"], overrides).gate
-    allowed = replace(gate, mean_class=gate.enrol)  # almost any new product costs the others a little
-    verdict = _judge(workspace, patch, golden, settings=allowed)
+    verdict = _judge(workspace, patch, golden, settings=gate)
     if not verdict.passed:
         raise GateRefused([*verdict.reasons, "try other photos, allow more with --set gate.enrol=0.02, or retrain"])
     lineage = describe(patch, verdict)
@@ -210,10 +220,7 @@ def _judge(workspace: Workspace, patch: Patch, photos: NDArray[np.uint8], *, set
     larger, smaller = patch.larger_and_smaller
     reference = f"version {patch.parent}"
     parity = asdict(agreement(larger, smaller, label=patch.label, photos=photos)) | {"reference": reference}
-    data = DataFolder(DataVersions(workspace).materialise("selected"))
-    results = ResultCache(workspace)
-    before, after = (measure_graph(results, data, graph, among=smaller) for graph in (patch.former, patch.graph))
-    metrics = json.loads((after / "accuracy.json").read_bytes())
+    metrics, hits = _answers(workspace, patch)
     stamp(
         patch.graph,
         {
@@ -223,13 +230,64 @@ def _judge(workspace: Workspace, patch: Patch, photos: NDArray[np.uint8], *, set
             "parity": json.dumps(parity),
         },
     )
-    answers = read_answers(read_manifest(data), after, before)
     return judge(
-        GateInput(parity, answers, reference=reference),
+        GateInput(parity, hits, reference=reference),
         settings=settings,
         graph_sha256=sha256(patch.graph),
         against=patch.parent,
     )
+
+
+def _answers(workspace: Workspace, patch: Patch) -> tuple[dict[str, float | None], Hits]:
+    """Accuracy of the patched graph, and the hits of both graphs, on test photos whose label both know.
+
+    Both are computed from the inputs of the classifiers that were kept when the model was measured for its publication, so
+    no test photo goes through a network again. A model without them is measured once.
+    """
+    data, results = _data_of(workspace, patch.lineage), ResultCache(workspace)
+    found = measured_before(results, data, graphs_with_these_backbones(workspace, patch.lineage))
+    if found is None:
+        log.info(
+            "%s: version %d is measured on the test photos now, once; later changes reuse it", patch.step, patch.parent
+        )
+        found = measure_graph(results, data, patch.former)
+    manifest, rows = read_manifest(data), np.load(found / ROWS)
+    known = np.isin(manifest.label[rows].astype(str), json.loads(read_metadata(patch.larger_and_smaller[1])["labels"]))
+    before, after = (
+        in_classes_of(manifest.classes, graph, answers_from(found, graph))[known]
+        for graph in (patch.former, patch.graph)
+    )
+    target, counts = manifest.target[rows][known], manifest.train_counts()
+    counted = target >= 0  # labels without training photos do not count
+    hits = Hits(
+        target=target[counted],
+        new=(after[:, 0] == target)[counted],
+        serving=(before[:, 0] == target)[counted],
+        labels=np.array(manifest.classes),
+        third=thirds(counts),
+    )
+    return accuracy(after, target, train_counts=counts).to_dict(), hits
+
+
+def _data_of(workspace: Workspace, lineage: dict[str, Any]) -> DataFolder:
+    """The data version that the model was judged on, or the selected one if that is gone."""
+    versions = DataVersions(workspace)
+    try:
+        return DataFolder(versions.materialise(lineage["data_version"]))
+    except (UnknownVersion, PurgedVersion):
+        return DataFolder(versions.materialise("selected"))
+
+
+def graphs_with_these_backbones(workspace: Workspace, lineage: dict[str, Any]) -> Iterator[str]:
+    """SHA-256 of the model's graph, and of those that it was patched from."""
+    made_from = {
+        entry.lineage.get("graph_sha256"): entry.lineage.get("made_from")
+        for entry in ModelVersions(Ledger(workspace.root)).log()
+    }
+    graph = lineage.get("graph_sha256")
+    while graph:
+        yield graph
+        graph = made_from.pop(graph, None)
 
 
 def recipe_of(workspace: Workspace, run: str, overrides: Sequence[str]) -> Recipe:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.errors import InputError
+from flows.gate.verdict import Verdict
+from flows.registry.versions import ModelVersions
 from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
 from flows.run.step import as_flow, step
-from flows.steps.gate import gate
-from flows.steps.publish import publish_or_refuse
+from flows.steps.gate import gate, intact_graph, overridden
+from flows.steps.publish import publish_or_refuse, write_report
 from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder, Exported
 from models.recipe.config import from_dict
+
+log = logging.getLogger("cleanshelf")
 
 
 def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, promote: bool = True) -> Report:
@@ -40,10 +48,14 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
         versions.repair()
         versions.resolve(report.data_after)
         graph = find_graph(run, report.verdict.graph_sha256)
+        reason, current = " ".join((despite or "").split()), current_lineage(workspace, report)
+        if current and is_told(run, current, reason):
+            return complete(run, report, current)
         from flows.orchestrator.server import orchestrated  # imports Prefect, now that everything is here
 
         with orchestrated(workspace):
-            reason = (despite or "").strip()
+            if current:
+                return as_flow(override_again, "publish")(run, report, graph, current, despite=reason, promote=promote)
             return as_flow(publication, "publish")(run, report, graph, despite=reason, promote=promote)
 
 
@@ -73,6 +85,52 @@ def publication(run: Run, report: Report, graph: Exported, *, despite: str, prom
     data = fetch_data(run, report.data_after)
     verdict = gate(run, data, graph, despite=despite)
     return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
+
+
+def override_again(
+    run: Run, report: Report, graph: Exported, current: dict[str, Any], *, despite: str, promote: bool
+) -> Report:
+    """Publishes the graph of the current model, which an override let in, as a version of its own with another override.
+
+    It is not judged again: compared with itself, it would pass.
+    """
+    intact_graph(run.workspace, current["version"])
+    verdict = overridden(run, verdict_of(run, report, current), despite)
+    data = fetch_data(run, report.data_after)
+    return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
+
+
+def current_lineage(workspace: Workspace, report: Report) -> dict[str, Any] | None:
+    """The lineage of the current model if its graph is that of the run, else None."""
+    models = ModelVersions(Ledger(workspace.root))
+    current = models.current()
+    lineage = None if current is None else models.lineage(current)
+    return lineage if lineage and lineage["graph_sha256"] == report.verdict.graph_sha256 else None
+
+
+def is_told(run: Run, current: dict[str, Any], reason: str) -> bool:
+    """True if the registry has nothing to add for the current model: no reason, none needed, or this one by this user."""
+    override = current.get("override")
+    if not reason or not override:
+        return True
+    return (override["reason"], override["by"]) == (reason, Ledger(run.workspace.root).user())
+
+
+def complete(run: Run, report: Report, current: dict[str, Any]) -> Report:
+    """The report of a run whose graph is the current model, as the registry has it; written if a kill left it incomplete."""
+    intact_graph(run.workspace, current["version"])
+    verdict = verdict_of(run, report, current)
+    log.info("publish: model version %d is the current model already; nothing was judged again", current["version"])
+    told = replace(report, model_version=current["version"], promoted=True, verdict=verdict)
+    return told if report.model_version and report.promoted else write_report(run, told)
+
+
+def verdict_of(run: Run, report: Report, lineage: dict[str, Any]) -> Verdict:
+    """The verdict that a model version was registered with: the run's with all findings, or what the lineage has of it."""
+    found = [report.verdict]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found.append(Verdict.of(json.loads((run.folder / "verdict.json").read_bytes())))
+    return next((each for each in found if each.is_that_of(lineage)), Verdict.of_lineage(lineage))
 
 
 @step("fetch data version")

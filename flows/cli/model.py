@@ -47,7 +47,13 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     entries = model_history(find(workspace))
     metrics = ("top1", "mean_class", "head", "middle", "tail")
     columns = ("version", "serving", *metrics, "data_version", "data_withdrawn", "recipe", "run")
-    rows = [{**entry, **entry["metrics"], "data_version": entry["data_version"][:12]} for entry in entries]
+    if any(entry["override"] for entry in entries):
+        columns += ("despite", "by")
+    rows = [
+        {**entry, **entry["metrics"], "data_version": entry["data_version"][:12]}
+        | ({"despite": entry["override"]["reason"], "by": entry["override"]["by"]} if entry["override"] else {})
+        for entry in entries
+    ]
 
     def say() -> None:
         table(columns, rows)

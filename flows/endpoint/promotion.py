@@ -73,10 +73,11 @@ def promote(workspace: Workspace, number: int, settings: Settings | None = None)
 
 
 def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:
-    """The version that holds exactly this graph, else the next unused number.
+    """The version that holds exactly this graph with the same verdict, else the next unused number.
 
-    A graph promoted by an override gets a version of its own. Files are written before the version is registered, so a
-    killed publication may have left a version that only the repository knows.
+    What the registry says of a version is never changed: a graph that was judged against another model, or that another
+    override let in, gets a version of its own. Files are written before the version is registered, so a killed
+    publication may have left a version that only the repository knows.
     """
     registered = {entry.version: entry.lineage for entry in models.log()}
     written = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}
@@ -85,4 +86,4 @@ def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: M
 
 
 def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return all(first.get(key) == second.get(key) for key in ("graph_sha256", "override"))
+    return all(first.get(key) == second.get(key) for key in ("graph_sha256", "parent", "verdict", "override"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 # Gates that cannot be overridden: a graph that differs from its networks is not what the run measured.
@@ -62,13 +62,29 @@ class Verdict:
         return [*self.reasons, *overridden]
 
     def despite(self, reason: str, *, by: str) -> Verdict:
-        """The verdict with an override of the refusing gates; without one if it passed or a gate cannot be overridden."""
+        """The verdict with an override of the refusing gates; without one if it passed or a gate cannot be overridden.
+
+        A verdict that was overridden before keeps the gates of that override if it has no findings.
+        """
         gates = [finding.gate for finding in self.findings if not finding.passed]
+        gates = gates or (self.override.gates if self.override else [])
         if self.passed:
             return self
         if final := set(gates) & set(FINAL):
             return replace(self, reasons=(*self.reasons, f"{', '.join(sorted(final))} cannot be overridden"))
         return replace(self, override=Override(by, reason, gates))
+
+    def is_that_of(self, lineage: Mapping[str, Any]) -> bool:
+        """True if a model version was registered with this verdict."""
+        override = self.override and asdict(self.override)
+        return (list(self.reasons), override) == (lineage.get("verdict"), lineage.get("override"))
+
+    @classmethod
+    def of_lineage(cls, lineage: Mapping[str, Any]) -> Verdict:
+        """The verdict that a model version was registered with, without its findings."""
+        override = Override(**lineage["override"]) if lineage.get("override") else None
+        reasons, sha256 = tuple(lineage.get("verdict", ())), lineage["graph_sha256"]
+        return cls(override is None, reasons, sha256, against=lineage.get("parent"), override=override)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Verdict:

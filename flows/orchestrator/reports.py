@@ -1,4 +1,4 @@
-"""What a running flow reports to Prefect beside its state: events and texts. Imports Prefect only within a flow."""
+"""Reports of a running flow to Prefect beside its state: events and texts. Imports Prefect only within a flow."""
 
 from __future__ import annotations
 

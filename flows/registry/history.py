@@ -45,6 +45,7 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
             "metrics": dict(entry.metrics),
             "recipe": entry.lineage.get("recipe"),
             "run": entry.run,
+            "override": entry.lineage.get("override"),
         }
         for entry in models.log()
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,46 @@ from numpy.typing import NDArray
 from durable import sha256
 from flows.gate.gates import Hits
 from flows.run.launch import run_child
-from flows.run.run import ResultCache
+from flows.run.run import ResultCache, is_finished
 from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
 from models.evaluation.accuracy import thirds
+from models.export.features import ROWS
+from serving.signature import Signature
 
 MEASURED = ("answers.npz", "accuracy.json")  # files of a Measured
 log = logging.getLogger("cleanshelf")
 
 
-def measure_graph(results: ResultCache, data: DataFolder, graph: Path, *, among: Path | None = None) -> Measured:
-    """The answers of a graph to the test photos of a data version, and its accuracy: answers.npz and accuracy.json.
-
-    Args:
-        among: another graph; only photos whose label it knows count.
-    """
+def measure_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measured:
+    """The answers of a graph to the test photos of a data version: answers.npz, accuracy.json, and features."""
 
     def work(out: Path) -> None:
-        arguments: list[object] = ["--graph", graph, "--data", data, "--out", out]
-        run_child("models.export.measure", arguments + (["--among", among] if among else []), say=log.info)
+        run_child("models.export.measure", ["--graph", graph, "--data", data, "--out", out], say=log.info)
 
-    depends_on = [data.name, sha256(graph), *([sha256(among)] if among else [])]
-    return Measured(results.cached("measure", *depends_on, files=MEASURED, work=work))
+    return Measured(results.cached("measure", data.name, sha256(graph), files=MEASURED, work=work))
+
+
+def measured_before(results: ResultCache, data: DataFolder, graphs: Iterable[str]) -> Measured | None:
+    """A measurement of one of these graphs (SHA-256) on this data version that kept features; None if there is none.
+
+    Every graph is measured when it is exported. The files are verified.
+    """
+    wanted = list(graphs)
+    folders = [results.folder("measure", data.name, graph) for graph in wanted]
+    for marker in results.workspace.runs.glob("stages/*/done.json"):
+        with suppress(OSError, ValueError):
+            if (
+                json.loads(marker.read_bytes()).get("model.onnx") in wanted
+                and _data_version(marker.parent) == data.name
+            ):
+                folders.append(marker.parent)
+    return next((Measured(each) for each in folders if (each / ROWS).exists() and is_finished(each, MEASURED)), None)
+
+
+def _data_version(folder: Path) -> str | None:
+    """The data version that the graph in the folder was trained and measured on."""
+    return Signature.read(folder / "model.onnx").metadata.get("data_version")
 
 
 def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ...]:

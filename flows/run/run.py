@@ -71,6 +71,10 @@ class ResultCache:
 
     workspace: Workspace
 
+    def folder(self, name: str, *depends_on: object) -> Path:
+        """The folder of the result of a step, which may not be there yet."""
+        return self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
+
     def cached(self, name: str, *depends_on: object, files: Sequence[str], work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step: that of an earlier run, or the one that `work` fills now.
 
@@ -83,7 +87,7 @@ class ResultCache:
         Raises:
             WorldError: `work` returned without one of the files.
         """
-        folder = self.workspace.runs / "stages" / f"{name}-{digest(name, code_hash(), *depends_on)}"
+        folder = self.folder(name, *depends_on)
         if is_finished(folder, files):
             log.info("%s: reused, nothing it depends on has changed", name)
             return folder

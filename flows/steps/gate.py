@@ -44,8 +44,18 @@ def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> V
         variant=variant_of(file),
     )
     verdict = judge(evidence, settings=settings, graph_sha256=sha256(file), against=serving)
-    if despite:
-        verdict = verdict.despite(despite, by=ledger.user())
+    return overridden(run, verdict, despite) if despite else write_verdict(run, verdict)
+
+
+def overridden(run: Run, verdict: Verdict, reason: str) -> Verdict:
+    """The verdict with an override by the present user, if it refuses the graph; written to verdict.json."""
+    if verdict.passed:
+        log.info("gate: passed, so the reason of --despite is not needed, and it is not recorded")
+    return write_verdict(run, verdict.despite(reason, by=Ledger(run.workspace.root).user()))
+
+
+def write_verdict(run: Run, verdict: Verdict) -> Verdict:
+    """Writes verdict.json of the run and logs the verdict."""
     (run.folder / "verdict.json").write_text(json.dumps(asdict(verdict), indent=1), encoding="utf-8")
     log.info("gate: %s: %s", "passed" if verdict.passed else "REFUSED", "; ".join(verdict.reasons))
     if verdict.override:

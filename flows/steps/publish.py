@@ -35,7 +35,7 @@ log = logging.getLogger("cleanshelf")
 def publish(run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, promote: bool = True) -> int:
     """Registers the graph and promotes it once the server repeats its golden answers. Returns its version number.
 
-    The current model is not published twice, and a graph that already has a number keeps it, so a killed publication resumes.
+    The current model is not published twice, unless the override differs. A killed publication resumes with its number.
 
     Args:
         promote: False only registers the graph; `cleanshelf promote` does the rest.
@@ -51,10 +51,13 @@ def publish(run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, pr
     models = ModelVersions(Ledger(run.workspace.root))
     with run.workspace.lock("publish", name="serving"):
         serving = models.current()
-        if serving is not None and models.lineage(serving)["graph_sha256"] == verdict.graph_sha256:
+        current = {} if serving is None else models.lineage(serving)
+        override = verdict.override and asdict(verdict.override)
+        is_current = current.get("graph_sha256") == verdict.graph_sha256
+        if is_current and override in (None, current.get("override")):
             log.info("publish: this graph is already serving, as model version %d", serving)
-            return serving
-        if serving != verdict.against:
+            return int(current["version"])
+        if serving != verdict.against and not is_current:
             now = f"judged against {named(verdict.against)}, but {named(serving)} serves now"
             raise GateRefused([f"{now}; `cleanshelf publish {run.id}` judges it again"])
         lineage = describe(run, graph, verdict, parent=serving)

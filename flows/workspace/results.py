@@ -16,4 +16,4 @@ Weights = NewType("Weights", Path)  # ensemble.json
 Crops = NewType("Crops", Path)  # crops.json
 Calibration = NewType("Calibration", Path)  # calibration.json
 Exported = NewType("Exported", Path)  # model.onnx, golden.npy, parity.json, and all of Measured
-Measured = NewType("Measured", Path)  # answers.npz and accuracy.json of a graph on the test photos
+Measured = NewType("Measured", Path)  # answers.npz, accuracy.json and features of a graph on the test photos

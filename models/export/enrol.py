@@ -149,13 +149,18 @@ def enrolled(graph: Path) -> list[dict[str, Any]]:
 def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """Inputs (G, V, d) of each member's classifier, for photos (G, S, S, 3) in the member's V crops."""
     whole = read_graph(graph)
-    for each in whole.classifiers:
-        kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
-        whole.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
-    names = [each.source for each in whole.classifiers]
+    names = inputs_of_classifiers(whole)
     with temporary_session(whole) as session:
         outputs = [session.run(names, {"image": photo[None]}) for photo in photos]
     return [np.stack(of_member) for of_member in zip(*outputs, strict=True)]
+
+
+def inputs_of_classifiers(graph: Graph) -> list[str]:
+    """Names of the tensors that enter the classifiers, which become outputs of the graph in memory too."""
+    for each in graph.classifiers:
+        kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
+        graph.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
+    return [each.source for each in graph.classifiers]
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Measure the accuracy of an ONNX file, as it will be served, on the test photos of a data version.
 
-`python -m models.export.measure --graph FILE --data DIR [--among FILE] --out DIR`
+`python -m models.export.measure --graph FILE --data DIR --out DIR`
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,16 @@ from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
-from models.data.positions import positions
+from models.errors import EnrolmentError
 from models.evaluation.accuracy import accuracy
-from models.export.patch import read_metadata
+from models.export.features import ROWS, in_classes_of, kept_rows, recorded
 from models.export.session import open_session
 from models.training.command import log_progress, parser_for, run
 
 if TYPE_CHECKING:
     import onnxruntime
 
+log = logging.getLogger(__name__)
 BATCH = 8
 
 
@@ -39,11 +41,6 @@ def test_rows(manifest: Manifest) -> NDArray[np.int64]:
     return np.flatnonzero((manifest.split == "test") & manifest.kept)
 
 
-def known_to(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows whose label is a class of the graph."""
-    return rows[positions(manifest.label[rows], json.loads(read_metadata(graph)["labels"])) >= 0]
-
-
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Answers of the graph for rows of a data version, as classes of that version: ranked (N, k) and target (N,).
 
@@ -53,19 +50,32 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
     session = open_session(graph)
     side = session.get_inputs()[0].shape[1]
     ids = ranked_answers(session, Photos(manifest, rows, side=side))
-    own = {label: i for i, label in enumerate(manifest.classes)}
-    translate = np.array([own.get(label, -2) for label in json.loads(read_metadata(graph)["labels"])] + [-2])
-    return translate[ids], manifest.target[rows]
+    return in_classes_of(manifest.classes, graph, ids), manifest.target[rows]
 
 
-def write_answers(graph: Path, manifest: Manifest, out: Path, *, among: Path | None = None) -> dict[str, float | None]:
-    """Writes the graph's answers to the test photos (answers.npz) and its accuracy (accuracy.json); returns the latter.
+def measure_and_keep(
+    graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `measure`; also writes the features of the photos, if products can be added to the graph."""
+    kept = kept_rows(rows, manifest.target[rows])
+    session = open_session(graph)
+    side, number = session.get_inputs()[0].shape[1], session.get_outputs()[0].shape[1]
+    photos = (batch.numpy() for batch in Photos(manifest, rows, side=side).in_order(BATCH))
+    try:
+        ids = np.concatenate([np.empty((0, number), np.int64), *recorded(graph, photos, kept, out)])
+    except EnrolmentError as error:
+        log.info("no features are kept: %s", error)
+        return measure(graph, manifest, rows)
+    np.save(out / ROWS, rows[kept])
+    return in_classes_of(manifest.classes, graph, ids), manifest.target[rows]
 
-    Args:
-        among: another graph; only photos whose label it knows are counted.
+
+def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
+    """Writes the graph's answers to the test photos (answers.npz), its accuracy (accuracy.json) and features.
+
+    Returns the accuracy.
     """
-    rows = test_rows(manifest) if among is None else known_to(among, manifest, test_rows(manifest))
-    ranked, target = measure(graph, manifest, rows)
+    ranked, target = measure_and_keep(graph, manifest, test_rows(manifest), out)
     np.savez(out / "answers.npz", ranked=ranked, target=target)
     figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
     (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -76,11 +86,10 @@ def main() -> None:
     """Command line that measures one file."""
     parser = parser_for("data out", description="Measure the accuracy of an ONNX file on the test photos.")
     parser.add_argument("--graph", type=Path, required=True, help="ONNX file to measure")
-    parser.add_argument("--among", type=Path, help="ONNX file; count only photos whose label it knows")
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    write_answers(args.graph, read_manifest(args.data), args.out, among=args.among)
+    write_answers(args.graph, read_manifest(args.data), args.out)
 
 
 if __name__ == "__main__":

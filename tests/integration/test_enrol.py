@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from flows.errors import GateRefused, UnknownVersion, WorkspaceBusy
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.rollback import rollback_model
+from flows.run.run import ResultCache
 from flows.sample.draw import draw
 from flows.sample.families import Sku, assortment
 from flows.verify import verify
@@ -26,7 +29,9 @@ from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from models.errors import EnrolmentError
+from models.evaluation.accuracy import accuracy
 from models.export.graph import DeployGraph
+from models.export.measure import measure, write_answers
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes, read_metadata
 from models.networks.network import build_network
@@ -76,7 +81,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
     golden = np.stack([to_square(decode(manifest.read_photo(row)), SIZE) for row in range(3)])
     with workspace.lock("test", name="serving"):
         assert register_and_promote(workspace, graph, lineage=lineage, labels=manifest.classes, golden=golden) == 1
+    ResultCache(workspace).cached("export", work=lambda out: leave_export(graph, data, out))
     return workspace
+
+
+def leave_export(graph: Path, data: Path, out: Path) -> None:
+    """Writes what the export of a retraining leaves of its measurement."""
+    shutil.copyfile(graph, out / "model.onnx")
+    write_answers(graph, read_manifest(data), out)
 
 
 def write_graph(data: Path, path: Path) -> Path:
@@ -118,6 +130,8 @@ def test_a_product_is_enrolled_and_withdrawn_while_requests_are_answered(
     workspace: Workspace, new_photos: list[Path], tmp_path: Path
 ) -> None:
     later = photos(tmp_path / "later", NEW, 8, seed=200)
+    for folder in workspace.runs.glob("stages/export-*"):  # as if it had been cleared out
+        shutil.rmtree(folder)
     with (
         running_endpoint(workspace) as access,
         RepeatingClient(workspace, access) as client,
@@ -143,6 +157,42 @@ def test_a_product_is_enrolled_and_withdrawn_while_requests_are_answered(
     answered_by = np.array(client.versions)
     assert set(answered_by) == {1, 2, 3}
     assert (np.diff(answered_by) >= 0).all(), "versions do not alternate"
+    assert len([*workspace.runs.glob("stages/measure-*")]) == 1, "the model was measured once, for both changes"
+
+
+def test_no_test_photo_goes_through_a_graph_that_was_measured_at_its_publication(
+    workspace: Workspace, new_photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    run = onnxruntime.InferenceSession.run
+
+    def counted(session: onnxruntime.InferenceSession, names: list[str], feeds: dict[str, np.ndarray[Any, Any]]) -> Any:
+        asked.extend(image.tobytes() for image in feeds.get("image", ()))
+        return run(session, names, feeds)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counted)
+    added = enrol_product(workspace, NEW.label, new_photos, overrides=ANY)
+    removed = withdraw_product(workspace, KNOWN[0].label, overrides=ANY)
+    assert (added.model_version, removed.model_version) == (2, 3)
+    assert [*workspace.runs.glob("stages/measure-*")] == [], "no other process measured it"
+    manifest = read_manifest(DataVersions(workspace).materialise("selected"))
+    golden = {image.tobytes() for version in (1, 2) for image in repository(workspace).golden(version).image}
+    own = {to_square(decode(path.read_bytes()), SIZE).tobytes() for path in new_photos}
+    test = {
+        to_square(decode(manifest.read_photo(row)), SIZE).tobytes() for row in np.flatnonzero(manifest.split == "test")
+    }
+    assert set(asked) <= golden | own
+    assert len(test - golden) > 20
+    [measured] = workspace.runs.glob("stages/export-*")
+    for version in (2, 3):  # the figures are those that the photos would give
+        ranked, target = measure(
+            repository(workspace).path(version) / "model.onnx", manifest, np.load(measured / "rows.npy")
+        )
+        known = np.isin(
+            manifest.label[np.load(measured / "rows.npy")].astype(str), [sku.label for sku in KNOWN[version - 2 :]]
+        )
+        figures = accuracy(ranked[known], target[known], train_counts=manifest.train_counts())
+        assert figures.to_dict() == models(workspace).lineage(version)["metrics"]
 
 
 def test_the_lineage_names_the_enrolled_photos_and_the_version_before(

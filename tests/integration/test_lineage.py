@@ -123,6 +123,10 @@ def test_a_version_that_a_killed_publication_left_is_reused(workspace: Workspace
     versions.write(graph, version=3, labels=LABELS, lineage=left, golden=golden_images())
     assert number_for(left, models=models, versions=versions) == 3
     assert number_for(models.lineage(1), models=models, versions=versions) == 1
+    for changed in ({"parent": 7}, {"verdict": ["bad"]}, {"override": {"by": "me", "reason": "so", "gates": []}}):
+        assert number_for(models.lineage(1) | changed, models=models, versions=versions) == 4, (
+            "the registry keeps its word"
+        )
     assert number_for({"graph_sha256": "another"}, models=models, versions=versions) == 4
     models.register({"version": 7, "graph_sha256": "never written"})  # as a kill in an earlier release left it
     assert number_for({"graph_sha256": "never written"}, models=models, versions=versions) == 8

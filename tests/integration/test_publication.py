@@ -25,6 +25,7 @@ from flows.rollback import rollback_model
 from flows.run.inputs import ended_before, inputs
 from flows.sample.draw import draw
 from flows.sample.families import assortment
+from flows.verify import verify
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
@@ -172,9 +173,48 @@ def test_a_registered_version_becomes_the_current_model_when_promoted(
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
     assert snapshot(shop.root) == before, "it is the current model already"
-    (versions.path(1) / "golden.npz").write_bytes(b"")
+    check_report_is_completed(shop, refused)
+    check_second_override_is_kept(shop, refused)
+
+
+def check_report_is_completed(shop: Workspace, run: str) -> None:
+    """Checks that a publication that was killed before its report is completed from the registry."""
+    path = shop.runs / run / "run.json"
+    path.write_bytes(path.read_bytes().replace(b'"model_version": 1', b'"model_version": null'))
+    done = publish_run(shop, run)
+    assert (done.model_version, done.promoted, done.verdict.explanation[-1]) == (
+        1,
+        True,
+        f"overridden by Ada <ada@shop>: {REASON}",
+    )
+    written = json.loads(path.read_bytes())
+    assert (written["model_version"], written["promoted"]) == (1, True)
+
+
+def check_second_override_is_kept(shop: Workspace, run: str) -> None:
+    """Checks that the console, the files of the run and the registry say the same of each override, and lose none."""
+    models, folder = ModelVersions(Ledger(shop.root)), shop.runs / run
+    first = models.lineage(1)
+    report = publish_run(shop, run, despite="the buyer  agreed\n")
+    assert (report.model_version, report.promoted, models.current()) == (2, True, 2)
+    verdict, written = (json.loads((folder / name).read_bytes()) for name in ("verdict.json", "run.json"))
+    assert verdict["override"] == written["verdict"]["override"] == models.lineage(2)["override"]
+    assert verdict["override"] == {"by": "Ada <ada@shop>", "reason": "the buyer agreed", "gates": ["decided_away"]}
+    assert report.verdict.explanation[-1] == "overridden by Ada <ada@shop>: the buyer agreed"
+    assert report.verdict.explanation[-1] in (folder / "report.md").read_text()
+    assert models.lineage(2)["verdict"] == first["verdict"] == list(report.verdict.reasons)
+    assert models.lineage(1) == first
+    before = snapshot(shop.root)
+    for despite in (None, "the buyer agreed"):
+        again = publish_run(shop, run, despite=despite)
+        assert (again.model_version, again.verdict.explanation) == (2, report.verdict.explanation)
+    assert snapshot(shop.root) == before, "the current model is not judged against itself"
+    log = json.loads(cleanshelf("model", "log", "-w", shop.root, "--json").stdout)
+    assert [entry["override"]["reason"] for entry in log] == ["the buyer agreed", REASON]
+    assert verify(shop).broken == []
+    (repository(shop).path(2) / "golden.npz").write_bytes(b"")
     with pytest.raises(CorruptVersion, match=r"golden\.npz"):  # a damaged current model would be easy to beat
-        publish_run(shop, refused, despite=REASON)
+        publish_run(shop, run, despite=REASON)
 
 
 def test_a_missing_or_damaged_graph_is_not_published(shop: Workspace, refused: str, tmp_path: Path) -> None:

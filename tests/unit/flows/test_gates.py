@@ -244,6 +244,23 @@ def test_an_override_records_user_reason_and_gates_and_parity_allows_none() -> N
     assert verdict_on(ALIKE).despite("to be sure", by="Ada").override is None, "there is nothing to override"
 
 
+def test_a_lineage_keeps_reasons_and_override_and_another_override_keeps_its_gates() -> None:
+    first = verdict_on(WORSE_TAIL).despite("so be it", by="Ada")
+    lineage = {
+        "verdict": list(first.reasons),
+        "override": asdict(first)["override"],
+        "graph_sha256": "abc",
+        "parent": 3,
+    }
+    assert first.is_that_of(lineage)
+    assert not verdict_on(WORSE_TAIL).is_that_of(lineage)
+    kept = Verdict.of_lineage(lineage)
+    assert (kept.passed, kept.explanation, kept.against) == (False, first.explanation, 3)
+    again = kept.despite("the buyer agreed", by="Bob")
+    assert asdict(again)["override"] == {"by": "Bob", "reason": "the buyer agreed", "gates": ["mean_class", "tail"]}
+    assert Verdict.of_lineage({"verdict": ["good"], "graph_sha256": "abc"}).passed, "no override, so it passed"
+
+
 def test_a_verdict_survives_its_file() -> None:
     for verdict in (verdict_on(ALIKE), verdict_on(WORSE_TAIL), verdict_on(WORSE_TAIL).despite("so be it", by="Ada")):
         assert Verdict.of(json.loads(json.dumps(asdict(verdict), allow_nan=False))) == verdict

@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from models.data.manifest import read_manifest
 from models.errors import EnrolmentError
 from models.export.enrol import (
     agreement,
@@ -31,7 +30,6 @@ from models.export.enrol import (
     withdraw,
 )
 from models.export.graph import DeployGraph
-from models.export.measure import known_to
 from models.export.onnx_file import write_onnx
 from models.export.patch import name_classes, read_graph, read_metadata
 from models.export.session import open_session
@@ -381,15 +379,3 @@ def test_own_photos_come_out_as_the_product(
     enrol(few[1], own[:1], label=LABEL, sha256=["a"], out=tmp_path / "model.onnx")
     assert first_labels(tmp_path / "model.onnx", own[:1]) == [LABEL]
     assert LABEL not in first_labels(few[1], own[:1])
-
-
-def test_only_photos_count_whose_label_the_graph_knows(
-    few: tuple[DeployGraph, Path], data: Path, tmp_path: Path
-) -> None:
-    manifest = read_manifest(data)
-    rows = np.arange(len(manifest))
-    withdraw(few[1], label="bean", out=tmp_path / "model.onnx")
-    assert known_to(few[1], manifest, rows).tolist() == rows.tolist()
-    kept = known_to(tmp_path / "model.onnx", manifest, rows)
-    assert set(manifest.label[kept]) == {"apple", "corn", "dill"}
-    assert set(np.delete(manifest.label, kept)) == {"bean"}
