@@ -9,7 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.app import AsJson, At, DryRun, Version, app, data_verbs, find, prepare
-from flows.cli.show import pairs, show, table
+from flows.cli.show import check_new, pairs, show, table, write_rows
+
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows to a file: .csv, .parquet or .jsonl.")
+]
 
 
 @app.command()
@@ -78,38 +82,70 @@ def feedback(
 
 @data_verbs.command("log")
 def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """Show the history of the data, newest first."""
+    """Show the history of the data, newest first. photos = kept + dropped + conflicts + near."""
     from flows.data.versions import DataVersions
 
     entries = [_entry(entry) for entry in DataVersions(find(workspace)).log()]
-    columns = ("entry", "id", "parent", "step", "selected", "kept", "dropped", "classes", "message")
-    rows = [{**e, **e["counts"], "id": e["id"][:12], "parent": (e["parent"] or "-")[:12]} for e in entries]
+    parts = ("photos", "kept", "dropped", "conflicts", "near")
+    columns = ("entry", "id", "parent", "step", "selected", *parts, "classes", "message")
+    rows = [{**e, **_counts(e["counts"]), "id": e["id"][:12], "parent": (e["parent"] or "-")[:12]} for e in entries]
     show(entries, as_json=as_json, say=lambda: table(columns, rows))
 
 
 @data_verbs.command("show")
-def data_show(version: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """Show one data version: its origin, its contents, and every broken link to its bytes."""
+def data_show(
+    version: Version = "selected",
+    workspace: At = Path("."),
+    near: Annotated[bool, typer.Option("--near", help="List near-duplicates across the test split.")] = False,
+    conflicts: Annotated[bool, typer.Option("--conflicts", help="List photos that came with several labels.")] = False,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="List refused rows with the reasons.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one data version: its origin, photos per class and split, and every broken link to its bytes; or a list."""
+    from flows.data import contents
     from flows.data.versions import DataVersions
+    from flows.errors import InputError
+    from flows.report.contents import print_classes, print_listing
 
+    asked = {"near-duplicates": near, "claims in conflict": conflicts, "refused rows": quarantined}
+    if sum(asked.values()) > 1:
+        raise InputError("--near, --conflicts and --quarantined are three lists; ask for one")
+    check_new(out)
     versions = DataVersions(find(workspace))
+    files = contents.files_of(versions, version)
+    lists = (contents.near_duplicates, contents.conflicts, contents.quarantined)
+    found = [(name, read) for (name, wanted), read in zip(asked.items(), lists, strict=True) if wanted]
+    rows = found[0][1](files) if found else contents.class_counts(contents.read(files, "labels"))
+    write_rows(out, rows)
+    if found:
+        return show(
+            rows.to_pylist() if as_json else [], as_json=as_json, say=lambda: print_listing(rows, photos=found[0][0])
+        )
     wanted = versions.resolve(version)
-    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted)) | {
-        "problems": [str(each) for each in versions.verify(wanted)]
-    }
-    show(entry, as_json=as_json, say=lambda: pairs(entry))
+    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted))
+    entry |= {"counts": contents.counts(files), "problems": [str(each) for each in versions.verify(wanted)]}
+
+    def say() -> None:
+        pairs(entry)
+        print_classes(rows)
+
+    show(entry | {"per_class": rows.to_pylist()} if as_json else entry, as_json=as_json, say=say)
 
 
 @data_verbs.command("diff")
-def data_diff(a: Version, b: Version = "selected", workspace: At = Path("."), as_json: AsJson = False) -> None:
-    """Show what changed from version A to version B: photos added, dropped, restored and relabelled, by class."""
+def data_diff(
+    a: Version, b: Version = "selected", workspace: At = Path("."), out: Out = None, as_json: AsJson = False
+) -> None:
+    """Show what changed from version A to version B: which photos, from which label and outcome to which."""
+    from flows.data.diff import CHANGES, as_table
     from flows.data.versions import DataVersions
+    from flows.report.contents import print_diff
 
+    check_new(out)
     diff = DataVersions(find(workspace)).diff(a, b)
-    changes = ("added", "dropped", "restored", "relabelled")
-    rows = [{"class": label, **counts} for label, counts in diff.per_class.items()]
-    rows.append({"class": "all", **{change: getattr(diff, change) for change in changes}})
-    show(dataclasses.asdict(diff), as_json=as_json, say=lambda: table(("class", *changes), rows))
+    write_rows(out, as_table(diff))
+    show(dataclasses.asdict(diff) if as_json else {}, as_json=as_json, say=lambda: print_diff(diff, CHANGES))
 
 
 @data_verbs.command("rollback")
@@ -143,6 +179,13 @@ def _preview(workspace: Any, source: Path, rules: dict[str, Any], *, as_json: bo
 
     report = preview(workspace, source, **rules)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report, "nothing was changed"))
+
+
+def _counts(counts: dict[str, int]) -> dict[str, int]:
+    """The counts of an entry; earlier releases counted parts that do not add up, which are left out."""
+    return (
+        counts if "near" in counts else {name: counts[name] for name in counts.keys() & {"photos", "kept", "classes"}}
+    )
 
 
 def _entry(entry: Any) -> dict[str, Any]:

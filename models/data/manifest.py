@@ -178,16 +178,20 @@ def write_labels(folder: Path, manifest: Manifest) -> None:
 
 
 def read_table(data: Path, *, name: str) -> pa.Table:
+    """Table `name` (a key of TABLES) of the data version in folder `data`, as `read_table_file` returns it."""
+    return read_table_file(data / f"{name}.parquet", name=name)
+
+
+def read_table_file(path: Path, *, name: str) -> pa.Table:
     """Table `name` (a key of TABLES), checked against its schema; only `score` may have nulls.
 
     Raises:
         ManifestError: the file or a column is missing, or a column has another type or nulls.
     """
-    path = data / f"{name}.parquet"
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; is {data} a data version?") from None
+        raise ManifestError(f"{path}: no such file; is {path.parent} a data version?") from None
     except pa.ArrowInvalid as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({error}); restore the data version") from None
     for field in TABLES[name]:
@@ -262,11 +266,15 @@ def outcomes(labels: pa.Table) -> NDArray[np.int64]:
 
 
 def count(data: Path) -> dict[str, int]:
-    """Numbers of photos of each kind in the tables of `data`.
+    """The counts of `count_tables` for the data version in folder `data`."""
+    return count_tables(read_table(data, name="labels"), read_table(data, name="quarantine"))
+
+
+def count_tables(labels: pa.Table, quarantine: pa.Table) -> dict[str, int]:
+    """Numbers of photos of each kind in a data version, and of refused rows.
 
     photos = kept + dropped + conflicts + near. kept = train + val + test = unchanged + confirmed + doubted + relabelled.
     """
-    labels = read_table(data, name="labels")
     split = tally(labels["split"].filter(labels["kept"]))
     numbers = np.bincount(outcomes(labels), minlength=len(OUTCOMES)).tolist()
     train = pc.equal(labels["split"], "train")
@@ -275,7 +283,7 @@ def count(data: Path) -> dict[str, int]:
         "photos": len(labels),
         "kept": split.total(),
         **dict(zip(OUTCOMES, numbers, strict=True)),
-        "quarantined": read_table(data, name="quarantine").num_rows,
+        "quarantined": quarantine.num_rows,
         "classes": len(classes),
         **{name: split[name] for name in SPLITS},
     }

@@ -118,7 +118,9 @@ def test_data_log_show_and_diff(trained: Path) -> None:
     table = stdout("data", "log", shop=trained)
     assert all(entry["id"][:12] in table for entry in log)
     first = run_json("data", "show", log[-1]["id"][:8], shop=trained)
-    assert first == log[-1] | {"problems": []}
+    assert {name: first[name] for name in log[-1]} == log[-1]
+    assert first["problems"] == []
+    assert sum(row["photos"] for row in first["per_class"]) == 30
     assert run_json("data", "show", shop=trained)["id"] == log[0]["id"]
     diff = run_json("data", "diff", log[-1]["id"][:8], log[-2]["id"][:8], shop=trained)
     assert (diff["added"], diff["dropped"], diff["relabelled"]) == (9, 0, 0)
