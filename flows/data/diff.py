@@ -61,12 +61,13 @@ def compare_labels(old: Path, new: Path) -> DataDiff:
     )
     kind = _kinds(label_a, state_a, label_b, state_b)
     rows = np.flatnonzero(kind >= 0)
-    key = np.stack([kind, label_a, state_a, label_b, state_b])[:, rows]
-    groups, group = np.unique(key, axis=1, return_inverse=True)
-    counts = np.bincount(group.ravel(), minlength=groups.shape[1])
-    members = np.split(ids[rows[np.argsort(group.ravel(), kind="stable")]], np.cumsum(counts)[:-1])
     texts = [np.array(part, object) for part in (CHANGES, names, STATES, names, STATES)]
-    described = zip(*(part[column].tolist() for part, column in zip(texts, groups, strict=True)), strict=True)
+    shape = [len(part) for part in texts]
+    key = np.ravel_multi_index([column[rows] for column in (kind, label_a, state_a, label_b, state_b)], shape)
+    groups, group, counts = np.unique(key, return_inverse=True, return_counts=True)
+    members = np.split(ids[rows[np.argsort(group, kind="stable")]], np.cumsum(counts)[:-1])
+    columns = zip(texts, np.unravel_index(groups, shape), strict=True)
+    described = zip(*(part[column].tolist() for part, column in columns), strict=True)
     changes = [
         Change(*each, number, _texts(photos))  # type: ignore[arg-type]  # five texts
         for each, number, photos in zip(described, counts.tolist(), members, strict=False)
