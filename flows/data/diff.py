@@ -54,7 +54,7 @@ class DataDiff:
 def compare_labels(old: Path, new: Path) -> DataDiff:
     """Compares the labels.parquet of two versions."""
     before, after = (_Labels.read(path) for path in (old, new))
-    ids = np.union1d(before.id, after.id)
+    ids = _union(before.id, after.id)
     names, labels = _encoded(before.label, after.label)
     (label_a, state_a), (label_b, state_b) = (
         side.at(ids, codes) for side, codes in zip((before, after), labels, strict=True)
@@ -114,6 +114,13 @@ def _per_class(changes: list[Change]) -> dict[str, dict[str, int]]:
         label = each.from_label if each.change == "dropped" or not each.to_label else each.to_label
         found.setdefault(label, Counter())[each.change] += each.photos
     return {label: {change: found[label][change] for change in CHANGES} for label in sorted(found)}
+
+
+def _union(some: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    """Sorted ids of both, which are sorted."""
+    places = np.searchsorted(some, others)
+    is_new = np.append(some, b"")[places] != others
+    return np.insert(some, places[is_new], others[is_new])
 
 
 def _texts(ids: NDArray[np.bytes_]) -> list[str]:
