@@ -38,10 +38,14 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     side = min(one.width, other.width)
     one, other = (image if image.width == side else shrunk(image, side) for image in (one, other))
     fixed, moved = (np.asarray(image, np.float32) for image in (one, _moved(other, _fit(one, other))))
-    contrast = sum(_mean(_energy(image), REACH) - _energy(_mean(image, REACH)) for image in (fixed, moved))
-    found = _mean(_energy(fixed - moved), REACH) / (contrast + NOISE)
+    found = _mean(_energy(fixed - moved), REACH) / (_contrast(fixed) + _contrast(moved) + NOISE)
     margin = _margin(side) + REACH
     return float(found[margin:-margin, margin:-margin].max())
+
+
+def _contrast(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, N, 1) variances in each window, summed over all colours."""
+    return _mean(_energy(values), REACH) - _energy(_mean(values, REACH))
 
 
 def _fit(fixed: Image.Image, image: Image.Image) -> NDArray[np.float64]:
@@ -55,7 +59,7 @@ def _fit(fixed: Image.Image, image: Image.Image) -> NDArray[np.float64]:
     target, grey = np.asarray(_soft(fixed), np.float32), _soft(image)
     for _ in range(STEPS):
         moved = np.asarray(_moved(grey, wanted), np.float32)
-        down, right = (slope[inner, inner].astype(np.float32) * (side / 2) for slope in np.gradient(moved))
+        down, right = (np.asarray(slope, np.float32)[inner, inner] * (side / 2) for slope in np.gradient(moved))
         slopes = np.stack([right * place, right, down * place[:, None], down]).reshape(4, -1)
         system = (slopes @ slopes.T).astype(np.float64)
         system[np.diag_indices(4)] += 1e-3 * np.trace(system) / 4 + 1e-9  # a photo of one colour fits anywhere

@@ -50,7 +50,11 @@ def ingest_delivery(
     """Make a data version from a supplier's delivery."""
     from flows.delivery.near import parse_limit
 
-    rules = {"val_share": val_share, "test_share": test_share, "near_duplicates": parse_limit(near_duplicates)}
+    rules: dict[str, Any] = {
+        "val_share": val_share,
+        "test_share": test_share,
+        "near_duplicates": parse_limit(near_duplicates),
+    }
     found = prepare(workspace)
     if dry_run:
         return _preview(found, source, rules, as_json=as_json)

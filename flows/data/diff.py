@@ -67,11 +67,8 @@ def compare_labels(old: Path, new: Path) -> DataDiff:
     groups, group, counts = np.unique(key, return_inverse=True, return_counts=True)
     members = np.split(ids[rows[np.argsort(group, kind="stable")]], np.cumsum(counts)[:-1])
     columns = zip(texts, np.unravel_index(groups, shape), strict=True)
-    described = zip(*(part[column].tolist() for part, column in columns), strict=True)
-    changes = [
-        Change(*each, number, _texts(photos))  # type: ignore[arg-type]  # five texts
-        for each, number, photos in zip(described, counts.tolist(), members, strict=False)
-    ]
+    described = zip(*(part[column].tolist() for part, column in columns), counts.tolist(), members, strict=False)
+    changes = [Change(a, b, c, d, e, number, _texts(photos)) for a, b, c, d, e, number, photos in described]
     changes.sort(key=lambda each: (-each.photos, each.change, each.from_label, each.to_label))
     totals = Counter({name: 0 for name in CHANGES})
     for each in changes:

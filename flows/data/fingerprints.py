@@ -158,9 +158,10 @@ def _nearest(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Candidates:
 def _first(pairs: Candidates) -> Candidates:
     """The pairs in order, without repetitions: at most PARTNERS per row."""
     order = np.lexsort((pairs.other, pairs.distance, pairs.row))
-    row, other, distance = (column[order] for column in pairs)
-    again = np.zeros(len(row), np.bool_)
-    again[1:] = (row[1:] == row[:-1]) & (other[1:] == other[:-1])
-    row, other, distance = (column[~again] for column in (row, other, distance))
+    row, other = pairs.row[order], pairs.other[order]
+    is_new = np.ones(len(row), np.bool_)
+    is_new[1:] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
+    row, other, distance = row[is_new], other[is_new], pairs.distance[order][is_new]
     rank = np.arange(len(row)) - np.searchsorted(row, row)
-    return Candidates(*(column[rank < PARTNERS] for column in (row, other, distance)))
+    first = rank < PARTNERS
+    return Candidates(row[first], other[first], distance[first])
