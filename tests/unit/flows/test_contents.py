@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -271,3 +272,13 @@ def test_near_duplicates_of_an_earlier_release_are_listed_without_partner(shop: 
     )  # fmt: skip
     assert contents.counts(files) == count_tables(*(contents.read(files, name) for name in ("labels", "quarantine")))
     assert set(LABELS.names) == set(contents.read(files, "labels").column_names)
+
+
+@pytest.mark.dvc
+def test_a_purged_photo_leaves_the_record_of_pairs(shop: Workspace, tmp_path: Path) -> None:
+    copy = Workspace(shutil.copytree(shop.root, tmp_path / "copy", symlinks=True))
+    [pair] = json.loads(run(copy, "data", "show", "--near", "--json"))
+    run(copy, "data", "purge", pair["near_id"], "--yes")
+    [left] = json.loads(run(copy, "data", "show", "--near", "--json"))
+    assert (left["id"], left["decision"], left["near_id"]) == (pair["id"], "near-test", None)
+    assert not (copy.data / NAME).exists()
