@@ -15,7 +15,8 @@ FlowError
 ├── WorldError (RuntimeError, exit 3)   something failed that the user did not cause
 │   ├── CorruptObject                   bytes that no longer match their hash, or a damaged record
 │   ├── MissingFromRemote               an object that the DVC remote lacks
-│   └── ChildFailed                     a child process that crashed or was killed
+│   ├── ChildFailed                     a child process that crashed or was killed
+│   └── AccountsDiffer                  files of a delivery that are not accounted for
 └── GateRefused (exit 4)                a model that must not be promoted, with reasons
 """
 
@@ -86,6 +87,10 @@ class MissingFromRemote(WorldError):
 
 class ChildFailed(WorldError):
     """A child process crashed or was killed."""
+
+
+class AccountsDiffer(WorldError):
+    """The files of a delivery and what became of them do not add up."""
 
 
 class GateRefused(FlowError):

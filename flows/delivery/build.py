@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 from contract.labels import MISSING
 from flows.data import fingerprints, near
 from flows.data.shards import MAX_BYTES, pack
+from flows.delivery.accounts import Accounts, account, class_splits
 from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
 from flows.delivery.near import LIMIT, notes
-from flows.delivery.rows import Refused, read_delivery
+from flows.delivery.rows import Delivery, Refused, read_delivery
 from flows.errors import BadDelivery
 from flows.workspace.files import link, or_disk_full
 from models.data.manifest import TABLES, read_table, tally, write_version
@@ -50,16 +51,18 @@ class Merged:
     near: int
     quarantined: dict[str, int]
     shards: dict[str, str]
+    accounts: Accounts
 
 
 @dataclass(frozen=True)
 class IntakeReport(Merged):
-    """Result of an ingestion: the merge, and counts and warnings of the new version.
+    """Result of an ingestion: the merge, and counts, splits (`class_splits`) and warnings of the new version.
 
     is_new: False if the base held everything already.
     """
 
     counts: dict[str, int]
+    splits: dict[str, Any]
     warnings: list[str]
     is_new: bool
 
@@ -103,7 +106,14 @@ def build_version(
                         max_shard_bytes=max_shard_bytes)  # fmt: skip
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
-    return IntakeReport(**vars(merged), counts=counts, warnings=_warnings(out), is_new=is_new)
+    labels = read_table(out, name="labels")
+    return IntakeReport(
+        **vars(merged),
+        counts=counts,
+        splits=class_splits(labels),
+        warnings=[*_warnings(labels), *notes(out)],
+        is_new=is_new,
+    )
 
 
 def _merge(
@@ -139,12 +149,14 @@ def _merge(
         near=num_near,
         quarantined=dict(Counter(f"{row.field}: {row.reason}" for row in rest.refused)),
         shards=rest.shards,
+        accounts=account(rest.delivery, version.decision, usable=usable, quarantined=len(rest.refused)),
     )
 
 
 class _Rest(NamedTuple):
     """Refused rows of a delivery, new shards (SHA-256 to MD5), and locations of new photos (columns of LOCATIONS)."""
 
+    delivery: Delivery
     refused: list[Refused]
     shards: dict[str, str]
     locations: pa.Table
@@ -166,7 +178,7 @@ def _decoded(
     broken, claims = decoding.refused(), decoding.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
-    return claims, _Rest([*delivery.refused, *broken], packed.shards, decoding.locations(packed))
+    return claims, _Rest(delivery, [*delivery.refused, *broken], packed.shards, decoding.locations(packed))
 
 
 def _link_shards(base: Path | None, out: Path) -> None:
@@ -196,8 +208,7 @@ def _hash(**config: float | None) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _warnings(out: Path) -> list[str]:
-    labels = read_table(out, name="labels")
+def _warnings(labels: pa.Table) -> list[str]:
     is_train = pc.and_(labels["kept"], pc.equal(labels["split"], "train"))
     kept, train = (tally(labels["label"].filter(chosen)) for chosen in (labels["kept"], is_train))
     single = [
@@ -213,4 +224,10 @@ def _warnings(out: Path) -> list[str]:
         for label in sorted(kept)
         if label.casefold() in MISSING
     ]
-    return [*single, *absent, *missing, *notes(out)]
+    return [line for lines in (single, absent, missing) for line in _first(lines)]
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first NAMED lines, and how many more there are."""
+    more = [f"{len(lines) - NAMED:,} more notes of this kind"] if len(lines) > NAMED else []
+    return [*lines[:NAMED], *more]

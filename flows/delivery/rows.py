@@ -1,19 +1,20 @@
 """Reads the rows of a delivery, before any photo is opened.
 
-A delivery is a folder per class (`SOURCE/LABEL/photo` or `SOURCE/{train,val,test}/LABEL/photo`), or a manifest (CSV or
-Parquet) with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the
-field at fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
+A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV or Parquet)
+with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the field at
+fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 
 from contract import labels
 from contract.labels import KnownLabels, fold
+from flows.delivery.folders import PassedOver, read_folders
 from flows.errors import BadDelivery
 from models.data.manifest import SPLITS
 from models.data.records import as_text, read_rows, short, text_of
@@ -73,11 +75,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Usable rows (columns of ROWS) and refused rows, in the order of delivery; paths are relative to `folder`."""
+    """Usable rows (columns of ROWS) and refused rows, in the order of delivery; paths are relative to `folder`.
+
+    seen: number of rows and files, counted as they were listed. passed: files that are no photos.
+    """
 
     folder: Path
     rows: pa.Table
     refused: list[Refused]
+    seen: int = 0
+    passed: PassedOver = field(default_factory=PassedOver)
 
 
 def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
@@ -91,12 +98,15 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     spelling = functools.lru_cache(SPELLINGS)(partial(_spelling, existing))
     usable: list[pa.RecordBatch] = []
     refused: list[Refused] = []
-    announced = (row if isinstance(row, Refused) else row.spelt(spelling) for row in _announced(source))
+    passed, seen = PassedOver(), 0
+    announced = (row if isinstance(row, Refused) else row.spelt(spelling) for row in _announced(source, passed))
     while chunk := list(itertools.islice(announced, CHUNK)):
+        seen += len(chunk)
         refused += [row for row in chunk if isinstance(row, Refused)]
         rows = [row for row in chunk if isinstance(row, Line)]
         usable.append(pa.record_batch([[row[i] for row in rows] for i in range(len(ROWS))], schema=ROWS))
-    delivery = Delivery(source if source.is_dir() else source.parent, pa.Table.from_batches(usable, ROWS), refused)
+    folder, seen = source if source.is_dir() else source.parent, seen + passed.files.total()
+    delivery = Delivery(folder, pa.Table.from_batches(usable, ROWS), refused, seen, passed)
     _check(source, delivery, existing)
     return delivery
 
@@ -108,20 +118,25 @@ def check_source(source: Path) -> None:
         BadDelivery: the source does not exist or cannot be read, or its header or layout is wrong.
     """
     _real.cache_clear()
-    next(_announced(source), None)
+    next(_announced(source, PassedOver()), None)
 
 
-def _announced(source: Path) -> Iterator[Line | Refused]:
+def _announced(source: Path, passed: PassedOver) -> Iterator[Line | Refused]:
     if source.is_file():
         return _read_manifest(source)
     if not source.is_dir():
         raise BadDelivery(
             f"{source}: no such file or folder; give a folder per class, or a manifest.csv or manifest.parquet"
         )
-    found = [source / name for name in MANIFESTS if (source / name).is_file()]
+    found = [source / name for name in MANIFESTS if os.path.isfile(source / name)]
     if len(found) > 1:
         raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; give the path of the one to read")
-    return _read_manifest(found[0]) if found else _read_folders(source)
+    if found:
+        return _read_manifest(found[0])
+    return (
+        _row(str(source), path, label=label, split=split, source=source.absolute().name)
+        for path, label, split in read_folders(source, passed)
+    )
 
 
 def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
@@ -141,31 +156,6 @@ def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
             )
     if len(existing.labels.union(found)) < 2:
         raise BadDelivery(f"{source}: all photos are of one class, {found[0]!r}; deliver photos of at least two")
-
-
-def _read_folders(source: Path) -> Iterator[Line | Refused]:
-    folders = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    splits = [name for name in folders if name in SPLITS]
-    if splits and len(splits) != len(folders):
-        label = next(name for name in folders if name not in SPLITS)
-        raise BadDelivery(
-            f"{source} mixes split folders ({', '.join(splits)}) and class folders ({label!r}); use only one layout"
-        )
-    for path in _walk(source):
-        parts = path.split("/")
-        split = parts[0] if splits and len(parts) > 1 else ""
-        inner = parts[1:] if split else parts
-        label = inner[0] if len(inner) > 1 else ""
-        yield _row(str(source), path, label=label, split=split, source=source.name)
-
-
-def _walk(source: Path) -> Iterator[str]:
-    """Files in a fixed order, without hidden ones, which systems make. Links to folders are listed, not followed."""
-    for folder, names, files in os.walk(source):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
-        inner = os.path.join(folder, "").removeprefix(os.path.join(source, ""))
-        yield from (inner + name for name in sorted([*files, *linked]) if not name.startswith("."))
 
 
 def _read_manifest(path: Path) -> Iterator[Line | Refused]:
@@ -243,7 +233,9 @@ def _bad_path(folder: str, path: str) -> str:
             real = os.path.realpath(real, strict=True)
             mode = os.stat(real).st_mode
         root = _real(folder)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot be read ({error.strerror})"
         hint = "; separate folders by /" if "\\" in path else "; give a path in the delivery" if "://" in path else ""
         return f"no such file{hint}"
     if not real.startswith(os.path.join(root, "")):

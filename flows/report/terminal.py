@@ -75,12 +75,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
 
 
 def print_intake(report: IntakeReport, outcome: str) -> None:
-    """Prints what became of the rows of a delivery."""
+    """Prints what became of the rows and files of a delivery, and the classes and splits of the new version."""
+    from flows.delivery.accounts import sentences
+
     added = f"{report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts"
     near, quarantined = f"{report.near} near the other side of the test split", sum(report.quarantined.values())
     print(f"{report.delivered} rows: {added}, {near}, {quarantined} quarantined")
     for reason, count in sorted(report.quarantined.items()):
         print(f"  quarantined {count}: {reason}")
+    for line in sentences(vars(report.accounts), report.splits):
+        print(line)
     for warning in report.warnings:
         print(f"  note: {warning}")
     print(outcome)

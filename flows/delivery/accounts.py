@@ -1,0 +1,110 @@
+"""Accounts of an ingestion: what became of every file, and the classes and splits of the new version."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flows.delivery.folders import SYSTEM
+from flows.delivery.rows import Delivery
+from flows.errors import AccountsDiffer
+from models.data.manifest import SPLITS
+
+NAMED = 20  # classes or files that a report names
+TAKEN = "taken"  # new photos without a decision
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Numbers of the files that a delivery lists, by what became of each; they add up to `seen`.
+
+    files: taken, duplicate, quarantined, the decisions on new photos that are left out (conflict, near-test, near-train),
+    "not a photo" and hidden ones. not_photos: of each suffix the number and one path. closed: hidden folders, which are
+    not opened. repeated: rows that name a file that another row names too; they are among the duplicates.
+    """
+
+    seen: int
+    files: dict[str, int]
+    not_photos: dict[str, dict[str, Any]]
+    closed: list[str]
+    repeated: int
+
+
+def account(delivery: Delivery, decisions: NDArray[np.object_], *, usable: int, quarantined: int) -> Accounts:
+    """Accounts of a delivery with `usable` rows, by the decisions (N,) on its new photos.
+
+    Raises:
+        AccountsDiffer: the numbers do not add up to those of the files.
+    """
+    passed = delivery.passed
+    new = {TAKEN if name == "" else str(name): number for name, number in Counter(decisions.tolist()).items()}
+    files = {
+        TAKEN: 0,
+        **new,
+        "duplicate": usable - len(decisions),
+        "quarantined": quarantined,
+        "not a photo": passed.files.total() - passed.files[SYSTEM],
+        SYSTEM: passed.files[SYSTEM],
+    }
+    if sum(files.values()) != delivery.seen:
+        raise AccountsDiffer(
+            f"{delivery.folder}: {delivery.seen:,} files were listed, but {sum(files.values()):,} are accounted for "
+            f"({', '.join(f'{number:,} {name}' for name, number in files.items())}); nothing was changed, ingest again"
+        )
+    kinds = {
+        kind: {"files": number, "example": passed.examples[kind]}
+        for kind, number in passed.files.most_common(NAMED)
+        if kind != SYSTEM
+    }
+    repeated = len(delivery.rows) - len(pc.unique(delivery.rows["path"]))
+    return Accounts(delivery.seen, files, kinds, passed.closed[:NAMED], repeated)
+
+
+def class_splits(labels: pa.Table) -> dict[str, Any]:
+    """Numbers of the classes and kept photos of a version in each split, and classes that lack train or test photos.
+
+    Returns `classes`; `photos` and `classes_with`, by split; and `without`: for train and test, `number` and `first`, the
+    names of the first NAMED.
+    """
+    kept = labels.filter(labels["kept"])
+    names = pc.unique(labels["label"])
+    pairs = kept.group_by(["label", "split"]).aggregate([([], "count_all")])
+    of = {split: pairs.filter(pc.equal(pairs["split"], split)) for split in SPLITS}
+    without = {
+        split: names.filter(pc.invert(pc.is_in(names, value_set=of[split]["label"]))) for split in ("train", "test")
+    }
+    return {
+        "classes": len(names),
+        "photos": {split: pc.sum(of[split]["count_all"]).as_py() or 0 for split in SPLITS},
+        "classes_with": {split: len(of[split]) for split in SPLITS},
+        "without": {
+            split: {"number": len(found), "first": sorted(found.to_pylist())[:NAMED]}
+            for split, found in without.items()
+        },
+    }
+
+
+def sentences(accounts: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
+    """Lines for people: files accounted for, and classes and splits."""
+    parts = [f"{number:,} {name}" for name, number in accounts["files"].items() if number]
+    lines = [f"{accounts['seen']:,} files: {', '.join(parts)}"]
+    lines += [f"  not a photo {each['files']:,}: {kind}, such as {each['example']}"
+              for kind, each in accounts["not_photos"].items()]  # fmt: skip
+    lines += [f"  not opened: {folder}/" for folder in accounts["closed"]]
+    if accounts["repeated"]:
+        lines.append(f"  {accounts['repeated']:,} rows name a file that another row names too")
+    photos, classes = splits["photos"], splits["classes_with"]
+    counts = ", ".join(f"{split} {photos[split]:,} of {classes[split]:,} classes" for split in SPLITS)
+    lines.append(f"{splits['classes']:,} classes; photos in {counts}")
+    for split, found in splits["without"].items():
+        if found["number"]:
+            more = ", ..." if found["number"] > len(found["first"]) else ""
+            lines.append(f"  without a {split} photo {found['number']:,}: {', '.join(found['first'])}{more}")
+    return lines

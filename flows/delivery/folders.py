@@ -1,0 +1,183 @@
+"""Photos in a tree of folders: which level of folders names the class, which the split, and which files are no photos."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from flows.errors import BadDelivery
+
+# Names of folders, in small letters without separators, and the split that they mean
+SPLITS = {
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout", "heldout"), "test"),
+}
+# "Training Set", "test_images", "train2017"
+OF_SPLITS = re.compile(r"(set|data|images|photos|split|(19|20)\d\d)$")
+# Folders around the classes; none of them is a product
+AROUND = {"images", "image", "imgs", "img", "photos", "pictures", "data", "dataset", "jpegimages"}
+# Files with these suffixes, or none, are opened, also if they are of a format that cannot be read
+PHOTOS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".dng", ".cr2", ".cr3", ".nef",
+    ".nrw", ".arw", ".srw", ".orf", ".rw2", ".raf", ".pef", ".raw", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".exr",
+    ".hdr", ".ico",
+}  # fmt: skip
+STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")  # of photos with other suffixes
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+SYSTEM = "hidden or of a system"  # kind of a file
+SHOWN = 4  # folders in a message
+WAY_OUT = (
+    "give one folder per class, inside split folders (train, val, test) if you like, or a manifest.csv with the "
+    "columns path, label and split"
+)
+
+
+@dataclass
+class PassedOver:
+    """Entries of a tree that are no photos.
+
+    files: number by suffix, or SYSTEM. examples: path of the first, by the same. closed: hidden folders and folders of a
+    system, which are not opened.
+    """
+
+    files: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    closed: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, path: str) -> None:
+        """Counts a file."""
+        self.files[kind] += 1
+        self.examples.setdefault(kind, path)
+
+
+class Layout(NamedTuple):
+    """Position of the class and of the split (-1: none) among the folders of a photo, of which there are `depth`."""
+
+    depth: int
+    label: int
+    split: int
+
+    def place(self, folders: tuple[str, ...]) -> tuple[str, str]:
+        """Label and split of the photos in these folders; "" for a photo in no class folder."""
+        if len(folders) != self.depth:
+            return "", ""
+        return folders[self.label], split_of(folders[self.split]) if self.split >= 0 else ""
+
+
+def split_of(name: str) -> str:
+    """The split that a folder's name means; "" if it is none."""
+    letters = re.sub(r"[\W_]", "", name.casefold())
+    return SPLITS.get(letters) or SPLITS.get(OF_SPLITS.sub("", letters), "")
+
+
+def read_folders(source: Path, passed: PassedOver) -> Iterator[tuple[str, str, str]]:
+    """Yields path, label and split of each photo below `source`, in a fixed order; `passed` gets the other files.
+
+    Raises:
+        BadDelivery: the levels of folders are not understood, or a folder cannot be read.
+    """
+    seen = PassedOver()
+    holders = {folder: len(photos) for folder, photos in _walk(source, seen) if photos}
+    layout = find_layout(source, holders, seen)
+    for folder, photos in _walk(source, passed):
+        label, split = layout.place(folder)
+        for name in photos:
+            yield "/".join((*folder, name)), label, split
+
+
+def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedOver) -> Layout:
+    """Meaning of the levels of folders, by the folders that hold photos and their numbers.
+
+    Raises:
+        BadDelivery: more than one reading is possible, or none.
+    """
+    if not holders:
+        others = ", ".join(f"{number} {kind}" for kind, number in seen.files.most_common(SHOWN))
+        found = f"holds no photo, but other files ({others})" if others else "is empty"
+        raise BadDelivery(f"{source} {found}; put the photos into one folder per class")
+    # Photos beside the class folders are refused one by one; they say nothing about the levels.
+    inner = [folder for folder in holders if any(not split_of(name) for name in folder)]
+    if not inner:
+        _refuse(source, "the photos lie in no class folder", holders)
+    levels = [set(names) for names in zip(*inner, strict=False)]
+    splits = [number for number, names in enumerate(levels) if any(map(split_of, names))]
+    for names in (levels[number] for number in splits):
+        if others := sorted(name for name in names if not split_of(name)):
+            named = ", ".join(sorted(filter(split_of, names)))
+            _refuse(source, f"it mixes split folders ({named}) and class folders ({others[0]!r}) on one level", holders)
+    depths = {len(folder) for folder in inner}
+    if len(depths) > 1:
+        _refuse(source, "the photos lie in folders of different depth", holders)
+    classes = [number for number, names in enumerate(levels) if number not in splits]
+    classes = [number for number in classes if len(levels[number]) > 1] or classes[-1:]
+    if len(splits) > 1 or len(classes) > 1:
+        _refuse(source, "the photos lie in several levels of folders, each of which may name the class", holders)
+    first, *further = levels[classes[0]]
+    if not further and first.casefold() in AROUND:
+        _refuse(source, "the photos lie in no class folder", holders)
+    return Layout(depths.pop(), classes[0], splits[0] if splits else -1)
+
+
+def _refuse(source: Path, reason: str, holders: dict[tuple[str, ...], int]) -> NoReturn:
+    """Raises BadDelivery with the folders as they are."""
+    by_kind: dict[tuple[int, str], tuple[str, ...]] = {}  # one folder of each depth and each folder at the top first
+    for folder in sorted(holders):
+        by_kind.setdefault((len(folder), folder[0] if folder else ""), folder)
+    shown = list(dict.fromkeys([*by_kind.values(), *sorted(holders)]))[:SHOWN]
+    tree = ", ".join(f"{'/'.join(folder) or '.'}/ ({holders[folder]} photos)" for folder in shown)
+    more = f" and {len(holders) - len(shown):,} more folders" if len(holders) > len(shown) else ""
+    raise BadDelivery(f"{source}: {reason}: {tree}{more}; {WAY_OUT}")
+
+
+def _walk(source: Path, passed: PassedOver) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yields each folder and its photos, sorted. Links to folders are listed as photos, not followed."""
+    for folder, names, files in os.walk(source, onerror=_unreadable):
+        inner = tuple(Path(os.path.relpath(folder, source)).parts)
+        names.sort()
+        for name in filter(_is_of_system, names):
+            passed.closed.append("/".join((*inner, name)))
+        names[:] = [name for name in names if not _is_of_system(name)]
+        linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        yield inner, [name for name in sorted([*files, *linked]) if _is_photo(folder, name, inner, passed)]
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise BadDelivery(
+        f"{error.filename}: the folder cannot be read ({error.strerror}), so its photos would be missing; allow reading it, "
+        "or move it out of the delivery"
+    )
+
+
+def _is_of_system(folder: str) -> bool:
+    return folder.startswith(".") or folder.casefold() in SYSTEM_FOLDERS
+
+
+def _is_photo(folder: str, name: str, inner: Iterable[str], passed: PassedOver) -> bool:
+    """True if the file is to be opened; counts it otherwise."""
+    suffix = os.path.splitext(name)[1].casefold()
+    if name.startswith(".") or name.casefold() in SYSTEM_FILES:
+        passed.add(SYSTEM, "/".join((*inner, name)))
+        return False
+    if not suffix or suffix in PHOTOS or _starts_like_a_photo(os.path.join(folder, name)):
+        return True
+    passed.add(suffix, "/".join((*inner, name)))
+    return False
+
+
+def _starts_like_a_photo(path: str) -> bool:
+    """True if the file has the first bytes of a photo, or is a link or another kind of entry, which is refused by name."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith(STARTS)
+    except OSError:
+        return True
