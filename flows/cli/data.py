@@ -27,7 +27,7 @@ def init(workspace: At = Path(".")) -> None:
 @app.command("ingest")
 def ingest_delivery(
     source: Annotated[
-        Path, typer.Argument(help="A folder with one subfolder per class, or a manifest (CSV or Parquet).")
+        Path, typer.Argument(help="A folder with one subfolder per class, or a manifest (CSV, Parquet, JSON lines).")
     ],
     workspace: At = Path("."),
     val_share: Annotated[
@@ -70,7 +70,12 @@ def ingest_delivery(
 
 @app.command()
 def feedback(
-    file: Annotated[Path, typer.Argument(help="CSV or Parquet with columns id or path, label, and optionally reason.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A table (CSV, Parquet, JSON lines) with columns id or path, label, and optionally reason."
+        ),
+    ],
     workspace: At = Path("."),
     as_json: AsJson = False,
     dry_run: DryRun = False,
