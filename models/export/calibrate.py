@@ -38,8 +38,9 @@ from models.export.ood import (
     score_of,
     separation_of,
 )
-from models.export.temperature import fit_temperatures, label_probabilities
+from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.network import best_device
+from models.networks.results import collect
 from models.recipe.config import Export
 from models.training.command import parser_for, run
 from models.training.train import Trained
@@ -101,9 +102,10 @@ def measure_temperature(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """Temperatures for the members of an uncalibrated graph, and the NLL of the labels (N,) before and after."""
-    parts = [label_probabilities(graph.output(image), label).cpu() for image, label in batches(graph, photos, target)]
+    parts = (label_probabilities(graph.output(image), label) for image, label in batches(graph, photos, target))
+    probabilities = collect(parts, torch.empty(len(photos), len(graph.members), len(TEMPERATURES)))
     weights = graph.weights.flatten().double().cpu().numpy()
-    return fit_temperatures(torch.cat(parts).numpy(), weights, num_classes=num_classes)
+    return fit_temperatures(probabilities.numpy(), weights, num_classes=num_classes)
 
 
 @torch.inference_mode()
@@ -111,14 +113,16 @@ def score_photos(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles."""
-    columns: tuple[list[Tensor], ...] = ([], [], [])
-    for image, label in batches(graph, photos, target):
-        outputs = graph.output(image)
-        kinds = (outputs, without(outputs, label), graph.output(in_tiles(image)))
-        for column, kind in zip(columns, kinds, strict=True):
-            column.append(scores(graph, kind).cpu())
-    known, masked, tiles = (torch.cat(column).double().numpy() for column in columns)
+    parts = (_three_scores(graph, image, label) for image, label in batches(graph, photos, target))
+    known, masked, tiles = collect(parts, torch.empty(len(photos), 3, len(SCORES))).double().numpy().swapaxes(0, 1)
     return known, masked, tiles
+
+
+def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor) -> Tensor:
+    """(B, 3, S) all SCORES of a batch, as `score_photos` returns them."""
+    outputs = graph.output(image)
+    kinds = (outputs, without(outputs, label), graph.output(in_tiles(image)))
+    return torch.stack([scores(graph, kind) for kind in kinds], 1)
 
 
 def batches(graph: DeployGraph, photos: Photos, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:

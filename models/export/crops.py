@@ -29,6 +29,7 @@ from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
 from models.networks.network import best_device, set_threads
+from models.networks.results import collect
 from models.recipe.config import Export, Recipe
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
@@ -90,9 +91,9 @@ def choose_crops(
 def first_classes(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
     """(N,) class that the graph ranks first for each photo."""
     graph.to(best_device()).eval()
+    first = torch.empty(len(photos), dtype=torch.int64)
     with torch.inference_mode():
-        ids = [graph(batch.to(graph.weights.device)).ids[:, 0].cpu() for batch in photos.in_order(BATCH)]
-    return torch.cat(ids).numpy()
+        return collect((graph(each.to(graph.weights.device)).ids[:, 0] for each in photos.in_order(BATCH)), first).numpy()
 
 
 def choose_ratio(

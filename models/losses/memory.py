@@ -97,7 +97,7 @@ class Memory:
         self.meaning = dict(meaning)
         self.values = {key: column.new(len(self)) for key, column in columns.items()}
         self.widths: dict[str, int] = {}
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._reserve()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -108,32 +108,48 @@ class Memory:
     def expect(self, **widths: int) -> None:
         """Declares the observations of an epoch and their numbers of values; pending notes of the same widths stay."""
         if widths != self.widths:
-            self.widths, self._pending = widths, []
+            self.widths = widths
+            self._reserve()
+
+    def _reserve(self, index: Tensor | None = None, rows: Tensor | None = None) -> None:
+        """Makes room for the notes of an epoch, which begin with these.
+
+        A note kept as it comes, between the large buffers of two steps, would make the process grow by such a buffer.
+        """
+        self._noted = 0 if index is None else len(index)
+        room, width = max(len(self), self._noted), sum(self.widths.values())
+        self._index, self._rows = torch.empty(room, dtype=torch.int64), torch.empty(room, width)
+        if index is not None and rows is not None:
+            self._index[: self._noted], self._rows[: self._noted] = index, rows
 
     def note(self, index: Tensor, **values: Tensor) -> None:
         """Adds observations, (n,) or (n, w) each, of n samples; a sample may occur more than once."""
-        index = index.detach().cpu()
+        index, start, stop = index.detach().cpu(), self._noted, self._noted + len(index)
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise BatchError(
                 f"index: {int(index.min())} to {int(index.max())}, but this loss began with {len(self)} samples; "
                 "pass positions in them"
             )
-        columns = [values[name].detach().reshape(len(index), -1).float().cpu() for name in self.widths]
-        self._pending.append((index, torch.cat(columns, 1)))
+        if stop > len(self._index):  # an epoch may draw more samples than there are
+            self._index, self._rows = (torch.cat([each, torch.empty_like(each)]) for each in (self._index, self._rows))
+        self._index[start:stop], first = index, 0
+        for name, width in self.widths.items():
+            self._rows[start:stop, first : first + width] = values[name].detach().reshape(len(index), -1)
+            first += width
+        self._noted = stop
 
     def merge(self) -> Notes:
         """Notes of all workers at the end of an epoch. Every worker has to call this."""
         index, rows = self._gather()
-        self._pending = []
+        self._noted = 0
         parts = np.split(rows.numpy(), np.cumsum(list(self.widths.values()))[:-1], axis=1)
         return Notes(index.numpy(), dict(zip(self.widths, parts, strict=True)))
 
     def _gather(self) -> tuple[Tensor, Tensor]:
-        none = (torch.empty(0, dtype=torch.int64), torch.empty(0, sum(self.widths.values())))
+        index, rows = self._index[: self._noted], self._rows[: self._noted]
         if not self.widths:  # the same on every worker
-            return none
-        indices, rows = zip(none, *self._pending, strict=True)
-        return distributed.gather(torch.cat(indices), torch.cat(rows))
+            return index, rows
+        return distributed.gather(index, rows)
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint, the same on every worker. Every worker has to call this."""
@@ -164,7 +180,8 @@ class Memory:
             )
         self.values = {name: values.numpy().copy() for name, values in state["columns"].items()}
         self.widths = dict(state["widths"])
-        self._pending = [(state["index"], state["notes"])] if distributed.rank() == 0 else []
+        notes = (state["index"], state["notes"]) if distributed.rank() == 0 else ()
+        self._reserve(*notes)
 
     def write(self, path: Path, *, params: Mapping[str, Any] | None = None) -> None:
         """Writes samples.parquet atomically: one row per sample with its id, the name of its label, and the columns.

@@ -16,14 +16,19 @@ from models.data.augment import draw_views, random_view, whole_view
 from models.data.mixing import Mixed, mix_batch, needed_positions
 from models.data.photos import Photos
 from models.networks.network import Head, Network, Output
+from models.networks.results import collect
 from models.recipe.config import Augment
 
 EVAL_BATCH = 64
+FEATURES_BATCH = 256  # logits of 50,030 classes take 51 MB
 MIRRORED = Augment()
 
 
 class Inputs(Protocol):
     """Batches of a set of photos, and the part of the network that processes them."""
+
+    def __len__(self) -> int:
+        """Number of photos."""
 
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
@@ -52,6 +57,9 @@ class Views:
     def __init__(self, photos: Photos, network: Network, *, size: int, augment: Augment) -> None:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
         self.device = network.mean.device
+
+    def __len__(self) -> int:
+        return len(self.photos)
 
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
@@ -93,6 +101,9 @@ class Features:
     def __init__(self, views: Tensor, head: Head, *, augment: Augment = MIRRORED) -> None:
         self.views, self.head, self.augment = views, head, augment
 
+    def __len__(self) -> int:
+        return self.views.shape[1]
+
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
@@ -104,7 +115,7 @@ class Features:
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Features (n, d) of the unmirrored photos, in order."""
-        yield from self.views[0, part].split(1024)
+        yield from self.views[0, part].split(FEATURES_BATCH)
 
     def forward(self, batch: Tensor) -> Output:
         """Logits and embeddings of a batch of features."""
@@ -119,12 +130,9 @@ class Features:
 def extract(photos: Photos, network: Network, *, size: int, augment: Augment = MIRRORED) -> Features:
     """Features of photos from a frozen backbone; the workers share the computation."""
     network.backbone.eval()
-    none = torch.empty(0, network.head.embed.in_features, device=network.mean.device)
-    plain, mirrored = [none], [none]
+    own, device = distributed.part(len(photos)), network.mean.device
+    views = torch.empty(own.stop - own.start, 2, network.head.embed.in_features, device=device)
     with torch.inference_mode():
-        for batch in photos.in_order(EVAL_BATCH, part=distributed.part(len(photos))):
-            view = whole_view(batch.to(network.mean.device), size)
-            plain.append(network.features(view))
-            mirrored.append(network.features(view.flip(3)))
-        views = torch.stack([distributed.concat(torch.cat(each)) for each in (plain, mirrored)])
-    return Features(views.clone(), network.head, augment=augment)  # autograd rejects inference tensors, but not a clone
+        whole = (whole_view(batch.to(device), size) for batch in photos.in_order(EVAL_BATCH, part=own))
+        collect((torch.stack([network.features(view), network.features(view.flip(3))], 1) for view in whole), views)
+    return Features(distributed.concat(views).transpose(0, 1), network.head, augment=augment)

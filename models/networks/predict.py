@@ -16,6 +16,7 @@ from models import distributed
 from models.evaluation.scores import KEEP, Scores
 from models.networks.inputs import Inputs
 from models.networks.network import EMBEDDING, Network
+from models.networks.results import collect
 
 
 def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
@@ -25,16 +26,13 @@ def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target:
         ids: (N,) ids of the photos.
         target: (N,) classes of their labels; -1 for a label that the network does not know.
     """
-    k = min(KEEP, network.head.classifier.out_features)
-    tops, probs, p_label = [torch.empty(0, k, dtype=torch.int64)], [torch.empty(0, k)], [torch.empty(0)]
-    for log_p, label in _log_probabilities(network, inputs, target):
-        p = log_p.exp()
-        picked = p.gather(1, label.clamp(min=0)[:, None])[:, 0]
-        p_label.append(torch.where(label >= 0, picked, 0.0).cpu())
-        best = p.topk(k)
-        tops.append(best.indices.cpu())
-        probs.append(best.values.cpu())
-    columns = [distributed.concat(torch.cat(parts)).numpy() for parts in (p_label, tops, probs)]
+    k, num = min(KEEP, network.head.classifier.out_features), _num_own(target)
+    p_label, top, probs = torch.empty(num), torch.empty(num, k, dtype=torch.int64), torch.empty(num, k)
+    for rows, log_p, label in _log_probabilities(network, inputs, target):
+        p_label[rows] = torch.where(label >= 0, _of_label(log_p, label).exp(), 0.0).cpu()
+        best = log_p.topk(k)
+        top[rows], probs[rows] = best.indices.cpu(), best.values.exp().cpu()
+    columns = [distributed.concat(column).numpy() for column in (p_label, top, probs)]
     return Scores(ids.astype(str), target, *columns)
 
 
@@ -44,29 +42,42 @@ def answers(network: Network, inputs: Inputs, *, target: NDArray[np.int64]) -> t
     Args:
         target: (N,) classes of the labels; -1 for a label that the network does not know, which has probability 0.
     """
-    log_ps, hits = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
-    for log_p, label in _log_probabilities(network, inputs, target):
-        picked = log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
-        log_ps.append(torch.where(label >= 0, picked, -torch.inf).cpu())
-        hits.append((log_p.argmax(1) == label).cpu())
-    return distributed.concat(torch.cat(log_ps)), distributed.concat(torch.cat(hits))
+    log_ps, hits = torch.empty(_num_own(target)), torch.empty(_num_own(target), dtype=torch.bool)
+    for rows, log_p, label in _log_probabilities(network, inputs, target):
+        log_ps[rows] = torch.where(label >= 0, _of_label(log_p, label), -torch.inf).cpu()
+        hits[rows] = (log_p.argmax(1) == label).cpu()
+    return distributed.concat(log_ps), distributed.concat(hits)
 
 
-def _log_probabilities(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Log-probabilities (n, C) and labels (n,) of each batch of this worker's part of the photos."""
+def _num_own(target: NDArray[np.int64]) -> int:
+    """Number of photos of this worker's part."""
+    own = distributed.part(len(target))
+    return own.stop - own.start
+
+
+def _of_label(log_p: Tensor, label: Tensor) -> Tensor:
+    """(n,) log-probability of each label; that of class 0 for a label that the network does not know."""
+    return log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
+
+
+def _log_probabilities(
+    network: Network, inputs: Inputs, target: NDArray[np.int64]
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of each batch in this worker's part of the photos, with their log-probabilities (n, C) and labels (n,)."""
     network.eval()
     own = distributed.part(len(target))
     labels, done = torch.from_numpy(target[own]), 0
     with torch.no_grad():
         for batch in inputs.evaluation(own):
             log_p = inputs.forward(batch).logits.float().log_softmax(1)
-            yield log_p, labels[done : done + len(log_p)].to(log_p.device)
-            done += len(log_p)
+            rows = slice(done, done + len(log_p))
+            yield rows, log_p, labels[rows].to(log_p.device)
+            done = rows.stop
 
 
 def embeddings(network: Network, inputs: Inputs) -> Tensor:
     """(N, 512) float32 embeddings after the neck, on the CPU, computed by a single worker."""
     network.eval()
+    found = torch.empty(len(inputs), EMBEDDING)
     with torch.inference_mode():
-        parts = [inputs.embedding(batch).float().cpu() for batch in inputs.evaluation(slice(None))]
-    return torch.cat([torch.empty(0, EMBEDDING), *parts]).clone()
+        return collect((inputs.embedding(batch).float() for batch in inputs.evaluation(slice(None))), found)

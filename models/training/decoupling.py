@@ -32,6 +32,7 @@ from models.evaluation.scores import write_scores
 from models.networks.inputs import Features, extract
 from models.networks.network import best_device, set_threads
 from models.networks.predict import embeddings, score
+from models.networks.results import collect
 from models.recipe.config import Balance
 from models.training.classifiers import (
     blend,
@@ -173,10 +174,10 @@ def choose_option(
 
 def _figures(option: Option, validation: Embedded, counts: NDArray[np.int64]) -> Accuracy:
     """Accuracy of an option on the selection photos."""
-    k = min(5, len(counts))
-    parts = [functional.linear(e, option.rows, option.bias).topk(k).indices for e in validation.embedding.split(256)]
-    ranked = torch.cat([torch.empty(0, k, dtype=torch.int64), *parts]).numpy()
-    return accuracy(ranked, validation.target, train_counts=counts)
+    k, embedding = min(5, len(counts)), validation.embedding
+    parts = (functional.linear(e, option.rows, option.bias).topk(k).indices for e in embedding.split(256) if len(e))
+    ranked = collect(parts, torch.empty(len(embedding), k, dtype=torch.int64))
+    return accuracy(ranked.numpy(), validation.target, train_counts=counts)
 
 
 def choose_classifier(
@@ -289,9 +290,9 @@ def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *,
     if count == 0:
         return known
     if np.isnan(score).all():
-        log_p = [-functional.cross_entropy(e @ trained.T, t, reduction="none")
-                 for e, t in zip(known.embedding.split(256), torch.from_numpy(known.target).split(256), strict=True)]  # fmt: skip
-        score = torch.cat(log_p).numpy()
+        pairs = zip(known.embedding.split(256), torch.from_numpy(known.target).split(256), strict=True)
+        log_p = (-functional.cross_entropy(e @ trained.T, t, reduction="none") for e, t in pairs)
+        score = collect(log_p, torch.empty(len(known.target))).numpy()
     return known[best_of_class(known.target, score, count=count)]
 
 
