@@ -48,7 +48,7 @@ def direct(variables: Mapping[str, str]) -> dict[str, str]:
 
     Entries that httpx cannot parse are left out: it would refuse to send anything at all.
     """
-    if not _has_proxy(variables):
+    if not _has_proxy(variables) and not any(variables.get(name) for name in NO_PROXY):
         return {}
     own = ",".join(variables.get(name, "") for name in NO_PROXY).split(",")
     servers = [_host(variables.get(name, "")) for name in NAMES_OF_SERVERS]
