@@ -17,6 +17,8 @@ from typing import Any
 
 from figure import item
 
+from contract.environment import process_variables
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 CONVENTIONS = ("figure.py", "run.py")
@@ -93,7 +95,7 @@ def run(path: Path) -> Outcome:
     command = [sys.executable, "-u", str(path)]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                          env=os.environ | {"PYTHONPATH": paths}) as child:  # fmt: skip
+                          env=process_variables(PYTHONPATH=paths)) as child:  # fmt: skip
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,17 +46,17 @@ def process_variables(**more: str) -> dict[str, str]:
 
 
 def direct(variables: Mapping[str, str]) -> dict[str, str]:
-    """`no_proxy` in both spellings: the user's own entries, the loopback, and named servers that run on this machine.
+    """`no_proxy` in both spellings: the user's own entries, and the names and addresses of this machine.
 
     Entries that httpx cannot parse are left out: it would refuse to send anything at all.
     """
-    if not _has_proxy(variables):
+    if not _has_proxy(variables) and not any(variables.get(name) for name in NO_PROXY):
         return {}
     own = ",".join(variables.get(name, "") for name in NO_PROXY).split(",")
     servers = [_host(variables.get(name, "")) for name in NAMES_OF_SERVERS]
     here = [host for host in servers if host and is_here(host)]
     parsed = [entry for each in own if (entry := each.strip().strip("[]")) and not (":" in entry and "/" in entry)]
-    value = ",".join(dict.fromkeys([*parsed, *ADDRESSES, *here]))
+    value = ",".join(dict.fromkeys([*parsed, *ADDRESSES, platform.node(), *_own_addresses(), *here]))
     return dict.fromkeys(NO_PROXY, value)
 
 
@@ -73,6 +75,15 @@ def is_here(host: str) -> bool:
     except OSError:
         return False
     return any(_can_bind(family, address) for family, *_, address in found)
+
+
+def _own_addresses() -> list[str]:
+    """IPv4 addresses of this machine's interfaces, as Linux lists them in its routing table."""
+    try:
+        lines = Path("/proc/net/fib_trie").read_text().splitlines()
+    except OSError:
+        return []
+    return [line.split()[-1] for line, kind in pairwise(lines) if "host LOCAL" in kind]
 
 
 def _has_proxy(variables: Mapping[str, str]) -> bool:

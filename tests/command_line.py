@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from serving.server.process import commands
@@ -19,10 +20,15 @@ Completed = subprocess.CompletedProcess[str]
 
 
 def cleanshelf(*arguments: object, **popen: Any) -> Completed:
-    """Runs one command; `env` adds to the environment."""
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | popen.pop("env", {})
-    return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=False, timeout=240, **popen)
+    """Runs one command in an empty home folder, which stays empty; `env` adds to the environment."""
+    command = [sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
+    with TemporaryDirectory() as home:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": home} | popen.pop("env", {})
+        done = subprocess.run(
+            command, env=env, capture_output=True, encoding="utf-8", check=False, timeout=240, **popen
+        )
+        assert os.listdir(home) == [], f"{arguments} left files in the home folder"
+    return done
 
 
 def refusal(done: Completed) -> str:

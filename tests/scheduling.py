@@ -18,11 +18,30 @@ PATIENCE_S = 120.0  # several processes have to import Prefect, perhaps on a bus
 
 
 @contextmanager
-def scheduler(shop: Path, recipe: str | Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `cleanshelf schedule` for the duration of the block, and kills it if it is still running then."""
-    command = [sys.executable, "-m", "flows.cli", "schedule", str(recipe), "-w", str(shop), "--port", "0", *options]
+def scheduler(
+    shop: Path, recipe: str | Path, *options: str, folder: Path = ROOT, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `cleanshelf schedule` for the duration of the block, and kills it if it is still running then.
+
+    folder: its current folder.
+    variables: added to its environment.
+    """
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "flows.cli",
+        "schedule",
+        str(recipe),
+        "-w",
+        str(shop),
+        "--port",
+        "0",
+        *options,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     with (shop / "scheduler.log").open("ab") as log:
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
     try:
         yield process
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastapi import FastAPI, Request
 
+from contract.environment import process_variables
 from flows.endpoint.server import free_ports
 from load.generator import Outcome, without_pause
 from load.networks import SIDE
@@ -48,8 +49,8 @@ def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
     ports = free_ports(workers)
     command = [sys.executable, "-m", "uvicorn", "load.web:app", "--log-level", "error", "--no-access-log", "--port"]
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = os.environ | {GRAPH: str(graph), "PYTHONPATH": paths}
-    children = [subprocess.Popen([*command, str(port)], env=environment) for port in ports]
+    variables = process_variables(PYTHONPATH=paths) | {GRAPH: str(graph)}
+    children = [subprocess.Popen([*command, str(port)], env=variables) for port in ports]
     try:
         for port in ports:
             _wait(port)

@@ -1,7 +1,7 @@
 """The surroundings of Prefect: its home in the workspace, and nothing of the user's own Prefect but a server named on purpose.
 
 Prefect reads PREFECT_* variables, and `.env`, `prefect.toml` and `pyproject.toml` of the current folder. They may name another
-database, in which Prefect would then mark the runs of strangers, or settings with which a private server cannot be reached.
+database, in which Prefect would then mark runs of other people, or settings with which a private server cannot be reached.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _not_ours() -> list[str]:
 
 
 def _is_usable(proxy: str) -> bool:
-    """True if httpx, with which Prefect's client calls its server, accepts the proxy; otherwise it would call nobody."""
+    """True if httpx, with which Prefect's client calls its server, accepts the proxy; otherwise it sends no request."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         port = parts.port  # raises ValueError if it is not a number

@@ -24,7 +24,6 @@ from typing import Any
 from uuid import UUID
 
 from httpx import HTTPStatusError
-from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.events.worker import EventsWorker
@@ -58,23 +57,17 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
         WorldError: the named server cannot be used, or ours did not start; the message says why.
     """
     running = scheduler_server(workspace)
-    with tags(tag_of(workspace)):
-        if url := PREFECT_API_URL.value():
-            if why := why_unusable(url):
-                raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
-            yield url
-        elif running:
-            with reporting_to(running.url):
-                yield running.url
-        else:
-            with prefect_server(workspace) as server, reporting_to(server.url):
-                mark_crashed(unfinished(workspace, by_hand=True))
-                yield server.url
-
-
-def tag_of(workspace: Workspace) -> str:
-    """The tag of all runs of a workspace, by which they are told from those of others on the same server."""
-    return f"workspace {workspace.root}"
+    if url := PREFECT_API_URL.value():
+        if why := why_unusable(url):
+            raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
+        yield url
+    elif running:
+        with reporting_to(running.url):
+            yield running.url
+    else:
+        with prefect_server(workspace) as server, reporting_to(server.url):
+            mark_crashed(unfinished(workspace, by_hand=True))
+            yield server.url
 
 
 def why_unusable(url: str) -> str:
@@ -99,6 +92,8 @@ def _ask(url: str) -> str:
         status = error.response.status_code
         if status in (401, 403):
             return f"{url} refuses access (HTTP status {status}; PREFECT_API_KEY or PREFECT_API_AUTH_STRING grants it)"
+        if status >= 500:
+            return f"{url} is not ready (HTTP status {status})"
         return f"{url} is not Prefect's API (HTTP status {status}; its address usually ends in /api)"
     except Exception as error:  # httpx, Prefect and the parsers of its answers share no base
         cause = str(error.__cause__ or error).partition("\n")[0]
@@ -188,15 +183,22 @@ def _any_left(group: int) -> bool:
 
 
 def unfinished(workspace: Workspace, *, by_hand: bool = False) -> list[UUID]:
-    """Ids of the workspace's flow runs that Prefect shows as unfinished.
+    """Ids of the workspace's flow runs that Prefect shows as unfinished. The server may have those of others too.
 
     by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.
     """
-    ours: dict[str, Any] = _in_state(*UNFINISHED) | {"tags": {"all_": [tag_of(workspace)]}}
-    if by_hand:
-        ours["deployment_id"] = {"is_null_": True}
+    wanted: dict[str, Any] = _in_state(*UNFINISHED) | ({"deployment_id": {"is_null_": True}} if by_hand else {})
     with get_client(sync_client=True) as client:
-        return [run.id for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(ours))]
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+    return [run.id for run in runs if _is_of(workspace, run.parameters)]
+
+
+def _is_of(workspace: Workspace, parameters: dict[str, Any]) -> bool:
+    """True if these are the parameters of a flow on the workspace; all flows of ours have it, or a run in it."""
+    run = parameters.get("run")
+    found = (run if isinstance(run, dict) else parameters).get("workspace")
+    root = found.get("root") if isinstance(found, dict) else found
+    return isinstance(root, str) and os.path.realpath(root) == os.path.realpath(workspace.root)
 
 
 def mark_crashed(runs: Sequence[UUID]) -> None:

@@ -29,8 +29,13 @@ FAILED = ("refused", "failed")
 
 
 @flow(name="scheduled")
-def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | None = None) -> State[None]:
-    """Retrains if anything has changed since the last run; ends as Published, Unchanged, Refused or Failed."""
+def scheduled(
+    workspace: str, recipe: str = "robust", overrides: list[str] | None = None, folder: str = ""
+) -> State[None]:
+    """Retrains if anything has changed since the last run; ends as Published, Unchanged, Refused or Failed.
+
+    folder: the folder from which relative paths in the recipe count; "" for the current one.
+    """
     show_progress()
     shop = Workspace.find(Path(workspace))
     run = ScheduledRun(
@@ -38,6 +43,7 @@ def scheduled(workspace: str, recipe: str = "robust", overrides: list[str] | Non
     )
     note(shop, run)
     try:
+        os.chdir(folder or ".")
         outcome, why = retrain_if_changed(shop, load_recipe(recipe, overrides=overrides or []))
     except GateRefused as error:
         outcome, why = "refused", str(error)

@@ -25,6 +25,7 @@ class Plan:
     cron: str | None = None
     every_s: float | None = None
     on_new_data: bool = False
+    folder: str = ""  # the current folder of the user, from which paths in the recipe count
 
 
 def make_plan(
@@ -49,7 +50,7 @@ def make_plan(
     if not (cron or every or on_new_data):
         cron = WEEKLY
     return Plan(str(workspace.root), source, overrides, check_cron(cron) if cron else None,
-                read_period(every) if every else None, on_new_data)  # fmt: skip
+                read_period(every) if every else None, on_new_data, folder=str(Path.cwd()))  # fmt: skip
 
 
 def check_cron(text: str) -> str:

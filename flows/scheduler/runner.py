@@ -22,7 +22,6 @@ from prefect.runner import Runner
 
 from durable import overwrite
 from flows.data.versions import REF
-from flows.orchestrator.server import tag_of
 from flows.report.terminal import show_progress
 from flows.scheduler.job import scheduled
 from flows.scheduler.plan import Plan
@@ -45,8 +44,9 @@ async def run(plan: Plan) -> None:
     """Executes the plan until the process ends. Of what it missed while it was down, it makes up for new data only."""
     runner = Runner(name="cleanshelf", limit=1, query_seconds=TICK_S, pause_on_shutdown=False)
     deployment = await runner.aadd_flow(
-        scheduled, name=NAME, cron=plan.cron, interval=plan.every_s, tags=[tag_of(Workspace(Path(plan.workspace)))],
-        parameters={"workspace": plan.workspace, "recipe": plan.recipe, "overrides": plan.overrides},
+        scheduled, name=NAME, cron=plan.cron, interval=plan.every_s,
+        parameters={"workspace": plan.workspace, "recipe": plan.recipe, "overrides": plan.overrides,
+                    "folder": plan.folder},
     )  # fmt: skip
     watching = asyncio.create_task(watch(plan, deployment))
     try:

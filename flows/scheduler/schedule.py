@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from threading import Event
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -76,7 +77,8 @@ def reconcile(workspace: Workspace) -> None:
 def _runner(plan: Plan, url: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "flows.run.child", "flows.scheduler.runner", json.dumps(asdict(plan))]
     variables = process_variables(PYTHONWARNINGS="ignore", PREFECT_API_URL=url)
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
+    folder = Workspace(Path(plan.workspace)).state  # Prefect reads files of the current folder
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, cwd=folder, start_new_session=True)
     try:
         yield child
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.environment import Environment
 from tests.command_line import cleanshelf, snapshot
 from tests.scheduling import scheduler, scheduler_log, wait_for_outcomes
+from tests.surroundings import rough
 
 pytestmark = [
     pytest.mark.dvc,
@@ -47,7 +49,7 @@ def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_environment: Environment) -> Path:
-    """A workspace with two data versions, the second of which model version 1 was trained on."""
+    """A workspace with two data versions, the second of which model version 1 was trained on in rough surroundings."""
     root = tmp_path_factory.mktemp("trained")
     shop = Workspace.init(root / "shop")
     for name in ("first", "second"):
@@ -57,8 +59,11 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
         build_version(delivery / name, base=base, out=folder, parent=base.name if base else None)
         versions.commit(folder, step="ingest", message=name)
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
-    done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env)
-    assert done.returncode == 0, done.stderr
+    with rough(root / "here") as (here, variables):
+        before = snapshot(here)
+        done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env | variables, cwd=here)
+        assert done.returncode == 0, done.stderr
+        assert snapshot(here) == before, "nothing of the user's was run, and no other database was opened"
     (root / "retrain.json").write_text(done.stdout)
     (root / "retrain.log").write_text(done.stderr)
     return shop.root
@@ -105,6 +110,13 @@ def test_retrain_reports_what_it_did(trained: Path) -> None:
     assert report["verdict"]["passed"]
     assert {answer["truth"] for answer in report["seen"]} <= set(PRODUCTS)
     assert "model version 1 answers" in (trained.parent / "retrain.log").read_text()
+
+
+def test_a_retraining_in_rough_surroundings_is_like_any_other(trained: Path) -> None:
+    """Most of it is in the fixture `trained`, which runs it there, in an empty home folder."""
+    with sqlite3.connect(trained / "state" / "prefect" / "prefect.db") as database:
+        runs = database.execute("select state_type from flow_run").fetchall()
+    assert runs == [("COMPLETED",)], "it reported to the server of the workspace"
 
 
 def test_data_log_show_and_diff(trained: Path) -> None:

@@ -14,18 +14,21 @@ import pytest
 
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
-from flows.scheduler.record import status
+from flows.scheduler.record import history, status
+from flows.scheduler.schedule import STOPPED
 from flows.workspace import Workspace
 from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf, processes, refusal
 from tests.deliveries import deliver
 from tests.scheduling import scheduler, scheduler_log, wait_for_outcomes
+from tests.surroundings import rough
 
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
 ]
 PHOTOS = {"tea": 5, "milk": 5}
+STRANGER = "0" * 8 + "-0000-4000-8000-" + "0" * 12  # id of a flow run
 
 
 def ingest(shop: Workspace, source: Path) -> str:
@@ -62,6 +65,22 @@ def flow_runs(shop: Workspace) -> list[tuple[str, str, str]]:
                join flow_run_state s on s.id = r.state_id where r.start_time is not null order by r.start_time"""
     with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
         return database.execute(query).fetchall()
+
+
+def add_run_of_a_stranger(shop: Workspace) -> None:
+    """Copies the first run in the database as that of a flow on another workspace, under the id of `run_of_the_stranger`."""
+    with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
+        database.execute("create temp table strange as select * from flow_run limit 1")
+        database.execute("update strange set id = ?, start_time = null, idempotency_key = null, parameters = ?",
+                         (STRANGER, '{"workspace": "/elsewhere"}'))  # fmt: skip
+        database.execute("insert into flow_run select * from strange")
+
+
+def run_of_the_stranger(shop: Workspace) -> str:
+    """State of that run."""
+    with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
+        [(state,)] = database.execute("select state_type from flow_run where id = ?", (STRANGER,))
+        return str(state)
 
 
 def test_an_invalid_schedule_is_refused_before_anything_starts(shop: Workspace) -> None:
@@ -134,7 +153,10 @@ def test_one_scheduler_per_workspace_reacts_to_new_data_and_ends_on_a_signal(
 
 
 @pytest.mark.faults
-def test_a_killed_scheduler_leaves_no_process_and_no_run_that_stays_running(shop: Workspace, recipe: Path) -> None:
+def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_one_cancels_its_run(
+    shop: Workspace, recipe: Path, tmp_path: Path
+) -> None:
+    whole = recipe.read_text()
     with shop.lock("a long ingestion"), scheduler(shop.root, recipe, "--on-new-data") as process:
         assert wait_for_outcomes(shop.root, "running"), scheduler_log(shop.root)
         os.kill(process.pid, signal.SIGKILL)
@@ -143,13 +165,31 @@ def test_a_killed_scheduler_leaves_no_process_and_no_run_that_stays_running(shop
         )
         assert wait_for_outcomes(shop.root, "crashed")
     assert [(name, state) for name, state, _ in flow_runs(shop)] == [("retrain", "RUNNING")]
+    strangers = Path(shutil.copy(shop.state / "prefect" / "prefect.db", tmp_path / "strangers.db"))
+    before = strangers.read_bytes()
+    add_run_of_a_stranger(shop)
 
-    with scheduler(shop.root, recipe, "--on-new-data") as process:
+    database = f"sqlite+aiosqlite:///{strangers}"
+    with (
+        rough(tmp_path / "here") as (here, others),
+        scheduler(shop.root, recipe, "--on-new-data", folder=here, **others,
+                  PREFECT_SERVER_DATABASE_CONNECTION_URL=database) as process,
+    ):  # fmt: skip
         assert until(lambda: status(shop)["running"], timeout_s=120), scheduler_log(shop.root)
         recipe.write_text("name = 1")
         assert wait_for_outcomes(shop.root, "failed", "crashed"), scheduler_log(shop.root)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0, scheduler_log(shop.root)
-    (name, state, message), (again, *_) = flow_runs(shop)
-    assert (name, state, message) == ("retrain", "CRASHED", "its process ended unexpectedly")
-    assert again == name, "both runs are of one deployment, in the same database"
+        recipe.write_text(whole)
+        with shop.lock("a long ingestion"):
+            ingest(shop, deliver(tmp_path / "more", {"tea": 2}, first_seed=100))
+            assert wait_for_outcomes(shop.root, "running", "failed", "crashed"), scheduler_log(shop.root)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0, scheduler_log(shop.root)
+    assert [run.outcome for run in history(shop)] == ["cancelled", "failed", "crashed"]
+    assert "Traceback" not in scheduler_log(shop.root)
+    assert flow_runs(shop) == [
+        ("retrain", "CRASHED", "its process ended unexpectedly"),
+        ("retrain", "FAILED", history(shop)[1].why),
+        ("retrain", "CANCELLED", STOPPED),
+    ], "all runs are of one deployment, in the same database"
+    assert strangers.read_bytes() == before
+    assert run_of_the_stranger(shop) == "RUNNING"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from contract.environment import PRIVATE, TELEMETRY_OFF
+from contract.environment import NO_PROXY, PRIVATE, TELEMETRY_OFF
 from flows.settings import Settings
 from models.recipe.config import recipe_names
 from serving.access import Access
@@ -183,6 +183,13 @@ def test_compose_restricts_protocols_as_our_own_server_does() -> None:
 
     assert restricted == {option for option in ours if "-restricted-" in option}
     assert len(restricted) == 4
+
+
+@pytest.mark.parametrize("name", ["worker", "watchdog", "prefect"])
+def test_services_ask_no_proxy_for_each_other(name: str) -> None:
+    services = load("compose.yaml")["services"]
+    for spelling in NO_PROXY:
+        assert {"127.0.0.1", "prefect", "triton"} <= set(services[name]["environment"][spelling].split(","))
 
 
 @pytest.mark.parametrize("name", ["worker", "watchdog"])

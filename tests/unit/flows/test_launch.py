@@ -14,6 +14,7 @@ import pytest
 from flows.errors import ChildFailed, InputError
 from flows.run.launch import end_children, run_child
 from serving.server.process import birth, until
+from tests.surroundings import own_packages
 
 pytestmark = pytest.mark.faults
 
@@ -22,6 +23,15 @@ SLEEPER = ("timeit", ["-n", "1", "-r", "1", "import os, time; print(os.getpid(),
 # one write to the pipe that both workers share: print makes several, and their lines would mix
 SHARED = "import os, time; os.write(1, (os.environ['RANK'] + f' {os.getpid()}' + chr(10)).encode()); time.sleep(100)"
 FLOW = f"from flows.run.launch import run_child; run_child(*{SLEEPER}, say=lambda line: print(line, flush=True))"
+
+
+@pytest.fixture
+def in_a_folder_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with packages of the user's that are called as ours; PYTHONPATH names it too."""
+    theirs = own_packages(tmp_path)
+    monkeypatch.chdir(theirs)
+    monkeypatch.setenv("PYTHONPATH", str(theirs))
+    return theirs
 
 
 def test_a_killed_flow_takes_its_children_along() -> None:
@@ -47,12 +57,22 @@ def test_an_interrupted_flow_ends_the_children_of_its_threads() -> None:
             assert "killed by signal 9" in str(each.exception())
 
 
-def test_a_child_gets_its_arguments_and_passes_on_its_lines() -> None:
+def test_a_child_gets_its_arguments_and_passes_on_its_lines(in_a_folder_of_packages: Path) -> None:
     lines: list[str] = []
     statement = "import sys; print(sys.argv[0]); print(sys.argv[-1][-5:])  # last"
     run_child("timeit", ["-n", "1", "-r", "1", statement], say=lines.append)
     assert Path(lines[0]).name == "timeit.py", "as with python -m"
     assert lines[1] == " last"
+    assert not (in_a_folder_of_packages / "ran").exists()
+
+
+@pytest.mark.parametrize("module", ["models.training.command", "pixels", "contract", "durable", "random"])
+def test_a_child_imports_nothing_from_the_current_folder(in_a_folder_of_packages: Path, module: str) -> None:
+    lines: list[str] = []
+    run_child("inspect", [module, "--details"], say=lines.append)
+    [origin] = [Path(line.removeprefix("Origin: ")) for line in lines if line.startswith("Origin: ")]
+    assert in_a_folder_of_packages not in origin.parents
+    assert not (in_a_folder_of_packages / "ran").exists()
 
 
 def test_an_interrupted_flow_ends_all_workers_of_a_child() -> None:
@@ -81,9 +101,10 @@ def test_a_killed_flow_takes_all_workers_of_a_child_along() -> None:
     assert until(lambda: all(birth(pid) != at for pid, at in born.items()), timeout_s=10)
 
 
-def test_a_refusal_by_a_worker_is_that_of_a_single_process() -> None:
+def test_a_refusal_by_a_worker_is_that_of_a_single_process(in_a_folder_of_packages: Path) -> None:
     refusing = "import os; os.write(1, b'recipe.json: no such key' + bytes([10])); os._exit(65)"
     with pytest.raises(InputError, match=r"^recipe\.json: no such key$"):
         run_child("timeit", ["-n", "1", "-r", "1", refusing], say=lambda line: None, workers=2)
     with pytest.raises(ChildFailed, match=r"timeit ended with code 3; its last lines"):
         run_child("timeit", ["-n", "1", "-r", "1", "import os; os._exit(3)"], say=lambda line: None, workers=2)
+    assert not (in_a_folder_of_packages / "ran").exists()

@@ -32,6 +32,12 @@ def test_a_scheme_means_tls(tmp_path: Path) -> None:
         Access("grpcs://h:1", ca=tmp_path / "absent")
 
 
+@pytest.mark.parametrize(("host", "is_ours"), [("127.0.0.2", True), ("[::1]", True), ("192.0.2.1", False)])
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch, host: str, is_ours: bool) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    assert (("grpc.enable_http_proxy", 0) in Access(f"{host}:8001").options()["channel_args"]) == is_ours
+
+
 def test_one_token_is_made_however_many_ask_at_once(tmp_path: Path) -> None:
     path, found = tmp_path / "state" / "token", []
     threads = [threading.Thread(target=lambda: found.append(keep_token(path))) for _ in range(8)]
