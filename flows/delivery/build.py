@@ -19,13 +19,14 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from durable import link
 from flows.data import fingerprints
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
 from flows.delivery.rows import Refused, read_delivery
 from flows.errors import BadDelivery
-from flows.workspace.files import link, or_disk_full
+from flows.workspace.files import or_disk_full
 from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")
