@@ -28,11 +28,11 @@ from dvc.repo import Repo
 from figure import figure, header
 from PIL import Image
 
+from durable import link
 from flows.data.shards import pack
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.workspace import Workspace
-from flows.workspace.files import link
 from models.data.manifest import read_manifest, write_labels, write_table, write_version
 from pixels import decode
 

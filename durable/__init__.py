@@ -1,9 +1,10 @@
-"""Writes files so that a kill or a power cut leaves them complete or unchanged; hashes of files."""
+"""Writes and links files so that a kill or a power cut leaves them complete or unchanged; hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,35 @@ def write(path: Path, data: bytes) -> None:
 
 def overwrite(path: Path, data: bytes) -> None:
     """Replaces a file; a reader or a power cut finds it complete or unchanged. A kill may leave a .part beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    temporary = _beside(path)
     try:
         write(temporary, data)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes `target` a hard link to `source`, or a copy, which appears complete, if the file system makes no such link.
+
+    File systems refuse in many ways (EPERM, ENOSYS, EIO, EXDEV, ENOTSUP), and ext4 after 65,000 links to a file (EMLINK).
+
+    Raises:
+        FileExistsError: `target` exists.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        part = _beside(target)
+        try:
+            shutil.copyfile(source, part)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -64,3 +87,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         sync(path.parent)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """Name of the temporary file that becomes `path`; `sweep` of the flows removes those of killed processes."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")

@@ -6,6 +6,7 @@ client that only requests inference needs the first one only.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -109,18 +110,24 @@ def keep_token(path: Path) -> str:
     token until it is restarted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not TOKEN.fullmatch(path.read_bytes().strip()):
-        path.unlink()
-    if not path.exists():
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # readable by the owner only
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # if two processes get here, the first one's token wins
+        if not path.exists() or not TOKEN.fullmatch(path.read_bytes().strip()):
+            _make_token(path)
+        return path.read_text().strip()
+    finally:
+        os.close(folder)
+
+
+def _make_token(path: Path) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # readable by the owner only
+    try:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(TOKEN_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # if two processes get here, the first one wins
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(temporary)
-    return path.read_text().strip()
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

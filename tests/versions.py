@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from durable import link
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.workspace import Workspace
-from flows.workspace.files import link
 from models.data.manifest import read_table, write_table, write_version
 from tests import verbs
 from tests.deliveries import deliver

@@ -6,7 +6,9 @@ Verbs import what they need when they run, so `--help` is instant and `recognise
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 
 from flows.cli.app import GATE, INPUT, WORLD, app
 
@@ -20,6 +22,7 @@ def main() -> None:
     from contract import CleanShelfError
     from flows.errors import GateRefused
 
+    _have_home()
     for stream in (sys.stdout, sys.stderr):  # an old locale cannot print every label or file name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -33,6 +36,14 @@ def main() -> None:
         if error.errno is None:
             raise
         _fail(error, INPUT)
+
+
+def _have_home() -> None:
+    """Sets HOME if there is none, as for a container's user without an entry in passwd: libraries insist on one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"  # as Debian does for users without a home
 
 
 def _fail(error: Exception, code: int) -> None:

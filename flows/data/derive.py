@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from durable import link
 from flows.data.fingerprints import FORMER_NAME, NAME, Fingerprints
 from flows.data.pointer import READY
-from flows.workspace.files import files_below, link
+from flows.workspace.files import files_below
 
 
 def link_unchanged(version: Path, folder: Path, *, changed: Collection[str]) -> None:

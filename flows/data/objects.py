@@ -20,9 +20,9 @@ from typing import Any
 from uuid import uuid4
 
 import durable
-from durable import overwrite, sync
+from durable import link, overwrite, sync
 from flows.errors import CorruptObject, MissingFromRemote
-from flows.workspace.files import files_below, link, sync_tree
+from flows.workspace.files import files_below, sync_tree
 
 VERSIONED = {"VERSION.json", "index.parquet", "labels.parquet"}  # files of every data version
 ABANDONED_S = 3600  # age from which a temporary file in a remote counts as left by a killed command

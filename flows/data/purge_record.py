@@ -22,14 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import durable
-from durable import sync
+from durable import link, sync
 from flows.data import near
 from flows.data.columns import to_numpy
 from flows.data.fingerprints import FORMER_NAME, NAME, Fingerprints
 from flows.data.objects import Listing, Objects, is_shard
 from flows.data.shards import Location
 from flows.errors import UnknownPhoto
-from flows.workspace.files import link
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_table, write_table, write_version
 

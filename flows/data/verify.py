@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from durable import overwrite
+from durable import link, overwrite
 from flows.data.history import complete_tag, first_entry, version_of
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, tag_of
 from flows.data.purge_record import Purged
 from flows.errors import CorruptObject, WorldError
 from flows.workspace import Workspace
-from flows.workspace.files import link
 from flows.workspace.ledger import Commit, Ledger
 
 LISTING = "its listing"

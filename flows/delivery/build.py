@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.labels import MISSING
+from durable import link
 from flows.data import fingerprints, near
 from flows.data.shards import MAX_BYTES, pack
 from flows.delivery.accounts import Accounts, account, class_splits
@@ -28,7 +29,7 @@ from flows.delivery.merge import NextVersion
 from flows.delivery.near import LIMIT, notes
 from flows.delivery.rows import Delivery, Refused, read_delivery
 from flows.errors import BadDelivery
-from flows.workspace.files import link, or_disk_full
+from flows.workspace.files import or_disk_full
 from models.data.manifest import TABLES, read_table, tally, write_version
 
 log = logging.getLogger("cleanshelf")

@@ -7,7 +7,6 @@ trusts by name are fsynced here or by `durable` first.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -38,17 +37,6 @@ def sync_tree(folder: Path) -> None:
 def files_below(folder: Path) -> list[Path]:
     """Every file below `folder`, sorted; symbolic links to files count as files."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def link(source: Path, target: Path) -> None:
-    """Makes `target` a hard link to `source`, or a copy if the file system cannot link them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        shutil.copyfile(source, target)
 
 
 @contextmanager

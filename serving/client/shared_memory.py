@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from tritonclient import grpc
 
 from serving.errors import BadRequest
+
+PLACE = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,32 @@ class Region:
 
     @classmethod
     def of(cls, num_bytes: int) -> Region:
-        """New region of the given size.
+        """New region of the given size, whose pages are reserved: a write to one that /dev/shm lacks ends the process.
 
         Raises:
             BadRequest: this machine has no shared memory left.
         """
         try:
-            return cls(SharedMemory(create=True, size=num_bytes), f"cleanshelf-{uuid4().hex}")
+            region = cls(SharedMemory(create=True, size=num_bytes), f"cleanshelf-{uuid4().hex}")
+            try:
+                region._reserve()
+            except BaseException:
+                region.unlink()
+                region.close()
+                raise
         except OSError as error:
             raise BadRequest(
-                f"{num_bytes:,} bytes of shared memory are not available ({error.strerror}); ask with transport='uint8'"
+                f"{num_bytes:,} bytes of shared memory are not available ({error.strerror}): free some in {PLACE}, or ask "
+                "with transport='uint8'"
             ) from None
+        return region
+
+    def _reserve(self) -> None:
+        descriptor = os.open(PLACE / self.key.lstrip("/"), os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, self.memory.size)
+        finally:
+            os.close(descriptor)
 
     @property
     def key(self) -> str:

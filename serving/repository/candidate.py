@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from durable import link
 from serving.durable import disk_full_named
 from serving.repository.repository import ModelRepository
 
 
 @contextmanager
 def candidate_files(repository: ModelRepository, version: int) -> Iterator[ModelRepository]:
-    """Creates the candidate's directory, with hard links to the version's files, and removes it afterwards.
+    """Creates the candidate's directory, with links to the version's files, and removes it afterwards.
 
     Raises:
         DiskFull: nothing is left behind.
@@ -26,7 +25,7 @@ def candidate_files(repository: ModelRepository, version: int) -> Iterator[Model
             target = candidate.model / str(version)
             target.mkdir(parents=True)
             for path in repository.path(version).iterdir():
-                _link(path, target / path.name)
+                link(path, target / path.name)
         candidate.configure((version,))
         yield candidate
     finally:
@@ -36,10 +35,3 @@ def candidate_files(repository: ModelRepository, version: int) -> Iterator[Model
 def clear(candidate: ModelRepository) -> None:
     """Removes the candidate's directory; it holds only links and a configuration."""
     shutil.rmtree(candidate.model, ignore_errors=True)
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:  # the file system has no hard links, as some network shares
-        shutil.copyfile(path, target)

@@ -68,9 +68,12 @@ def until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
 
 
 def commands() -> Iterator[tuple[int, list[str]]]:
-    """Yields pid and argv of every process that this user may read."""
+    """Yields pid and argv of every process that this user may read and that sees the same files, hence the same paths."""
+    files = os.readlink("/proc/self/ns/mnt")
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            if os.readlink(folder / "ns" / "mnt") != files:
+                continue
             yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except (OSError, ProcessLookupError):
             continue

@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -162,8 +162,10 @@ class LocalServer:
             raise BadEnvironment(
                 f"{runtime} belongs to another user; remove it, or use a workspace path without spaces"
             )
-        (runtime / "models").unlink(missing_ok=True)
-        (runtime / "models").symlink_to(self.repository.absolute())
+        models = runtime / "models"
+        models.unlink(missing_ok=True)
+        with suppress(OSError):  # the file system may have no symbolic links
+            models.symlink_to(self.repository.absolute())
         backends = _backends(self.state)
         shutil.rmtree(backends, ignore_errors=True)
         shutil.copytree(environment.wheel / "backends" / "python", backends / "python")
@@ -198,7 +200,7 @@ class LocalServer:
         return [
             str(environment.wheel / "bin" / "tritonserver"),
             *arguments(
-                models=_runtime(self.state) / "models",
+                models=self._model_path,
                 load=self._models(environment),
                 listening=self.listening,
                 ports={"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port},
@@ -206,6 +208,12 @@ class LocalServer:
                 backends=backends,
             ),
         ]
+
+    @property
+    def _model_path(self) -> Path:
+        """Path at which the server finds the repository: a link to it, as a shell would split a path with spaces."""
+        models = _runtime(self.state) / "models"
+        return models if models.is_symlink() else self.repository.absolute()
 
     def _models(self, environment: Environment) -> Iterator[str]:
         """Names of the models to load at the start."""
@@ -317,4 +325,7 @@ def _shared_memory_prefix(state: Path) -> str:
 
 
 def _digest(state: Path) -> str:
-    return hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]
+    """Name of a state directory. A container may have another one at the same path, and share /dev/shm and /tmp with us."""
+    info = state.stat()
+    place = f"{info.st_dev}:{info.st_ino}:".encode() + os.fsencode(state.absolute())
+    return hashlib.sha256(place).hexdigest()[:12]

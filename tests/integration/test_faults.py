@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, ItemsView, Iterator
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,61 @@ def test_a_ref_moved_by_another_process_is_not_overwritten(folder: Path) -> None
         ledger.commit("refs/data/main", Meanwhile(ledger), message="late")
     first, *rest = ledger.log("refs/data/main")
     assert (first.message, rest) == ("first", before)
+
+
+NAMELESS = """
+import os, sys
+from pathlib import Path
+from flows.cli import main
+
+def run(*words):
+    sys.argv = ["cleanshelf", *words, "--workspace", "shop"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, f"{words} ended with {end.code}"
+
+run("init")
+import prefect
+from flows.data.versions import DataVersions
+from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
+from tests.versions import commit_first
+
+versions = DataVersions(Workspace.find(Path("shop")))
+commit_first(versions, Path.cwd())
+versions.store.push()
+run("data", "gc")
+assert versions.verify() == []
+print(Ledger(versions.workspace.root).user())
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_user_without_a_name_or_a_home(open_folder: Path) -> None:
+    """A container may run as any user number, without an entry in passwd; git is told an address, but no name."""
+    (open_folder / "gitconfig").write_text("[user]\n    email = a@b.c\n")
+    os.chown(open_folder, 54321, 54321)
+    keep = "+dac_override,+dac_read_search"  # this Python may lie where only we can read it
+    nameless = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", f"--inh-caps={keep}"]
+    python = [sys.executable, "-W", "ignore", "-c", NAMELESS]
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    git = {"GIT_CONFIG_GLOBAL": str(open_folder / "gitconfig")}
+    done = subprocess.run(
+        [*nameless, f"--ambient-caps={keep}", *python],
+        cwd=open_folder,
+        env=variables | git,
+        capture_output=True,
+        text=True,
+    )
+    if "setpriv" in done.stderr:
+        pytest.skip(f"this machine permits no change of the user: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "user 54321 <a@b.c>"
+    assert not (open_folder / "~").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -152,6 +154,23 @@ def test_gc_on_the_command_line(versions: DataVersions) -> None:
     with versions.workspace.lock("retrain"):
         busy = cleanshelf("data", "gc", "--workspace", shop)
     assert (busy.returncode, "`retrain`" in busy.stderr) == (2, True)
+
+
+def test_versions_on_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    versions = DataVersions(Workspace.init(tmp_path / "shop"))
+    first, second = commit_first(versions, tmp_path), commit_drop(versions, num=2)
+    versions.rollback(first)
+    with versions.store.objects() as objects:
+        damage(objects.path(objects.listing(first).files["labels.parquet"]))
+    versions.heal()
+    assert [(versions.materialise(version) / "READY").exists() for version in (first, second)] == [True, True]
+    free(find_unused(versions))
+    assert versions.verify(reread=True) == []
+    assert not list(versions.workspace.root.rglob(".*.part"))
 
 
 SHARED = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,32 @@ print(sorted({"torch", "timm", "pyarrow", "pydantic", "typer", "prefect", "dvc",
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+FULL = """
+from pathlib import Path
+import numpy as np
+from serving.client.shared_memory import Region
+from serving.errors import BadRequest
+
+small = Region.of(200_000)
+small.tensor_of(np.ones((1, 200, 200, 3), np.uint8))
+try:
+    Region.of(2_000_000).tensor_of(np.ones((10, 200, 200, 3), np.uint8))
+except BadRequest as error:
+    print(error)
+small.unlink()
+small.close()
+assert not list(Path("/dev/shm").iterdir())
+"""
+
+
+@pytest.mark.faults
+def test_full_shared_memory_is_refused_and_kills_nothing() -> None:
+    mounted = "mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 99"
+    command = ["unshare", "--mount", "sh", "-c", f'{mounted}; exec "$0" -c "$1"', sys.executable, FULL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("this machine permits no mounts")
+    assert done.returncode == 0, done.stderr or f"ended by signal {-done.returncode}"
+    assert re.search(r"2,000,000 bytes of shared memory are not available.*transport='uint8'", done.stdout)
