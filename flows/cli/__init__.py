@@ -6,37 +6,67 @@ Verbs import what they need when they run, so `--help` is instant and `recognise
 from __future__ import annotations
 
 import io
+import os
 import sys
 
+import typer
+
 from flows.cli.app import GATE, INPUT, WORLD, app
+from flows.cli.show import show_error
 
 # Importing a module registers its verbs, and the help shows them in the order of these imports.
 # isort: off
 from flows.cli import data, storage, model, steps, schedule, product, endpoint, about  # noqa: F401
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, which typer holds without a name
+
 
 def main() -> None:
-    """Runs a verb. Expected errors become one line on stderr and an exit code: 2 input, 3 world, 4 gate."""
-    from contract import CleanShelfError
-    from flows.errors import GateRefused
+    """Runs a verb. Expected errors become one line on stderr and an exit code: 2 input, 3 world, 4 gate.
 
+    With --json they are a document on stdout too.
+    """
     for stream in (sys.stdout, sys.stderr):  # an old locale cannot print every label or file name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        app()
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        code = 0
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Exit code of the verb, after its error was printed."""
+    from contract import CleanShelfError
+    from flows.errors import GateRefused
+
+    as_json = "--json" in sys.argv[1:]
+    try:
+        return app(standalone_mode=False) or 0
+    except UsageError as error:
+        error.show()  # type: ignore[attr-defined]  # click's
+        return show_error(error, INPUT, as_json=as_json, in_words=False)
     except GateRefused as error:
-        _fail(error, GATE)
+        return show_error(error, GATE, as_json=as_json)
     except CleanShelfError as error:
-        _fail(error, INPUT if isinstance(error, ValueError) else WORLD)
+        return show_error(error, INPUT if isinstance(error, ValueError) else WORLD, as_json=as_json)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(error, INPUT)
+        return show_error(error, INPUT, as_json=as_json)
 
 
-def _fail(error: Exception, code: int) -> None:
-    """Prints the error in one line; an error of the world may take more, such as the last lines of a process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    print(f"cleanshelf: {error if code == WORLD else '; '.join(lines)}", file=sys.stderr)
-    sys.exit(code)
+def _reader_is_gone() -> bool:
+    """True if the output is not read any more, as after `| head`; what is left of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
