@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 
 import typer
@@ -32,10 +33,8 @@ def main() -> None:
     try:
         code = _run()
         sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        code = 0
+    except BrokenPipeError as error:
+        code = 0 if _reader_is_gone() else show_error(error, WORLD, as_json="--json" in sys.argv[1:])
     sys.exit(code)
 
 
@@ -54,6 +53,11 @@ def _run() -> int:
         return show_error(error, GATE, as_json=as_json)
     except CleanShelfError as error:
         return show_error(error, INPUT if isinstance(error, ValueError) else WORLD, as_json=as_json)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer takes every broken pipe for that of stdout
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            raise end.__context__ from None
+        raise
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -64,9 +68,8 @@ def _run() -> int:
 
 def _reader_is_gone() -> bool:
     """True if the output is not read any more, as after `| head`; what is left of it goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # an error is reported unasked
+    if gone := bool(poll.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
