@@ -50,18 +50,20 @@ class FoundErrors:
         return f"{found}; of {self.flagged} flagged labels {precision:.0%} were wrong"
 
 
-def run_demo(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> None:
+def run_demo(workspace: Workspace, *, recipe: str = "demo", overrides: Sequence[str] = ()) -> Report:
     """Imports the repository's sample, ingests a delivery, publishes a baseline, retrains, and prints what each step gained.
+
+    Returns the report of the retraining.
 
     Args:
         recipe, overrides: the recipe of the retraining, as for `load_recipe`; the baseline is the same recipe without its
             remedies.
     """
     with orchestrated(workspace):  # one Prefect server for all flows
-        _run_demo(workspace, recipe, overrides)
+        return _run_demo(workspace, recipe, overrides)
 
 
-def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> None:
+def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> Report:
     began = time.perf_counter()
     sample = import_sample(workspace)
     delivered, truth = ingest_delivery(workspace)
@@ -75,6 +77,7 @@ def _run_demo(workspace: Workspace, recipe: str, overrides: Sequence[str]) -> No
     found = count_found(workspace, report, truth)
     conclude(workspace, server, [sample, delivered.data_version], found, baseline, report)
     print(f"\nThe flow took {time.perf_counter() - began:.0f} s.")
+    return report
 
 
 def import_sample(workspace: Workspace) -> str:

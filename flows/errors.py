@@ -22,6 +22,8 @@ FlowError
 
 from __future__ import annotations
 
+from typing import Any
+
 from contract import CleanShelfError
 
 
@@ -58,7 +60,11 @@ class PurgedVersion(InputError):
 
 
 class Unconfirmed(InputError):
-    """A purge needs the user's confirmation, or has to be completed first."""
+    """A purge needs the user's confirmation, or has to be completed first; `affected`: what it would delete."""
+
+    def __init__(self, message: str, affected: Any = None) -> None:
+        super().__init__(message)
+        self.affected = affected
 
 
 class EndpointMissing(InputError):
@@ -94,8 +100,8 @@ class AccountsDiffer(WorldError):
 
 
 class GateRefused(FlowError):
-    """A gate refused the model; `reasons` lists why."""
+    """A gate refused the model; `reasons` lists why. `report` is the report of the run, if a run made the model."""
 
-    def __init__(self, reasons: list[str]) -> None:
+    def __init__(self, reasons: list[str], report: Any = None) -> None:
         super().__init__("refused: " + "; ".join(reasons))
-        self.reasons = reasons
+        self.reasons, self.report = reasons, report

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +47,7 @@ def doctor(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
 
 @app.command()
-def demo(workspace: At = Path("build/demo")) -> None:
+def demo(workspace: At = Path("build/demo"), as_json: AsJson = False) -> None:
     """Run the whole pipeline on drawn sample products, in a workspace of its own."""
     from flows.sample.workspace import fresh_workspace
 
@@ -53,4 +55,6 @@ def demo(workspace: At = Path("build/demo")) -> None:
     set_up_logging(found.state)
     from flows.demo import run_demo
 
-    run_demo(found)
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        done = run_demo(found)
+    show(dataclasses.asdict(done), as_json=as_json, say=lambda: None)

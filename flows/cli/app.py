@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from flows.workspace import Workspace
     from models.recipe.config import Recipe as ResolvedRecipe
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+# Help is plain text: rich would take [gate], [clean] and other brackets for its own marks and leave them out.
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="From noisy product photos to a Triton endpoint that recognises them, and back again.")  # fmt: skip
 data_verbs = typer.Typer(
-    no_args_is_help=True, help="Data versions: log, show, diff, rollback, verify, gc, push, pull, purge."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Data versions: log, show, diff, rollback, verify, gc, push, pull, purge.",
 )
-model_verbs = typer.Typer(no_args_is_help=True, help="Model versions: log, show, rollback.")
+model_verbs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Model versions: log, show, rollback.")
 app.add_typer(data_verbs, name="data")
 app.add_typer(model_verbs, name="model")
 
 At = Annotated[Path, typer.Option("--workspace", "-w", envvar="CLEANSHELF_WORKSPACE", help="Folder of the workspace.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, also of an error.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen and change nothing.")]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")]
 

@@ -17,11 +17,12 @@ Out = Annotated[
 
 
 @app.command()
-def init(workspace: At = Path(".")) -> None:
+def init(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """Make a workspace: a git repository for the history, DVC with a local remote, and folders."""
     from flows.workspace import Workspace
 
-    print(f"workspace ready at {Workspace.init(workspace).root}")
+    root = str(Workspace.init(workspace).root)
+    show({"workspace": root}, as_json=as_json, say=lambda: print(f"workspace ready at {root}"))
 
 
 @app.command("ingest")

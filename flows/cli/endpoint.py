@@ -34,15 +34,19 @@ def serve(
         bool, typer.Option("--detach", help="Return once the server answers, and leave it running.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running server.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve the current model with Triton until Ctrl-C, and restart it if it dies."""
     from flows.endpoint.server import start_endpoint, stop_endpoint
     from flows.watch import watch, watch_detached
     from serving.server.command import Listening
+    from serving.server.server import running
 
     found = find(workspace)
     if stop:
-        return stop_endpoint(found)
+        was_running = running(found.state) is not None
+        stop_endpoint(found)
+        return show({"stopped": was_running}, as_json=as_json, say=lambda: None)
     started = start_endpoint(
         found,
         http_port=http_port,
@@ -50,25 +54,39 @@ def serve(
         metrics_port=metrics_port,
         listening=Listening(host, tls_cert, tls_key, tls_ca),
     )
-    print(
-        f"Triton answers: gRPC {started.url}, HTTP 127.0.0.1:{started.http_port}, "
-        f"metrics 127.0.0.1:{started.metrics_port}\nTokens: {found.state / 'triton.token'} for inference, "
-        f"{found.state / 'triton.control-token'} for loading models",
-        flush=True,
-    )
     if detach:
-        return watch_detached(found, period_s=period)
+        watch_detached(found, period_s=period)
+    addresses = {
+        "grpc": started.url,
+        "http": f"127.0.0.1:{started.http_port}",
+        "metrics": f"127.0.0.1:{started.metrics_port}",
+        "token": str(found.state / "triton.token"),
+        "control_token": str(found.state / "triton.control-token"),
+    }
+    show(addresses, as_json=as_json, say=lambda: _print_addresses(addresses))
+    if detach:
+        return
     log_to_stderr()
     watch(found, period_s=period, stop_server=True)
 
 
+def _print_addresses(at: dict[str, str]) -> None:
+    print(
+        f"Triton answers: gRPC {at['grpc']}, HTTP {at['http']}, metrics {at['metrics']}\n"
+        f"Tokens: {at['token']} for inference, {at['control_token']} for loading models",
+        flush=True,
+    )
+
+
 @app.command("watch")
-def watch_verb(workspace: At = Path("."), period: Period = 5.0) -> None:
+def watch_verb(workspace: At = Path("."), period: Period = 5.0, as_json: AsJson = False) -> None:
     """Probe the endpoint every few seconds until Ctrl-C, and repair or restart it if it does not answer."""
     from flows.watch import watch
 
+    found = find(workspace)
     log_to_stderr()
-    watch(find(workspace), period_s=period)
+    show({"watches": str(found.root)}, as_json=as_json, say=lambda: None)
+    watch(found, period_s=period)
 
 
 @app.command()

@@ -92,6 +92,7 @@ def model_rollback(
     dry_run: DryRun = False,
 ) -> None:
     """Make an earlier model the current one again without losing a request. The data are not touched."""
+    from flows.endpoint.server import now_serves
     from flows.rollback import rollback_model, rollback_target
 
     found = find(workspace)
@@ -99,7 +100,7 @@ def model_rollback(
         plan = {"would_serve": rollback_target(found, version)}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
     done = rollback_model(found, version)
-    show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
+    show({"serving": done}, as_json=as_json, say=lambda: print(now_serves(found, done)))
 
 
 def _print_version(lineage: dict[str, Any], card: dict[str, Any]) -> None:

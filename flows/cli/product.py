@@ -58,7 +58,7 @@ def _print(done: Any) -> None:
             "was changed"
         )
     print(
-        f"model version {done.model_version} answers instead of {done.parent}: {done.label} "
+        f"model version {done.model_version} is the current model instead of {done.parent}: {done.label} "
         f"{f'is known from {len(done.photos)} photos' if enrolled else 'is gone'}, {done.products} products"
     )
     for reason in done.reasons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,8 @@ def schedule(
     plan = make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data)
     from flows.scheduler.schedule import schedule as run
 
+    if as_json:
+        show(asdict(plan), as_json=True, say=lambda: None)
     run(found, plan, port=port)
 
 

@@ -1,8 +1,10 @@
-"""Output of the verbs: a table, pairs or JSON."""
+"""Output of the verbs: a table, pairs or JSON, and errors."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +14,54 @@ if TYPE_CHECKING:
 
 PIECE = 65_536  # rows that are written at a time
 
+WORLD = 3  # the exit code of errors that may take several lines
+_documents: list[Any] = []  # printed on stdout: one at most, so that a reader can parse all of it
+
 
 def show(content: Any, *, as_json: bool, say: Callable[[], None]) -> None:
     """Prints `content` as JSON, or calls `say`, which prints it for people."""
     if as_json:
         from flows.report.run_report import to_json
 
-        print(to_json(content))
+        _documents.append(content)
+        print(to_json(content), flush=True)
     else:
         say()
+
+
+def show_error(error: Exception, code: int, *, as_json: bool, in_words: bool = True) -> int:
+    """Prints an error on stderr, and with `as_json` as a document on stdout unless it has one; returns the exit code.
+
+    An error of input is one line; one of the world may take more, such as the last lines of a process.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{os_path(error.filename)}: {error.strerror}"
+    if code != WORLD:
+        text = "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    if as_json and not _documents:
+        show({"error": {"kind": type(error).__name__, "message": text, "exit": code} | _details(error)},
+             as_json=True, say=lambda: None)  # fmt: skip
+    if in_words:
+        print(f"cleanshelf: {text}", file=sys.stderr)
+    return code
+
+
+def os_path(name: object) -> str:
+    """The name of a file in an OSError, which may be text, bytes or a number."""
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+
+
+def _details(error: Exception) -> dict[str, Any]:
+    """Further facts that an error of ours carries: the reasons of a gate and the run, or what a purge would affect."""
+    facts = {name: getattr(error, name) for name in ("reasons", "affected") if getattr(error, name, None)}
+    if report := getattr(error, "report", None):
+        facts |= {
+            "run": report.run,
+            "report_file": f"runs/{report.run}/report.md",
+            "report": dataclasses.asdict(report),
+        }
+    return facts
 
 
 def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -59,7 +59,8 @@ def promote(
 ) -> None:
     """Make a registered model version the current one, if its verdict still holds, without losing a request."""
     found = prepare(workspace)
+    from flows.endpoint.server import now_serves
     from flows.promote import promote_version
 
     done = promote_version(found, version)
-    show({"serving": done}, as_json=as_json, say=lambda: print(f"model version {done} answers"))
+    show({"serving": done}, as_json=as_json, say=lambda: print(now_serves(found, done)))

@@ -65,7 +65,13 @@ def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun 
 
 
 @data_verbs.command("push")
-def data_push(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
+def data_push(
+    version: Version = "selected",
+    workspace: At = Path("."),
+    every: Every = False,
+    refs: Refs = "",
+    as_json: AsJson = False,
+) -> None:
     """Make sure that DVC's remote holds every byte of a version."""
     from flows.data.versions import DataVersions
 
@@ -76,11 +82,19 @@ def data_push(version: Version = "selected", workspace: At = Path("."), every: E
         versions.push(*() if every else (version,))
         if refs:
             versions.ledger.push(refs)
-    print("the remote holds every byte" + (f"; {refs} has the history" if refs else ""))
+    done = {"pushed": "all" if every else versions.resolve(version), "refs": refs or None}
+    line = "the remote holds every byte" + (f"; {refs} has the history" if refs else "")
+    show(done, as_json=as_json, say=lambda: print(line))
 
 
 @data_verbs.command("pull")
-def data_pull(version: Version = "selected", workspace: At = Path("."), every: Every = False, refs: Refs = "") -> None:
+def data_pull(
+    version: Version = "selected",
+    workspace: At = Path("."),
+    every: Every = False,
+    refs: Refs = "",
+    as_json: AsJson = False,
+) -> None:
     """Fetch a version from DVC's remote into the cache and verify every byte. A missing data/ is restored."""
     from flows.data.versions import DataVersions
 
@@ -91,7 +105,8 @@ def data_pull(version: Version = "selected", workspace: At = Path("."), every: E
         if refs:
             versions.ledger.fetch(refs)
         versions.pull(*() if every else (version,))
-    print("the cache holds every byte")
+    done = {"pulled": "all" if every else versions.resolve(version), "refs": refs or None}
+    show(done, as_json=as_json, say=lambda: print("the cache holds every byte"))
 
 
 @data_verbs.command("purge")
@@ -118,9 +133,12 @@ def data_purge(
     with found.lock("data purge"):
         complete(versions)
         if not photos:
-            return print("no purge is left unfinished")
+            return show({"unfinished": False}, as_json=as_json, say=lambda: print("no purge is left unfinished"))
         concerned = dataclasses.asdict(affected(versions, photos))
-        show(concerned, as_json=as_json, say=lambda: pairs(concerned))
+        if not as_json:
+            pairs(concerned)
         if not yes:
-            raise Unconfirmed("nothing was deleted; run the command again with --yes to delete these photos for good")
+            way_out = "run the command again with --yes to delete these photos for good"
+            raise Unconfirmed(f"nothing was deleted; {way_out}", affected=concerned)
         purge(versions, photos)
+    show(concerned, as_json=as_json, say=lambda: None)

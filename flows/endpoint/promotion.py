@@ -69,7 +69,7 @@ def promote(workspace: Workspace, number: int, settings: Settings | None = None)
     with endpoint(workspace, settings) as access, Endpoint(access) as control:
         control.switch(repository(workspace, settings), number)
         ModelVersions(Ledger(workspace.root)).promote(number)
-    log.info("model version %d answers", number)
+    log.info("model version %d is the current model", number)
 
 
 def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: ModelRepository) -> int:

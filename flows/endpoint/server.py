@@ -62,6 +62,13 @@ def access(workspace: Workspace, settings: Settings | None = None) -> Access | N
     return remote(settings or Settings()) or (server.access if server else None)
 
 
+def now_serves(workspace: Workspace, version: int) -> str:
+    """Sentence that this version is the current model, and whether a server answers with it."""
+    if access(workspace):
+        return f"model version {version} answers"
+    return f"model version {version} is the current model; no endpoint is running, and `cleanshelf serve` starts one with it"
+
+
 @contextmanager
 def endpoint(workspace: Workspace, settings: Settings | None = None) -> Iterator[Access]:
     """Access to the running server, or to a temporary one on free ports.

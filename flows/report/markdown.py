@@ -45,7 +45,7 @@ def markdown(report: Report) -> str:
         for each in report.seen
     ]
     model = f"model version {report.model_version}"
-    titles = {"published": f"{model} answers", "staged": f"{model} is registered"}
+    titles = {"published": f"{model} is the current model", "staged": f"{model} is registered"}
     sections = {
         "Accuracy on test photos after each step": table([asdict(row) for row in report.steps]),
         "Mean-class accuracy on validation photos, which decides what stays": table(report.evidence, columns=EVIDENCE),

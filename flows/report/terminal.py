@@ -156,5 +156,7 @@ def print_report(report: Report) -> None:
 def outcome(report: Report) -> str:
     """The outcome for the model, with the reasons, in one line."""
     version = report.model_version
-    state = "answers" if report.promoted else f"is registered, `cleanshelf promote {version}` makes it answer"
+    state = (
+        "is the current model" if report.promoted else f"is registered, `cleanshelf promote {version}` makes it answer"
+    )
     return f"model  version {version} {state}: {'; '.join(report.verdict.explanation)}"

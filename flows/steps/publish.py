@@ -106,7 +106,7 @@ def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Repor
         GateRefused: the verdict refuses; the current model keeps serving.
     """
     if not report.verdict.may_serve:
-        raise GateRefused(list(report.verdict.reasons))
+        raise GateRefused(list(report.verdict.reasons), report)
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
         was_current = ModelVersions(Ledger(run.workspace.root)).current() == version

@@ -57,7 +57,7 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[N
 def measure_and_keep(
     graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """As `measure`; also writes the features of the photos, if products can be added to the graph."""
+    """Answers as of `measure`; writes the features of the photos too, if products can be added to the graph."""
     kept = kept_rows(rows, manifest.target[rows])
     session = open_session(graph)
     side, number = session.get_inputs()[0].shape[1], session.get_outputs()[0].shape[1]

@@ -109,7 +109,7 @@ def test_retrain_reports_what_it_did(trained: Path) -> None:
     assert [step["step"] for step in report["steps"]][-1] == "one graph, with crops"
     assert report["verdict"]["passed"]
     assert {answer["truth"] for answer in report["seen"]} <= set(PRODUCTS)
-    assert "model version 1 answers" in (trained.parent / "retrain.log").read_text()
+    assert "model version 1 is the current model" in (trained.parent / "retrain.log").read_text()
 
 
 def test_a_retraining_in_rough_surroundings_is_like_any_other(trained: Path) -> None:

@@ -281,7 +281,7 @@ def test_the_verbs_and_their_exit_codes(
     assert "cleanshelf: refused: mean-class accuracy" in refused.stderr
     done = cleanshelf(*enrolment, ANY[0], "--set", ANY[1], env=env)
     assert done.returncode == 0, done.stderr
-    assert f"model version 2 answers instead of 1: {NEW.label} is known from 5 photos" in done.stdout
+    assert f"model version 2 is the current model instead of 1: {NEW.label} is known from 5 photos" in done.stdout
     assert "next retraining forgets" in done.stdout
     withdrawn = cleanshelf(
         "withdraw", KNOWN[0].label, "--workspace", workspace.root, "--set", ANY[0], "--set", ANY[1], "--json", env=env

@@ -138,5 +138,6 @@ def test_commands_work_while_the_server_is_down(shop: Workspace, tmp_path: Path)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "drifted")
     assert f"drift: {url} does not answer as Prefect's API does" in done.stderr
     done = cleanshelf("model", "rollback", *workspace, env=down)
-    assert (done.returncode, done.stdout) == (0, "model version 1 answers\n")
+    serve = "no endpoint is running, and `cleanshelf serve` starts one with it"
+    assert (done.returncode, done.stdout) == (0, f"model version 1 is the current model; {serve}\n")
     assert done.stderr.startswith(f"cleanshelf.model.rolled-back: {url} did not accept the event: ")

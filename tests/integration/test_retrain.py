@@ -162,7 +162,7 @@ def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
     with get_client(sync_client=True) as client:
         reports = [artifact for artifact in client.read_artifacts() if artifact.key == "retraining"]
     report_text = next(str(each.data) for each in reports if each.description == f"{report.run}: published")
-    assert report_text.startswith(f"# {report.run}: model version 1 answers\n")
+    assert report_text.startswith(f"# {report.run}: model version 1 is the current model\n")
     assert all(row.step in report_text for row in report.steps)
     assert all(reason in report_text for reason in report.verdict.reasons)
     assert report_text == (workspace.runs / report.run / "report.md").read_text()

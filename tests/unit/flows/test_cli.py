@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.errors import ChildFailed, InputError
-from flows.report.run_report import to_json
+from flows.cli import app, show
+from flows.errors import ChildFailed, GateRefused, InputError
+from flows.gate.verdict import Verdict
+from flows.report.run_report import Report, to_json
 from flows.report.terminal import print_table
 from flows.run.launch import run_child
 from tests.command_line import ROOT, cleanshelf, refusal
@@ -38,6 +40,86 @@ def test_every_verb_has_help() -> None:
         shown = CliRunner().invoke(app, [*verb, "--help"])
         assert shown.exit_code == 0, verb
         assert " ".join(verb) in shown.output
+
+
+def commands() -> dict[str, Any]:
+    """Commands of click by their verbs."""
+    found: dict[str, Any] = {}
+    for verb in verbs(app):
+        command: Any = typer.main.get_command(app)
+        for name in verb:
+            command = command.commands[name]
+        if not hasattr(command, "commands"):
+            found[" ".join(verb)] = command
+    return found
+
+
+def test_every_verb_prints_json_if_asked() -> None:
+    assert [
+        verb for verb, command in commands().items() if not any("--json" in each.opts for each in command.params)
+    ] == []
+
+
+def test_help_shows_brackets_as_they_are() -> None:
+    shown = 0
+    for verb, command in commands().items():
+        text = " ".join(CliRunner().invoke(app, [*verb.split(), "--help"]).output.split())
+        for part in [command.help, *(getattr(each, "help", None) for each in command.params)]:
+            if part and "[" in part:
+                assert " ".join(part.split()) in text, verb
+                shown += 1
+    assert shown >= 2, "[gate] of enrol and withdraw"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["ingst"], "UsageError"),
+        (["data", "log", "--nothing"], "NoSuchOption"),
+        (["serve", "--http-port", "0"], "BadParameter"),
+        (["data", "log", "-w", "nowhere"], "WorkspaceMissing"),
+        (["retrain", "robsut", "-w", "nowhere"], "WorkspaceMissing"),
+        (["model", "show", "no.onnx"], "BadGraph"),
+    ],
+)
+def test_an_error_is_a_document_too(arguments: list[str], kind: str, tmp_path: Path) -> None:
+    done = cleanshelf(*arguments, "--json", cwd=tmp_path)
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["exit"], done.returncode) == (kind, 2, 2)
+    assert error["message"] in done.stderr
+    assert cleanshelf(*arguments, cwd=tmp_path).stdout == "", "only if asked"
+
+
+def test_a_refusal_carries_its_reasons_and_the_report_of_its_run(capsys: pytest.CaptureFixture[str],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(show, "_documents", [])
+    report = Report("a run", "d1", "d2", [], [], Verdict(False, ("tail accuracy fell",), "abc"), [])
+    assert show.show_error(GateRefused(["tail accuracy fell"], report), 4, as_json=True) == 4
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert {key: error[key] for key in ("kind", "message", "exit", "reasons", "run", "report_file")} == {
+        "kind": "GateRefused", "message": "refused: tail accuracy fell", "exit": 4, "reasons": ["tail accuracy fell"],
+        "run": "a run", "report_file": "runs/a run/report.md",
+    }  # fmt: skip
+    assert error["report"]["verdict"]["passed"] is False
+    assert printed.err == "cleanshelf: refused: tail accuracy fell\n"
+    show.show_error(InputError("later"), 2, as_json=True)
+    assert capsys.readouterr().out == "", "one document at most"
+
+
+def test_errors_of_the_system_name_the_file_first(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_error(FileNotFoundError(2, "No such file or directory", b"M\xfcsli.csv"), 2, as_json=False)
+    assert capsys.readouterr().err == "cleanshelf: M\\xfcsli.csv: No such file or directory\n"
+
+
+def test_output_that_is_not_read_is_no_error() -> None:
+    command = [sys.executable, "-m", "flows.cli", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -32,7 +32,7 @@ def test_the_report_of_a_published_model_has_reasons_steps_and_answers() -> None
     seen = [SampleAnswer("0123", "tea", "<b>tea</b>", 0.5, 3)]
     story = markdown(replace(REPORT, model_version=3, seen=seen))
     assert story.startswith(
-        "# 20260101-030000-abcdef: model version 3 answers\n\n- tail accuracy 0.750 against the current model's 0.500"
+        "# 20260101-030000-abcdef: model version 3 is the current model\n\n- tail accuracy 0.750 against the current model's 0.500"
     )
     assert "Data: aaaaaaaaaaaa -> bbbbbbbbbbbb" in story
     assert ["| one graph", "0.500", "0.250", "-", "0.125", "0.750 |"] in cells(story)
