@@ -206,7 +206,7 @@ class ModelLinks:
             yield self._broken("data", version or LINEAGE, "is not a data version of this workspace", _FETCH)
             return
         yield from (replace(broken, link=f"data {broken.link}") for broken in found)
-        parents = descent(version, data.log())[1:]
+        parents = descent(version, data.known_entries())[1:]
         if parents != self._lineage.get("data_parents", parents):
             yield self._broken("data", version, f"was made of {parents}, {LINEAGE} says otherwise", _FETCH)
 

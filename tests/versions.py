@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,9 +28,12 @@ def commit_first(versions: DataVersions, tmp_path: Path, *, format_1: bool = Fal
 
 def commit_drop(versions: DataVersions, *, num: int) -> str:
     """Commits the selected version with its first `num` photos dropped; returns the new id."""
-    parent = versions.resolve("selected")
-    data = versions.materialise(parent)
-    folder = versions.new_folder()
+    folder = drop(versions.materialise("selected"), versions.new_folder(), num=num, step="clean-1")
+    return versions.commit(folder, step="clean-1", message=f"{num} dropped")
+
+
+def drop(data: Path, folder: Path, *, num: int, step: str) -> Path:
+    """Fills `folder` with the data version in folder `data`, without its first `num` photos."""
     for path in data.rglob("*.*"):
         if path.name not in ("labels.parquet", "VERSION.json"):
             link(path, folder / path.relative_to(data))
@@ -37,8 +41,8 @@ def commit_drop(versions: DataVersions, *, num: int) -> str:
     labels["kept"][:num] = [False] * num
     labels["decision"][:num] = ["dropped"] * num
     write_table(folder, labels, name="labels")
-    write_version(folder, parent=parent, step="clean-1")
-    return versions.commit(folder, step="clean-1", message=f"{num} dropped")
+    write_version(folder, parent=data.name, step=step)
+    return folder
 
 
 def two_versions(place: Path, *, photos: int) -> Workspace:
@@ -97,10 +101,17 @@ def check_whole(versions: DataVersions) -> None:
     versions.check_clean()
     taken = versions.materialise("selected")
     assert contents(versions.workspace.data) == {k: v for k, v in contents(taken).items() if k != "READY"}
-    ids = {entry.id for entry in entries}
+    ids = {entry.id for entry in versions.known_entries()}
     assert versions.ledger.tags("data/*") == sorted(f"data/{version[:12]}" for version in ids)
     for version in ids:
         assert versions.verify(version) == []
     state = versions.workspace.state
     assert not [path for path in state.iterdir() if path.name.startswith(("journal", "previous"))]
     assert not list(versions.workspace.root.rglob("*.part"))
+
+
+def keep_drop(versions: DataVersions, *, num: int, step: str = "clean-1", parent: str = "selected") -> str:
+    """Stores a version as a run would that drops the first `num` photos of `parent`; returns its id."""
+    data = versions.materialise(parent)
+    folder = drop(data, Path(tempfile.mkdtemp(dir=versions.workspace.runs)), num=num, step=step)
+    return versions.keep(folder, step=step, message=f"{num} dropped", run="a run")

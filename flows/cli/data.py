@@ -95,10 +95,12 @@ def data_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
     """Show the history of the data, newest first. photos = kept + dropped + conflicts + near."""
     from flows.data.versions import DataVersions
 
-    entries = [_entry(entry) for entry in DataVersions(find(workspace)).log()]
+    entries = [_entry(entry) for entry in DataVersions(find(workspace)).listed()]
     parts = ("photos", "kept", "dropped", "conflicts", "near")
     columns = ("entry", "id", "parent", "step", "selected", *parts, "classes", "message")
-    rows = [{**e, **_counts(e["counts"]), "id": e["id"][:12], "parent": (e["parent"] or "-")[:12]} for e in entries]
+    rows = [{**e, **_counts(e["counts"]), "id": e["id"][:12], "parent": (e["parent"] or "-")[:12],
+             "message": e["message"] + (f" (made by run {e['run']}, not selected)" if e["run"] else ""),
+             "entry": e["entry"] or "-"} for e in entries]  # fmt: skip
     show(entries, as_json=as_json, say=lambda: table(columns, rows))
 
 
@@ -133,7 +135,7 @@ def data_show(
             rows.to_pylist() if as_json else [], as_json=as_json, say=lambda: print_listing(rows, photos=found[0][0])
         )
     wanted = versions.resolve(version)
-    entry = _entry(next(entry for entry in versions.log() if entry.id == wanted))
+    entry = _entry(next(entry for entry in versions.known_entries() if entry.id == wanted))
     entry |= {"counts": contents.counts(files), "problems": [str(each) for each in versions.verify(wanted)]}
 
     def say() -> None:

@@ -35,17 +35,21 @@ class DvcRemote:
     workspace: Workspace
 
     @contextmanager
-    def objects(self, *, reread: bool = False) -> Iterator[Objects]:
-        """DVC's cache and remote, for one process at a time, so that no two processes heal the same object.
+    def locked(self) -> Iterator[None]:
+        """Waits until no other process heals an object or changes a version, and keeps them out. Not re-entrant."""
+        self.workspace.state.mkdir(exist_ok=True)
+        with (self.workspace.state / "objects.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
-        Not re-entrant.
+    @contextmanager
+    def objects(self, *, reread: bool = False) -> Iterator[Objects]:
+        """DVC's cache and remote, `locked` for this process.
 
         Args:
             reread: forget which shards were read before, so that every byte is read again.
         """
-        self.workspace.state.mkdir(exist_ok=True)
-        with (self.workspace.state / "objects.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self.locked():
             cache, remote = self._cache_and_remote
             path = self.workspace.state / "seen.json"
             yield Objects(cache, remote, HashCache(path) if reread else HashCache.load(path))

@@ -2,8 +2,8 @@
 
 Every version that the history or a tag names keeps all its objects. Only what this workspace wrote is freed: in the cache
 the files of versions that nothing names any more, and unfinished ones. Objects that a user or another project added there
-stay, and so does the whole cache if it lies elsewhere. The remote is left alone, because other workspaces may share it. A
-run reads its copy under versions/ while it holds the lock of the workspace, so its copy is safe.
+stay, and so does the whole cache if it lies elsewhere. The remote is left alone, because other workspaces may share it. Runs
+read copies under versions/, so the caller holds every lock of the workspace.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def free(unused: Iterable[Unused]) -> None:
 def _copies(versions: DataVersions) -> list[tuple[Path, str]]:
     """Copies under versions/, except for the selected version and the versions that it was made from."""
     selected = versions.selected()
-    kept = descent(selected, versions.log()) if selected else []
+    kept = descent(selected, versions.known_entries()) if selected else []
     place = _own(versions.workspace.versions, versions.workspace)
     folders = [path for path in sorted(place.iterdir()) if COPY.fullmatch(path.name) and not path.is_symlink()]
     unmarked = [(path, "unfinished copy") for path in folders if not (path / READY).exists()]

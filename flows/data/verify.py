@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from durable import link, overwrite
-from flows.data.history import complete_tag, first_entry, version_of
+from flows.data.history import MADE_BY, complete_tag, first_entry, version_of
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, tag_of
 from flows.data.purge_record import Purged
@@ -81,7 +81,7 @@ class DataLinks:
     def _names(self) -> Iterator[Broken]:
         tag = tag_of(self.version)
         sha = self.ledger.tip(f"refs/tags/{tag}")
-        if self._entry is None:
+        if self._entry is None and not self._is_made_only:
             yield self._broken(
                 "entry", REF, "has no entry of this version", f"fetch {REF} from a git remote that has it"
             )
@@ -100,6 +100,11 @@ class DataLinks:
     @cached_property
     def _entry(self) -> Commit | None:
         return first_entry(self.ledger, self.version)
+
+    @property
+    def _is_made_only(self) -> bool:
+        """True for a version that a run made, which only its tag names until it is selected."""
+        return self.ledger.read_many([(f"refs/tags/{tag_of(self.version)}", MADE_BY)])[0] is not None
 
     @cached_property
     def _is_newest(self) -> bool:

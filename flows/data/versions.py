@@ -1,11 +1,4 @@
-"""Data versions: commit, materialise, compare, roll back, and repair after a kill.
-
-A commit proceeds in an order that stays consistent whenever it is killed:
-
-    journal -> data/ replaced -> cache and data.dvc -> push -> remote verified -> entry on refs/data/main -> tag
-
-The entry decides: without it `repair` restores the old state, with it `repair` completes the new one.
-"""
+"""Data versions: commit, materialise, compare, roll back, and repair after a kill; flows.data.change has the order."""
 
 from __future__ import annotations
 
@@ -20,22 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from durable import overwrite, sync
+from flows.data.change import Change
 from flows.data.diff import DataDiff, compare_labels
 from flows.data.dvc_store import DvcRemote, folder_remote
-from flows.data.history import Entry, complete_tag, entries, read_log, version_of
-from flows.data.journal import Journal
+from flows.data.history import Entry, complete_tag, entries, interleaved, made, read_log, read_made, version_of
 from flows.data.objects import Listing, Objects
-from flows.data.pointer import READY, REF, make_pointer, read_local_remote, read_pointer
+from flows.data.pointer import READY, REF, read_local_remote, read_pointer
 from flows.data.purge_record import Purged, write_variant
 from flows.data.verify import Broken, DataLinks
-from flows.errors import (
-    LocalEdits,
-    PurgedVersion,
-    Unconfirmed,
-    UnknownVersion,
-    WorkspaceMissing,
-    WorldError,
-)
+from flows.errors import LocalEdits, PurgedVersion, Unconfirmed, UnknownVersion, WorkspaceMissing, WorldError
 from flows.workspace import Workspace
 from flows.workspace.files import or_disk_full, sweep, sync_tree
 from flows.workspace.ledger import Ledger
@@ -43,7 +29,7 @@ from flows.workspace.ledger import Ledger
 
 @dataclass(frozen=True)
 class DataVersions:
-    """Data versions of one workspace. Callers hold `workspace.lock` around every change."""
+    """Data versions of one workspace. Callers hold its lock DATA_LOCK around every change of the selected version."""
 
     workspace: Workspace
 
@@ -73,6 +59,14 @@ class DataVersions:
     def log(self) -> list[Entry]:
         """All entries of the history, newest first."""
         return read_log(self.ledger, selected=self.selected())
+
+    def known_entries(self) -> list[Entry]:
+        """All entries of the history, newest first, followed by the versions that runs made."""
+        return [*self.log(), *read_made(self.ledger, selected=self.selected())]
+
+    def listed(self) -> list[Entry]:
+        """All entries, newest first, and among them the versions that runs made and that were never selected."""
+        return interleaved(self.log(), read_made(self.ledger, selected=None))
 
     def resolve(self, text: str) -> str:
         """Full id of the version that "selected", a tag, or the first digits of an id name.
@@ -189,7 +183,8 @@ class DataVersions:
         return list(dict.fromkeys([*self._selectable(), *tagged]))
 
     def _selectable(self) -> list[str]:
-        return list(dict.fromkeys(version for _, version in entries(self.ledger) if version))
+        found = [*entries(self.ledger), *made(self.ledger)]
+        return list(dict.fromkeys(version for _, version in found if version))
 
     def push(self, *names: str) -> None:
         """Makes sure that the remote holds every object of these versions (names as for `verify`).
@@ -255,7 +250,22 @@ class DataVersions:
                 complete_tag(self.ledger, listing.id)
                 shutil.rmtree(folder)
                 return listing.id
-            self._change(folder, listing, objects, step=step, message=message)
+            self._change.select(folder, listing, objects, step=step, message=message)
+        return listing.id
+
+    def keep(self, folder: Path, *, step: str, message: str, run: str) -> str:
+        """Stores the contents of `folder` as a version that `run` made; returns its id. `folder` is removed.
+
+        It is known by its tag and not selected: data/ and data.dvc stay as they are.
+
+        Raises:
+            DiskFull, MissingFromRemote, CorruptObject
+        """
+        with or_disk_full(f"storing a data version ({step})", leaving=folder), self.store.objects() as objects:
+            sync_tree(folder)
+            listing = Listing.of(folder, hashes=objects.hashes)
+            self._change.keep(folder, listing, objects, step=step, message=message, run=run)
+        shutil.rmtree(folder)
         return listing.id
 
     def rollback(self, text: str) -> Entry:
@@ -264,12 +274,21 @@ class DataVersions:
         Raises:
             UnknownVersion, LocalEdits, CorruptObject, MissingFromRemote
         """
-        self.confirm()
         version = self.resolve(text)
-        number = next(entry.number for entry in self.log() if entry.id == version)
+        entry = next(each for each in self.known_entries() if each.id == version)
+        origin = f"entry {entry.number}" if entry.number else f"made by run {entry.run}"
+        return self.select_as(version, step="rollback", message=f"to {version[:12]} ({origin})")
+
+    def select_as(self, version: str, *, step: str, message: str) -> Entry:
+        """Selects a version as a new entry with this step and message.
+
+        Raises:
+            LocalEdits, CorruptObject, MissingFromRemote
+        """
+        self.confirm()
         with self.store.objects() as objects:
             self._check_clean(objects)
-            self._select(version, objects, step="rollback", message=f"to {version[:12]} (entry {number})")
+            self._select(version, objects, step=step, message=message)
         return self.log()[0]
 
     def select(self, text: str) -> Entry:
@@ -319,17 +338,20 @@ class DataVersions:
                 )
         return version
 
-    def repair(self) -> None:
+    def repair(self, *, staging: bool = True) -> None:
         """Undoes or completes a killed commit or rollback, and removes abandoned staging folders.
 
-        Every command that changes something calls it first, under the lock.
+        Every command that changes something calls it first, under its lock.
+
+        Args:
+            staging: False for runs, as the staging folders may be those of a living delivery.
 
         Raises:
             Unconfirmed: a purge was interrupted.
         """
         self.confirm()
-        self._journal.forget()
-        shutil.rmtree(self._staging, ignore_errors=True)
+        if staging:
+            shutil.rmtree(self._staging, ignore_errors=True)
         sweep(self.workspace.state)
         if not Purged.read(self.ledger).complete:
             raise Unconfirmed(
@@ -339,7 +361,7 @@ class DataVersions:
     def _select(self, version: str, objects: Objects, *, step: str, message: str) -> None:
         folder, listing = self._staged(version, objects)
         with or_disk_full(f"selecting data version {version[:12]}", leaving=folder):
-            self._change(folder, listing, objects, step=step, message=message)
+            self._change.select(folder, listing, objects, step=step, message=message)
 
     def _staged(self, version: str, objects: Objects) -> tuple[Path, Listing]:
         """A new folder with the files of the version, and their listing."""
@@ -349,52 +371,15 @@ class DataVersions:
             objects.fill(folder, listing)
         return folder, listing
 
-    def _change(self, folder: Path, listing: Listing, objects: Objects, *, step: str, message: str) -> None:
-        """Performs a change from the journal to the tag; on an error the old state is restored at once."""
-        objects.drop_corrupt(listing)
-        new_objects = [path for path in objects.paths(listing) if not path.exists() and self.workspace.holds(path)]
-        self._journal.begin(tip=self.ledger.tip(REF), new_objects=new_objects)
-        try:
-            self._journal.set_aside()
-            self._journal.put(folder)
-            self._add(listing, objects)
-            self._push(listing, objects)
-            self._record(step=step, message=message)
-        finally:
-            self.confirm()
-
-    def _add(self, listing: Listing, objects: Objects) -> None:
-        """Writes the same bytes as `dvc add`, but without reading every shard again."""
-        self.workspace.pin_cache()
-        objects.bring_in(self.workspace.data, listing)
-        overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
-
-    def _push(self, listing: Listing, objects: Objects) -> None:
-        if not objects.remote.is_local and objects.missing(listing):
-            with suppress(WorldError, OSError):  # `store` puts the objects that did not arrive, or raises
-                self.store.push()
-        objects.store(listing)
-
-    def _record(self, *, step: str, message: str) -> None:
-        files = {"data.dvc": self.workspace.pointer.read_bytes()}
-        if (self.workspace.data / "VERSION.json").exists():
-            files["VERSION.json"] = (self.workspace.data / "VERSION.json").read_bytes()
-        self.ledger.commit(REF, files, message=f"{step}: {message}")
-
     def confirm(self) -> None:
-        """Undoes or completes the change that is under way, if there is one."""
-        if not self._journal.is_under_way():
-            return
-        if self.ledger.tip(REF) == self._journal.tip():
-            self._journal.undo()
-        else:
-            complete_tag(self.ledger, self.log()[0].id)
-            self._journal.end()
+        """Undoes or completes the change that a killed process left under way, if there is one."""
+        with self.store.locked():
+            self._change.confirm()
 
     @property
     def _staging(self) -> Path:
         return self.workspace.state / "staging"
 
     @property
-    def _journal(self) -> Journal:
-        return Journal(self.workspace)
+    def _change(self) -> Change:
+        return Change(self.workspace, self.ledger, self.store)

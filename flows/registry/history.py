@@ -56,9 +56,10 @@ def withdrawn_data(workspace: Workspace) -> set[str]:
 
     A model trained on one of them may stay the current model, but people should know.
     """
-    entries = DataVersions(workspace).log()
-    gone = withdrawn(reversed(entries))
-    return {entry.id for entry in entries if not gone.isdisjoint(descent(entry.id, entries))}
+    versions = DataVersions(workspace)
+    known = versions.known_entries()
+    gone = withdrawn(reversed(versions.log()), known)
+    return {entry.id for entry in known if not gone.isdisjoint(descent(entry.id, known))}
 
 
 def newest_standing(history: Sequence[dict[str, Any]]) -> int | None:

@@ -83,10 +83,19 @@ class Ledger:
             WorkspaceBusy: another process moved the ref; nothing was recorded.
         """
         tip = self.tip(ref)
+        sha = self.record(files, message=message, after=tip)
+        # Compare-and-swap: an empty old value means that the ref must not exist yet.
+        moved = self._run("update-ref", "-m", "cleanshelf", ref, sha, tip or "")
+        if moved.returncode:
+            raise WorkspaceBusy(f"{ref} in {self.root} was moved by another process; run the command again")
+        return sha
+
+    def record(self, files: Mapping[str, bytes | None], *, message: str, after: str | None = None) -> str:
+        """Writes a commit that changes `files` of the commit `after` and keeps the rest; no ref names it. Returns its sha."""
         with tempfile.TemporaryDirectory(prefix="cleanshelf-index-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-            if tip:
-                self._git("read-tree", tip, env=index)
+            if after:
+                self._git("read-tree", after, env=index)
             for path, content in files.items():
                 if content is None:
                     self._git("update-index", "--force-remove", path, env=index)
@@ -94,13 +103,8 @@ class Ledger:
                 blob = self._git("hash-object", "-w", "--stdin", given=content)
                 self._git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=index)
             tree = self._git("write-tree", env=index)
-        parent = ["-p", tip] if tip else []
-        sha = self._git("commit-tree", tree, *parent, "-F", "-", given=message.encode())
-        # Compare-and-swap: an empty old value means that the ref must not exist yet.
-        moved = self._run("update-ref", "-m", "cleanshelf", ref, sha, tip or "")
-        if moved.returncode:
-            raise WorkspaceBusy(f"{ref} in {self.root} was moved by another process; run the command again")
-        return sha
+        parent = ["-p", after] if after else []
+        return self._git("commit-tree", tree, *parent, "-F", "-", given=message.encode())
 
     def tag(self, name: str, sha: str, message: str) -> None:
         """Puts the annotated tag `name` on `sha`. An existing tag stays as it is, as tags are append-only."""
@@ -121,7 +125,14 @@ class Ledger:
         tip = self.tip(ref)
         if tip is None:
             return []
-        text = self._git("log", "--first-parent", "-z", "--format=%H%n%cI%n%B", tip)
+        return self._commits("--first-parent", tip)
+
+    def tagged(self, pattern: str) -> list[Commit]:
+        """Commits that the tags matching git's glob `pattern` name, newest first."""
+        return self._commits("--ignore-missing", "--no-walk", f"--tags={pattern}") if self.tags(pattern) else []
+
+    def _commits(self, *which: str) -> list[Commit]:
+        text = self._git("log", "-z", "--format=%H%n%cI%n%B", *which)
         rows = (row.split("\n", 2) for row in text.split("\0") if row)
         return [Commit(sha=sha, time=time, message=message.strip()) for sha, time, message in rows]
 

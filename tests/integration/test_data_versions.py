@@ -11,14 +11,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from flows.data.garbage import find_unused
+from flows.data.history import uncleaned
 from flows.data.versions import DataVersions
 from flows.errors import CorruptObject, LocalEdits, MissingFromRemote, UnknownVersion, WorkspaceMissing
+from flows.registry.history import withdrawn_data
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest, read_table
 from tests import verbs
+from tests.command_line import snapshot
 from tests.deliveries import deliver
-from tests.versions import commit_drop, commit_first, contents, damage, objects_of
+from tests.versions import check_whole, commit_drop, commit_first, contents, damage, keep_drop, objects_of
 
 pytestmark = [
     pytest.mark.dvc,
@@ -77,6 +81,64 @@ def test_rollback_is_exact_and_a_new_entry(versions: DataVersions, tmp_path: Pat
     assert versions.verify(second) == [], "a rollback deletes nothing"
     assert len(versions.ledger.tags("data/*")) == 2
     assert versions.rollback(f"data/{second[:12]}").id == second
+
+
+def test_a_version_that_a_run_made_is_known_and_changes_nothing_else(versions: DataVersions, tmp_path: Path) -> None:
+    first = commit_first(versions, tmp_path)
+    data, pointer = contents(versions.workspace.data), versions.workspace.pointer.read_bytes()
+    log = versions.log()
+    once = keep_drop(versions, num=2)
+    twice = keep_drop(versions, num=3, step="clean-2", parent=once)
+    assert keep_drop(versions, num=2) == once, "the same again adds nothing"
+    assert (versions.log(), versions.selected()) == (log, first)
+    assert (contents(versions.workspace.data), versions.workspace.pointer.read_bytes()) == (data, pointer)
+    assert [(entry.id, entry.number, entry.step, entry.run) for entry in versions.listed()] == [
+        (twice, None, "clean-2", "a run"), (once, None, "clean-1", "a run"), (first, 1, "ingest", "")
+    ]  # fmt: skip
+    assert versions.verify() == versions.verify(once[:8], f"data/{twice[:12]}") == []
+    assert uncleaned(twice, versions.known_entries()) == first
+    assert versions.diff(first, twice).dropped == 3
+    check_whole(versions)
+
+    for path in [*versions.workspace.remote.rglob("*.dir"), *versions.workspace.versions.glob("*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert {broken.link for broken in versions.verify(twice)} == {"remote"}
+    versions.push(twice)
+    assert versions.verify(twice) == []
+    assert [each for each in find_unused(versions) if "copy" not in each.why] == [], "its objects are kept"
+
+
+def test_a_version_that_a_run_made_is_selected_by_hand_or_with_its_model(
+    versions: DataVersions, tmp_path: Path
+) -> None:
+    first = commit_first(versions, tmp_path)
+    once = keep_drop(versions, num=2)
+    twice = keep_drop(versions, num=3, step="clean-2", parent=once)
+    entry = versions.rollback(once)
+    assert (entry.message, entry.selected) == (f"to {once[:12]} (made by run a run)", True)
+    assert uncleaned(once, versions.known_entries()) == first, "a rollback to it is not its making"
+    assert versions.select_as(twice, step="clean-2", message="3 dropped").id == twice == versions.selected()
+    assert withdrawn_data(versions.workspace) == set()
+    versions.rollback(first)
+    assert withdrawn_data(versions.workspace) == {once, twice}
+    check_whole(versions)
+
+
+def test_a_version_that_cannot_be_stored_leaves_no_trace(versions: DataVersions, tmp_path: Path) -> None:
+    commit_first(versions, tmp_path)
+    versions.materialise("selected")
+    before = files(versions)
+    shutil.move(versions.workspace.remote, tmp_path / "away")
+    versions.workspace.remote.touch()
+    with pytest.raises(MissingFromRemote, match="cannot write"):
+        keep_drop(versions, num=2)
+    versions.workspace.remote.unlink()
+    shutil.move(tmp_path / "away", versions.workspace.remote)
+    assert files(versions) == before
+
+
+def files(versions: DataVersions) -> dict[str, str]:
+    return {name: found for name, found in snapshot(versions.workspace.root).items() if found}
 
 
 def test_a_version_of_format_1_keeps_its_id(versions: DataVersions, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from flows.data.history import Entry, descent, withdrawn
+from flows.data.history import Entry, descent, interleaved, withdrawn
 from flows.registry.history import advice, newest_standing
 
 STEPS = {"": "ingest", "<": "rollback", "-": "purge"}
@@ -37,10 +38,27 @@ def history(*steps: str) -> list[Entry]:
         (("a", "b", "-bc"), ""),
         (("a", "b", "-bc", "-ad"), "bc"),  # back to the first, without what was purged
         (("a", "b", "-bc", "-ad", "<c"), "d"),
+        (("a", "b", "<y"), "b"),  # to a version that two rounds of a run on a made
+        (("a", "b", "<y", "<b"), "y"),
+        (("a", "b", "<y", "-yd"), "b"),
+        (("a", "b", "<y", "<a"), "by"),
     ],
 )
 def test_a_rollback_withdraws_what_came_after(steps: tuple[str, ...], gone: str) -> None:
-    assert withdrawn(history(*steps)) == set(gone)
+    made = [
+        Entry(None, "x", "a", "clean-1", "", "", {}, False, "run"),
+        Entry(None, "y", "x", "clean-2", "", "", {}, False),
+    ]
+    assert withdrawn(history(*steps), made) == set(gone)
+
+
+def test_versions_that_runs_made_are_listed_where_they_were_made() -> None:
+    entries = [replace(each, time=f"2026-01-0{each.number}T12:00:00+01:00") for each in history("a", "ab", "bc")][::-1]
+    others = [
+        replace(entries[0], id=name, number=None, time=f"2026-01-0{day}T12:00:00Z")
+        for name, day in (("x", 2), ("a", 3))
+    ]
+    assert [entry.id for entry in interleaved(entries, others)] == ["c", "x", "b", "a"], "a selected one is listed once"
 
 
 def test_descent_ends_where_the_history_does() -> None:

@@ -156,6 +156,14 @@ def test_tags_are_annotated_and_never_move(root: Path) -> None:
     assert git(root, "cat-file", "-t", "data/abc").strip() == "tag"
     assert "# not a comment" in git(root, "cat-file", "tag", "data/abc")
     assert (ledger.tags("data/*"), ledger.tags("none*")) == (["data/abc"], [])
+    loose = ledger.record({"data.dvc": b"loose"}, message="clean-1: loose")
+    ledger.tag("data/def", loose, "clean-1: loose")
+    assert {commit.sha: commit.message for commit in ledger.tagged("data/*")}[loose] == "clean-1: loose"
+    assert (len(ledger.tagged("data/*")), ledger.tagged("none*")) == (2, []), "never those of HEAD"
+    assert (ledger.read("data/def", "data.dvc"), loose in [each.sha for each in ledger.log("refs/data/main")]) == (
+        b"loose",
+        False,
+    )
 
 
 def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
