@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning import HALF, Noise, TopK, attractor_classes, estimate_noise, label_quality, suggest_labels, worst
-from models.data.manifest import FLAGGED, Manifest
+from models.data.manifest import CHECKED, FLAGGED, Manifest
 from models.data.positions import positions
 from models.evaluation.scores import Scores, concatenate, mean
 from models.recipe.config import Clean
@@ -76,8 +76,9 @@ def decide(
     """The manifest with a score and a decision for every photo of `scores`; these replace earlier decisions.
 
     The worst labels of the training photos are flagged, down to the floor of each class and within the budget. Flagged photos
-    are dropped, or downweighted if `clean.use` is "weigh", or relabelled if `clean.relabel` allows it. Validation photos are
-    kept or dropped without a floor: the floor protects what is learnt, and a photo with a doubtful label measures nothing.
+    are dropped, or downweighted if `clean.use` is "weigh", or relabelled if `clean.relabel` allows it. Validation photos get
+    a score and stay, because networks that chose them would be flattered by them. With `clean.validation` they are dropped
+    without a floor, as the floor protects what is learnt.
     """
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
     embeddings, fold = fold_embeddings or (None, None)
@@ -86,6 +87,7 @@ def decide(
     train, wrong = manifest.split[row] == "train", quality < HALF
     wrong[train] = worst(scores.target[train], quality[train], threshold=HALF, floor_share=settings.floor_share,
                          floor_count=settings.floor_count, budget=settings.budget)  # fmt: skip
+    wrong &= train | settings.validation
     label, moved = manifest.given_label[row], np.zeros(len(row), np.bool_)
     if settings.relabel:
         suggested = suggest_labels(scores.target, probs, embeddings, groups=fold, confidence=settings.relabel)
@@ -104,6 +106,21 @@ def decide(
     }
     columns: dict[str, Any] = {name: _set(getattr(manifest, name), row, value) for name, value in new.items()}
     return dataclasses.replace(manifest, **columns)
+
+
+def as_delivered(manifest: Manifest) -> Manifest:
+    """The manifest without scores and decisions of cleaning: each label as it was delivered, or as a person corrected it."""
+    ours = manifest.decision != CHECKED
+    flagged = np.isin(manifest.decision, FLAGGED)
+    return dataclasses.replace(
+        manifest,
+        label=np.where(flagged, manifest.given_label, manifest.label),
+        kept=manifest.kept | flagged,
+        decision=np.where(flagged, "", manifest.decision).astype(object),
+        score=np.where(ours, np.float32("nan"), manifest.score),
+        round=np.where(ours, 0, manifest.round).astype(np.int8),
+        scored_by=np.where(ours, "", manifest.scored_by).astype(object),
+    )
 
 
 def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbeddings) -> Noise:

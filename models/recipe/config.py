@@ -49,6 +49,7 @@ class Clean:
     floor_share: Share = 0.3  # a class keeps at least this share of its photos
     floor_count: Annotated[int, Range(1)] = 5  # and at least this many
     correct: bool = False  # each round estimates the label noise; later trainings use it in forward correction
+    validation: bool = False  # also drop validation photos with a label issue; test photos are never touched
 
     @property
     def asks_embeddings(self) -> bool:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.data.manifest import Manifest
 from models.decisions import (
     FoldEmbeddings,
+    as_delivered,
     changed_labels,
     confusion,
     decide,
@@ -86,7 +87,7 @@ def test_a_validation_photo_of_a_class_without_training_photos_is_not_scored() -
     found = out_of_sample([scores({"p0": (0, 0.9)} | unknown), scores({"p1": (1, 0.9)} | unknown)], photos)
     assert found.id.tolist() == ["p0", "p1", "p3"]
     decided = decided_on(photos, found, floor_count=1)
-    assert decided.decision.tolist() == ["", "", "", "dropped"]
+    assert np.isnan(decided.score).tolist() == [False, False, True, False]
 
 
 def test_flagged_photos_are_dropped_and_none_is_removed() -> None:
@@ -114,10 +115,11 @@ def test_a_class_keeps_its_floor_and_loses_the_worst() -> None:
 
 def test_decisions_are_taken_back_where_the_next_round_believes_the_label() -> None:
     photos = manifest(["a", "a", "b", "b"], ["train"] * 3 + ["val"])
-    first = decided_on(photos, scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (1, 0.9), "p3": (1, 0.1)}), floor_count=1)
+    first = decided_on(photos, scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (1, 0.9), "p3": (1, 0.1)}), floor_count=1,
+                       validation=True)  # fmt: skip
     assert first.decision.tolist() == ["", "dropped", "", "dropped"]
     again = scores({"p0": (0, 0.1), "p1": (0, 0.8), "p2": (1, 0.9), "p3": (1, 0.9)})
-    second = decided_on(first, again, floor_count=1, round=2)
+    second = decided_on(first, again, floor_count=1, round=2, validation=True)
     assert second.decision.tolist() == ["dropped", "", "", ""]
     assert second.kept.tolist() == [False, True, True, True]
     assert changed_labels(photos, first) == (2, 0, 0.5)
@@ -147,10 +149,36 @@ def test_every_rule_gives_qualities_and_keeps_to_the_budget() -> None:
     assert spared.kept.all()
 
 
+def test_validation_photos_are_scored_and_left_alone_unless_the_recipe_asks_for_them() -> None:
+    photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["val"])
+    judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.9), "p3": (0, 0.8), "p4": (1, 0.5), "p5": (1, 0.1)})
+    for keys in ({}, {"use": "weigh"}, {"relabel": 0.6}):
+        decided = decided_on(photos, judged, floor_count=1, **keys)
+        assert (decided.label[5], decided.kept[5], decided.decision[5]) == ("b", True, "")
+        assert decided.score[5] < 0.5, "its doubt is on record"
+    assert not decided_on(photos, judged, floor_count=1, validation=True).kept[5]
+
+
+def test_labels_as_delivered_have_neither_scores_nor_decisions_except_those_of_people() -> None:
+    photos = manifest(["a", "a", "a", "b", "b", "b"], ["train"] * 5 + ["val"])
+    photos.decision[:] = ["dropped", "doubted", "relabelled", "checked", "conflict", "dropped"]
+    photos.label[:] = ["a", "a", "b", "a", "b", "b"]
+    photos.scored_by[:] = ["fold-0", "fold-1", "fold-0", "person", "fold-0", "fold-0 fold-1"]
+    photos.kept[:] = [False, True, True, True, False, False]
+    photos.score[:], photos.round[:] = 0.3, 2
+    before = as_delivered(photos)
+    assert before.label.tolist() == ["a", "a", "a", "a", "b", "b"], "the correction of a person stays"
+    assert before.decision.tolist() == ["", "", "", "checked", "conflict", ""]
+    assert before.kept.tolist() == [True, True, True, True, False, True]
+    assert before.scored_by.tolist() == ["", "", "", "person", "", ""]
+    assert np.isnan(before.score).tolist() == [True] * 3 + [False] + [True] * 2
+    assert before.round.tolist() == [0, 0, 0, 2, 0, 0]
+
+
 def test_if_labels_are_weighed_only_validation_photos_are_dropped() -> None:
     photos = manifest(["a"] * 4 + ["b"] * 2, ["train"] * 5 + ["val"])
     judged = scores({"p0": (0, 0.9), "p1": (0, 0.1), "p2": (0, 0.9), "p3": (0, 0.8), "p4": (1, 0.5), "p5": (1, 0.1)})
-    decided = decided_on(photos, judged, use="weigh", floor_count=1)
+    decided = decided_on(photos, judged, use="weigh", floor_count=1, validation=True)
     assert decided.decision.tolist() == ["", "doubted", "", "", "", "dropped"]
     assert decided.kept.tolist() == [True] * 5 + [False]
     assert decided.score.tolist() == decided_on(photos, judged, floor_count=1).score.tolist()
@@ -275,7 +303,7 @@ def test_photos_are_compared_within_their_fold() -> None:
     judged = out_of_sample(parts, photos)
     found = fold_embeddings(seen, parts, judged, shared=False)
     assert found.fold.tolist() == [*fold[: n - 20], *[0] * 20], "validation photos are the first fold's"
-    decided = decided_on(photos, judged, rule="posterior", fold_embeddings=found)
+    decided = decided_on(photos, judged, rule="posterior", fold_embeddings=found, validation=True)
     assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
     together = fold_embeddings(seen, parts, judged, shared=True)
     assert np.array_equal(together.embeddings, found.embeddings)
