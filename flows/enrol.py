@@ -260,6 +260,7 @@ def _answers(workspace: Workspace, patch: Patch) -> tuple[dict[str, float | None
     target, counts = manifest.target[rows][known], manifest.train_counts()
     counted = target >= 0  # labels without training photos do not count
     hits = Hits(
+        photo=manifest.id[rows][known][counted],
         target=target[counted],
         new=(after[:, 0] == target)[counted],
         serving=(before[:, 0] == target)[counted],

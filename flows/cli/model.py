@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare, resolve
-from flows.cli.show import pairs, show, table
+from flows.cli.show import pairs, refusals_shown, show, table
 
 if TYPE_CHECKING:
     from flows.report.run_report import Report
@@ -35,7 +35,8 @@ def retrain(
     if dry_run:
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
-    report = run_retraining(found, resolved, promote=not no_promote)
+    with refusals_shown(as_json=as_json):
+        report = run_retraining(found, resolved, promote=not no_promote)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,23 @@ def _details(error: Exception) -> dict[str, Any]:
             "report": dataclasses.asdict(report),
         }
     return facts
+
+
+@contextmanager
+def refusals_shown(*, as_json: bool) -> Iterator[None]:
+    """Prints the report of a run whose model is refused in the block, as that of a published one, and raises the refusal.
+
+    With `as_json` the refusal itself is printed with its report (`show_error`).
+    """
+    from flows.errors import GateRefused
+    from flows.report.terminal import print_report
+
+    try:
+        yield
+    except GateRefused as error:
+        if error.report is not None and not as_json:
+            print_report(error.report)
+        raise
 
 
 def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, app, prepare, resolve
-from flows.cli.show import pairs, show
+from flows.cli.show import pairs, refusals_shown, show
 
 
 @app.command()
@@ -45,10 +45,14 @@ def publish(
     """Publish the graph of an earlier run, after judging it again against the current model."""
     found = prepare(workspace)
     from flows.publish import publish_run
+    from flows.report.refusal import data_line
     from flows.report.terminal import outcome
 
-    report = publish_run(found, run, despite=despite, promote=not no_promote)
-    show(dataclasses.asdict(report), as_json=as_json, say=lambda: print(outcome(report)))
+    with refusals_shown(as_json=as_json):
+        report = publish_run(found, run, despite=despite, promote=not no_promote)
+    show(
+        dataclasses.asdict(report), as_json=as_json, say=lambda: print(f"data   {data_line(report)}\n{outcome(report)}")
+    )
 
 
 @app.command()

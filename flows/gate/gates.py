@@ -16,19 +16,21 @@ from models.recipe.config import Gate
 
 THIRDS = ("head", "middle", "tail")
 NEEDED = ("mean_class", "tail")  # refused if they cannot be measured; with two classes there is no head
-NAMED = 5  # classes that a message names
+NAMED = 5  # classes that a message names, and photos to look at
 
 
 @dataclass(frozen=True)
 class Hits:
     """The test photos that the new and the current model recognise.
 
+    photo: (N,) ids.
     target: (N,) classes, all >= 0.
     new, serving: (N,) True for each photo recognised; serving is None if there is no current model.
     labels: (C,) names of the classes.
     third: (C,) 0 head, 1 middle, 2 tail, by number of training photos.
     """
 
+    photo: NDArray[np.object_]
     target: NDArray[np.int64]
     new: NDArray[np.bool_]
     serving: NDArray[np.bool_] | None
@@ -37,12 +39,18 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class FlaggedLabels:
-    """Training photos per class: `given` (C,) by given label, `flagged` (C,) those of them that cleaning flagged."""
+class LeftOut:
+    """Training photos that the model did not learn under their given label, because cleaning decided so.
+
+    labels: (C,) names of the classes.
+    given: (C,) training photos by given label.
+    photo, target: (M,) ids of the photos left out, the most doubtful first, and the classes of their given labels.
+    """
 
     labels: NDArray[np.object_]
     given: NDArray[np.int64]
-    flagged: NDArray[np.int64]
+    photo: NDArray[np.object_]
+    target: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class GateInput:
 
     parity: Mapping[str, float]
     answers: Hits
-    cleaning: FlaggedLabels | None = None
+    cleaning: LeftOut | None = None
     ms: tuple[float, ...] | None = None
     reference: str = "torch"
     variant: Mapping[str, Any] | None = None
@@ -70,7 +78,7 @@ def judge(evidence: GateInput, *, settings: Gate, graph_sha256: str, against: in
         findings += no_worse(evidence.answers, evidence.answers.serving, settings)
     findings.append(no_class_lost(evidence.answers, settings))
     if evidence.cleaning is not None:
-        findings.append(few_labels_flagged(evidence.cleaning, settings))
+        findings.append(few_photos_left_out(evidence.cleaning, settings))
     if evidence.ms is not None:
         findings.append(quick_enough(evidence.ms, settings))
     refusals = [finding.said for finding in findings if not finding.passed]
@@ -100,14 +108,22 @@ def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[
     parts = {"mean_class": np.ones(len(third), np.bool_)}
     parts |= {name: third == number for number, name in enumerate(THIRDS)}
     return [
-        falls_no_further(name, answers.new[rows], serving[rows], answers.target[rows], settings)
+        falls_no_further(
+            name, answers.new[rows], serving[rows], answers.target[rows], settings, photo=answers.photo[rows]
+        )
         for name, rows in parts.items()
         if rows.any() or name in NEEDED
     ]
 
 
 def falls_no_further(
-    name: str, new: NDArray[np.bool_], serving: NDArray[np.bool_], target: NDArray[np.int64], settings: Gate
+    name: str,
+    new: NDArray[np.bool_],
+    serving: NDArray[np.bool_],
+    target: NDArray[np.int64],
+    settings: Gate,
+    *,
+    photo: NDArray[np.object_],
 ) -> Finding:
     """Refuses an accuracy that falls by more than allowed, in the test photos and in `gate.confidence` of the bootstrap draws.
 
@@ -125,7 +141,18 @@ def falls_no_further(
     message = f"{after:.3f} against the current model's {before:.3f}"
     if not passed:
         message = f"{after:.3f} is more than {allowed:.3f} below the current model's {before:.3f}"
-    return _finding(name, passed, f"{words} {message} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high)
+    message = f"{words} {message} ({low:+.3f} to {high:+.3f})"
+    return _finding(
+        name,
+        passed,
+        message,
+        allowed,
+        after,
+        before,
+        low,
+        high,
+        photos=() if passed else examples(photo, target, serving & ~new),
+    )
 
 
 def no_class_lost(answers: Hits, settings: Gate) -> Finding:
@@ -148,20 +175,36 @@ def no_class_lost(answers: Hits, settings: Gate) -> Finding:
     if lost.any():
         message = f"recognised less often than {floor:.2f}: {_listed(answers.labels[classes], lost, right, shown)}"
     after, before = right[worst] / shown[worst], None if held is None else held[worst] / shown[worst]
-    return _finding("class_floor", not lost.any(), message, floor, after, before, low[worst], high[worst])
+    photos = examples(answers.photo, answers.target, lost[row] & ~answers.new)
+    return _finding(
+        "class_floor", not lost.any(), message, floor, after, before, low[worst], high[worst], photos=photos
+    )
 
 
-def few_labels_flagged(cleaning: FlaggedLabels, settings: Gate) -> Finding:
-    """Refuses if cleaning flagged more than the allowed share of any class. Few photos prove nothing here either."""
+def few_photos_left_out(cleaning: LeftOut, settings: Gate) -> Finding:
+    """Refuses if cleaning left out more than the allowed share of any class. Few photos prove nothing here either."""
     allowed, given = settings.decided_away, np.maximum(cleaning.given, 1)
-    low, high = wilson(cleaning.flagged, given, confidence=settings.confidence)
+    away = np.bincount(cleaning.target, minlength=len(given))
+    low, high = wilson(away, given, confidence=settings.confidence)
     refused, worst = low > allowed, int(np.argmax(low))
-    message = f"no class has more than {allowed:.0%} of its labels flagged beyond doubt"
+    message = f"cleaning left out no more than {allowed:.0%} of any class beyond doubt"
     if refused.any():
-        which = _listed(cleaning.labels, refused, cleaning.flagged, given)
-        message = f"cleaning flagged more than {allowed:.0%} of {which}; check their labels"
-    after = cleaning.flagged[worst] / given[worst]
-    return _finding("decided_away", not refused.any(), message, allowed, after, None, low[worst], high[worst])
+        which = _listed(cleaning.labels, refused, away, given)
+        message = f"cleaning left out more than {allowed:.0%} of {which}; check their labels"
+    after = away[worst] / given[worst]
+    photos = examples(cleaning.photo, cleaning.target, refused[cleaning.target])
+    return _finding(
+        "decided_away", not refused.any(), message, allowed, after, None, low[worst], high[worst], photos=photos
+    )
+
+
+def examples(photo: NDArray[np.object_], target: NDArray[np.int64], some: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Ids of a few of `some` photos (N,), in their order, from as many classes as possible."""
+    rows = np.flatnonzero(some)
+    by_class = rows[np.argsort(target[rows], kind="stable")]
+    _, first, count = np.unique(target[by_class], return_index=True, return_counts=True)
+    place = np.arange(len(by_class)) - np.repeat(first, count)  # of each photo within its class
+    return tuple(str(each) for each in photo[by_class[np.argsort(place, kind="stable")[:NAMED]]])
 
 
 def quick_enough(ms: tuple[float, ...], settings: Gate) -> Finding:
@@ -187,10 +230,13 @@ def wilson(
     return middle - reach, middle + reach
 
 
-def _finding(gate: str, passed: bool, message: str, allowed: float, *measured: float | None) -> Finding:
+def _finding(
+    gate: str, passed: bool, message: str, allowed: float, *measured: float | None, photos: tuple[str, ...] = ()
+) -> Finding:
     """A finding with plain numbers of six decimals. measured: after, before, low, high; fewer if there are no more."""
-    plain = (None if each is None else round(float(each), 6) for each in measured)
-    return Finding(gate, bool(passed), message, allowed, *plain)
+    plain = [None if each is None else round(float(each), 6) for each in measured]
+    after, before, low, high = [*plain, None, None, None][:4]
+    return Finding(gate, bool(passed), message, allowed, after, before, low, high, photos)
 
 
 def _listed(labels: NDArray[np.object_], some: NDArray[np.bool_], part: NDArray[Any], whole: NDArray[np.int64]) -> str:

@@ -18,6 +18,7 @@ class Finding:
     allowed: the recipe's bound.
     after, before: of the new and of the current model; None if there is none, or if nothing could be measured.
     low, high: bounds of the change (for "class_floor" of the accuracy itself), each one-sided at `gate.confidence`.
+    photos: ids of a few photos that explain a refusal.
     """
 
     gate: str
@@ -28,6 +29,7 @@ class Finding:
     before: float | None = None
     low: float | None = None
     high: float | None = None
+    photos: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,5 +92,7 @@ class Verdict:
     def of(cls, content: Mapping[str, Any]) -> Verdict:
         """Reads a verdict from the JSON of its `asdict`, also that of earlier releases."""
         override = Override(**content["override"]) if content.get("override") else None
-        findings = tuple(Finding(**each) for each in content.get("findings", ()))
+        findings = tuple(
+            Finding(**each | {"photos": tuple(each.get("photos", ()))}) for each in content.get("findings", ())
+        )
         return cls(**{**content, "reasons": tuple(content["reasons"]), "findings": findings, "override": override})

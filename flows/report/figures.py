@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.gate.verdict import Verdict
 from flows.workspace.results import Balanced, DataFolder, Exported
-from models.data.manifest import FLAGGED, read_manifest
+from models.data.manifest import FLAGGED, read_manifest, read_table
 
 TENTHS = 10
 SHOWN = 10  # pairs of classes, and about as many strengths of one method
@@ -28,19 +29,42 @@ class Figure:
     bars: tuple[str, ...] = ()
 
 
-def figures(data: DataFolder, balanced: Sequence[Balanced], graph: Exported) -> list[Figure]:
-    """The figures of a run's last data version, its re-balanced members and its graph."""
+def figures(data: DataFolder, balanced: Sequence[Balanced], graph: Exported, *, cleaned: DataFolder) -> list[Figure]:
+    """The figures of a run: of the data that its model learnt from, its re-balanced members, its graph, and its cleaning."""
     manifest, answers = read_manifest(data), np.load(graph / "answers.npz")
     choices = [json.loads((folder / "balance.json").read_text(encoding="utf-8")) for folder in balanced]
     ranked, target = answers["ranked"], answers["target"]
-    labels = confidences(manifest.score, manifest.decision)
+    scored = read_manifest(cleaned)
+    train = scored.split == "train"
+    labels = confidences(scored.score[train], scored.decision[train])
     pairs = confusions(ranked, target, manifest.classes)
     octaves = tail(ranked, target, manifest.train_counts())
     return [
-        Figure("Labels by their score", labels, ("believed", "suspect")),
+        Figure("Labels of training photos by their score", labels, ("believed", "suspect")),
         Figure("Classifiers by mean-class accuracy on validation photos", classifiers(choices), ("accuracy",)),
         Figure("Test photos taken for another class", pairs, ("photos",)),
         Figure("Accuracy on test photos by number of training photos", octaves, ("accuracy",)),
+    ]
+
+
+def photos_to_look_at(data: DataFolder, verdict: Verdict) -> list[dict[str, Any]]:
+    """A row for each photo that explains a refusal: the gate, the photo's id and path, and its labels and score."""
+    named = [(finding.gate, photo) for finding in verdict.findings for photo in finding.photos]
+    if not named:
+        return []
+    index, manifest = read_table(data, name="index"), read_manifest(data)
+    rows = np.searchsorted(manifest.id, np.array([photo for _, photo in named], object))
+    return [
+        {
+            "gate": gate,
+            "photo": photo,
+            "path": index["path"][int(row)].as_py(),
+            "given label": manifest.given_label[row],
+            "split": manifest.split[row],
+            "decision": manifest.decision[row],
+            "score": None if np.isnan(manifest.score[row]) else float(manifest.score[row]),
+        }
+        for (gate, photo), row in zip(named, rows, strict=True)
     ]
 
 

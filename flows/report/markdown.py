@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.orchestrator.events import happened
 from flows.orchestrator.reports import emit, show_text
 from flows.report.cell import cell
+from flows.report.refusal import data_line, outcome_of, ways_out
 
 if TYPE_CHECKING:
     from flows.report.figures import Figure
@@ -30,13 +31,6 @@ def publish_report(report: Report) -> None:
     emit(happened(f"model.{outcome}", to="run", name=report.run, model_version=report.model_version, **details))
 
 
-def outcome_of(report: Report) -> str:
-    """The outcome: published, staged or refused; judged if the run passed the gate and has not been published yet."""
-    if report.model_version is not None:
-        return "published" if report.promoted else "staged"
-    return "judged" if report.verdict.may_serve else "refused"
-
-
 def markdown(report: Report) -> str:
     """The report: verdict, accuracy after each step, why steps were kept, answers of the endpoint, and the figures."""
     outcome = outcome_of(report)
@@ -49,13 +43,15 @@ def markdown(report: Report) -> str:
     sections = {
         "Accuracy on test photos after each step": table([asdict(row) for row in report.steps]),
         "Mean-class accuracy on validation photos, which decides what stays": table(report.evidence, columns=EVIDENCE),
+        "Photos that explain the refusal": table(report.look_at),
         "The endpoint, asked about test photos": table(answers),
         **{figure.title: table(drawn(figure)) for figure in report.figures},
     }
     parts = [
         f"# {report.run}: {titles.get(outcome, outcome)}",
         "\n".join(f"- {reason}" for reason in report.verdict.explanation),
-        f"Data: {report.data_before[:12]} -> {report.data_after[:12]}",
+        f"Data: {data_line(report)}",
+        "\n".join(f"- {way_out}" for way_out in ways_out(report)),
         *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

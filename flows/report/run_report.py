@@ -18,7 +18,13 @@ NO_PRODUCT = ("", 0.0)
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a retraining. model_version is None if the gate refused, or before the model is registered."""
+    """The report of a retraining. model_version is None if the gate refused, or before the model is registered.
+
+    data_before, data_after: the data versions as delivered, and that the model learnt from.
+    cleaned: the version that cleaning made, also if the evidence dropped it.
+    look_at: photos that explain a refusal, one per row.
+    selection: the reason why a published model's data version is not selected; "" if it is.
+    """
 
     run: str
     data_before: str
@@ -30,6 +36,9 @@ class Report:
     model_version: int | None = None
     promoted: bool = True  # False: it was only registered
     seen: list[SampleAnswer] = field(default_factory=list)
+    cleaned: str = ""
+    look_at: list[dict[str, Any]] = field(default_factory=list)
+    selection: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Report:

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flows.report.cell import cell
+from flows.report.refusal import data_line, outcome_of, ways_out
 
 if TYPE_CHECKING:
     from flows.delivery.build import IntakeReport
@@ -142,21 +143,32 @@ def print_answers(answers: Sequence[SampleAnswer]) -> None:
 
 
 def print_report(report: Report) -> None:
-    """Prints the report of a retraining."""
+    """Prints the report of a retraining, also of a refused one."""
     print_steps(report.steps)
     print("\nMean-class accuracy on validation photos, which decides what stays:\n")
     print_evidence(report.evidence)
     print()
-    print_answers(report.seen)
-    print(f"\ndata   {report.data_before[:12]} -> {report.data_after[:12]}")
+    if report.seen:
+        print_answers(report.seen)
+        print()
+    if report.look_at:
+        print("Photos that explain the refusal:\n")
+        print_table(tuple(report.look_at[0]), report.look_at)
+        print()
+    print(f"data   {data_line(report)}")
     print(outcome(report))
+    for way_out in ways_out(report):
+        print(f"       {way_out}")
     print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")
 
 
 def outcome(report: Report) -> str:
     """The outcome for the model, with the reasons, in one line."""
     version = report.model_version
-    state = (
-        "is the current model" if report.promoted else f"is registered, `cleanshelf promote {version}` makes it answer"
-    )
-    return f"model  version {version} {state}: {'; '.join(report.verdict.explanation)}"
+    states = {
+        "published": f"version {version} is the current model",
+        "staged": f"version {version} is registered, `cleanshelf promote {version}` makes it answer",
+        "refused": "refused",
+        "judged": "judged",
+    }
+    return f"model  {states[outcome_of(report)]}: {'; '.join(report.verdict.explanation)}"

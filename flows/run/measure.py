@@ -76,6 +76,7 @@ def read_answers(manifest: Manifest, new: Exported | Measured, serving: Measured
         return ranked[known, 0] == target
 
     return Hits(
+        photo=manifest.id[(manifest.split == "test") & manifest.kept][known],
         target=target,
         new=hits(answers["ranked"]),
         serving=None if serving is None else hits(np.load(serving / "answers.npz")["ranked"]),

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from durable import sha256
-from flows.gate.gates import FlaggedLabels, GateInput, judge
+from flows.gate.gates import GateInput, LeftOut, judge
 from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
@@ -39,7 +38,7 @@ def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> V
     evidence = GateInput(
         parity=read_json(graph / "parity.json"),
         answers=read_answers(manifest, graph, None if current is None else measure_graph(results, data, current)),
-        cleaning=flagged_labels(manifest),
+        cleaning=left_out(manifest),
         ms=time_graphs(results, [file, *([current] if current else [])]) if settings.latency_ms else None,
         variant=variant_of(file),
     )
@@ -74,15 +73,16 @@ def intact_graph(workspace: Workspace, version: int) -> Path:
     return versions.path(version) / "model.onnx"
 
 
-def flagged_labels(manifest: Manifest) -> FlaggedLabels:
-    """The training photos that cleaning flagged, per class; photos that ingestion left out do not count."""
+def left_out(manifest: Manifest) -> LeftOut:
+    """The training photos that cleaning dropped or moved to another class; photos that ingestion left out do not count.
+
+    A photo that is only downweighted is still learnt.
+    """
     counted = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
-    flagged = counted & np.isin(manifest.decision, FLAGGED)
-
-    def per_class(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.bincount(manifest.given_target[rows], minlength=len(manifest.classes))
-
-    return FlaggedLabels(np.array(manifest.classes), given=per_class(counted), flagged=per_class(flagged))
+    away = np.flatnonzero(counted & np.isin(manifest.decision, FLAGGED) & (manifest.decision != "doubted"))
+    away = away[np.argsort(manifest.score[away], kind="stable")]
+    given = np.bincount(manifest.given_target[counted], minlength=len(manifest.classes))
+    return LeftOut(np.array(manifest.classes), given, manifest.id[away], manifest.given_target[away])
 
 
 def variant_of(graph: Path) -> dict[str, Any] | None:

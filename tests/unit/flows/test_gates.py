@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flows.gate.gates import FlaggedLabels, GateInput, Hits, judge, wilson
+from flows.gate.gates import GateInput, Hits, LeftOut, examples, judge, wilson
 from flows.gate.verdict import Finding, Verdict
+from flows.steps.gate import left_out as counted_as_left_out
 from models.recipe.config import Gate
+from tests.unit.models.test_label_decisions import manifest
 
 EXACT = {"different_ids": 0, "probability": 3e-8}
 LABELS = np.array(["ale", "beer", "cider", "milk", "tea", "wine"], object)  # two of each third
@@ -26,11 +28,12 @@ def hits(*per_class: int, of: int) -> NDArray[np.bool_]:
 
 
 def answers(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None) -> Hits:
-    return Hits(np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
+    photo = np.array([f"p{number}" for number in range(len(new))], object)
+    return Hits(photo, np.repeat(np.arange(6), len(new) // 6), new, serving, LABELS, THIRD)
 
 
 def verdict_on(
-    found: Hits, parity: dict[str, float] = EXACT, cleaning: FlaggedLabels | None = None, **allowed: float
+    found: Hits, parity: dict[str, float] = EXACT, cleaning: LeftOut | None = None, **allowed: float
 ) -> Verdict:
     return judge(GateInput(parity, found, cleaning), settings=Gate(**allowed), graph_sha256="abc", against=7)
 
@@ -120,7 +123,7 @@ photos = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), mi
 
 def hits_of(drawn: list[tuple[int, bool, bool]]) -> Hits:
     target, new, serving = (np.array(column) for column in zip(*drawn, strict=True))
-    return Hits(target, new, serving, LABELS, THIRD)
+    return Hits(target.astype(str).astype(object), target, new, serving, LABELS, THIRD)
 
 
 @settings(max_examples=25, deadline=None)
@@ -157,7 +160,13 @@ def test_a_model_that_recognises_a_superset_is_never_worse(drawn: list[tuple[int
 def test_thirds_without_photos_are_skipped_but_the_tail_is_required() -> None:
     head_only = ALIKE.target < 2
     verdict = verdict_on(
-        replace(ALIKE, target=ALIKE.target[head_only], new=ALIKE.new[head_only], serving=ALIKE.new[head_only])
+        replace(
+            ALIKE,
+            photo=ALIKE.photo[head_only],
+            target=ALIKE.target[head_only],
+            new=ALIKE.new[head_only],
+            serving=ALIKE.new[head_only],
+        )
     )
     assert [finding.gate for finding in verdict.findings] == ["parity", "mean_class", "head", "tail", "class_floor"]
     [reason] = verdict.reasons
@@ -166,7 +175,7 @@ def test_thirds_without_photos_are_skipped_but_the_tail_is_required() -> None:
 
 def test_without_test_photos_nothing_is_proven() -> None:
     none = np.empty(0, np.int64)
-    verdict = verdict_on(Hits(none, none.astype(bool), none.astype(bool), LABELS, THIRD))
+    verdict = verdict_on(Hits(none.astype(object), none, none.astype(bool), none.astype(bool), LABELS, THIRD))
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["mean_class", "tail"]
 
 
@@ -200,16 +209,47 @@ def test_many_lost_classes_are_counted() -> None:
     assert "tea (0 of 60 photos) and 1 more" in reasons[0]
 
 
-def flagged(*photos: int, given: int) -> FlaggedLabels:
-    return FlaggedLabels(LABELS, np.full(6, given), np.array(photos))
+def left_out(*photos: int, given: int) -> LeftOut:
+    target = np.repeat(np.arange(6), photos)
+    return LeftOut(LABELS, np.full(6, given), np.array([f"p{i}" for i in range(len(target))], object), target)
 
 
-def test_a_class_with_many_flagged_labels_is_named() -> None:
-    verdict = verdict_on(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100))
-    assert verdict.reasons == ("cleaning flagged more than 50% of wine (80 of 100 photos); check their labels",)
-    assert verdict_on(ALIKE, cleaning=flagged(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
-    assert verdict_on(ALIKE, cleaning=flagged(1, 1, 1, 1, 1, 6, given=10)).passed, "few photos prove nothing"
-    assert verdict_on(ALIKE, cleaning=flagged(0, 0, 0, 0, 0, 0, given=0)).passed
+def test_a_class_with_many_photos_left_out_is_named_with_photos_to_look_at() -> None:
+    verdict = verdict_on(ALIKE, cleaning=left_out(10, 10, 10, 10, 10, 80, given=100))
+    assert verdict.reasons == ("cleaning left out more than 50% of wine (80 of 100 photos); check their labels",)
+    assert finding_of(verdict, "decided_away").photos == ("p50", "p51", "p52", "p53", "p54"), (
+        "the most doubtful of wine"
+    )
+    assert verdict_on(ALIKE, cleaning=left_out(10, 10, 10, 10, 10, 80, given=100), decided_away=0.9).passed
+    assert verdict_on(ALIKE, cleaning=left_out(1, 1, 1, 1, 1, 6, given=10)).passed, "few photos prove nothing"
+    assert verdict_on(ALIKE, cleaning=left_out(0, 0, 0, 0, 0, 0, given=0)).passed
+
+
+def test_only_photos_that_are_not_learnt_under_their_given_label_count_as_left_out() -> None:
+    photos = manifest(["tea"] * 6 + ["ale"] * 3, ["train"] * 8 + ["val"])
+    photos.decision[:] = ["dropped", "doubted", "relabelled", "dropped", "checked", "", "", "near-test", "dropped"]
+    photos.kept[:] = photos.decision != "dropped"
+    photos.label[2] = "ale"
+    photos.score[:] = [0.3, 0.0, 0.2, 0.1, np.nan, 0.9, 0.8, np.nan, 0.1]
+    found = counted_as_left_out(photos)
+    assert (found.labels.tolist(), found.given.tolist()) == (["ale", "tea"], [1, 6])
+    assert (found.photo.tolist(), found.target.tolist()) == (["p3", "p2", "p0"], [1, 1, 1]), "the most doubtful first"
+
+
+def test_photos_to_look_at_come_from_as_many_classes_as_possible() -> None:
+    photo, target = np.array(list("abcdefg"), object), np.array([2, 2, 2, 0, 0, 1, 1])
+    assert examples(photo, target, np.array([1, 1, 1, 1, 1, 0, 0], bool)) == ("d", "a", "e", "b", "c")
+    assert examples(photo, target, np.zeros(7, bool)) == ()
+
+
+def test_a_refusal_names_photos_that_the_current_model_recognises_and_a_pass_names_none() -> None:
+    fall = finding_of(verdict_on(WORSE_TAIL), "tail").photos
+    assert fall == ("p180", "p220", "p181", "p221", "p182"), (
+        "recognised by the current model only, of both classes in turn"
+    )
+    lost = finding_of(verdict_on(answers(hits(60, 60, 60, 60, 60, 1, of=60), None)), "class_floor").photos
+    assert lost == ("p301", "p302", "p303", "p304", "p305")
+    assert all(not finding.photos for finding in verdict_on(ALIKE).findings)
 
 
 def test_a_graph_has_to_keep_the_latency_budget() -> None:
