@@ -108,7 +108,7 @@ def start_endpoint(workspace: Workspace) -> RunningServer:
 
 def count_found(workspace: Workspace, report: Report, delivered: Truth) -> FoundErrors:
     """Compares the decisions of cleaning with the true labels of both deliveries, which it never sees."""
-    manifest = read_manifest(DataVersions(workspace).materialise(report.data_after))
+    manifest = read_manifest(DataVersions(workspace).materialise(report.cleaned))
     rows = [*read_truth(TRUTH).to_pylist(), *delivered.to_pylist()]
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
     scored = manifest.round > 0
@@ -132,7 +132,7 @@ def conclude(
     print_steps(report.steps)
     print(f"\nCleaning: {found}.\n\nThe endpoint, asked about test photos:\n")
     print_answers(report.seen)
-    print(f"\ndata      {' -> '.join(v[:12] for v in [*versions, report.data_after])}   (sample, delivery, cleaned)")
+    print(f"\ndata      {' -> '.join(v[:12] for v in [*versions, report.cleaned])}   (sample, delivery, cleaned)")
     print(f"models    {baseline.model_version} (baseline, labels as delivered) -> {report.model_version} (answers now)")
     print(f"gate      {'; '.join(report.verdict.reasons)}")
     print(f"endpoint  gRPC {server.url}   HTTP 127.0.0.1:{server.http_port}   model `products`   (still running)")

@@ -21,7 +21,7 @@ from flows.delivery.rows import read_records, text_in
 from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
-from flows.workspace import Workspace
+from flows.workspace import DATA_LOCK, Workspace
 from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
 from models.recipe.config import digest
 
@@ -62,7 +62,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         LocalEdits: data/ was edited by hand.
     """
     check_file(file)
-    with workspace.lock("feedback"):
+    with workspace.lock("feedback", name=DATA_LOCK):
         versions = DataVersions(workspace)
         versions.repair()
         before = versions.materialise("selected")

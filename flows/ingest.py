@@ -23,7 +23,7 @@ from flows.orchestrator.reports import emit
 from flows.run.run import code_hash
 from flows.run.step import as_flow, parallel_tasks, step
 from flows.settings import Settings
-from flows.workspace import Workspace
+from flows.workspace import DATA_LOCK, Workspace
 
 log = logging.getLogger("cleanshelf")
 BATCH = 256  # photos per Dask task; the overhead of a task equals the opening of a few photos
@@ -46,14 +46,14 @@ def ingest(
     test_share: float = 0.2,
     near_duplicates: float | None = LIMIT,
 ) -> Ingested:
-    """Ingests a folder per class or a manifest, with the workspace locked; the shares and limit are `build_version`'s.
+    """Ingests a folder per class or a manifest, also during a run; the shares and limit are `build_version`'s.
 
     Raises:
         BadDelivery: the delivery cannot be used as it is; nothing was changed.
         LocalEdits: data/ was edited by hand.
     """
     check_source(source)
-    with workspace.lock("ingest"):
+    with workspace.lock("ingest", name=DATA_LOCK):
         DataVersions(workspace).repair()
         if not standing_server(workspace) and not Settings().dask:
             return ingestion(workspace, source, val_share, test_share, near_duplicates)
@@ -126,7 +126,7 @@ def preview(
 ) -> IntakeReport:
     """Report of an ingestion whose files are thrown away; no version is made."""
     check_source(source)
-    with workspace.lock("ingest --dry-run"):
+    with workspace.lock("ingest --dry-run", name=DATA_LOCK):
         folder, report = prepare_version(workspace, source, val_share, test_share, near_duplicates=near_duplicates)
         shutil.rmtree(folder)
     return report

@@ -10,6 +10,7 @@ from flows.orchestrator.reports import emit
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
 from flows.run.step import as_flow, step
+from flows.steps.clean import select_cleaned
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 
@@ -23,7 +24,7 @@ def promote_version(workspace: Workspace, version: int) -> int:
         GateRefused: its verdict compared it with a model that is no longer current.
     """
     with workspace.lock("promote"):
-        DataVersions(workspace).repair()
+        DataVersions(workspace).repair(staging=False)
         ModelVersions(Ledger(workspace.root)).lineage(version)
         if not standing_server(workspace):
             return promotion(workspace, version)
@@ -34,12 +35,14 @@ def promote_version(workspace: Workspace, version: int) -> int:
 
 
 def promotion(workspace: Workspace, version: int) -> int:
-    """Checks the verdict and promotes the version."""
-    before = ModelVersions(Ledger(workspace.root)).current()
+    """Checks the verdict, promotes the version, and selects the data version that it learnt from."""
+    models = ModelVersions(Ledger(workspace.root))
+    before, lineage = models.current(), models.lineage(version)
     with workspace.lock("promote", name="serving"):
         if check_verdict(workspace, version):
             switch(workspace, version)
             emit(happened("model.promoted", to="model", name=str(version), model_version=version, instead_of=before))
+    select_cleaned(workspace, str(lineage.get("data_version")), run=str(lineage.get("run")))
     return version
 
 

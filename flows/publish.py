@@ -13,9 +13,11 @@ from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.gate.verdict import Verdict
 from flows.registry.versions import ModelVersions
+from flows.report.figures import photos_to_look_at
 from flows.report.run_report import Report
 from flows.run.run import Run, is_finished
 from flows.run.step import as_flow, step
+from flows.steps.clean import select_cleaned
 from flows.steps.gate import gate, intact_graph, overridden
 from flows.steps.publish import publish_or_refuse, write_report
 from flows.workspace import Workspace
@@ -27,7 +29,7 @@ log = logging.getLogger("cleanshelf")
 
 
 def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, promote: bool = True) -> Report:
-    """Judges the graph of a run against the current model, and publishes it.
+    """Judges the graph of a run against the current model, publishes it, and selects the data version that it learnt from.
 
     Args:
         name: the name of the run, or its first characters.
@@ -45,7 +47,7 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
     report, run = earlier(workspace, name)
     with workspace.lock("publish"):
         versions = DataVersions(workspace)
-        versions.repair()
+        versions.repair(staging=False)
         versions.resolve(report.data_after)
         graph = find_graph(run, report.verdict.graph_sha256)
         reason, current = " ".join((despite or "").split()), current_lineage(workspace, report)
@@ -84,7 +86,8 @@ def publication(run: Run, report: Report, graph: Exported, *, despite: str, prom
     """Fetches the data of the run, judges its graph again and publishes it."""
     data = fetch_data(run, report.data_after)
     verdict = gate(run, data, graph, despite=despite)
-    return publish_or_refuse(run, data, graph, replace(report, verdict=verdict), promote=promote)
+    judged = replace(report, verdict=verdict, look_at=photos_to_look_at(data, verdict))
+    return publish_or_refuse(run, data, graph, judged, promote=promote)
 
 
 def override_again(
@@ -121,7 +124,8 @@ def complete(run: Run, report: Report, current: dict[str, Any]) -> Report:
     intact_graph(run.workspace, current["version"])
     verdict = verdict_of(run, report, current)
     log.info("publish: model version %d is the current model already; nothing was judged again", current["version"])
-    told = replace(report, model_version=current["version"], promoted=True, verdict=verdict)
+    selection = select_cleaned(run.workspace, report.data_after, run=run.id)
+    told = replace(report, model_version=current["version"], promoted=True, verdict=verdict, selection=selection)
     return told if report.model_version and report.promoted else write_report(run, told)
 
 

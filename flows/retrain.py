@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flows.report.figures import figures
+from flows.report.figures import figures, photos_to_look_at
 from flows.report.run_report import Report
 from flows.report.steps import step_accuracies
 from flows.run.run import Run
 from flows.run.step import as_flow
-from flows.steps.clean import clean_labels
+from flows.steps.clean import clean_labels, deliver
 from flows.steps.export import choose_variant, export, export_other_crops
 from flows.steps.gate import gate
 from flows.steps.learn import (
@@ -19,7 +19,7 @@ from flows.steps.learn import (
     weigh_members,
 )
 from flows.steps.publish import publish_or_refuse, write_report
-from flows.steps.selection import Selection, decisions_of, keep_gains
+from flows.steps.selection import Selection, decisions_of, keep_gains, learnt_from
 from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
 from flows.workspace.results import Trained
@@ -27,7 +27,7 @@ from models.recipe.config import Recipe
 
 
 def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Report:
-    """Retrains on the selected data version and publishes the model. The workspace is locked meanwhile.
+    """Retrains on the selected data version and publishes the model. No other run starts meanwhile; deliveries may come in.
 
     promote: False only registers the model; `cleanshelf promote` makes it the current model later.
 
@@ -42,36 +42,41 @@ def retrain(workspace: Workspace, recipe: Recipe, *, promote: bool = True) -> Re
 def retraining(run: Run, *, promote: bool) -> Report:
     """Runs every step. A step whose inputs have not changed reuses its cached result.
 
-    A step that does not gain on the selection photos is dropped: later steps use the result before it.
+    A step that does not gain on the selection photos is dropped: later steps use the result before it. `data` is the
+    version that the published model learnt from: if cleaning is dropped for every member, the one before cleaning.
     """
-    delivered = select_data(run)
+    start = select_data(run)
+    delivered = deliver(run, start)
     as_delivered = train_members(run, [delivered for _ in run.recipe.members])
 
-    cleaned = clean_labels(run, delivered)
+    cleaned = clean_labels(run, delivered) if run.recipe.clean.rounds else start
     labels = [delivered if member.data == "delivered" else cleaned for member in run.recipe.members]
     retrained = train_members(run, labels)
     kept = keep_gains(run, cleaned, "cleaning", Selection(as_delivered), retrained)
+    labels = learnt_from(kept, retrained, labels, before=delivered)
+    data = cleaned if cleaned in labels else delivered
 
     finetuned: list[Trained] = []
     if run.recipe.finetune.epochs:
         finetuned = finetune_members(run, labels, kept.networks)
         kept = keep_gains(run, cleaned, "fine-tuning", kept, finetuned)
-    balanced = balance_members(run, cleaned, kept.networks)
+    balanced = balance_members(run, labels, kept.networks)
 
-    weights = weigh_members(run, cleaned, balanced)
-    crops = choose_crops(run, cleaned, balanced, weights)
-    calibration = calibrate(run, cleaned, balanced, weights, crops)
-    exported = export(run, cleaned, balanced, weights, crops, calibration)
-    other_crops = export_other_crops(run, cleaned, balanced, weights, crops)
-    graph = choose_variant(run, cleaned, exported, other_crops)
-    verdict = gate(run, cleaned, graph)
+    weights = weigh_members(run, data, balanced)
+    crops = choose_crops(run, data, balanced, weights)
+    calibration = calibrate(run, data, balanced, weights, crops)
+    exported = export(run, data, balanced, weights, crops, calibration)
+    other_crops = export_other_crops(run, data, balanced, weights, crops)
+    graph = choose_variant(run, data, exported, other_crops)
+    verdict = gate(run, data, graph)
 
     report = Report(
         run=run.id,
         data_before=delivered.name,
-        data_after=cleaned.name,
+        data_after=data.name,
+        cleaned=cleaned.name,
         steps=step_accuracies(
-            cleaned,
+            data,
             as_delivered=as_delivered,
             cleaned=retrained,
             finetuned=finetuned,
@@ -82,6 +87,7 @@ def retraining(run: Run, *, promote: bool) -> Report:
         ),
         evidence=decisions_of(kept, balanced, weights, crops),
         verdict=verdict,
-        figures=figures(cleaned, balanced, graph),
+        figures=figures(data, balanced, graph, cleaned=cleaned),
+        look_at=photos_to_look_at(data, verdict),
     )
-    return publish_or_refuse(run, cleaned, graph, write_report(run, report), promote=promote)
+    return publish_or_refuse(run, data, graph, write_report(run, report), promote=promote)

@@ -14,7 +14,7 @@ from flows.orchestrator.events import happened, post, selected
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.settings import Settings
-from flows.workspace import Workspace
+from flows.workspace import DATA_LOCK, Workspace
 from flows.workspace.ledger import Ledger
 from serving.server.control import Endpoint, load_on_start
 
@@ -26,7 +26,7 @@ def rollback_data(workspace: Workspace, version: str) -> Entry:
         LocalEdits: `data/` was edited by hand; nothing is overwritten.
         UnknownVersion: there is no such version.
     """
-    with workspace.lock("data rollback"):
+    with workspace.lock("data rollback", name=DATA_LOCK):
         versions = DataVersions(workspace)
         versions.repair()
         entry = versions.select(version)

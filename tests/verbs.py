@@ -1,8 +1,9 @@
 """Commands that tests kill: `python -m tests.verbs VERB ...`. All imports are done before the command begins.
 
-The verbs are those of `cleanshelf`, and three that run parts of flows without a Prefect server, whose start would
+The verbs are those of `cleanshelf`, and four that run parts of flows without a Prefect server, whose start would
 take most of the time: `ingest WORKSPACE SOURCE`; `clean WORKSPACE FOLD...`, a round of cleaning with the scores in
-these folders; `materialise WORKSPACE VERSION`, which every run does with the version that it reads.
+these folders; `select WORKSPACE VERSION`, which a publication does with a version that `clean` made; `materialise
+WORKSPACE VERSION`, which every run does with the version that it reads.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from flows.cli import main as cleanshelf
 from flows.data.versions import DataVersions
 from flows.ingest import commit_version, prepare_version
-from flows.run.run import Run
+from flows.run.inputs import inputs
+from flows.run.run import Run, sweep_runs
 from flows.steps.clean import clean as clean_stage
-from flows.steps.start import data_to_train_on
-from flows.workspace import Workspace
+from flows.steps.clean import deliver, select_cleaned
+from flows.steps.start import select_data
+from flows.workspace import DATA_LOCK, Workspace
 from models.recipe.config import load_recipe
 
 for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import when they run
@@ -26,7 +29,7 @@ for needed in ("purge", "rollback", "data.garbage"):  # which the verbs import w
 
 def ingest(workspace: Workspace, source: str | Path) -> None:
     """Runs `cleanshelf ingest` without a Prefect server."""
-    with workspace.lock("ingest"):
+    with workspace.lock("ingest", name=DATA_LOCK):
         DataVersions(workspace).repair()
         commit_version(workspace, *prepare_version(workspace, Path(source), 0.1, 0.2))
 
@@ -35,8 +38,17 @@ def clean(workspace: Workspace, *folds: str | Path) -> Path:
     """Runs the first round of cleaning of `cleanshelf retrain`, once the folds have been scored."""
     run = Run(workspace, load_recipe("smoke"), id="killed")
     with workspace.lock("retrain"):
-        DataVersions(workspace).repair()
-        return clean_stage.fn(run, data_to_train_on(workspace, run.recipe), [Path(fold) for fold in folds], 1)
+        DataVersions(workspace).repair(staging=False)
+        sweep_runs(workspace)
+        run.open(inputs(workspace, run.recipe))
+        return clean_stage.fn(run, deliver.fn(run, select_data.fn(run)), [Path(fold) for fold in folds], 1)
+
+
+def select(workspace: Workspace, version: str) -> str:
+    """Selects a version that `clean` made, as the publication of its model does."""
+    with workspace.lock("publish"):
+        DataVersions(workspace).repair(staging=False)
+        return select_cleaned.fn(workspace, version, run="killed")
 
 
 def materialise(workspace: Workspace, version: str) -> None:
@@ -46,7 +58,7 @@ def materialise(workspace: Workspace, version: str) -> None:
 
 def main() -> None:
     """Runs the verb named on the command line."""
-    parts = {"ingest": ingest, "clean": clean, "materialise": materialise}
+    parts = {"ingest": ingest, "clean": clean, "select": select, "materialise": materialise}
     verb, *rest = sys.argv[1:]
     if verb in parts:
         parts[verb](Workspace.find(Path(rest[0])), *rest[1:])

@@ -32,7 +32,9 @@ def data_verify(
     found = find(workspace)
     versions, names = DataVersions(found), () if every else (version,)
     if heal:
-        with found.lock("data verify --heal"):
+        from flows.workspace import DATA_LOCK
+
+        with found.lock("data verify --heal", name=DATA_LOCK):
             versions.repair()
             versions.heal(*names)
     broken = versions.verify(*names, reread=not quick)
@@ -49,7 +51,7 @@ def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun 
     from flows.data.versions import DataVersions
 
     found = find(workspace)
-    with found.lock("data gc"):
+    with found.idle("data gc"):
         versions = DataVersions(found)
         if not dry_run:
             versions.repair()
@@ -74,9 +76,10 @@ def data_push(
 ) -> None:
     """Make sure that DVC's remote holds every byte of a version."""
     from flows.data.versions import DataVersions
+    from flows.workspace import DATA_LOCK
 
     found = find(workspace)
-    with found.lock("data push"):
+    with found.lock("data push", name=DATA_LOCK):
         versions = DataVersions(found)
         versions.repair()
         versions.push(*() if every else (version,))
@@ -97,9 +100,10 @@ def data_pull(
 ) -> None:
     """Fetch a version from DVC's remote into the cache and verify every byte. A missing data/ is restored."""
     from flows.data.versions import DataVersions
+    from flows.workspace import DATA_LOCK
 
     found = find(workspace)
-    with found.lock("data pull"):
+    with found.lock("data pull", name=DATA_LOCK):
         versions = DataVersions(found)
         versions.repair()
         if refs:
@@ -130,7 +134,7 @@ def data_purge(
 
     found = find(workspace)
     versions = DataVersions(found)
-    with found.lock("data purge"):
+    with found.idle("data purge"):
         complete(versions)
         if not photos:
             return show({"unfinished": False}, as_json=as_json, say=lambda: print("no purge is left unfinished"))

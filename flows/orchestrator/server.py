@@ -7,6 +7,7 @@ own process group and ends with us, however we end (flows.run.child).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -50,8 +51,7 @@ WAY_OUT = "correct the variable, or unset it to use a server of the workspace"
 def orchestrated(workspace: Workspace) -> Iterator[str]:
     """API address of the server that flows in the block report to; all reports are delivered before the block ends.
 
-    The server is that of PREFECT_API_URL, or the workspace's scheduler's, or one that runs for the block. The caller
-    holds `workspace.lock`.
+    The server is that of PREFECT_API_URL, or the workspace's scheduler's, or one that runs for the block.
 
     Raises:
         WorldError: the named server cannot be used, or ours did not start; the message says why.
@@ -65,8 +65,7 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
         with reporting_to(running.url):
             yield running.url
     else:
-        with prefect_server(workspace) as server, reporting_to(server.url):
-            mark_crashed(unfinished(workspace, by_hand=True))
+        with prefect_server(workspace) as server, reporting_to(server.url), _running_flows(workspace):
             yield server.url
 
 
@@ -99,6 +98,17 @@ def _ask(url: str) -> str:
         cause = str(error.__cause__ or error).partition("\n")[0]
         return f"{url} does not answer as Prefect's API does ({cause or type(error).__name__})"
     return ""
+
+
+@contextmanager
+def _running_flows(workspace: Workspace) -> Iterator[None]:
+    """Marks this process as one that runs flows by hand. Without another one, unfinished runs are those of killed processes."""
+    with (workspace.state / "flows").open("a") as file:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark_crashed(unfinished(workspace, by_hand=True))
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextmanager
@@ -185,7 +195,7 @@ def _any_left(group: int) -> bool:
 def unfinished(workspace: Workspace, *, by_hand: bool = False) -> list[UUID]:
     """Ids of the workspace's flow runs that Prefect shows as unfinished. The server may have those of others too.
 
-    by_hand: only runs that no deployment started; such a run holds the workspace's lock while it lives.
+    by_hand: only runs that no deployment started.
     """
     wanted: dict[str, Any] = _in_state(*UNFINISHED) | ({"deployment_id": {"is_null_": True}} if by_hand else {})
     with get_client(sync_client=True) as client:

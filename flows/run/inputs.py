@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.data.history import uncleaned
+from flows.data.pointer import REF
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
 from flows.run.run import deciding_hash
@@ -24,20 +25,25 @@ def version_to_train_on(versions: DataVersions, recipe: Recipe) -> str:
         UnknownVersion: there is no data version yet.
     """
     selected = versions.resolve("selected")
-    return uncleaned(selected, versions.log()) if recipe.clean.rounds else selected
+    return uncleaned(selected, versions.known_entries()) if recipe.clean.rounds else selected
 
 
 def inputs(workspace: Workspace, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides how a retraining started now would end.
 
     data_version: the version that it starts from.
+    history: the tip of the data's history, by which later deliveries are known.
     config: digest of the recipe and of the files that it names.
     code: hash of all source that decides.
     serving: the current model version, with which the gate compares; None if there is none.
     """
     trainings = [training_inputs(recipe.of(member)) for member in range(len(recipe.members))]
+    versions = DataVersions(workspace)
+    with versions.store.locked():  # so that the version and the tip belong together
+        start, tip = version_to_train_on(versions, recipe), versions.ledger.tip(REF)
     return {
-        "data_version": version_to_train_on(DataVersions(workspace), recipe),
+        "data_version": start,
+        "history": tip,
         "config": digest(recipe, *(part for training in trainings for part in training)),
         "code": deciding_hash(),
         "serving": ModelVersions(Ledger(workspace.root)).current(),

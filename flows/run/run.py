@@ -7,9 +7,11 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from durable import overwrite, sha256
 from flows.errors import CorruptObject, WorldError
@@ -20,6 +22,8 @@ from models.recipe.config import Recipe, digest, to_dict
 
 log = logging.getLogger("cleanshelf")
 RECIPE = "recipe.json"
+INPUTS = "inputs.json"
+STAGING = "new-"  # start of the names of folders that are being filled
 # Packages and modules below the repository. What only decides is not in COMPUTES: a changed gate leaves trainings valid.
 COMPUTES = ("models", "pixels", "contract")
 DECIDES = (*COMPUTES, "flows/retrain.py", "flows/steps", "flows/gate", "flows/run/measure.py")
@@ -57,8 +61,13 @@ class Run:
     def open(self, inputs: Mapping[str, object]) -> None:
         """Creates the folder and writes the resolved recipe and the inputs of the run (flows.run.inputs)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        overwrite(self.folder / "inputs.json", json.dumps(inputs, indent=1).encode())
+        overwrite(self.folder / INPUTS, json.dumps(inputs, indent=1).encode())
         overwrite(self.folder / RECIPE, self._resolved)
+
+    def new_folder(self) -> Path:
+        """An empty folder in that of the run, to be filled and passed to `DataVersions.keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=STAGING, dir=self.folder))
 
     def cached(self, name: str, *depends_on: object, files: Sequence[str], work: Callable[[Path], None]) -> Path:
         """The folder with the result of a step, as `ResultCache.cached`."""
@@ -97,6 +106,20 @@ class ResultCache:
             raise WorldError(f"{name} ended without {missing[0]} in {folder}; run the same command again")
         _finish(folder)
         return folder
+
+
+def inputs_of(workspace: Workspace, run: str) -> dict[str, Any]:
+    """The inputs that a run wrote when it opened (flows.run.inputs); empty if they are gone or damaged."""
+    try:
+        return dict(json.loads((workspace.runs / run / INPUTS).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def sweep_runs(workspace: Workspace) -> None:
+    """Removes the folders that killed runs were filling. The caller holds the lock of the runs."""
+    for leftover in workspace.runs.glob(f"*/{STAGING}*"):
+        shutil.rmtree(leftover)
 
 
 @functools.cache

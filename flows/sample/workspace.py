@@ -19,7 +19,7 @@ def fresh_workspace(root: Path) -> Workspace:
     mark = root / "state" / "demo"
     if mark.exists():
         workspace = Workspace.find(root)
-        with workspace.lock("demo"):
+        with workspace.idle("demo"):
             stop_endpoint(workspace)
             shutil.rmtree(root)
     elif root.exists() and any(root.iterdir()):

@@ -63,7 +63,7 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
 def reconcile(workspace: Workspace) -> None:
     """Marks runs as crashed that Prefect wrongly shows as running; skipped while a command holds the workspace."""
     try:
-        with workspace.lock("schedule"):
+        with workspace.idle("schedule"):
             crashed = unfinished(workspace)
             mark_crashed(crashed)
     except WorkspaceBusy as error:

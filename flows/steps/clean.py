@@ -1,30 +1,34 @@
-"""Rounds of cleaning: out-of-sample scores become decisions on labels, and these a data version."""
+"""Rounds of cleaning: out-of-sample scores become decisions on labels, and these a data version.
+
+The versions are known and not selected: they belong to the run until its model is published (`select_cleaned`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
-from pathlib import Path
 
 import numpy as np
 
 from flows.data.derive import link_unchanged
-from flows.data.history import made_by_cleaning
+from flows.data.history import CLEANED, DELIVERED, is_cleaned, overtaken, uncleaned
 from flows.data.versions import DataVersions
+from flows.errors import LocalEdits, WorkspaceBusy
 from flows.orchestrator.events import selected
 from flows.orchestrator.reports import emit
-from flows.run.run import Run, code_hash
+from flows.run.run import Run, code_hash, inputs_of
 from flows.run.step import step, together
 from flows.steps.learn import score_fold
+from flows.workspace import DATA_LOCK, Workspace
 from flows.workspace.results import DataFolder, Fold
 from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
-from models.data.manifest import CHECKED, Manifest, read_manifest, write_labels, write_version
+from models.data.manifest import CHECKED, FLAGGED, Manifest, read_manifest, write_labels, write_version
 from models.data.trusted import with_selection_photos
 from models.decisions import (
     FoldEmbeddings,
+    as_delivered,
     changed_labels,
     confusion,
     decide,
@@ -36,14 +40,29 @@ from models.evaluation.scores import Scores, read_scores
 from models.recipe.config import digest
 
 log = logging.getLogger("cleanshelf")
+PATIENCE_S = 60.0  # how long to wait for a command that changes data versions
 OWN = ("labels.parquet", "VERSION.json", CONFUSION)  # files that a round writes; all others are linked
 
 
-def clean_labels(run: Run, data: DataFolder) -> DataFolder:
-    """The data version after all rounds of the recipe, or after the first that changes hardly anything.
+@step("labels as delivered")
+def deliver(run: Run, data: DataFolder) -> DataFolder:
+    """The data version with all labels as delivered, or as people corrected them; `data` itself if no cleaning changed any.
 
-    `data` itself if the recipe has no rounds.
+    A delivery or feedback on top of a cleaned version leaves the decisions of that cleaning in place. They are taken back
+    in a version of its own, with the same photos.
     """
+    versions = DataVersions(run.workspace)
+    data = DataFolder(versions.materialise(uncleaned(data.name, versions.known_entries())))
+    before = read_manifest(data)
+    after = as_delivered(before)
+    if not (data / CONFUSION).exists() and same_labels(before, after):
+        return data
+    restored = int(np.isin(before.decision, FLAGGED).sum())
+    return derive(run, data, after, step=DELIVERED, message=f"{restored} decisions of cleaning taken back")
+
+
+def clean_labels(run: Run, data: DataFolder) -> DataFolder:
+    """The data version after all rounds of the recipe, or after the first that changes hardly anything."""
     for round in range(1, run.recipe.clean.rounds + 1):
         folds = together([score_fold.submit(run, data, fold) for fold in range(run.recipe.clean.folds)])
         before, data = data, clean(run, data, folds, round)
@@ -60,19 +79,65 @@ def clean(run: Run, data: DataFolder, folds: list[Fold], round: int) -> DataFold
     change = changed_labels(before, after)
     message = f"{change.flagged} labels flagged, {change.restored} restored"
     log.info("clean, round %d: %s; %.1f%% of the labels changed", round, message, 100 * change.share)
-    versions = DataVersions(run.workspace)
-    folder = versions.new_folder()
-    link_unchanged(data, folder, changed=OWN)
-    write_labels(folder, after)
-    if noise:
-        write_confusion(noise, folder, classes=before.classes)
     config = digest(run.recipe.clean, [fold.name for fold in folds], round)
-    write_version(folder, parent=data.name, step=f"clean-{round}", config=config, code=code_hash())
-    if earlier := same_version(versions, folder):
-        return earlier
-    version = versions.commit(folder, step=f"clean-{round}", message=message)
-    emit(selected("cleaned", versions.log()[0]))
-    return DataFolder(versions.materialise(version))
+    return derive(run, data, after, step=f"{CLEANED}{round}", message=message, config=config, noise=noise)
+
+
+def derive(
+    run: Run,
+    data: DataFolder,
+    labels: Manifest,
+    *,
+    step: str,
+    message: str,
+    config: str = "",
+    noise: Noise | None = None,
+) -> DataFolder:
+    """The data version with the photos of `data` and these labels. The same labels again are the same version."""
+    folder = run.new_folder()
+    link_unchanged(data, folder, changed=OWN)
+    write_labels(folder, labels)
+    if noise:
+        write_confusion(noise, folder, classes=labels.classes)
+    write_version(folder, parent=data.name, step=step, config=config, code=code_hash())
+    versions = DataVersions(run.workspace)
+    return DataFolder(versions.materialise(versions.keep(folder, step=step, message=message, run=run.id)))
+
+
+@step("select data version")
+def select_cleaned(workspace: Workspace, version: str, *, run: str) -> str:
+    """Selects the data version of a run whose result stands, unless others changed the selection since the run started.
+
+    Does nothing for a version that is selected already, or that cleaning did not make.
+
+    Returns:
+        The reason why the selection stays as it is; "" if there is none.
+    """
+    versions = DataVersions(workspace)
+    versions.confirm()
+    made = next((each for each in versions.known_entries() if each.id == version and is_cleaned(each)), None)
+    if made is None or versions.selected() == version:
+        return ""
+    try:
+        with workspace.lock(f"selection of {version[:12]}", name=DATA_LOCK, wait_s=PATIENCE_S):
+            reason = since_its_start(versions, run)
+            if not reason:
+                emit(selected("cleaned", versions.select_as(version, step=made.step, message=made.message)))
+    except (WorkspaceBusy, LocalEdits) as error:
+        reason = f"{error}; the same command again selects it"
+    if reason:
+        reason = f"data version {version[:12]} is known and not selected: {reason}"
+        log.warning("%s", reason)
+    return reason
+
+
+def since_its_start(versions: DataVersions, run: str) -> str:
+    """The delivery, feedback, rollback or purge since a run started, in words; "" if there was none."""
+    tip = inputs_of(versions.workspace, run).get("history")
+    if tip is None:
+        return f"runs/{run}/inputs.json does not say which version the run started from"
+    newer = overtaken(versions.ledger, since=tip)
+    return newer and f"{newer} came in after the run started, and the next run starts from it"
 
 
 def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tuple[Manifest, Noise | None]:
@@ -104,21 +169,11 @@ def embeddings_of(folds: list[Fold], parts: list[Scores], scores: Scores) -> Fol
     return fold_embeddings([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
 
 
-def same_version(versions: DataVersions, folder: Path) -> DataFolder | None:
-    """An earlier version with the same decisions, from which the selected one was cleaned or which is selected.
-
-    Removes `folder` if there is one. So a repeated retraining adds nothing to the history, however many rounds it has.
-    """
-    for version in made_by_cleaning(versions.resolve("selected"), versions.log()):
-        earlier = versions.workspace.versions / version
-        if all(_bytes(earlier / name) == _bytes(folder / name) for name in OWN):
-            shutil.rmtree(folder)
-            return DataFolder(versions.materialise(version))
-    return None
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+def same_labels(one: Manifest, other: Manifest) -> bool:
+    """True if two manifests of the same photos agree in every column that cleaning changes."""
+    names = ("label", "kept", "decision", "round", "scored_by")
+    same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+    return same and np.array_equal(one.score, other.score, equal_nan=True)
 
 
 def settled(before: DataFolder, after: DataFolder, *, stop_share: float) -> bool:

@@ -29,7 +29,7 @@ def export(
     made_from = (*balanced, weights, crops, calibration)
     card = {
         "data_version": data.name,
-        "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).log())[1:]),
+        "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).known_entries())[1:]),
         "stages": json.dumps({folder.name: read_json(folder / "done.json") for folder in made_from}),
         "commit": commit(),
         "code_hash": code_hash(),

@@ -46,9 +46,10 @@ def finetune_members(run: Run, labels: Sequence[DataFolder], networks: Sequence[
     return together([finetune.submit(run, data, member, trained) for member, (data, trained) in enumerate(pairs)])
 
 
-def balance_members(run: Run, data: DataFolder, networks: Sequence[Trained]) -> list[Balanced]:
+def balance_members(run: Run, labels: Sequence[DataFolder], networks: Sequence[Trained]) -> list[Balanced]:
     """All members re-balanced side by side."""
-    return together([balance.submit(run, data, member, trained) for member, trained in enumerate(networks)])
+    pairs = zip(labels, networks, strict=True)
+    return together([balance.submit(run, data, member, trained) for member, (data, trained) in enumerate(pairs)])
 
 
 @step("train member {member}")

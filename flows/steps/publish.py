@@ -22,6 +22,7 @@ from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
 from flows.run.run import Run
 from flows.run.step import step
+from flows.steps.clean import select_cleaned
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import read_manifest
@@ -100,10 +101,12 @@ def read_json(path: Path) -> Any:
 
 
 def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Report, *, promote: bool) -> Report:
-    """Publishes a judged graph and asks the endpoint about sample photos. Returns the completed report.
+    """Publishes a judged graph, selects the data version that it learnt from, and asks the endpoint about sample photos.
+
+    Returns the completed report.
 
     Raises:
-        GateRefused: the verdict refuses; the current model keeps serving.
+        GateRefused: the verdict refuses; the current model keeps serving, and the selected data version stays.
     """
     if not report.verdict.may_serve:
         raise GateRefused(list(report.verdict.reasons), report)
@@ -113,8 +116,9 @@ def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Repor
         return write_report(run, replace(report, model_version=version, promoted=was_current))
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
+        selection = select_cleaned(run.workspace, report.data_after, run=run.id)
         answers = recognise_samples(run, data)
-    return write_report(run, replace(report, model_version=version, promoted=True, seen=answers))
+    return write_report(run, replace(report, model_version=version, promoted=True, seen=answers, selection=selection))
 
 
 @step("write report")

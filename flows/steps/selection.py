@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from flows.run.run import Run
 from flows.run.step import step
 from flows.workspace.results import Balanced, Crops, DataFolder, Trained, Weights
+from models.cleaning import HALF
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import gain
@@ -45,6 +47,14 @@ def keep_gains(run: Run, data: DataFolder, step: str, before: Selection, after: 
     return Selection(kept, tuple(decisions))
 
 
+def learnt_from(
+    kept: Selection, retrained: Sequence[Trained], labels: Sequence[DataFolder], *, before: DataFolder
+) -> list[DataFolder]:
+    """The labels that each kept network learnt from: those it was retrained on, or those `before` cleaning."""
+    members = zip(kept.networks, retrained, labels, strict=True)
+    return [own if network == late else before for network, late, own in members]
+
+
 @dataclass(frozen=True)
 class SelectionPhotos:
     """The photos of a data version on which networks are compared."""
@@ -52,16 +62,16 @@ class SelectionPhotos:
     manifest: Manifest
 
     def compare(self, before: Trained, after: Trained, *, settings: Proof) -> dict[str, Any]:
-        """The gain on the selection photos; `believed`: the gain on those of them that cleaning did not flag.
+        """The gain on the selection photos; `believed`: the gain on those of them whose label cleaning does not doubt.
 
-        Cleaning flags the photos that its own networks do not recognise, which flatters networks like them. The further the
+        Cleaning doubts the photos that its own networks do not recognise, which flatters networks like them. The further the
         two figures lie apart, the stronger that bias.
         """
         selected = selection_photos(self.manifest)
         hits = self.recognised(before), self.recognised(after)
         figures = self._gain(*hits, selected, settings=settings)
         if not settings.photos:
-            figures["believed"] = self._gain(*hits, selected & self.manifest.kept, settings=settings)
+            figures["believed"] = self._gain(*hits, selected & ~(self.manifest.score < HALF), settings=settings)
         return figures
 
     def _gain(

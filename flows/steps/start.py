@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.data.versions import DataVersions
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
-from flows.run.run import Run
+from flows.run.run import Run, inputs_of, sweep_runs
 from flows.run.step import parallel_tasks, step
 from flows.settings import Settings
 from flows.steps.learn import check
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tuple[Run, TaskRunner[Any]]]:
     """A new run on the selected data version, and the task runner for its trainings.
 
-    Within the block the workspace is locked and a Prefect server is running.
+    Within the block no other run starts and a Prefect server is running. Deliveries may come in: the run has its own copy.
 
     Raises:
         InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
-        DataVersions(workspace).repair()
+        DataVersions(workspace).repair(staging=False)
+        sweep_runs(workspace)
         preview(workspace, recipe)
         run.open(inputs(workspace, recipe))
         from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit
@@ -75,5 +76,5 @@ def data_to_train_on(workspace: Workspace, recipe: Recipe) -> DataFolder:
 
 @step("select data")
 def select_data(run: Run) -> DataFolder:
-    """The photos and labels that the run starts from."""
-    return data_to_train_on(run.workspace, run.recipe)
+    """The photos and labels that the run starts from, whatever was delivered since its start."""
+    return DataFolder(DataVersions(run.workspace).materialise(inputs_of(run.workspace, run.id)["data_version"]))

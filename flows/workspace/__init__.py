@@ -5,16 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import IO
 
 from durable import overwrite
 from flows.errors import WorkspaceBusy, WorkspaceMissing, WorldError
 from flows.workspace.ledger import run_git
 
+DATA_LOCK = "data"  # name of the lock of everything that changes data versions
+POLL_S = 0.1
 IGNORED = ("/data", "/versions", "/runs", "/repository", "/remote", "/state")
 # The files that `dvc init` and `dvc remote add` would write. `dvc init` itself refuses a partial .dvc, and stages files
 # in the user's git index.
@@ -129,28 +133,50 @@ class Workspace:
         )
 
     @contextmanager
-    def lock(self, verb: str, *, name: str = "lock") -> Iterator[None]:
-        """Locks the workspace for `verb`; the kernel frees the lock when the process ends in any way. Not re-entrant.
+    def lock(self, verb: str, *, name: str = "lock", wait_s: float = 0.0) -> Iterator[None]:
+        """Takes a lock for `verb`; the kernel frees it when the process ends in any way. Not re-entrant.
 
-        `name="serving"` is a second, independent lock for switches of the endpoint.
+        Args:
+            name: "lock" for a run, of which there is one at a time; DATA_LOCK for a change of the data versions, which may
+                come in during a run; "serving" for a switch of the endpoint.
+            wait_s: how long to wait for another process that holds the lock.
 
         Raises:
             WorkspaceBusy: another process holds the lock; the message names its verb and its number.
         """
         self.state.mkdir(exist_ok=True)
+        deadline = time.monotonic() + wait_s
         # Python's files are closed on exec, so a child process never keeps the lock.
         with (self.state / name).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise WorkspaceBusy(f"{self.root} is busy: {holder} holds it; wait for it to end, or stop it") from None
+            while not _taken(file):
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise WorkspaceBusy(f"{self.root} is busy: {holder} holds it; wait for it to end, or stop it")
+                time.sleep(POLL_S)
             file.truncate(0)
             file.write(f"`{verb}` (process {os.getpid()})\n")
             file.flush()
             yield
             file.truncate(0)
+
+    @contextmanager
+    def idle(self, verb: str) -> Iterator[None]:
+        """Takes the locks of runs and of the data versions, for a change that neither may see half done.
+
+        Raises:
+            WorkspaceBusy: another process holds one of them.
+        """
+        with self.lock(verb), self.lock(verb, name=DATA_LOCK):
+            yield
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _names_cache(config: str) -> bool:

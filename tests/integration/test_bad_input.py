@@ -327,7 +327,7 @@ def test_a_workspace_in_use(prepared: Path, tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from flows.workspace import Workspace
-with Workspace.find(Path({str(prepared)!r})).lock("retrain"):
+with Workspace.find(Path({str(prepared)!r})).idle("retrain"):
     print("held", flush=True)
     sys.stdin.read()
 """

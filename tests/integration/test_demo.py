@@ -28,7 +28,8 @@ pytestmark = [
 
 # The gate has to pass accuracies near chance, and a network that is unsure of everything has to drop some labels.
 QUICK = ("train.epochs=1", "clean.epochs=1", "balance.epochs=1", "clean.rule=log_margin", "clean.params.threshold=0",
-         "gate.mean_class=1", "gate.head=1", "gate.middle=1", "gate.tail=1", "gate.decided_away=1")  # fmt: skip
+         "gate.mean_class=1", "gate.head=1", "gate.middle=1", "gate.tail=1", "gate.decided_away=1",
+         "proof.confidence=0")  # fmt: skip
 
 
 @pytest.fixture

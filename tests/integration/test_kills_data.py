@@ -96,7 +96,7 @@ def after_repair(folder: Path, prepared: Path) -> DataVersions:
         copy = versions_in(folder).materialise("selected")
         assert Listing.of(copy, hashes=HashCache(folder / "seen")).without("READY").id == copy.name
     versions = versions_in(folder)
-    with versions.workspace.lock("repair"):  # the kernel released the lock of the killed process
+    with versions.workspace.idle("repair"):  # the kernel released the lock of the killed process
         versions.repair()
     check_whole(versions)
     assert contents(folder / "more") == contents(prepared / "more")
@@ -194,11 +194,41 @@ def test_writing_a_version_as_files(kills: Kills, prepared: Path) -> None:
 
 
 def test_cleaning(kills: Kills, prepared: Path) -> None:
-    check = MakesOneVersion(
-        prepared, lambda folder: verbs.clean(versions_in(folder).workspace, *[folder / fold for fold in FOLDS])
-    )
+    """The version is known by its tag alone, and the selection stays."""
+    before, made = versions_in(prepared).log(), set()
+
+    def check(folder: Path) -> None:
+        versions = after_repair(folder, prepared)
+        for _ in range(2):
+            made.add(verbs.clean(versions.workspace, *[folder / fold for fold in FOLDS]).name)
+            assert versions.log() == before
+            assert {entry.id for entry in versions.listed() if entry.run} == made
+            assert len(made) == 1, "the same version as without a kill"
+            check_whole(versions)
+            assert not list(versions.workspace.runs.glob("*/new-*"))
+
     command = ("tests.verbs", "clean", "shop", *FOLDS)
-    kills.strike("cleaning, one round", promises="I11", prepare=copied(prepared, *command), check=check)
+    kills.strike("cleaning, one round", promises="I11, I23", prepare=copied(prepared, *command), check=check)
+
+
+def test_selection_of_a_cleaned_version(kills: Kills, prepared: Path, tmp_path: Path) -> None:
+    cleaned = Path(shutil.copytree(prepared, tmp_path / "cleaned", symlinks=True))
+    made = verbs.clean(versions_in(cleaned).workspace, *[cleaned / fold for fold in FOLDS]).name
+    old = versions_in(prepared).log()[0].id
+
+    def check(folder: Path) -> None:
+        versions = after_repair(folder, cleaned)
+        assert versions.selected() in (old, made)
+        for _ in range(2):
+            assert verbs.select(versions.workspace, made) == ""
+            assert [entry.id for entry in versions.log()][:2] == [made, old]
+            assert (len(versions.log()), versions.log()[0].step) == (3, "clean-1")
+            check_whole(versions)
+
+    command = ("tests.verbs", "select", "shop", made)
+    kills.strike(
+        "selection of a cleaned version", promises="I1 to I4, I23", prepare=copied(cleaned, *command), check=check
+    )
 
 
 def test_feedback(kills: Kills, prepared: Path) -> None:

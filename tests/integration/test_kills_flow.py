@@ -21,6 +21,7 @@ from serving.server.process import until
 from tests.command_line import processes
 from tests.integration.test_retrain import QUICK, stages, write_delivery
 from tests.kills import Kills, run
+from tests.versions import check_whole
 
 pytestmark = [
     pytest.mark.dvc,
@@ -45,7 +46,7 @@ def unfinished(workspace: Workspace) -> int:
 
 def is_free(workspace: Workspace) -> bool:
     """True if no process is left and no lock is held."""
-    with workspace.lock("check"), workspace.lock("check", name="serving"):
+    with workspace.idle("check"), workspace.lock("check", name="serving"):
         return until(lambda: not processes(workspace.state), timeout_s=20)
 
 
@@ -60,10 +61,13 @@ def delivered(tmp_path: Path, triton_environment: Environment) -> Workspace:
 
 
 def test_retraining(kills: Kills, delivered: Workspace, tmp_path: Path) -> None:
-    """Kills come after the first cleaning; the networks before it are copied from an undisturbed run."""
+    """Kills come after the first cleaning; the networks before it are copied from an undisturbed run.
+
+    The cleaned version is selected exactly when its model is the current one, or a kill came between the two.
+    """
     whole = Workspace(Path(shutil.copytree(delivered.root, tmp_path / "whole", symlinks=True)))
     run(*retraining(whole.root), log=tmp_path / "whole.log")
-    [(cleaned, _), *_] = [(entry.id, entry.step) for entry in DataVersions(whole).log()]
+    cleaned, before = (entry.id for entry in DataVersions(whole).log())
     first = (whole.versions / cleaned / "READY").stat().st_mtime_ns
     graph = sha256(repository(whole).path(1) / "model.onnx")
 
@@ -77,14 +81,19 @@ def test_retraining(kills: Kills, delivered: Workspace, tmp_path: Path) -> None:
     def check(folder: Path) -> None:
         workspace = Workspace(folder / "shop")
         assert is_free(workspace)
-        early = stages(workspace)
+        early, versions, models = stages(workspace), DataVersions(workspace), ModelVersions(Ledger(workspace.root))
+        versions.repair()
+        check_whole(versions)
+        assert versions.selected() == before or (models.current(), versions.selected()) == (1, cleaned)
         run(*retraining(workspace.root), log=folder / "again.log")
         assert {name: time for name, time in stages(workspace).items() if name in early} == early
         assert is_free(workspace)
         assert unfinished(workspace) == 0
-        models, published = ModelVersions(Ledger(workspace.root)), repository(workspace)
+        published = repository(workspace)
+        assert (versions.selected(), len(versions.log())) == (cleaned, 2)
+        check_whole(versions)
         assert (models.current(), published.versions(), published.configured()) == (1, (1,), (1,))
         published.verify(1)
         assert sha256(published.path(1) / "model.onnx") == graph
 
-    kills.strike("retraining", promises="I20", prepare=prepare, check=check)
+    kills.strike("retraining", promises="I20, I23", prepare=prepare, check=check)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.clean import Cleaned, clean_data
+from flows.clean import clean_data
 from flows.data.versions import DataVersions
 from flows.errors import CorruptObject, GateRefused, InputError, UnknownVersion
 from flows.ingest import ingest
@@ -45,6 +45,7 @@ members = [{ backbone = "test_resnet", size = 32 }]
 train = { epochs = 1 }
 clean = { folds = 2, epochs = 1, params = { threshold = 0 } }
 balance = { method = "none" }
+proof = { confidence = 0 }
 export = { input_size = 32, crops = 1, enlarge = [1.0] }
 """
 REASON = "the supplier swapped them, we looked"
@@ -68,14 +69,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory, prefect_server: None, triton_
 
 
 @pytest.fixture(scope="module")
-def cleaned(shop: Workspace) -> Cleaned:
-    return clean_data(shop, recipe())
-
-
-@pytest.fixture(scope="module")
-def refused(shop: Workspace, cleaned: Cleaned) -> str:
+def refused(shop: Workspace) -> str:
     """Id of a run that the gate refused, because it permits cleaning to flag no label."""
-    with pytest.raises(GateRefused, match="cleaning flagged more than 0% of "):
+    with pytest.raises(GateRefused, match="cleaning left out more than 0% of "):
         retrain(shop, recipe(decided_away=0))
     [report] = shop.runs.glob("*/run.json")
     return report.parent.name
@@ -96,10 +92,15 @@ def copied(workspace: Workspace, folder: Path) -> Workspace:
     return Workspace(Path(shutil.copytree(workspace.root, folder / "shop", symlinks=True)))
 
 
-def test_clean_makes_the_same_data_version_as_a_retraining_and_no_model(
-    shop: Workspace, cleaned: Cleaned, refused: str
+def test_clean_makes_the_same_data_version_as_a_retraining_selects_it_and_makes_no_model(
+    shop: Workspace, refused: str, tmp_path: Path
 ) -> None:
     report = json.loads((shop.runs / refused / "run.json").read_text())
+    assert DataVersions(shop).selected() == report["data_before"], "the refused run selected nothing"
+    shop = copied(shop, tmp_path)
+    cleaned = clean_data(shop, recipe())
+    assert clean_data(shop, recipe()) == cleaned, "the same again adds nothing"
+    assert cleaned.selection == ""
     assert (cleaned.data_before, cleaned.data_after) == (report["data_before"], report["data_after"])
     log = DataVersions(shop).log()
     assert [(entry.id, entry.step) for entry in log] == [
@@ -117,6 +118,7 @@ def test_a_recipe_without_rounds_of_cleaning_is_refused(shop: Workspace) -> None
 
 
 def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refused: str) -> None:
+    (shop.runs / "20200101-000000-abcdef").mkdir()
     before = snapshot(shop.root)
     for reason in ("", "  "):
         with pytest.raises(InputError, match="--despite: the reason is blank"):
@@ -125,9 +127,32 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
         with pytest.raises(InputError, match=f"'{name}' {problem}"):
             publish_run(shop, name)
     done = cleanshelf("publish", refused, "--workspace", shop.root)
-    assert (done.returncode, done.stdout) == (4, "")
-    assert "cleaning flagged more than" in done.stderr.splitlines()[-1]
+    assert done.returncode == 4
+    assert "cleaning left out more than" in done.stderr.splitlines()[-1]
+    check_refusal(shop, refused, done.stdout)
+    as_json = cleanshelf("publish", refused, "--workspace", shop.root, "--json")
+    report = json.loads(as_json.stdout)
+    assert (as_json.returncode, report["run"], report["verdict"]["passed"]) == (4, refused, False)
+    assert [each["photo"] for each in report["look_at"]] == report["verdict"]["findings"][-1]["photos"] != []
     assert snapshot(shop.root) == before, "the verdict is the same as before"
+
+
+def check_refusal(shop: Workspace, run: str, output: str) -> None:
+    """Checks that a refusal prints the tables of a success, the run and its report, photos to look at, and ways out."""
+    report = json.loads((shop.runs / run / "run.json").read_text())
+    photo = report["look_at"][0]
+    manifest = read_manifest(shop.versions / report["data_after"])
+    row = manifest.id.tolist().index(photo["photo"])
+    assert (manifest.split[row], manifest.kept[row], manifest.given_label[row]) == (
+        "train",
+        False,
+        photo["given label"],
+    )
+    for expected in (
+        report["steps"][-1]["step"], photo["photo"], photo["path"], f"runs/{run}/report.md", "model  refused: cleaning left",
+        "decided_away: right labels for these photos (`cleanshelf feedback FILE`)", f"publish {run} --despite REASON",
+    ):  # fmt: skip
+        assert expected in output, expected
 
 
 def test_a_run_that_ended_between_gate_and_publication_is_published(
@@ -164,12 +189,15 @@ def test_a_registered_version_becomes_the_current_model_when_promoted(
     shop = copied(overridden, tmp_path)
     models, versions = ModelVersions(Ledger(shop.root)), repository(shop)
     assert (models.current(), versions.versions(), versions.configured()) == (None, (1,), ())
+    data, learnt_from = DataVersions(shop), models.lineage(1)["data_version"]
+    assert data.selected() != learnt_from, "it is only registered"
     with pytest.raises(
         UnknownVersion, match="model version 1 has never been the current model; `cleanshelf promote 1`"
     ):
         rollback_model(shop, 1)
     assert promote_version(shop, 1) == 1
     assert (models.current(), versions.configured()) == (1, (1,))
+    assert (data.selected(), data.log()[0].step, data.verify("selected")) == (learnt_from, "clean-1", [])
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
     assert snapshot(shop.root) == before, "it is the current model already"

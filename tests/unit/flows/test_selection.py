@@ -10,7 +10,7 @@ import pytest
 
 from flows.report.terminal import print_evidence
 from flows.run.run import Run
-from flows.steps.selection import Selection, decisions_of, in_words, keep_gains
+from flows.steps.selection import Selection, decisions_of, in_words, keep_gains, learnt_from
 from flows.workspace import Workspace
 from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
@@ -22,16 +22,21 @@ IDS = [f"p{i:03}" for i in range(NUM)]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """120 validation photos of three classes, of which cleaning doubts every fourth; one train photo a class."""
+    """120 validation photos of three classes, of which cleaning doubts every fourth label; one train photo a class."""
     ids, labels = [*IDS, "t0", "t1", "t2"], [CLASSES[i % 3] for i in range(NUM)] + CLASSES
     n, folder = len(ids), tmp_path / "data"
     folder.mkdir()
     index = {field.name: ["x"] * n if str(field.type) == "string" else [1] * n for field in INDEX}
     write_table(folder, index | {"id": ids}, name="index")
-    kept = [i % 4 != 0 for i in range(NUM)] + [True] * 3
-    columns = {"id": ids, "given_label": labels, "label": labels, "split": ["val"] * NUM + ["train"] * 3, "kept": kept}
-    decision = ["" if each else "dropped" for each in kept]
-    judged = {"decision": decision, "score": [None] * n, "round": [0] * n, "scored_by": [""] * n}
+    columns = {
+        "id": ids,
+        "given_label": labels,
+        "label": labels,
+        "split": ["val"] * NUM + ["train"] * 3,
+        "kept": [True] * n,
+    }
+    score = [0.4 if i % 4 == 0 else 0.6 for i in range(NUM)] + [None] * 3
+    judged = {"decision": [""] * n, "score": score, "round": [1] * n, "scored_by": ["fold-0"] * n}
     write_table(folder, columns | judged, name="labels")
     return folder
 
@@ -62,9 +67,12 @@ def test_a_member_keeps_what_gained_and_drops_what_did_not(data: Path, tmp_path:
     gained, lost = kept.decisions
     assert (gained["step"], gained["member"], gained["stays"], lost["stays"]) == ("cleaning", 1, True, False)
     assert gained["photos"] == 120, "all of them, as delivered"
-    assert gained["believed"]["photos"] == 90, "those that cleaning did not flag, so that its bias shows"
+    assert gained["believed"]["photos"] == 90, "those whose label it does not doubt, so that its bias shows"
     assert gained["after"] - gained["before"] == pytest.approx(lost["before"] - lost["after"])
     assert 0 < gained["low"] < gained["after"] - gained["before"]
+    assert learnt_from(kept, [good, poor], [data, data], before=tmp_path) == [data, tmp_path], (
+        "the second one's is dropped"
+    )
 
 
 def test_trusted_photos_decide_alone(data: Path, tmp_path: Path) -> None:
