@@ -131,8 +131,14 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
     assert "cleaning left out more than" in done.stderr.splitlines()[-1]
     check_refusal(shop, refused, done.stdout)
     as_json = cleanshelf("publish", refused, "--workspace", shop.root, "--json")
-    report = json.loads(as_json.stdout)
-    assert (as_json.returncode, report["run"], report["verdict"]["passed"]) == (4, refused, False)
+    error = json.loads(as_json.stdout)["error"]
+    report = error["report"]
+    assert (as_json.returncode, error["run"], report["run"], report["verdict"]["passed"]) == (
+        4,
+        refused,
+        refused,
+        False,
+    )
     assert [each["photo"] for each in report["look_at"]] == report["verdict"]["findings"][-1]["photos"] != []
     assert snapshot(shop.root) == before, "the verdict is the same as before"
 
