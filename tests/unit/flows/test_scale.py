@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from flows.data.diff import compare_labels
 from flows.delivery.splits import hold_out
 from flows.gate.gates import GateInput, judge
-from flows.report.figures import figures
+from flows.report.figures import figures, photos_to_look_at
 from flows.report.steps import step_accuracies
 from flows.run.measure import read_answers
-from flows.steps.clean import decided, settled
-from flows.steps.gate import flagged_labels
+from flows.steps.clean import decided, same_labels, settled
+from flows.steps.gate import left_out
 from flows.steps.selection import SelectionPhotos
 from models.data.confusion import read_confusion, write_confusion
 from models.data.manifest import (
@@ -44,6 +44,7 @@ from models.data.manifest import (
 )
 from models.data.samplers import Sampler
 from models.data.trusted import selection_photos, trusted_rows, with_selection_photos
+from models.decisions import as_delivered
 from models.evaluation.scores import KEEP, Scores, read_scores, write_scores
 from models.export.calibrate import UNCALIBRATED, Chosen, accept
 from models.losses import Samples, build_loss
@@ -195,6 +196,7 @@ class Bookkeeping:
             "clean by weighing": lambda: self.clean(
                 Clean(folds=NUM_FOLDS, use="weigh", rule="posterior", params={"most": 0}, relabel=0.6, correct=True)
             ),
+            "take decisions back": self.take_back,
             "trust": self.trust,
             "sample": self.sample,
             "carry": self.carry,
@@ -234,6 +236,12 @@ class Bookkeeping:
         folder: Any = self.root
         cleaned: Any = self.after
         assert not settled(folder, cleaned, stop_share=0.005)
+
+    def take_back(self) -> None:
+        cleaned = read_manifest(self.after)
+        before = as_delivered(cleaned)
+        assert same_labels(before, as_delivered(before))
+        assert not same_labels(before, cleaned)
 
     def index(self) -> list[Any]:
         """The columns of index.parquet."""
@@ -279,10 +287,10 @@ class Bookkeeping:
     def judge(self) -> None:
         graph: Any = self.root
         answers = read_answers(self.manifest, graph, graph)
-        evidence = GateInput(
-            {"different_ids": 0, "probability": 0.0}, answers, flagged_labels(read_manifest(self.after))
-        )
-        judge(evidence, settings=Gate(), graph_sha256="", against=1)
+        evidence = GateInput({"different_ids": 0, "probability": 0.0}, answers, left_out(read_manifest(self.after)))
+        verdict = judge(evidence, settings=Gate(decided_away=0, class_floor=1), graph_sha256="", against=1)
+        data: Any = self.after
+        assert len(photos_to_look_at(data, verdict)) > 5
 
     def report(self) -> None:
         data: Any = self.root
@@ -290,7 +298,7 @@ class Bookkeeping:
         steps = step_accuracies(data, as_delivered=members, cleaned=members, finetuned=[], balanced=members,
                                 weights=data, crops=data, graph=data)  # fmt: skip
         assert len(steps) == 5
-        figures(data, members, data)
+        figures(data, members, data, cleaned=data)
 
 
 def check_growth(place: Path, *, photos: int, classes: int, most: Callable[[str], float]) -> dict[str, Cost]:
