@@ -28,7 +28,7 @@ from pixels import BadPhoto
 from pixels.overlay import difference, thumbnail
 
 LIMIT = 0.7  # difference of near-duplicates under one label; docs/tasks/data-versions.md has the figures
-DIFFERENT_LABELS = 0.5  # share of the limit that holds for two photos under different labels
+DIFFERENT_LABELS = 0.3  # share of the limit that holds for two photos under different labels
 MOST = 0.5  # share of its photos, or of its train photos, that a class may lose
 KEPT_THUMBNAILS = 512  # at most 57 MB
 NAMED = 5  # classes that a remark names

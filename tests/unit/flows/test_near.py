@@ -61,7 +61,7 @@ def copies(folder: Path, *, label: str = "Alma") -> Path:
     """A test photo in `test/Alma`, a copy of it in `train`, and other photos of two products."""
     photos = {
         "test/Alma/a.jpg": encoded(packshot("box", 0, sway=0)),
-        f"train/{label}/copy.jpg": encoded(packshot("box", 0, sway=0).resize((200, 200)), quality=60),
+        f"train/{label}/copy.jpg": encoded(packshot("box", 0, sway=0), quality=80),
     }
     for number, name in enumerate(("Alma", "Brio")):
         photos |= {
