@@ -111,7 +111,7 @@ def _markers(data: bytes) -> NDArray[np.int64]:
 
 
 def _gap(data: bytes) -> str:
-    """What is missing in the scans of a JPEG whose coded data are no fault in themselves; "" if nothing is."""
+    """The gap that the headers of the scans and the bytes of their codes show; "" if they show none."""
     missing: dict[int, list[int]] = {}  # component -> bits of each coefficient that are still to come
     tables: dict[int, int] = {}  # AC table -> the symbol of its code of zeros
     progressive, scans = False, list[Segment]()

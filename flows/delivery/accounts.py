@@ -19,6 +19,12 @@ from models.data.manifest import SPLITS
 
 NAMED = 20  # classes or files that a report names
 TAKEN = "taken"  # new photos without a decision
+SAID = {
+    "conflict": "in conflict",
+    "duplicate": "duplicates",
+    "near-test": "near a test photo",
+    "near-train": "near a train photo",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def class_splits(labels: pa.Table) -> dict[str, Any]:
 
 def sentences(accounts: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
     """Lines for people: files accounted for, and classes and splits."""
-    parts = [f"{number:,} {name}" for name, number in accounts["files"].items() if number]
+    parts = [f"{number:,} {SAID.get(name, name)}" for name, number in accounts["files"].items() if number]
     lines = [f"{accounts['seen']:,} files: {', '.join(parts)}"]
     lines += [f"  not a photo {each['files']:,}: {kind}, such as {each['example']}"
               for kind, each in accounts["not_photos"].items()]  # fmt: skip

@@ -77,7 +77,7 @@ class Refused:
 class Delivery:
     """Usable rows (columns of ROWS) and refused rows, in the order of delivery; paths are relative to `folder`.
 
-    seen: number of rows and files, counted as they were listed. passed: files that are no photos.
+    seen: number of rows and files, counted as they were listed. passed: other files than photos.
     """
 
     folder: Path
