@@ -109,9 +109,9 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
         _refuse(source, "the photos lie in no class folder", holders)
     levels = [set(names) for names in zip(*inner, strict=False)]
     splits = [number for number, names in enumerate(levels) if any(map(split_of, names))]
-    for names in (levels[number] for number in splits):
-        if others := sorted(name for name in names if not split_of(name)):
-            named = ", ".join(sorted(filter(split_of, names)))
+    for level in (levels[number] for number in splits):
+        if others := sorted(name for name in level if not split_of(name)):
+            named = ", ".join(sorted(filter(split_of, level)))
             _refuse(source, f"it mixes split folders ({named}) and class folders ({others[0]!r}) on one level", holders)
     depths = {len(folder) for folder in inner}
     if len(depths) > 1:
