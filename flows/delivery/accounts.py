@@ -69,7 +69,8 @@ def account(delivery: Delivery, decisions: NDArray[np.object_], *, usable: int, 
         for kind, number in passed.files.most_common(NAMED)
         if kind != SYSTEM
     }
-    repeated = len(delivery.rows) - len(pc.unique(delivery.rows["path"]))
+    rows = delivery.rows["path"]
+    repeated = len(rows) - pc.count_distinct(rows).as_py() if files["duplicate"] else 0
     return Accounts(delivery.seen, files, kinds, passed.closed[:NAMED], repeated)
 
 

@@ -110,9 +110,9 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
     levels = [set(names) for names in zip(*inner, strict=False)]
     splits = [number for number, names in enumerate(levels) if any(map(split_of, names))]
     for level in (levels[number] for number in splits):
-        if others := sorted(name for name in level if not split_of(name)):
+        if beside := sorted(name for name in level if not split_of(name)):
             named = ", ".join(sorted(filter(split_of, level)))
-            _refuse(source, f"it mixes split folders ({named}) and class folders ({others[0]!r}) on one level", holders)
+            _refuse(source, f"it mixes split folders ({named}) and class folders ({beside[0]!r}) on one level", holders)
     depths = {len(folder) for folder in inner}
     if len(depths) > 1:
         _refuse(source, "the photos lie in folders of different depth", holders)
