@@ -133,7 +133,13 @@ def _opened(data: bytes) -> tuple[ImageFile.ImageFile, Parts]:
         raise BadPhoto("the file is empty (0 bytes)")
     take_apart = next((APART[start] for start in APART if data.startswith(start)), None)
     parts = take_apart(data) if take_apart else Parts(data)
-    image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if take_apart is not tiff.take_apart:
+            raise
+        samples = f"{parts.samples.bits} bits a sample, {parts.samples.kind or 'of an unknown kind'}"
+        raise BadPhoto(f"a TIFF that cannot be read ({samples}); save it as PNG or JPEG") from None
     _check_size(image)
     image.seek(0)
     return image, parts if take_apart else _told(image, data)
