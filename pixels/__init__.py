@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pixels import jpeg, png, tiff
 from pixels.colour import check_kept, scaled, to_rgb
@@ -126,13 +127,19 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _opened(data: bytes) -> tuple[Image.Image, Parts]:
+def _opened(data: bytes) -> tuple[ImageFile.ImageFile, Parts]:
     """The first frame, not yet decoded, and the parts of its file."""
     if not data:
         raise BadPhoto("the file is empty (0 bytes)")
     take_apart = next((APART[start] for start in APART if data.startswith(start)), None)
     parts = take_apart(data) if take_apart else Parts(data)
-    image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if take_apart is not tiff.take_apart:
+            raise
+        samples = f"{parts.samples.bits} bits a sample, {parts.samples.kind or 'of an unknown kind'}"
+        raise BadPhoto(f"a TIFF that cannot be read ({samples}); save it as PNG or JPEG") from None
     _check_size(image)
     image.seek(0)
     return image, parts if take_apart else _told(image, data)
@@ -151,19 +158,25 @@ def _check(image: Image.Image, parts: Parts) -> None:
 
 
 def _is_blank(rgb: Image.Image) -> bool:
-    return all(high - low < BLANK for low, high in rgb.getextrema())
+    return all(high - low < BLANK for low, high in _extrema(rgb))
 
 
-def _to_rgb(image: Image.Image, parts: Parts) -> Image.Image:
+def _extrema(image: Image.Image) -> tuple[tuple[int, int], ...]:
+    """Lowest and highest value of each band of an RGB or RGBA image."""
+    return cast(tuple[tuple[int, int], ...], image.getextrema())
+
+
+def _to_rgb(image: ImageFile.ImageFile, parts: Parts) -> Image.Image:
     """RGB of an opened image, which is not yet turned."""
     layout = _layout(image)
     image.load()
-    if layout[-3:] in DEEP and image.mode in ("RGB", "RGBA") and max(image.getextrema()[:3])[1] < 64:
-        image = _deepened(image, parts, layout)
-    return to_rgb(image, parts.profile, parts.samples)
+    is_dark = (
+        layout[-3:] in DEEP and image.mode in ("RGB", "RGBA") and max(high for _, high in _extrema(image)[:3]) < 64
+    )
+    return to_rgb(_deepened(image, parts, layout) if is_dark else image, parts.profile, parts.samples)
 
 
-def _layout(image: Image.Image) -> str:
+def _layout(image: ImageFile.ImageFile) -> str:
     """Pillow's name for the layout of the samples in the file; "" if the format has only one."""
     args = image.tile[0].args if image.tile else ""
     first = args[0] if isinstance(args, tuple) else args

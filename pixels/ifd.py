@@ -53,7 +53,7 @@ class Directory:
     def orientation(self) -> int:
         """EXIF's orientation, 1 to 8; 1 if the tag is missing or holds anything else."""
         number = self.number(ORIENTATION)
-        return int(number) if number in range(1, 9) else 1
+        return int(number) if number is not None and number in range(1, 9) else 1
 
     def packed(self, tags: list[Tag]) -> bytes:
         """Bytes of a directory that holds `tags` and is the last one."""

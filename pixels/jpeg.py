@@ -41,12 +41,18 @@ class Segment(NamedTuple):
 
 
 def take_apart(data: bytes) -> Parts:
-    """Parts of a JPEG: without comments and metadata, and without what follows its end, such as a second picture."""
+    """Parts of a JPEG: without comments and metadata.
+
+    Raises:
+        BadPhoto: its samples do not have 8 bits.
+    """
     kept, exif, xmp, profile = [data[:2]], b"", b"", {}
     for segment in _segments(data):
         if segment.marker == SOS:
             kept.append(data[segment.start :])
             break
+        if segment.marker in FRAMES and segment.content and segment.content[0] != 8:
+            raise BadPhoto(f"a JPEG with {segment.content[0]} bits a sample, which cannot be read; save it with 8")
         if segment.marker not in METADATA or _tells_colours(segment):
             kept.append(b"\xff" + data[segment.start + 1 : segment.end])
         elif segment.content.startswith(EXIF):
@@ -111,7 +117,7 @@ def _markers(data: bytes) -> NDArray[np.int64]:
 
 
 def _gap(data: bytes) -> str:
-    """What is missing in the scans of a JPEG whose coded data are no fault in themselves; "" if nothing is."""
+    """The gap that the headers of the scans and the bytes of their codes show; "" if they show none."""
     missing: dict[int, list[int]] = {}  # component -> bits of each coefficient that are still to come
     tables: dict[int, int] = {}  # AC table -> the symbol of its code of zeros
     progressive, scans = False, list[Segment]()

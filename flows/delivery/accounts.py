@@ -19,6 +19,12 @@ from models.data.manifest import SPLITS
 
 NAMED = 20  # classes or files that a report names
 TAKEN = "taken"  # new photos without a decision
+SAID = {
+    "conflict": "in conflict",
+    "duplicate": "duplicates",
+    "near-test": "near a test photo",
+    "near-train": "near a train photo",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def account(delivery: Delivery, decisions: NDArray[np.object_], *, usable: int, 
         for kind, number in passed.files.most_common(NAMED)
         if kind != SYSTEM
     }
-    repeated = len(delivery.rows) - len(pc.unique(delivery.rows["path"]))
+    rows = delivery.rows["path"]
+    repeated = len(rows) - pc.count_distinct(rows).as_py() if files["duplicate"] else 0
     return Accounts(delivery.seen, files, kinds, passed.closed[:NAMED], repeated)
 
 
@@ -93,7 +100,7 @@ def class_splits(labels: pa.Table) -> dict[str, Any]:
 
 def sentences(accounts: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
     """Lines for people: files accounted for, and classes and splits."""
-    parts = [f"{number:,} {name}" for name, number in accounts["files"].items() if number]
+    parts = [f"{number:,} {SAID.get(name, name)}" for name, number in accounts["files"].items() if number]
     lines = [f"{accounts['seen']:,} files: {', '.join(parts)}"]
     lines += [f"  not a photo {each['files']:,}: {kind}, such as {each['example']}"
               for kind, each in accounts["not_photos"].items()]  # fmt: skip

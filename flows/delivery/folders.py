@@ -1,4 +1,4 @@
-"""Photos in a tree of folders: which level of folders names the class, which the split, and which files are no photos."""
+"""Photos in a tree of folders: which level of folders names the class, which the split, and which files are photos."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WAY_OUT = (
 
 @dataclass
 class PassedOver:
-    """Entries of a tree that are no photos.
+    """Entries of a tree other than photos.
 
     files: number by suffix, or SYSTEM. examples: path of the first, by the same. closed: hidden folders and folders of a
     system, which are not opened.
@@ -109,10 +109,10 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
         _refuse(source, "the photos lie in no class folder", holders)
     levels = [set(names) for names in zip(*inner, strict=False)]
     splits = [number for number, names in enumerate(levels) if any(map(split_of, names))]
-    for names in (levels[number] for number in splits):
-        if others := sorted(name for name in names if not split_of(name)):
-            named = ", ".join(sorted(filter(split_of, names)))
-            _refuse(source, f"it mixes split folders ({named}) and class folders ({others[0]!r}) on one level", holders)
+    for level in (levels[number] for number in splits):
+        if beside := sorted(name for name in level if not split_of(name)):
+            named = ", ".join(sorted(filter(split_of, level)))
+            _refuse(source, f"it mixes split folders ({named}) and class folders ({beside[0]!r}) on one level", holders)
     depths = {len(folder) for folder in inner}
     if len(depths) > 1:
         _refuse(source, "the photos lie in folders of different depth", holders)
@@ -120,8 +120,7 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
     classes = [number for number in classes if len(levels[number]) > 1] or classes[-1:]
     if len(splits) > 1 or len(classes) > 1:
         _refuse(source, "the photos lie in several levels of folders, each of which may name the class", holders)
-    first, *further = levels[classes[0]]
-    if not further and first.casefold() in AROUND:
+    if all(name.casefold() in AROUND for name in levels[classes[0]]):
         _refuse(source, "the photos lie in no class folder", holders)
     return Layout(depths.pop(), classes[0], splits[0] if splits else -1)
 

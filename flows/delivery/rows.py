@@ -77,7 +77,7 @@ class Refused:
 class Delivery:
     """Usable rows (columns of ROWS) and refused rows, in the order of delivery; paths are relative to `folder`.
 
-    seen: number of rows and files, counted as they were listed. passed: files that are no photos.
+    seen: number of rows and files, counted as they were listed. passed: other files than photos.
     """
 
     folder: Path
@@ -133,8 +133,9 @@ def _announced(source: Path, passed: PassedOver) -> Iterator[Line | Refused]:
         raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; give the path of the one to read")
     if found:
         return _read_manifest(found[0])
+    name = source.absolute().name
     return (
-        _row(str(source), path, label=label, split=split, source=source.absolute().name)
+        _row(str(source), path, label=label, split=split, source=name)
         for path, label, split in read_folders(source, passed)
     )
 

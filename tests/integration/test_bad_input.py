@@ -144,7 +144,7 @@ def unusual_photos() -> dict[str, tuple[bytes, Image.Image]]:
 
 BROKEN = {
     "zero.jpg": (b"", "the file is empty (0 bytes)"),
-    "truncated.png": (photo(77, side=64)[:3000], "cannot be decoded"),
+    "truncated.png": (photo(77, side=64)[:3000], "the file is damaged"),
     "text.jpg": (b"not a photo", "not a picture in a format that can be read"),
     "bomb.png": (encoded(Image.new("1", (14_000, 14_000))), "more than 64,000,000 pixels"),
 }

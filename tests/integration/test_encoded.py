@@ -81,7 +81,7 @@ PHOTOS = {
 BAD = {
     "empty": (b"", "the file is empty (0 bytes)"),
     "garbage": (bytes(range(256)) * 4, "not a picture in a format that can be read"),
-    "truncated": (PHOTOS["JPEG"][:-200], "cannot be decoded"),
+    "truncated": (PHOTOS["JPEG"][:-200], "the file is damaged"),
     "beheaded": (PHOTOS["JPEG"][20:], "not a picture in a format that can be read"),
     "bomb": (encoded(Image.new("1", (MAX_PIXELS // 1000, 1001)), "PNG"), "pixels is over the limit of 64,000,000"),
     "too many bytes": (PHOTOS["JPEG"] + bytes(MAX_PHOTO_BYTES), "bytes is over the limit of 33,554,432"),
@@ -146,7 +146,7 @@ def test_bad_photos_do_not_affect_other_requests_of_their_batch(triton: Triton) 
         if number % 3:
             assert np.array_equal(answer.arrays["ids"][0], expected[number])
         else:
-            assert "cannot be decoded" in answer.arrays["error"][0, 0]
+            assert "the file is damaged" in answer.arrays["error"][0, 0]
 
 
 @pytest.mark.parametrize("wanted", [("ids",), ("error",), ("version",), ("embedding", "known"), tuple(OUTPUTS)])

@@ -134,6 +134,19 @@ def test_one_bit_in_which_white_is_zero() -> None:
     assert set(np.unique(grey(data))) == {0, 255}
 
 
+def test_samples_that_cannot_be_read_are_named() -> None:
+    for kind in (np.float64, np.float16):
+        bits = np.dtype(kind).itemsize * 8
+        with pytest.raises(
+            BadPhoto, match=rf"a TIFF that cannot be read \({bits} bits a sample, float\); save it as PNG"
+        ):
+            decode(tiff(LEVELS.astype(kind), {FORMAT: 3}))
+    deeper = bytearray(encoded(scene(40, 20), "JPEG"))
+    deeper[deeper.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(BadPhoto, match="a JPEG with 12 bits a sample, which cannot be read; save it with 8"):
+        decode(bytes(deeper))
+
+
 def test_lab_is_converted() -> None:
     lab = Image.new("LAB", (8, 8), (128, 128, 128))
     np.testing.assert_allclose(np.asarray(decode(encoded(lab, "TIFF"))), 119, atol=2)

@@ -234,7 +234,7 @@ def as_nobody(source: Path, answer: multiprocessing.queues.Queue[str]) -> None:
 
 
 def read_as_nobody(source: Path) -> str:
-    """What a user without rights reads."""
+    """Answer to a user without rights."""
     if os.getuid():
         pytest.skip("only root can take another user's place")
     for folder in source.parents:
