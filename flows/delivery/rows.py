@@ -1,6 +1,6 @@
 """Reads the rows of a delivery, before any photo is opened.
 
-A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV or Parquet)
+A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV, Parquet)
 with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the field at
 fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
 """

@@ -93,7 +93,9 @@ def first_classes(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
     graph.to(best_device()).eval()
     first = torch.empty(len(photos), dtype=torch.int64)
     with torch.inference_mode():
-        return collect((graph(each.to(graph.weights.device)).ids[:, 0] for each in photos.in_order(BATCH)), first).numpy()
+        return collect(
+            (graph(each.to(graph.weights.device)).ids[:, 0] for each in photos.in_order(BATCH)), first
+        ).numpy()
 
 
 def choose_ratio(
