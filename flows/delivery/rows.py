@@ -1,6 +1,6 @@
 """Reads the rows of a delivery, before any photo is opened.
 
-A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV or Parquet)
+A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV, Parquet)
 with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the field at
 fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
 """
@@ -13,7 +13,6 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -175,8 +174,10 @@ def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -
     Raises:
         BadDelivery: the table cannot be read.
     """
-    with _delivered():
+    try:
         yield from read_rows(path, required=required, known=known)
+    except BadTable as error:
+        raise BadDelivery(str(error)) from None
 
 
 def text_in(where: str, record: Mapping[str, Any], name: str) -> str:
@@ -185,27 +186,20 @@ def text_in(where: str, record: Mapping[str, Any], name: str) -> str:
     Raises:
         BadDelivery: the value is not a text.
     """
-    with _delivered():
-        return text_of(where, record, name)
-
-
-@contextmanager
-def _delivered() -> Iterator[None]:
-    """Raises BadDelivery for a table that cannot be used."""
     try:
-        yield
+        return text_of(where, record, name)
     except BadTable as error:
         raise BadDelivery(str(error)) from None
 
 
 def _row(folder: str, path: Any, *, label: Any, split: str, source: str) -> Line | Refused:
     text, fault = as_text(label)
-    given = short(label) if fault else fold(text)
     path, reason = as_text(path)
     reason = reason or _bad_path(folder, path)
     if reason or fault:
-        return Refused(_utf8(path), _utf8(given), source, "path" if reason else "label", reason or fault)
-    return Line(path, text, split, source)
+        given = short(label) if fault else fold(text)
+        return Refused(_utf8(path), _utf8(given), _utf8(source), "path" if reason else "label", reason or fault)
+    return Line(path, text, split, _utf8(source))
 
 
 def _spelling(known: KnownLabels, label: str) -> tuple[str, str]:

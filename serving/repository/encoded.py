@@ -59,7 +59,9 @@ def install(root: Path, model: str) -> None:
     folder = root / encoded_name(model)
     files = {
         # the decoder that training and clients use
-        **{folder / "1" / "pixels" / path.name: path.read_bytes() for path in Path(pixels.__file__).parent.glob("*.py")},
+        **{
+            folder / "1" / "pixels" / path.name: path.read_bytes() for path in Path(pixels.__file__).parent.glob("*.py")
+        },
         folder / "1" / "contract.py": Path(contract.__file__).read_bytes(),
         folder / "1" / "model.py": (Path(__file__).parents[1] / "encoded" / "model.py").read_bytes(),  # imports both
         folder / "config.pbtxt": config_text(model).encode(),

@@ -117,11 +117,15 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "val", "test")):
         deliver(source / split, {"a": 6, "b": 6}, first_seed=number * 100)
     deliver(source / "test", {"only": 2}, first_seed=900)
+    deliver(source / "train", {"NaN": 2}, first_seed=950)
     (source / "train" / "a" / "leak.png").write_bytes(photo(200))  # also a test photo
     report = build(source, tmp_path / "v")
     manifest = read_manifest(tmp_path / "v")
-    assert Counter(manifest.split) == {"train": 12, "val": 12, "test": 14}
-    assert report.warnings == ["class 'only' has no train photo; it cannot be recognised"]
+    assert Counter(manifest.split) == {"train": 14, "val": 12, "test": 14}
+    assert report.warnings == [
+        "class 'only' has no train photo; it cannot be recognised",
+        "class 'NaN' is how programs write a missing value; if it is not a product, deliver without its rows",
+    ]
 
 
 def test_a_test_photo_never_becomes_train(tmp_path: Path) -> None:
