@@ -103,7 +103,7 @@ def measure_temperature(
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """Temperatures for the members of an uncalibrated graph, and the NLL of the labels (N,) before and after."""
     parts = (label_probabilities(graph.output(image), label) for image, label in batches(graph, photos, target))
-    probabilities = collect(parts, torch.empty(len(photos), len(graph.members), len(TEMPERATURES)))
+    probabilities = collect(parts, torch.empty(len(photos), len(graph.branches), len(TEMPERATURES)))
     weights = graph.weights.flatten().double().cpu().numpy()
     return fit_temperatures(probabilities.numpy(), weights, num_classes=num_classes)
 
