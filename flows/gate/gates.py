@@ -78,6 +78,7 @@ def judge(evidence: GateInput, *, settings: Gate, graph_sha256: str, against: in
         findings += no_worse(evidence.answers, evidence.answers.serving, settings)
     findings.append(no_class_lost(evidence.answers, settings))
     if evidence.cleaning is not None:
+        findings.append(better_than_guessing(evidence.answers, settings))
         findings.append(few_photos_left_out(evidence.cleaning, settings))
     if evidence.ms is not None:
         findings.append(quick_enough(evidence.ms, settings))
@@ -100,6 +101,30 @@ def same_as_its_networks(evidence: GateInput) -> Finding:
             f"; its {variant['name']} variant agrees with it on {variant['agreement']:.1%} of the validation photos"
         )
     return _finding("parity", not different, f"parity: {message}", 0, different)
+
+
+def better_than_guessing(answers: Hits, settings: Gate) -> Finding:
+    """Refuses a graph that is not proven to recognise more than a guess does: an absolute bar, for first models too.
+
+    A guess is a class at random, or always the class with the most test photos, whichever is right more often.
+    """
+    margin, num = settings.above_chance, len(answers.target)
+    if margin < 0:
+        return Finding("above_chance", True, "not compared with guessing, because gate.above_chance is below 0", margin)
+    if not num:
+        message = "accuracy cannot be compared with guessing: the data version has no test photos of trained classes"
+        return Finding("above_chance", False, message, margin)
+    shown, right = np.bincount(answers.target), int(answers.new.sum())
+    most = 0.0 if np.count_nonzero(shown) == 1 else float(shown.max() / num)  # of a single class, nothing else is right
+    guess = max(most, 1 / len(answers.labels))
+    (low,), (high,) = wilson(np.array([right]), np.array([num]), confidence=settings.confidence)
+    passed = low > guess + margin
+    message = f"top-1 accuracy {right / num:.3f}, at least {low:.3f} beyond doubt, against {guess:.3f} by guessing"
+    if not passed:
+        message += (
+            f": not proven to be more than {margin:.3f} better; train longer, from pretrained weights, or on more photos"
+        )
+    return _finding("above_chance", passed, message, margin, right / num, guess, low, high)
 
 
 def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[Finding]:

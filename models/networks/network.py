@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.errors import ConfigError, WeightsMismatch
+from models.errors import ConfigError
 from models.networks.backbones import unknown_backbone
 from models.networks.margins import Angular, Sphere
+from models.networks.weights import load_weights
 from models.recipe.config import Member
 
 EMBEDDING = 512
@@ -124,7 +124,7 @@ def build_network(member: Member, *, num_classes: int) -> Network:
     """
     backbone = _backbone(member)
     if member.weights:
-        _load_backbone(backbone, Path(member.weights), name=member.backbone)
+        load_weights(backbone, Path(member.weights), name=member.backbone)
     width = set_size(backbone, member)
     normalisation = _normalisation(member, backbone)
     return Network(backbone, width=width, num_classes=num_classes, normalisation=normalisation, member=member)
@@ -169,44 +169,6 @@ def _backbone(member: Member) -> nn.Module:
 def _normalisation(member: Member, backbone: nn.Module) -> Normalisation:
     own: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]  # timm's, read as a mapping
     return Normalisation(tuple(member.mean or own["mean"]), tuple(member.std or own["std"]))
-
-
-def _load_backbone(backbone: nn.Module, path: Path, *, name: str) -> None:
-    """Loads the weights of the backbone; the file may hold nothing else but its own classifier."""
-    try:
-        tensors = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, weights_only=True, map_location="cpu")
-        )
-    except FileNotFoundError:
-        raise WeightsMismatch(
-            f"members.weights: {path} does not exist; correct the path, or omit it to start from random weights"
-        ) from None
-    except Exception as error:  # safetensors and torch have no common exception for a damaged file
-        raise WeightsMismatch(
-            f"members.weights: {path} cannot be read ({type(error).__name__}); give a .safetensors file, or a torch file that "
-            "holds only weights"
-        ) from None
-    if not isinstance(tensors, Mapping):
-        raise WeightsMismatch(
-            f"members.weights: {path} holds a {type(tensors).__name__} instead of named tensors; give a file of a state_dict"
-        )
-    own = backbone.state_dict()
-    wrong = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
-    wrong += [key for key in tensors if key not in own and key.split(".")[0] not in _classifier(backbone)]
-    if wrong:
-        raise WeightsMismatch(
-            f"members.weights: {path} does not fit {name}: {len(wrong)} tensors are missing, unexpected or of another shape, "
-            f"first {wrong[0]!r}; give weights of {name}, or set members.backbone to the backbone of these weights"
-        )
-    backbone.load_state_dict({key: tensors[key] for key in own})
-
-
-def _classifier(backbone: nn.Module) -> set[str]:
-    """First parts of the names of the backbone's own classifier in a file, such as fc or head."""
-    names = backbone.pretrained_cfg["classifier"]  # type: ignore[index]  # timm gives one name or several
-    return {name.split(".")[0] for name in ([names] if isinstance(names, str) else names)}
 
 
 def best_device() -> torch.device:

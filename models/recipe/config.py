@@ -172,6 +172,7 @@ class Gate:
     middle: Annotated[float, Range(-1, 1)] = 0.05
     tail: Annotated[float, Range(-1, 1)] = 0.02
     confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.8  # at which a loss of accuracy is refused
+    above_chance: Annotated[float, Range(-1, 1)] = 0.01  # top-1 accuracy above a guess, beyond doubt; below 0: no bar
     class_floor: Share = 0.1  # accuracy of each class; 0: no floor
     decided_away: Share = 0.5  # share of a class's training photos that cleaning may remove
     latency_ms: Annotated[float, Range(0)] = 0.0  # per photo on one CPU thread; 0: no budget, nothing is timed

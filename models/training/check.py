@@ -60,8 +60,19 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     require_mixable(own.augment, loss)
     check_state(own, loss, manifest)
     check_meta(own.meta, loss, manifest)
+    check_frozen(own, member)
     network = build_network(own.members[0], num_classes=num_classes)
     check_sizes(own, network)
+
+
+def check_frozen(own: Recipe, member: int) -> None:
+    """Raises ConfigError if the backbone keeps random weights: a head on top of it would learn next to nothing."""
+    if own.train.backbone_lr_scale == 0 and not own.members[0].weights:
+        raise ConfigError(
+            f"members.{member}.weights: none are given, but train.backbone_lr_scale=0 freezes the backbone, which would keep "
+            f"random weights; give weights of {own.members[0].backbone} with --weights FILE (all members) or --set "
+            f"members.{member}.weights=FILE, or train it too with train.backbone_lr_scale=1"
+        )
 
 
 def check_sizes(own: Recipe, network: Network) -> None:

@@ -307,3 +307,53 @@ def test_a_verdict_survives_its_file() -> None:
     assert Verdict.of({"passed": True, "reasons": ["parity"], "graph_sha256": "abc"}).may_serve, (
         "written by an earlier release"
     )
+
+
+TRAINED = FlaggedLabels(LABELS, np.full(6, 10), np.zeros(6, np.int64))
+
+
+def above_chance(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None = None, **allowed: float) -> Finding:
+    return finding_of(verdict_on(answers(new, serving), cleaning=TRAINED, **allowed), "above_chance")
+
+
+def test_a_first_model_that_recognises_nothing_is_refused() -> None:
+    verdict = verdict_on(answers(hits(0, 0, 0, 0, 0, 0, of=4), None), cleaning=TRAINED, class_floor=0)
+    assert not verdict.passed
+    [reason] = verdict.reasons
+    assert reason.startswith("top-1 accuracy 0.000, at least 0.000 beyond doubt, against 0.167 by guessing: not proven")
+
+
+def test_a_model_that_always_answers_the_most_frequent_class_is_refused() -> None:
+    target = np.repeat([0, 1, 2], [60, 20, 20])
+    found = Hits(target, target == 0, None, LABELS, THIRD)
+    finding = finding_of(verdict_on(found, cleaning=TRAINED, class_floor=0), "above_chance")
+    assert (finding.passed, finding.after, finding.before) == (False, 0.6, 0.6)
+    better = replace(found, new=(target == 0) | (target == 1))
+    assert finding_of(verdict_on(better, cleaning=TRAINED), "above_chance").passed
+
+
+def test_the_bar_also_holds_beside_a_current_model() -> None:
+    nothing = hits(1, 1, 1, 1, 1, 1, of=10)
+    assert not above_chance(nothing, nothing).passed
+    assert above_chance(hits(4, 4, 4, 4, 4, 4, of=10), nothing).passed
+
+
+def test_a_few_photos_that_are_all_recognised_prove_a_model() -> None:
+    assert above_chance(hits(1, 1, 1, 1, 1, 1, of=1)).passed
+
+
+def test_a_larger_margin_or_confidence_asks_for_more() -> None:
+    found = hits(3, 3, 3, 3, 3, 3, of=10)
+    assert above_chance(found).passed
+    assert not above_chance(found, above_chance=0.1).passed
+    assert not above_chance(found, confidence=0.999).passed
+
+
+def test_the_bar_can_be_switched_off() -> None:
+    assert above_chance(hits(0, 0, 0, 0, 0, 0, of=4), above_chance=-1).passed
+
+
+def test_without_test_photos_a_first_model_is_not_proven() -> None:
+    none = np.empty(0, np.int64)
+    verdict = verdict_on(Hits(none, none.astype(bool), None, LABELS, THIRD), cleaning=TRAINED)
+    assert [finding.gate for finding in verdict.findings if not finding.passed] == ["above_chance"]

@@ -49,6 +49,8 @@ def test_what_can_be_trained_passes(data: Path) -> None:
         ("loss.params.p=1", ConfigError, r"loss\.params\.p: 'gce' has no such parameter.*; it takes q, .*$"),
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
         ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
+        ("train.backbone_lr_scale=0", ConfigError, r"^members\.0\.weights: none are given, .* --weights FILE \(all"),
+        ("members.1.train.backbone_lr_scale=0", ConfigError, r"^members\.1\.weights: none are given"),
         (
             "members.0.weights=models/training/train.py",
             WeightsMismatch,
@@ -92,7 +94,7 @@ def test_weights_of_another_network(data: Path, tmp_path: Path) -> None:
     save_file({"stem.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     for name, message in (
-        ("other.safetensors", r"does not fit test_resnet: \d+ tensors"),
+        ("other.safetensors", r"does not fit test_resnet: it holds 1 tensors"),
         ("tensor.pt", "state_dict"),
     ):
         recipe = load_recipe("smoke", overrides=[f"members.0.weights={tmp_path / name}"])
