@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +20,13 @@ VOLATILE = ("state", "versions", ".dvc/tmp")  # locks, logs and verified copies,
 Completed = subprocess.CompletedProcess[str]
 
 
-def cleanshelf(*arguments: object, **popen: Any) -> Completed:
-    """Runs one command in an empty home folder, which stays empty; `env` adds to the environment."""
-    command = [sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
+def cleanshelf(*arguments: object, under: Sequence[str] = (), **popen: Any) -> Completed:
+    """Runs one command in an empty home folder, which stays empty.
+
+    under: a command line that runs the command, such as strace.
+    popen: arguments of subprocess.run; `env` adds to the environment.
+    """
+    command = [*under, sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
     with TemporaryDirectory() as home:
         env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": home} | popen.pop("env", {})
         done = subprocess.run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import tomllib
 from contextlib import chdir
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,7 +50,7 @@ def prepare_prefect(state: Path) -> None:
     for name in _not_ours():
         del os.environ[name]
     os.environ |= PRIVATE | direct(os.environ) | _settings(state / "prefect")
-    if any(Path(name).is_file() for name in FILES):
+    if any(Path(name).is_file() and _concerns_prefect(Path(name)) for name in FILES):
         _import_prefect_without_files(state)
 
 
@@ -87,6 +88,17 @@ def _is_usable(proxy: str) -> bool:
         return False
     has_socks = importlib.util.find_spec("socksio") is not None
     return parts.scheme in SCHEMES and port != 0 and (has_socks or not parts.scheme.startswith("socks"))
+
+
+def _concerns_prefect(path: Path) -> bool:
+    """True if Prefect would take settings from the file, or fail because it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.name == "pyproject.toml":
+            return "prefect" in tomllib.loads(text).get("tool", {})
+        return path.suffix == ".toml" or "prefect" in text.lower()
+    except (OSError, ValueError, TypeError):
+        return True
 
 
 def _import_prefect_without_files(elsewhere: Path) -> None:

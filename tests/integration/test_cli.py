@@ -23,7 +23,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.environment import Environment
 from tests.command_line import cleanshelf, snapshot
 from tests.scheduling import scheduler, scheduler_log, wait_for_outcomes
-from tests.surroundings import rough
+from tests.surroundings import elsewhere, rough, traced
 
 pytestmark = [
     pytest.mark.dvc,
@@ -61,7 +61,10 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
     env = {"CLEANSHELF_TRITON_ENV": str(triton_environment.path)}
     with rough(root / "here") as (here, variables):
         before = snapshot(here)
-        done = cleanshelf("retrain", "smoke", "--workspace", shop.root, "--json", env=env | variables, cwd=here)
+        done = cleanshelf(
+            "retrain", "smoke", "--workspace", shop.root, "--json",
+            env=env | variables, cwd=here, under=traced(root / "connections.log"),
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert snapshot(here) == before, "nothing of the user's was run, and no other database was opened"
     (root / "retrain.json").write_text(done.stdout)
@@ -117,6 +120,13 @@ def test_a_retraining_in_rough_surroundings_is_like_any_other(trained: Path) -> 
     with sqlite3.connect(trained / "state" / "prefect" / "prefect.db") as database:
         runs = database.execute("select state_type from flow_run").fetchall()
     assert runs == [("COMPLETED",)], "it reported to the server of the workspace"
+
+
+def test_a_retraining_connects_to_no_other_machine(trained: Path) -> None:
+    log = trained.parent / "connections.log"
+    if not log.exists() or not log.stat().st_size:
+        pytest.skip("strace is missing, or may not trace here")
+    assert elsewhere(log) == []
 
 
 def test_data_log_show_and_diff(trained: Path) -> None:

@@ -111,13 +111,13 @@ def test_a_port_in_use_is_refused(shop: Workspace) -> None:
     ids=["a folder", "broken bytes"],
 )
 def test_a_server_that_cannot_start_is_an_error_and_nothing_changes(
-    shop: Workspace, tmp_path: Path, break_it: Callable[[Path], object], reason: str
+    shop: Workspace, break_it: Callable[[Path], object], reason: str
 ) -> None:
     database = shop.state / "prefect" / "prefect.db"
     database.parent.mkdir(parents=True)
     break_it(database)
     before = DataVersions(shop).selected()
-    done = cleanshelf("ingest", deliver(tmp_path / "more", {"tea": 2, "milk": 1}, first_seed=100), "-w", shop.root)
+    done = cleanshelf("schedule", "smoke", "-w", shop.root, "--port", 0)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("cleanshelf: Prefect's server ended during its start: ")
     assert f"{reason}; see " in done.stderr

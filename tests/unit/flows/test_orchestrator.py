@@ -26,7 +26,7 @@ from flows.orchestrator.events import (
     scheduler_server,
     standing_server,
 )
-from flows.orchestrator.isolation import prepare_prefect
+from flows.orchestrator.isolation import _concerns_prefect, prepare_prefect
 from flows.workspace import Workspace
 from serving.server.process import birth
 from tests.command_line import ROOT
@@ -104,7 +104,7 @@ def test_proxies_that_httpx_refuses_are_left_out(
 
 SETTINGS = """
 from pathlib import Path
-from flows.orchestrator.isolation import prepare_prefect
+from flows.orchestrator.isolation import _concerns_prefect, prepare_prefect
 prepare_prefect(Path({state!r}))
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 for updates in ({{}}, {{PREFECT_API_URL: "http://ours/api"}}):
@@ -112,6 +112,25 @@ for updates in ({{}}, {{PREFECT_API_URL: "http://ours/api"}}):
         settings = get_current_settings()
         print(settings.api.url, settings.server.api.base_path, settings.server.database.connection_url.get_secret_value())
 """
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "concerns"),
+    [
+        ("pyproject.toml", b"[project]\nname = 'theirs'\ndependencies = ['prefect']", False),
+        ("pyproject.toml", b"[tool.prefect.server]", True),
+        ("pyproject.toml", b"[tool", True),
+        ("prefect.toml", b"", True),
+        (".env", b"DJANGO_SECRET=1", False),
+        (".env", b"Prefect_Api_Url=http://127.0.0.1:9", True),
+        (".env", b"A=\xff", True),
+    ],
+)
+def test_prefect_is_imported_early_only_if_a_file_concerns_it(
+    tmp_path: Path, name: str, content: bytes, concerns: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert _concerns_prefect(tmp_path / name) == concerns, "the import takes a second, and small verbs need no Prefect"
 
 
 def test_prefect_reads_no_file_of_the_current_folder(tmp_path: Path) -> None:
@@ -230,7 +249,7 @@ def test_a_rollback_imports_nothing_of_prefect() -> None:
 UNUSABLE = """
 import sys, time
 from pathlib import Path
-from flows.orchestrator.isolation import prepare_prefect
+from flows.orchestrator.isolation import _concerns_prefect, prepare_prefect
 prepare_prefect(Path(sys.argv[1]))
 from flows.orchestrator.server import why_unusable
 for url in sys.argv[2:]:
