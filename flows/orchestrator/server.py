@@ -42,6 +42,7 @@ from serving.server.process import birth, until
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # measured: 9 to 25 s on two busy cores
 GRACE_S = 10.0
+DATABASE = "sqlite+aiosqlite:///prefect/prefect.db"  # below state/: in a URL, a whole path may end at a `?`
 FAILURE = re.compile(r"[\w.]+(Error|Exception): ")
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
 WAY_OUT = "correct the variable, or unset it to use a server of the workspace"
@@ -150,8 +151,14 @@ def prefect_server(workspace: Workspace, *, port: int = 0, stop: Event | None = 
 def _spawn(listener: socket.socket, log: Path) -> subprocess.Popen[bytes]:
     app = ["--factory", "prefect.server.api.server:create_app", "--fd", str(listener.fileno())]
     command = [sys.executable, "-m", "flows.run.child", "uvicorn", *app, "--log-level", "error", "--lifespan", "on"]
-    variables = process_variables(PREFECT__SERVER_FINAL="1", PREFECT_SERVER_LOGGING_LEVEL="ERROR")
+    ours = {
+        "PREFECT__SERVER_FINAL": "1",
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": DATABASE,
+    }
+    variables = process_variables(**ours)
     variables = {name: value for name, value in variables.items() if name not in ACCESS}  # those are for another server
+    (log.parent / "prefect").mkdir(exist_ok=True)
     with log.open("wb") as file:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=variables, cwd=log.parent,
                                 pass_fds=[listener.fileno()], start_new_session=True)  # fmt: skip

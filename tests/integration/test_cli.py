@@ -51,7 +51,9 @@ def delivery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_environment: Environment) -> Path:
     """A workspace with two data versions, the second of which model version 1 was trained on in rough surroundings."""
     root = tmp_path_factory.mktemp("trained")
-    shop = Workspace.init(root / "shop")
+    shop = Workspace.init(
+        root / "a?b%20c #d'\"é"
+    )  # a URL, a shell and a quoted string read these characters as their own
     for name in ("first", "second"):
         versions = DataVersions(shop)
         base = versions.materialise("selected") if versions.selected() else None
@@ -67,6 +69,7 @@ def trained(delivery: Path, tmp_path_factory: pytest.TempPathFactory, triton_env
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert snapshot(here) == before, "nothing of the user's was run, and no other database was opened"
+    assert [path.parent for path in root.rglob("prefect.db")] == [shop.state / "prefect"]
     (root / "retrain.json").write_text(done.stdout)
     (root / "retrain.log").write_text(done.stderr)
     return shop.root

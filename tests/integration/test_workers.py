@@ -213,3 +213,20 @@ def test_a_flow_stops_its_workers_and_resumes_their_training(data: Path, tmp_pat
         "only the first worker prints, in both runs"
     )
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_workers_meet_where_the_machines_own_name_does_not_resolve(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid || exit 99; exec "$@"', "sh"]
+    command = [*renamed, sys.executable, "-P", "-m", "flows.run.workers", "2", "program", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONWARNINGS": "ignore"},
+    ) as workers:  # fmt: skip
+        try:
+            said = workers.stdout.read() if until(lambda: workers.poll() is not None, timeout_s=60) else "still waiting"
+        finally:
+            workers.kill()
+    if workers.returncode == 99 or "unshare" in said:
+        pytest.skip("this machine permits no change of its name")
+    assert (workers.returncode, (tmp_path / "2-1.pt").exists()) == (0, True), said
