@@ -47,7 +47,7 @@ def model_log(workspace: At = Path("."), as_json: AsJson = False) -> None:
 
     entries = model_history(find(workspace))
     metrics = ("top1", "mean_class", "head", "middle", "tail")
-    columns = ("version", "serving", *metrics, "data_version", "data_withdrawn", "recipe", "run")
+    columns: tuple[str, ...] = ("version", "serving", *metrics, "data_version", "data_withdrawn", "recipe", "run")
     if any(entry["override"] for entry in entries):
         columns += ("despite", "by")
     rows = [
