@@ -309,7 +309,7 @@ def test_a_verdict_survives_its_file() -> None:
     )
 
 
-TRAINED = FlaggedLabels(LABELS, np.full(6, 10), np.zeros(6, np.int64))
+TRAINED = left_out(0, 0, 0, 0, 0, 0, given=10)
 
 
 def above_chance(new: NDArray[np.bool_], serving: NDArray[np.bool_] | None = None, **allowed: float) -> Finding:
@@ -325,7 +325,7 @@ def test_a_first_model_that_recognises_nothing_is_refused() -> None:
 
 def test_a_model_that_always_answers_the_most_frequent_class_is_refused() -> None:
     target = np.repeat([0, 1, 2], [60, 20, 20])
-    found = Hits(target, target == 0, None, LABELS, THIRD)
+    found = Hits(target.astype(str), target, target == 0, None, LABELS, THIRD)
     finding = finding_of(verdict_on(found, cleaning=TRAINED, class_floor=0), "above_chance")
     assert (finding.passed, finding.after, finding.before) == (False, 0.6, 0.6)
     better = replace(found, new=(target == 0) | (target == 1))
@@ -355,5 +355,5 @@ def test_the_bar_can_be_switched_off() -> None:
 
 def test_without_test_photos_a_first_model_is_not_proven() -> None:
     none = np.empty(0, np.int64)
-    verdict = verdict_on(Hits(none, none.astype(bool), None, LABELS, THIRD), cleaning=TRAINED)
+    verdict = verdict_on(Hits(none.astype(str), none, none.astype(bool), None, LABELS, THIRD), cleaning=TRAINED)
     assert [finding.gate for finding in verdict.findings if not finding.passed] == ["above_chance"]
