@@ -81,7 +81,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, triton_environment: Environme
     golden = np.stack([to_square(decode(manifest.read_photo(row)), SIZE) for row in range(3)])
     with workspace.lock("test", name="serving"):
         assert register_and_promote(workspace, graph, lineage=lineage, labels=manifest.classes, golden=golden) == 1
-    ResultCache(workspace).cached("export", work=lambda out: leave_export(graph, data, out))
+    files = ("model.onnx", "answers.npz", "accuracy.json")
+    ResultCache(workspace).cached("export", files=files, work=lambda out: leave_export(graph, data, out))
     return workspace
 
 
