@@ -207,8 +207,8 @@ def _done(parts: Parts, summary: Summary) -> _Paths:
     else:
         for columns in parts.columns(["path", "known", "model_version", "error"]):
             digests.append(np.fromiter(map(_digest, columns.pop("path")), np.uint64))
-            for row in zip(*columns.values(), strict=True):
-                summary.add(*row)
+            for counted in zip(*columns.values(), strict=True):
+                summary.add(*counted)
     summary.resumed = summary.photos
     return _Paths(np.sort(np.concatenate(digests)))
 

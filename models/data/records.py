@@ -67,7 +67,7 @@ def as_text(value: Any) -> tuple[str, str]:
         return "", "is missing (NaN); write it as text, or leave the row out"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value), ""
-    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) <= LARGEST:
+    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) <= LARGEST:
         return str(int(value)), ""
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value)), ""
