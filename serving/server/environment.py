@@ -125,6 +125,8 @@ def ensure_environment(path: Path, *, requirements: Path = REQUIREMENTS) -> Envi
     marker, wanted = path / MARKER, sha256(requirements).encode()
     if marker.is_file() and marker.read_bytes().strip() == wanted:
         return inspect(path)
+    if not (path / "pyvenv.cfg").exists() and any(each.is_file() for each in path.rglob("*")):
+        raise BadEnvironment(f"{path} holds files and is not a Python environment; name another folder")
     _run([sys.executable, "-I", "-m", "venv", "--clear", str(path)])
     options = ["--no-input", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(requirements)]
     _run([str(path / "bin" / "python"), "-I", "-m", "pip", "install", *options])

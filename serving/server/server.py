@@ -195,7 +195,7 @@ class LocalServer:
     def _command(self, environment: Environment) -> list[str]:
         backends = [
             _backend_option(self.state),
-            f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(self.state)}",
+            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(self.state)}",
         ]
         return [
             str(environment.wheel / "bin" / "tritonserver"),
@@ -267,7 +267,7 @@ def _clear(state: Path) -> None:
     stub = str(_backends(state) / "python" / "triton_python_backend_stub")
     option = _backend_option(state)
     process.kill([pid for pid, argv in process.commands() if argv[0] == stub or option in argv])
-    for region in SHARED_MEMORY.glob(f"{_shared_memory_prefix(state)}*"):
+    for region in SHARED_MEMORY.glob(f"{shared_memory_prefix(state)}*"):
         region.unlink(missing_ok=True)
     (state / "triton.json").unlink(missing_ok=True)
     shutil.rmtree(_runtime(state), ignore_errors=True)
@@ -320,7 +320,8 @@ def _log(state: Path) -> Path:
     return state / "triton.log"
 
 
-def _shared_memory_prefix(state: Path) -> str:
+def shared_memory_prefix(state: Path) -> str:
+    """Beginning of the names in /dev/shm of the server of this state directory."""
     return f"cleanshelf-{_digest(state)}-"
 
 

@@ -93,3 +93,10 @@ def test_a_half_made_environment_is_made_again(tmp_path: Path, broken: bytes) ->
         ensure_environment(path, requirements=requirements)
     assert not (path / "lib" / f"python{PYTHON}" / "site-packages" / "pytriton").exists()
     assert not (path / MARKER).exists()
+
+
+def test_a_folder_with_other_files_is_not_cleared(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("cannot-be-installed==0\n")
+    with pytest.raises(BadEnvironment, match="holds files and is not a Python environment"):
+        ensure_environment(tmp_path, requirements=tmp_path / "requirements.txt")
+    assert (tmp_path / "requirements.txt").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.server import process
-from serving.server.server import RunningServer, running
+from serving.server.server import LocalServer, RunningServer, running, shared_memory_prefix
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
 
@@ -86,3 +86,20 @@ def test_a_broken_state_file_is_repaired(tmp_path: Path, text: str) -> None:
     (tmp_path / "triton.json").write_text(text)
     assert running(tmp_path) is None
     assert not (tmp_path / "triton.json").exists()
+
+
+def test_a_server_at_the_same_path_in_another_container_keeps_its_memory(tmp_path: Path) -> None:
+    """Containers may share /dev/shm, and give their own workspaces the same path."""
+    state = tmp_path / "state"
+    state.mkdir()
+    prefix = shared_memory_prefix(state)
+    state.rename(tmp_path / "elsewhere")
+    state.mkdir()
+    theirs, ours = (Path("/dev/shm") / f"{name}test" for name in (prefix, shared_memory_prefix(state)))
+    try:
+        for region in (theirs, ours):
+            region.touch()
+        LocalServer(tmp_path / "repository", state, tmp_path / "none").stop()
+        assert (theirs.exists(), ours.exists()) == (True, False)
+    finally:
+        theirs.unlink(missing_ok=True)
