@@ -80,10 +80,15 @@ def _file(workspace: Workspace) -> Path:
     return workspace.state / "prefect-server.json"
 
 
+def named_server() -> str:
+    """API address of the server that the environment names in PREFECT_API_URL, "" if none."""
+    return os.environ.get("PREFECT_API_URL", "").strip()
+
+
 def standing_server(workspace: Workspace) -> str:
     """API address of the permanent server: PREFECT_API_URL, else that of the workspace's scheduler, else ""."""
     scheduler = scheduler_server(workspace)
-    return os.environ.get("PREFECT_API_URL", "").strip() or (scheduler.url if scheduler else "")
+    return named_server() or (scheduler.url if scheduler else "")
 
 
 def answers(url: str) -> bool:

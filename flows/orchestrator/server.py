@@ -59,8 +59,7 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
     """
     running = scheduler_server(workspace)
     if url := PREFECT_API_URL.value():
-        if why := why_unusable(url):
-            raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
+        check_server(url)
         yield url
     elif running:
         with reporting_to(running.url):
@@ -68,6 +67,12 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
     else:
         with prefect_server(workspace) as server, reporting_to(server.url), _running_flows(workspace):
             yield server.url
+
+
+def check_server(url: str) -> None:
+    """Raises WorldError if flows cannot report to the server that the user named."""
+    if why := why_unusable(url):
+        raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
 
 
 def why_unusable(url: str) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.data.versions import DataVersions
+from flows.orchestrator.events import named_server
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run, inputs_of, sweep_runs
@@ -30,9 +31,14 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
 
     Raises:
         InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
+        WorldError: the environment names a server that cannot be used; nothing was started.
     """
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
+        if named := named_server():
+            from flows.orchestrator.server import check_server
+
+            check_server(named)  # within seconds, before the data are verified
         DataVersions(workspace).repair(staging=False)
         sweep_runs(workspace)
         preview(workspace, recipe)
