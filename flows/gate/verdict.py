@@ -17,7 +17,8 @@ class Finding:
     gate: "parity" or the gate's key in the recipe.
     allowed: the recipe's bound.
     after, before: of the new and of the current model; None if there is none, or if nothing could be measured.
-    low, high: bounds of the change (for "above_chance" and "class_floor" of the accuracy itself), each one-sided at `gate.confidence`.
+    low, high: bounds of the change (for "above_chance" and "class_floor" of the accuracy itself), each one-sided at the
+        confidence of the gate.
     """
 
     gate: str
