@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,10 @@ def setting(what: str) -> Any:
 
 
 Set = Annotated[list[str], setting("a recipe key, e.g. train.epochs=3")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Weights from which the backbone of every member starts."),
+]
 NoPromote = Annotated[
     bool, typer.Option("--no-promote", help="Only register the model; `cleanshelf promote` makes it the current one.")
 ]
@@ -76,6 +81,20 @@ def resolve(recipe: str, overrides: Sequence[str]) -> ResolvedRecipe:
     resolved = load_recipe(recipe, overrides=overrides)
     check_backbones(resolved)
     return resolved
+
+
+def with_weights(recipe: str, overrides: Sequence[str], weights: Path | None) -> list[str]:
+    """The overrides after those that give every member these weights, so that `--set members.N.weights` still counts."""
+    from models.errors import ConfigError
+    from models.recipe.config import load_recipe
+
+    if weights is None:
+        return list(overrides)
+    if not weights.is_file():
+        raise ConfigError(f"--weights {weights}: there is no such file; correct the path")
+    given = json.dumps(str(weights.absolute()))
+    members = range(len(load_recipe(recipe).members))
+    return [*(f"members.{member}.weights={given}" for member in members), *overrides]
 
 
 def log_to_stderr() -> None:

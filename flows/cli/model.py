@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.app import WORLD, AsJson, At, DryRun, NoPromote, Recipe, Set, app, find, model_verbs, prepare, resolve
+from flows.cli.app import (
+    WORLD,
+    AsJson,
+    At,
+    DryRun,
+    NoPromote,
+    Recipe,
+    Set,
+    Weights,
+    app,
+    find,
+    model_verbs,
+    prepare,
+    resolve,
+    with_weights,
+)
 from flows.cli.show import pairs, refusals_shown, show, table
 
 if TYPE_CHECKING:
@@ -21,13 +36,14 @@ def retrain(
     workspace: At = Path("."),
     *,
     overrides: Set,
+    weights: Weights = None,
     no_promote: NoPromote = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train, clean, retrain, re-balance, export one graph, judge it and publish it."""
     found = prepare(workspace)
-    resolved = resolve(recipe, overrides)
+    resolved = resolve(recipe, with_weights(recipe, overrides, weights))
     from flows.retrain import retrain as run_retraining
     from flows.steps.start import preview
     from models.recipe.config import to_dict

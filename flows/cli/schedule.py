@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, Recipe, Set, app, find, resolve, set_up_logging
+from flows.cli.app import AsJson, At, Recipe, Set, Weights, app, find, resolve, set_up_logging, with_weights
 from flows.cli.show import show, table
 
 SHOWN = 10  # runs in the table; --json has all
@@ -20,6 +20,7 @@ def schedule(
     workspace: At = Path("."),
     *,
     overrides: Set,
+    weights: Weights = None,
     cron: Annotated[str, typer.Option(help="Cron expression, in UTC; default 0 3 * * 1.", show_default=False)] = "",
     every: Annotated[str, typer.Option(help="Period between retrainings: 30m, 6h, 7d.", show_default=False)] = "",
     on_new_data: Annotated[bool, typer.Option("--on-new-data", help="Retrain whenever data arrive.")] = False,
@@ -34,6 +35,7 @@ def schedule(
 
         state = read_status(found)
         return show(state, as_json=as_json, say=lambda: _print_status(state))
+    overrides = with_weights(recipe, overrides, weights)
     resolve(recipe, overrides)  # before the seconds that an import of Prefect takes
     set_up_logging(found.state)
     from flows.scheduler.plan import make_plan

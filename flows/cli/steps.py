@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, app, prepare, resolve
+from flows.cli.app import AsJson, At, NoPromote, Recipe, Set, Weights, app, prepare, resolve, with_weights
 from flows.cli.show import pairs, refusals_shown, show
 
 
@@ -18,11 +18,12 @@ def clean(
     workspace: At = Path("."),
     *,
     overrides: Set,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Clean the labels as a retraining by this recipe would. The result is a data version; no model is trained."""
     found = prepare(workspace)
-    resolved = resolve(recipe, overrides)
+    resolved = resolve(recipe, with_weights(recipe, overrides, weights))
     from flows.clean import clean_data
 
     content = dataclasses.asdict(clean_data(found, resolved))

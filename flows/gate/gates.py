@@ -121,9 +121,7 @@ def better_than_guessing(answers: Hits, settings: Gate) -> Finding:
     passed = low > guess + margin
     message = f"top-1 accuracy {right / num:.3f}, at least {low:.3f} beyond doubt, against {guess:.3f} by guessing"
     if not passed:
-        message += (
-            f": not proven to be more than {margin:.3f} better; train longer, from pretrained weights, or on more photos"
-        )
+        message += f": not proven to be more than {margin:.3f} better; train longer, from pretrained weights, or on more photos"
     return _finding("above_chance", passed, message, margin, right / num, guess, low, high)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.run.launch import num_workers, run_child
-from flows.run.run import Run
+from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
@@ -89,10 +89,16 @@ def _train(
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
+        arguments += ["--features", shared_features(run)]
         run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
     return run.cached(name, data.name, *training_inputs(own), *parts, files=files, work=work)
+
+
+def shared_features(run: Run) -> Path:
+    """The folder of the features of frozen backbones, which trainings of one source share."""
+    return run.workspace.runs / "features" / code_hash()
 
 
 def _name(work: str, run: Run, member: int) -> str:
@@ -107,7 +113,7 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
-        arguments += ["--member", member, "--out", out]
+        arguments += ["--member", member, "--out", out, "--features", shared_features(run)]
         run_child("models.training.decoupling", arguments, say=_say(name))
 
     seed = recipe.members[member].seed

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.data.versions import DataVersions
+from flows.errors import InputError
 from flows.orchestrator.events import named_server
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
@@ -18,6 +19,8 @@ from flows.steps.learn import check
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
+from serving.repository.repository import ModelRepository
+from serving.signature import Signature
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
@@ -41,7 +44,7 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
             check_server(named)  # within seconds, before the data are verified
         DataVersions(workspace).repair(staging=False)
         sweep_runs(workspace)
-        preview(workspace, recipe)
+        preview(workspace, recipe, publishes=verb == "retrain")
         run.open(inputs(workspace, recipe))
         from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit
 
@@ -55,15 +58,34 @@ def num_trainings(recipe: Recipe) -> int:
     return num_parallel(Settings().parallel, workers=workers)
 
 
-def preview(workspace: Workspace, recipe: Recipe) -> str:
+def preview(workspace: Workspace, recipe: Recipe, *, publishes: bool = True) -> str:
     """The id of the data version that `retrain` would train on, after a check that the recipe fits it.
+
+    publishes: whether a graph is to be published, which then has to take the photos of the current model's clients.
 
     Raises:
         InputError: it does not, or data/ was edited by hand.
     """
+    if publishes:
+        check_contract(workspace, recipe)
     data = data_to_train_on(workspace, recipe)
     check(recipe, data)
     return data.name
+
+
+def check_contract(workspace: Workspace, recipe: Recipe) -> None:
+    """Raises InputError if the graph would take photos, or give answers, of another size than the current model."""
+    models = ModelRepository(workspace.repository)
+    if not (configured := models.configured()):
+        return
+    current = Signature.read(models.path(max(configured)) / "model.onnx")
+    for key, ours, theirs in (("input_size", recipe.export.input_size, current.size),
+                              ("top_k", recipe.export.top_k, current.k)):  # fmt: skip
+        if ours != theirs:
+            raise InputError(
+                f"export.{key}: {ours}, but model version {max(configured)}, which answers now, has {theirs}, and its clients "
+                f"would break; set export.{key}={theirs}, or retrain in another workspace"
+            )
 
 
 def data_to_train_on(workspace: Workspace, recipe: Recipe) -> DataFolder:

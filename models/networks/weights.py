@@ -37,7 +37,7 @@ TRIED = 80  # backbones of the same family that are compared with a file that do
 AVERAGED = ("ema", "teacher")  # of two copies of the weights, the averaged one is taken
 GIVE = "give a .safetensors file, or one of torch.save(network.state_dict(), FILE)"
 # Harmless classes that checkpoints hold beside the weights, such as the arguments of the training.
-HARMLESS = [argparse.Namespace, pathlib.PosixPath, collections.defaultdict, np.dtype, np._core.multiarray.scalar,
+HARMLESS = [argparse.Namespace, pathlib.PosixPath, collections.defaultdict, np.dtype, np.float64(0).__reduce__()[0],
             *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool"))]  # fmt: skip
 KINDS = {  # by the first bytes of a file
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`",
@@ -137,7 +137,7 @@ def damaged(path: Path, error: Exception) -> WeightsMismatch:
 
 
 def kind_of(path: Path, head: bytes) -> str:
-    """What is wrong with the kind of file; "" if it may hold weights."""
+    """The reason why a file of this kind cannot hold weights; "" if it may."""
     if not head:
         return "empty; copy or download it again"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
@@ -194,7 +194,7 @@ def classifier_of(backbone: nn.Module) -> set[str]:
 
 
 def misfit(found: Found, own: Mapping[str, Tensor], missing: list[str], unknown: list[str]) -> str:
-    """What a file holds, and the first tensor that does not fit."""
+    """A text about the content of a file, and the first tensor that does not fit."""
     given = found.named()
     prefix = f" with prefix {found.prefix!r}" if found.prefix else ""
     said = f"it holds {found}; {found.fitting} of the backbone's {len(own)} are among them{prefix}"
@@ -206,7 +206,7 @@ def misfit(found: Found, own: Mapping[str, Tensor], missing: list[str], unknown:
 
 
 def way_out(path: Path, content: Any, found: Found, name: str) -> str:
-    """What to do about weights that do not fit, with the backbone that they may belong to."""
+    """A remedy for weights that do not fit, with the backbone that they may belong to."""
     likely = likely_backbone(path, content, found, name)
     other = f" (these look like {likely})" if likely else ""
     return f"give weights of {name}, or set members.backbone to the backbone of these weights{other}"

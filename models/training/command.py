@@ -33,6 +33,15 @@ def parser_for(names: str, *, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def with_features(names: str, *, description: str) -> argparse.ArgumentParser:
+    """Parser as `parser_for`, with the option --features."""
+    parser = parser_for(names, description=description)
+    parser.add_argument(
+        "--features", type=Path, help="folder of the features that trainings of a frozen backbone share"
+    )
+    return parser
+
+
 def read_recipe(path: Path) -> Recipe:
     """Resolved recipe in a JSON file."""
     return from_dict(json.loads(path.read_text(encoding="utf-8")))

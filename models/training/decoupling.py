@@ -23,13 +23,12 @@ from torch.nn import functional
 
 from models.cleaning import HALF
 from models.data.manifest import Manifest, read_manifest
-from models.data.photos import Photos
 from models.data.samplers import best_of_class
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.accuracy import Accuracy, accuracy
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.evaluation.scores import write_scores
-from models.networks.inputs import Features, extract
+from models.networks.inputs import Features
 from models.networks.network import best_device, set_threads
 from models.networks.predict import embeddings, score
 from models.networks.results import collect
@@ -44,7 +43,8 @@ from models.training.classifiers import (
     set_classifier,
     tau_normalise,
 )
-from models.training.command import log_progress, parser_for, read_recipe, run
+from models.training.command import log_progress, read_recipe, run, with_features
+from models.training.features import frozen_features
 from models.training.job import split_rows
 from models.training.sample_weights import label_confidence
 from models.training.train import load_network, save_network
@@ -229,7 +229,7 @@ def first_within_error(tried: list[ClassifierChoice], target: NDArray[np.int64],
     return best
 
 
-def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path) -> None:
+def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path, shared: Path | None = None) -> None:
     """Writes the re-balanced network, its scores and the evidence for the choice (balance.json) to `out`."""
     settings = read_recipe(recipe)
     set_threads(settings.train.threads)
@@ -238,8 +238,13 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     manifest = with_selection_photos(read_manifest(data), settings.proof.photos)
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
+    unchanged = settings.of(member).train.backbone_lr_scale == 0 and not settings.finetune.epochs
+    folder = shared if unchanged else None
+
     def features(chosen: NDArray[np.int64]) -> Features:
-        return extract(Photos(manifest, chosen, side=settings.export.input_size), net, size=trained.member.size)
+        return frozen_features(
+            manifest, chosen, net, member=trained.member, side=settings.export.input_size, folder=folder
+        )
 
     held_out_features, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
     selection = selection_photos(manifest)[held_out]
@@ -298,12 +303,13 @@ def best_scored(known: Embedded, score: NDArray[np.float32], trained: Tensor, *,
 
 def main() -> None:
     """Command line that re-balances one network."""
-    parser = parser_for("data recipe network out", description="Re-balance the classifier of a trained network.")
+    parser = with_features("data recipe network out", description="Re-balance the classifier of a trained network.")
     parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     args = parser.parse_args()
     log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    rebalance(args.network, data=args.data, recipe=args.recipe, member=args.member, out=args.out)
+    rebalance(args.network, data=args.data, recipe=args.recipe, member=args.member, out=args.out,
+              shared=args.features)  # fmt: skip
 
 
 if __name__ == "__main__":

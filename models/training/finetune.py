@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from models.networks.margins import angular
 from models.networks.network import Network, set_size
-from models.training.command import parser_for, run
+from models.training.command import run, with_features
 from models.training.job import Job, run_job
 from models.training.train import load_network, train
 
@@ -39,7 +39,7 @@ def freeze_all_but_norms(network: Network) -> None:
 
 def main() -> None:
     """Command line that fine-tunes one network."""
-    parser = parser_for("data recipe network out", description="Fine-tune a trained network at a larger size.")
+    parser = with_features("data recipe network out", description="Fine-tune a trained network at a larger size.")
     parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     args = parser.parse_args()
     run_job(args, finetune, start=args.network)

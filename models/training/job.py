@@ -32,6 +32,7 @@ class Job:
     out: Path
     fold: int | None = None  # hold out this fold of the training photos, and score it
     start: Path | None = None  # network.pt to fine-tune
+    features: Path | None = None  # folder of the features that trainings of a frozen backbone share
 
     @cached_property
     def own(self) -> Recipe:
@@ -118,4 +119,5 @@ def run_job(
     with distributed.workers():
         if distributed.rank() == 0:
             log_progress()
-        work(Job(data=args.data, recipe=recipe, member=args.member, out=args.out, fold=fold, start=start))
+        work(Job(data=args.data, recipe=recipe, member=args.member, out=args.out, fold=fold, start=start,
+                 features=args.features))  # fmt: skip

@@ -34,15 +34,16 @@ from models.errors import ManifestError
 from models.evaluation.scores import write_scores
 from models.losses import Loss, Samples, asymmetry_ratio, build_loss, max_noise
 from models.losses.correction import Correction
-from models.networks.inputs import Features, Inputs, Views, extract
+from models.networks.inputs import Features, Inputs, Views
 from models.networks.margins import margin_of
 from models.networks.network import Network, best_device, build_network, count_parameters, set_threads
 from models.networks.predict import answers, embeddings, score
 from models.recipe.config import Member, from_dict, to_dict
 from models.training import checkpoint
 from models.training.classifiers import set_classifier
-from models.training.command import parser_for, run
+from models.training.command import run, with_features
 from models.training.epochs import fit
+from models.training.features import frozen_features
 from models.training.job import Job, require_mixable, run_job, split_rows
 from models.training.meta import Adjuster, Constant, Replay
 from models.training.sample_weights import make_sample_weights
@@ -153,10 +154,12 @@ def tolerance(loss: Loss) -> str:
 
 def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Inputs:
     """Random views of photos, or their fixed features if the backbone is frozen."""
-    photos = Photos(manifest, rows, side=job.recipe.export.input_size)
+    side = job.recipe.export.input_size
     if job.train.backbone_lr_scale == 0:
-        return extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
-    return Views(photos, network, size=job.network.size, augment=job.own.augment)
+        folder = job.features if job.start is None else None  # a fine-tuned backbone may be another one
+        return frozen_features(manifest, rows, network, member=job.network, side=side, folder=folder,
+                               augment=job.own.augment.of_features)  # fmt: skip
+    return Views(Photos(manifest, rows, side=side), network, size=job.network.size, augment=job.own.augment)
 
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:
@@ -199,7 +202,7 @@ def load_network(path: Path) -> Trained:
 
 def main() -> None:
     """Command line that trains one network."""
-    parser = parser_for("data recipe out", description="Train one network of a recipe on a data version.")
+    parser = with_features("data recipe out", description="Train one network of a recipe on a data version.")
     parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
     parser.add_argument("--fold", type=int, help="hold out this fold of the training photos and score it, for cleaning")
     args = parser.parse_args()
