@@ -290,7 +290,7 @@ class Bookkeeping:
         evidence = GateInput({"different_ids": 0, "probability": 0.0}, answers, left_out(read_manifest(self.after)))
         verdict = judge(evidence, settings=Gate(decided_away=0, class_floor=1), graph_sha256="", against=1)
         data: Any = self.after
-        assert len(photos_to_look_at(data, verdict)) > 5
+        assert photos_to_look_at(data, verdict)
 
     def report(self) -> None:
         data: Any = self.root
