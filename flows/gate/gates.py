@@ -122,7 +122,8 @@ def better_than_guessing(answers: Hits, settings: Gate) -> Finding:
     message = f"top-1 accuracy {right / num:.3f}, at least {low:.3f} beyond doubt, against {guess:.3f} by guessing"
     if not passed:
         message += f": not proven to be more than {margin:.3f} better; train longer, from pretrained weights, or on more photos"
-    return _finding("above_chance", passed, message, margin, right / num, guess, low, high)
+    photos = () if passed else examples(answers.photo, answers.target, ~answers.new)
+    return _finding("above_chance", passed, message, margin, right / num, guess, low, high, photos=photos)
 
 
 def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[Finding]:

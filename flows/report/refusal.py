@@ -13,6 +13,7 @@ WAYS_OUT = {
     "head": "more or better photos, or `--set gate.head=` with the fall that you accept",
     "middle": "more or better photos, or `--set gate.middle=` with the fall that you accept",
     "tail": "more photos of the rare products, or `--set gate.tail=` with the fall that you accept",
+    "above_chance": "more or better photos, longer training, or pretrained weights (`--set members.0.weights=FILE`)",
     "class_floor": "more photos of these products (`cleanshelf ingest`), or a lower `--set gate.class_floor=`",
     "decided_away": "right labels for these photos (`cleanshelf feedback FILE`), `--set clean.use=weigh`, which leaves none "
     "out, or a higher `--set gate.decided_away=`",

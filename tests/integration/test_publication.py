@@ -139,14 +139,15 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
         refused,
         False,
     )
-    assert [each["photo"] for each in report["look_at"]] == report["verdict"]["findings"][-1]["photos"] != []
+    photos = [photo for finding in report["verdict"]["findings"] for photo in finding["photos"]]
+    assert [each["photo"] for each in report["look_at"]] == photos != []
     assert snapshot(shop.root) == before, "the verdict is the same as before"
 
 
 def check_refusal(shop: Workspace, run: str, output: str) -> None:
     """Checks that a refusal prints the tables of a success, the run and its report, photos to look at, and ways out."""
     report = json.loads((shop.runs / run / "run.json").read_text())
-    photo = report["look_at"][0]
+    photo = next(each for each in report["look_at"] if each["gate"] == "decided_away")
     manifest = read_manifest(shop.versions / report["data_after"])
     row = manifest.id.tolist().index(photo["photo"])
     assert (manifest.split[row], manifest.kept[row], manifest.given_label[row]) == (
@@ -155,7 +156,8 @@ def check_refusal(shop: Workspace, run: str, output: str) -> None:
         photo["given label"],
     )
     for expected in (
-        report["steps"][-1]["step"], photo["photo"], photo["path"], f"runs/{run}/report.md", "model  refused: cleaning left",
+        report["steps"][-1]["step"], photo["photo"], photo["path"], f"runs/{run}/report.md", "model  refused: ",
+        "cleaning left out more than 0%",
         "decided_away: right labels for these photos (`cleanshelf feedback FILE`)", f"publish {run} --despite REASON",
     ):  # fmt: skip
         assert expected in output, expected
