@@ -52,7 +52,7 @@ REASON = "the supplier swapped them, we looked"
 
 
 def recipe(**gate: float) -> Recipe:
-    return from_dict({"name": "tiny"} | tomllib.loads(TINY) | {"gate": gate})
+    return from_dict({"name": "tiny"} | tomllib.loads(TINY) | {"gate": {"above_chance": -1} | gate})
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_run_that_ended_between_gate_and_publication_is_published(
 ) -> None:
     workspace = copied(shop, tmp_path)
     path = workspace.runs / refused / "recipe.json"  # as if this recipe had passed the gate
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"latency_ms": 1000}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"latency_ms": 1000, "above_chance": -1}}))
     report = publish_run(workspace, refused, promote=False)
     assert (report.verdict.passed, report.verdict.override, report.model_version) == (True, None, 1)
     latency = report.verdict.findings[-1]
