@@ -37,7 +37,7 @@ TRIED = 80  # backbones of the same family that are compared with a file that do
 AVERAGED = ("ema", "teacher")  # of two copies of the weights, the averaged one is taken
 GIVE = "give a .safetensors file, or one of torch.save(network.state_dict(), FILE)"
 # Harmless classes that checkpoints hold beside the weights, such as the arguments of the training.
-HARMLESS = [argparse.Namespace, pathlib.PosixPath, collections.defaultdict, np.dtype, np.float64(0).__reduce__()[0],
+HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, collections.defaultdict, np.dtype, np.float64(0).__reduce__()[0],
             *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool"))]  # fmt: skip
 KINDS = {  # by the first bytes of a file
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`",
