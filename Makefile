@@ -22,7 +22,7 @@ demo: setup  ## The whole path on drawn products, from data to endpoint, in minu
 	@$(BIN)/cleanshelf demo
 
 test: setup  ## All tests except slow ones: unit tests, then integration tests with real servers
-	@$(BIN)/python -m pytest -q -n 2 tests/unit
+	@$(BIN)/python -m pytest -q -n 2 tests/unit -m 'not slow'
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration -m 'not slow'
 
 test-all: setup  ## All tests, including slow ones
