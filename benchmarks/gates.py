@@ -54,7 +54,9 @@ def retrainings(
 
 def refusals(new: NDArray[np.bool_], serving: NDArray[np.bool_], target: NDArray[np.int64]) -> Iterator[bool]:
     """Yields for each rule True if it refuses."""
-    found = {each: falls_no_further("tail", new, serving, target, Gate(confidence=each)) for each in CONFIDENCES}
+    photo = np.arange(len(target)).astype(str).astype(object)
+    found = {each: falls_no_further("tail", new, serving, target, Gate(confidence=each), photo=photo)
+             for each in CONFIDENCES}  # fmt: skip
     plain = found[Gate().confidence]
     assert plain.after is not None
     assert plain.before is not None

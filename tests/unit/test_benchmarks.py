@@ -125,7 +125,7 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
         (("drift.py",), "called watch or drifted, of 1000 halvings of 2000 answers"),
         (("gates.py", "--draws", "2"), "refused, 9 classes of 8 photos, falls by 0.00"),
         (("near_duplicates.py",), "drawn products: candidates"),
-        (("data_versions.py", "--rows", "500", "--photos", "40"), "labels-only version, s"),
+        (("data_versions.py", "--rows", "500", "--photos", "40", "--small", "500"), "labels-only version, s"),
     ],
 )
 def test_a_small_run_ends_with_figures(arguments: tuple[str, ...], first: str) -> None:

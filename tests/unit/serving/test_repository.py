@@ -235,6 +235,7 @@ from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 root, graph, kept = Path(sys.argv[1]), Path(sys.argv[2]), 0
 repository = ModelRepository(root)
+(root / "rest").write_bytes(bytes(16384))  # room for the configuration, however nearly the versions fill the rest
 try:
     for version in range(1, 100):
         repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())
