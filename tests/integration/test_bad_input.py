@@ -263,7 +263,8 @@ def test_versions_that_do_not_exist(prepared: Path, arguments: str, message: str
 def test_data_edited_by_hand_is_not_overwritten(shop: Path, tmp_path: Path) -> None:
     version = DataVersions(Workspace.find(shop)).resolve("selected")
     (shop / "data" / "my notes.txt").write_text("keep me")
-    for verb in (["data", "rollback", version[:8]], ["retrain", "smoke"], ["ingest", tmp_path, "--dry-run"]):
+    source = deliver(tmp_path / "second", {"a": 1})
+    for verb in (["data", "rollback", version[:8]], ["retrain", "smoke"], ["ingest", source, "--dry-run"]):
         message = refusal_of(shop, *verb)
         assert message.startswith(
             f"{shop / 'data'} differs from the selected version {version[:12]}: my notes.txt; move"
@@ -293,7 +294,8 @@ with Workspace.find(Path({str(prepared)!r})).idle("retrain"):
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        for verb in (["ingest", tmp_path], ["retrain", "smoke"], ["data", "rollback", "selected"]):
+        source = deliver(tmp_path / "second", {"a": 1})
+        for verb in (["ingest", source], ["retrain", "smoke"], ["data", "rollback", "selected"]):
             message = refusal_of(prepared, *verb)
             assert message == (
                 f"{prepared} is busy: `retrain` (process {holder.pid}) holds it; wait for it to end, or stop it"

@@ -182,7 +182,7 @@ def test_purge_on_the_command_line(versions: DataVersions) -> None:
     before = contents(versions.workspace.data)
     done = cleanshelf("data", "purge", sha256, "--json", *shop)
     assert (done.returncode, "--yes" in done.stderr) == (2, True)
-    assert json.loads(done.stdout)["photos"] == [sha256]
+    assert json.loads(done.stdout)["error"]["affected"]["photos"] == [sha256]
     assert contents(versions.workspace.data) == before
     assert cleanshelf("data", "purge", sha256, "--yes", *shop).returncode == 0
     check_gone(versions, sha256, content)
