@@ -32,7 +32,7 @@ def thumbnail(data: bytes) -> Image.Image:
 def difference(one: Image.Image, other: Image.Image) -> float:
     """The greatest difference of two thumbnails in any window, as a share of the contrast that both have there.
 
-    0 for equal photos, at most 0.6 for copies, around 1 where they show different things, more where flat colours differ.
+    0 for equal photos, seldom above 0.6 for copies, around 1 where they show different things, more where flat colours differ.
     The inverse of the contrast term of the structural similarity (Wang et al. 2004), with the difference of the means.
     """
     side = min(one.width, other.width)

@@ -1,13 +1,24 @@
-"""Drawn packshots: products of one brand on a plain background, which differ in a word or in a colour only."""
+"""Drawn packshots: products of one brand on a plain background, which differ in a word or in a colour only.
+
+`python -m tests.packshots` ingests 36 deliveries of them and prints how many photos near-duplicates leave out.
+"""
 
 from __future__ import annotations
 
 import io
+import statistics
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from flows.data.fingerprints import Fingerprints, candidates
+from flows.data.near import NAME, read_pairs
+from flows.delivery.build import build_version
+from models.data.manifest import read_manifest
 
 WORDS = ("Alma", "Brio", "Cora", "Dune", "Elan", "Faro", "Gala", "Hera", "Iris", "Juno")
 BODY, INK, PAPER = (60, 110, 160), (20, 20, 20), (240, 236, 220)
@@ -72,3 +83,39 @@ def deliver_packshots(folder: Path, kind: str, *, products: int = 10, photos: in
             suffix = "png" if image.mode == "RGBA" else "jpg"
             (folder / WORDS[number] / f"{seed}.{suffix}").write_bytes(encoded(image))
     return folder
+
+
+def main() -> None:
+    """Prints the photos of each delivery that are left out, by fingerprints alone and with the second proof."""
+    alone, left_out, across = [], [], 0
+    for kind, background, sway in product(OUTLINES, ("white", "grey", "gradient", "transparent"), (0.005, 0.02, 0.05)):
+        by = "colour" if background == "grey" else "word"
+        with TemporaryDirectory() as folder:
+            source = deliver_packshots(Path(folder) / "source", kind, by=by, background=background, sway=sway)
+            version = Path(folder) / "version"
+            report = build_version(source, base=None, out=version, val_share=0.0, test_share=0.25)
+            alone.append(num_candidates(version))
+            left_out.append(report.near)
+            across += num_across(version)
+    for name, counts in (("fingerprints alone", alone), ("with the second proof", left_out)):
+        spread = f"{min(counts)} to {max(counts)}, median {statistics.median(counts):g}"
+        print(f"left out of the 60 photos that are not test photos, {name}: {spread}")
+    print(f"pairs under different labels: {across}")
+
+
+def num_candidates(version: Path) -> int:
+    """The number of photos outside the test split whose fingerprints are near one in it."""
+    manifest, known = read_manifest(version), Fingerprints.read(version)
+    test = manifest.split[manifest.rows_of(known.id.astype(str))] == "test"
+    return len(np.unique(candidates(known.fingerprint[~test], known.fingerprint[test]).row))
+
+
+def num_across(version: Path) -> int:
+    """The number of recorded pairs of photos with different labels."""
+    manifest, pairs = read_manifest(version), read_pairs(version / NAME)
+    labels = [manifest.label[manifest.rows_of(pairs[column].to_pylist())] for column in ("id", "near")]
+    return int((labels[0] != labels[1]).sum())
+
+
+if __name__ == "__main__":
+    main()
