@@ -51,7 +51,7 @@ class Region:
         return region
 
     def _reserve(self) -> None:
-        descriptor = os.open(PLACE / self.key.lstrip("/"), os.O_RDWR)
+        descriptor = os.open(PLACE / self.memory.name.lstrip("/"), os.O_RDWR)
         try:
             os.posix_fallocate(descriptor, 0, self.memory.size)
         finally:

@@ -133,7 +133,9 @@ def test_a_retraining_connects_to_no_other_machine(trained: Path) -> None:
 
 
 def test_data_log_show_and_diff(trained: Path) -> None:
-    log = run_json("data", "log", shop=trained)
+    listed = run_json("data", "log", shop=trained)
+    assert all(entry["run"] and not entry["selected"] for entry in listed if not entry["entry"]), "versions of a run"
+    log = [entry for entry in listed if entry["entry"]]
     assert [entry["entry"] for entry in log] == [*range(len(log), 0, -1)]
     assert [entry["step"] for entry in log[-2:]] == ["ingest", "ingest"]
     assert [entry["selected"] for entry in log] == [True] + [False] * (len(log) - 1)
@@ -217,7 +219,8 @@ def test_dry_runs_change_nothing(shop: Path, delivery: Path, tmp_path: Path) -> 
     uncleaned = next(entry["id"] for entry in log if not entry["step"].startswith("clean-"))
     assert (plan["data_version"], plan["recipe"]["train"]["epochs"]) == (uncleaned, 7)
     plan = run_json("data", "rollback", log[-1]["id"][:8], "--dry-run", shop=shop)
-    assert plan == {"would_select": log[-1]["id"], "in_place_of": log[0]["id"]}
+    [selected] = [entry["id"] for entry in log if entry["selected"]]
+    assert plan == {"would_select": log[-1]["id"], "in_place_of": selected}
     assert run_json("model", "rollback", "--dry-run", shop=shop) == {"would_serve": 1}
     assert snapshot(shop) == before
     run_json("model", "rollback", shop=shop)

@@ -118,6 +118,7 @@ def test_a_false_batch_size_affects_only_its_batch(triton: Triton, others: Load)
     for _ in range(30):
         with pytest.raises(grpc.RpcError, match="max allowed is 8"):
             infer(triton, grpc_request(shape=(2**40, SIZE, SIZE, 3)))
+    assert others.wait_for_answers(1)  # so that requests joined with the last false one have ended too
     assert all("send it again" in fault for fault in others.faults)
     others.faults.clear()
 

@@ -22,7 +22,7 @@ from serving.errors import (
 from serving.repository.repository import ModelRepository
 from serving.server import process
 from serving.server.control import Endpoint
-from serving.server.server import LocalServer, _shared_memory_prefix, running
+from serving.server.server import LocalServer, running, shared_memory_prefix
 from tests.graphs import update_hashes, write_versions
 
 pytestmark = pytest.mark.triton
@@ -42,9 +42,11 @@ def server(tmp_path: Path, local_server: MakeServer) -> Iterator[LocalServer]:
 
 
 def remains(server: LocalServer) -> list[str]:
-    """Processes and shared memory of this server's state directory."""
+    """Processes and shared memory of this server's state directory, which a start makes."""
+    if not server.state.exists():
+        return []
     found = [" ".join(argv) for _, argv in process.commands() if any(str(server.state) in word for word in argv)]
-    return found + [path.name for path in Path("/dev/shm").glob(f"{_shared_memory_prefix(server.state)}*")]
+    return found + [path.name for path in Path("/dev/shm").glob(f"{shared_memory_prefix(server.state)}*")]
 
 
 START = """
