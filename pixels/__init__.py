@@ -7,8 +7,11 @@ fault in the metadata of a file never refuses it.
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -49,7 +52,19 @@ TURNS = dict(
 BLANK = 3  # levels; a picture that stays within fewer shows nothing
 DEEP = {"16B": "16L", "16L": "16B", "16N": "16B"}  # sample layout -> that which reads the other byte
 
-__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "shrunk", "to_square", "upright"]
+__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "read", "shrunk", "to_square", "upright"]
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """Bytes of the photo's file.
+
+    Raises:
+        BadPhoto: it is a folder, a pipe or a device; a pipe would be read forever.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise BadPhoto("is not a file")
+    return Path(path).read_bytes()
 
 
 def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
