@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pixels import BadPhoto, decode, decode_shrunk
+from pixels.png import PASSES
 from tests.unit.test_damage import png, png_chunks
 from tests.unit.test_pixels import encoded, scene
 
@@ -50,14 +51,27 @@ def test_fewer_bits_than_16_fill_the_range(bits: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_fewer_bits_than_16_in_colour(bits: int, channels: int) -> None:
-    colours = np.stack([LEVELS, LEVELS[::-1], LEVELS[:, ::-1], np.full_like(LEVELS, 255)], axis=-1)[..., :channels]
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_fewer_bits_than_16_in_colour(bits: int, channels: int, is_interlaced: bool) -> None:
+    bands = [LEVELS, LEVELS[::-1], LEVELS[:, ::-1]] if channels > 2 else [LEVELS]
+    colours = np.stack([*bands, np.full_like(LEVELS, 255)], axis=-1)[..., :channels]
     values = np.rint(colours / 255 * (2**bits - 1)).astype(">u2")
-    header = struct.pack(">IIBBBBB", 32, 8, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 32, 8, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, is_interlaced)
+    passes = PASSES if is_interlaced else ((0, 0, 1, 1),)
+    rows = b"".join(b"\0" + row.tobytes() for x, y, across, down in passes for row in values[y::down, x::across])
     data = png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
-    np.testing.assert_allclose(np.asarray(decode(data)).astype(int), colours[..., :3], atol=1)
+    expected = np.broadcast_to(colours[..., : len(bands)], (8, 32, 3))
+    np.testing.assert_allclose(np.asarray(decode(data)).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_grey_with_an_alpha_of_fewer_bits_than_16(bits: int) -> None:
+    values = np.rint(np.stack([LEVELS, np.flip(LEVELS)], axis=-1) / 255 * (2**bits - 1)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 32, 8, 16, 4, 0, 0, 0)
+    data = png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+    np.testing.assert_allclose(grey(data), 255 - (255 - LEVELS) ** 2 / 255, atol=2)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

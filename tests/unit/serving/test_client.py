@@ -83,7 +83,7 @@ def test_a_bad_photo_is_named(staged: ModelRepository, tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_no_photo(staged: ModelRepository, tmp_path: Path) -> None:
-    """A pipe that nobody writes to would be read forever, and so would a device."""
+    """A pipe without a writer would be read forever, and so would a device."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
     recognizer = LocalRecognizer(staged.path(1) / "model.onnx")
@@ -93,7 +93,7 @@ def test_a_pipe_is_no_photo(staged: ModelRepository, tmp_path: Path) -> None:
             recognizer.recognise([path])
         with pytest.raises(BadPhoto, match=f"^{path}: is not a file; leave it out or replace it$"):
             encoded(path, number=0, size=SIZE)
-    with pytest.raises(BadPhoto, match="pipe.png: is not a file; .*zero: is not a file; leave them out"):
+    with pytest.raises(BadPhoto, match=r"pipe\.png: is not a file; .*zero: is not a file; leave them out"):
         read_photos(paths, side=SIZE)
 
 
