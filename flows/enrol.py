@@ -5,6 +5,7 @@ These are plain functions, not flows: they take seconds, and have to work during
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -40,7 +41,7 @@ from models.export.patch import read_metadata, stamp
 from models.export.session import decisive
 from models.recipe.config import Gate, Recipe, from_dict
 from models.recipe.tables import set_key
-from pixels import BadPhoto, decode, to_square
+from pixels import BadPhoto, decode, read, to_square
 from serving.signature import Signature
 
 log = logging.getLogger("cleanshelf")
@@ -153,8 +154,9 @@ def read_photos(images: Sequence[Path], *, side: int) -> list[Photo]:
     bad = []
     for path in images:
         try:
-            digest = sha256(path)
-            found[digest] = Photo(path, digest, to_square(decode(path.read_bytes()), side))
+            data = read(path)
+            digest = hashlib.sha256(data).hexdigest()
+            found[digest] = Photo(path, digest, to_square(decode(data), side))
         except (BadPhoto, OSError) as error:
             bad.append(f"{path}: {error.strerror if isinstance(error, OSError) else error}")
     if bad:

@@ -7,8 +7,11 @@ fault in the metadata of a file never refuses it.
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -48,8 +51,21 @@ TURNS = dict(
 )  # EXIF's orientation -> the turn that makes the picture upright
 BLANK = 3  # levels; a picture that stays within fewer shows nothing
 DEEP = {"16B": "16L", "16L": "16B", "16N": "16B"}  # sample layout -> that which reads the other byte
+GREY_ALPHA = "LA;16B"
 
-__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "shrunk", "to_square", "upright"]
+__all__ = ["FORMATS", "MAX_PIXELS", "BadPhoto", "decode", "decode_shrunk", "read", "shrunk", "to_square", "upright"]
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """Bytes of the photo's file.
+
+    Raises:
+        BadPhoto: it is a folder, a pipe or a device; a pipe would be read forever.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise BadPhoto("is not a file")
+    return Path(path).read_bytes()
 
 
 def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
@@ -185,14 +201,22 @@ def _layout(image: ImageFile.ImageFile) -> str:
 
 def _deepened(image: Image.Image, parts: Parts, layout: str) -> Image.Image:
     """The image with its lower bytes too, of which Pillow takes the upper: 10 to 14 bits in 16 come out dark."""
-    lower = Image.open(io.BytesIO(parts.data), formats=FORMATS)
-    tile = lower.tile[0]
-    args = layout[:-3] + DEEP[layout[-3:]]
-    lower.tile = [tile._replace(args=(args, *tile.args[1:]) if isinstance(tile.args, tuple) else args)]
-    values = np.asarray(image).astype(np.float64) * 256 + np.asarray(lower)
+    if layout == GREY_ALPHA:  # no layout reads its lower bytes, but a pixel has the bytes of four 8-bit samples
+        both = _as_layout(parts, "RGBA")
+        values = (both[..., ::2] * 256 + both[..., 1::2])[..., [0, 0, 0, 1]]
+    else:
+        values = np.asarray(image).astype(np.float64) * 256 + _as_layout(parts, layout[:-3] + DEEP[layout[-3:]])
     colours, alpha = values[..., :3], values[..., 3:]
     bands = [scaled(band, parts.samples) for band in (colours, alpha) if band.size]
     return Image.fromarray(np.concatenate(bands, axis=-1), image.mode)
+
+
+def _as_layout(parts: Parts, layout: str) -> NDArray[np.float64]:
+    """The samples that Pillow finds if the file has this layout."""
+    image = Image.open(io.BytesIO(parts.data), formats=FORMATS)
+    tile = image.tile[0]
+    image.tile = [tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout)]
+    return np.asarray(image).astype(np.float64)
 
 
 def _upright(image: Image.Image, parts: Parts) -> Image.Image:

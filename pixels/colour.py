@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -76,16 +77,31 @@ def _range(values: NDArray[np.float64], samples: Samples) -> tuple[float, float]
     """Values of black and white."""
     lowest, highest = float(values.min()), float(values.max())
     low, high = samples.low or 0.0, samples.high
-    if high is not None and low <= lowest and highest <= high and highest - lowest > LEAST_SHARE * (high - low):
+    if high is not None and _is_filled(low, high, lowest, highest):
         return low, high
-    if samples.kind == "float":  # high dynamic range: a few highlights do not darken the rest
-        highest = _top(values)
-    if lowest < 0:
-        return lowest, max(highest, lowest + 1)
     if samples.kind == "float":
+        return _range_of_floats(lowest, _top(values))  # high dynamic range: a few highlights do not darken the rest
+    bits = samples.bits - (samples.kind == "signed")  # of a value without its sign
+    if lowest < 0:
+        low, high = -(2.0**bits), 2.0**bits - 1
+        return (low, high) if _is_filled(low, high, lowest, highest) else (lowest, max(highest, lowest + 1))
+    whites = _whites(sorted({*BITS, bits}) if samples.bits >= 16 else (bits, *BITS))
+    white = next((white for white in whites if highest <= white), highest)
+    return 0.0, white if white <= 65535 or _is_filled(0, white, 0, highest) else highest
+
+
+def _range_of_floats(lowest: float, highest: float) -> tuple[float, float]:
+    """Values of black and white; those slightly below zero count as black."""
+    if lowest >= min(0, (1 - OVERSHOOT) * highest):
         return 0.0, next((white for white in (1, *_whites(BITS)) if highest <= white * OVERSHOOT), highest)
-    own = (samples.bits,) if 0 < samples.bits < 16 else ()
-    return 0.0, next((white for white in _whites((*own, *BITS)) if highest <= white), highest)
+    if _is_filled(-OVERSHOOT, OVERSHOOT, lowest, highest):
+        return -1.0, 1.0
+    return lowest, max(highest, lowest + 1)
+
+
+def _is_filled(low: float, high: float, lowest: float, highest: float) -> bool:
+    """True if the values lie in the range from low to high and fill more than LEAST_SHARE of it."""
+    return low <= lowest and highest <= high and highest - lowest > LEAST_SHARE * (high - low)
 
 
 def _top(values: NDArray[Any]) -> float:
@@ -93,8 +109,8 @@ def _top(values: NDArray[Any]) -> float:
     return float(np.percentile(values, 99.9, method="higher"))
 
 
-def _whites(bits: tuple[int, ...]) -> list[float]:
-    return [2.0**each - 1 for each in bits]
+def _whites(bits: Iterable[int]) -> list[float]:
+    return [2.0**each - 1 for each in bits if each > 0]
 
 
 def _to_bytes(image: Image.Image, samples: Samples) -> Image.Image:

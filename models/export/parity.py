@@ -47,8 +47,9 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
     """Differences between the graph and its ONNX file on photos (N, S, S, 3), in batches of 1, 2 and 7."""
     session = open_session(path)
     graph = graph.cpu().eval()
-    rounding = _rounding(graph, photos)
+    exact = _exact(graph, photos)
     different, largest = 0, {name: 0.0 for name in OUTPUTS[1:]}
+    rounding = {"probs": 0.0, "known": graph.known.rounding}
     for size in BATCHES:
         for start in range(0, len(photos), size):
             batch = photos[start : start + size]
@@ -58,18 +59,25 @@ def measure_parity(graph: DeployGraph, path: Path, photos: NDArray[np.uint8]) ->
             different += int((exported["ids"] != own["ids"]).sum())
             for name, before in largest.items():  # np.maximum, unlike max, keeps a NaN
                 largest[name] = float(np.maximum(before, np.abs(exported[name] - own[name]).max()))
-    return Parity(len(photos), different, largest["probs"], largest["known"], largest["embedding"], *rounding)
+            for name, before in rounding.items():
+                rounding[name] = max(before, float(np.abs(own[name] - exact[name][start : start + size]).max()))
+    return Parity(
+        len(photos),
+        different,
+        largest["probs"],
+        largest["known"],
+        largest["embedding"],
+        rounding["probs"],
+        rounding["known"],
+    )
 
 
 @torch.inference_mode()
-def _rounding(graph: DeployGraph, photos: NDArray[np.uint8]) -> tuple[float, float]:
-    """Largest float32 errors of torch, of probabilities and of `known`."""
-    exact, probs, known = copy.deepcopy(graph).double(), 0.0, graph.known.rounding
-    for batch in torch.from_numpy(photos).split(max(BATCHES)):
-        single, double = graph(batch), exact(batch)
-        probs = max(probs, float((single.probs - double.probs).abs().max()))
-        known = max(known, float((single.known - double.known).abs().max()))
-    return probs, known
+def _exact(graph: DeployGraph, photos: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Probabilities and `known` of torch in float64, which does not depend on the batches."""
+    double = copy.deepcopy(graph).double()
+    answers = [double(batch) for batch in torch.from_numpy(photos).split(max(BATCHES))]
+    return {name: torch.cat([getattr(each, name) for each in answers]).numpy() for name in ("probs", "known")}
 
 
 def require_parity(parity: Parity) -> None:

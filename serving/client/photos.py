@@ -7,14 +7,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixels import BadPhoto, decode, to_square, upright
+from pixels import BadPhoto, decode, read, to_square, upright
 
 Photo = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
 # Pillow reads the file of an opened image on first access, and two threads may access the same image.
@@ -68,7 +67,7 @@ def _bytes(photo: Any) -> bytes | None:
     """Bytes of the photo's file; None for an array or image."""
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
-    return Path(os.fsdecode(photo)).read_bytes() if isinstance(photo, str | os.PathLike) else None
+    return read(os.fsdecode(photo)) if isinstance(photo, str | os.PathLike) else None
 
 
 def _image(photo: Any) -> Image.Image:

@@ -245,7 +245,7 @@ def test_an_enrolment_during_a_publication_is_refused(workspace: Workspace, new_
 def test_all_files_that_are_not_photos_are_named(workspace: Workspace, new_photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(new_photos[0].read_bytes()[:200])
     bad = [tmp_path / "broken.jpg", tmp_path / "missing.jpg", tmp_path]
-    with pytest.raises(BadPhoto, match=r"broken\.jpg: .*missing\.jpg: No such file.*Is a directory; leave them out"):
+    with pytest.raises(BadPhoto, match=r"broken\.jpg: .*missing\.jpg: No such file.*is not a file; leave them out"):
         enrol_product(workspace, NEW.label, [new_photos[0], *bad])
 
 

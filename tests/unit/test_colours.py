@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pixels import BadPhoto, decode, decode_shrunk
+from pixels.png import PASSES
 from tests.unit.test_damage import png, png_chunks
 from tests.unit.test_pixels import encoded, scene
 
@@ -50,14 +51,27 @@ def test_fewer_bits_than_16_fill_the_range(bits: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_fewer_bits_than_16_in_colour(bits: int, channels: int) -> None:
-    colours = np.stack([LEVELS, LEVELS[::-1], LEVELS[:, ::-1], np.full_like(LEVELS, 255)], axis=-1)[..., :channels]
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_fewer_bits_than_16_in_colour(bits: int, channels: int, is_interlaced: bool) -> None:
+    bands = [LEVELS, LEVELS[::-1], LEVELS[:, ::-1]] if channels > 2 else [LEVELS]
+    colours = np.stack([*bands, np.full_like(LEVELS, 255)], axis=-1)[..., :channels]
     values = np.rint(colours / 255 * (2**bits - 1)).astype(">u2")
-    header = struct.pack(">IIBBBBB", 32, 8, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 32, 8, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, is_interlaced)
+    passes = PASSES if is_interlaced else ((0, 0, 1, 1),)
+    rows = b"".join(b"\0" + row.tobytes() for x, y, across, down in passes for row in values[y::down, x::across])
     data = png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
-    np.testing.assert_allclose(np.asarray(decode(data)).astype(int), colours[..., :3], atol=1)
+    expected = np.broadcast_to(colours[..., : len(bands)], (8, 32, 3))
+    np.testing.assert_allclose(np.asarray(decode(data)).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_grey_with_an_alpha_of_fewer_bits_than_16(bits: int) -> None:
+    values = np.rint(np.stack([LEVELS, np.flip(LEVELS)], axis=-1) / 255 * (2**bits - 1)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 32, 8, 16, 4, 0, 0, 0)
+    data = png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+    np.testing.assert_allclose(grey(data), 255 - (255 - LEVELS) ** 2 / 255, atol=2)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -99,6 +113,44 @@ def test_signed_samples_with_negative_values(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
 def test_signed_samples_without_negative_values(dtype: type) -> None:
     np.testing.assert_array_equal(grey(tiff(LEVELS.astype(dtype), {FORMAT: 2})), LEVELS)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+@pytest.mark.parametrize("share", [1, 0.6, 0.3])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_signed_samples_that_fill_their_range(dtype: type, share: float, order: str) -> None:
+    """Black and white are the ends of the range, even if no pixel is black or white."""
+    limits, step = np.iinfo(dtype), 3 if dtype == np.int8 else 1
+    values = (np.linspace(limits.min, limits.max, 256) * share).astype(dtype).reshape(8, 32)
+    np.testing.assert_allclose(
+        grey(tiff(values, {FORMAT: 2}, order=order)), 127.5 + (LEVELS - 127.5) * share, atol=step
+    )
+    bright = (np.linspace(0, limits.max, 256) * max(share, 0.55)).astype(dtype).reshape(8, 32)
+    expected = LEVELS * max(share, 0.55)
+    np.testing.assert_allclose(grey(tiff(bright, {FORMAT: 2}, order=order)), expected, atol=step)
+
+
+def test_signed_samples_that_fill_little_of_their_range() -> None:
+    values = (LEVELS * 8 - 1024).astype(np.int16)
+    np.testing.assert_allclose(grey(tiff(values, {FORMAT: 2})), LEVELS, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("span", "found"),
+    [((-0.9, 0.8), (13, 230)), ((-0.5, 0.5), (64, 191)), ((-0.1, 0.1), (115, 140)), ((-0.05, 1), (0, 255)),
+     ((-0.05, 0.8), (0, 204)), ((-1.04, 1.04), (0, 255)), ((-40, 60), (0, 255))],
+)  # fmt: skip
+def test_floats_with_negative_values(span: tuple[float, float], found: tuple[int, int]) -> None:
+    """Floats reach from -1 to 1 if they fill that, and values slightly below zero come from resizing."""
+    values = (span[0] + LEVELS / 255 * (span[1] - span[0])).astype(np.float32)
+    levels = grey(tiff(values, {FORMAT: 3}))
+    assert (levels.min(), levels.max()) == pytest.approx(found, abs=1)
+
+
+def test_32_unsigned_bits_that_fill_their_range() -> None:
+    values = np.rint(LEVELS / 255 * 0.5 * (2**32 - 1)).astype(np.uint32)
+    np.testing.assert_allclose(grey(tiff(values, {FORMAT: 1})), LEVELS / 2, atol=1)
+    np.testing.assert_allclose(grey(tiff(LEVELS.astype(np.uint32) * 1000, {FORMAT: 1})), LEVELS, atol=1)
 
 
 def test_32_unsigned_bits() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from flows.enrol import read_photos
 from pixels import BadPhoto
 from serving import LocalRecognizer, Recognizer
+from serving.client.photos import encoded
 from serving.errors import (
     BadGraph,
     BadRequest,
@@ -77,6 +80,21 @@ def test_a_bad_photo_is_named(staged: ModelRepository, tmp_path: Path) -> None:
         recognizer.recognise([png(golden_images()[0]), b""])
     with pytest.raises(BadPhoto, match=r"absent\.jpg.*replace it"):
         recognizer.recognise([tmp_path / "absent.jpg"])
+
+
+def test_a_pipe_is_no_photo(staged: ModelRepository, tmp_path: Path) -> None:
+    """A pipe without a writer would be read forever, and so would a device."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    recognizer = LocalRecognizer(staged.path(1) / "model.onnx")
+    paths = [tmp_path / "pipe.png", tmp_path / "link.png", tmp_path, Path("/dev/zero")]
+    for path in paths:
+        with pytest.raises(BadPhoto, match=f"^{path}: is not a file; leave it out or replace it$"):
+            recognizer.recognise([path])
+        with pytest.raises(BadPhoto, match=f"^{path}: is not a file; leave it out or replace it$"):
+            encoded(path, number=0, size=SIZE)
+    with pytest.raises(BadPhoto, match=r"pipe\.png: is not a file; .*zero: is not a file; leave them out"):
+        read_photos(paths, side=SIZE)
 
 
 def test_bad_photos_leave_the_answers_to_the_others(staged: ModelRepository) -> None:
