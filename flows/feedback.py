@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from contract.labels import KnownLabels, difference, shown
+from contract.labels import KnownLabels, difference
 from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
 from flows.delivery.rows import read_records, text_in
@@ -22,7 +22,8 @@ from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import DATA_LOCK, Workspace
-from models.data.manifest import CHECKED, Manifest, read_manifest, read_table, write_labels, write_version
+from models.data.manifest import CHECKED, NEAR, Manifest, read_manifest, read_table, write_labels, write_version
+from models.data.records import short
 from models.recipe.config import digest
 
 REQUIRED = ("label",)
@@ -42,19 +43,22 @@ class HumanLabel:
 class Feedback:
     """Numbers of photos, and the data version that was made; None in a preview.
 
-    confirmed: photos that keep their label; relabelled: photos with another label; dropped: photos of no product.
+    confirmed: photos that keep their label; relabelled: photos with another label; dropped: photos of no product;
+    near: near-duplicates across the test split, which stay out of training whatever their label.
     """
 
     confirmed: int
     relabelled: int
     dropped: int
+    near: int
     data_version: str | None = None
 
 
 def feedback(workspace: Workspace, file: Path) -> Feedback:
     """Applies the file (CSV or Parquet: id or path, label, and optionally reason) to the selected data version.
 
-    Cleaning no longer changes these photos. The same file again changes nothing.
+    Cleaning no longer changes these photos; near-duplicates across the test split stay out of training. The same file again
+    changes nothing.
 
     Raises:
         BadDelivery: a row cannot be used; the message names its number and field, and nothing was changed.
@@ -80,6 +84,7 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         message = (
             f"{done.confirmed} labels confirmed, {done.relabelled} changed, {done.dropped} photos dropped by people"
         )
+        message += f"; {done.near} are near-duplicates and stay out of training" if done.near else ""
         done = dataclasses.replace(done, data_version=versions.commit(folder, step="feedback", message=message))
         entry = versions.log()[0]
     post(workspace, selected("checked", entry))
@@ -94,18 +99,22 @@ def preview(workspace: Workspace, file: Path) -> Feedback:
 
 
 def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
-    """The manifest with the labels by row applied, and the numbers of photos changed."""
+    """The manifest with the labels by row applied, and the numbers of photos changed.
+
+    A person settles a conflict of labels, but no label makes a near-duplicate fit for training.
+    """
     columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "scored_by")}
-    done = {"confirmed": 0, "relabelled": 0, "dropped": 0}
+    done = {"confirmed": 0, "relabelled": 0, "dropped": 0, "near": 0}
     for row, given in labels.items():
         outcome = "dropped" if not given.label else "confirmed" if given.label == manifest.label[row] else "relabelled"
-        done[outcome] += 1
+        is_near = manifest.decision[row] in NEAR
+        done["near" if is_near else outcome] += 1
         columns["label"][row] = given.label or manifest.label[row]
-        columns["kept"][row] = bool(given.label)
-        columns["decision"][row] = CHECKED
+        columns["kept"][row] = bool(given.label) and not is_near
+        columns["decision"][row] = manifest.decision[row] if is_near else CHECKED
         columns["score"][row] = np.nan
         columns["scored_by"][row] = f"person: {given.reason}" if given.reason else "person"
-    return dataclasses.replace(manifest, **columns), Feedback(done["confirmed"], done["relabelled"], done["dropped"])
+    return dataclasses.replace(manifest, **columns), Feedback(*done.values())
 
 
 def check_file(file: Path) -> None:
@@ -134,8 +143,8 @@ def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
         row, reason = _row(where, record, names), text_in(where, record, "reason")
         label = _product(where, text_in(where, record, "label"), products)
         if row in labels and labels[row].label != label:
-            former = f"row {read_at[row]}, {shown(labels[row].label)}"
-            raise BadDelivery(f"{where}, field label: {shown(label)} contradicts {former}; keep one of the two")
+            former = f"row {read_at[row]}, {short(labels[row].label)}"
+            raise BadDelivery(f"{where}, field label: {short(label)} contradicts {former}; keep one of the two")
         labels[row], read_at[row] = HumanLabel(label, " ".join(reason.split())), number
     if not labels:
         raise BadDelivery(f"{file} has no rows; give one per photo, with columns {', '.join(COLUMNS)}")
@@ -149,12 +158,12 @@ def _product(where: str, label: str, products: KnownLabels) -> str:
         return product
     if not product:
         raise BadDelivery(
-            f"{where}, field label: {shown(label)} shows nothing; leave it blank for none of the products, or correct it"
+            f"{where}, field label: {short(label)} shows nothing; leave it blank for none of the products, or correct it"
         )
     alike = products.alike(product)
-    hint = f"; {shown(alike)} is, and the two {difference(product, alike)}" if alike else ""
+    hint = f"; {short(alike)} is, and the two {difference(product, alike)}" if alike else ""
     raise BadDelivery(
-        f"{where}, field label: {shown(product)} is not a product of the selected data version{hint}; "
+        f"{where}, field label: {short(product)} is not a product of the selected data version{hint}; "
         "correct it, leave it blank for none of the products, or add new products with `cleanshelf ingest`"
     )
 
@@ -168,17 +177,22 @@ def _rows_by_name(names: list[str]) -> dict[str, list[int]]:
 
 def _row(where: str, record: Mapping[str, Any], names: Mapping[str, Mapping[str, list[int]]]) -> int:
     """Row of the one photo that the record names."""
-    field, value = next(((name, text) for name in names if (text := text_in(where, record, name))), ("", ""))
-    if not field:
+    given = {name: text for name in names if (text := text_in(where, record, name))}
+    if not given:
         raise BadDelivery(
             f"{where}, fields id and path: both are blank; give one, as in index.parquet of the data version"
         )
-    rows = names[field].get(value, [])
-    if len(rows) != 1:
-        problem = (
-            f"names {len(rows)} photos; give its id"
-            if rows
-            else "is not a photo of the selected data version; see its index.parquet"
+    for field, value in given.items():
+        if value not in names[field]:
+            raise BadDelivery(
+                f"{where}, field {field}: {short(value)} is not a photo of the selected data version; see its index.parquet"
+            )
+    rows = set.intersection(*(set(names[field][value]) for field, value in given.items()))
+    if not rows:
+        raise BadDelivery(
+            f"{where}, fields id and path: {' and '.join(map(short, given.values()))} are different photos; "
+            "correct one, or leave it blank"
         )
-        raise BadDelivery(f"{where}, field {field}: {shown(value)} {problem}")
-    return rows[0]
+    if len(rows) > 1:
+        raise BadDelivery(f"{where}, field path: {short(given['path'])} names {len(rows)} photos; give its id")
+    return rows.pop()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning import HALF, Noise, TopK, attractor_classes, estimate_noise, label_quality, suggest_labels, worst
-from models.data.manifest import CHECKED, FLAGGED, Manifest
+from models.data.manifest import CHECKED, FLAGGED, NEAR, Manifest
 from models.data.positions import positions
 from models.evaluation.scores import Scores, concatenate, mean
 from models.recipe.config import Clean
@@ -110,7 +110,9 @@ def decide(
 
 def as_delivered(manifest: Manifest) -> Manifest:
     """The manifest without scores and decisions of cleaning: each label as it was delivered, or as a person corrected it."""
-    ours = manifest.decision != CHECKED
+    ours = ~np.isin(
+        manifest.decision, (CHECKED, *NEAR)
+    )  # near-duplicates have no scores, and may have a person's label
     flagged = np.isin(manifest.decision, FLAGGED)
     return dataclasses.replace(
         manifest,

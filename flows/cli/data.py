@@ -88,6 +88,8 @@ def feedback(
     found = find(workspace)
     done = dataclasses.asdict(preview(found, file) if dry_run else apply(found, file))
     show(done, as_json=as_json, say=lambda: pairs(done))
+    if done["near"] and not as_json:
+        typer.echo(f"{done['near']} are near-duplicates and stay out of training; see `cleanshelf data show --near`")
 
 
 @data_verbs.command("log")

@@ -204,6 +204,8 @@ class NextVersion:
             return labels
         contested = np.zeros(len(labels), np.bool_)
         contested[self.contested] = True
+        # A person may settle a conflict, and a near-duplicate must not come back by that.
+        contested &= ~np.isin(labels["decision"].to_numpy(), NEAR)
         changed = {"kept": False, "decision": "conflict"}
         for name, value in changed.items():
             column = pc.if_else(pa.array(contested), value, labels[name])

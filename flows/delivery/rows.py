@@ -68,7 +68,7 @@ class Refused:
     @property
     def fault(self) -> str:
         """The field at fault, a label with its value, and the reason."""
-        value = f" {labels.shown(self.label)}" if self.field == "label" and self.label else ""
+        value = f" {short(self.label)}" if self.field == "label" and self.label else ""
         return f"field {self.field}{value}: {self.reason}"
 
 
@@ -144,18 +144,18 @@ def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
     if not found and not refused:
         raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
     if not found:
-        example = f"the first is {refused[0].path!r}, {refused[0].fault}"
+        example = f"the first is {short(refused[0].path)}, {refused[0].fault}"
         raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {example}")
     first_of: dict[str, str] = {}
     for label in found:
         other = existing.alike(label) or first_of.setdefault(labels.likeness(label), label)
         if other != label and not {other, label} <= existing.labels:
             raise BadDelivery(
-                f"{source}: labels {labels.shown(other)} and {labels.shown(label)} {labels.difference(other, label)}; "
+                f"{source}: labels {short(other)} and {short(label)} {labels.difference(other, label)}; "
                 "use one spelling"
             )
     if len(existing.labels.union(found)) < 2:
-        raise BadDelivery(f"{source}: all photos are of one class, {found[0]!r}; deliver photos of at least two")
+        raise BadDelivery(f"{source}: all photos are of one class, {short(found[0])}; deliver photos of at least two")
 
 
 def _read_manifest(path: Path) -> Iterator[Line | Refused]:
@@ -164,7 +164,9 @@ def _read_manifest(path: Path) -> Iterator[Line | Refused]:
         where = f"{path}: row {number}"
         split, source = (text_in(where, record, column) for column in OPTIONAL)
         if split and split not in SPLITS:
-            raise BadDelivery(f"{where}, field split: {split!r} is unknown; use {', '.join(SPLITS)} or leave it blank")
+            raise BadDelivery(
+                f"{where}, field split: {short(split)} is unknown; use {', '.join(SPLITS)} or leave it blank"
+            )
         yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
 
 

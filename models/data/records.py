@@ -23,7 +23,8 @@ Columns = Callable[[Sequence[str]], list[str]]
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")  # of tables
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes starts with one of these
-LARGEST = 2**53  # beyond it, not every whole number is a float
+ROUNDED = {np.float16: 2**11, np.float32: 2**24}  # from here on, whole numbers may have been rounded
+LIST = 200  # characters of a header in a message
 _TYPES = pa.types
 _PLAIN = (
     _TYPES.is_string, _TYPES.is_large_string, _TYPES.is_string_view, _TYPES.is_binary, _TYPES.is_large_binary,
@@ -46,12 +47,16 @@ def read_rows(path: Path, *, required: Sequence[str], known: Sequence[str] | Non
         BadTable: the file cannot be read; a column is missing, unknown, repeated or not of texts and numbers; a row has
             another number of cells.
     """
-    if path.is_dir() or not path.exists():
-        raise BadTable(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a table, such as a CSV file"
-        )
+    check_file(path)
     read = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _csv)
     return read(path, partial(_columns, path, required=tuple(required), known=known))
+
+
+def check_file(path: Path) -> None:
+    """Raises BadTable unless the path is a regular file: what is checked first is read twice, and a pipe is read once."""
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "no such file"
+        raise BadTable(f"{path}: {problem}; give a table, such as a CSV file")
 
 
 def as_text(value: Any) -> tuple[str, str]:
@@ -67,8 +72,10 @@ def as_text(value: Any) -> tuple[str, str]:
         return "", "is missing (NaN); write it as text, or leave the row out"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value), ""
-    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) <= LARGEST:
-        return str(int(value)), ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        limit = ROUNDED.get(type(value), 2**53)
+        problem = f"is of type {type(value).__name__}, which rounds whole numbers from {limit} on; write it as text"
+        return (str(int(value)), "") if abs(float(value)) < limit else ("", problem)
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value)), ""
     return "", f"is of type {type(value).__name__.strip('_').lower()}; write it as text"
@@ -103,8 +110,15 @@ def number_of(where: str, record: Mapping[str, Any], name: str) -> float:
 
 def short(value: Any) -> str:
     """A value of `read_rows` as a message shows it."""
-    text = shown(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    value = float(value) if isinstance(value, np.floating) else value  # more digits
+    try:
+        return _cut(shown(value) if isinstance(value, str) else str(value), 60)
+    except RecursionError:
+        return "a deeply nested value"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _columns(path: Path, header: Sequence[str], *, required: Sequence[str], known: Sequence[str] | None) -> list[str]:
@@ -113,13 +127,14 @@ def _columns(path: Path, header: Sequence[str], *, required: Sequence[str], know
     names = [fold(name).casefold() for name in header]
     for name, written in zip(names, header, strict=True):
         if known and name not in known:
-            raise BadTable(f"{path}: unknown column {shown(written)}; known are {', '.join(known)}")
+            raise BadTable(f"{path}: unknown column {short(written)}; known are {', '.join(known)}")
         if name in wanted and names.count(name) > 1:
-            twins = ", ".join(shown(each) for each, twin in zip(header, names, strict=True) if twin == name)
-            raise BadTable(f"{path}: column {name!r} occurs {names.count(name)} times ({twins}); keep one")
+            twins = ", ".join(short(each) for each, twin in zip(header, names, strict=True) if twin == name)
+            raise BadTable(f"{path}: column {name!r} occurs {names.count(name)} times ({_cut(twins, LIST)}); keep one")
     for name in required:
         if name not in names:
-            raise BadTable(f"{path}: column {name!r} is missing; it has {', '.join(header) or 'none'}")
+            has = _cut(shown(", ".join(header))[1:-1], LIST) or "none"
+            raise BadTable(f"{path}: column {name!r} is missing; it has {has}")
     return [name if name in wanted else "" for name in names]
 
 
@@ -181,21 +196,32 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
                 _check_type(path, file, schema.field(written))
             for batch in file.iter_batches(columns=wanted):
                 keys = [names[written] for written in batch.schema.names]
-                for values in zip(*(each.to_pylist() for each in batch.columns), strict=True):
+                for values in zip(*map(_values, batch.columns), strict=True):
                     yield next(numbers), dict(zip(keys, values, strict=True))
     except (pa.ArrowException, OSError) as error:
         raise BadTable(f"{path}: not a Parquet file that can be read ({error}); write it again") from None
 
 
+def _values(column: pa.Array) -> list[Any]:
+    """Values of a column; floats of less than 64 bits keep their type, which says how far they are exact."""
+    scalar = {pa.float16(): np.float16, pa.float32(): np.float32}.get(_kind(column.type))
+    values: list[Any] = column.to_pylist()
+    return values if scalar is None else [None if value is None else scalar(value) for value in values]
+
+
+def _kind(type: pa.DataType) -> pa.DataType:
+    return type.value_type if _TYPES.is_dictionary(type) else type
+
+
 def _check_type(path: Path, file: pq.ParquetFile, field: pa.Field) -> None:
     """Raises BadTable unless the values of the column are texts, bytes, numbers or booleans."""
-    kind = field.type.value_type if _TYPES.is_dictionary(field.type) else field.type
+    kind = _kind(field.type)
     if any(is_kind(kind) for is_kind in _PLAIN):
         return
     first = next((batch.column(0) for batch in file.iter_batches(1, columns=[field.name])), "[]")
     value = " ".join(str(first).split())
     raise BadTable(
-        f"{path}: row 1, column {shown(field.name)}: {value[:60]} is of type {field.type}; write the column as text"
+        f"{path}: row 1, column {short(field.name)}: {value[:60]} is of type {_cut(str(field.type), 60)}; write the column as text"
     )
 
 
@@ -215,7 +241,7 @@ def _json_lines(path: Path, columns: Columns) -> Iterator[Row]:
                 continue
             try:
                 pairs = json.loads(line, object_pairs_hook=_Object)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadTable(f"{path}: row {number} is not JSON ({error}); write one object per line") from None
             if not isinstance(pairs, _Object):
                 raise BadTable(f"{path}: row {number} is not a JSON object; write one object per line")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.data.manifest import OUTSIDE, Manifest
 from models.data.positions import positions
-from models.data.records import SUFFIXES, read_rows, text_of
+from models.data.records import SUFFIXES, check_file, read_rows, short, text_of
 from models.data.samplers import draw_epoch
 from models.errors import BadTable, ConfigError
 
@@ -87,7 +87,7 @@ def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
     rows = positions(ids, manifest.id)
     if unknown := [ids[number] for number in np.flatnonzero(rows < 0)]:
         raise ConfigError(
-            f"{key}: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {unknown[0]!r}; "
+            f"{key}: {path}: {len(unknown)} of {len(ids)} ids are not in this data version, first {short(unknown[0])}; "
             "use ids of its labels.parquet, column id"
         )
     named = np.zeros(len(manifest), np.bool_)
@@ -111,6 +111,7 @@ def read_ids(path: Path, *, key: str) -> list[str]:
         ConfigError: the file cannot be read, or lacks the column or repeats it.
     """
     try:
+        check_file(path)
         if path.suffix.lower() in SUFFIXES:
             rows = read_rows(path, required=("id",))
             return [text_of(f"{path}: row {number}", record, "id") for number, record in rows]

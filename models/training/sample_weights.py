@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.cleaning import HALF, label_weights
 from models.data.manifest import Manifest
-from models.data.records import number_of, read_rows, text_of
+from models.data.records import number_of, read_rows, short, text_of
 from models.errors import BadTable, ConfigError
 from models.recipe.config import Clean, Train
 
@@ -100,10 +100,12 @@ def _read_weights(path: Path) -> dict[str, float]:
             where = f"{path}: row {number}"
             photo, weight = text_of(where, record, "id"), number_of(where, record, "weight")
             if not 0 <= weight < math.inf:
-                raise BadTable(f"{where}, field weight: {weight} of photo {photo} is not a weight; give a number >= 0")
+                raise BadTable(
+                    f"{where}, field weight: {weight} of photo {short(photo)} is not a weight; give a number >= 0"
+                )
             if given.setdefault(photo, weight) != weight:
                 raise BadTable(
-                    f"{where}, field id: photo {photo} has the weight {given[photo]} already; keep one row of it"
+                    f"{where}, field id: photo {short(photo)} has the weight {given[photo]} already; keep one row of it"
                 )
     except BadTable as error:
         raise ConfigError(f"train.photo_weights: {error}") from None

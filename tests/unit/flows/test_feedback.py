@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.errors import BadDelivery
@@ -18,10 +20,12 @@ from flows.feedback import feedback, preview
 from flows.run.run import Run
 from flows.steps.clean import decided
 from flows.workspace import Workspace
-from models.data.manifest import Manifest, read_manifest, read_table
+from models.data.manifest import Manifest, count, read_manifest, read_table
+from models.decisions import as_delivered
 from models.evaluation.scores import Scores, write_scores
 from models.recipe.config import load_recipe
-from tests.deliveries import deliver
+from tests.deliveries import deliver, photo
+from tests.packshots import encoded, packshot
 from tests.versions import as_format_1
 
 pytestmark = [
@@ -111,6 +115,56 @@ def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) 
     assert versions.verify() == []
 
 
+@pytest.fixture
+def near(tmp_path: Path) -> Workspace:
+    """A version with a copy of a test photo among its training photos, and a photo that came with two labels."""
+    source = tmp_path / "near"
+    for split, seed in (("train", 0), ("test", 50)):
+        deliver(source / split, {"tea": 4, "milk": 4}, first_seed=seed)
+    (source / "train" / "milk" / "claimed.png").write_bytes(photo(0))
+    (source / "test" / "tea" / "shot.jpg").write_bytes(encoded(packshot("box", 0)))
+    (source / "train" / "tea" / "copy.jpg").write_bytes(encoded(packshot("box", 0), quality=60))
+    shop = Workspace.init(tmp_path / "shop-with-a-copy")
+    versions = DataVersions(shop)
+    build_version(source, base=None, out=(folder := versions.new_folder()))
+    versions.commit(folder, step="ingest", message="first")
+    return shop
+
+
+def test_a_conflict_is_settled_and_a_near_duplicate_stays_out(near: Workspace, tmp_path: Path) -> None:
+    before = selected(near)
+    rows = {decision: int(np.flatnonzero(before.decision == decision)[0]) for decision in ("near-test", "conflict", "")}
+    for label in ("milk", "tea", ""):
+        file = write(tmp_path / "labels.csv", *((str(before.id[row]), label, "seen") for row in rows.values()))
+        done = feedback(near, file)
+        assert (done.near, done.confirmed + done.relabelled + done.dropped) == (1, 2)
+        after = selected(near)
+        assert [after.kept[row] for row in rows.values()] == [False, bool(label), bool(label)]
+        assert [after.decision[row] for row in rows.values()] == ["near-test", "checked", "checked"]
+        assert after.label[rows["near-test"]] == (label or "tea")
+        counts = count(near.data)
+        assert (counts["near"], counts["photos"]) == (1, counts["kept"] + counts["dropped"] + 1)
+        assert DataVersions(near).log()[0].message.endswith("; 1 are near-duplicates and stay out of training")
+        restored = as_delivered(after)
+        for column in ("label", "kept", "decision", "scored_by"):
+            assert getattr(restored, column).tolist() == getattr(after, column).tolist()
+        assert feedback(near, file).data_version == done.data_version, "the same file again changes nothing"
+    told = CliRunner().invoke(app, ["feedback", str(file), "--dry-run", "--workspace", str(near.root)])
+    assert "1 are near-duplicates and stay out of training" in told.stdout
+
+
+def test_a_near_duplicate_that_comes_with_another_label_stays_out(near: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "more" / "milk").mkdir(parents=True)
+    (tmp_path / "more" / "milk" / "again.jpg").write_bytes(encoded(packshot("box", 0), quality=60))
+    versions, before = DataVersions(near), selected(near)
+    build_version(tmp_path / "more", base=versions.materialise("selected"), out=(folder := versions.new_folder()))
+    versions.commit(folder, step="ingest", message="second")
+    photo_id = str(before.id[before.decision == "near-test"][0])
+    assert photo_id in read_table(near.data, name="conflicts")["id"].to_pylist()
+    assert feedback(near, write(tmp_path / "labels.csv", (photo_id, "milk", ""))).near == 1
+    assert not selected(near).kept[before.id == photo_id].any()
+
+
 def test_labels_are_folded_as_in_a_delivery(shop: Workspace, tmp_path: Path) -> None:
     ids = selected(shop).id
     rows = [(str(ids[0]), " te\u00ada "), (str(ids[1]), "\ufeffmilk\u200b"), (str(ids[2]), " ")]
@@ -167,6 +221,16 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
             [("0000000000000000", "tea")],
             "row 1, field id: '0000000000000000' is not a photo of the selected",
         ),
+        (
+            ("id", "path", "label"),
+            [("{0}", "{path0}", "tea"), ("{0}", "{path1}", "tea")],
+            "row 2, fields id and path: '",
+        ),
+        (("id", "path", "label"), [("{0}", "{path1}", "tea")], "are different photos; correct one, or leave it blank"),
+        (("id", "path", "label"), [("{0}", "none.png", "tea")], "row 1, field path: 'none.png' is not a photo of the"),
+        (("id", "path", "label"), [("0123", "{path0}", "tea")], "row 1, field id: '0123' is not a photo of the"),
+        (("id", "label"), [("{0}", "x" * 100_000)], "row 1, field label: '" + "x" * 56 + "... is not a product"),
+        (("path", "label"), [("x" * 100_000, "tea")], "row 1, field path: '" + "x" * 56 + "... is not a photo"),
         (("path", "label"), [("tea/photo.png", "tea")], "row 1, field path: 'tea/photo.png' is not a photo"),
         (("id", "path", "label"), [("", " ", "tea")], "row 1, fields id and path: both are blank"),
         (("id", "label"), [("{0}", "tea"), ("{0}", "milk")], "row 2, field label: 'milk' contradicts row 1, 'tea'"),
@@ -191,8 +255,10 @@ def test_cleaning_leaves_them_as_they_are(shop: Workspace, tmp_path: Path) -> No
 def test_a_row_that_cannot_be_used_is_named_and_nothing_changes(
     shop: Workspace, tmp_path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]], message: str
 ) -> None:
-    ids = selected(shop).id
-    file = write(tmp_path / "labels.csv", *([cell.format(*ids) for cell in row] for row in rows), columns=columns)
+    index = read_table(DataVersions(shop).materialise("selected"), name="index").to_pydict()
+    ids, paths = index["id"], {f"path{number}": path for number, path in enumerate(index["path"])}
+    cells = ([cell.format(*ids, **paths) for cell in row] for row in rows)
+    file = write(tmp_path / "labels.csv", *cells, columns=columns)
     with pytest.raises(BadDelivery) as refused:
         feedback(shop, file)
     assert str(refused.value).startswith(str(file))

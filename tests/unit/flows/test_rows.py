@@ -133,6 +133,11 @@ def parquet(folder: Path, labels: object) -> Path:
 
 
 def test_numbers_are_the_texts_that_they_stand_for(tmp_path: Path) -> None:
+    barcodes = pa.array([1.0, 2.0, 4006381333931.0], pa.float32())
+    [refused] = read_delivery(parquet(tmp_path / "b", barcodes)).refused
+    assert refused.fault.startswith(
+        "field label '4006381355008.0': is of type float32, which rounds whole numbers from"
+    )
     labels = pa.array([1.0, 2.0, float("nan"), None, 2.5, 1e300])
     delivery = read_delivery(parquet(tmp_path / "s", labels), known=["1", "7"])
     assert columns(delivery, "label") == [("1",), ("2",)]
@@ -140,7 +145,7 @@ def test_numbers_are_the_texts_that_they_stand_for(tmp_path: Path) -> None:
         "2.png, field label 'nan': is missing (NaN); write it as text, or leave the row out",
         "3.png, field label: is blank",
         "4.png, field label '2.5': is of type float; write it as text",
-        "5.png, field label '1e+300': is of type float; write it as text",
+        "5.png, field label '1e+300': is of type float, which rounds whole numbers from 9007199254740992 on; write it as text",
     ]
     labels = pa.array(["007", "NA", "nan", "None", "1e5"])
     assert columns(read_delivery(parquet(tmp_path / "t", labels)), "label") == [

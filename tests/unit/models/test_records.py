@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.data.records import as_text, guarded, read_rows, short
+from models.data.records import as_text, guarded, read_rows, short, text_of
 from models.errors import BadTable
 
 KNOWN = ("path", "label", "split")
@@ -113,6 +114,25 @@ def test_types_of_parquet_that_are_texts_or_whole_numbers(tmp_path: Path, labels
     assert [as_text(record["path"])[0] for _, record in rows_of(file)] == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize(("kind", "exact"), [(pa.float16(), 2**11), (pa.float32(), 2**24), (pa.float64(), 2**53)])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_floats_of_parquet_are_labels_as_far_as_they_are_exact(
+    tmp_path: Path, kind: pa.DataType, exact: int, encoded: bool
+) -> None:
+    labels = pa.array(np.array([exact - 1, exact, exact + 1, np.nan, 0], kind.to_pandas_dtype()))
+    labels = pa.concat_arrays([labels, pa.nulls(1, kind)])
+    labels = labels.dictionary_encode() if encoded else labels
+    file = written(tmp_path / "m.parquet", pa.table({"path": ["a.jpg"] * 6, "label": labels}))
+    texts = [as_text(record["label"]) for _, record in rows_of(file)]
+    assert [text for text, _ in texts] == [str(exact - 1), "", "", "", "0", ""]
+    assert [reason.partition(";")[0] for _, reason in texts][4:] == ["", ""]
+    assert f"rounds whole numbers from {exact} on; write it as text" in texts[2][1]
+    (_, _), (number, record), *_ = rows_of(file)
+    shown = str(float(exact)).replace("+", r"\+")
+    with pytest.raises(BadTable, match=rf"row 2, field label: {shown} is of type float"):
+        text_of(f"row {number}", record, "label")
+
+
 @pytest.mark.parametrize(
     ("labels", "value", "kind"),
     [
@@ -156,7 +176,12 @@ def test_other_parquet_files_that_are_refused(tmp_path: Path) -> None:
         (Decimal("NaN"), "is missing (NaN); write it as text, or leave the row out"),
         (1.5, "is of type float; write it as text"),
         (float("inf"), "is of type float; write it as text"),
-        (2.0**53 + 2, "is of type float; write it as text"),
+        (2.0**53, "is of type float, which rounds whole numbers from 9007199254740992 on; write it as text"),
+        (
+            np.float32(4006381333931),
+            "is of type float32, which rounds whole numbers from 16777216 on; write it as text",
+        ),
+        (np.float16(-2048), "is of type float16, which rounds whole numbers from 2048 on; write it as text"),
         (Decimal("1.5"), "is of type decimal; write it as text"),
         (Decimal("Infinity"), "is of type decimal; write it as text"),
         (True, "is of type bool; write it as text"),
@@ -170,7 +195,8 @@ def test_values_that_are_not_texts(value: Any, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), ("", ""), ("nan", "nan"), ("007", "007"), (-3.0, "-3"), (2.0**53, "9007199254740992"), (10**30, "1" + "0" * 30)],
+    [(None, ""), ("", ""), ("nan", "nan"), ("007", "007"), (-3.0, "-3"),
+     (2.0**53 - 1, "9007199254740991"), (10**30, "1" + "0" * 30)],
 )  # fmt: skip
 def test_values_that_are_texts(value: Any, text: str) -> None:
     assert as_text(value) == (text, "")
@@ -192,6 +218,12 @@ def test_json_lines(tmp_path: Path) -> None:
     [(_, record)] = rows_of(file)
     assert as_text(record["label"]) == ("", "is of type object; write it as text")
     assert short(record["label"]) == "{'a': 1}"
+    written(file, '{"path": "a", "label": ' + "[" * 700 + "]" * 700 + "}")
+    [(_, record)] = rows_of(file)
+    assert short(record["label"])
+    written(file, '{"path": "a", "label": ' + '{"a":' * 700 + "1" + "}" * 700 + "}")
+    [(_, record)] = rows_of(file)
+    assert short(record["label"]) == "a deeply nested value"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +234,8 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"path": "a", "label": "x"}\n{"path": "a"}', r"column 'label' is missing; it has path \(row 2\)"),
         ('{"path": "a", "label": "x", "price": 1}', r"unknown column 'price'"),
         ('["a", "b"]', "row 1 is not a JSON object; write one object per line"),
+        ("[" * 100_000, r"row 1 is not JSON \(.*\); write one object per line"),
+        ('{"label": ' * 100_000, r"row 1 is not JSON \(.*\); write one object per line"),
         ("path,label", r"row 1 is not JSON \(.*\); write one object per line"),
         (b'{"path": "a", "label": "Caf\xe9"}', r"not a JSON lines file in UTF-8 \(row 1 has the byte 0xe9\)"),
     ],
@@ -221,10 +255,29 @@ def test_columns_that_nobody_asked_for_are_ignored_if_the_caller_says_so(tmp_pat
         assert rows_of(written(tmp_path / name, content), known=None) == expected
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+@pytest.mark.parametrize("header", [["PK\x03" + "x" * 90_000], ["\x03"] * 20_000, ["label"] * 20_000, ["path"] * 2])
+def test_what_is_shown_of_a_header_is_short(tmp_path: Path, name: str, header: list[str]) -> None:
+    content: Any = ",".join(header)
+    if name == "m.jsonl":
+        content = "{" + ",".join(f"{json.dumps(each)}: 1" for each in header) + "}"
+    if name == "m.parquet":
+        content = pa.Table.from_arrays([pa.array([1])] * len(header), names=header)
+    file = written(tmp_path / name, content)
+    for known in (KNOWN, None):
+        with pytest.raises(BadTable, match="column") as refused:
+            rows_of(file, known=known)
+        assert len(str(refused.value)) < len(str(file)) + 300
+        assert str(refused.value).isprintable()
+
+
 def test_there_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
     for path, message in (
         (tmp_path, "is a folder; give a table"),
         (tmp_path / "none.csv", "no such file; give a table"),
+        (Path("/dev/null"), "is a pipe or a device; give a table"),
+        (tmp_path / "pipe.csv", "is a pipe or a device; give a table"),
     ):
         with pytest.raises(BadTable, match=message):
             rows_of(path)

@@ -114,15 +114,15 @@ def test_weights_multiply_and_their_mean_is_one(data: Path, weights: Path) -> No
     [
         (
             "id,weight\n0,-1\n",
-            r"weights\.csv: row 1, field weight: -1\.0 of photo 0 is not a weight; give a number >= 0",
+            r"weights\.csv: row 1, field weight: -1\.0 of photo '0' is not a weight; give a number >= 0",
         ),
-        ("id,weight\n0,nan\n", r"nan of photo 0 is not a weight"),
-        ("id,weight\n0,inf\n", r"inf of photo 0 is not a weight"),
+        ("id,weight\n0,nan\n", r"nan of photo '0' is not a weight"),
+        ("id,weight\n0,inf\n", r"inf of photo '0' is not a weight"),
         ("id,weight\n0,heavy\n", r"row 1, field weight: 'heavy' is not a number; correct it"),
         ("id,weight\n0\n", r"row 1 has another number of cells"),
         ("photo,weight\n0,1\n", r"column 'id' is missing; it has photo, weight"),
         ("id,weight,Weight\n0,1,2\n", r"column 'weight' occurs 2 times \('weight', 'Weight'\)"),
-        ("id,weight\n0,1\n1,1\n0,2\n", r"row 3, field id: photo 0 has the weight 1\.0 already; keep one row of it"),
+        ("id,weight\n0,1\n1,1\n0,2\n", r"row 3, field id: photo '0' has the weight 1\.0 already; keep one row of it"),
         (None, r"train\.photo_weights: .*weights\.csv: no such file"),
     ],
 )

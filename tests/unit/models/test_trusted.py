@@ -32,6 +32,8 @@ def test_ids_are_read_from_text_csv_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "x1"}\n{"id": "x2"}\n')
     for kind in ("txt", "csv", "parquet", "jsonl"):
         assert read_ids(tmp_path / f"a.{kind}", key="any") == ["x1", "x2"]
+    with pytest.raises(ConfigError, match=r"^any: /dev/null: is a pipe or a device; give"):
+        read_ids(Path("/dev/null"), key="any")
     (tmp_path / "a.csv").write_text("id,ID\nx1,x2\n")
     with pytest.raises(ConfigError, match=r"^any: .*a\.csv: column 'id' occurs 2 times \('id', 'ID'\); keep one"):
         read_ids(tmp_path / "a.csv", key="any")
