@@ -88,7 +88,7 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0=64", "'0' is a whole table; set one of its keys, such as members.0.KEY=VALUE"),
         ("members=3", "members: 3 is not a list of tables"),
         ("members=[]", "members: a recipe needs at least one"),
-        ("members.0.mean=[0.5]", r"members\.mean: \(0\.5,\) does not have three values"),
+        ("members.0.mean=[0.5]", r"members\.0\.mean: \(0\.5,\) does not have three values"),
         ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not a number"),
         ("train=3", "train: 3 is not a table"),
         ("train.optimizer=sdg", r"train\.optimizer: 'sdg' is not one of 'adamw', 'sgd' \(did you mean 'sgd'\?\)"),
