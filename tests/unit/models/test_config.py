@@ -100,7 +100,7 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("augment.mixup=-1", r"augment\.mixup: -1\.0 is outside \[0, inf\]"),
         ("augment.holes=0", r"augment\.holes: 0 is outside \[1, 32\]"),
         ("members.0.head=arc", r"members\.0\.head: 'arc' is not one of 'linear', 'arcface'"),
-        ("members.0.centres=3", r'members\.centres: 3, but members\.head = "linear" has one; set head="arcface"'),
+        ("members.0.centres=3", r'members\.0\.centres: 3, but members\.0\.head = "linear" has one; set head="arcface"'),
         ("export.crops=3", r"export\.crops: 3 is not one of 1, 2, 5, 10"),
         ("export.keep=4", r"export\.keep: 4 classes cannot fill export\.top_k = 5"),
         ("clean.budget=1.5", r"clean\.budget: 1\.5 is outside \[0, 1\]"),
