@@ -35,7 +35,8 @@ def show_error(error: Exception, code: int, *, as_json: bool, in_words: bool = T
 
     An error of input is one line; one of the world may take more, such as the last lines of a process.
     """
-    text = str(error)
+    in_full = getattr(error, "format_message", None)  # click's errors of usage: names the option too
+    text = in_full() if in_full else str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{os_path(error.filename)}: {error.strerror}"
     if code != WORLD:

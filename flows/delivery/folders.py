@@ -45,12 +45,13 @@ class PassedOver:
     """Entries of a tree other than photos.
 
     files: number by suffix, or SYSTEM. examples: path of the first, by the same. closed: hidden folders and folders of a
-    system, which are not opened.
+    system, which are not opened. links: those to folders, which are not followed; each is refused by name.
     """
 
     files: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     def add(self, kind: str, path: str) -> None:
         """Counts a file."""
@@ -85,11 +86,11 @@ def read_folders(source: Path, passed: PassedOver) -> Iterator[tuple[str, str, s
         BadDelivery: the levels of folders are not understood, or a folder cannot be read.
     """
     seen = PassedOver()
-    holders = {folder: len(photos) for folder, photos in _walk(source, seen) if photos}
+    holders = {folder: len(photos) for folder, photos, _ in _walk(source, seen) if photos}
     layout = find_layout(source, holders, seen)
-    for folder, photos in _walk(source, passed):
+    for folder, photos, links in _walk(source, passed):
         label, split = layout.place(folder)
-        for name in photos:
+        for name in sorted([*photos, *links]):
             yield "/".join((*folder, name)), label, split
 
 
@@ -100,9 +101,7 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
         BadDelivery: more than one reading is possible, or none.
     """
     if not holders:
-        others = ", ".join(f"{number} {kind}" for kind, number in seen.files.most_common(SHOWN))
-        found = f"holds no photo, but other files ({others})" if others else "is empty"
-        raise BadDelivery(f"{source} {found}; put the photos into one folder per class")
+        raise BadDelivery(f"{source} {_without_photos(seen)}; put the photos into one folder per class")
     # Photos beside the class folders are refused one by one; they say nothing about the levels.
     inner = [folder for folder in holders if any(not split_of(name) for name in folder)]
     if not inner:
@@ -111,18 +110,47 @@ def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedO
     splits = [number for number, names in enumerate(levels) if any(map(split_of, names))]
     for level in (levels[number] for number in splits):
         if beside := sorted(name for name in level if not split_of(name)):
-            named = ", ".join(sorted(filter(split_of, level)))
-            _refuse(source, f"it mixes split folders ({named}) and class folders ({beside[0]!r}) on one level", holders)
+            _refuse_mixed(source, filter(split_of, level), beside[0], holders)
     depths = {len(folder) for folder in inner}
     if len(depths) > 1:
         _refuse(source, "the photos lie in folders of different depth", holders)
     classes = [number for number, names in enumerate(levels) if number not in splits]
     classes = [number for number in classes if len(levels[number]) > 1] or classes[-1:]
-    if len(splits) > 1 or len(classes) > 1:
+    if len(splits) > 1:
+        _refuse(source, "the photos lie in several levels of split folders", holders)
+    if len(classes) > 1:
         _refuse(source, "the photos lie in several levels of folders, each of which may name the class", holders)
     if all(name.casefold() in AROUND for name in levels[classes[0]]):
         _refuse(source, "the photos lie in no class folder", holders)
-    return Layout(depths.pop(), classes[0], splits[0] if splits else -1)
+    layout = Layout(depths.pop(), classes[0], splits[0] if splits else -1)
+    _check_splits(source, layout, inner, holders)
+    return layout
+
+
+def _check_splits(
+    source: Path, layout: Layout, inner: list[tuple[str, ...]], holders: dict[tuple[str, ...], int]
+) -> None:
+    """Refuses a split folder that holds photos and no class folder: they would be of a product named "test"."""
+    around = {folder[:depth] for folder in inner for depth in range(layout.depth)}
+    bare = sorted(holders.keys() - around - set(inner))
+    if beside := [folder for folder in bare if len(folder) == layout.depth]:
+        _refuse_mixed(source, map("/".join, beside), "/".join(inner[0]), holders)
+    if bare:
+        _refuse(source, f"the photos of split folder {'/'.join(bare[0])}/ lie in no class folder", holders)
+
+
+def _without_photos(seen: PassedOver) -> str:
+    """Contents of a tree that has no photo, in words."""
+    others = ", ".join(f"{number} {kind}" for kind, number in seen.files.most_common(SHOWN))
+    found = [f"other files ({others})"] if others else []
+    if seen.links:
+        found.append(f"links to folders ({', '.join(seen.links[:SHOWN])}), which are not followed")
+    return f"holds no photo, but {' and '.join(found)}" if found else "is empty"
+
+
+def _refuse_mixed(source: Path, splits: Iterable[str], of_class: str, holders: dict[tuple[str, ...], int]) -> NoReturn:
+    named = ", ".join(sorted(splits))
+    _refuse(source, f"it mixes split folders ({named}) and class folders ({of_class!r}) on one level", holders)
 
 
 def _refuse(source: Path, reason: str, holders: dict[tuple[str, ...], int]) -> NoReturn:
@@ -136,19 +164,21 @@ def _refuse(source: Path, reason: str, holders: dict[tuple[str, ...], int]) -> N
     raise BadDelivery(f"{source}: {reason}: {tree}{more}; {WAY_OUT}")
 
 
-def _walk(source: Path, passed: PassedOver) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yields each folder and its photos, sorted. Links to folders are listed as photos, not followed."""
-    for folder, names, files in os.walk(source, onerror=_unreadable):
+def _walk(source: Path, passed: PassedOver) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
+    """Yields each folder, its photos and the links to folders in it, which are not followed; all sorted."""
+    for folder, names, files in os.walk(source, onerror=unreadable):
         inner = tuple(Path(os.path.relpath(folder, source)).parts)
         names.sort()
         for name in filter(_is_of_system, names):
             passed.closed.append("/".join((*inner, name)))
         names[:] = [name for name in names if not _is_of_system(name)]
-        linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
-        yield inner, [name for name in sorted([*files, *linked]) if _is_photo(folder, name, inner, passed)]
+        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        passed.links += ("/".join((*inner, name)) for name in links)
+        yield inner, [name for name in sorted(files) if _is_photo(folder, name, inner, passed)], links
 
 
-def _unreadable(error: OSError) -> NoReturn:
+def unreadable(error: OSError) -> NoReturn:
+    """Raises BadDelivery for a folder, as `os.walk` calls it."""
     raise BadDelivery(
         f"{error.filename}: the folder cannot be read ({error.strerror}), so its photos would be missing; allow reading it, "
         "or move it out of the delivery"

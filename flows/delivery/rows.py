@@ -1,8 +1,8 @@
 """Reads the rows of a delivery, before any photo is opened.
 
-A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV, Parquet)
-with the columns path, label, and optionally split and source. A row that cannot be used is refused, naming the field at
-fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
+A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV,
+Parquet, JSON lines) with the columns path, label, and optionally split and source. A row that cannot be used is refused,
+naming the field at fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import pyarrow.compute as pc
 
 from contract import labels
 from contract.labels import KnownLabels, fold
-from flows.delivery.folders import PassedOver, read_folders
+from flows.delivery.folders import PassedOver, read_folders, unreadable
 from flows.errors import BadDelivery
 from models.data.manifest import SPLITS
-from models.data.records import as_text, read_rows, short, text_of
+from models.data.records import SUFFIXES, as_text, read_rows, short, text_of
 from models.errors import BadTable
 
 REQUIRED = ("path", "label")
 OPTIONAL = ("split", "source")
-MANIFESTS = ("manifest.csv", "manifest.parquet")
+MANIFESTS = tuple(f"manifest{suffix}" for suffix in SUFFIXES)  # in a folder, in any case
 
 ROWS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "source")])
 CHUNK = 8192  # rows that exist as Python objects at a time
@@ -121,17 +121,8 @@ def check_source(source: Path) -> None:
 
 
 def _announced(source: Path, passed: PassedOver) -> Iterator[Line | Refused]:
-    if source.is_file():
-        return _read_manifest(source)
-    if not source.is_dir():
-        raise BadDelivery(
-            f"{source}: no such file or folder; give a folder per class, or a manifest.csv or manifest.parquet"
-        )
-    found = [source / name for name in MANIFESTS if os.path.isfile(source / name)]
-    if len(found) > 1:
-        raise BadDelivery(f"{source} holds both {MANIFESTS[0]} and {MANIFESTS[1]}; give the path of the one to read")
-    if found:
-        return _read_manifest(found[0])
+    if manifest := _manifest_of(source):
+        return _read_manifest(manifest)
     name = source.absolute().name
     return (
         _row(str(source), path, label=label, split=split, source=name)
@@ -139,12 +130,29 @@ def _announced(source: Path, passed: PassedOver) -> Iterator[Line | Refused]:
     )
 
 
+def _manifest_of(source: Path) -> Path | None:
+    """The manifest that is delivered, or the one in the folder that is; None for folders of classes.
+
+    Raises:
+        BadDelivery: nothing is there, several manifests are, or the folder cannot be read.
+    """
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise BadDelivery(f"{source}: no such file or folder; give a folder per class, or a {' or '.join(MANIFESTS)}")
+    _, _, names = next(os.walk(source, onerror=unreadable))
+    found = sorted(name for name in names if name.casefold() in MANIFESTS and os.path.isfile(source / name))
+    if len(found) > 1:
+        raise BadDelivery(f"{source} holds several manifests ({', '.join(found)}); give the path of the one to read")
+    return source / found[0] if found else None
+
+
 def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
     found, refused = sorted(pc.unique(delivery.rows["label"]).to_pylist()), delivery.refused
     if not found and not refused:
-        raise BadDelivery(f"{source} is empty; put the photos into one folder per class")
+        raise BadDelivery(f"{_manifest_of(source)} has no rows; write one with path and label for each photo")
+    example = f"the first is {short(refused[0].path)}, {refused[0].fault}" if refused else ""
     if not found:
-        example = f"the first is {short(refused[0].path)}, {refused[0].fault}"
         raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {example}")
     first_of: dict[str, str] = {}
     for label in found:
@@ -155,7 +163,10 @@ def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
                 "use one spelling"
             )
     if len(existing.labels.union(found)) < 2:
-        raise BadDelivery(f"{source}: all photos are of one class, {short(found[0])}; deliver photos of at least two")
+        others = f"; {len(refused)} other rows were refused; {example}" if refused else ""
+        raise BadDelivery(
+            f"{source}: all photos are of one class, {short(found[0])}; deliver photos of at least two{others}"
+        )
 
 
 def _read_manifest(path: Path) -> Iterator[Line | Refused]:

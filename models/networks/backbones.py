@@ -18,17 +18,17 @@ ENTRY = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.M)
 def check_backbones(recipe: Recipe) -> None:
     """Raises ConfigError for a backbone that timm does not have. Training checks the others again, with timm itself."""
     source = _source()
-    for member in recipe.members:
+    for number, member in enumerate(recipe.members):
         arch = member.backbone.split(".")[0]  # what follows names weights
         if source and not re.search(rf"\b{re.escape(arch)}\b", source):
-            raise unknown_backbone(member.backbone, ENTRY.findall(source))
+            raise unknown_backbone(member.backbone, ENTRY.findall(source), table=f"members.{number}")
 
 
-def unknown_backbone(name: str, known: Iterable[str]) -> ConfigError:
+def unknown_backbone(name: str, known: Iterable[str], *, table: str = "members") -> ConfigError:
     """The error about a backbone that timm does not have, with the names nearest to it."""
     near = difflib.get_close_matches(name, sorted(known), n=3)
     hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() lists the models"
-    return ConfigError(f"members.backbone: timm {version('timm')} has no model {name!r}{hint}")
+    return ConfigError(f"{table}.backbone: timm {version('timm')} has no model {name!r}{hint}")
 
 
 def _source() -> str:

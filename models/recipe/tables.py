@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -35,8 +36,21 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name}: {value!r} is not a list of tables; write each as [[{name}]]")
-        return tuple(build(typing.get_args(hint)[0], item, f"{name}.{i}.") for i, item in enumerate(value))
+        return tuple(_item(typing.get_args(hint)[0], item, name, number) for number, item in enumerate(value))
     return check(name, value, hint)
+
+
+def _item(cls: type, values: Any, name: str, number: int) -> Any:
+    try:
+        return build(cls, values, f"{name}.{number}.")
+    except ConfigError as error:  # a check of several keys does not know the number
+        raise ConfigError(numbered(str(error), cls, name, number)) from None
+
+
+def numbered(message: str, cls: type, name: str, number: int) -> str:
+    """The message with the keys of a table in a list as `--set` takes them: members.0.size, not members.size."""
+    keys = "|".join(field.name for field in dataclasses.fields(cls))
+    return re.sub(rf"(?<![\w/]){name}\.(?=({keys})\b)", f"{name}.{number}.", message)
 
 
 def set_key(tables: dict[str, Any], override: str) -> None:

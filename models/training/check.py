@@ -14,11 +14,12 @@ import torch
 from models.cleaning import RULES
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import trusted_rows, with_selection_photos
-from models.errors import ConfigError, ManifestError
+from models.errors import ConfigError, ManifestError, WeightsMismatch
 from models.losses import Loss, Samples, build_loss
 from models.networks.inputs import view_size
 from models.networks.network import Network, build_network, set_size
-from models.recipe.config import Meta, Recipe
+from models.recipe.config import Member, Meta, Recipe
+from models.recipe.tables import numbered
 from models.training.command import parser_for, read_recipe, run
 from models.training.epochs import MIN_PHOTOS, num_steps
 from models.training.job import require_mixable, split_rows
@@ -43,11 +44,11 @@ def check(recipe: Recipe, *, data: Path) -> None:
     for member, each in enumerate(recipe.members):
         try:
             check_member(recipe, member, manifest)
-        except ConfigError as error:
+        except (ConfigError, WeightsMismatch) as error:
             table, _, _ = str(error).partition(".")
             if table in ("loss", "train") and getattr(each, table):
                 raise ConfigError(f"members.{member}.{error}") from None
-            raise
+            raise type(error)(numbered(str(error), Member, "members", member)) from None
 
 
 def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:

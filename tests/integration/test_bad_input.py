@@ -203,7 +203,7 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
         (["smoke", "--set", "train.lr=fast"], "smoke.toml: train.lr: 'fast' is not a number; correct it in the recipe"),
         (["smoke", "--set", "train"], "--set train: write it as KEY=VALUE, for example train.epochs=3"),
         (["smoke", "--set", "members.7.size=32"], "--set members.7.size: there is no entry '7'; the list has 2"),
-        (["smoke", "--set", "members.0.mean=[1.0]"], "members.mean: (1.0,) does not have three values; give red, green and blue"),
+        (["smoke", "--set", "members.0.mean=[1.0]"], "members.0.mean: (1.0,) does not have three values; give red, green and blue"),
         (["smoke", "--set", "loss.params.num_classes=3"], "loss.params.num_classes: a recipe cannot set it; leave it out"),
     ],
 )  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_dry_run_refuses_too(prepared: Path, tmp_path: Path) -> None:
     message = refusal_of(
         prepared, "retrain", "smoke", "--set", f"members.1.weights={tmp_path / 'my weights.pt'}", "--dry-run"
     )
-    assert message.startswith(f"members.weights: {tmp_path / 'my weights.pt'} cannot be read (")
+    assert message.startswith(f"members.1.weights: {tmp_path / 'my weights.pt'} cannot be read (")
 
 
 # --- versions ------------------------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ from serving.errors import DiskFull
 from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images
 repository, graph = ModelRepository(Path(sys.argv[1])), Path(sys.argv[2])
+(repository.root / "rest").write_bytes(bytes(1 << 17))  # room for a switch, once it is deleted
 try:
     for version in range(10, 1000):
         repository.write(graph, version=version, labels=LABELS, lineage={}, golden=golden_images())

@@ -77,6 +77,7 @@ def test_help_shows_brackets_as_they_are() -> None:
         (["ingst"], "UsageError"),
         (["data", "log", "--nothing"], "NoSuchOption"),
         (["serve", "--http-port", "0"], "BadParameter"),
+        (["ingest", "x", "--test-share", "2"], "BadParameter"),
         (["data", "log", "-w", "nowhere"], "WorkspaceMissing"),
         (["retrain", "robsut", "-w", "nowhere"], "WorkspaceMissing"),
         (["model", "show", "no.onnx"], "BadGraph"),
@@ -87,6 +88,7 @@ def test_an_error_is_a_document_too(arguments: list[str], kind: str, tmp_path: P
     error = json.loads(done.stdout)["error"]
     assert (error["kind"], error["exit"], done.returncode) == (kind, 2, 2)
     assert error["message"] in done.stderr
+    assert all(option in error["message"] for option in arguments if kind == "BadParameter" and option[:2] == "--")
     assert cleanshelf(*arguments, cwd=tmp_path).stdout == "", "only if asked"
 
 

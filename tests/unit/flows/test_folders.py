@@ -96,6 +96,14 @@ def places_of(source: Path, *, known: tuple[str, ...]) -> set[tuple[str, str]]:
             ("Training/Milk", "Test/Milk", "Bread"),
             r"mixes split folders \(Test, Training\) and class folders \('Bread'\)",
         ),
+        (("Milk", "Bread", "test"), r"mixes split folders \(test\) and class folders \('Bread'\) on one level"),
+        (("Milk", "Bread", "val", "Train"), r"mixes split folders \(Train, val\) and class"),
+        (("shop/Milk", "shop/Bread", "Train/Train"), r"mixes split folders \(Train/Train\) and class folders \('shop/"),
+        (("Train/Milk", "Train/Bread", "Train/val"), r"mixes split folders \(Train/val\) and class"),
+        (("Milk/train", "Bread/test", "test/test"), "mixes split folders"),
+        (("train/Milk", "train/Bread", "val"), "the photos of split folder val/ lie in no class folder"),
+        (("Milk", "Bread", "Train/Train"), "the photos of split folder Train/Train/ lie in no class folder"),
+        (("Train/Train/Milk", "Train/Train/Bread"), "in several levels of split folders: Train/Train/Bread/"),
         (("Milk/front", "Milk/back", "Bread/front"), "in several levels of folders, each of which may name the class"),
         (("Drinks/Milk", "Food/Bread"), "in several levels of folders, each of which may name the class: Drinks/Milk/"),
         (("Drinks/Cold/Milk", "Food/Warm/Bread"), "several levels of folders"),
@@ -176,6 +184,22 @@ def test_a_folder_without_photos_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(BadDelivery, match=r"holds no photo, but other files \(1 .txt\)"):
         read_delivery(tmp_path)
+
+
+def test_links_to_folders_are_no_photos(tmp_path: Path) -> None:
+    elsewhere, source = tree(tmp_path / "e", *TWO), tmp_path / "s"
+    source.mkdir()
+    for label in TWO:
+        (source / label).symlink_to(elsewhere / label)
+    with pytest.raises(
+        BadDelivery, match=r"holds no photo, but links to folders \(Bread, Milk\), which are not followed"
+    ):
+        read_delivery(source)
+
+
+def test_loose_photos_of_a_split_are_refused_one_by_one(tmp_path: Path) -> None:
+    delivery = read_delivery(tree(tmp_path, *under("train", "val"), "train"))
+    assert ([str(row) for row in delivery.refused], len(delivery.rows)) == (["train/4.png, field label: is blank"], 4)
 
 
 def build(source: Path, out: Path, *, base: Path | None = None) -> IntakeReport:

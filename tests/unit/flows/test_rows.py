@@ -180,7 +180,11 @@ def test_labels_of_the_workspace_win(tmp_path: Path) -> None:
         ("path,label\na.png,\uff21\nb.png,A\n", "differ only in the form of their letters"),
         ("path,label,Label\na.png,a,b\n", "column 'label' occurs 2 times \\('label', 'Label'\\); keep one"),
         ("path,label\na.png,a\n", "all photos are of one class, 'a'"),
-        ("path,label\n", "is empty"),
+        (
+            "path,label\na.png,1\nnone.png,2\nb.png,\n",
+            "of one class, '1'; .*; 2 other rows were refused; the first is 'none.png', field path: no such file",
+        ),
+        ("path,label\n", r"manifest\.csv has no rows; write one with path and label for each photo"),
         (
             "path,label\nx.png,a\ny.png,b\n",
             "no usable row, all 2 were refused; the first is 'x.png', field path: no such file",
@@ -211,8 +215,30 @@ def test_not_a_delivery(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadDelivery, match="not a Parquet file"):
         read_delivery(tmp_path / "manifest.parquet")
-    with pytest.raises(BadDelivery, match="holds both"):
+    with pytest.raises(
+        BadDelivery, match=r"holds several manifests \(manifest\.csv, manifest\.parquet\); give the path"
+    ):
         read_delivery(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "Manifest.CSV", "MANIFEST.Parquet"])
+def test_a_manifest_in_a_folder_is_read_in_any_case(tmp_path: Path, name: str) -> None:
+    deliver(tmp_path, {"a": 1, "b": 1})
+    paths = ["a/photo 0.png", "b/photo 1.png"]
+    if name.endswith("Parquet"):
+        pq.write_table(pa.table({"path": paths, "label": ["x", "y"]}), tmp_path / name)
+    elif name.endswith("CSV"):
+        (tmp_path / name).write_text(f"path,label\n{paths[0]},x\n{paths[1]},y\n")
+    else:
+        rows = zip(paths, "xy", strict=True)
+        (tmp_path / name).write_text("".join(f'{{"path": "{path}", "label": "{label}"}}\n' for path, label in rows))
+    assert columns(read_delivery(tmp_path), "path", "label") == [(paths[0], "x"), (paths[1], "y")]
+
+
+def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "s", pa.array([], pa.string())) / "manifest.parquet"
+    with pytest.raises(BadDelivery, match=r"manifest\.parquet has no rows"):
+        read_delivery(source)
 
 
 def test_names_that_are_not_unicode_are_refused(tmp_path: Path) -> None:

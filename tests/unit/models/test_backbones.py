@@ -21,7 +21,7 @@ def test_the_source_has_the_names_that_timm_registers() -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(
-        ConfigError, match=r"^members\.backbone: timm .* has no model 'resent18' \(did you mean resnet18,"
+        ConfigError, match=r"^members\.1\.backbone: timm .* has no model 'resent18' \(did you mean resnet18,"
     ):
         check_backbones(load_recipe("smoke", overrides=["members.1.backbone=resent18"]))
 

@@ -39,16 +39,20 @@ def test_what_can_be_trained_passes(data: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("members.1.backbone=resent18", ConfigError, r"members\.backbone: .*'resent18' \(did you mean resnet18"),
+        ("members.1.backbone=resent18", ConfigError, r"^members\.1\.backbone: .*'resent18' \(did you mean resnet18"),
         (
             "members.1.args={nonsense=3}",
             ConfigError,
-            r"members\.args.*test_byobnet at 32 px: .*nonsense.*correct them$",
+            r"^members\.1\.args.*test_byobnet at 32 px: .*nonsense.*correct them$",
         ),
         ("loss.name=gcee", ConfigError, r"loss\.name: no loss 'gcee' \(did you mean 'gce'\?\); known: .*gce, .*$"),
         ("loss.params.p=1", ConfigError, r"loss\.params\.p: 'gce' has no such parameter.*; it takes q, .*$"),
         ("loss.params.q=3", ConfigError, r"loss\.params\.q: 3\.0 is outside \(0, 1\]; .*--set loss\.params\.q="),
-        ("members.0.weights=none.safetensors", WeightsMismatch, r"members\.weights: none\.safetensors does not exist"),
+        (
+            "members.0.weights=none.safetensors",
+            WeightsMismatch,
+            r"^members\.0\.weights: none\.safetensors does not exist",
+        ),
         ("train.backbone_lr_scale=0", ConfigError, r"^members\.0\.weights: none are given, .* --weights FILE \(all"),
         ("members.1.train.backbone_lr_scale=0", ConfigError, r"^members\.1\.weights: none are given"),
         (
@@ -98,7 +102,7 @@ def test_weights_of_another_network(data: Path, tmp_path: Path) -> None:
         ("tensor.pt", "state_dict"),
     ):
         recipe = load_recipe("smoke", overrides=[f"members.0.weights={tmp_path / name}"])
-        with pytest.raises(WeightsMismatch, match=rf"members\.weights: .*{name} .*{message}"):
+        with pytest.raises(WeightsMismatch, match=rf"^members\.0\.weights: .*{name} .*{message}"):
             check(recipe, data=data)
 
 
