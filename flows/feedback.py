@@ -114,7 +114,8 @@ def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifes
         columns["decision"][row] = manifest.decision[row] if is_near else CHECKED
         columns["score"][row] = np.nan
         columns["scored_by"][row] = f"person: {given.reason}" if given.reason else "person"
-    return dataclasses.replace(manifest, **columns), Feedback(*done.values())
+    numbers = Feedback(done["confirmed"], done["relabelled"], done["dropped"], done["near"])
+    return dataclasses.replace(manifest, **columns), numbers
 
 
 def check_file(file: Path) -> None:

@@ -110,9 +110,8 @@ def decide(
 
 def as_delivered(manifest: Manifest) -> Manifest:
     """The manifest without scores and decisions of cleaning: each label as it was delivered, or as a person corrected it."""
-    ours = ~np.isin(
-        manifest.decision, (CHECKED, *NEAR)
-    )  # near-duplicates have no scores, and may have a person's label
+    # Near-duplicates are never scored; what is written there came from a person.
+    ours = ~np.isin(manifest.decision, (CHECKED, *NEAR))
     flagged = np.isin(manifest.decision, FLAGGED)
     return dataclasses.replace(
         manifest,
