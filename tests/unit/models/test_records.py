@@ -218,10 +218,10 @@ def test_json_lines(tmp_path: Path) -> None:
     [(_, record)] = rows_of(file)
     assert as_text(record["label"]) == ("", "is of type object; write it as text")
     assert short(record["label"]) == "{'a': 1}"
-    written(file, '{"path": "a", "label": ' + "[" * 700 + "]" * 700 + "}")
+    written(file, '{"path": "a", "label": ' + "[" * 450 + "]" * 450 + "}")
     [(_, record)] = rows_of(file)
     assert short(record["label"])
-    written(file, '{"path": "a", "label": ' + '{"a":' * 700 + "1" + "}" * 700 + "}")
+    written(file, '{"path": "a", "label": ' + '{"a":' * 450 + "1" + "}" * 450 + "}")
     [(_, record)] = rows_of(file)
     assert short(record["label"]) == "a deeply nested value"
 
