@@ -38,7 +38,7 @@ WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.
 
 @dataclass(frozen=True)
 class FoundErrors:
-    """The labels that cleaning flagged, against the errors planted among the photos that it scored."""
+    """The labels that cleaning flagged, against the errors planted among the training photos that it scored."""
 
     planted: int
     flagged: int
@@ -46,7 +46,7 @@ class FoundErrors:
 
     def __str__(self) -> str:
         recall, precision = self.both / max(self.planted, 1), self.both / max(self.flagged, 1)
-        found = f"{self.both} of {self.planted} planted label errors found ({recall:.0%})"
+        found = f"{self.both} of {self.planted} planted label errors of training photos found ({recall:.0%})"
         return f"{found}; of {self.flagged} flagged labels {precision:.0%} were wrong"
 
 
@@ -111,7 +111,7 @@ def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found
     manifest = read_manifest(DataVersions(workspace).materialise(report.cleaned))
     rows = [*read_truth(TRUTH).to_pylist(), *delivered.to_pylist()]
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
-    scored = manifest.round > 0
+    scored = (manifest.round > 0) & (manifest.split == "train")  # cleaning leaves the labels of validation photos alone
     planted = np.array([photo in wrong for photo in manifest.id[scored]], bool)
     flagged = np.isin(manifest.decision[scored], FLAGGED)
     return FoundErrors(int(planted.sum()), int(flagged.sum()), int((flagged & planted).sum()))

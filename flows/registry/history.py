@@ -75,6 +75,6 @@ def advice(history: Sequence[dict[str, Any]]) -> str:
     standing = newest_standing(history)
     earlier = f"`cleanshelf model rollback {standing}` returns to {standing}, the newest on valid data, and "
     return (
-        f"model version {serving['version']} keeps answering, although its data were withdrawn: "
+        f"model version {serving['version']} stays the current model, although its data were withdrawn: "
         f"{earlier if standing else ''}`cleanshelf retrain` makes a new one"
     )

@@ -201,7 +201,7 @@ def test_models_trained_on_withdrawn_data_are_marked(shop: Path) -> None:
     assert "yes" in rows[2]
     assert run_json("model", "rollback", shop=shop) == {"serving": 1}
     assert [(e["version"], e["serving"]) for e in run_json("model", "log", shop=shop)] == [(2, False), (1, True)]
-    assert "version 1 keeps answering" in stdout("model", "log", shop=shop)
+    assert "version 1 stays the current model" in stdout("model", "log", shop=shop)
     assert "`cleanshelf model rollback 2`" in stdout("data", "rollback", first[:8], shop=shop)
     assert DataVersions(Workspace(shop)).selected() == first, "a rollback of the model does not touch the data"
 

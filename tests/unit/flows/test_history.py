@@ -74,7 +74,7 @@ def entry(version: int, *, serving: bool = False, stale: bool = False) -> dict[s
 def test_a_stale_model_goes_on_and_the_newest_that_is_not_is_named() -> None:
     models = [entry(4, stale=True), entry(3, serving=True, stale=True), entry(2), entry(1)]
     assert newest_standing(models) == 2
-    assert "version 3 keeps answering" in advice(models)
+    assert "version 3 stays the current model" in advice(models)
     assert "`cleanshelf model rollback 2`" in advice(models)
     assert "rollback" not in advice([entry(1, serving=True, stale=True)])
     assert advice([entry(2, stale=True), entry(1, serving=True)]) == advice([entry(1)]) == advice([]) == ""
