@@ -194,7 +194,7 @@ def test_a_replay_follows_the_schedule(data: Path, recipe: Recipe, tmp_path: Pat
         ({"photos": "tests"}, {}, r"tests: 1 ids are test photos, first '[0-9a-f]{16}'.* remove them"),
         ({"photos": "one"}, {}, r"meta.photos: .*one leaves 1 photos to learn from .* give at least 2"),
         ({"photos": "all"}, {}, r"meta.photos: .*all leaves 1 photos to train on, but training needs 2"),
-        ({"photos": "none"}, {}, r"meta.photos: .*none cannot be read \(FileNotFoundError\); give a file of ids"),
+        ({"photos": "none"}, {}, r"meta.photos: none: no such file; give a table"),
         ({"photos": "bad.csv"}, {}, r"meta.photos: .*bad.csv: column 'id' is missing; it has "),
         ({"photos": "ids.parquet"}, {}, r"meta.photos: .*ids.parquet: not a Parquet file that can be read"),
         ({"photos": "val"}, {"name": "mae"}, r"meta: MAE has no hyperparameter .*one of bi_tempered, gce, polysoft, sce, "),
