@@ -135,6 +135,7 @@ class DataVersions:
                 return folder
             listing = self._whole(version, objects)
             folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
             ready.unlink(missing_ok=True)
             objects.fill(folder, listing)
             overwrite(ready, f"{version}\n".encode())
@@ -352,7 +353,8 @@ class DataVersions:
         self.confirm()
         if staging:
             shutil.rmtree(self._staging, ignore_errors=True)
-        sweep(self.workspace.state)
+        for folder in (self.workspace.root, self.workspace.state):
+            sweep(folder)
         if not Purged.read(self.ledger).complete:
             raise Unconfirmed(
                 "a purge was interrupted; run `cleanshelf data purge` to complete it, then run the command again"
