@@ -135,7 +135,6 @@ class DataVersions:
                 return folder
             listing = self._whole(version, objects)
             folder.mkdir(parents=True, exist_ok=True)
-            sweep(folder)
             ready.unlink(missing_ok=True)
             objects.fill(folder, listing)
             overwrite(ready, f"{version}\n".encode())
