@@ -51,7 +51,9 @@ def test_the_demo_reports_data_models_endpoint_and_answers(
     assert (delivered.parent, cleaned.parent) == (sample.id, delivered.id)
     assert " -> ".join(each.id[:12] for each in (sample, delivered, cleaned)) in output
 
-    found = re.search(r"(\d+) of (\d+) planted label errors of training photos found \(\d+%\); of (\d+) flagged labels", output)
+    found = re.search(
+        r"(\d+) of (\d+) planted label errors of training photos found \(\d+%\); of (\d+) flagged labels", output
+    )
     assert found
     right, planted, flagged = map(int, found.groups())
     assert flagged == cleaned.counts["dropped"] > 0
