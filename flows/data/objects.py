@@ -154,10 +154,8 @@ class Remote:
         part = f"{path}.{uuid4().hex}.part"  # another workspace may be writing the same object
         try:
             self.fs.makedirs(self.fs.parent(path), exist_ok=True)
-            if self.is_local:
-                shutil.copyfile(
-                    source, part
-                )  # DVC would write under another name first, and leave that file if it fails
+            if self.is_local:  # DVC would write under another name first, and leave that file if it fails
+                shutil.copyfile(source, part)
             else:
                 self.fs.put_file(str(source), part)
             self._sync(part)
@@ -348,9 +346,8 @@ class Objects:
             for md5, name in self.missing(listing).items():
                 # `dvc push` skips objects that its index lists, even if they are gone or corrupt.
                 self.remote.put(md5, self.get(md5, name=name))
-        except MissingFromRemote:
+        finally:
             self.remote.sweep([*listing.files.values(), listing.id])
-            raise
         still = self.missing(listing)
         if still:
             md5, name = next(iter(still.items()))

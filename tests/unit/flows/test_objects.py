@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.data.dvc_store import folder_remote
-from flows.data.objects import HashCache, Listing
+from flows.data.objects import HashCache, Listing, Objects
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import sweep
 
@@ -79,6 +79,22 @@ def test_what_others_write_in_a_remote_stays_and_what_a_kill_left_is_swept(tmp_p
         os.utime(path, (1, 1))
     remote.sweep(["ab" + "1" * 30])
     assert set(folder.iterdir()) == {folder / ("1" * 30), *recent}
+
+
+def test_each_store_sweeps_what_earlier_kills_left_in_the_remote(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "labels").write_bytes(b"labels")
+    objects = Objects(tmp_path / "cache", folder_remote(tmp_path / "remote"), HashCache(tmp_path / "seen.json"))
+    listing = Listing.of(tmp_path / "v", hashes=objects.hashes)
+    objects.bring_in(tmp_path / "v", listing)
+    objects.store(listing)
+    left = Path(objects.remote.path(listing.files["labels"])).with_suffix(".0123.part")
+    left.write_bytes(b"half")
+    objects.store(listing)
+    assert left.exists(), "it may be of a living writer"
+    os.utime(left, (1, 1))
+    objects.store(listing)
+    assert not left.exists()
 
 
 def test_a_write_to_the_remote_that_fails_leaves_nothing(tmp_path: Path) -> None:
