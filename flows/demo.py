@@ -113,7 +113,7 @@ def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found
     wrong = {row["id"] for row in rows if row["kind"] in WRONG}
     scored = (manifest.round > 0) & (manifest.split == "train")  # cleaning leaves the labels of validation photos alone
     planted = np.array([photo in wrong for photo in manifest.id[scored]], bool)
-    flagged = np.isin(manifest.decision[scored], FLAGGED)
+    flagged = manifest.has_decision(FLAGGED)[scored]
     return FoundErrors(int(planted.sum()), int(flagged.sum()), int((flagged & planted).sum()))
 
 

@@ -34,10 +34,11 @@ from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
 from models.data.manifest import read_manifest
+from models.data.positions import positions
 from models.evaluation.accuracy import accuracy, thirds
 from models.export.enrol import agreement, enrol, first_labels, labels_of, leaving_product, new_product, withdraw
 from models.export.features import ROWS, answers_from, in_classes_of
-from models.export.patch import read_metadata, stamp
+from models.export.patch import stamp
 from models.export.session import decisive
 from models.recipe.config import Gate, Recipe, from_dict
 from models.recipe.tables import set_key
@@ -254,7 +255,7 @@ def _answers(workspace: Workspace, patch: Patch) -> tuple[dict[str, float | None
         )
         found = measure_graph(results, data, patch.former)
     manifest, rows = read_manifest(data), np.load(found / ROWS)
-    known = np.isin(manifest.label[rows].astype(str), json.loads(read_metadata(patch.larger_and_smaller[1])["labels"]))
+    known = positions(manifest.label[rows], labels_of(patch.larger_and_smaller[1])) >= 0
     before, after = (
         in_classes_of(manifest.classes, graph, answers_from(found, graph))[known]
         for graph in (patch.former, patch.graph)

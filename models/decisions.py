@@ -111,8 +111,8 @@ def decide(
 def as_delivered(manifest: Manifest) -> Manifest:
     """The manifest without scores and decisions of cleaning: each label as it was delivered, or as a person corrected it."""
     # Near-duplicates are never scored; what is written there came from a person.
-    ours = ~np.isin(manifest.decision, (CHECKED, *NEAR))
-    flagged = np.isin(manifest.decision, FLAGGED)
+    ours = ~manifest.has_decision((CHECKED, *NEAR))
+    flagged = manifest.has_decision(FLAGGED)
     return dataclasses.replace(
         manifest,
         label=np.where(flagged, manifest.given_label, manifest.label),
@@ -153,7 +153,7 @@ class ChangedLabels(NamedTuple):
 
 def changed_labels(before: Manifest, after: Manifest) -> ChangedLabels:
     """The labels that a round changed; a photo that is flagged in another way than before counts as flagged now."""
-    was, now = (np.isin(each.decision, FLAGGED) for each in (before, after))
+    was, now = (each.has_decision(FLAGGED) for each in (before, after))
     changed = (before.decision != after.decision) | (before.label != after.label)
     scored = max(1, int(np.count_nonzero(~np.isnan(after.score))))
     return ChangedLabels(int((changed & now).sum()), int((was & ~now).sum()), float(changed.sum()) / scored)

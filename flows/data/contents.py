@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.data.near import NAME, PAIRS, read_pairs
 from flows.data.objects import is_shard
 from flows.data.versions import DataVersions
-from models.data.manifest import NEAR, OUTCOMES, SPLITS, count_tables, outcomes, read_table_file
+from models.data.manifest import NEAR, OUTCOMES, count_tables, outcomes, read_table_file
 
 
 def files_of(versions: DataVersions, text: str) -> dict[str, Path]:
@@ -30,18 +29,6 @@ def read(files: Mapping[str, Path], name: str) -> pa.Table:
 def counts(files: Mapping[str, Path]) -> dict[str, int]:
     """Numbers of photos by outcome and split, from the tables and not from what an earlier release wrote down."""
     return count_tables(read(files, "labels"), read(files, "quarantine"))
-
-
-def class_counts(labels: pa.Table) -> pa.Table:
-    """Numbers of photos of each class, sorted by class: kept ones per split, and those left out, which sum to `photos`."""
-    encoded = labels["label"].combine_chunks().dictionary_encode()
-    names, codes = encoded.dictionary, encoded.indices.to_numpy()
-    split = pc.index_in(labels["split"], value_set=pa.array(SPLITS)).to_numpy()
-    cell = np.where(labels["kept"].to_numpy(), split, len(SPLITS))
-    width = len(SPLITS) + 1
-    numbers = np.bincount(codes * width + cell, minlength=len(names) * width).reshape(-1, width)
-    columns = dict(zip((*SPLITS, "left_out"), numbers.T, strict=True))
-    return pa.table({"class": names, **columns, "photos": numbers.sum(1)}).sort_by("class")
 
 
 def near_duplicates(files: Mapping[str, Path]) -> pa.Table:

@@ -161,7 +161,7 @@ class NextVersion:
         tests = [of_base(was_test), of_new(is_test & (self.decision != "near-train"))]
         test = Side(*(np.concatenate(column) for column in zip(*tests, strict=True)))
         self._leave_out(photos, photos.near(of_new(~is_test & is_free), test, limit=limit), "near-test")
-        return int(np.isin(self.decision, NEAR).sum())
+        return sum(int((self.decision == name).sum()) for name in NEAR)
 
     def _photos(self, folder: Path, locations: pa.Table) -> Photos:
         """The photos of the base, then the new ones."""
@@ -205,7 +205,7 @@ class NextVersion:
         contested = np.zeros(len(labels), np.bool_)
         contested[self.contested] = True
         # A person may settle a conflict, and a near-duplicate must not come back by that.
-        contested &= ~np.isin(labels["decision"].to_numpy(), NEAR)
+        contested &= ~pc.is_in(labels["decision"], value_set=pa.array(NEAR)).to_numpy()
         changed = {"kept": False, "decision": "conflict"}
         for name, value in changed.items():
             column = pc.if_else(pa.array(contested), value, labels[name])

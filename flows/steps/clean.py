@@ -57,7 +57,7 @@ def deliver(run: Run, data: DataFolder) -> DataFolder:
     after = as_delivered(before)
     if not (data / CONFUSION).exists() and same_labels(before, after):
         return data
-    restored = int(np.isin(before.decision, FLAGGED).sum())
+    restored = int(before.has_decision(FLAGGED).sum())
     return derive(run, data, after, step=DELIVERED, message=f"{restored} decisions of cleaning taken back")
 
 

@@ -78,8 +78,8 @@ def left_out(manifest: Manifest) -> LeftOut:
 
     A photo that is only downweighted is still learnt.
     """
-    counted = (manifest.split == "train") & ~np.isin(manifest.decision, OUTSIDE)
-    away = np.flatnonzero(counted & np.isin(manifest.decision, FLAGGED) & (manifest.decision != "doubted"))
+    counted = (manifest.split == "train") & ~manifest.has_decision(OUTSIDE)
+    away = np.flatnonzero(counted & manifest.has_decision(FLAGGED) & (manifest.decision != "doubted"))
     away = away[np.argsort(manifest.score[away], kind="stable")]
     given = np.bincount(manifest.given_target[counted], minlength=len(manifest.classes))
     return LeftOut(np.array(manifest.classes), given, manifest.id[away], manifest.given_target[away])

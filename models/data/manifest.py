@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +124,10 @@ class Manifest:
                 f"{ids[int(unknown.argmax())]}; restore the data version"
             )
         return rows
+
+    def has_decision(self, decisions: Sequence[str]) -> NDArray[np.bool_]:
+        """(N,) True for each photo with one of these decisions."""
+        return _is_one_of(pa.array(self.decision, pa.string()), decisions)
 
     def train_counts(self) -> NDArray[np.int64]:
         """(C,) kept train photos per class."""
@@ -255,7 +259,7 @@ def outcomes(labels: pa.Table) -> NDArray[np.int64]:
     the others, conflicts and near-duplicates were left out by ingestion; cleaning or a person dropped the rest.
     """
     kept, decision = labels["kept"].to_numpy(), labels["decision"]
-    decided = {name: pc.is_in(decision, value_set=pa.array(values)).to_numpy() for name, values in DECIDED.items()}
+    decided = {name: _is_one_of(decision, values) for name, values in DECIDED.items()}
     relabelled = pc.not_equal(labels["label"], labels["given_label"]).to_numpy()
     cases = {
         "relabelled": kept & relabelled,
@@ -289,10 +293,27 @@ def count_tables(labels: pa.Table, quarantine: pa.Table) -> dict[str, int]:
     }
 
 
+def class_counts(labels: pa.Table) -> pa.Table:
+    """Numbers of photos of each class, sorted by class: kept ones per split, and those left out, which sum to `photos`."""
+    encoded = labels["label"].combine_chunks().dictionary_encode()
+    names, codes = encoded.dictionary, encoded.indices.to_numpy()
+    split = pc.index_in(labels["split"], value_set=pa.array(SPLITS)).to_numpy()
+    cell = np.where(labels["kept"].to_numpy(), split, len(SPLITS))
+    width = len(SPLITS) + 1
+    numbers = np.bincount(codes * width + cell, minlength=len(names) * width).reshape(-1, width)
+    columns = dict(zip((*SPLITS, "left_out"), numbers.T, strict=True))
+    return pa.table({"class": names, **columns, "photos": numbers.sum(1)}).sort_by("class")
+
+
 def tally(column: pa.ChunkedArray) -> Counter[str]:
     """Number of occurrences of each text in a column."""
     counts = pc.value_counts(column)
     return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+
+
+def _is_one_of(column: pa.Array | pa.ChunkedArray, values: Sequence[str]) -> NDArray[np.bool_]:
+    """(N,) True for each text of a column that is one of these."""
+    return np.asarray(pc.is_in(column, value_set=pa.array(values, pa.string())))
 
 
 def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:

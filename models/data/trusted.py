@@ -31,7 +31,7 @@ def selection_photos(manifest: Manifest) -> NDArray[np.bool_]:
     would favour steps that resemble these networks, and whole classes would be missing. Wrong labels shrink every gain
     equally (docs/tasks/kept-steps.md has figures).
     """
-    return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~np.isin(manifest.decision, OUTSIDE)
+    return (manifest.split == VALIDATION) & (manifest.target >= 0) & ~manifest.has_decision(OUTSIDE)
 
 
 def with_selection_photos(manifest: Manifest, photos: str) -> Manifest:

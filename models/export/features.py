@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from onnx import helper
 
+from models.data.positions import positions
 from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
 from models.export.enrol import inputs_of_classifiers, temporary_session
@@ -93,9 +94,8 @@ def answers_from(folder: Path, graph: Path) -> NDArray[np.int64]:
 
 def in_classes_of(classes: Sequence[str], graph: Path, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Classes (N, k) of the graph as classes of a data version; a label that only the graph knows becomes -2."""
-    own = {label: i for i, label in enumerate(classes)}
-    translate = np.array([own.get(label, -2) for label in json.loads(read_metadata(graph)["labels"])] + [-2])
-    return translate[ids]
+    found = positions(json.loads(read_metadata(graph)["labels"]), classes)
+    return np.append(np.where(found < 0, -2, found), -2)[ids]
 
 
 def cut_to_classifiers(graph: Graph) -> None:

@@ -24,7 +24,16 @@ from flows.delivery.build import build_version
 from flows.feedback import feedback
 from flows.report.contents import print_classes, print_diff, print_listing
 from flows.workspace import Workspace
-from models.data.manifest import DECISIONS, LABELS, LEFT_OUT, SPLITS, count_tables, read_table, write_table
+from models.data.manifest import (
+    DECISIONS,
+    LABELS,
+    LEFT_OUT,
+    SPLITS,
+    class_counts,
+    count_tables,
+    read_table,
+    write_table,
+)
 from models.data.records import read_rows
 from tests.deliveries import deliver, photo
 from tests.packshots import encoded, packshot
@@ -61,7 +70,7 @@ def test_each_photo_of_two_versions_counts_once(before: dict[int, Any], after: d
         per_class = sum((Counter(counts) for counts in diff.per_class.values()), Counter())
         assert per_class == Counter(totals)
         assert len(set(as_table(diff)["id"].to_pylist())) == len(as_table(diff)) == sum(totals.values())
-        classes = contents.class_counts(read_table(new.parent, name="labels"))
+        classes = class_counts(read_table(new.parent, name="labels"))
         assert sum(classes["photos"].to_pylist()) == len(after)
         for row in classes.to_pylist():
             assert row["photos"] == row["train"] + row["val"] + row["test"] + row["left_out"]
@@ -103,7 +112,7 @@ def test_many_photos_and_classes_are_compared_and_counted_without_a_loop_over_th
     new = write(tmp_path / "b", {n: (f"{n}", f"{n}", "train", True, "doubted" if n % 2 else "") for n in range(number)})
     diff = compare_labels(old, new)
     assert (diff.decided, diff.unchanged, len(diff.changes)) == (number // 2, number // 2, number // 2)
-    assert len(contents.class_counts(read_table(tmp_path / "b", name="labels"))) == number
+    assert len(class_counts(read_table(tmp_path / "b", name="labels"))) == number
 
 
 def table(number: int) -> pa.Table:
