@@ -99,8 +99,7 @@ def prepare_version(
     purged = frozenset(Purged.read(versions.ledger).photos)
     report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
                            near_duplicates=near_duplicates, code=code_hash(), purged=purged, openers=openers)  # fmt: skip
-    log.info("ingest: %d rows: %d new photos, %d duplicates, %d conflicts, %d refused", report.delivered, report.added,
-             report.duplicates, report.conflicts, sum(report.quarantined.values()))  # fmt: skip
+    log.info("ingest: %s", report.in_words())
     return folder, report
 
 

@@ -74,26 +74,20 @@ def account(delivery: Delivery, decisions: NDArray[np.object_], *, usable: int, 
     return Accounts(delivery.seen, files, kinds, passed.closed[:NAMED], repeated)
 
 
-def class_splits(labels: pa.Table) -> dict[str, Any]:
-    """Numbers of the classes and kept photos of a version in each split, and classes that lack train or test photos.
+def class_splits(classes: pa.Table) -> dict[str, Any]:
+    """Numbers of classes and kept photos in each split, and classes without train or test photos, from `class_counts`.
 
     Returns `classes`; `photos` and `classes_with`, by split; and `without`: for train and test, `number` and `first`, the
     names of the first NAMED.
     """
-    kept = labels.filter(labels["kept"])
-    names = pc.unique(labels["label"])
-    pairs = kept.group_by(["label", "split"]).aggregate([([], "count_all")])
-    of = {split: pairs.filter(pc.equal(pairs["split"], split)) for split in SPLITS}
-    without = {
-        split: names.filter(pc.invert(pc.is_in(names, value_set=of[split]["label"]))) for split in ("train", "test")
-    }
+    without = {split: classes["class"].filter(pc.equal(classes[split], 0)) for split in SPLITS}
     return {
-        "classes": len(names),
-        "photos": {split: pc.sum(of[split]["count_all"]).as_py() or 0 for split in SPLITS},
-        "classes_with": {split: len(of[split]) for split in SPLITS},
+        "classes": len(classes),
+        "photos": {split: pc.sum(classes[split], min_count=0).as_py() for split in SPLITS},
+        "classes_with": {split: len(classes) - len(without[split]) for split in SPLITS},
         "without": {
-            split: {"number": len(found), "first": sorted(found.to_pylist())[:NAMED]}
-            for split, found in without.items()
+            split: {"number": len(without[split]), "first": without[split].slice(0, NAMED).to_pylist()}
+            for split in ("train", "test")
         },
     }
 

@@ -30,7 +30,7 @@ from flows.delivery.near import LIMIT, notes
 from flows.delivery.rows import Delivery, Refused, read_delivery
 from flows.errors import BadDelivery
 from flows.workspace.files import or_disk_full
-from models.data.manifest import TABLES, read_table, tally, write_version
+from models.data.manifest import TABLES, class_counts, read_table, write_version
 
 log = logging.getLogger("cleanshelf")
 
@@ -53,6 +53,11 @@ class Merged:
     quarantined: dict[str, int]
     shards: dict[str, str]
     accounts: Accounts
+
+    def in_words(self) -> str:
+        """The numbers in one line: first the parts that add up to the rows, then the photos that are left out."""
+        rows = f"{self.added} new photos, {self.duplicates} duplicates, {sum(self.quarantined.values())} quarantined"
+        return f"{self.delivered} rows: {rows}; left out: {self.conflicts} in conflict, {self.near} near-duplicates"
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,12 @@ def build_version(
                         max_shard_bytes=max_shard_bytes)  # fmt: skip
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
-    labels = read_table(out, name="labels")
+    classes = class_counts(read_table(out, name="labels"))
     return IntakeReport(
         **vars(merged),
         counts=counts,
-        splits=class_splits(labels),
-        warnings=[*_warnings(labels), *notes(out)],
+        splits=class_splits(classes),
+        warnings=[*_warnings(classes), *notes(out)],
         is_new=is_new,
     )
 
@@ -209,21 +214,20 @@ def _hash(**config: float | None) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _warnings(labels: pa.Table) -> list[str]:
-    is_train = pc.and_(labels["kept"], pc.equal(labels["split"], "train"))
-    kept, train = (tally(labels["label"].filter(chosen)) for chosen in (labels["kept"], is_train))
+def _warnings(classes: pa.Table) -> list[str]:
+    kept = pc.subtract(classes["photos"], classes["left_out"])
+    present = classes.append_column("kept", kept).filter(pc.greater(kept, 0)).to_pylist()
     single = [
-        f"class {label!r} has one photo; it stays in train"
-        for label in sorted(kept)
-        if kept[label] == train[label] == 1
+        f"class {each['class']!r} has one photo; it stays in train"
+        for each in present
+        if each["kept"] == each["train"] == 1
     ]
-    absent = [
-        f"class {label!r} has no train photo; it cannot be recognised" for label in sorted(kept) if not train[label]
-    ]
+    absent = [f"class {each['class']!r} has no train photo; it cannot be recognised"
+              for each in present if not each["train"]]  # fmt: skip
     missing = [
-        f"class {label!r} is how programs write a missing value; if it is not a product, deliver without its rows"
-        for label in sorted(kept)
-        if label.casefold() in MISSING
+        f"class {each['class']!r} is how programs write a missing value; if it is not a product, deliver without its rows"
+        for each in present
+        if each["class"].casefold() in MISSING
     ]
     return [line for lines in (single, absent, missing) for line in _first(lines)]
 

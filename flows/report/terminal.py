@@ -79,9 +79,7 @@ def print_intake(report: IntakeReport, outcome: str) -> None:
     """Prints what became of the rows and files of a delivery, and the classes and splits of the new version."""
     from flows.delivery.accounts import sentences
 
-    added = f"{report.added} new photos, {report.duplicates} duplicates, {report.conflicts} conflicts"
-    near, quarantined = f"{report.near} near the other side of the test split", sum(report.quarantined.values())
-    print(f"{report.delivered} rows: {added}, {near}, {quarantined} quarantined")
+    print(report.in_words())
     for reason, count in sorted(report.quarantined.items()):
         print(f"  quarantined {count}: {reason}")
     for line in sentences(vars(report.accounts), report.splits):

@@ -17,7 +17,7 @@ from flows.delivery.build import IntakeReport, build_version
 from flows.delivery.folders import SYSTEM, split_of
 from flows.delivery.rows import read_delivery
 from flows.errors import AccountsDiffer, BadDelivery
-from models.data.manifest import read_manifest, read_table
+from models.data.manifest import class_counts, read_manifest, read_table
 from tests.deliveries import photo
 
 TWO = ("Milk", "Bread")
@@ -237,7 +237,7 @@ def test_rows_that_name_a_file_twice_or_a_missing_one_are_counted(tmp_path: Path
     accounts = build(source, tmp_path / "v").accounts
     assert (accounts.seen, accounts.repeated) == (4, 1)
     assert accounts.files == {"taken": 2, "duplicate": 1, "quarantined": 1, "not a photo": 0, SYSTEM: 0}
-    splits = class_splits(read_table(tmp_path / "v", name="labels"))
+    splits = class_splits(class_counts(read_table(tmp_path / "v", name="labels")))
     assert "  1 rows name a file that another row names too" in sentences(vars(accounts), splits)
 
 
