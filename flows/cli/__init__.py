@@ -20,7 +20,7 @@ from flows.cli.show import show_error
 # isort: off
 from flows.cli import data, storage, model, steps, schedule, product, endpoint, about  # noqa: F401
 
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, which typer holds without a name
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer's own copy of click has no public name for it
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except UsageError as error:
-        error.show()  # type: ignore[attr-defined]  # click's
+        error.show()  # type: ignore[attr-defined]  # of every error of click; mypy sees an Exception
         return show_error(error, INPUT, as_json=as_json, in_words=False)
     except GateRefused as error:
         return show_error(error, GATE, as_json=as_json)

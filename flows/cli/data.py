@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.app import AsJson, At, DryRun, Version, app, data_verbs, find, prepare
-from flows.cli.show import check_new, pairs, show, table, write_rows
+from flows.cli.show import pairs, show, table
 
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows to a file: .csv, .parquet or .jsonl.")
@@ -121,21 +121,27 @@ def data_show(
     from flows.data.versions import DataVersions
     from flows.errors import InputError
     from flows.report.contents import print_classes, print_listing
+    from flows.workspace.tables import check_new, write_new
+    from models.data.manifest import class_counts
 
-    asked = {"near-duplicates": near, "claims in conflict": conflicts, "refused rows": quarantined}
-    if sum(asked.values()) > 1:
+    lists = [
+        (near, "near-duplicates", contents.near_duplicates),
+        (conflicts, "claims in conflict", contents.conflicts),
+        (quarantined, "refused rows", contents.quarantined),
+    ]
+    asked = [(photos, read) for is_asked, photos, read in lists if is_asked]
+    if len(asked) > 1:
         raise InputError("--near, --conflicts and --quarantined are three lists; ask for one")
-    check_new(out)
+    if out:
+        check_new(out)
     versions = DataVersions(find(workspace))
     files = contents.files_of(versions, version)
-    lists = (contents.near_duplicates, contents.conflicts, contents.quarantined)
-    found = [(name, read) for (name, wanted), read in zip(asked.items(), lists, strict=True) if wanted]
-    rows = found[0][1](files) if found else contents.class_counts(contents.read(files, "labels"))
-    write_rows(out, rows)
-    if found:
-        return show(
-            rows.to_pylist() if as_json else [], as_json=as_json, say=lambda: print_listing(rows, photos=found[0][0])
-        )
+    rows = asked[0][1](files) if asked else class_counts(contents.read(files, "labels"))
+    if out:
+        write_new(rows, out)
+    if asked:
+        content = rows.to_pylist() if as_json else []
+        return show(content, as_json=as_json, say=lambda: print_listing(rows, photos=asked[0][0]))
     wanted = versions.resolve(version)
     entry = _entry(next(entry for entry in versions.known_entries() if entry.id == wanted))
     entry |= {"counts": contents.counts(files), "problems": [str(each) for each in versions.verify(wanted)]}
@@ -155,10 +161,13 @@ def data_diff(
     from flows.data.diff import CHANGES, as_table
     from flows.data.versions import DataVersions
     from flows.report.contents import print_diff
+    from flows.workspace.tables import check_new, write_new
 
-    check_new(out)
+    if out:
+        check_new(out)
     diff = DataVersions(find(workspace)).diff(a, b)
-    write_rows(out, as_table(diff))
+    if out:
+        write_new(as_table(diff), out)
     show(dataclasses.asdict(diff) if as_json else {}, as_json=as_json, say=lambda: print_diff(diff, CHANGES))
 
 

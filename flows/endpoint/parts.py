@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from durable import overwrite, sync
-from flows.endpoint.tables import check_out, write_table
 from flows.errors import InputError, WorkspaceBusy
 from flows.workspace.files import or_disk_full
+from flows.workspace.tables import check_out, write_table
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.errors import InputError
+from flows.workspace.files import or_disk_full
 from models.data.records import FORMULAS, SUFFIXES, guarded
+
+PIECE = 65_536  # rows that are converted at a time
 
 
 def check_out(out: Path) -> None:
@@ -33,6 +36,29 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: the folder {out.parent} cannot be written; name another")
+
+
+def check_new(out: Path) -> None:
+    """Checks a table that must not exist yet as `check_out` does.
+
+    Raises:
+        InputError: it exists, or `check_out` refuses it.
+    """
+    check_out(out)
+    if out.exists():
+        raise InputError(f"--out {out} exists already; remove it or name another file")
+
+
+def write_new(rows: pa.Table, out: Path) -> None:
+    """Writes a table that `check_new` has passed; the file appears when it is complete."""
+    part = out.with_name(f".{out.name}.part")
+    with or_disk_full(f"writing {out}"):
+        try:
+            pieces = (rows.slice(start, PIECE) for start in range(0, len(rows), PIECE))
+            write_table(pieces, part, schema=rows.schema, suffix=out.suffix)
+            part.rename(out)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_table(parts: Iterable[pa.Table], file: Path, *, schema: pa.Schema, suffix: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from flows.drift import Traffic, chi_squared, compare, markdown, read_answers, shift
 from flows.endpoint.folder import SCHEMA
-from flows.endpoint.tables import write_table
 from flows.errors import InputError
+from flows.workspace.tables import write_table
 
 
 def draw(seed: int, count: int, *, a: float = 5.0, b: float = 2.0) -> np.ndarray[Any, np.dtype[np.float32]]:

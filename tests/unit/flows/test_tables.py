@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.endpoint.folder import SCHEMA
-from flows.endpoint.tables import write_table
+from flows.workspace.tables import write_table
 from models.data.records import read_rows
 
 ROWS: list[dict[str, Any]] = [
