@@ -111,7 +111,7 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
 
 
 def check_source(source: Path) -> None:
-    """Reads the first row only, which takes no time, so that a wrong path or column is reported before anything starts.
+    """Reports a wrong path, column or layout before anything starts: reads the first row, or only the names in the folders.
 
     Raises:
         BadDelivery: the source does not exist or cannot be read, or its header or layout is wrong.

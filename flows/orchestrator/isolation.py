@@ -105,5 +105,6 @@ def _import_prefect_without_files(elsewhere: Path) -> None:
     """Imports Prefect in a folder without its files, and keeps it from reading those of any other folder later."""
     with chdir(elsewhere):
         from prefect.settings import sources
-    sources.TomlConfigSettingsSourceBase._read_file = lambda self, path: {}  # type: ignore[method-assign]
-    sources.FilteredDotEnvSettingsSource._read_env_files = lambda self: {}  # type: ignore[method-assign]
+    # Prefect has no setting that turns its files off, so the two methods that read them are replaced.
+    sources.TomlConfigSettingsSourceBase._read_file = lambda self, path: {}  # type: ignore[method-assign]  # on purpose
+    sources.FilteredDotEnvSettingsSource._read_env_files = lambda self: {}  # type: ignore[method-assign]  # on purpose

@@ -1,8 +1,8 @@
 """Steps and flows: Prefect's tasks and flows where Prefect runs them, and plain functions everywhere else.
 
 Prefect is imported when the first flow starts, not before: its import and its server take seconds, and a verb that is
-refused, or that has no server to report to, needs neither. Results of steps are found again by `Run.cached`, never by Prefect's own
-cache: Prefect remembers that a task returned; we have to know that its files are still there and undamaged.
+refused, or that has no server to report to, needs neither. Results of steps are found again by `Run.cached`, never by
+Prefect's own cache: Prefect remembers that a task returned; we have to know that its files are still there and undamaged.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.orchestrator.events import named_server
+from flows.registry.repository import repository
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run, inputs_of, sweep_runs
@@ -19,7 +20,6 @@ from flows.steps.learn import check
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
-from serving.repository.repository import ModelRepository
 from serving.signature import Signature
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def preview(workspace: Workspace, recipe: Recipe, *, publishes: bool = True) -> 
 
 def check_contract(workspace: Workspace, recipe: Recipe) -> None:
     """Raises InputError if the graph would take photos, or give answers, of another size than the current model."""
-    models = ModelRepository(workspace.repository)
+    models = repository(workspace)
     if not (configured := models.configured()):
         return
     current = Signature.read(models.path(max(configured)) / "model.onnx")

@@ -142,7 +142,7 @@ class Loss(nn.Module):
 
     def value(self, batch: LossBatch) -> Tensor:
         """(N,) loss of each sample, before the options are applied."""
-        raise NotImplementedError  # the formula of a loss
+        raise NotImplementedError  # each loss has its own formula here
 
     def learnable(self) -> dict[str, Range]:
         """Bounds of the attributes that `models.training.meta` may learn; `value` has to accept tensors for them."""

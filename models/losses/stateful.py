@@ -80,7 +80,7 @@ class Stateful(Loss):
 
     def unweighted(self, batch: LossBatch) -> Tensor:
         """(N,) loss of each sample, before its weight."""
-        raise NotImplementedError  # the formula of a stateful loss
+        raise NotImplementedError  # each stateful loss has its own formula here
 
     def meaning(self) -> dict[str, Any]:
         """Hyperparameters that the meaning of the columns depends on."""

@@ -125,7 +125,7 @@ def test_bad_labels_are_refused(tmp_path: Path, label: str, fault: str) -> None:
 def parquet(folder: Path, labels: object) -> Path:
     """A manifest of as many photos as there are labels."""
     folder.mkdir(exist_ok=True)
-    paths = [f"{number}.png" for number in range(len(labels))]  # type: ignore[arg-type]
+    paths = [f"{number}.png" for number in range(len(labels))]  # type: ignore[arg-type]  # a list or an array
     for name in paths:
         (folder / name).write_bytes(name.encode())
     pq.write_table(pa.table({"path": paths, "label": labels}), folder / "manifest.parquet")
