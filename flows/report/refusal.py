@@ -13,7 +13,7 @@ WAYS_OUT = {
     "head": "more or better photos, or `--set gate.head=` with the fall that you accept",
     "middle": "more or better photos, or `--set gate.middle=` with the fall that you accept",
     "tail": "more photos of the rare products, or `--set gate.tail=` with the fall that you accept",
-    "above_chance": "more or better photos, longer training, or pretrained weights (`--set members.0.weights=FILE`)",
+    "above_chance": "more or better photos, longer training, or pretrained weights (`--weights FILE`)",
     "class_floor": "more photos of these products (`cleanshelf ingest`), or a lower `--set gate.class_floor=`",
     "decided_away": "right labels for these photos (`cleanshelf feedback FILE`), `--set clean.use=weigh`, which leaves none "
     "out, or a higher `--set gate.decided_away=`",
@@ -30,7 +30,7 @@ def outcome_of(report: Report) -> str:
 
 def data_line(report: Report) -> str:
     """The data versions before the run and of its model, and whether the latter is selected, in one line."""
-    line = f"{report.data_before[:12]} -> {report.data_after[:12]}"
+    line = " -> ".join(dict.fromkeys((report.data_before[:12], report.data_after[:12])))
     if report.cleaned not in ("", report.data_after):
         line = f"{report.data_before[:12]}; cleaning made {report.cleaned[:12]}, which the evidence dropped"
     elif report.selection:
