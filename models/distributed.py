@@ -1,15 +1,15 @@
 """Exchange between the workers of a training, which `torchrun --nproc_per_node N -m models.training.train ...` starts.
 
-Without torchrun there is one worker.
-Each worker takes its part of every batch. Gradients are summed, and values per photo are gathered in the order of the
-samples, so the result does not depend on the number of workers. All workers must call the functions that exchange data,
-in the same order.
+Without torchrun there is one worker. Each worker takes its part of every batch. torch's data parallel sums the gradients
+(models.training.parallel); this module exchanges what torch does not know: values per photo, which are gathered in the
+order of the photos, so the result does not depend on the number of workers. All workers must call the functions that
+exchange data, in the same order. Values travel on the CPU, by gloo, so that no exchange waits for a GPU.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,13 +19,13 @@ from torch import Tensor, distributed, nn
 
 @contextmanager
 def workers() -> Iterator[None]:
-    """Context in which the workers started by torchrun are connected: by nccl on GPUs, by gloo on CPUs."""
+    """Context in which the workers started by torchrun are connected: by nccl for tensors on GPUs, by gloo for others."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -44,20 +44,22 @@ def world() -> int:
 
 def part(length: int) -> slice:
     """This worker's part of `length` items. Parts are contiguous, nearly equal, and in the order of the ranks."""
-    bounds = np.cumsum([0] + [len(each) for each in np.array_split(np.empty(length), world())])
-    return slice(int(bounds[rank()]), int(bounds[rank() + 1]))
+    size, longer = divmod(length, world())
+    start = rank() * size + min(rank(), longer)
+    return slice(start, start + size + (rank() < longer))
 
 
 def concat(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
-    lengths = [torch.zeros(1, dtype=torch.int64, device=_exchange_device()) for _ in range(world())]
-    distributed.all_gather(lengths, torch.tensor([len(rows)], device=_exchange_device()))
+    length = torch.tensor([len(rows)])
+    lengths = [torch.zeros_like(length) for _ in range(world())]
+    distributed.all_gather(lengths, length)
     width = rows[:1].numel() if len(rows) else int(np.prod(rows.shape[1:]))
     size = max(int(length) for length in lengths) * width * rows.element_size()
-    ours = torch.zeros(size, dtype=torch.uint8, device=_exchange_device())  # bytes, as not every dtype can be sent
-    flat = rows.detach().contiguous().reshape(-1).view(torch.uint8)
+    ours = torch.zeros(size, dtype=torch.uint8)  # bytes, as not every dtype can be sent
+    flat = rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     ours[: len(flat)] = flat
     theirs = [torch.empty_like(ours) for _ in lengths]
     distributed.all_gather(theirs, ours)
@@ -91,47 +93,26 @@ def summed(value: Tensor) -> Tensor:
     """Sum over the workers of tensors of one shape."""
     if world() == 1:
         return value
-    shared = value.detach().to(_exchange_device(), copy=True)
+    shared = value.detach().clone()
     distributed.all_reduce(shared)
-    return shared.to(value.device)
+    return shared
 
 
-def agree(answer: bool) -> bool:
-    """Answer of the first worker, on all workers."""
+def any_of(*answers: bool) -> tuple[bool, ...]:
+    """For each question, True if one of the workers answers yes."""
     if world() == 1:
-        return answer
-    shared = torch.tensor([int(answer)], device=_exchange_device())
-    distributed.broadcast(shared, src=0)
-    return bool(shared)
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums the gradients of all workers.
-
-    A worker whose part of the batch was empty has none and receives those of the others. A parameter that has no gradient
-    on any worker keeps none, so that the optimiser skips it.
-    """
-    if world() == 1:
-        return
-    params = list(parameters)
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    present = torch.tensor([float(p.grad is not None) for p in params], device=_exchange_device())
-    shared = torch.cat([*(grad.float().reshape(-1).to(present.device) for grad in grads), present])
-    distributed.all_reduce(shared)
-    *sums, num_present = shared.split([*(p.numel() for p in params), len(params)])
-    for p, grad, count in zip(params, sums, num_present.tolist(), strict=True):
-        p.grad = grad.view_as(p).to(p) if count else None
+        return answers
+    shared = torch.tensor(answers, dtype=torch.int32)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return tuple(map(bool, shared.tolist()))
 
 
 def average_buffers(module: nn.Module) -> None:
-    """Averages the running statistics of all workers. Running means are linear, so any moment gives the same result."""
+    """Averages the running statistics of all workers. Running means are linear, so any moment gives the same result.
+
+    torch's data parallel would take those of the first worker, which has seen only its part of the photos.
+    """
     for buffer in module.buffers() if world() > 1 else ():
         if buffer.is_floating_point():
-            shared = buffer.to(_exchange_device())
-            distributed.all_reduce(shared)
-            buffer.copy_(shared / world())
-
-
-def _exchange_device() -> torch.device:
-    """Device on which tensors must be to be exchanged."""
-    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+            distributed.all_reduce(buffer)
+            buffer /= world()

@@ -40,6 +40,11 @@ ALL = dataclasses.replace(
     augment=Augment(mixup=0.5, cutmix=1.0, blur=0.5, hue_deg=20.0, holes=2),
     train=dataclasses.replace(RECIPE.train, optimizer="sgd", schedule="step", step_epochs=(1.5,), lr=0.05, ema=0.8),
 )
+SHARDED = dataclasses.replace(
+    RECIPE,
+    loss=Loss(name="marvel", params={"start_epoch": 1, "run": 1}),
+    train=dataclasses.replace(RECIPE.train, l1=0.0, micro_batch=2),
+)
 
 
 class RecordingLoss(losses.Loss):
@@ -49,7 +54,7 @@ class RecordingLoss(losses.Loss):
 
     def __init__(self, num_classes: int, *, halt_after: int = -1) -> None:
         super().__init__(num_classes)
-        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.gain = nn.Parameter(torch.tensor([0.5]))
         self.steps_left = halt_after
 
     def begin(self, samples: Samples) -> None:
@@ -137,6 +142,7 @@ def main() -> None:
         train(training_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
         train(training_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
         train(training_job(data, out / f"all-{world()}", ALL))
+        train(training_job(data, out / f"sharded-{world()}", SHARDED, shard=True))
         train(training_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
 
 

@@ -58,7 +58,7 @@ def trained_head(
     sampler = Sampler(target=target, score=score[rows], settings=settings, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         inputs = Features(photos.views[:, rows], network.head, augment=augment)
-        fit(network, loss, inputs, sampler=sampler, out=Path(folder), key="",
+        fit(network, loss, inputs, ids=rows.astype(str), sampler=sampler, out=Path(folder), key="",
             sample_weights=_emphasis(settings, target, errors, weight), ask=_nothing, meta=Constant(loss))  # fmt: skip
     network.head.eval()
     return network.head

@@ -30,6 +30,10 @@ class Label:
     target: Tensor
     index: Tensor
 
+    def __getitem__(self, part: slice) -> Label:
+        """Labels of a part of the photos."""
+        return Label(self.share, self.target[part], self.index[part])
+
 
 class Mixed(NamedTuple):
     """A worker's part of a mixed batch, (n, ...), and the share in [0, 1] that each photo keeps in its own view."""

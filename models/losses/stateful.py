@@ -169,7 +169,7 @@ class Unit(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, embedding: Tensor, dtype: torch.dtype) -> Tensor:
         """(N,) output of the unit; raises BatchError if the embedding has another width."""

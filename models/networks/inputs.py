@@ -27,6 +27,10 @@ MIRRORED = Augment()
 class Inputs(Protocol):
     """Batches of a set of photos, and the part of the network that processes them."""
 
+    @property
+    def part(self) -> Network | Head:
+        """The network, or its head: what the batches pass through."""
+
     def __len__(self) -> int:
         """Number of photos."""
 
@@ -56,6 +60,7 @@ class Views:
 
     def __init__(self, photos: Photos, network: Network, *, size: int, augment: Augment) -> None:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
+        self.part = network
         self.device = network.mean.device
 
     def __len__(self) -> int:
@@ -100,6 +105,7 @@ class Features:
 
     def __init__(self, views: Tensor, head: Head, *, augment: Augment = MIRRORED) -> None:
         self.views, self.head, self.augment = views, head, augment
+        self.part = head
 
     def __len__(self) -> int:
         return self.views.shape[1]

@@ -93,7 +93,7 @@ class Train:
 
     epochs: Positive = 24
     batch_size: Positive = 32
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with momentum .9
+    optimizer: str = "adamw"  # "sgd" with momentum .9, or another name of timm.optim, such as "lamb"
     lr: Annotated[float, Range(0, open_low=True)] = 2e-3  # after the warm-up
     backbone_lr_scale: Share = 1.0  # 0 freezes the backbone: its features are computed once, and only the head learns
     weight_decay: Annotated[float, Range(0)] = 0.05
@@ -117,7 +117,12 @@ class Train:
     soup_epochs: Annotated[int, Range(0)] = 0  # last epochs whose weights are averaged; 0: off
     state: str = ""  # a samples.parquet of an earlier training, whose loss state is carried over
     head_rows: Annotated[int, Range(0)] = 0  # rows of a batch that classifier and loss get at a time; 0: all
+    micro_batch: Annotated[int, Range(0)] = (
+        0  # photos that pass through the network at a time; 0: a process's whole batch
+    )
+    compile: bool = False  # torch.compile the network, which takes minutes before the first step
     workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
+    shard: bool = False  # spread parameters and the optimiser's state over the workers, for what one GPU cannot hold
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0: torch decides
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between checkpoints within an epoch; 0: after every step
 
@@ -142,6 +147,9 @@ class Train:
             raise ConfigError("train.soup_epochs: averages weights, and so does train.ema; set one of them to 0")
         if self.har and self.head_rows:
             raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
+        if self.shard and (self.l1 or self.backbone_lr_scale == 0):
+            key = "l1" if self.l1 else "backbone_lr_scale"
+            raise ConfigError(f"train.shard: does not work with train.{key}={getattr(self, key):g}; set shard=false")
         if self.start_size < 1 and self.backbone_lr_scale == 0:
             raise ConfigError(
                 f"train.start_size: {self.start_size}, but a frozen backbone (train.backbone_lr_scale=0) sees each "
@@ -156,7 +164,7 @@ class Train:
     @property
     def decisive(self) -> Train:
         """These settings with the keys reset that do not change the result."""
-        return dataclasses.replace(self, workers=1, checkpoint_minutes=10.0)
+        return dataclasses.replace(self, workers=1, shard=False, checkpoint_minutes=10.0)
 
     def light(self, epochs: int) -> Train:
         """Settings of the networks that score photos for cleaning: fewer epochs, with all photos until the last.

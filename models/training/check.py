@@ -21,10 +21,12 @@ from models.networks.network import Network, build_network, set_size
 from models.recipe.config import Member, Meta, Recipe
 from models.recipe.tables import numbered
 from models.training.command import parser_for, read_recipe, run
-from models.training.epochs import MIN_PHOTOS, num_steps
+from models.training.epochs import num_steps
 from models.training.job import require_mixable, split_rows
 from models.training.meta import read_schedule, start_of
+from models.training.optimise import make_optimizer
 from models.training.sample_weights import make_sample_weights
+from models.training.step import MIN_PHOTOS
 
 
 def check(recipe: Recipe, *, data: Path) -> None:
@@ -63,6 +65,7 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     check_meta(own.meta, loss, manifest)
     check_frozen(own, member)
     network = build_network(own.members[0], num_classes=num_classes)
+    make_optimizer(network, loss, own.train)
     check_sizes(own, network)
 
 

@@ -12,31 +12,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from durable import replacing
 from models import distributed
-from models.data.mixing import Label, labels_of
+from models.data.mixing import labels_of
 from models.data.samplers import Sampler
 from models.errors import ConfigError
 from models.losses import Loss
-from models.losses.chunked import chunked_loss
 from models.networks.inputs import Inputs
 from models.networks.margins import Angular
 from models.networks.network import Network
 from models.recipe.config import Train
 from models.training.averages import Average, recomputing_bn
+from models.training.checkpoint import Writer
 from models.training.classifiers import linear_rows, set_classifier
 from models.training.meta import Constant
-from models.training.optimise import absolute_weights, learning_rate, make_optimizer, trainable_parameters
-from models.training.sample_weights import SampleWeights, jacobian_norm
+from models.training.optimise import learning_rate, make_optimizer, trainable_parameters
+from models.training.parallel import freeze_unused, in_parallel, shard, whole
+from models.training.sample_weights import SampleWeights
+from models.training.step import MIN_PHOTOS, Learner, half_precision, take_step
+from models.training.stop import EXIT_CODE, stop_requested
 from models.training.train_state import Interval, TrainState, seed_step
+from models.training.watch import LossWatch
 
 log = logging.getLogger(__name__)
-
-MAX_GRADIENT_NORM = 5.0
-MIN_PHOTOS = 2  # photos of one worker in one step, because of batch norm
 
 Answers = Callable[[], tuple[Tensor, float]]  # log_p (N,) of the training photos' labels, accuracy on selection photos
 
@@ -46,6 +47,7 @@ def fit(
     loss: Loss,
     inputs: Inputs,
     *,
+    ids: Sequence[str] | NDArray[np.object_],
     sampler: Sampler,
     sample_weights: SampleWeights,
     out: Path,
@@ -56,39 +58,49 @@ def fit(
 ) -> None:
     """Trains a network, or resumes from out/checkpoint.pt. An angular classifier becomes a linear one at the end.
 
+    SIGTERM saves a checkpoint and exits.
+
     Args:
         loss: a loss after `begin`.
+        ids: (N,) ids of the training photos, for messages.
         ask: computes the network's answers; called before the epochs for which the loss wants them.
         meta: changes the hyperparameters of the loss during training.
         epochs_before: epochs of the training that this one continues; a loss with a warm-up counts them.
     """
     settings = sampler.settings
     steps = num_steps(sampler.length, settings, workers=distributed.world())
-    state = initial_state(network, loss, meta=meta, settings=settings, steps=steps)
+    state = initial_state(network, loss, inputs, ids=ids, sample_weights=sample_weights, meta=meta, settings=settings,
+                          sampler=sampler, steps=steps)  # fmt: skip
     resume(state, out, key=key)
     interval = Interval(settings.checkpoint_minutes)
+    with Writer(out / "checkpoint.pt") as writer, stop_requested() as is_stopped:
 
-    def save_if_due() -> None:
-        if distributed.agree(interval.over()):
-            state.save(out / "checkpoint.pt", key=key)
+        def save_if_due() -> None:
+            stopped, due = distributed.any_of(is_stopped(), interval.over())
+            if stopped or due:
+                state.save(writer, key=key)
+            if stopped:
+                log.warning("stopped by SIGTERM after epoch %d and %d steps of the next; the same command goes on from there",
+                            state.epoch, state.step)  # fmt: skip
+                raise SystemExit(EXIT_CODE)
 
-    while state.epoch < settings.epochs:
-        if state.step == 0 and loss.wants_answers(epochs_before + state.epoch):
-            log_p, accuracy = ask()
-            loss.take_answers(log_p, accuracy=accuracy)
-        loss.start_epoch(epochs_before + state.epoch)
-        meta.start_epoch(state.epoch, num_epochs=settings.epochs)
-        drawn = sampler.draw(state.epoch)
-        train_epoch(
-            state, inputs, np.array_split(drawn, steps), torch.from_numpy(sampler.target), settings=settings,
-            seed=sampler.seed, sample_weights=sample_weights.to(network.mean.device), after_step=save_if_due,
-        )  # fmt: skip
-        loss.end_epoch()
-        state.average.end_epoch(left=settings.epochs - state.epoch - 1)
-        report(out, epoch=state.epoch + 1, num_epochs=settings.epochs, **figures(state, len(drawn)))
-        state.next_epoch()
-        state.save(out / "checkpoint.pt", key=key)
-    finish(state, inputs, sampler, steps=steps)
+        for epoch in range(state.epoch, settings.epochs):
+            if state.step == 0 and loss.wants_answers(epochs_before + epoch):
+                with whole(state.learner):
+                    log_p, accuracy = ask()
+                loss.take_answers(log_p, accuracy=accuracy)
+            loss.start_epoch(epochs_before + epoch)
+            meta.start_epoch(epoch, num_epochs=settings.epochs)
+            order = np.array_split(sampler.draw(epoch), steps)
+            train_epoch(state, inputs, order, target=sampler.target, settings=settings, seed=sampler.seed,
+                        after_step=save_if_due)  # fmt: skip
+            loss.end_epoch()
+            state.average.end_epoch(left=settings.epochs - epoch - 1)
+            report(out, epoch=epoch + 1, num_epochs=settings.epochs, **figures(state, sampler.length))
+            state.next_epoch()
+            state.save(writer, key=key)
+    with whole(state.learner):
+        finish(state, inputs, sampler, steps=steps)
 
 
 def resume(state: TrainState, out: Path, *, key: str) -> None:
@@ -107,12 +119,37 @@ def finish(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int) -
         set_classifier(head, linear_rows(state.network, inputs, sampler.target), None)
 
 
-def initial_state(network: Network, loss: Loss, *, meta: Constant, settings: Train, steps: int) -> TrainState:
+def initial_state(
+    network: Network,
+    loss: Loss,
+    inputs: Inputs,
+    *,
+    ids: Sequence[str] | NDArray[np.object_],
+    sample_weights: SampleWeights,
+    meta: Constant,
+    settings: Train,
+    sampler: Sampler,
+    steps: int,
+) -> TrainState:
     """State of a new training, with its optimiser and schedule; `steps`: steps of an epoch."""
+    device = network.mean.device
+    learner = Learner(network, loss, part=inputs.part, sample_weights=sample_weights.to(device), settings=settings)
+    if distributed.world() > 1:
+        freeze_unused(inputs.part, sample=next(inputs.evaluation(slice(0, 1))))
+    if settings.shard:
+        shard(learner, network.backbone)
     optimizer = make_optimizer(network, loss, settings)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings))
-    average = Average(trainable_parameters(optimizer), settings)
-    return TrainState(network=network, loss=loss, optimizer=optimizer, schedule=schedule, meta=meta, average=average)
+    trained = trainable_parameters(optimizer)
+    learner.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_()
+    room = math.ceil(math.ceil(sampler.length / steps) / distributed.world())  # photos of this worker in a batch
+    return TrainState(
+        network=network, loss=loss, learner=in_parallel(learner), optimizer=optimizer, meta=meta,
+        schedule=LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings)),
+        average=Average(trained, settings), watch=LossWatch(ids, room=room, device=device),
+        passes=math.ceil(room / (settings.micro_batch or room)),
+    )  # fmt: skip
 
 
 def num_steps(num_draws: int, settings: Train, *, workers: int) -> int:
@@ -134,11 +171,10 @@ def train_epoch(
     state: TrainState,
     inputs: Inputs,
     order: list[NDArray[np.int64]],
-    target: Tensor,
     *,
+    target: NDArray[np.int64],
     settings: Train,
     seed: int,
-    sample_weights: SampleWeights,
     after_step: Callable[[], None],
 ) -> None:
     """Runs the remaining steps of the epoch.
@@ -150,93 +186,28 @@ def train_epoch(
     """
     train_mode(state.network, frozen=settings.backbone_lr_scale == 0)
     state.loss.train()
-    generator = torch.Generator()
+    generator, classes = torch.Generator(), torch.from_numpy(target)
     batches = inputs.training(order[state.step :], generator, size_share=size_share(state.epoch, settings))
     started = time.perf_counter() - state.seconds
     for step in range(state.step, len(order)):
         seed_step(generator, seed, state.epoch, step)
+        asked = time.perf_counter()
         photos, share = next(batches)
-        labels = labels_of(order[step], target, share=share, device=photos.device)
-        take_step(
-            state, inputs, photos, labels, size=len(order[step]), settings=settings, sample_weights=sample_weights
-        )
+        state.waited += time.perf_counter() - asked
+        labels = labels_of(order[step], classes, share=share, device=photos.device)
+        values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
+        state.watch.add(values, order[step][distributed.part(len(order[step]))])
         state.step, state.seconds = step + 1, time.perf_counter() - started
         if state.step < len(order):
             after_step()
+    state.watch.check()
+    state.seconds = time.perf_counter() - started
 
 
 def size_share(epoch: int, settings: Train) -> float:
     """Side of an epoch's views, relative to the member's size: rises linearly from start_size to 1 in the last epoch."""
     done = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
     return settings.start_size + (1 - settings.start_size) * done
-
-
-def take_step(
-    state: TrainState,
-    inputs: Inputs,
-    batch: Tensor,
-    labels: Sequence[Label],
-    *,
-    size: int,
-    settings: Train,
-    sample_weights: SampleWeights,
-) -> None:
-    """Updates the network once.
-
-    Args:
-        batch: this worker's part of the batch.
-        size: photos in the whole batch of all workers.
-    """
-    state.meta.step(batch, labels[0].target, state.optimizer)
-    value = loss_of(state, inputs, batch, labels, rows=settings.head_rows, sample_weights=sample_weights).sum()
-    objective = value / size
-    if settings.l1:
-        frozen = settings.backbone_lr_scale == 0
-        objective = objective + settings.l1 / distributed.world() * absolute_weights(state.network, frozen=frozen)
-    state.optimizer.zero_grad(set_to_none=True)
-    objective.backward()
-    distributed.sum_gradients(trainable_parameters(state.optimizer))
-    nn.utils.clip_grad_norm_(trainable_parameters(state.optimizer), MAX_GRADIENT_NORM)
-    state.optimizer.step()
-    state.schedule.step()
-    state.average.end_step()
-    state.total += value.item()
-
-
-def loss_of(
-    state: TrainState,
-    inputs: Inputs,
-    batch: Tensor,
-    labels: Sequence[Label],
-    *,
-    rows: int,
-    sample_weights: SampleWeights,
-) -> Tensor:
-    """(N,) weighted loss of each photo, averaged over its labels by their shares.
-
-    Args:
-        rows: logits of this many photos are held at a time; 0: of the whole batch.
-    """
-    head, values = state.network.head, []
-    with half_precision(batch):
-        if rows:
-            weight, embedding = head.rows, inputs.embedding(batch)
-            for label in labels:
-                value = chunked_loss(state.loss, weight, embedding, label.target, label.index, rows=rows)
-                values.append(label.share * sample_weights.weight[label.index] * value)
-            return torch.stack(values).sum(0)
-        logits, embedding = inputs.forward(batch)
-    for label in labels:
-        value = state.loss(logits, label.target, label.index, embedding) * sample_weights.weight[label.index]
-        if sample_weights.har is not None:
-            value = value + sample_weights.har[label.target] * jacobian_norm(logits, label.target, head.rows)
-        values.append(label.share * value)
-    return torch.stack(values).sum(0)
-
-
-def half_precision(batch: Tensor) -> torch.autocast:
-    """Context that computes in bfloat16 on GPUs, and changes nothing on CPUs."""
-    return torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.device.type == "cuda")
 
 
 def train_mode(network: Network, *, frozen: bool) -> None:
@@ -256,17 +227,18 @@ def update_bn(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int
         for step in range(steps):
             seed_step(generator, sampler.seed, settings.epochs, step)
             photos, _ = next(batches)
-            with half_precision(photos):
-                inputs.embedding(photos)
+            with half_precision(photos.device):
+                inputs.part.embedding(photos)
     distributed.average_buffers(network)
 
 
 def figures(state: TrainState, num_drawn: int) -> dict[str, float]:
-    """Metrics of an epoch: loss, learning rate, speed, and those of the loss and of its hyperparameters."""
+    """Metrics of an epoch: loss, learning rate, speed, share of waiting for photos, and those of the loss."""
     return {
-        "loss": distributed.total(state.total) / num_drawn,
+        "loss": state.watch.total() / num_drawn,
         "lr": float(state.schedule.get_last_lr()[0]),
         "photos_per_s": num_drawn / state.seconds,
+        "waiting": state.waited / state.seconds,
         **state.loss.figures(),
         **state.meta.figures(),
     }

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import timm
+import timm.optim
 import torch
 from torch import Tensor, nn
 
+from models.errors import ConfigError
 from models.networks.network import Network
 from models.recipe.config import Train
+from models.recipe.registry import closest
 
 MOMENTUM = 0.9  # of SGD
 STEP = 0.1  # factor of the learning rate at each of train.step_epochs
 
 
 def make_optimizer(network: Network, loss: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """AdamW or SGD. The backbone has its own rate; biases, norms and parameters of the loss have no weight decay."""
+    """The optimiser. The backbone has its own rate; biases, norms and parameters of the loss have no weight decay."""
     groups = [{"params": [p for p in loss.parameters() if p.requires_grad], "lr": settings.lr, "weight_decay": 0.0}]
     for part, scale in ((network.backbone, settings.backbone_lr_scale), (network.head, 1.0)):
         for decays in (True, False):
@@ -24,7 +29,25 @@ def make_optimizer(network: Network, loss: nn.Module, settings: Train) -> torch.
     groups = [group for group in groups if group["params"] and group["lr"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=MOMENTUM)
-    return torch.optim.AdamW(groups)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=network.mean.device.type == "cuda")
+    return timms_optimizer(groups, settings)
+
+
+def timms_optimizer(groups: list[dict[str, Any]], settings: Train) -> torch.optim.Optimizer:
+    """One of timm's optimisers, with its own defaults.
+
+    Raises:
+        ConfigError: timm has none of this name.
+    """
+    known = [name for name in timm.optim.list_optimizers() if isinstance(name, str)]
+    if settings.optimizer not in known:
+        raise ConfigError(
+            f"train.optimizer: timm has no {settings.optimizer!r}{closest(settings.optimizer, known)}; set adamw, sgd, or "
+            "another name of timm.optim.list_optimizers()"
+        )
+    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(groups, settings.optimizer, lr=settings.lr)
+    return optimizer
 
 
 def trainable_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -46,6 +46,7 @@ from models.training.epochs import fit
 from models.training.features import frozen_features
 from models.training.job import Job, require_mixable, run_job, split_rows
 from models.training.meta import Adjuster, Constant, Replay
+from models.training.parallel import state_of
 from models.training.sample_weights import make_sample_weights
 
 log = logging.getLogger(__name__)
@@ -79,18 +80,19 @@ def train(job: Job, network: Network | None = None) -> None:
 
     sampler = Sampler(target=manifest.target[rows], score=manifest.score[rows], settings=job.train, seed=job.seed)
     sample_weights = make_sample_weights(job.train, manifest, rows, clean=job.recipe.clean)
-    fit(network, loss, inputs, sampler=sampler, sample_weights=sample_weights, out=job.out, key=job.key, ask=ask,
-        meta=make_meta(job, network, loss, manifest, trusted), epochs_before=job.epochs_before)  # fmt: skip
+    fit(network, loss, inputs, ids=manifest.id[rows], sampler=sampler, sample_weights=sample_weights, out=job.out,
+        key=job.key, ask=ask, meta=make_meta(job, network, loss, manifest, trusted),
+        epochs_before=job.epochs_before)  # fmt: skip
     held_out_inputs = make_inputs(job, network, manifest, held_out)
     target = manifest.target if job.fold is None else manifest.given_target
     scores = score(network, held_out_inputs, ids=manifest.id[held_out], target=target[held_out])
+    save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
             save_embeddings(job.out, network, held_out_inputs)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
-        save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
@@ -106,8 +108,11 @@ def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
 
 
 def to_device(network: Network) -> Network:
-    """The network on the best device. On GPUs, batch norm takes its statistics over the parts of all workers."""
-    network.to(best_device())
+    """The network on the best device. On GPUs, batch norm takes its statistics over the parts of all workers.
+
+    Convolutions are faster if the channels of a pixel lie side by side.
+    """
+    network.to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     if distributed.world() > 1 and network.mean.device.type == "cuda":  # on CPUs, torch has no synchronised batch norm
         timm.layers.convert_sync_batchnorm(network)
     return network
@@ -170,9 +175,10 @@ def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float
 
 
 def save_network(path: Path, network: Network, *, member: Member, classes: list[str], tau: float = 0.0) -> None:
-    """Saves a network with everything that is needed to build it again."""
-    content = {"member": to_dict(member), "classes": list(classes), "tau": tau, "state": network.state_dict()}
-    checkpoint.save(path, content)
+    """Saves a network with everything that is needed to build it again. Every worker has to call this."""
+    content = {"member": to_dict(member), "classes": list(classes), "tau": tau, "state": state_of(network)}
+    if distributed.rank() == 0:
+        checkpoint.save(path, content)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from models import distributed
 from models.losses import Loss
 from models.networks.network import Network
-from models.training import checkpoint
+from models.training import checkpoint, parallel
 from models.training.averages import Average
+from models.training.checkpoint import Writer
 from models.training.meta import Constant
+from models.training.watch import LossWatch
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +34,60 @@ class TrainState:
 
     network: Network
     loss: Loss
+    learner: nn.Module  # both, as torch's data parallel runs them
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     meta: Constant  # of the loss's hyperparameters
     average: Average  # of the weights
+    watch: LossWatch
     epoch: int = 0  # present epoch, from 0
     step: int = 0  # steps done in this epoch
-    total: float = 0.0  # summed loss of this worker's photos in this epoch
     seconds: float = 0.0  # spent in this epoch
+    waited: float = 0.0  # seconds of these spent waiting for photos
+    passes: int = 1  # parts in which a batch passes through the network
 
-    def save(self, path: Path, *, key: str) -> None:
-        """Saves a checkpoint. Every worker must call this, because each holds a part of the state."""
+    def save(self, writer: Writer, *, key: str) -> None:
+        """Hands a checkpoint to the writer. Every worker must call this, because each holds a part of the state.
+
+        Raises:
+            BatchError: the loss is not finite, so this state is not worth keeping.
+        """
+        self.watch.check()
         distributed.average_buffers(self.network)
         content = {
             "key": key,
             "epoch": self.epoch,
             "step": self.step,
-            "total": distributed.total(self.total),
+            "total": self.watch.total(),
             "seconds": self.seconds,
-            "network": self.network.state_dict(),
+            "waited": self.waited,
+            "passes": self.passes,
+            "network": parallel.state_of(self.network),
             "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": parallel.optimizer_state_of(self.learner, self.optimizer),
             "schedule": self.schedule.state_dict(),
             "meta": self.meta.state_dict(),
             "average": self.average.state_dict(),
         }
         if distributed.rank() == 0:
-            checkpoint.save(path, content)
+            writer.save(content)
 
     def restore(self, path: Path, *, key: str) -> None:
         """Restores a checkpoint; the number of workers may differ from that at `save`."""
         content = checkpoint.load(path, key=key)
-        for name in ("network", "loss", "optimizer", "schedule", "meta", "average"):
+        parallel.load_state(self.network, content["network"])
+        parallel.load_optimizer_state(self.learner, self.optimizer, content["optimizer"])
+        for name in ("loss", "schedule", "meta", "average"):
             getattr(self, name).load_state_dict(content[name])
-        self.epoch, self.step, self.seconds = content["epoch"], content["step"], content["seconds"]
-        self.total = content["total"] if distributed.rank() == 0 else 0.0
+        for name in ("epoch", "step", "seconds", "waited", "passes"):
+            setattr(self, name, content[name])
+        self.watch.sum.fill_(content["total"] if distributed.rank() == 0 else 0.0)
         log.info("resuming after epoch %d and %d steps of the next", self.epoch, self.step)
 
     def next_epoch(self) -> None:
         """Advances to the next epoch."""
-        self.epoch, self.step, self.total, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        self.epoch, self.step, self.seconds, self.waited = self.epoch + 1, 0, 0.0, 0.0
+        self.watch.sum.zero_()
 
 
 @dataclass

@@ -97,11 +97,12 @@ def test_what_is_saved_is_the_average(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def step_and_record(state: Any, *args: Any, **named: Any) -> None:
+    def step_and_record(state: Any, *args: Any, **named: Any) -> Tensor:
         if not seen:
             seen.append({key: value.clone() for key, value in state.network.named_parameters()})
-        take_step(state, *args, **named)
+        values = take_step(state, *args, **named)
         seen.append({key: value.detach().clone() for key, value in state.network.named_parameters()})
+        return values
 
     monkeypatch.setattr(models.training.epochs, "take_step", step_and_record)
     run(data, recipe, tmp_path / "ema", backbone_lr_scale=scale, ema=0.8)

@@ -91,7 +91,10 @@ def test_set(file: str, override: str, path: str, value: object) -> None:
         ("members.0.mean=[0.5]", r"members\.0\.mean: \(0\.5,\) does not have three values"),
         ("members.0.mean=[0.5, 0.5, 'x']", r"members\.0\.mean\[2\]: 'x' is not a number"),
         ("train=3", "train: 3 is not a table"),
-        ("train.optimizer=sdg", r"train\.optimizer: 'sdg' is not one of 'adamw', 'sgd' \(did you mean 'sgd'\?\)"),
+        (
+            "train.schedule=cosin",
+            r"train\.schedule: 'cosin' is not one of 'cosine', 'step' \(did you mean 'cosine'\?\)",
+        ),
         ("train.step_epochs=[3, 0]", r"train\.step_epochs\[1\]: 0\.0 is outside \(0, inf\]"),
         ("train.schedule=step", r"train\.step_epochs: 14 is not within train\.epochs = 7; lower it, or train longer"),
         ("train.soup_epochs=8", r"train\.soup_epochs: 8 is above train\.epochs = 7; lower it, or train longer"),

@@ -193,12 +193,10 @@ def test_views_grow_over_the_epochs(
     assert view_size(45, 1.0) == 45
     seen: list[set[int]] = []
 
-    def record(state: Any, inputs: Any, *args: Any, **named: Any) -> None:
-        sizes = set()
-        forward = inputs.forward
-        inputs.forward = lambda batch: (sizes.add(batch.shape[-1]), forward(batch))[1]
-        train_epoch(state, inputs, *args, **named)
-        inputs.forward = forward
+    def record(state: Any, *args: Any, **named: Any) -> None:
+        sizes: set[int] = set()
+        with state.network.register_forward_pre_hook(lambda _, given: sizes.add(given[0].shape[-1])):
+            train_epoch(state, *args, **named)
         seen.append(sizes)
 
     monkeypatch.setattr(models.training.epochs, "train_epoch", record)

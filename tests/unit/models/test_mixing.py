@@ -21,9 +21,9 @@ from models.networks.inputs import Features
 from models.networks.network import Head
 from models.recipe.config import Augment, Loss, Member, Recipe, Train
 from models.training.check import check
-from models.training.epochs import loss_of
 from models.training.job import Job
 from models.training.sample_weights import SampleWeights
+from models.training.step import Learner
 from models.training.train import train
 
 CPU = torch.device("cpu")
@@ -79,6 +79,13 @@ def test_of_both_half_of_the_batches_get_each() -> None:
     assert 160 < sum(cut) < 240
 
 
+def losses(loss: Any, inputs: Features, batch: Tensor, labels: Any, *, rows: int, weight: Tensor) -> Tensor:
+    learner = Learner(SimpleNamespace(head=inputs.head), loss, part=inputs.head, sample_weights=SampleWeights(weight),  # type: ignore[arg-type]
+                      settings=Train(head_rows=rows))  # fmt: skip
+    values: Tensor = learner(batch, labels).values
+    return values
+
+
 def given(name: str) -> tuple[Any, Features, Tensor, Tensor]:
     """Training state, inputs, a batch (6, 6), and the classes of 20 photos."""
     own = {"width": 512} if "width" in LOSSES.find(name).parameters else {}
@@ -87,32 +94,32 @@ def given(name: str) -> tuple[Any, Features, Tensor, Tensor]:
     target = torch.randint(5, (20,), generator=generator(1))
     loss.begin(Samples(np.array([str(i) for i in range(20)], object), target.numpy(), list("abcde")))
     torch.nn.init.normal_(inputs.head.classifier.weight, std=0.3, generator=generator(2))
-    state = SimpleNamespace(loss=loss, network=SimpleNamespace(head=inputs.head.eval()))
-    return state, inputs, torch.randn(6, 6, generator=generator(4)), target
+    inputs.head.eval()
+    return loss, inputs, torch.randn(6, 6, generator=generator(4)), target
 
 
 @pytest.mark.parametrize("rows", [0, 4])
 @pytest.mark.parametrize("name", STATELESS)
 def test_the_loss_of_a_mixed_photo_is_the_mean_of_both_labels(name: str, rows: int) -> None:
-    state, inputs, batch, target = given(name)
+    loss, inputs, batch, target = given(name)
     weight = torch.linspace(0.5, 1.5, 20)
     order = np.array([3, 9, 0, 14, 9, 2])
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(state, inputs, batch, labels, rows=rows, sample_weights=SampleWeights(weight))
+    found = losses(loss, inputs, batch, labels, rows=rows, weight=weight)
     logits, embedding = inputs.forward(batch)
     expected = torch.zeros(6)
     for share, rolled in ((0.3, order), (0.7, np.roll(order, -1))):
         for i, sample in enumerate(rolled):
-            of_one = state.loss(logits[i : i + 1], target[[sample]], torch.tensor([sample]), embedding[i : i + 1])
+            of_one = loss(logits[i : i + 1], target[[sample]], torch.tensor([sample]), embedding[i : i + 1])
             expected[i] += share * weight[sample] * of_one[0]
     torch.testing.assert_close(found, expected)
 
 
 def test_with_cross_entropy_it_is_that_of_the_mixed_target() -> None:
-    state, inputs, batch, target = given("ce")
+    loss, inputs, batch, target = given("ce")
     order = np.arange(6)
     labels = labels_of(order, target, share=0.3, device=CPU)
-    found = loss_of(state, inputs, batch, labels, rows=0, sample_weights=SampleWeights(torch.ones(20)))
+    found = losses(loss, inputs, batch, labels, rows=0, weight=torch.ones(20))
     one_hot = functional.one_hot(target[:6], 5).float()
     soft = 0.3 * one_hot + 0.7 * one_hot.roll(-1, 0)
     torch.testing.assert_close(found, functional.cross_entropy(inputs.forward(batch).logits, soft, reduction="none"))

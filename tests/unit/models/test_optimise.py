@@ -52,7 +52,7 @@ def test_what_judges_photos_sees_rates_fall_at_the_same_shares(recipe: Recipe) -
 def test_groups_have_their_own_rates_and_decay(name: str, kind: type, recipe: Recipe) -> None:
     network = build_network(Member(backbone="test_resnet", size=32), num_classes=3)
     loss = nn.Linear(2, 1)
-    settings = Train(optimizer=name, lr=0.5, weight_decay=0.3, backbone_lr_scale=0.1)  # type: ignore[arg-type]  # one of two
+    settings = Train(optimizer=name, lr=0.5, weight_decay=0.3, backbone_lr_scale=0.1)
     optimizer = make_optimizer(network, loss, settings)
     assert isinstance(optimizer, kind)
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
