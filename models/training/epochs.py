@@ -30,7 +30,7 @@ from models.training.checkpoint import Writer
 from models.training.classifiers import linear_rows, set_classifier
 from models.training.meta import Constant
 from models.training.optimise import learning_rate, make_optimizer, trainable_parameters
-from models.training.parallel import freeze_unused, in_parallel, shard, whole
+from models.training.parallel import freeze_unused, gather, in_parallel, shard, spread
 from models.training.sample_weights import SampleWeights
 from models.training.step import MIN_PHOTOS, Learner, half_precision, take_step
 from models.training.stop import EXIT_CODE, stop_requested
@@ -86,8 +86,9 @@ def fit(
 
         for epoch in range(state.epoch, settings.epochs):
             if state.step == 0 and loss.wants_answers(epochs_before + epoch):
-                with whole(state.learner):
-                    log_p, accuracy = ask()
+                gather(state.learner)
+                log_p, accuracy = ask()
+                spread(state.learner)
                 loss.take_answers(log_p, accuracy=accuracy)
             loss.start_epoch(epochs_before + epoch)
             meta.start_epoch(epoch, num_epochs=settings.epochs)
@@ -99,8 +100,8 @@ def fit(
             report(out, epoch=epoch + 1, num_epochs=settings.epochs, **figures(state, sampler.length))
             state.next_epoch()
             state.save(writer, key=key)
-    with whole(state.learner):
-        finish(state, inputs, sampler, steps=steps)
+    gather(state.learner)
+    finish(state, inputs, sampler, steps=steps)
 
 
 def resume(state: TrainState, out: Path, *, key: str) -> None:

@@ -88,17 +88,22 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
     return [module for sequence in sequences for module in sequence if next(module.parameters(), None) is not None]
 
 
-@contextmanager
-def whole(learner: nn.Module) -> Iterator[None]:
-    """Context in which every worker holds all parameters, so that each can score photos at its own pace."""
-    parts = [module for module in learner.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
+def gather(learner: nn.Module) -> None:
+    """Gives every worker all parameters, so that each can score photos at its own pace."""
+    for part in _sharded_parts(learner):
         part.set_reshard_after_forward(False)
         part.unshard()
-    yield
-    for part in parts:
+
+
+def spread(learner: nn.Module) -> None:
+    """Undoes `gather`: every worker keeps its share."""
+    for part in _sharded_parts(learner):
         part.set_reshard_after_forward(True)
         part.reshard()
+
+
+def _sharded_parts(learner: nn.Module) -> list[FSDPModule]:
+    return [module for module in learner.modules() if isinstance(module, FSDPModule)]
 
 
 def state_of(network: nn.Module) -> dict[str, Any]:

@@ -86,13 +86,14 @@ def train(job: Job, network: Network | None = None) -> None:
     held_out_inputs = make_inputs(job, network, manifest, held_out)
     target = manifest.target if job.fold is None else manifest.given_target
     scores = score(network, held_out_inputs, ids=manifest.id[held_out], target=target[held_out])
-    save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
     if distributed.rank() == 0:
         if job.fold is not None and job.recipe.clean.asks_embeddings:
             save_embeddings(job.out, network, held_out_inputs)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
+    save_network(job.out / "network.pt", network, member=job.network, classes=manifest.classes)
+    if distributed.rank() == 0:
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
