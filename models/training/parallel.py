@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models import distributed
@@ -136,4 +137,4 @@ def load_optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def is_sharded(module: nn.Module) -> bool:
     """True if `shard` has spread the parameters of a module over the workers."""
-    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+    return any(isinstance(each, DTensor) for each in module.state_dict().values())
