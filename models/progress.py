@@ -32,7 +32,7 @@ class Point(NamedTuple):
     """Time, and until then: photos done, and seconds for which the device waited for input."""
 
     time: float
-    count: int
+    photos: int
     waited: float
 
 
@@ -75,7 +75,7 @@ class Progress:
         if not self.is_first:
             return
         now = self.clock()
-        self.last = Point(now, self.last.count + count, self.last.waited + waited)
+        self.last = Point(now, self.last.photos + count, self.last.waited + waited)
         self.window.append(self.last)
         while len(self.window) > 2 and self.window[1].time <= now - WINDOW_S:
             self.window.popleft()
@@ -85,7 +85,7 @@ class Progress:
         line = self._line(loss() if loss else None)
         if is_fleeting_due:
             self.next_fleeting, self.has_fleeting = now + FLEETING_S, True
-            _print(Fleeting(line, self._share()))
+            print_fleeting(Fleeting(line, self._share()))
         if is_lasting_due:
             least, largest = BETWEEN_S
             self.next_lasting = now + min(max((now - self.start.time) / 10, least), largest)
@@ -95,14 +95,14 @@ class Progress:
     def done(self) -> None:
         """Takes the fleeting line away, and sums up a pass that took long enough for a lasting one."""
         if self.has_fleeting:
-            _print(Fleeting("", 1.0))
+            print_fleeting(Fleeting("", 1.0))
         if self.has_lasting:
             taken = duration(self.last.time - self.start.time)
-            counted = f"{self.what}: {self.last.count:,} {self.unit} in {taken}"
+            counted = f"{self.what}: {self.last.photos:,} {self.unit} in {taken}"
             log.info("%s", "  ".join([counted, *_speed(self.start, self.last, self.unit)]))
 
     def _share(self) -> float:
-        return min(self.last.count / self.total, 1.0) if self.total else 1.0
+        return min(self.last.photos / self.total, 1.0) if self.total else 1.0
 
     def _line(self, loss: float | None) -> str:
         """One line, of the last half minute; the loss is left out if it is None."""
@@ -110,8 +110,8 @@ class Progress:
         parts = [f"{self.what}: {self._share():.0%}", self.note, *_speed(first, last, self.unit)]
         if loss is not None:
             parts.append(f"loss {loss:.3f}")
-        if last.count > first.count and self.total > last.count:
-            left = (self.total - last.count) / (last.count - first.count) * (last.time - first.time)
+        if last.photos > first.photos and self.total > last.photos:
+            left = (self.total - last.photos) / (last.photos - first.photos) * (last.time - first.time)
             parts.append(f"{duration(left)} left")
         return "  ".join(filter(None, parts))
 
@@ -122,7 +122,7 @@ def _speed(first: Point, last: Point, unit: str) -> list[str]:
     if seconds <= 0:
         return []
     waited = min((last.waited - first.waited) / seconds, 1.0)
-    per_s = (last.count - first.count) / seconds
+    per_s = (last.photos - first.photos) / seconds
     return [f"{per_s:,.{0 if per_s >= 10 else 1}f} {unit}/s", *([f"waits {waited:.0%}"] if last.waited else [])]
 
 
@@ -155,7 +155,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def _print(line: Fleeting) -> None:
+def print_fleeting(line: Fleeting) -> None:
+    """Prints a line for the flow that asked for it."""
     sys.stdout.write(f"{MARK}{json.dumps(line)}\n")  # one write: log lines and other workers share the pipe
     sys.stdout.flush()
 

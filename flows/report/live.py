@@ -53,7 +53,7 @@ class LiveLines(logging.Handler):
         if not self.tasks:
             self._start()
         if child not in self.tasks:
-            self.tasks[child] = self.display.add_task(title, total=1, text="")
+            self.tasks[child] = self.display.add_task(title, total=1, completed=share, text=text)
         self.display.update(self.tasks[child], completed=share, text=text, refresh=True)
 
     def _take_away(self, child: int) -> None:
@@ -63,11 +63,13 @@ class LiveLines(logging.Handler):
             self.display.stop()
 
     def _start(self) -> None:
-        bar = [BarColumn(bar_width=20)] if self.console.width >= WIDE else []
-        title = TextColumn("{task.description}", markup=False)
-        text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=False))
+        wrapped = Column(no_wrap=False)
+        columns = (TextColumn("{task.description}  {task.fields[text]}", markup=False, table_column=wrapped),)
+        if self.console.width >= WIDE:
+            title, text = (TextColumn(each, markup=False) for each in ("{task.description}", "{task.fields[text]}"))
+            columns = (title, BarColumn(bar_width=20), text)
         self.display = Progress(
-            title, *bar, text, console=self.console, transient=True, auto_refresh=False, redirect_stdout=False
+            *columns, console=self.console, transient=True, auto_refresh=False, redirect_stdout=False
         )
         self.display.start()
         self.console.show_cursor()
