@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 log = logging.getLogger(__name__)
 
-ASKED = "CLEANSHELF_FLEETING"  # variable of a child whose flow shows fleeting lines; "" or unset: nobody does
+ASKED = "CLEANSHELF_FLEETING"  # variable of a child whose flow shows fleeting lines; "" or unset: it shows none
 MARK = "\x1e"  # starts a JSON text within other text (RFC 7464)
 WINDOW_S = 30.0  # rates are those of the last half minute
 FLEETING_S = 3.0

@@ -6,7 +6,7 @@ import logging
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Column
 
 WIDE = 100  # columns of a terminal that has space for a bar
@@ -53,7 +53,7 @@ class LiveLines(logging.Handler):
         if not self.tasks:
             self._start()
         if child not in self.tasks:
-            self.tasks[child] = self.display.add_task(title, total=1, completed=share, text=text)
+            self.tasks[child] = self.display.add_task(title, total=1, text=text)
         self.display.update(self.tasks[child], completed=share, text=text, refresh=True)
 
     def _take_away(self, child: int) -> None:
@@ -63,13 +63,21 @@ class LiveLines(logging.Handler):
             self.display.stop()
 
     def _start(self) -> None:
-        wrapped = Column(no_wrap=False)
-        columns = (TextColumn("{task.description}  {task.fields[text]}", markup=False, table_column=wrapped),)
-        if self.console.width >= WIDE:
-            title, text = (TextColumn(each, markup=False) for each in ("{task.description}", "{task.fields[text]}"))
-            columns = (title, BarColumn(bar_width=20), text)
+        columns = wide_columns() if self.console.width >= WIDE else narrow_columns()
         self.display = Progress(
             *columns, console=self.console, transient=True, auto_refresh=False, redirect_stdout=False
         )
         self.display.start()
         self.console.show_cursor()
+
+
+def wide_columns() -> tuple[ProgressColumn, ...]:
+    """Title, bar and text beside each other."""
+    title, text = (TextColumn(each, markup=False) for each in ("{task.description}", "{task.fields[text]}"))
+    return title, BarColumn(bar_width=20), text
+
+
+def narrow_columns() -> tuple[ProgressColumn, ...]:
+    """Title and text in one, wrapped."""
+    wrapped = Column(no_wrap=False)
+    return (TextColumn("{task.description}  {task.fields[text]}", markup=False, table_column=wrapped),)

@@ -108,7 +108,7 @@ def test_without_a_terminal_a_child_is_not_asked_for_fleeting_lines(monkeypatch:
 
 def test_the_line_of_a_child_that_fails_is_taken_away(shown: list[logging.LogRecord]) -> None:
     with pytest.raises(ChildFailed, match=r"code 3; its last lines:\nepoch 1 of 2$"):
-        run_child(*child(LINES.replace("PAUSE", "exit(3)")), say=lambda line: None)
+        run_child(*child(LINES.replace("PAUSE", "os._exit(3)")), say=lambda line: None)
     assert [record.getMessage()[:12] for record in shown] == ["scoring: 8% ", "scoring: 98%", ""]
     assert shown[0].title == "timeit"
 
