@@ -9,9 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from models.networks.inputs import Features
+from models.networks.network import Network, Normalisation
+from models.networks.predict import answers, embeddings, score
 from models.progress import ASKED, MARK, Fleeting, Progress, duration, separate, with_progress
+from models.recipe.config import Member
+from models.training.classifiers import class_means, hits, retrain_rows
 
 
 class Clock:
@@ -205,3 +213,22 @@ def test_a_flow_reads_lines_without_torch() -> None:
     code = "import sys, models.progress; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch("False\n", done.stdout)
+
+
+def test_passes_over_photos_say_how_far_they_are(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.progress.FIRST_S", 0.0)
+    normalisation, member = Normalisation((0.5,) * 3, (0.3,) * 3), Member(backbone="none", size=32, seed=0)
+    network = Network(nn.Identity(), width=6, num_classes=4, normalisation=normalisation, member=member)
+    inputs, target, ids = Features(torch.randn(2, 40, 6), network.head), np.arange(40) % 4, np.array(["photo"] * 40)
+    score(network, inputs, ids=ids, target=target)
+    answers(network, inputs, target=target)
+    found = embeddings(network, inputs)
+    hits(class_means(found, target, num_classes=4)[0], None, found, target)
+    retrain_rows(found, target, num_classes=4, epochs=2, lr=0.01, seed=0)
+    begun = [message for message in caplog.messages if "100%" in message or "epoch" in message]
+    names = ["scoring", "answers for the loss", "embeddings", "class means", "predicted classes", "classifier"]
+    assert [message.partition(":")[0] for message in begun] == names
+    assert begun[-1].startswith("classifier: 50%  epoch 1 of 2 ")
+    assert "  loss " in begun[-1]
