@@ -46,6 +46,8 @@ class Fleeting(NamedTuple):
 class Progress:
     """Progress of one pass over `total` photos. Workers other than the first print nothing.
 
+    Set `note` at any time to a few words for the next lines, such as "epoch 3 of 24".
+
     Args:
         what: first words of each line, such as "training" or "scoring".
         total: photos of the whole pass; of a training, those of all its remaining epochs.
@@ -129,10 +131,11 @@ def _speed(first: Point, last: Point, unit: str) -> list[str]:
 def with_progress(
     batches: Iterable[Batch], what: str, total: int, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Batch]:
-    """The batches of a pass over `total` photos, with its progress; the device waits while the next batch is made.
+    """The batches of a pass, with its progress; the device waits while the next batch is made.
 
     Args:
         what, clock: as for Progress.
+        total: photos of this worker's part; the rate is that of one worker, too.
     """
     progress, remaining = Progress(what, total, clock=clock), iter(batches)
     while True:
