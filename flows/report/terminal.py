@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flows.report.cell import cell
+from flows.report.live import show_live_lines
 from flows.report.refusal import data_line, outcome_of, ways_out
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def show_progress() -> None:
-    """Prints the log lines of the steps to stderr; Prefect records the same lines."""
+    """Prints the log lines of the steps to stderr; Prefect records the same lines, but no live ones."""
     log = logging.getLogger("cleanshelf")
     log.setLevel(logging.INFO)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
@@ -39,6 +40,7 @@ def show_progress() -> None:
     )
     log.handlers = [handler]
     log.propagate = False
+    show_live_lines(console, handler)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from contract.environment import process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
+from flows.run.live import LiveLine
 from models.training.command import REFUSED
 
 TAIL = 12  # lines of a failed child that are reported
@@ -27,8 +28,10 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_":
 _running: set[subprocess.Popen[str]] = set()
 
 
-def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1) -> None:
-    """Runs `python -m module arguments` and passes each line that it prints to `say`.
+def run_child(
+    module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1, title: str = ""
+) -> None:
+    """Runs `python -m module arguments` and passes each line that it prints to `say`, but fleeting ones to the terminal.
 
     The child leads a process group of its own. We end that group on any exception, also if the flow is cancelled. If we are
     killed, the pipe to the child's standard input closes and the child ends itself (flows.run.child). On a Dask worker the
@@ -36,6 +39,7 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
 
     Args:
         workers: number of processes that share the work (flows.run.workers).
+        title: of the child's fleeting line (flows.run.live); by default the last part of the module's name.
 
     Raises:
         InputError: the child refused its input; its last line is the message.
@@ -44,7 +48,8 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
     """
     shared = ["flows.run.workers", str(workers)] if workers > 1 else []
     command = [sys.executable, "-m", "flows.run.child", *shared, module, *map(str, arguments)]
-    variables = KEEP_MEMORY | process_variables(PYTHONUNBUFFERED="1", PYTHONWARNINGS="ignore")
+    live = LiveLine(title or module.rpartition(".")[2])
+    variables = KEEP_MEMORY | process_variables(PYTHONUNBUFFERED="1", PYTHONWARNINGS="ignore", **live.variables)
     tail: deque[str] = deque(maxlen=TAIL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True,
                           errors="replace", env=variables, start_new_session=True) as child:  # fmt: skip
@@ -54,8 +59,9 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
             threading.Thread(target=_end_unwanted, args=(child, is_wanted), daemon=True).start()
         try:
             for line in child.stdout:
-                tail.append(line.rstrip())
-                say(line.rstrip())
+                if (lasting := live.take(line.rstrip())) is not None:
+                    tail.append(lasting)
+                    say(lasting)
             child.wait()
         except BaseException:
             _end(child)
@@ -63,6 +69,7 @@ def run_child(module: str, arguments: Sequence[object], *, say: Callable[[str], 
             raise
         finally:
             _running.discard(child)
+            live.end()
     if child.returncode:
         raise _failure(module, child.returncode, tail)
 

@@ -90,7 +90,7 @@ def _train(
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         arguments += ["--features", shared_features(run)]
-        run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers))
+        run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers), title=name)
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
     return run.cached(name, data.name, *training_inputs(own), *parts, files=files, work=work)
@@ -114,7 +114,7 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
         arguments += ["--member", member, "--out", out, "--features", shared_features(run)]
-        run_child("models.training.decoupling", arguments, say=_say(name))
+        run_child("models.training.decoupling", arguments, say=_say(name), title=name)
 
     seed = recipe.members[member].seed
     folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,

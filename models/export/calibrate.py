@@ -41,6 +41,7 @@ from models.export.ood import (
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.network import best_device
 from models.networks.results import collect
+from models.progress import with_progress
 from models.recipe.config import Export
 from models.training.command import parser_for, run
 from models.training.train import Trained
@@ -102,7 +103,8 @@ def measure_temperature(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """Temperatures for the members of an uncalibrated graph, and the NLL of the labels (N,) before and after."""
-    parts = (label_probabilities(graph.output(image), label) for image, label in batches(graph, photos, target))
+    shown = batches(graph, photos, target, what="temperature")
+    parts = (label_probabilities(graph.output(image), label) for image, label in shown)
     probabilities = collect(parts, torch.empty(len(photos), len(graph.branches), len(TEMPERATURES)))
     weights = graph.weights.flatten().double().cpu().numpy()
     return fit_temperatures(probabilities.numpy(), weights, num_classes=num_classes)
@@ -113,7 +115,8 @@ def score_photos(
     graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles."""
-    parts = (_three_scores(graph, image, label) for image, label in batches(graph, photos, target))
+    shown = batches(graph, photos, target, what="score of known")
+    parts = (_three_scores(graph, image, label) for image, label in shown)
     known, masked, tiles = collect(parts, torch.empty(len(photos), 3, len(SCORES))).double().numpy().swapaxes(0, 1)
     return known, masked, tiles
 
@@ -125,10 +128,13 @@ def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor) -> Tensor:
     return torch.stack([scores(graph, kind) for kind in kinds], 1)
 
 
-def batches(graph: DeployGraph, photos: Photos, target: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved."""
+def batches(
+    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, what: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved; with progress of `what`."""
     device = graph.to(best_device()).eval().weights.device
-    for image, label in zip(photos.in_order(BATCH), torch.from_numpy(target).split(BATCH), strict=True):
+    images = with_progress(photos.in_order(BATCH), what, len(photos))
+    for image, label in zip(images, torch.from_numpy(target).split(BATCH), strict=True):
         yield image.to(device), label.to(device)
 
 

@@ -30,6 +30,7 @@ from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
 from models.networks.network import best_device, set_threads
 from models.networks.results import collect
+from models.progress import with_progress
 from models.recipe.config import Export, Recipe
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
@@ -92,10 +93,9 @@ def first_classes(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
     """(N,) class that the graph ranks first for each photo."""
     graph.to(best_device()).eval()
     first = torch.empty(len(photos), dtype=torch.int64)
+    batches = with_progress(photos.in_order(BATCH), "crops", len(photos))
     with torch.inference_mode():
-        return collect(
-            (graph(each.to(graph.weights.device)).ids[:, 0] for each in photos.in_order(BATCH)), first
-        ).numpy()
+        return collect((graph(each.to(graph.weights.device)).ids[:, 0] for each in batches), first).numpy()
 
 
 def choose_ratio(

@@ -19,6 +19,7 @@ from models.errors import EnrolmentError
 from models.evaluation.accuracy import accuracy
 from models.export.features import ROWS, in_classes_of, kept_rows, recorded
 from models.export.session import open_session
+from models.progress import with_progress
 from models.training.command import log_progress, parser_for, run
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ BATCH = 8
 def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
     """(N, k) classes that the graph answers, best first."""
     answers, done = np.empty((len(photos), session.get_outputs()[0].shape[1]), np.int64), 0
-    for batch in photos.in_order(BATCH):
+    for batch in with_progress(photos.in_order(BATCH), "answers of the graph", len(photos)):
         answers[done : done + len(batch)] = session.run(["ids"], {"image": batch.numpy()})[0]
         done += len(batch)
     return answers
@@ -61,7 +62,8 @@ def measure_and_keep(
     kept = kept_rows(rows, manifest.target[rows])
     session = open_session(graph)
     side, number = session.get_inputs()[0].shape[1], session.get_outputs()[0].shape[1]
-    photos = (batch.numpy() for batch in Photos(manifest, rows, side=side).in_order(BATCH))
+    batches = Photos(manifest, rows, side=side).in_order(BATCH)
+    photos = (batch.numpy() for batch in with_progress(batches, "answers of the graph", len(rows)))
     try:
         ids = np.concatenate([np.empty((0, number), np.int64), *recorded(graph, photos, kept, out)])
     except EnrolmentError as error:

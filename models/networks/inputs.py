@@ -17,6 +17,7 @@ from models.data.mixing import Mixed, mix_batch, needed_positions
 from models.data.photos import Photos
 from models.networks.network import Head, Network, Output
 from models.networks.results import collect
+from models.progress import with_progress
 from models.recipe.config import Augment
 
 EVAL_BATCH = 64
@@ -139,6 +140,7 @@ def extract(photos: Photos, network: Network, *, size: int, augment: Augment = M
     own, device = distributed.part(len(photos)), network.mean.device
     views = torch.empty(own.stop - own.start, 2, network.head.embed.in_features, device=device)
     with torch.inference_mode():
-        whole = (whole_view(batch.to(device), size) for batch in photos.in_order(EVAL_BATCH, part=own))
+        batches = with_progress(photos.in_order(EVAL_BATCH, part=own), "features", len(views))
+        whole = (whole_view(batch.to(device), size) for batch in batches)
         collect((torch.stack([network.features(view), network.features(view.flip(3))], 1) for view in whole), views)
     return Features(distributed.concat(views).transpose(0, 1), network.head, augment=augment)

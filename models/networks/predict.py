@@ -17,6 +17,7 @@ from models.evaluation.scores import KEEP, Scores
 from models.networks.inputs import Inputs
 from models.networks.network import EMBEDDING, Network
 from models.networks.results import collect
+from models.progress import with_progress
 
 
 def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
@@ -28,7 +29,7 @@ def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target:
     """
     k, num = min(KEEP, network.head.classifier.out_features), _num_own(target)
     p_label, top, probs = torch.empty(num), torch.empty(num, k, dtype=torch.int64), torch.empty(num, k)
-    for rows, log_p, label in _log_probabilities(network, inputs, target):
+    for rows, log_p, label in _log_probabilities(network, inputs, target, what="scoring"):
         p_label[rows] = torch.where(label >= 0, _of_label(log_p, label).exp(), 0.0).cpu()
         best = log_p.topk(k)
         top[rows], probs[rows] = best.indices.cpu(), best.values.exp().cpu()
@@ -43,7 +44,7 @@ def answers(network: Network, inputs: Inputs, *, target: NDArray[np.int64]) -> t
         target: (N,) classes of the labels; -1 for a label that the network does not know, which has probability 0.
     """
     log_ps, hits = torch.empty(_num_own(target)), torch.empty(_num_own(target), dtype=torch.bool)
-    for rows, log_p, label in _log_probabilities(network, inputs, target):
+    for rows, log_p, label in _log_probabilities(network, inputs, target, what="answers for the loss"):
         log_ps[rows] = torch.where(label >= 0, _of_label(log_p, label), -torch.inf).cpu()
         hits[rows] = (log_p.argmax(1) == label).cpu()
     return distributed.concat(log_ps), distributed.concat(hits)
@@ -61,14 +62,18 @@ def _of_label(log_p: Tensor, label: Tensor) -> Tensor:
 
 
 def _log_probabilities(
-    network: Network, inputs: Inputs, target: NDArray[np.int64]
+    network: Network, inputs: Inputs, target: NDArray[np.int64], *, what: str
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of each batch in this worker's part of the photos, with their log-probabilities (n, C) and labels (n,)."""
+    """Rows of each batch in this worker's part of the photos, with their log-probabilities (n, C) and labels (n,).
+
+    Args:
+        what: name of the pass in its progress.
+    """
     network.eval()
     own = distributed.part(len(target))
     labels, done = torch.from_numpy(target[own]), 0
     with torch.no_grad():
-        for batch in inputs.evaluation(own):
+        for batch in with_progress(inputs.evaluation(own), what, len(labels)):
             log_p = inputs.forward(batch).logits.float().log_softmax(1)
             rows = slice(done, done + len(log_p))
             yield rows, log_p, labels[rows].to(log_p.device)
@@ -80,4 +85,5 @@ def embeddings(network: Network, inputs: Inputs) -> Tensor:
     network.eval()
     found = torch.empty(len(inputs), EMBEDDING)
     with torch.inference_mode():
-        return collect((inputs.embedding(batch).float() for batch in inputs.evaluation(slice(None))), found)
+        batches = with_progress(inputs.evaluation(slice(None)), "embeddings", len(inputs))
+        return collect((inputs.embedding(batch).float() for batch in batches), found)

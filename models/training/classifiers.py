@@ -20,6 +20,7 @@ from models import distributed
 from models.data.samplers import draw_epoch
 from models.losses.base import COUNT_FLOOR
 from models.networks.margins import Angular
+from models.progress import Progress, with_progress
 
 if TYPE_CHECKING:
     from models.networks.inputs import Inputs
@@ -82,15 +83,18 @@ def _fit(
 ) -> None:
     """Class-balanced epochs of cross-entropy on the logits of positions."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    targets = torch.from_numpy(target)
+    targets, progress = torch.from_numpy(target), Progress("classifier", epochs * len(target))
     for epoch in range(epochs):
         drawn = torch.from_numpy(draw_epoch(target, power=0.0, seed=seed, epoch=epoch))
+        progress.note = f"epoch {epoch + 1} of {epochs}"
         for batch in drawn.split(BATCH):
             loss = functional.cross_entropy(logits(batch), targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            progress.add(len(batch), loss=loss.item)
         schedule.step()
+    progress.done()
 
 
 def class_means(
@@ -113,7 +117,7 @@ def class_means(
     bias = torch.where(counts > 0, -(rows @ centre), NEVER)
     share = weight.double() / counts.double().clamp_min(TINY)[targets]
     nll = np.zeros(len(SCALES))
-    for part in _parts(len(target)):
+    for part in _parts(len(target), "class means"):
         logits = embedding[part] @ rows.T + bias
         for number, scale in enumerate(map(float, SCALES)):
             losses = functional.cross_entropy(scale * logits, targets[part], reduction="none")
@@ -143,14 +147,18 @@ def blend(
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) True for each embedding (N, d) whose predicted class is its target."""
     targets, hit = torch.from_numpy(target), torch.empty(len(target), dtype=torch.bool)
-    for part in _parts(len(target)):
+    for part in _parts(len(target), "predicted classes"):
         hit[part] = functional.linear(embedding[part], weight, bias).argmax(1) == targets[part]
     return hit.numpy()
 
 
-def _parts(n: int) -> Iterator[slice]:
-    """Slices of BATCH rows, so that logits of all photos (N x C) are never held at once."""
-    return (slice(start, start + BATCH) for start in range(0, n, BATCH))
+def _parts(n: int, what: str) -> Iterator[slice]:
+    """Slices of BATCH rows, so that logits of all photos (N x C) are never held at once; `what` names the progress."""
+    progress = Progress(what, n)
+    for start in range(0, n, BATCH):
+        yield slice(start, start + BATCH)
+        progress.add(min(BATCH, n - start))
+    progress.done()
 
 
 def set_classifier(head: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -180,7 +188,8 @@ def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> 
     own = distributed.part(len(target))
     labels, done = torch.from_numpy(target[own]).to(rows.device), 0
     count = torch.zeros(num_classes, centres, device=rows.device)
-    for batch in inputs.evaluation(own) if centres > 1 else ():
+    batches = inputs.evaluation(own) if centres > 1 else ()
+    for batch in with_progress(batches, "dominant centres", len(labels)):
         embedding = inputs.embedding(batch)
         label = labels[done : done + len(embedding)]
         done += len(embedding)
