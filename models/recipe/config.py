@@ -218,6 +218,10 @@ class Recipe:
             raise ConfigError(
                 "meta.photos: cannot be combined with mixed photos; set augment.mixup=0 and augment.cutmix=0"
             )
+        if self.meta.photos and self.train.shard:
+            raise ConfigError(
+                "train.shard: true does not work with meta.photos, which needs whole parameters; set shard=false"
+            )
         for member, own in enumerate(self.members):
             if own.head == "arcface" and own.train.get("har", self.train.har):
                 raise ConfigError('train.har: works with members.head = "linear" only; set har=0, or that head')

@@ -147,9 +147,17 @@ class Train:
             raise ConfigError("train.soup_epochs: averages weights, and so does train.ema; set one of them to 0")
         if self.har and self.head_rows:
             raise ConfigError("train.har: needs all logits of a batch at a time; set train.head_rows=0, or har=0")
-        if self.shard and (self.l1 or self.backbone_lr_scale == 0):
-            key = "l1" if self.l1 else "backbone_lr_scale"
-            raise ConfigError(f"train.shard: does not work with train.{key}={getattr(self, key):g}; set shard=false")
+        others = {
+            "l1": self.l1,
+            "ema": self.ema,
+            "soup_epochs": self.soup_epochs,
+            "backbone_lr_scale": not self.backbone_lr_scale,
+        }
+        for key in (key for key, is_set in others.items() if is_set and self.shard):
+            raise ConfigError(
+                f"train.shard: true does not work with train.{key}={getattr(self, key):g}, which needs whole parameters; set "
+                "shard=false"
+            )
         if self.start_size < 1 and self.backbone_lr_scale == 0:
             raise ConfigError(
                 f"train.start_size: {self.start_size}, but a frozen backbone (train.backbone_lr_scale=0) sees each "

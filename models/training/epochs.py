@@ -24,17 +24,17 @@ from models.losses import Loss
 from models.networks.inputs import Inputs
 from models.networks.margins import Angular
 from models.networks.network import Network
+from models.progress import Progress
 from models.recipe.config import Train
 from models.training.averages import Average, recomputing_bn
-from models.training.checkpoint import Writer
 from models.training.classifiers import linear_rows, set_classifier
 from models.training.meta import Constant
 from models.training.optimise import learning_rate, make_optimizer, trainable_parameters
 from models.training.parallel import freeze_unused, gather, in_parallel, shard, spread
 from models.training.sample_weights import SampleWeights
+from models.training.saving import saving
 from models.training.step import MIN_PHOTOS, Learner, half_precision, take_step
-from models.training.stop import EXIT_CODE, stop_requested
-from models.training.train_state import Interval, TrainState, seed_step
+from models.training.train_state import TrainState, seed_step
 from models.training.watch import LossWatch
 
 log = logging.getLogger(__name__)
@@ -69,39 +69,36 @@ def fit(
     """
     settings = sampler.settings
     steps = num_steps(sampler.length, settings, workers=distributed.world())
-    state = initial_state(network, loss, inputs, ids=ids, sample_weights=sample_weights, meta=meta, settings=settings,
-                          sampler=sampler, steps=steps)  # fmt: skip
+    state = initial_state(
+        network, loss, inputs, ids=ids, sample_weights=sample_weights, meta=meta, sampler=sampler, steps=steps
+    )
     resume(state, out, key=key)
-    interval = Interval(settings.checkpoint_minutes)
-    with Writer(out / "checkpoint.pt") as writer, stop_requested() as is_stopped:
-
-        def save_if_due() -> None:
-            stopped, due = distributed.any_of(is_stopped(), interval.over())
-            if stopped or due:
-                state.save(writer, key=key)
-            if stopped:
-                log.warning("stopped by SIGTERM after epoch %d and %d steps of the next; the same command goes on from there",
-                            state.epoch, state.step)  # fmt: skip
-                raise SystemExit(EXIT_CODE)
-
+    progress = Progress("training", round((settings.epochs - state.epoch - state.step / steps) * sampler.length))
+    with saving(out / "checkpoint.pt", key=key, minutes=settings.checkpoint_minutes) as checkpoints:
         for epoch in range(state.epoch, settings.epochs):
             if state.step == 0 and loss.wants_answers(epochs_before + epoch):
-                gather(state.learner)
-                log_p, accuracy = ask()
-                spread(state.learner)
-                loss.take_answers(log_p, accuracy=accuracy)
+                take_answers(state, ask)
             loss.start_epoch(epochs_before + epoch)
             meta.start_epoch(epoch, num_epochs=settings.epochs)
+            progress.note = f"epoch {epoch + 1} of {settings.epochs}"
             order = np.array_split(sampler.draw(epoch), steps)
-            train_epoch(state, inputs, order, target=sampler.target, settings=settings, seed=sampler.seed,
-                        after_step=save_if_due)  # fmt: skip
+            train_epoch(state, inputs, order, sampler=sampler, progress=progress, after_step=checkpoints.if_due)
             loss.end_epoch()
             state.average.end_epoch(left=settings.epochs - epoch - 1)
             report(out, epoch=epoch + 1, num_epochs=settings.epochs, **figures(state, sampler.length))
             state.next_epoch()
-            state.save(writer, key=key)
+            checkpoints.now(state)
+    progress.done()
     gather(state.learner)
     finish(state, inputs, sampler, steps=steps)
+
+
+def take_answers(state: TrainState, ask: Answers) -> None:
+    """Gives the loss the network's answers for all training photos."""
+    gather(state.learner)
+    log_p, accuracy = ask()
+    spread(state.learner)
+    state.loss.take_answers(log_p, accuracy=accuracy)
 
 
 def resume(state: TrainState, out: Path, *, key: str) -> None:
@@ -128,12 +125,11 @@ def initial_state(
     ids: Sequence[str] | NDArray[np.object_],
     sample_weights: SampleWeights,
     meta: Constant,
-    settings: Train,
     sampler: Sampler,
     steps: int,
 ) -> TrainState:
     """State of a new training, with its optimiser and schedule; `steps`: steps of an epoch."""
-    device = network.mean.device
+    device, settings = network.mean.device, sampler.settings
     learner = Learner(network, loss, part=inputs.part, sample_weights=sample_weights.to(device), settings=settings)
     if distributed.world() > 1:
         freeze_unused(inputs.part, sample=next(inputs.evaluation(slice(0, 1))))
@@ -173,34 +169,34 @@ def train_epoch(
     inputs: Inputs,
     order: list[NDArray[np.int64]],
     *,
-    target: NDArray[np.int64],
-    settings: Train,
-    seed: int,
-    after_step: Callable[[], None],
+    sampler: Sampler,
+    progress: Progress,
+    after_step: Callable[[TrainState], None],
 ) -> None:
     """Runs the remaining steps of the epoch.
 
     Args:
         order: positions of the photos of each step.
-        target: (N,) classes of all training photos.
         after_step: called after every step but the last.
     """
+    settings = sampler.settings
     train_mode(state.network, frozen=settings.backbone_lr_scale == 0)
     state.loss.train()
-    generator, classes = torch.Generator(), torch.from_numpy(target)
+    generator, target = torch.Generator(), torch.from_numpy(sampler.target)
     batches = inputs.training(order[state.step :], generator, size_share=size_share(state.epoch, settings))
     started = time.perf_counter() - state.seconds
     for step in range(state.step, len(order)):
-        seed_step(generator, seed, state.epoch, step)
+        seed_step(generator, sampler.seed, state.epoch, step)
         asked = time.perf_counter()
         photos, share = next(batches)
-        state.waited += time.perf_counter() - asked
-        labels = labels_of(order[step], classes, share=share, device=photos.device)
+        waited = time.perf_counter() - asked
+        labels = labels_of(order[step], target, share=share, device=photos.device)
         values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
         state.watch.add(values, order[step][distributed.part(len(order[step]))])
-        state.step, state.seconds = step + 1, time.perf_counter() - started
+        progress.add(len(order[step]), waited=waited, loss=state.watch.last_mean)
+        state.step, state.waited, state.seconds = step + 1, state.waited + waited, time.perf_counter() - started
         if state.step < len(order):
-            after_step()
+            after_step(state)
     state.watch.check()
     state.seconds = time.perf_counter() - started
 
@@ -261,4 +257,5 @@ def report(out: Path, *, epoch: int, num_epochs: int, **figures: float) -> None:
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     if epoch % max(num_epochs // 4, 1) == 0 or epoch == num_epochs:
-        log.info("epoch %d of %d  loss %.3f  %.0f photos/s", epoch, num_epochs, line["loss"], line["photos_per_s"])
+        log.info("epoch %d of %d  loss %.3f  %.0f photos/s  waits %.0f%%", epoch, num_epochs, line["loss"],
+                 line["photos_per_s"], 100 * line["waiting"])  # fmt: skip

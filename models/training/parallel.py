@@ -77,7 +77,7 @@ def shard(learner: nn.Module, backbone: nn.Module) -> None:
         raise ConfigError(
             "train.shard: there is one worker, which has to hold all parameters; set train.workers above 1"
         )
-    learner.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # fully_shard wants it
+    learner.to(memory_format=torch.contiguous_format)
     for block in blocks(backbone):
         fully_shard(block)
     fully_shard(learner)

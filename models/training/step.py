@@ -126,9 +126,10 @@ def add_gradients(state: TrainState, batch: Tensor, labels: Sequence[Label], *, 
         try:
             return _gradients_of_parts(state, batch, labels, size=size)
         except torch.OutOfMemoryError:
-            if len(batch) // state.passes < 2 * MIN_PHOTOS or distributed.world() > 1:
+            more = most_parts(2 * state.passes, size)
+            if more <= state.passes or distributed.world() > 1:
                 raise out_of_memory(batch, state.passes) from None
-        state.passes *= 2
+        state.passes = more
         torch.cuda.empty_cache()
         log.warning("out of memory on %s: batches pass through the network in %d parts from now on",
                     batch.device, state.passes)  # fmt: skip

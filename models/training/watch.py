@@ -29,6 +29,7 @@ class LossWatch:
         self.recent = torch.zeros(EVERY, room, device=device)  # made beforehand: small tensors split the heap
         self.sum = torch.zeros((), dtype=torch.float64, device=device)
         self.positions: list[NDArray[np.int64]] = []
+        self.latest = self.sum
 
     def add(self, values: Tensor, positions: NDArray[np.int64]) -> None:
         """Takes the losses (n,) of a step, of the photos at these positions (n,); looks at them if it is time to.
@@ -38,6 +39,7 @@ class LossWatch:
         """
         self.recent[len(self.positions), : len(values)] = values
         self.sum += values.sum(dtype=torch.float64)
+        self.latest = values
         self.positions.append(positions)
         if len(self.positions) == EVERY:
             self.check()
@@ -51,6 +53,10 @@ class LossWatch:
         self.recent.zero_()
         if len(bad):
             raise nonfinite(sorted({str(self.ids[int(i)]) for i in bad}))
+
+    def last_mean(self) -> float:
+        """Mean loss of this worker's photos in the last step; waits for the device."""
+        return float(self.latest.mean())
 
     def total(self) -> float:
         """Sum of the epoch's losses over all workers."""
