@@ -99,7 +99,7 @@ def summed(value: Tensor) -> Tensor:
 
 
 def any_of(*answers: bool) -> tuple[bool, ...]:
-    """For each question, True if one of the workers answers yes."""
+    """True for each question that at least one of the workers answers with yes."""
     if world() == 1:
         return answers
     shared = torch.tensor(answers, dtype=torch.int32)

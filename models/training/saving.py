@@ -1,4 +1,4 @@
-"""When a training saves: after each epoch, after some minutes, and when SIGTERM asks it to stop."""
+"""Checkpoints of a training: after each epoch, after some minutes, and on SIGTERM, which also ends it."""
 
 from __future__ import annotations
 

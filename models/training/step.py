@@ -1,7 +1,7 @@
 """One step of a training: the losses of a batch, their gradients, and the change of the weights.
 
-Nothing here waits for the device: a GPU works through the steps that the host has queued, and whoever wants to know a
-number asks for it later (models.training.watch).
+Nothing here waits for the device: a GPU works through the steps that the host has queued, and numbers are read later
+(models.training.watch).
 """
 
 from __future__ import annotations
