@@ -43,8 +43,8 @@ class Average:
 
     @torch.no_grad()
     def _add(self, share: float) -> None:
-        for mean, weight in zip(self.mean, self.trainable_parameters, strict=True):
-            mean.lerp_(weight, share)
+        if self.mean:
+            torch._foreach_lerp_(self.mean, self.trainable_parameters, share)  # one launch on a GPU instead of hundreds
         self.num += 1
 
     @torch.no_grad()
