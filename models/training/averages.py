@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.recipe.config import Train
@@ -44,7 +44,7 @@ class Average:
     @torch.no_grad()
     def _add(self, share: float) -> None:
         if self.mean:
-            torch._foreach_lerp_(self.mean, self.trainable_parameters, share)  # one launch on a GPU instead of hundreds
+            torch._foreach_lerp_(self.mean, list[Tensor](self.trainable_parameters), share)  # one launch on a GPU instead of hundreds
         self.num += 1
 
     @torch.no_grad()
