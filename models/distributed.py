@@ -11,10 +11,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+
+from models.errors import WorkerLost
+
+PATIENCE = timedelta(
+    seconds=40
+)  # a machine that lost its power or its network sends nothing, not even the end of a stream
 
 
 @contextmanager
@@ -25,9 +32,14 @@ def workers() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
+            raise WorkerLost("another worker of this training ended, or its machine no longer answers; "
+                             "start the training again, and it continues from its checkpoint") from error  # fmt: skip
+        raise
     finally:
         distributed.destroy_process_group()
 
