@@ -39,9 +39,12 @@ def visible_gpus() -> tuple[Gpu, ...]:
         WorldError: the driver does not answer.
     """
     value = os.environ.get(VISIBLE)
-    if value == "" or not any(driver.exists() for driver in DRIVERS):
-        return ()
-    return gpus_by_name(value, _usable())
+    return gpus_by_name(value, _usable()) if value != "" and has_driver() else ()
+
+
+def has_driver() -> bool:
+    """True if a driver of NVIDIA is loaded, and shown to this container."""
+    return any(driver.exists() for driver in DRIVERS)
 
 
 def gpus_by_name(value: str | None, usable: list[tuple[str, str]]) -> tuple[Gpu, ...]:

@@ -12,6 +12,7 @@ from queue import Queue
 
 import pytest
 
+from flows import doctor
 from flows.errors import ChildFailed, InputError, WorldError
 from flows.run import gpus, launch
 from flows.run.gpus import Gpu, gpus_by_name
@@ -149,3 +150,17 @@ def test_children_are_told_how_many_share_the_cores(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CLEANSHELF_SIDE_BY_SIDE", "8")
     run_child(*tells, say=lines.append, side_by_side=3)
     assert [lines[0], lines[2]] == ["3", "8"], "the user's own number counts"
+
+
+def test_doctor_names_the_gpus_or_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(doctor, "visible_gpus", pretend(2))
+    assert doctor.gpus() == "2 that torch can use: 0 (pretend GPU), 1 (pretend GPU)"
+    monkeypatch.setattr(doctor, "visible_gpus", pretend(0))
+    monkeypatch.setattr(doctor, "has_driver", lambda: False)
+    assert doctor.gpus().startswith("none; training runs on ")
+    monkeypatch.setattr(doctor, "has_driver", lambda: True)
+    with pytest.raises(WorldError, match=r"^a driver is installed, but torch can use no GPU; "):
+        doctor.gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert doctor.gpus().startswith("none; "), "it is hidden"
