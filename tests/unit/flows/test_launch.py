@@ -174,7 +174,7 @@ if first:
 
 @pytest.mark.parametrize("how", ["once", "always"])
 def test_workers_start_once_more_when_one_was_killed(how: str, tmp_path: Path) -> None:
-    """As by the kernel for its memory. The other fails in the same moment, or waits."""
+    """The kernel kills for memory in this way. The other fails in the same moment, or waits."""
     lines: list[str] = []
     (tmp_path / "killed.py").write_text(RESTARTED)
     arguments = ["-n", "1", "-r", "1", f"import runpy, sys; sys.argv = ['', {str(tmp_path)!r}, {how!r}]; "
