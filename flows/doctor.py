@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flows.data.versions import DataVersions
 from flows.endpoint.server import access
+from flows.errors import WorldError
 from flows.registry.repository import repository
+from flows.run.gpus import VISIBLE, has_driver, visible_gpus
 from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
 from serving.server.control import Endpoint
@@ -46,9 +47,21 @@ def _machine() -> Iterator[Check]:
         f"{version}" if sys.version_info >= (3, 11) else f"{version}; install 3.11 or later",
     )
     yield Check("git", bool(shutil.which("git")), shutil.which("git") or "not found; install git")
-    gpu = shutil.which("nvidia-smi")
-    names = subprocess.run([gpu, "-L"], capture_output=True, text=True, check=False).stdout.strip() if gpu else ""
-    yield Check("gpu", True, names or f"none; training runs on {os.cpu_count()} CPU cores")
+    yield _check("gpu", gpus)
+
+
+def gpus() -> str:
+    """The GPUs that trainings use, with their models, or where training runs without one.
+
+    Raises:
+        WorldError: there is a driver, but torch can use no GPU, and none was hidden from it.
+    """
+    if found := visible_gpus():
+        return f"{len(found)} that torch can use: " + ", ".join(f"{gpu.name} ({gpu.model})" for gpu in found)
+    if has_driver() and VISIBLE not in os.environ:
+        raise WorldError("a driver is installed, but torch can use no GPU; install a driver for torch's CUDA, "
+                         f"or hide it with {VISIBLE}=")  # fmt: skip
+    return f"none; training runs on {os.cpu_count()} CPU cores"
 
 
 def _packages(settings: Settings) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
 
+LOCAL = "local"  # value of CLEANSHELF_DASK for processes on this machine
 INSTALL_DASK = "run `.venv/bin/pip install -c constraints.txt -e '.[dask]'`"
 
 

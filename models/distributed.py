@@ -11,10 +11,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+
+from models.errors import WorkerLost
+
+# A machine that lost its power or its network sends nothing, not even the end of a stream.
+PATIENCE = timedelta(seconds=40)  # of a step, in which all workers are equally far
+LONG_PATIENCE = timedelta(hours=12)  # at the end of a pass over photos, which takes one longer than another
 
 
 @contextmanager
@@ -25,9 +32,15 @@ def workers() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
+            raise WorkerLost("another worker of this training ended, or its machine no longer answers; "
+                             "start the training again, and it continues from its checkpoint") from error  # fmt: skip
+        raise
     finally:
         distributed.destroy_process_group()
 
@@ -53,6 +66,7 @@ def concat(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
+    distributed.monitored_barrier(timeout=LONG_PATIENCE)
     length = torch.tensor([len(rows)])
     lengths = [torch.zeros_like(length) for _ in range(world())]
     distributed.all_gather(lengths, length)

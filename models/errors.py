@@ -9,6 +9,7 @@ ModelError
 ├── BatchError (ValueError)           logits or targets that a loss cannot use
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
 ├── EnrolmentError (ValueError)       a product that cannot be added to or removed from a graph
+├── WorkerLost (RuntimeError)         another worker of the same training ended, or its machine does not answer
 └── ExportError (RuntimeError)
     └── ParityError                   the ONNX graph and the torch module give different answers
 """
@@ -52,6 +53,10 @@ class CheckpointMismatch(ModelError, ValueError):
 
 class EnrolmentError(ModelError, ValueError):
     """A product cannot be added to a graph, or removed from it."""
+
+
+class WorkerLost(ModelError, RuntimeError):
+    """Another worker of the same training ended, or its machine no longer answers."""
 
 
 class ExportError(ModelError, RuntimeError):

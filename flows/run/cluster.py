@@ -22,9 +22,9 @@ from contract.environment import process_variables
 from flows.errors import InputError, WorldError
 from flows.orchestrator.events import answers
 from flows.run.run import code_hash
+from flows.settings import LOCAL
 from flows.workspace import Workspace
 
-LOCAL = "local"
 CONNECT_TIMEOUT_S = 5.0
 # Environment of each process. It replaces Dask's own, which allows one thread for arithmetic, also to the trainings that
 # the process starts. Log lines are forwarded to the flow.

@@ -12,24 +12,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from contract.environment import process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
+from flows.run.gpus import Gpu, require_gpus, visible_gpus
 from flows.run.live import LiveLine
 from models.training.command import REFUSED
 
+SIDE_BY_SIDE = "CLEANSHELF_SIDE_BY_SIDE"
 TAIL = 12  # lines of a failed child that are reported
 POLL_S = 0.5
+GRACE_S = 20.0  # a training that is asked to end saves its checkpoint; other modules end at once
 # glibc returns large blocks to the kernel at once, so every activation of a network is mapped and zeroed again.
 # MobileNetV2 at 160 px, 64 photos, one core: 1.1 s per batch, 0.7 s of it in the kernel; with these 0.35 s and 0.01 s.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 _running: set[subprocess.Popen[str]] = set()
+_ending = threading.Event()  # set while end_children waits: no further child starts
 
 
 def run_child(
-    module: str, arguments: Sequence[object], *, say: Callable[[str], None], workers: int = 1, title: str = ""
+    module: str,
+    arguments: Sequence[object],
+    *,
+    say: Callable[[str], None],
+    title: str = "",
+    on_gpu: bool = False,
+    workers: int = 1,
+    side_by_side: int = 1,
 ) -> None:
     """Runs `python -m module arguments` and passes each line that it prints to `say`, but fleeting ones to the terminal.
 
@@ -38,18 +48,25 @@ def run_child(
     child also ends once the scheduler no longer waits for its step: the flow was cancelled or killed, perhaps elsewhere.
 
     Args:
-        workers: number of processes that share the work (flows.run.workers).
         title: of the child's fleeting line (flows.run.live); by default the last part of the module's name.
+        on_gpu: True if the module computes on a GPU where there is one; each of its processes then gets one of its own, and
+            waits for it (flows.run.slots).
+        workers: number of processes that share the work (flows.run.workers).
+        side_by_side: number of such children that share the cores of this machine; they are told.
 
     Raises:
-        InputError: the child refused its input; its last line is the message.
+        InputError: the child refused its input, and its last line is the message; or there are fewer GPUs than workers.
         DiskFull: no space was left on the device.
         ChildFailed: it failed in any other way; the message ends with its last lines.
     """
+    if on_gpu:
+        require_gpus(workers)
+    slots = _slots(visible_gpus(), workers) if on_gpu and visible_gpus() else []
     shared = ["flows.run.workers", str(workers)] if workers > 1 else []
-    command = [sys.executable, "-m", "flows.run.child", *shared, module, *map(str, arguments)]
+    command = [sys.executable, "-m", "flows.run.child", *slots, *shared, module, *map(str, arguments)]
     live = LiveLine(title or module.rpartition(".")[2])
     variables = KEEP_MEMORY | process_variables(PYTHONUNBUFFERED="1", PYTHONWARNINGS="ignore", **live.variables)
+    variables = {SIDE_BY_SIDE: str(side_by_side)} | variables  # the user's own number counts
     tail: deque[str] = deque(maxlen=TAIL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, text=True,
                           errors="replace", env=variables, start_new_session=True) as child:  # fmt: skip
@@ -58,6 +75,8 @@ def run_child(
         if is_wanted := _wanted_by_dask():
             threading.Thread(target=_end_unwanted, args=(child, is_wanted), daemon=True).start()
         try:
+            if _ending.is_set():
+                raise ChildFailed(f"{module} did not start: the flow is ending")
             for line in child.stdout:
                 if (lasting := live.take(line.rstrip())) is not None:
                     tail.append(lasting)
@@ -76,22 +95,30 @@ def run_child(
 
 def end_children() -> None:
     """Ends the children of all threads; their `run_child` then raises ChildFailed."""
-    for child in tuple(_running):
-        _end(child)
+    _ending.set()
+    try:
+        _end(*_running)
+    finally:
+        _ending.clear()
 
 
 def num_parallel(limit: int, *, workers: int = 1) -> int:
-    """Trainings to run at a time, of `workers` processes each; limit: processes in all, 0 for one per GPU or CPU core."""
-    return max((limit or _num_gpus() or os.cpu_count() or 1) // workers, 1)
+    """Trainings to run at a time, of `workers` processes each: one process per GPU, or per CPU core without a GPU.
+
+    limit: processes in all, 0 for no limit; more than one per GPU would only wait for one.
+    """
+    gpus = len(visible_gpus())
+    processes = min(limit or gpus, gpus) or limit or os.cpu_count() or 1
+    return max(processes // workers, 1)
 
 
 def num_workers(wanted: int) -> int:
     """Processes of one training; wanted: `train.workers` of the recipe, 0 for one per GPU."""
-    return wanted or _num_gpus() or 1
+    return wanted or len(visible_gpus()) or 1
 
 
-def _num_gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+def _slots(gpus: Sequence[Gpu], count: int) -> list[str]:
+    return ["flows.run.slots", str(count), ",".join(f"{gpu.name}={gpu.uuid}" for gpu in gpus)]
 
 
 def _wanted_by_dask() -> Callable[[], bool] | None:
@@ -111,17 +138,30 @@ def _wanted_by_dask() -> Callable[[], bool] | None:
 def _end_unwanted(child: subprocess.Popen[str], is_wanted: Callable[[], bool]) -> None:
     while child.poll() is None:
         if not is_wanted():
-            _end(child)
+            _end(child, at_once=True)  # another worker may have begun to write into the same folder
             return
         time.sleep(POLL_S)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """Ends the child's process group, and its workers outside the group by closing their standard input."""
-    assert child.stdin is not None
-    child.stdin.close()
-    with suppress(ProcessLookupError):  # it ended by itself
-        os.killpg(child.pid, signal.SIGKILL)
+def _end(*children: subprocess.Popen[str], at_once: bool = False) -> None:
+    """Asks the children to end (SIGTERM), and kills those that have not after GRACE_S in all; or `at_once`.
+
+    Only the child itself is asked: workers that load its photos, in the same process group, have to go on until it ends.
+    The launcher passes the signal on to its workers. They are outside the group, and killed by closing their standard input.
+    """
+    for child in () if at_once else children:
+        child.terminate()
+    deadline = time.monotonic() + (0 if at_once else GRACE_S)
+    try:
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(deadline - time.monotonic(), 0))
+    finally:
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
+            with suppress(ProcessLookupError):  # all of the group ended
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def _failure(module: str, code: int, tail: deque[str]) -> Exception:

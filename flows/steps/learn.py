@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.run.launch import num_workers, run_child
+from flows.run.launch import num_parallel, num_workers, run_child
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
+from flows.settings import Settings
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
@@ -86,14 +87,22 @@ def _train(
 ) -> Path:
     """The folder of a training of a member, which depends on its own part of the recipe and on `parts`."""
     own = run.recipe.of(member)
+    of = run.recipe.clean.folds if "--fold" in options else len(run.recipe.members)
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         arguments += ["--features", shared_features(run)]
-        run_child(module, arguments, say=_say(name), workers=num_workers(own.train.workers), title=name)
+        workers = num_workers(own.train.workers)
+        run_child(module, arguments, say=_say(name), title=name, on_gpu=True, workers=workers,
+                  side_by_side=side_by_side(of, workers=workers))  # fmt: skip
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
     return run.cached(name, data.name, *training_inputs(own), *parts, files=files, work=work)
+
+
+def side_by_side(of: int, *, workers: int = 1) -> int:
+    """The number of trainings that run at a time on this machine, if `of` are to be run by `workers` processes each."""
+    return min(of, num_parallel(Settings().parallel, workers=workers))
 
 
 def shared_features(run: Run) -> Path:
@@ -114,7 +123,8 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
         arguments += ["--member", member, "--out", out, "--features", shared_features(run)]
-        run_child("models.training.decoupling", arguments, say=_say(name), title=name)
+        run_child("models.training.decoupling", arguments, say=_say(name), title=name, on_gpu=True,
+                  side_by_side=side_by_side(len(recipe.members)))  # fmt: skip
 
     seed = recipe.members[member].seed
     folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
@@ -151,7 +161,7 @@ def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: 
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
-        run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"))
+        run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"), on_gpu=True)
 
     names, proof = [folder.name for folder in (*balanced, weights)], run.recipe.proof
     folder = run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence,
@@ -167,7 +177,7 @@ def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Wei
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
         arguments += ["--crops", crops / "crops.json"]
-        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"))
+        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"), on_gpu=True)
 
     names = [folder.name for folder in (*balanced, weights, crops)]
     folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file,

@@ -11,11 +11,12 @@ from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.orchestrator.events import named_server
 from flows.registry.repository import repository
+from flows.run.gpus import require_gpus
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run, inputs_of, sweep_runs
 from flows.run.step import parallel_tasks, step
-from flows.settings import Settings
+from flows.settings import LOCAL, Settings
 from flows.steps.learn import check
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
@@ -53,9 +54,16 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
 
 
 def num_trainings(recipe: Recipe) -> int:
-    """The number of trainings that this machine can run in parallel."""
+    """The number of trainings that this machine can run in parallel.
+
+    Raises:
+        InputError: a training needs more GPUs than this machine has, and no other machine is to run it.
+    """
+    settings = Settings()
     workers = max(num_workers(recipe.of(member).train.workers) for member in range(len(recipe.members)))
-    return num_parallel(Settings().parallel, workers=workers)
+    if settings.dask in ("", LOCAL):
+        require_gpus(workers)
+    return num_parallel(settings.parallel, workers=workers)
 
 
 def preview(workspace: Workspace, recipe: Recipe, *, publishes: bool = True) -> str:

@@ -44,7 +44,9 @@ class Average:
     @torch.no_grad()
     def _add(self, share: float) -> None:
         if self.mean:
-            torch._foreach_lerp_(self.mean, list[Tensor](self.trainable_parameters), share)  # one launch on a GPU instead of hundreds
+            torch._foreach_lerp_(
+                self.mean, list[Tensor](self.trainable_parameters), share
+            )  # one launch on a GPU instead of hundreds
         self.num += 1
 
     @torch.no_grad()

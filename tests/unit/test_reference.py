@@ -14,6 +14,7 @@ import flows.errors
 import models.errors
 import serving.errors
 from flows.cli import app
+from flows.settings import Settings
 from models.data.manifest import TABLES
 from tests import architecture
 
@@ -66,6 +67,12 @@ def test_commands_page_names_the_verbs_of_an_option(option: str) -> None:
 
     assert row is not None
     assert set(re.findall(r"`([^`]+)`", row[1])) == found
+
+
+def test_settings_page_names_every_variable() -> None:
+    named = re.findall(r"^\| `CLEANSHELF_(\w+)` \|", page("settings.md"), re.M)
+
+    assert {name.lower() for name in named} == {*Settings.model_fields, "side_by_side"}
 
 
 def test_messages_page_names_every_error() -> None:
