@@ -126,9 +126,7 @@ class AUM(Stateful):
         own = batch.logits.gather(1, batch.target[:, None])[:, 0].float()
         extra = self.unit(batch.embedding, torch.float32)
         largest = own - batch.margin.clamp(max=0)
-        margin = torch.where(
-            self.column_of("extra", batch), extra - largest, torch.minimum(batch.margin, own - extra)
-        )
+        margin = torch.where(self.column_of("extra", batch), extra - largest, torch.minimum(batch.margin, own - extra))
         self.known.note(batch.index, margin=margin)
 
     def end_epoch(self) -> None:

@@ -170,5 +170,6 @@ class Marvel(Stateful):
 
 def probability_margin(batch: LossBatch) -> Tensor:
     """(N,) p_y - max_k p_k, k other than y, of the logits before the shift."""
-    log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
+    with torch.enable_grad():  # the batch keeps log p_y, and its loss needs the gradient
+        log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
     return log_p.exp() - (log_p - batch.margin).exp()

@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,7 +22,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-ROOT = Path(__file__).parents[3]
 CARD = torch.device("cuda", 0)
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.equal.default)
@@ -58,9 +56,7 @@ class Card(TorchDispatchMode):
         return tree_map(_real_on_cpu, func(*args, **options))
 
 
-def reason_to_wait(
-    func: Any, args: Sequence[Any], options: Mapping[str, Any], tensors: Sequence[Tensor]
-) -> str | None:
+def reason_to_wait(func: Any, args: Sequence[Any], options: Mapping[str, Any], tensors: Sequence[Tensor]) -> str | None:
     """What the host waits for in an operation; None if it goes on at once."""
     if func in READS:
         return "reads a number"
@@ -97,7 +93,7 @@ def _place() -> str:
     frame = sys._getframe()
     while frame.f_back is not None and not frame.f_globals["__name__"].startswith("models."):
         frame = frame.f_back
-    return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname}"
+    return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname.partition('.<locals>')[0]}"
 
 
 def run_backward(
@@ -121,7 +117,6 @@ def run_backward(
             given = pending.pop(node, None)
             if given is None:
                 continue
-            given = [_like(each, meta) for each, meta in zip(given, node._input_metadata, strict=False)]
             found |= {(node, number): each for number, each in enumerate(given)}
             is_leaf = hasattr(node, "variable")
             if is_leaf and not accumulate_grad:
@@ -146,18 +141,18 @@ def _zeros(meta: Any) -> Tensor:
     return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
 
 
-def _like(gradient: Tensor | None, meta: Any) -> Tensor | None:
-    """A gradient in the shape and type of what it belongs to, as the engine makes it."""
-    if gradient is None:
-        return None
+def _like(gradient: Tensor, meta: Any) -> Tensor:
+    """A gradient in the shape and type of what it belongs to, as the engine makes it; numbers also change devices."""
     shape = tuple(meta.shape)
-    return (gradient if gradient.shape == shape else gradient.sum_to_size(shape)).to(meta.dtype)
+    gradient = gradient if gradient.shape == shape else gradient.sum_to_size(shape)
+    return gradient.to(gradient.device if shape else meta.device, meta.dtype)
 
 
 def _add(pending: dict[Any, list[Tensor | None]], node: Any, number: int, gradient: Tensor | None) -> None:
-    slots = pending.setdefault(node, [None] * max(len(node._input_metadata), number + 1))
-    before = slots[number]
-    slots[number] = gradient if before is None or gradient is None else before + gradient
+    slots = pending.setdefault(node, [None] * len(node._input_metadata))
+    if gradient is not None:
+        gradient, before = _like(gradient, node._input_metadata[number]), slots[number]
+        slots[number] = gradient if before is None else before + gradient
 
 
 def _in_order(roots: Sequence[Any]) -> list[Any]:
@@ -181,6 +176,8 @@ def pretend_card() -> Iterator[Card]:
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
+        mock.patch("torch.cuda.get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8)),
+        mock.patch("torch.cuda.set_rng_state", lambda *_: None),
         mock.patch("torch.autograd._engine_run_backward", run_backward),
         FakeTensorMode(allow_non_fake_inputs=True),
         Card() as card,
