@@ -174,10 +174,10 @@ def _in_order(roots: Sequence[Any]) -> list[Any]:
 def pretend_card() -> Iterator[Card]:
     """Context with a pretend card, in which autocast to bfloat16 and backward passes work as on a real one."""
     with (
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
-        mock.patch("torch.cuda.get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8)),
-        mock.patch("torch.cuda.set_rng_state", lambda *_: None),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch("torch.cuda.get_rng_state", return_value=torch.zeros(16, dtype=torch.uint8)),
+        mock.patch("torch.cuda.set_rng_state"),
         mock.patch("torch.autograd._engine_run_backward", run_backward),
         FakeTensorMode(allow_non_fake_inputs=True),
         Card() as card,
