@@ -160,7 +160,7 @@ class Loss(nn.Module):
     ) -> Tensor:
         """(N,) loss of each sample, with the options applied; NaN if it or the target's logit is not finite.
 
-        On a GPU nothing here waits for results: a class out of range ends in an assertion of torch, and whoever reads
+        On a GPU nothing here waits for results: a class out of range ends in an assertion of torch, and a caller that reads
         the values has to look for NaN (`nonfinite_error`).
 
         Raises:

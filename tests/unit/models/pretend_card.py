@@ -57,7 +57,7 @@ class Card(TorchDispatchMode):
 
 
 def reason_to_wait(func: Any, args: Sequence[Any], options: Mapping[str, Any], tensors: Sequence[Tensor]) -> str | None:
-    """What the host waits for in an operation; None if it goes on at once."""
+    """Reason for which the host waits in an operation; None if it goes on at once."""
     if func in READS:
         return "reads a number"
     if func in PICKS:
@@ -129,7 +129,8 @@ def run_backward(
 
 
 def _apply(node: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    if isinstance(node, BackwardCFunction):
+    is_ours: bool = isinstance(node, BackwardCFunction)
+    if is_ours:
         full = [_zeros(meta) if each is None else each for each, meta in zip(given, node._input_metadata, strict=True)]
         results = node.apply(*full)
     else:

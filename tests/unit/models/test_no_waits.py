@@ -122,7 +122,7 @@ def waits_with_features(
 
 
 class _Frozen(torch.nn.Module):
-    """What a step needs of a network whose backbone is frozen."""
+    """The parts that a step needs of a network whose backbone is frozen."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_whole_views_do_not_wait(card: Card) -> None:
     assert card.waits == {}
 
 
-STAGES = {
+STAGES: dict[str, tuple[Member, dict[str, Any], dict[str, Any]]] = {
     "all": (Member(backbone="test_resnet", size=32), {}, {}),
     "growing": (Member(backbone="test_resnet", size=32), {"start_size": 0.5}, {}),
     "mixed": (Member(backbone="test_resnet", size=32, head="arcface", centres=2), {"ema": 0.9}, {"mixup": 0.5, "cutmix": 0.5}),
