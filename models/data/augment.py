@@ -29,7 +29,10 @@ def whole_view(photos: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """Random parameters of the views of N photos. Drawn on the CPU, so that a seed gives the same on every device."""
+    """Random parameters of the views of N photos. Drawn on the CPU, so that a seed gives the same on every device.
+
+    Whether a batch has any blur or hue is read there, too: on a GPU the host would have to wait for it.
+    """
 
     theta: Tensor  # (N, 2, 3) affine map from output pixels to the photo, in units of half its side
     factors: Tensor  # (N, 3) factors of brightness, contrast and saturation
@@ -40,6 +43,15 @@ class Draw:
 
     def __getitem__(self, part: slice | Tensor) -> Draw:
         return Draw(*(values[part] for values in vars(self).values()))
+
+    def to(self, device: torch.device) -> Draw:
+        """Copy on a device, made in one piece and without waiting."""
+        if device.type == "cpu":
+            return self
+        parts = list(vars(self).values())
+        packed = torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts], 1)
+        columns = packed.to(device, non_blocking=True).split([part[0].numel() for part in parts], 1)
+        return Draw(*(column.reshape(part.shape) for column, part in zip(columns, parts, strict=True)))
 
 
 def draw_views(n: int, *, augment: Augment, generator: torch.Generator) -> Draw:
@@ -56,10 +68,18 @@ def draw_views(n: int, *, augment: Augment, generator: torch.Generator) -> Draw:
 
 
 def random_view(photos: Tensor, size: int, draw: Draw) -> Tensor:
-    """One random view of each photo: (N, S, S, 3) uint8 -> (N, 3, size, size) in [0, 1]."""
-    grid = functional.affine_grid(draw.theta.to(photos.device), [len(photos), 3, size, size], align_corners=False)
+    """One random view of each photo: (N, S, S, 3) uint8 -> (N, 3, size, size) in [0, 1], channels last in memory.
+
+    Args:
+        draw: parameters on the CPU; nothing waits for a GPU that holds the photos.
+    """
+    own = draw.to(photos.device)
+    grid = functional.affine_grid(own.theta, [len(photos), 3, size, size], align_corners=False)
     pixels = functional.grid_sample(_to_float(photos), grid, padding_mode="reflection", align_corners=False)
-    return _erase(_blur(_colour(pixels, draw), draw), draw)
+    pixels = _colour(pixels, own.factors)
+    if draw.hue.any():
+        pixels = torch.einsum("nij,njhw->nihw", _hue_rotations(own.hue), pixels)
+    return _erase(_blur(pixels.clamp(0, 1), own.blur, rows=draw.blur.nonzero()[:, 0]), own)
 
 
 def _to_float(photos: Tensor) -> Tensor:
@@ -92,43 +112,40 @@ def _signs(n: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
 
 
-def _colour(pixels: Tensor, draw: Draw) -> Tensor:
-    """Scales brightness, contrast and saturation by the factors of each photo, then rotates the hue."""
-    factors = draw.factors.T[..., None, None, None].to(pixels.device)
+def _colour(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Scales brightness, contrast and saturation by the factors (N, 3) of each photo."""
+    factors = factors.T[..., None, None, None]
     pixels = pixels * factors[0]
     mean = pixels.mean((1, 2, 3), keepdim=True)
     pixels = mean + (pixels - mean) * factors[1]
     grey = pixels.mean(1, keepdim=True)
-    pixels = grey + (pixels - grey) * factors[2]
-    if draw.hue.any():
-        pixels = torch.einsum("nij,njhw->nihw", _hue_rotations(draw.hue).to(pixels.device), pixels)
-    return pixels.clamp(0, 1)
+    return grey + (pixels - grey) * factors[2]
 
 
 def _hue_rotations(hue: Tensor) -> Tensor:
     """(N, 3, 3) rotations of RGB about the grey axis by angles (N,) in radians; 120 degrees turn red into green."""
-    third = 2 * math.pi / 3 * torch.arange(3)
+    third = 2 * math.pi / 3 * torch.arange(3, device=hue.device)
     shares = (1 + 2 * torch.cos(hue[:, None] - third)) / 3  # of a channel that go to itself, the next and the one after
-    to, of = torch.arange(3)[:, None], torch.arange(3)
-    return shares[:, (to - of) % 3]
+    of = torch.arange(3, device=hue.device)
+    return shares[:, (of[:, None] - of) % 3]
 
 
-def _blur(pixels: Tensor, draw: Draw) -> Tensor:
-    """Gaussian blur of the photos that drew one, each with its own width, as two matrix products."""
-    rows = draw.blur.nonzero()[:, 0]
+def _blur(pixels: Tensor, blur: Tensor, *, rows: Tensor) -> Tensor:
+    """Gaussian blur of the photos `rows`, (n,) on the CPU, each with its own width, as two matrix products."""
     if not len(rows):
         return pixels
-    size = pixels.shape[-1]
-    offset = torch.arange(size)[:, None] - torch.arange(size)
-    matrix = torch.softmax(-0.5 * (offset / (draw.blur[rows] * size)[:, None, None]) ** 2, 2).to(pixels.device)[:, None]
-    rows = rows.to(pixels.device)
+    size, rows = pixels.shape[-1], rows.to(pixels.device, non_blocking=True)
+    position = torch.arange(size, device=pixels.device)
+    offset = position[:, None] - position
+    matrix = torch.softmax(-0.5 * (offset / (blur[rows] * size)[:, None, None]) ** 2, 2)[:, None]
     return pixels.index_copy(0, rows, matrix @ pixels[rows] @ matrix.mT)
 
 
 def _erase(pixels: Tensor, draw: Draw) -> Tensor:
     """Grey rectangles in some photos (coarse dropout): one with sides of 10 to 40 %, or several smaller ones."""
     size = pixels.shape[-1]
-    position = (torch.arange(size) + 0.5) / size
+    position = (torch.arange(size, device=pixels.device) + 0.5) / size
     inside = (position >= draw.start[..., None]) & (position < (draw.start + draw.extent)[..., None])
-    hole = (inside[:, :, 0, :, None] & inside[:, :, 1, None, :]).any(1, keepdim=True).to(pixels.device)
-    return torch.where(hole, 0.5, pixels)
+    hole = (inside[:, :, 0, :, None] & inside[:, :, 1, None, :]).any(1, keepdim=True)
+    view = torch.empty_like(pixels, memory_format=torch.channels_last)
+    return torch.where(hole, pixels.new_full((), 0.5), pixels, out=view)

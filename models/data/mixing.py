@@ -104,4 +104,6 @@ def labels_of(batch: NDArray[np.int64], target: Tensor, *, share: float, device:
     """
     own, index = distributed.part(len(batch)), torch.from_numpy(batch)
     shares = [(share, index[own]), (1 - share, index.roll(-1)[own])]
-    return [Label(each, target[rows].to(device), rows.to(device)) for each, rows in shares if each]
+    packed = [torch.stack([target[rows], rows]) for each, rows in shares if each]
+    copies = torch.stack(packed).to(device, non_blocking=True)  # in one piece and without waiting for the device
+    return [Label(each, *copy) for each, copy in zip([each for each, _ in shares if each], copies, strict=True)]

@@ -15,7 +15,7 @@ from models.losses.base import LOSSES, LossBatch
 from models.losses.memory import Column
 from models.losses.samples import Samples
 from models.losses.softmax import LogitShift, LogSumExp
-from models.losses.stateful import AtLeastOne, Guard, Share, Stateful, Unit, build_base, pick
+from models.losses.stateful import AtLeastOne, Guard, Share, Stateful, Unit, build_base
 from models.recipe.registry import Range
 
 
@@ -90,7 +90,7 @@ class AUM(Stateful):
         """(n,) cross-entropy over C + 1 classes; the extra class is the label of the samples that were moved to it."""
         assert batch.embedding is not None
         lead = self.unit(batch.embedding, batch.log_p.dtype) - batch.sum(LogSumExp())
-        return torch.where(pick(self.known["extra"], batch), softplus(-lead), softplus(lead) - batch.log_p)
+        return torch.where(self.column_of("extra", batch), softplus(-lead), softplus(lead) - batch.log_p)
 
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
@@ -126,9 +126,7 @@ class AUM(Stateful):
         own = batch.logits.gather(1, batch.target[:, None])[:, 0].float()
         extra = self.unit(batch.embedding, torch.float32)
         largest = own - batch.margin.clamp(max=0)
-        margin = torch.where(
-            pick(self.known["extra"], batch), extra - largest, torch.minimum(batch.margin, own - extra)
-        )
+        margin = torch.where(self.column_of("extra", batch), extra - largest, torch.minimum(batch.margin, own - extra))
         self.known.note(batch.index, margin=margin)
 
     def end_epoch(self) -> None:

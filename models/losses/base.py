@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.data.records import short
 from models.errors import BatchError, ConfigError
 from models.losses.correction import Correction
 from models.losses.samples import Samples
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 LOSSES = Registry("loss")
 COUNT_FLOOR = 1.0  # smallest number of photos assumed for a class in the prior
 LARGEST_SCALE = 1e6  # upper bound of the factor of init_match
+NAMED = 5  # photos that an error names
 
 
 class LossBatch:
@@ -155,10 +158,13 @@ class Loss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
-        """(N,) loss of each sample, with the options applied.
+        """(N,) loss of each sample, with the options applied; NaN if it or the target's logit is not finite.
+
+        On a GPU nothing here waits for results: a class out of range ends in an assertion of torch, and a caller that reads
+        the values has to look for NaN (`nonfinite_error`).
 
         Raises:
-            BatchError: wrong shapes or classes, a missing index or embedding, or a loss that is not finite.
+            BatchError: wrong shapes, a missing index or embedding, or, on the CPU, a target that is not a class.
         """
         self._check(logits, target, index, embedding)
         with torch.autocast(
@@ -178,9 +184,7 @@ class Loss(nn.Module):
             if self.ce_share:
                 value = self.ce_share * self.warmup_value(batch) + (1 - self.ce_share) * value
         own = logits.gather(1, target[:, None])[:, 0]  # a bounded loss is finite even if this is -inf
-        if not bool((value.isfinite() & own.isfinite()).all()):
-            self._refuse_nonfinite(logits)
-        return value
+        return torch.where(value.isfinite() & own.isfinite(), value, math.nan)
 
     def _batch(self, logits: Tensor, target: Tensor, index: Tensor | None, embedding: Tensor | None) -> LossBatch:
         corrected = logits if self.correction is None else self.correction(logits)
@@ -194,7 +198,12 @@ class Loss(nn.Module):
         return -batch.log_p
 
     def begin(self, samples: Samples) -> None:
-        """Called once, before the first step."""
+        """Called once, before the first step.
+
+        Raises:
+            BatchError: a target that is not a class. Steps on a GPU do not look at targets any more.
+        """
+        self._check_classes("samples", samples.target)
         if self.options.logit_adjustment:
             counts = np.bincount(samples.target, minlength=self.num_classes).clip(COUNT_FLOOR)
             prior = torch.from_numpy(np.log(counts / counts.sum())).float()
@@ -241,19 +250,28 @@ class Loss(nn.Module):
             raise BatchError(
                 f"target: {target.dtype} of shape {tuple(target.shape)}, expected integers of shape ({n},)"
             )
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= self.num_classes:
-            wrong = low if low < 0 else high
-            raise BatchError(f"target: {wrong} is not a class; classes go from 0 to {self.num_classes - 1}")
+        if target.device.type == "cpu":
+            self._check_classes("target", target)
         if self.needs_index and index is None:
             raise BatchError("index: this loss keeps state per sample; pass the position of each sample")
         if self.needs_embedding and embedding is None:
             raise BatchError("embedding: this loss needs the embedding; pass it, (N, d)")
 
-    def _refuse_nonfinite(self, logits: Tensor) -> None:
-        broken = torch.nonzero(~logits.isfinite().all(1))[:, 0].tolist()
-        where = f"rows {broken[:5]} of {len(logits)} hold NaN or infinity" if broken else "the logits are finite"
-        raise BatchError(f"the loss is not finite: {where}; lower train.lr, or look for a broken photo in this batch")
+    def _check_classes(self, where: str, target: Tensor | NDArray[np.int64]) -> None:
+        low, high = (int(target.min()), int(target.max())) if len(target) else (0, 0)
+        if low < 0 or high >= self.num_classes:
+            wrong = low if low < 0 else high
+            raise BatchError(f"{where}: {wrong} is not a class; classes go from 0 to {self.num_classes - 1}")
+
+
+def nonfinite_error(photos: Sequence[str], *, lr: float) -> BatchError:
+    """Error that names the photos whose loss is NaN, by id, and the present learning rate."""
+    named = ", ".join(short(each) for each in photos[:NAMED])
+    more = f" and {len(photos) - NAMED} more" if len(photos) > NAMED else ""
+    return BatchError(
+        f"the loss is not finite at the learning rate {lr:.3g} for photo {named}{more}; lower train.lr, or look for a "
+        "broken photo"
+    )
 
 
 def common_parameters() -> dict[str, Parameter]:

@@ -16,7 +16,7 @@ from models.losses.base import LOSSES, LossBatch
 from models.losses.cross_entropy import Weight
 from models.losses.memory import Column, Notes
 from models.losses.softmax import LogitShift, one_minus_exp, pieces, summarise
-from models.losses.stateful import AtLeastOne, Epoch, Stateful, Unit, pick
+from models.losses.stateful import AtLeastOne, Epoch, Stateful, Unit
 from models.recipe.registry import Range
 
 KEPT = 8  # classes of a soft label
@@ -93,10 +93,10 @@ class CAR(Stateful):
     def unweighted(self, batch: LossBatch) -> Tensor:
         if not self.is_late or batch.index is None:
             return self.cost(batch, batch.log_p[:, None], torch.ones_like(batch.log_p)[:, None])
-        classes = pick(self.known["classes"], batch).long()
+        classes = self.column_of("classes", batch).long()
         log_p: Tensor = _Picked.apply(batch.logits, classes.clamp(min=0), batch.target, batch.shift)
         none = classes == NO_CLASS
-        t = pick(self.known["probs"], batch).to(log_p.dtype).masked_fill(none, 0)
+        t = self.column_of("probs", batch).to(log_p.dtype).masked_fill(none, 0)
         return self.cost(batch, log_p.masked_fill(none, NO_LOGIT), t)
 
     def cost(self, batch: LossBatch, log_p: Tensor, t: Tensor) -> Tensor:

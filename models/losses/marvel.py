@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -99,7 +100,8 @@ class Marvel(Stateful):
         value, weight = super().value(batch), self.weight_of(batch)
         if not self.gain or weight is None:
             return value
-        return value / (float(weight.mean()) or 1.0)
+        mean = weight.mean()
+        return value / torch.where(mean > 0, mean, 1)
 
     def asymmetry_ratio(self) -> float:
         return self.base.asymmetry_ratio()
@@ -168,5 +170,6 @@ class Marvel(Stateful):
 
 def probability_margin(batch: LossBatch) -> Tensor:
     """(N,) p_y - max_k p_k, k other than y, of the logits before the shift."""
-    log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
+    with torch.enable_grad():  # the batch keeps log p_y, and its loss needs the gradient
+        log_p = batch.log_p.detach() if batch.shift.is_identity else summarise(batch.logits.detach(), batch.target)[0]
     return log_p.exp() - (log_p - batch.margin).exp()

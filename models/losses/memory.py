@@ -123,9 +123,14 @@ class Memory:
             self._index[: self._noted], self._rows[: self._noted] = index, rows
 
     def note(self, index: Tensor, **values: Tensor) -> None:
-        """Adds observations, (n,) or (n, w) each, of n samples; a sample may occur more than once."""
-        index, start, stop = index.detach().cpu(), self._noted, self._noted + len(index)
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+        """Adds observations, (n,) or (n, w) each, of n samples; a sample may occur more than once.
+
+        They stay on their device until the end of the epoch, so that no step waits for them.
+        """
+        start, stop = self._noted, self._noted + len(index)
+        if self._index.device != index.device:
+            self._index, self._rows = self._index.to(index.device), self._rows.to(index.device)
+        if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise BatchError(
                 f"index: {int(index.min())} to {int(index.max())}, but this loss began with {len(self)} samples; "
                 "pass positions in them"
@@ -146,7 +151,7 @@ class Memory:
         return Notes(index.numpy(), dict(zip(self.widths, parts, strict=True)))
 
     def _gather(self) -> tuple[Tensor, Tensor]:
-        index, rows = self._index[: self._noted], self._rows[: self._noted]
+        index, rows = self._index[: self._noted].cpu(), self._rows[: self._noted].cpu()
         if not self.widths:  # the same on every worker
             return index, rows
         return distributed.gather(index, rows)

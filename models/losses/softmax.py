@@ -151,11 +151,11 @@ class LogitShift:
             u.scatter_add_(1, target[:, None], u.new_full((len(u), 1), self.bias))
         return u
 
-    def scale(self, logits: Tensor) -> Tensor:
+    def scale(self, logits: Tensor) -> Tensor | float:
         """Factor of sharpening, (n, 1) or scalar."""
         assert self.tau
         if not self.normalise:
-            return logits.new_tensor(1 / self.tau)
+            return 1 / self.tau
         return 1 / (self.tau * _norm(logits))
 
     def pull(self, gradient: Tensor, logits: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class Stateful(Loss):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.epoch = 0
+        self._placed: dict[str, Tensor] = {}  # copies of columns and weights on the device of the batches
         self.facts: dict[str, float] = {}  # state beside the memory that a resumed training needs
 
     def unweighted(self, batch: LossBatch) -> Tensor:
@@ -128,6 +129,7 @@ class Stateful(Loss):
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
         self.epoch = epoch
+        self._placed.clear()
         if self.memory is not None:
             self.decide()
 
@@ -138,15 +140,27 @@ class Stateful(Loss):
         if state:
             self.known.load(state["memory"])
             self.facts = dict(state["facts"])
+            self._placed.clear()
             self.decide()
 
     def set_weights(self, weight: NDArray[Any]) -> None:
         """Sets the weights of the samples, (N,) >= 0, scaled to the mean 1."""
         self.weight = (weight / weight.mean()).astype(np.float32)
+        self._placed.clear()
 
     def weight_of(self, batch: LossBatch) -> Tensor | None:
         """(n,) weights of a batch; None if the samples are not known, as when a new loss is measured."""
-        return None if self.weight is None or batch.index is None else pick(self.weight, batch)
+        return None if self.weight is None or batch.index is None else self._rows("weight", self.weight, batch)
+
+    def column_of(self, name: str, batch: LossBatch) -> Tensor:
+        """(n, ...) rows of a column of the memory that belong to a batch; columns change between epochs only."""
+        return self._rows(name, self.known[name], batch)
+
+    def _rows(self, name: str, values: NDArray[Any], batch: LossBatch) -> Tensor:
+        assert batch.index is not None
+        if name not in self._placed:
+            self._placed[name] = torch.from_numpy(values).to(batch.index.device)
+        return self._placed[name][batch.index]
 
     def shift_of(self, base: Loss) -> LogitShift:
         """Changes to the logits: those of the base loss, with the options of this loss."""
@@ -155,12 +169,6 @@ class Stateful(Loss):
     def _weighted(self, batch: LossBatch, value: Tensor) -> Tensor:
         weight = self.weight_of(batch)
         return value if weight is None else value * weight.to(value.dtype)
-
-
-def pick(values: NDArray[Any], batch: LossBatch) -> Tensor:
-    """(n, ...) the rows of an array of all samples, (N, ...), that belong to a batch."""
-    assert batch.index is not None
-    return torch.from_numpy(values[batch.index.cpu().numpy()]).to(batch.logits.device)
 
 
 class Unit(nn.Module):

@@ -118,7 +118,8 @@ class Features:
         for positions in order:
             view = torch.randint(1 + self.augment.flip, (len(positions),), generator=generator)
             own = torch.from_numpy(needed_positions(len(positions), self.augment))
-            yield mix_batch(self.views[view[own], torch.from_numpy(positions)[own]], self.augment, generator)
+            rows = torch.stack([view[own], torch.from_numpy(positions)[own]]).to(self.views.device, non_blocking=True)
+            yield mix_batch(self.views[rows[0], rows[1]], self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Features (n, d) of the unmirrored photos, in order."""

@@ -139,6 +139,6 @@ def jacobian_norm(logits: Tensor, target: Tensor, classifier: Tensor) -> Tensor:
     Args:
         logits: (N, C). target: (N,). classifier: (C, d) rows without bias.
     """
-    gradient = logits.float().softmax(1)
-    gradient = gradient - torch.nn.functional.one_hot(target, logits.shape[1])
+    p = logits.float().softmax(1)
+    gradient = p.scatter_add(1, target[:, None], p.new_full((len(p), 1), -1.0))
     return (gradient @ classifier).square().sum(1).add(1e-12).sqrt()  # the square root has no gradient at 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.errors import BatchError, ConfigError
 from models.losses import LOSSES, Samples, build_loss, log_odds
-from models.losses.base import LARGEST_SCALE, initial_weight
+from models.losses.base import LARGEST_SCALE, initial_weight, nonfinite_error
 from tests.unit.models.formulas import STATELESS, batch, gradient
 
 NAMES = sorted(LOSSES.components)
@@ -258,11 +258,35 @@ def test_batches_that_do_not_fit_are_refused(name: str, logits: Tensor, target: 
 
 @pytest.mark.parametrize("name", STATELESS)
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_messages_name_the_rows_of_broken_logits(name: str, broken: float) -> None:
+def test_values_of_broken_logits_are_nan_and_the_others_are_not(name: str, broken: float) -> None:
     logits, target = rows(8), torch.zeros(8, dtype=torch.int64)
     logits[[1, 6], 0] = broken
-    with pytest.raises(BatchError, match=r"rows \[1, 6\] of 8 hold NaN or infinity; lower train\.lr"):
-        build_loss(name, num_classes=5)(logits, target)
+    value = build_loss(name, num_classes=5)(logits, target)
+    assert value.isnan().nonzero()[:, 0].tolist() == [1, 6]
+    assert int(value.isfinite().sum()) == 6
+
+
+@pytest.mark.parametrize(
+    ("photos", "named"),
+    [
+        (["a1"], "photo 'a1'"),
+        ([f"p{number}" for number in range(7)], "photo 'p0', 'p1', 'p2', 'p3', 'p4' and 2 more"),
+    ],
+)
+def test_an_error_names_the_photos_whose_loss_is_not_finite(photos: list[str], named: str) -> None:
+    error = nonfinite_error(photos, lr=0.0123456)
+    assert isinstance(error, BatchError)
+    assert str(error) == (
+        f"the loss is not finite at the learning rate 0.0123 for {named}; lower train.lr, or look for a broken photo"
+    )
+
+
+def test_labels_are_checked_before_the_first_step() -> None:
+    loss = build_loss("ce", num_classes=3)
+    for wrong in (3, -1):
+        samples = Samples(np.array(["a", "b"], object), np.array([0, wrong]), list("xyz"))
+        with pytest.raises(BatchError, match=rf"samples: {wrong} is not a class; classes go from 0 to 2"):
+            loss.begin(samples)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
