@@ -192,7 +192,7 @@ def train_epoch(
         waited = time.perf_counter() - asked
         labels = labels_of(order[step], target, share=share, device=photos.device)
         values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
-        state.watch.add(values, order[step][distributed.part(len(order[step]))])
+        state.watch.add(values, order[step][distributed.part(len(order[step]))], lr=state.schedule.get_last_lr()[0])
         progress.add(len(order[step]), waited=waited, loss=state.watch.last_mean)
         state.step, state.waited, state.seconds = step + 1, state.waited + waited, time.perf_counter() - started
         if state.step < len(order):

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import distributed
-from models.errors import BatchError
+from models.losses.base import nonfinite_error
 
 EVERY = 50  # steps; a GPU that runs through 30 of them a second waits for the host twice in three seconds
-NAMED = 5  # photos that a message names
 
 
 class LossWatch:
@@ -29,10 +28,13 @@ class LossWatch:
         self.recent = torch.zeros(EVERY, room, device=device)  # made beforehand: small tensors split the heap
         self.sum = torch.zeros((), dtype=torch.float64, device=device)
         self.positions: list[NDArray[np.int64]] = []
-        self.latest = self.sum
+        self.latest, self.lr = self.sum, 0.0
 
-    def add(self, values: Tensor, positions: NDArray[np.int64]) -> None:
+    def add(self, values: Tensor, positions: NDArray[np.int64], *, lr: float) -> None:
         """Takes the losses (n,) of a step, of the photos at these positions (n,); looks at them if it is time to.
+
+        Args:
+            lr: learning rate of the step, for the message.
 
         Raises:
             BatchError: as `check`.
@@ -41,6 +43,7 @@ class LossWatch:
         self.sum += values.sum(dtype=torch.float64)
         self.latest = values
         self.positions.append(positions)
+        self.lr = lr
         if len(self.positions) == EVERY:
             self.check()
 
@@ -52,7 +55,7 @@ class LossWatch:
         self.positions = []
         self.recent.zero_()
         if len(bad):
-            raise nonfinite(sorted({str(self.ids[int(i)]) for i in bad}))
+            raise nonfinite_error(sorted({str(self.ids[int(i)]) for i in bad}), lr=self.lr)
 
     def last_mean(self) -> float:
         """Mean loss of this worker's photos in the last step; waits for the device."""
@@ -62,11 +65,3 @@ class LossWatch:
         """Sum of the epoch's losses over all workers."""
         return distributed.total(float(self.sum))
 
-
-def nonfinite(photos: Sequence[str]) -> BatchError:
-    """The error about photos whose loss is not finite."""
-    more = f" and {len(photos) - NAMED} more" if len(photos) > NAMED else ""
-    return BatchError(
-        f"the loss of {', '.join(photo[:12] for photo in photos[:NAMED])}{more} is not finite (NaN or infinity), so the network "
-        "has learnt nothing since the last checkpoint; lower train.lr, or look at these photos (`cleanshelf data show ID`)"
-    )
