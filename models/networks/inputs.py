@@ -40,6 +40,8 @@ class Inputs(Protocol):
     ) -> Iterator[Mixed]:
         """This worker's part of each batch of `order`; photos are mixed with the next of the batch if augment says so.
 
+        A photo that cannot be decoded is replaced by the next of its batch.
+
         Args:
             order: positions of the photos of each batch.
             generator: used when a batch is requested, not before.
@@ -62,7 +64,6 @@ class Views:
     def __init__(self, photos: Photos, network: Network, *, size: int, augment: Augment) -> None:
         self.photos, self.network, self.size, self.augment = photos, network, size, augment
         self.part = network
-        self.device = network.mean.device
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -71,17 +72,19 @@ class Views:
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
         """Random views (n, 3, size, size) in [0, 1] of each batch."""
-        needed = [positions[needed_positions(len(positions), self.augment)] for positions in order]
+        needed = [needed_positions(len(positions), self.augment) for positions in order]
         size = view_size(self.size, size_share)
-        for positions, photos in zip(order, self.photos.batches(needed), strict=True):
+        for positions, own, found in zip(order, needed, self.photos.batches(order, needed), strict=True):
             draw = draw_views(len(positions), augment=self.augment, generator=generator)
-            own = torch.from_numpy(needed_positions(len(positions), self.augment))
-            yield mix_batch(random_view(photos.to(self.device), size, draw[own]), self.augment, generator)
+            views = random_view(found.photos, size, draw[torch.from_numpy(own)])
+            batch = positions.copy()
+            batch[own] = found.positions
+            yield mix_batch(views, batch, self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Whole photos (n, 3, size, size) in [0, 1], in order."""
         for photos in self.photos.in_order(EVAL_BATCH, part=part):
-            yield whole_view(photos.to(self.device), self.size)
+            yield whole_view(photos, self.size)
 
     def forward(self, batch: Tensor) -> Output:
         """Logits and embeddings of a batch of views."""
@@ -118,7 +121,8 @@ class Features:
         for positions in order:
             view = torch.randint(1 + self.augment.flip, (len(positions),), generator=generator)
             own = torch.from_numpy(needed_positions(len(positions), self.augment))
-            yield mix_batch(self.views[view[own], torch.from_numpy(positions)[own]], self.augment, generator)
+            features = self.views[view[own], torch.from_numpy(positions)[own]]
+            yield mix_batch(features, positions, self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Features (n, d) of the unmirrored photos, in order."""

@@ -188,11 +188,11 @@ def train_epoch(
     for step in range(state.step, len(order)):
         seed_step(generator, sampler.seed, state.epoch, step)
         asked = time.perf_counter()
-        photos, share = next(batches)
+        photos, share, batch = next(batches)
         waited = time.perf_counter() - asked
-        labels = labels_of(order[step], target, share=share, device=photos.device)
+        labels = labels_of(batch, target, share=share, device=photos.device)
         values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
-        state.watch.add(values, order[step][distributed.part(len(order[step]))])
+        state.watch.add(values, batch[distributed.part(len(batch))])
         progress.add(len(order[step]), waited=waited, loss=state.watch.last_mean)
         state.step, state.waited, state.seconds = step + 1, state.waited + waited, time.perf_counter() - started
         if state.step < len(order):
@@ -223,7 +223,7 @@ def update_bn(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int
     with torch.no_grad(), recomputing_bn(network, part=part):
         for step in range(steps):
             seed_step(generator, sampler.seed, settings.epochs, step)
-            photos, _ = next(batches)
+            photos, *_ = next(batches)
             with half_precision(photos.device):
                 inputs.part.embedding(photos)
     distributed.average_buffers(network)
