@@ -7,14 +7,14 @@ its own memory does not depend on the number of photos, and /dev/shm carries non
 from __future__ import annotations
 
 import gc
-import os
 import signal
+import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -59,20 +59,30 @@ def _by_threads(decoder: Decoder, tasks: Iterator[Task]) -> Iterator[Decoded]:
 
 
 def _by_processes(decoder: Decoder, tasks: Iterator[Task], loaders: int) -> Iterator[Decoded]:
-    # A generator of its own: without one, DataLoader would draw its seed from torch's, which decides on dropout.
-    loader = DataLoader(decoder, batch_size=None, sampler=_Once(tasks), num_workers=loaders, collate_fn=_unchanged,
-                        prefetch_factor=AHEAD, timeout=PATIENCE_S, worker_init_fn=_start, generator=torch.Generator(),
-                        multiprocessing_context="fork")  # fmt: skip
-    batches = iter(loader)
-    processes: Sequence[Any] = batches._workers  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the recipe asks for as many
+        # A generator of its own: without one, DataLoader would draw its seed from torch's, which decides on dropout.
+        batches = iter(DataLoader(decoder, batch_size=None, sampler=_Once(tasks), num_workers=loaders, collate_fn=_unchanged,
+                            prefetch_factor=AHEAD, timeout=PATIENCE_S, worker_init_fn=_start,
+                            generator=torch.Generator(), multiprocessing_context="fork"))  # fmt: skip
     _explain_deaths()
     try:
         yield from batches
     except RuntimeError as error:
-        for process in processes:  # they ignore SIGTERM
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        raise _explained(error) from None
+        processes: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]
+        dead = [f"pid {each.pid}, {_ending(each.exitcode)}" for each in processes if each.exitcode]
+        with _unnoticed():
+            for process in processes:
+                process.kill()  # at once: they ignore SIGTERM, and one that hangs would be waited for
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+        if "DataLoader timed out" in str(error):
+            raise LoaderError(
+                f"no loader process has given a batch for {PATIENCE_S:g} s; check that the disk of the data version "
+                "answers, and start again: the training resumes from its checkpoint"
+            ) from None
+        if dead:
+            raise _dead("; ".join(dead)) from None
+        raise
 
 
 class _Once:
@@ -106,25 +116,32 @@ def _explain_deaths() -> None:
         try:
             noticing(number, frame)
         except RuntimeError as error:
-            raise _explained(error) from None
+            raise _dead(str(error).strip().removeprefix("DataLoader worker ")) from None
 
     handler.explains = True  # type: ignore[attr-defined]
     with suppress(ValueError):  # not in the main thread; batches are then missed after PATIENCE_S
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _explained(error: RuntimeError) -> RuntimeError:
-    """The error of a DataLoader as ours, with the likely reason and a way out; any other error as it is."""
-    text = " ".join(str(error).split())
-    if isinstance(error, LoaderError) or "DataLoader" not in text:
-        return error
-    if "timed out" in text:
-        return LoaderError(
-            f"no loader process has given a batch for {PATIENCE_S:g} s; check that the disk of the data version answers, "
-            "and start again: the training resumes from its checkpoint"
-        )
-    likely = "the system lacked memory" if "Killed" in text else "it crashed or someone ended it"
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Context in which processes may be killed without torch's handler taking it for an accident."""
+    with suppress(ValueError):  # not in the main thread, which alone handles signals
+        noticing = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    with suppress(ValueError):
+        signal.signal(signal.SIGCHLD, noticing)
+
+
+def _dead(which: str) -> LoaderError:
+    """The error for a loader process that ended by itself, with the likely reason and a way out."""
+    killed = "SIGKILL" in which or "Killed" in which
+    likely = "the system lacked memory" if killed else "its decoder crashed or someone ended it"
     return LoaderError(
-        f"a loader process died ({text.partition('. It is possible')[0].rstrip('. ')}); probably {likely}: lower "
-        "train.loaders, or give the machine more memory, and start again: the training resumes from its checkpoint"
+        f"a loader process died ({which}); probably {likely}: lower train.loaders, or give the machine more memory, and "
+        "start again: the training resumes from its checkpoint"
     )
+
+
+def _ending(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.data import machine
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.manifest import read_manifest
-from models.data import machine
-from models.data import rows as rows_module
 from models.data.photos import Photos
 from models.recipe.config import Augment
 from pixels import decode, to_square
@@ -87,11 +86,10 @@ def test_every_photo_has_a_view_of_its_own(photos: Tensor) -> None:
     assert all(not torch.equal(view[0], other) for other in view[1:])
 
 
-@pytest.mark.parametrize("share", [0.0, 3 * 24 * 24 * 3, 0.5])
-def test_batches_are_the_rows_asked_for(data: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for no decoded photo, for two of three, and for all."""
-    monkeypatch.setattr(machine, "available_bytes", lambda: 2 * 2 * 24 * 24 * 3 if share > 1 else 10**9)
-    monkeypatch.setattr(rows_module, "SHARE", min(share, 0.5))
+@pytest.mark.parametrize("room", [0, 2, 3])
+def test_batches_are_the_rows_asked_for(data: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With memory for none, two and all of three decoded photos."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2 * room * 24 * 24 * 3)
     manifest = read_manifest(data)
     rows = np.array([7, 0, 3])
     source = Photos(manifest, rows, side=24)
