@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +21,10 @@ from models.networks.results import collect
 from models.progress import with_progress
 from models.recipe.config import Augment
 
-EVAL_BATCH = 64
-FEATURES_BATCH = 256  # logits of 50,030 classes take 51 MB
+# Photos or features scored at a time, by device: logits of 50,030 classes take 51 MB for 256, and a GPU needs more work
+# at a time to be busy.
+EVAL_BATCH = {"cpu": 64, "cuda": 256}
+FEATURES_BATCH = {"cpu": 256, "cuda": 1024}
 MIRRORED = Augment()
 
 
@@ -83,7 +86,7 @@ class Views:
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Whole photos (n, 3, size, size) in [0, 1], in order."""
-        for photos in self.photos.in_order(EVAL_BATCH, part=part):
+        for photos in self.photos.in_order(EVAL_BATCH[self.photos.device.type], part=part):
             yield whole_view(photos, self.size)
 
     def forward(self, batch: Tensor) -> Output:
@@ -102,17 +105,30 @@ def view_size(size: int, share: float) -> int:
 
 
 class Features:
-    """Fixed features that pass through a head only: views (2, N, d), of each photo and of its mirror image.
+    """Fixed features that pass through a head only, of each photo and of its mirror image.
 
     Only flip and mixup of `augment` have an effect.
+
+    Args:
+        table: (2, M, d); it may lie in a file that is mapped into memory, and is read where a batch needs it.
+        rows: (N,) rows of the table; None: all.
     """
 
-    def __init__(self, views: Tensor, head: Head, *, augment: Augment = MIRRORED) -> None:
-        self.views, self.head, self.augment = views, head, augment
+    def __init__(
+        self, table: Tensor, head: Head, *, augment: Augment = MIRRORED, rows: NDArray[np.int64] | None = None
+    ) -> None:
+        self.table, self.head, self.augment = table, head, augment
+        self.rows = torch.arange(table.shape[1]) if rows is None else torch.from_numpy(rows)
+        self.device = head.embed.weight.device
         self.part = head
 
     def __len__(self) -> int:
-        return self.views.shape[1]
+        return len(self.rows)
+
+    @property
+    def views(self) -> Tensor:
+        """(2, N, d) all features, in memory."""
+        return self.table[:, self.rows.to(self.table.device)]
 
     def training(
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
@@ -121,12 +137,18 @@ class Features:
         for positions in order:
             view = torch.randint(1 + self.augment.flip, (len(positions),), generator=generator)
             own = torch.from_numpy(needed_positions(len(positions), self.augment))
-            features = self.views[view[own], torch.from_numpy(positions)[own]]
+            features = self._read(view[own], self.rows[torch.from_numpy(positions)[own]])
             yield mix_batch(features, positions, self.augment, generator)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Features (n, d) of the unmirrored photos, in order."""
-        yield from self.views[0, part].split(FEATURES_BATCH)
+        for rows in self.rows[part].split(FEATURES_BATCH[self.device.type]):
+            yield self._read(torch.zeros_like(rows), rows)
+
+    def _read(self, view: Tensor, rows: Tensor) -> Tensor:
+        """(n, d) features of these views and rows, on the device of the head."""
+        found = self.table[view.to(self.table.device), rows.to(self.table.device)]
+        return found.to(self.device, non_blocking=True)
 
     def forward(self, batch: Tensor) -> Output:
         """Logits and embeddings of a batch of features."""
@@ -138,13 +160,28 @@ class Features:
         return self.head.embedding(batch)
 
 
+@contextmanager
+def inference(device: torch.device) -> Iterator[None]:
+    """Context of a scoring pass: nothing is kept for gradients, and GPUs compute in bfloat16, as in training."""
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
 def extract(photos: Photos, network: Network, *, size: int, augment: Augment = MIRRORED) -> Features:
     """Features of photos from a frozen backbone; the workers share the computation."""
-    network.backbone.eval()
     own, device = distributed.part(len(photos)), network.mean.device
     views = torch.empty(own.stop - own.start, 2, network.head.embed.in_features, device=device)
-    with torch.inference_mode():
-        batches = with_progress(photos.in_order(EVAL_BATCH, part=own), "features", len(views))
-        whole = (whole_view(batch.to(device), size) for batch in batches)
-        collect((torch.stack([network.features(view), network.features(view.flip(3))], 1) for view in whole), views)
+    collect(pairs(photos, network, size=size, part=own), views)
     return Features(distributed.concat(views).transpose(0, 1), network.head, augment=augment)
+
+
+def pairs(photos: Photos, network: Network, *, size: int, part: slice) -> Iterator[Tensor]:
+    """(n, 2, d) float32 features of each batch of a part of the photos, in order: of each photo and of its mirror image."""
+    network.backbone.eval()
+    device = network.mean.device
+    batches = photos.in_order(EVAL_BATCH[device.type], part=part)
+    for batch in with_progress(batches, "features", part.stop - part.start):
+        with inference(device):
+            whole = whole_view(batch, size)
+            pair = torch.stack([network.features(whole), network.features(whole.flip(3))], 1).float()
+        yield pair

@@ -72,7 +72,7 @@ def test_parallel_trainings_compute_them_once(data: Path, member: Member, tmp_pa
 def test_a_damaged_file_is_computed_again(data: Path, member: Member, tmp_path: Path, passes: list[int]) -> None:
     manifest = read_manifest(data)
     first = ask(manifest, [0, 1], member, tmp_path / "shared")
-    [file] = (tmp_path / "shared").glob("*.npz")
+    [file] = (tmp_path / "shared").glob("*.npy")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
