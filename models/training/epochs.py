@@ -21,7 +21,7 @@ from models.data.mixing import labels_of
 from models.data.samplers import Sampler
 from models.errors import ConfigError
 from models.losses import Loss
-from models.networks.inputs import Inputs
+from models.networks.inputs import Inputs, half_precision
 from models.networks.margins import Angular
 from models.networks.network import Network
 from models.progress import Progress
@@ -33,7 +33,7 @@ from models.training.optimise import learning_rate, make_optimizer, trainable_pa
 from models.training.parallel import freeze_unused, gather, in_parallel, shard, spread
 from models.training.sample_weights import SampleWeights
 from models.training.saving import saving
-from models.training.step import MIN_PHOTOS, Learner, half_precision, take_step
+from models.training.step import MIN_PHOTOS, Learner, take_step
 from models.training.train_state import TrainState, seed_step
 from models.training.watch import LossWatch
 

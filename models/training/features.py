@@ -68,7 +68,7 @@ def frozen_features(
     file = folder / f"{digest(*parts)}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file.with_suffix(".lock")):
-        if distributed.agree(not _is_whole(file)):
+        if any(distributed.any_of(distributed.rank() == 0 and not _is_whole(file))):
             every = photos(np.arange(len(manifest)))
             log.info(
                 "computing the features of all %d photos, once for every training of %s", len(every), member.backbone
@@ -97,7 +97,7 @@ def _write(file: Path, photos: Photos, network: Network, *, size: int) -> None:
         for old in file.parent.glob(f"{file.stem}.done*"):
             old.unlink()
         np.lib.format.open_memmap(part, "w+", np.float32, shape)
-    distributed.agree(True)  # the file is there
+    distributed.any_of(True)  # the file is there
     table = np.lib.format.open_memmap(part, "r+")
     done = own.start + (int(progress.read_text()) if progress.exists() else 0)
     due = Interval(MINUTES)
@@ -109,14 +109,14 @@ def _write(file: Path, photos: Photos, network: Network, *, size: int) -> None:
             progress.write_text(str(done - own.start))
     table.flush()
     progress.write_text(str(done - own.start))
-    distributed.total(0.0)  # all parts are there
+    distributed.any_of(True)  # all parts are there
     if distributed.rank() == 0:
         with replacing(file.with_suffix(".sum")) as out:
             out.write(_checksum(part).encode())
         part.replace(file)
         for old in file.parent.glob(f"{file.stem}.done*"):
             old.unlink()
-    distributed.agree(True)
+    distributed.any_of(True)
 
 
 def _fits(part: Path, shape: tuple[int, ...]) -> bool:
@@ -152,7 +152,7 @@ def _checksum(file: Path) -> str:
 def _locked(file: Path) -> Iterator[None]:
     """Context that only one training is in at a time, with all its workers, of which the first holds the lock."""
     with file.open("a") as lock:
-        while not distributed.agree(_takes(lock.fileno())):
+        while not any(distributed.any_of(_takes(lock.fileno()))):
             time.sleep(1)  # in short waits, as the exchange between workers gives up on long ones
         yield
 
