@@ -57,7 +57,7 @@ def main() -> None:
     header("photos come as fast as the cores decode JPEGs, and a million of them cost neither memory nor a slow start")
     jpegs = [drawn(number) for number in range(DRAWN)]
     with tempfile.TemporaryDirectory() as folder:
-        data = data_version(Path(folder) / "data", jpegs, num_rows=2_000)
+        data = data_version(Path(folder) / "data", jpegs, num_rows=4_000)
         bare, alone = speed(jpegs, data)
         device(data, bare=bare, alone=alone)
         started(jpegs, Path(folder))

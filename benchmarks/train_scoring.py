@@ -63,8 +63,8 @@ def main() -> None:
     """Measures speed and memory."""
     header("a scoring pass takes as long as the bare forward, and its memory does not depend on the number of photos")
     torch.set_num_threads(1)
+    memory()  # first, because it compares peaks of this process
     speed()
-    memory()
 
 
 def speed() -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -95,8 +96,8 @@ class _Once:
         return self.tasks
 
 
-def _unchanged(decoded: Decoded) -> Decoded:
-    return decoded
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _start(number: int) -> None:

@@ -94,7 +94,7 @@ class Photos:
 
         decoder = Decoder(self._shards, self._kept, passing, self.is_reduced)
         if all(self._kept.has(positions[own]).all() for positions, own in zip(order, places, strict=True)):
-            batches = map(decoder.__getitem__, tasks())  # nothing to decode, and nothing to start
+            batches: Iterator[Decoded] = map(decoder.__getitem__, tasks())  # nothing to decode, and nothing to start
         else:
             batches = decoded(decoder, tasks(), loaders=loaders)
         for batch in batches:

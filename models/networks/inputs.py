@@ -75,7 +75,8 @@ class Views:
         self, order: Sequence[NDArray[np.int64]], generator: torch.Generator, *, size_share: float = 1.0
     ) -> Iterator[Mixed]:
         """Random views (n, 3, size, size) in [0, 1] of each batch."""
-        needed = [needed_positions(len(positions), self.augment) for positions in order]
+        places = {length: needed_positions(length, self.augment) for length in {*map(len, order)}}
+        needed = [places[len(positions)] for positions in order]
         size = view_size(self.size, size_share)
         for positions, own, found in zip(order, needed, self.photos.batches(order, needed), strict=True):
             draw = draw_views(len(positions), augment=self.augment, generator=generator)

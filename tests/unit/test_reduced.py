@@ -93,7 +93,7 @@ def test_only_plain_jpegs_are_reduced(photo: bytes, height: int) -> None:
 
 
 def test_a_profile_that_changes_colours_is_applied() -> None:
-    """With red and green exchanged."""
+    """Red and green are exchanged in it."""
     profile = bytearray(profile_of("sRGB"))
     red, green = profile.find(b"rXYZ"), profile.find(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"

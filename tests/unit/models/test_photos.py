@@ -88,7 +88,7 @@ def test_every_photo_has_a_view_of_its_own(photos: Tensor) -> None:
 
 @pytest.mark.parametrize("room", [0, 2, 3])
 def test_batches_are_the_rows_asked_for(data: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With memory for none, two and all of three decoded photos."""
+    """There is memory for none, two and all of three decoded photos."""
     monkeypatch.setattr(machine, "available_bytes", lambda: 2 * room * 24 * 24 * 3)
     manifest = read_manifest(data)
     rows = np.array([7, 0, 3])
