@@ -10,6 +10,7 @@ ModelError
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
 ├── EnrolmentError (ValueError)       a product that cannot be added to or removed from a graph
 ├── WorkerLost (RuntimeError)         another worker of the same training ended, or its machine does not answer
+├── LoaderError (RuntimeError)         a loader process died or does not answer
 └── ExportError (RuntimeError)
     └── ParityError                   the ONNX graph and the torch module give different answers
 """
@@ -57,6 +58,10 @@ class EnrolmentError(ModelError, ValueError):
 
 class WorkerLost(ModelError, RuntimeError):
     """Another worker of the same training ended, or its machine no longer answers."""
+
+
+class LoaderError(ModelError, RuntimeError):
+    """A process that decodes photos died, or does not answer."""
 
 
 class ExportError(ModelError, RuntimeError):

@@ -61,6 +61,11 @@ def scaled(values: NDArray[np.float64], samples: Samples) -> NDArray[np.uint8]:
     return 255 - levels if samples.is_inverted else levels
 
 
+def is_srgb(profile: bytes, mode: str) -> bool:
+    """True if `to_rgb` ignores this profile of an image of this mode: it gives the same colours, or is none or broken."""
+    return not profile or _transform(profile, mode) is None
+
+
 def _is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 

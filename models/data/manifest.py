@@ -145,7 +145,7 @@ def read_manifest(data: Path) -> Manifest:
         ManifestError: a file or column is missing, has another type or holds an unknown value, or the tables disagree.
     """
     labels = read_table(data, name="labels")
-    index = read_table(data, name="index")
+    index = read_table_file(data / "index.parquet", name="index", columns=("id", "shard", "offset", "size"))
     ids = labels["id"].to_numpy()
     if not labels["id"].equals(index["id"]):
         raise ManifestError(
@@ -186,19 +186,20 @@ def read_table(data: Path, *, name: str) -> pa.Table:
     return read_table_file(data / f"{name}.parquet", name=name)
 
 
-def read_table_file(path: Path, *, name: str) -> pa.Table:
-    """Table `name` (a key of TABLES), checked against its schema; only `score` may have nulls.
+def read_table_file(path: Path, *, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Table `name` (a key of TABLES), or some columns of it, checked against its schema; only `score` may have nulls.
 
     Raises:
         ManifestError: the file or a column is missing, or a column has another type or nulls.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; is {path.parent} a data version?") from None
     except pa.ArrowInvalid as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({error}); restore the data version") from None
-    for field in TABLES[name]:
+    schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(each) for each in columns])
+    for field in schema:
         if field.name not in table.column_names and (former := FORMER.get(field.name)) in table.column_names:
             table = table.rename_columns([field.name if each == former else each for each in table.column_names])
         if field.name in ADDED and field.name not in table.column_names:
@@ -212,7 +213,7 @@ def read_table_file(path: Path, *, name: str) -> pa.Table:
             raise ManifestError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
         if column.null_count and field.name != "score":
             raise ManifestError(f"{path}: column {field.name} has {column.null_count} empty cells")
-    return table.select(TABLES[name].names)
+    return table.select(schema.names)
 
 
 def write_table(folder: Path, columns: Mapping[str, Any], *, name: str) -> None:

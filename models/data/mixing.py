@@ -36,10 +36,16 @@ class Label:
 
 
 class Mixed(NamedTuple):
-    """A worker's part of a mixed batch, (n, ...), and the share in [0, 1] that each photo keeps in its own view."""
+    """A worker's part of a mixed batch.
+
+    photos: (n, ...). share: in [0, 1], that each photo keeps in its own view. batch: (m,) positions of the whole batch,
+    whose labels apply: those asked for, but in this worker's part (and for the partner after it) a photo that could not be
+    decoded is replaced by the next of the batch that could.
+    """
 
     photos: Tensor
     share: float
+    batch: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,12 @@ def needed_positions(length: int, augment: Augment) -> NDArray[np.int64]:
     return np.arange(own.start, own.stop + augment.mixes) % length
 
 
-def mix_batch(photos: Tensor, augment: Augment, generator: torch.Generator) -> Mixed:
-    """Views or features of the photos at `needed_positions`, mixed as augment says."""
+def mix_batch(photos: Tensor, batch: NDArray[np.int64], augment: Augment, generator: torch.Generator) -> Mixed:
+    """Views or features of the photos at `needed_positions` of a batch, mixed as augment says."""
     if not augment.mixes:
-        return Mixed(photos, 1.0)
+        return Mixed(photos, 1.0, batch)
     mix = draw_mix(augment, size=photos.shape[-1], generator=generator)
-    return Mixed(mix.apply(photos), mix.share)
+    return Mixed(mix.apply(photos), mix.share, batch)
 
 
 def draw_mix(augment: Augment, *, size: int, generator: torch.Generator) -> Mix:

@@ -1,6 +1,7 @@
 """Predictions of a network on a set of photos: scores for cleaning and evaluation, answers for a loss, embeddings.
 
-The workers share the computation of scores and answers, and all of them receive the whole result.
+The workers share the computation of scores and answers, and all of them receive the whole result. Results stay on the
+device until a pass is over, so that no batch waits for them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from models import distributed
 from models.evaluation.scores import KEEP, Scores
-from models.networks.inputs import Inputs
+from models.networks.inputs import Inputs, inference
 from models.networks.network import EMBEDDING, Network
 from models.networks.results import collect
 from models.progress import with_progress
+
+PIECE = 32  # rows on a CPU: new memory for the log-probabilities of a whole batch takes longer than computing them
 
 
 def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target: NDArray[np.int64]) -> Scores:
@@ -27,13 +30,14 @@ def score(network: Network, inputs: Inputs, *, ids: NDArray[np.object_], target:
         ids: (N,) ids of the photos.
         target: (N,) classes of their labels; -1 for a label that the network does not know.
     """
-    k, num = min(KEEP, network.head.classifier.out_features), _num_own(target)
-    p_label, top, probs = torch.empty(num), torch.empty(num, k, dtype=torch.int64), torch.empty(num, k)
+    k, num, device = min(KEEP, network.head.classifier.out_features), _num_own(target), network.mean.device
+    p_label, probs = torch.empty(num, device=device), torch.empty(num, k, device=device)
+    top = torch.empty(num, k, dtype=torch.int64, device=device)
     for rows, log_p, label in _log_probabilities(network, inputs, target, what="scoring"):
-        p_label[rows] = torch.where(label >= 0, _of_label(log_p, label).exp(), 0.0).cpu()
+        p_label[rows] = torch.where(label >= 0, _of_label(log_p, label).exp(), 0.0)
         best = log_p.topk(k)
-        top[rows], probs[rows] = best.indices.cpu(), best.values.exp().cpu()
-    columns = [distributed.concat(column).numpy() for column in (p_label, top, probs)]
+        top[rows], probs[rows] = best.indices, best.values.exp()
+    columns = [distributed.concat(column).cpu().numpy() for column in (p_label, top, probs)]
     return Scores(ids.astype(str), target, *columns)
 
 
@@ -43,11 +47,12 @@ def answers(network: Network, inputs: Inputs, *, target: NDArray[np.int64]) -> t
     Args:
         target: (N,) classes of the labels; -1 for a label that the network does not know, which has probability 0.
     """
-    log_ps, hits = torch.empty(_num_own(target)), torch.empty(_num_own(target), dtype=torch.bool)
+    num, device = _num_own(target), network.mean.device
+    log_ps, hits = torch.empty(num, device=device), torch.empty(num, dtype=torch.bool, device=device)
     for rows, log_p, label in _log_probabilities(network, inputs, target, what="answers for the loss"):
-        log_ps[rows] = torch.where(label >= 0, _of_label(log_p, label), -torch.inf).cpu()
-        hits[rows] = (log_p.argmax(1) == label).cpu()
-    return distributed.concat(log_ps), distributed.concat(hits)
+        log_ps[rows] = torch.where(label >= 0, _of_label(log_p, label), -torch.inf)
+        hits[rows] = log_p.argmax(1) == label
+    return distributed.concat(log_ps).cpu(), distributed.concat(hits).cpu()
 
 
 def _num_own(target: NDArray[np.int64]) -> int:
@@ -64,26 +69,27 @@ def _of_label(log_p: Tensor, label: Tensor) -> Tensor:
 def _log_probabilities(
     network: Network, inputs: Inputs, target: NDArray[np.int64], *, what: str
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of each batch in this worker's part of the photos, with their log-probabilities (n, C) and labels (n,).
+    """Rows of each piece of this worker's part of the photos, with their log-probabilities (n, C) and labels (n,).
 
     Args:
         what: name of the pass in its progress.
     """
     network.eval()
-    own = distributed.part(len(target))
-    labels, done = torch.from_numpy(target[own]), 0
-    with torch.no_grad():
+    own, done, device = distributed.part(len(target)), 0, network.mean.device
+    labels = torch.from_numpy(target[own]).to(device)
+    with inference(device):
         for batch in with_progress(inputs.evaluation(own), what, len(labels)):
-            log_p = inputs.forward(batch).logits.float().log_softmax(1)
-            rows = slice(done, done + len(log_p))
-            yield rows, log_p, labels[rows].to(log_p.device)
-            done = rows.stop
+            logits = inputs.forward(batch).logits
+            for piece in logits.split(PIECE if device.type == "cpu" else len(logits)):
+                rows = slice(done, done + len(piece))
+                yield rows, piece.float().log_softmax(1), labels[rows]
+                done = rows.stop
 
 
 def embeddings(network: Network, inputs: Inputs) -> Tensor:
     """(N, 512) float32 embeddings after the neck, on the CPU, computed by a single worker."""
     network.eval()
-    found = torch.empty(len(inputs), EMBEDDING)
-    with torch.inference_mode():
+    found = torch.empty(len(inputs), EMBEDDING, device=network.mean.device)
+    with inference(network.mean.device):
         batches = with_progress(inputs.evaluation(slice(None)), "embeddings", len(inputs))
-        return collect((inputs.embedding(batch).float() for batch in batches), found)
+        return collect((inputs.embedding(batch).float() for batch in batches), found).cpu()

@@ -124,6 +124,7 @@ class Train:
     workers: Annotated[int, Range(0)] = 1  # processes that share one training; 0: one per GPU
     shard: bool = False  # spread parameters and the optimiser's state over the workers, for what one GPU cannot hold
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0: torch decides
+    loaders: Annotated[int, Range(0)] = 0  # processes that decode photos for one process; 0: as the cores allow
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between checkpoints within an epoch; 0: after every step
 
     def __post_init__(self) -> None:
@@ -172,7 +173,7 @@ class Train:
     @property
     def decisive(self) -> Train:
         """These settings with the keys reset that do not change the result."""
-        return dataclasses.replace(self, workers=1, shard=False, checkpoint_minutes=10.0)
+        return dataclasses.replace(self, workers=1, shard=False, loaders=0, checkpoint_minutes=10.0)
 
     def light(self, epochs: int) -> Train:
         """Settings of the networks that score photos for cleaning: fewer epochs, with all photos until the last.

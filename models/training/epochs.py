@@ -21,7 +21,7 @@ from models.data.mixing import labels_of
 from models.data.samplers import Sampler
 from models.errors import ConfigError
 from models.losses import Loss
-from models.networks.inputs import Inputs
+from models.networks.inputs import Inputs, half_precision
 from models.networks.margins import Angular
 from models.networks.network import Network
 from models.progress import Progress
@@ -33,7 +33,7 @@ from models.training.optimise import learning_rate, make_optimizer, trainable_pa
 from models.training.parallel import freeze_unused, gather, in_parallel, shard, spread
 from models.training.sample_weights import SampleWeights
 from models.training.saving import saving
-from models.training.step import MIN_PHOTOS, Learner, half_precision, take_step
+from models.training.step import MIN_PHOTOS, Learner, take_step
 from models.training.train_state import TrainState, seed_step
 from models.training.watch import LossWatch
 
@@ -188,11 +188,11 @@ def train_epoch(
     for step in range(state.step, len(order)):
         seed_step(generator, sampler.seed, state.epoch, step)
         asked = time.perf_counter()
-        photos, share = next(batches)
+        photos, share, batch = next(batches)
         waited = time.perf_counter() - asked
-        labels = labels_of(order[step], target, share=share, device=photos.device)
+        labels = labels_of(batch, target, share=share, device=photos.device)
         values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
-        state.watch.add(values, order[step][distributed.part(len(order[step]))], lr=state.schedule.get_last_lr()[0])
+        state.watch.add(values, batch[distributed.part(len(batch))], lr=state.schedule.get_last_lr()[0])
         progress.add(len(order[step]), waited=waited, loss=state.watch.last_mean)
         state.step, state.waited, state.seconds = step + 1, state.waited + waited, time.perf_counter() - started
         if state.step < len(order):
@@ -223,7 +223,7 @@ def update_bn(state: TrainState, inputs: Inputs, sampler: Sampler, *, steps: int
     with torch.no_grad(), recomputing_bn(network, part=part):
         for step in range(steps):
             seed_step(generator, sampler.seed, settings.epochs, step)
-            photos, _ = next(batches)
+            photos, *_ = next(batches)
             with half_precision(photos.device):
                 inputs.part.embedding(photos)
     distributed.average_buffers(network)

@@ -164,8 +164,9 @@ class Adjuster(Constant):
         positions = self.draws[self.num_drawn]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_drawn)
         self.num_drawn += 1
-        ((batch, _),) = self.inputs.training([positions], generator)
-        return batch, torch.from_numpy(self.target[positions[distributed.part(len(positions))]]).to(batch.device)
+        (mixed,) = self.inputs.training([positions], generator)
+        target = torch.from_numpy(self.target[mixed.batch[distributed.part(len(positions))]])
+        return mixed.photos, target.to(mixed.photos.device, non_blocking=True)
 
     def _logits(self, batch: Tensor) -> Tensor:
         torch.manual_seed(self.num_drawn)  # both ends of a difference need the same dropout

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from models.data.mixing import Label
 from models.errors import ConfigError
 from models.losses import Loss
 from models.losses.chunked import chunked_loss
+from models.networks.inputs import half_precision
 from models.networks.network import Head, Network, Output
 from models.recipe.config import Train
 from models.training.optimise import absolute_weights, trainable_parameters
@@ -167,9 +168,3 @@ def parts_of(length: int, count: int) -> list[slice]:
     """`count` nearly equal parts of `length` photos."""
     parts = np.array_split(np.arange(length), count)
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
-
-
-def half_precision(device: torch.device) -> Any:
-    """Context that computes in bfloat16 on a GPU that has it. CPUs stay in float32, in which the measured ones are faster."""
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_it)

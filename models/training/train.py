@@ -164,8 +164,9 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
     if job.train.backbone_lr_scale == 0:
         folder = job.features if job.start is None else None  # a fine-tuned backbone may be another one
         return frozen_features(manifest, rows, network, member=job.network, side=side, folder=folder,
-                               augment=job.own.augment.of_features)  # fmt: skip
-    return Views(Photos(manifest, rows, side=side), network, size=job.network.size, augment=job.own.augment)
+                               augment=job.own.augment.of_features, loaders=job.train.loaders)  # fmt: skip
+    photos = Photos(manifest, rows, side=side, device=network.mean.device, loaders=job.train.loaders, is_reduced=True)
+    return Views(photos, network, size=job.network.size, augment=job.own.augment)
 
 
 def validation_accuracy(job: Job, network: Network, manifest: Manifest) -> float:

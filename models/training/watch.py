@@ -64,4 +64,3 @@ class LossWatch:
     def total(self) -> float:
         """Sum of the epoch's losses over all workers."""
         return distributed.total(float(self.sum))
-

@@ -48,7 +48,7 @@ class Table:
         self.head, self.rows = head, rows
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Mixed]:
-        return (Mixed(self.rows[torch.from_numpy(positions)], 1.0) for positions in order)
+        return (Mixed(self.rows[torch.from_numpy(positions)], 1.0, positions) for positions in order)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         yield self.rows[part]

@@ -41,8 +41,8 @@ def features(augment: Augment) -> Features:
 
 def test_each_is_mixed_with_the_next_and_the_last_with_the_first() -> None:
     order = [np.array([4, 7, 7, 1, 12])]
-    ((plain, whole),) = features(Augment()).training(order, generator())
-    ((mixed, share),) = features(Augment(mixup=0.4)).training(order, generator())
+    ((plain, whole, _),) = features(Augment()).training(order, generator())
+    ((mixed, share, _),) = features(Augment(mixup=0.4)).training(order, generator())
     assert (whole, len(plain), len(mixed)) == (1, 5, 5)
     assert 0 < share < 1
     expected = torch.stack([share * plain[i] + (1 - share) * plain[(i + 1) % 5] for i in range(5)])
@@ -134,13 +134,13 @@ def test_where_nothing_is_mixed_there_is_one_label() -> None:
 @pytest.mark.parametrize("augment", [Augment(), Augment(mixup=0.4)], ids=["plain", "mixed"])
 def test_parts_of_workers_are_the_batch_of_one_alone(monkeypatch: pytest.MonkeyPatch, augment: Augment) -> None:
     order, target = np.array([4, 7, 7, 1, 12, 3, 9]), torch.arange(20)
-    ((whole, share),) = features(augment).training([order], generator())
+    ((whole, share, _),) = features(augment).training([order], generator())
     labels = labels_of(order, target, share=share, device=CPU)
     monkeypatch.setattr(distributed, "world", lambda: 3)
     parts, shown = [], []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        ((part, same),) = features(augment).training([order], generator())
+        ((part, same, _),) = features(augment).training([order], generator())
         assert same == share
         parts.append(part)
         shown.append(labels_of(order, target, share=share, device=CPU))
@@ -153,9 +153,9 @@ def test_parts_of_workers_are_the_batch_of_one_alone(monkeypatch: pytest.MonkeyP
 
 def test_features_are_mirrored_only_where_photos_may_be() -> None:
     order = [np.arange(20)]
-    ((either, _),) = features(Augment()).training(order, generator())
+    ((either, *_),) = features(Augment()).training(order, generator())
     inputs = features(Augment(flip=False))
-    ((plain, _),) = inputs.training(order, generator())
+    ((plain, *_),) = inputs.training(order, generator())
     assert torch.equal(plain, inputs.views[0])
     assert 0 < sum(bool((a != b).any()) for a, b in zip(either, plain, strict=True)) < 20
 

@@ -17,25 +17,22 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from models.cleaning import Noise
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.mixing import labels_of, mix_batch, needed_positions
+from models.data.samplers import Sampler
 from models.losses import LOSSES, Loss, Samples, build_loss
 from models.losses.correction import Correction
 from models.networks.inputs import Features, view_size
 from models.networks.margins import margin_of
 from models.networks.network import LINEAR, Head, Network, Output, build_network
 from models.recipe.config import Augment, Member, Meta, Train
-from models.training.epochs import initial_state, size_share, take_step, train_mode
+from models.training.epochs import initial_state, size_share, train_mode
 from models.training.finetune import freeze_all_but_norms
 from models.training.meta import Adjuster, Constant
 from models.training.sample_weights import SampleWeights
+from models.training.step import take_step
 from tests.unit.models.pretend_card import CARD, Card, pretend_card, run_backward
 
-# Places that may wait for the device, and why.
-ALLOWED = {
-    "models.training.epochs.take_step": "adds the loss of a step to that of the epoch",
-}
-# In one of meta.every steps.
+# Places that may wait for the device, in one of meta.every steps, and why.
 ALLOWED_IN_META = {
-    "models.training.meta.Adjuster._draw": "classes of the trusted batch come from the CPU",
     "models.training.hypergradient._dot": "lengths and angles of gradients decide on the CPU",
     "models.training.hypergradient._hyperparameter_gradient": "hyperparameters are numbers on the CPU",
 }
@@ -70,7 +67,7 @@ class Pixels:
     """Inputs of a whole network, of which a step needs no more than the two passes."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network
+        self.network = self.part = network
 
     def forward(self, batch: Tensor) -> Output:
         output: Output = self.network(batch)
@@ -97,15 +94,17 @@ def waits_of_steps(
     settings: Train, meta: Constant | None = None, har: bool = False,
 ) -> dict[str, set[str]]:  # fmt: skip
     """Waits of one of two steps, by place; the first only prepares the second."""
-    state = initial_state(network, loss, meta=meta or Constant(loss), settings=settings, steps=2)
-    weights = SampleWeights(torch.ones(N), torch.ones(CLASSES) if har else None).to(CARD)
-    target = torch.arange(N) % CLASSES
+    weights, target = SampleWeights(torch.ones(N), torch.ones(CLASSES) if har else None), torch.arange(N) % CLASSES
+    sampler = Sampler(target=target.numpy(), score=np.zeros(N, np.float32), settings=settings, seed=0)
+    state = initial_state(network, loss, inputs, ids=[f"s{number}" for number in range(N)], sample_weights=weights,
+                          meta=meta or Constant(loss), sampler=sampler, steps=2)  # fmt: skip
     for _ in range(2):
         card.waits.clear()
-        batch, share = draw()
+        batch, share, *_ = draw()
         labels = labels_of(np.arange(BATCH), target, share=share, device=CARD)
-        take_step(state, inputs, batch, labels, size=BATCH, settings=settings, sample_weights=weights)
-    return {place: what for place, what in card.waits.items() if place not in ALLOWED}
+        values = take_step(state, batch, labels, size=BATCH, settings=settings)
+        state.watch.add(values, np.arange(BATCH), lr=0.1)
+    return dict(card.waits)
 
 
 def waits_with_features(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import models.data.photos
+from models.data import machine
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
@@ -87,16 +86,17 @@ def test_every_photo_has_a_view_of_its_own(photos: Tensor) -> None:
     assert all(not torch.equal(view[0], other) for other in view[1:])
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 10**9])
-def test_batches_are_the_rows_asked_for(data: Path, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.data.photos, "CACHE_BYTES", cache_bytes)
+@pytest.mark.parametrize("room", [0, 2, 3])
+def test_batches_are_the_rows_asked_for(data: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is memory for none, two and all of three decoded photos."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2 * room * 24 * 24 * 3)
     manifest = read_manifest(data)
     rows = np.array([7, 0, 3])
     source = Photos(manifest, rows, side=24)
     expected = torch.from_numpy(np.stack([to_square(decode(manifest.read_photo(row)), 24) for row in rows]))
     for _ in range(2):  # decoded, then from memory if that is allowed
-        batches: Iterator[Tensor] = source.batches([np.array([2, 0]), np.array([1])])
-        assert torch.equal(torch.cat(list(batches)), expected[[2, 0, 1]])
+        found = torch.cat([batch.photos for batch in source.batches([np.array([2, 0]), np.array([1])])])
+        assert torch.equal(found, expected[[2, 0, 1]])
     assert [len(batch) for batch in source.in_order(2)] == [2, 1]
     assert list(Photos(manifest, rows[:0], side=24).in_order(2)) == []
 

@@ -97,7 +97,9 @@ def test_photos_whose_loss_is_not_finite_are_named() -> None:
     watch = LossWatch(["a" * 9, "b" * 9, "c" * 9], room=2, device=torch.device("cpu"))
     for _ in range(EVERY - 1):
         watch.add(torch.tensor([1.0, 2.0]), np.array([0, 1]), lr=0.1)
-    with pytest.raises(BatchError, match=r"the loss is not finite at the learning rate 0\.1 for photo .b+., .c+.; lower train\.lr"):
+    with pytest.raises(
+        BatchError, match=r"the loss is not finite at the learning rate 0\.1 for photo .b+., .c+.; lower train\.lr"
+    ):
         watch.add(torch.tensor([torch.nan, torch.inf]), np.array([2, 1]), lr=0.1)
     watch.add(torch.tensor([4.0]), np.array([0]), lr=0.1)
     watch.check()

@@ -1,0 +1,210 @@
+"""Claim: photos come as fast as the cores decode JPEGs, and a million of them cost neither memory nor a slow start.
+
+Drawn JPEGs of 500 px, squeezed to 224 px, without keeping any. CPU seconds per photo of the whole loader, all processes
+together, beside a bare loop of libjpeg-turbo at the same scale; photos/s with a process on every core; share of time that a
+pretend device, which takes 3,000 photos/s, waits for 8 processes; time to the first step and memory of 4 processes at
+1,000,000 rows. `--start ROWS FOLDER` runs the last one for one number of rows and prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import torch
+from figure import figure, header
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.data import machine, rows
+from models.data.manifest import read_manifest, write_table
+from models.data.photos import Photos
+from models.data.samplers import Sampler
+from models.networks.inputs import Views
+from models.networks.network import build_network
+from models.recipe.config import Augment, Member, Train
+from models.training.job import split_rows
+
+JPEG_PX, SIDE = 500, 224
+DRAWN, BATCH = 256, 64  # JPEGs, which the rows of a data version repeat
+RATE = 3000  # photos/s of the pretend device
+FEW, MANY = 1_000, 1_000_000
+ROUNDS = 3
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--start", nargs=2, metavar=("ROWS", "FOLDER"))
+    args = parser.parse_args()
+    rows.SHARE = 0.0  # photos are decoded every time, as where memory does not hold them
+    torch.set_num_threads(1)
+    if args.start:
+        print(json.dumps(start(int(args.start[0]), Path(args.start[1]))))
+        return
+    header("photos come as fast as the cores decode JPEGs, and a million of them cost neither memory nor a slow start")
+    jpegs = [drawn(number) for number in range(DRAWN)]
+    with tempfile.TemporaryDirectory() as folder:
+        data = data_version(Path(folder) / "data", jpegs, num_rows=4_000)
+        bare, alone = speed(jpegs, data)
+        device(data, bare=bare, alone=alone)
+        started(jpegs, Path(folder))
+
+
+def drawn(number: int) -> bytes:
+    """A JPEG with detail of every size, of about 60 kB."""
+    rng, picture = np.random.default_rng(number), np.zeros((JPEG_PX, JPEG_PX, 3), np.float32)
+    for cells in (4, 16, 64, 250):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        picture += np.asarray(noise.resize((JPEG_PX, JPEG_PX), Image.Resampling.BICUBIC), np.float32) / cells**0.5
+    picture *= 255 / picture.max()
+    out = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def data_version(folder: Path, jpegs: Sequence[bytes], *, num_rows: int) -> Path:
+    """A data version whose rows repeat the JPEGs in one shard."""
+    (folder / "shards").mkdir(parents=True)
+    (folder / "shards" / "drawn.tar").write_bytes(b"".join(jpegs))
+    ends, which = np.cumsum([len(each) for each in jpegs]), np.arange(num_rows) % len(jpegs)
+    size = np.array([len(each) for each in jpegs], np.int32)[which]
+    ids = [f"{number:016x}" for number in range(num_rows)]
+    label = np.array([f"class {number:05d}" for number in range(50_030)], object)[np.arange(num_rows) // 20 % 50_030]
+    empty, split = [""] * num_rows, ["val" if number % 10 == 0 else "train" for number in range(num_rows)]
+    write_table(folder, {"id": ids, "sha256": [each * 4 for each in ids], "shard": ["drawn"] * num_rows,
+                         "offset": ends[which] - size, "size": size, "width": np.full(num_rows, JPEG_PX, np.int32),
+                         "height": np.full(num_rows, JPEG_PX, np.int32), "source": empty, "path": ids}, name="index")  # fmt: skip
+    write_table(folder, {"id": ids, "given_label": label, "label": label, "split": split, "kept": [True] * num_rows,
+                         "decision": empty, "score": pa.nulls(num_rows, pa.float32()),
+                         "round": np.zeros(num_rows, np.int8), "scored_by": empty}, name="labels")  # fmt: skip
+    return folder
+
+
+def loader(data: Path, loaders: int) -> Photos:
+    """All photos of a data version."""
+    manifest = read_manifest(data)
+    return Photos(manifest, np.arange(len(manifest)), side=SIDE, loaders=loaders, is_reduced=True)
+
+
+def decode_all(jpegs: Sequence[bytes]) -> None:
+    """The bare loop."""
+    for jpeg in jpegs:
+        simplejpeg.decode_jpeg(jpeg, "RGB", min_height=SIDE, min_width=SIDE)
+
+
+def load_all(photos: Photos) -> None:
+    """A pass over all photos."""
+    for _ in photos.in_order(BATCH):
+        pass
+
+
+def speed(jpegs: Sequence[bytes], data: Path) -> tuple[float, float]:
+    """Figures of the speed per core and over all cores; returns photos/s of the bare loop and of one process."""
+    cores, one = machine.cores(), loader(data, 1)
+    every, number = loader(data, cores), len(one)
+    bare, cost, walls = [], [], dict[int, list[float]]({1: [], cores: []})
+    for _ in range(ROUNDS):  # interleaved, so that a slow moment hits all of them
+        bare.append(cpu_seconds(lambda: decode_all(jpegs)) / len(jpegs))
+        for photos in (one, every):
+            begun = time.perf_counter()
+            spent = cpu_seconds(lambda photos=photos: load_all(photos)) / number  # type: ignore[misc]
+            walls[photos.loaders].append(time.perf_counter() - begun)
+            if photos is one:
+                cost.append(spent)
+    ratio, rates = min(bare) / min(cost), {loaders: number / min(seconds) for loaders, seconds in walls.items()}
+    figure(f"loader: photos/s per core, {JPEG_PX} px JPEG to {SIDE} px, over bare libjpeg-turbo", round(ratio, 3),
+           target=">= 0.9", met=ratio >= 0.9, baseline=round(1 / min(bare)))  # fmt: skip
+    linear = rates[cores] / rates[1]
+    figure(f"loader: photos/s with {cores} processes on {cores} cores over one process", round(linear, 2),
+           target=f">= {0.85 * cores:g}", met=linear >= 0.85 * cores, baseline=round(rates[1]))  # fmt: skip
+    return 1 / min(bare), rates[1]
+
+
+def cpu_seconds(action: Callable[[], None]) -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+
+    def spent() -> float:
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+    begun = spent()
+    action()
+    return spent() - begun
+
+
+def device(data: Path, *, bare: float, alone: float) -> None:
+    """Figure of the share of time that a pretend device waits."""
+    cores, photos = machine.cores(), loader(data, 8)
+    waited, begun = 0.0, time.perf_counter()
+    batches = photos.in_order(BATCH)
+    while True:
+        asked = time.perf_counter()
+        if next(batches, None) is None:
+            break
+        waited += time.perf_counter() - asked
+        time.sleep(BATCH / RATE)
+    seconds = time.perf_counter() - begun
+    rate, perfect = len(photos) / seconds, max(0.0, 1 - cores * bare / RATE)
+    is_limit = cores * alone < RATE
+    print(f"{cores} cores give {rate:.0f} photos/s; the bare loop alone would give {cores * bare:.0f} and leave the device "
+          f"waiting for {perfect:.0%} of the time")  # fmt: skip
+    figure(f"loader of 8 processes on {cores} cores: share of waiting of a device that takes {RATE} photos/s",
+           round(waited / seconds, 3), target="<= 0.05, or the cores are the limit",
+           met=waited <= 0.05 * seconds or is_limit, baseline=round(perfect, 3))  # fmt: skip
+
+
+def started(jpegs: Sequence[bytes], folder: Path) -> None:
+    """Figures of the first step and of memory, in processes of their own."""
+    found = {}
+    for number in (FEW, MANY):
+        data = data_version(folder / str(number), jpegs, num_rows=number)
+        command = [sys.executable, __file__, "--start", str(number), str(data)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        found[number] = json.loads(done.stdout)
+    seconds, few_s = found[MANY]["seconds"], found[FEW]["seconds"]
+    figure(f"time to the first batch of {MANY:,} rows, s", round(seconds, 2), target="<= 5", met=seconds <= 5,
+           baseline=round(few_s, 2))  # fmt: skip
+    grown = found[MANY]["loaders_mb"] - found[FEW]["loaders_mb"]
+    figure(f"private memory of 4 loader processes at {MANY:,} rows beyond that at {FEW:,}, MB", round(grown, 1),
+           target="<= 100", met=grown <= 100, baseline=round(found[FEW]["loaders_mb"], 1))  # fmt: skip
+
+
+def start(num_rows: int, data: Path) -> dict[str, float]:
+    """Seconds from nothing read to the first views of a training, and memory of its loader processes after more steps."""
+    network = build_network(Member(backbone="test_resnet", size=96), num_classes=10)
+    begun, settings = time.perf_counter(), Train(batch_size=BATCH)
+    manifest = read_manifest(data)
+    chosen, _ = split_rows(manifest, fold=None, num_folds=0)
+    sampler = Sampler(target=manifest.target[chosen], score=manifest.score[chosen], settings=settings, seed=0)
+    order: list[NDArray[np.int64]] = np.array_split(sampler.draw(0), len(chosen) // BATCH)
+    photos = Photos(manifest, chosen, side=SIDE, loaders=4, is_reduced=True)
+    batches = Views(photos, network, size=96, augment=Augment()).training(order, torch.Generator())
+    next(batches)
+    seconds = time.perf_counter() - begun
+    for _ in range(10):
+        next(batches)
+    me = os.getpid()
+    pids = Path(f"/proc/{me}/task/{me}/children").read_text(encoding="utf-8").split()
+    return {"seconds": seconds, "loaders_mb": sum(map(private_mb, pids))}
+
+
+def private_mb(pid: str) -> float:
+    """Memory that only this process has."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+if __name__ == "__main__":
+    main()
