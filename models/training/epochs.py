@@ -192,7 +192,7 @@ def train_epoch(
         waited = time.perf_counter() - asked
         labels = labels_of(batch, target, share=share, device=photos.device)
         values = take_step(state, photos, labels, size=len(order[step]), settings=settings)
-        state.watch.add(values, batch[distributed.part(len(batch))], lr=state.schedule.get_last_lr()[0])
+        state.watch.add(values, batch[distributed.part(len(batch))], lr=state.lr)
         progress.add(len(order[step]), waited=waited, loss=state.watch.last_mean)
         state.step, state.waited, state.seconds = step + 1, state.waited + waited, time.perf_counter() - started
         if state.step < len(order):
@@ -233,7 +233,7 @@ def figures(state: TrainState, num_drawn: int) -> dict[str, float]:
     """Metrics of an epoch: loss, learning rate, speed, share of waiting for photos, and those of the loss."""
     return {
         "loss": state.watch.total() / num_drawn,
-        "lr": float(state.schedule.get_last_lr()[0]),
+        "lr": state.lr,
         "photos_per_s": num_drawn / state.seconds,
         "waiting": state.waited / state.seconds,
         **state.loss.figures(),

@@ -46,6 +46,11 @@ class TrainState:
     waited: float = 0.0  # seconds of these spent waiting for photos
     passes: int = 1  # parts in which a batch passes through the network
 
+    @property
+    def lr(self) -> float:
+        """Present learning rate of the head."""
+        return float(self.schedule.get_last_lr()[-1])
+
     def save(self, writer: Writer, *, key: str) -> None:
         """Hands a checkpoint to the writer. Every worker must call this, because each holds a part of the state.
 

@@ -125,7 +125,7 @@ class _Frozen(torch.nn.Module):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        self.backbone, self.head = torch.nn.Identity(), head
+        self.backbone, self.head, self.mean = torch.nn.Identity(), head, torch.zeros(1, device=CARD)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES.components))
@@ -219,7 +219,7 @@ def views(augment: Augment, *, size: int) -> Callable[[], tuple[Tensor, float]]:
         draws = draw_views(BATCH, augment=augment, generator=generator)[own]
         batch = random_view(photos[: len(own)], size, draws)
         assert batch.is_contiguous(memory_format=torch.channels_last)
-        return mix_batch(batch, augment, generator)
+        return mix_batch(batch, np.arange(BATCH), augment, generator)
 
     return draw
 
