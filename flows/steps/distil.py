@@ -40,8 +40,9 @@ def answer_photos(run: Run, data: DataFolder, ensemble: Served) -> Answers:
         run_child("models.export.teacher", arguments, say=say("answers"))
 
     names = [folder.name for folder in (*ensemble.networks, ensemble.weights)]
-    folder = run.cached("answers", data.name, names, recipe.distil.crops, recipe.distil.temperature, recipe.export,
-                        recipe.proof.file, files=ANSWERS, work=work)  # fmt: skip
+    views = [recipe.distil.crops, recipe.export.input_size, recipe.export.enlarge[0], recipe.export.keep]
+    folder = run.cached("answers", data.name, names, recipe.distil.temperature, views, recipe.proof.file,
+                        files=ANSWERS, work=work)  # fmt: skip
     return Answers(folder)
 
 

@@ -200,6 +200,7 @@ class Distil:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     epochs: Positive = 40
+    batch_size: Positive = 64
     lr: Annotated[float, Range(0, open_low=True)] = 1e-3  # of the whole network, after the warm-up
     temperature: Annotated[float, Range(0, open_low=True)] = 1.0  # of the answers of both while the student learns
     crops: Annotated[int, Range(1, 10)] = 2  # 1, 2, 5 or 10 of a photo, over which the teacher averages
@@ -222,9 +223,9 @@ class Distil:
     def settings(self, train: Train) -> Train:
         """Settings of the student's training: those of [train], except for all that concerns labels and their classes."""
         return dataclasses.replace(
-            train, epochs=self.epochs, lr=self.lr, backbone_lr_scale=1.0, schedule="cosine", sampling_power=1.0,
-            progressive=False, balanced_epochs=0, best_epochs=0, class_weights="", photo_weights="", har=0.0, state="",
-            soup_epochs=min(train.soup_epochs, self.epochs),
+            train, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, backbone_lr_scale=1.0, schedule="cosine",
+            sampling_power=1.0, progressive=False, balanced_epochs=0, best_epochs=0, class_weights="", photo_weights="",
+            har=0.0, state="", soup_epochs=min(train.soup_epochs, self.epochs),
         )  # fmt: skip
 
 
