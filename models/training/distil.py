@@ -23,7 +23,7 @@ from models.data.samplers import Sampler
 from models.data.trusted import with_selection_photos
 from models.evaluation.scores import write_scores
 from models.losses.distilled import Distilled
-from models.networks.inputs import Views
+from models.networks.inputs import Inputs, Views
 from models.networks.network import Network, build_network, count_parameters, set_threads
 from models.networks.predict import score
 from models.recipe.config import Recipe, content, digest
@@ -50,24 +50,29 @@ def distil(recipe: Recipe, data: Path, *, answers: Path, out: Path) -> None:
     log.info("%s at %d px learns the answers to %d photos, %d of them left out of other trainings; %d parameters on %s",
              student.backbone, student.size, len(rows), int((~manifest.kept[rows]).sum()), count_parameters(network),
              network.mean.device)  # fmt: skip
-    learn(recipe, network, taught, inputs=inputs_of(recipe, network, manifest, rows), out=out)
+    learn(recipe, network, taught, ids=manifest.id[rows], inputs=inputs_of(recipe, network, manifest, rows), out=out)
     _, held_out = split_rows(manifest, fold=None, num_folds=0)
     scored = inputs_of(recipe, network, manifest, held_out)
     scores = score(network, scored, ids=manifest.id[held_out], target=manifest.target[held_out])
+    save_network(out / "network.pt", network, member=student, classes=manifest.classes)
     if distributed.rank() == 0:
         write_scores(scores, out / "scores.parquet")
-        save_network(out / "network.pt", network, member=student, classes=manifest.classes)
         (out / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def learn(recipe: Recipe, network: Network, taught: Answers, *, inputs: Views, out: Path) -> None:
-    """Trains a student on answers to the photos of `inputs`. The teacher's best class stands where a label is needed."""
+def learn(
+    recipe: Recipe, network: Network, taught: Answers, *, ids: NDArray[np.object_], inputs: Inputs, out: Path
+) -> None:
+    """Trains a student on answers to the photos `ids` of `inputs`. The teacher's best class stands where one is needed."""
+    settings = recipe.distil.settings(recipe.train)
     loss = Distilled(network.head.classifier.out_features, torch.from_numpy(taught.classes),
                      torch.from_numpy(taught.probs), temperature=recipe.distil.temperature)  # fmt: skip
-    sampler = Sampler(target=taught.classes[:, 0].astype(np.int64), score=np.full(len(taught), np.nan, np.float32),
-                      settings=recipe.distil.settings(recipe.train), seed=recipe.distil.seed)  # fmt: skip
-    fit(network, loss.to(network.mean.device), inputs, sampler=sampler, sample_weights=SampleWeights(torch.ones(len(taught))),
-        out=out, key=key_of(recipe, taught), ask=_nothing, meta=Constant(loss))  # fmt: skip
+    best = taught.classes[:, 0].astype(np.int64)
+    sampler = Sampler(
+        target=best, score=np.full(len(best), np.nan, np.float32), settings=settings, seed=recipe.distil.seed
+    )
+    fit(network, loss.to(network.mean.device), inputs, ids=ids, sampler=sampler, out=out, key=key_of(recipe, taught),
+        sample_weights=SampleWeights(torch.ones(len(best))), ask=_nothing, meta=Constant(loss))  # fmt: skip
 
 
 def inputs_of(recipe: Recipe, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Views:

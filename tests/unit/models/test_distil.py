@@ -111,8 +111,9 @@ def test_a_student_of_drawn_clusters_comes_to_answer_like_its_teacher(tmp_path: 
     torch.manual_seed(0)
     points, taught = clusters()
     student, (classes, probs) = Student(), sparse(taught, keep=3)
-    inputs: Any = Features(points, student.head, augment=recipe.augment.of_features)
-    distil.learn(recipe, student, Answers(tmp_path, classes.numpy(), probs.numpy(), "key"), inputs=inputs, out=tmp_path)
+    inputs, ids = Features(points, student.head, augment=recipe.augment.of_features), np.arange(240).astype(str)
+    answers = Answers(tmp_path, classes.numpy(), probs.numpy(), "key")
+    distil.learn(recipe, student, answers, ids=ids.astype(object), inputs=inputs, out=tmp_path)
     learnt = student.eval().head(points[0]).logits.detach()
     assert float((learnt.argmax(1) == taught.argmax(1)).float().mean()) > 0.97
     assert float(divergence(taught, learnt, keep=3, temperature=1.0).mean()) < 0.1
