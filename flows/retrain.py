@@ -64,7 +64,8 @@ def retraining(run: Run, *, promote: bool) -> Report:
     balanced = balance_members(run, labels, kept.networks)
 
     weights = weigh_members(run, data, balanced)
-    served, students = Served(balanced, weights), list[Trained]()
+    served = Served(balanced, weights)
+    students: list[Trained] = []
     if run.recipe.distil.backbone:
         students = distil(run, data, served)
         served = keep_student(run, data, served, students[0])

@@ -25,7 +25,8 @@ ANSWERS = ("classes.npy", "probs.npy", "answers.json")  # files of an Answers
 
 def distil(run: Run, data: DataFolder, ensemble: Served) -> list[Trained]:
     """The student of the ensemble, after its teacher has answered; a list, as of the members of any other step."""
-    return together([train_student.submit(run, data, answer_photos(run, data, ensemble))])
+    answers = answer_photos(run, data, ensemble)
+    return together([train_student.submit(run, data, answers)])
 
 
 @step("answer photos")

@@ -113,10 +113,15 @@ def decisions_of(
     for member, folder in enumerate(balanced, start=1):
         choice = _read_json(folder / "balance.json")
         decisions.append({"step": "balance", "member": member, "method": choice["chosen"]["method"], **choice["gain"]})
-    files = {"ensemble": weights / "ensemble.json", "crops": crops / "crops.json"}
-    gains = {name: _read_json(file).get("gain") for name, file in files.items()}
-    ensemble, views = ([{"step": name, "member": None, **gained}] if gained else [] for name, gained in gains.items())
-    return [*decisions, *ensemble, *([student] if student else []), *views]
+    decisions += _of_ensemble("ensemble", weights / "ensemble.json")
+    decisions += [student] if student else []
+    decisions += _of_ensemble("crops", crops / "crops.json")
+    return decisions
+
+
+def _of_ensemble(step: str, file: Path) -> list[dict[str, Any]]:
+    gained = _read_json(file).get("gain")
+    return [{"step": step, "member": None, **gained}] if gained else []
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -76,12 +76,13 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
 def check_student(recipe: Recipe, manifest: Manifest) -> None:
     """Checks the network, the views and the batches of the student."""
     settings, student = recipe.distil.settings(recipe.train), recipe.distil.member
-    num_steps(settings.epoch_length or len(student_rows(manifest)), settings, workers=max(settings.workers, 1))
     try:
+        num_steps(settings.epoch_length or len(student_rows(manifest)), settings, workers=max(settings.workers, 1))
         network = build_network(student, num_classes=len(manifest.classes))
         check_sizes(dataclasses.replace(recipe, members=(student,), train=settings, finetune=Finetune()), network)
     except (ConfigError, WeightsMismatch) as error:
-        raise type(error)(str(error).replace("members.", "distil.")) from None
+        message = str(error).replace("members.", "distil.").replace("train.batch_size", "distil.batch_size")
+        raise type(error)(message) from None
 
 
 def check_frozen(own: Recipe, member: int) -> None:

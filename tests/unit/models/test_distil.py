@@ -304,6 +304,11 @@ def test_a_recipe_refuses_what_no_student_can_have(table: dict[str, Any], messag
     [
         ({"backbone": "resent18"}, ConfigError, r"^distil\.backbone: .*'resent18' \(did you mean resnet18"),
         ({"args": {"nonsense": 3}}, ConfigError, r"^distil\.args or distil\.size: test_resnet at 32 px: .*nonsense"),
+        (
+            {"batch_size": 3},
+            ConfigError,
+            r"^distil\.batch_size: 3 of \d+ photos gives batches of 2, but each of 2 workers",
+        ),
         ({"weights": "none.pth"}, WeightsMismatch, r"^distil\.weights: none\.pth does not exist"),
     ],
 )
@@ -311,6 +316,7 @@ def test_a_student_that_cannot_be_built_is_refused_before_anything_starts(
     data: Path, recipe: Recipe, table: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     student = Distil(**{"backbone": "test_resnet", "size": 32} | table)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, workers=2))
     check(dataclasses.replace(recipe, distil=RECIPE.distil), data=data)
     with pytest.raises(error, match=message):
         check(dataclasses.replace(recipe, distil=student), data=data)
