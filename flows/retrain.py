@@ -8,7 +8,7 @@ from flows.report.steps import step_accuracies
 from flows.run.run import Run
 from flows.run.step import as_flow
 from flows.steps.clean import clean_labels, deliver
-from flows.steps.distil import distil, keep_student
+from flows.steps.distil import distil
 from flows.steps.export import choose_variant, export, export_other_crops
 from flows.steps.gate import gate
 from flows.steps.learn import (
@@ -65,11 +65,8 @@ def retraining(run: Run, *, promote: bool) -> Report:
 
     weights = weigh_members(run, data, balanced)
     served = Served(balanced, weights)
-    students: list[Trained] = []
     if run.recipe.distil.backbone:
-        students = distil(run, data, served)
-        served = keep_student(run, data, served, students[0])
-
+        served = distil(run, data, served)
     crops = choose_crops(run, data, served)
     calibration = calibrate(run, data, served, crops)
     exported = export(run, data, served, crops, calibration)
@@ -89,7 +86,7 @@ def retraining(run: Run, *, promote: bool) -> Report:
             finetuned=finetuned,
             balanced=balanced,
             weights=weights,
-            students=students,
+            students=served.students,
             crops=crops,
             graph=graph,
         ),

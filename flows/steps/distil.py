@@ -23,10 +23,11 @@ log = logging.getLogger("cleanshelf")
 ANSWERS = ("classes.npy", "probs.npy", "answers.json")  # files of an Answers
 
 
-def distil(run: Run, data: DataFolder, ensemble: Served) -> list[Trained]:
-    """The student of the ensemble, after its teacher has answered; a list, as of the members of any other step."""
+def distil(run: Run, data: DataFolder, ensemble: Served) -> Served:
+    """The student of the ensemble, if it is good enough, or the ensemble itself."""
     answers = answer_photos(run, data, ensemble)
-    return together([train_student.submit(run, data, answers)])
+    (student,) = together([train_student.submit(run, data, answers)])  # where trainings run, perhaps on another machine
+    return keep_student(run, data, ensemble, student)
 
 
 @step("answer photos")
@@ -75,8 +76,9 @@ def keep_student(run: Run, data: DataFolder, ensemble: Served, student: Trained)
     decision = {"step": "distil", "member": None, "method": run.recipe.distil.backbone, **found.to_dict()}
     log.info("distil: ensemble -> student, %s", in_words(decision))
     if not found.stays:
-        return dataclasses.replace(ensemble, decision=decision)
-    return Served([student], alone(run), made_from=(*ensemble.networks, ensemble.weights), decision=decision)
+        return dataclasses.replace(ensemble, students=(student,), decision=decision)
+    taught_by = (*ensemble.networks, ensemble.weights)
+    return Served([student], alone(run), made_from=taught_by, students=(student,), decision=decision)
 
 
 def alone(run: Run) -> Weights:

@@ -27,13 +27,14 @@ Measured = NewType("Measured", Path)  # answers.npz, accuracy.json and features 
 class Served:
     """The networks that the graph is made of, and their weights: the ensemble, or the student alone.
 
-    made_from: results that these come from and that are not in the graph. decision: why the student was kept or dropped;
-    None without a student.
+    made_from: results that these come from and that are not in the graph. students: the student, also if it was dropped;
+    empty without distillation. decision: why it was kept or dropped.
     """
 
     networks: Sequence[Trained]
     weights: Weights
     made_from: tuple[Path, ...] = ()
+    students: tuple[Trained, ...] = ()
     decision: dict[str, Any] | None = None
 
     @property

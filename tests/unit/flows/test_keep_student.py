@@ -96,6 +96,7 @@ def test_a_student_that_may_lose_more_is_dropped_and_the_decision_says_so(
     student = network("student", (np.arange(NUM) % 10 > 0) & ~lost)
     served = keep_student.fn(run_of(tmp_path), data, ensemble, student)
     assert (served.networks, served.weights, served.made_from) == (ensemble.networks, ensemble.weights, ())
+    assert served.students == (student,), "the report has its accuracy"
     assert served.decision is not None
     assert served.decision["before"] - 0.02 < served.decision["after"]
     assert (served.decision["low"] < -0.02, served.decision["stays"]) == (True, False)
