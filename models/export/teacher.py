@@ -8,6 +8,7 @@ The teacher is the graph in torch: re-balanced members with their tau and weight
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 
 import torch
@@ -67,12 +68,9 @@ def main() -> None:
     ensemble = open_ensemble(args)
     rows = student_rows(ensemble.manifest)
     photos = Photos(ensemble.manifest, rows, side=ensemble.recipe.export.input_size)
-    parts = [
-        *(content(str(path)) for path in args.networks),
-        content(str(args.ensemble)),
-        ensemble.recipe.distil.temperature,
-    ]
-    key = digest(*parts, views(ensemble.recipe), rows.tolist(), content(str(args.data / "index.parquet")))
+    parts = [*map(content, map(str, (*args.networks, args.ensemble, args.data / "index.parquet")))]
+    chosen = hashlib.sha256(rows.tobytes()).hexdigest()
+    key = digest(*parts, chosen, ensemble.recipe.distil.temperature, views(ensemble.recipe))
     answers = open_answers(args.out, num_photos=len(rows), num_classes=len(ensemble.manifest.classes), key=key)
     log.info(
         "%d members answer %d train photos in %d crops", len(ensemble.members), len(rows), ensemble.recipe.distil.crops
