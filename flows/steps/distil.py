@@ -55,7 +55,8 @@ def train_student(run: Run, data: DataFolder, answers: Answers) -> Trained:
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--answers", answers, "--out", out]
-        run_child("models.training.distil", arguments, say=say("student"), workers=num_workers(settings.workers))
+        workers = num_workers(settings.workers)
+        run_child("models.training.distil", arguments, say=say("student"), workers=workers, title="student")
 
     own = dataclasses.replace(recipe.distil, fall=0.0)  # decides later
     folder = run.cached(f"student-{own.backbone}", data.name, answers.name, own, content(own.weights), settings.decisive,

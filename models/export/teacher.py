@@ -18,6 +18,7 @@ from models.export.crops import Ensemble, open_ensemble
 from models.export.graph import DeployGraph
 from models.export.ood import Calibration
 from models.networks.network import best_device
+from models.progress import with_progress
 from models.recipe.config import Export, Recipe, content, digest
 from models.training.answers import KEEP, Answers, open_answers, student_rows
 from models.training.command import parser_for, run
@@ -46,7 +47,8 @@ def answer(teacher: DeployGraph, photos: Photos, answers: Answers) -> None:
     """Fills in the answers that are missing."""
     device, done, saved = teacher.to(best_device()).eval().weights.device, answers.done, answers.done
     with torch.inference_mode():
-        for image in photos.in_order(BATCH, part=slice(done, None)):
+        batches = photos.in_order(BATCH, part=slice(done, None))
+        for image in with_progress(batches, "answering", len(photos) - done):
             probs, classes = teacher.mean(teacher.output(image.to(device))).topk(answers.classes.shape[1])
             rest = (1 - probs.sum(1, keepdim=True)).clamp_min(0)
             rows = slice(done, done + len(image))
@@ -55,7 +57,6 @@ def answer(teacher: DeployGraph, photos: Photos, answers: Answers) -> None:
             done = rows.stop
             if done - saved >= BLOCK:
                 answers.save(saved := done)
-                log.info("answered %d of %d photos", done, len(answers))
     answers.save(done)
 
 
