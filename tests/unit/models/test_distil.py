@@ -237,11 +237,13 @@ def test_a_student_sees_every_train_photo_and_neither_validation_nor_test_photos
     data, seen = variant(with_all_outcomes), set[int]()
 
     def watched(network: Network, loss: Any, inputs: Any, **named: Any) -> None:
-        batches = inputs.photos.batches
-        inputs.photos.batches = lambda order: (
-            seen.update(*map(inputs.photos.rows.__getitem__, order)),
-            batches(order),
-        )[1]
+        batches, rows = inputs.photos.batches, inputs.photos.rows
+
+        def noting(order: Any) -> Any:
+            seen.update(*(rows[positions] for positions in order))
+            return batches(order)
+
+        inputs.photos.batches = noting
         fit(network, loss, inputs, **named)
 
     monkeypatch.setattr(distil, "fit", watched)
@@ -315,7 +317,7 @@ def test_a_recipe_refuses_what_no_student_can_have(table: dict[str, Any], messag
 def test_a_student_that_cannot_be_built_is_refused_before_anything_starts(
     data: Path, recipe: Recipe, table: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    student = Distil(**{"backbone": "test_resnet", "size": 32} | table)
+    student = dataclasses.replace(RECIPE.distil, **table)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, workers=2))
     check(dataclasses.replace(recipe, distil=RECIPE.distil), data=data)
     with pytest.raises(error, match=message):
