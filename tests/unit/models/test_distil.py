@@ -197,8 +197,8 @@ def test_a_teacher_that_was_killed_goes_on_where_it_was(
     monkeypatch.setattr(teacher, "BLOCK", 8)
     whole, photos, asked = answered(tmp_path / "whole", ensemble), Photos.batches, list[int]()
 
-    def counted(self: Photos, order: Any) -> Any:
-        for positions, batch in zip(order, photos(self, order), strict=True):
+    def counted(self: Photos, order: Any, *more: Any) -> Any:
+        for positions, batch in zip(order, photos(self, order, *more), strict=True):
             if len(asked) == 3:
                 raise KeyboardInterrupt
             asked.append(int(positions[0]))
@@ -239,9 +239,9 @@ def test_a_student_sees_every_train_photo_and_neither_validation_nor_test_photos
     def watched(network: Network, loss: Any, inputs: Any, **named: Any) -> None:
         batches, rows = inputs.photos.batches, inputs.photos.rows
 
-        def noting(order: Any) -> Any:
+        def noting(order: Any, *more: Any) -> Any:
             seen.update(*(rows[positions] for positions in order))
-            return batches(order)
+            return batches(order, *more)
 
         inputs.photos.batches = noting
         fit(network, loss, inputs, **named)
