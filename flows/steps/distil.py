@@ -39,7 +39,7 @@ def answer_photos(run: Run, data: DataFolder, ensemble: Served) -> Answers:
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", ensemble.weights / "ensemble.json"]
         arguments += ["--out", out, "--networks", *networks]
-        run_child("models.export.teacher", arguments, say=say("answers"))
+        run_child("models.export.teacher", arguments, say=say("answers"), on_gpu=True)
 
     names = [folder.name for folder in (*ensemble.networks, ensemble.weights)]
     views = [recipe.distil.crops, recipe.export.input_size, recipe.export.enlarge[0], recipe.export.keep]
@@ -56,7 +56,9 @@ def train_student(run: Run, data: DataFolder, answers: Answers) -> Trained:
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--answers", answers, "--out", out]
         workers = num_workers(settings.workers)
-        run_child("models.training.distil", arguments, say=say("student"), workers=workers, title="student")
+        run_child(
+            "models.training.distil", arguments, say=say("student"), title="student", on_gpu=True, workers=workers
+        )
 
     own = dataclasses.replace(recipe.distil, fall=0.0)  # decides later
     folder = run.cached(f"student-{own.backbone}", data.name, answers.name, own, content(own.weights), settings.decisive,
