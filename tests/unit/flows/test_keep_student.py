@@ -47,7 +47,7 @@ def network(tmp_path: Path) -> Network:
         target = np.arange(NUM) % 3
         first = np.where(right, target, (target + 1) % 3)
         top = np.stack([first, (first + 1) % 3, (first + 2) % 3], 1)
-        probs = np.tile(np.float32([0.6, 0.3, 0.1]), (NUM, 1))
+        probs = np.tile(np.array([0.6, 0.3, 0.1], np.float32), (NUM, 1))
         (tmp_path / name).mkdir()
         write_scores(Scores(np.array(IDS), target, probs[:, 0], top, probs), tmp_path / name / "scores.parquet")
         return Trained(tmp_path / name)
