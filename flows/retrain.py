@@ -8,6 +8,7 @@ from flows.report.steps import step_accuracies
 from flows.run.run import Run
 from flows.run.step import as_flow
 from flows.steps.clean import clean_labels, deliver
+from flows.steps.distil import distil
 from flows.steps.export import choose_variant, export, export_other_crops
 from flows.steps.gate import gate
 from flows.steps.learn import (
@@ -22,7 +23,7 @@ from flows.steps.publish import publish_or_refuse, write_report
 from flows.steps.selection import Selection, decisions_of, keep_gains, learnt_from
 from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
-from flows.workspace.results import Trained
+from flows.workspace.results import Served, Trained
 from models.recipe.config import Recipe
 
 
@@ -63,10 +64,13 @@ def retraining(run: Run, *, promote: bool) -> Report:
     balanced = balance_members(run, labels, kept.networks)
 
     weights = weigh_members(run, data, balanced)
-    crops = choose_crops(run, data, balanced, weights)
-    calibration = calibrate(run, data, balanced, weights, crops)
-    exported = export(run, data, balanced, weights, crops, calibration)
-    other_crops = export_other_crops(run, data, balanced, weights, crops)
+    served = Served(balanced, weights)
+    if run.recipe.distil.backbone:
+        served = distil(run, data, served)
+    crops = choose_crops(run, data, served)
+    calibration = calibrate(run, data, served, crops)
+    exported = export(run, data, served, crops, calibration)
+    other_crops = export_other_crops(run, data, served, crops)
     graph = choose_variant(run, data, exported, other_crops)
     verdict = gate(run, data, graph)
 
@@ -82,10 +86,11 @@ def retraining(run: Run, *, promote: bool) -> Report:
             finetuned=finetuned,
             balanced=balanced,
             weights=weights,
+            students=served.students,
             crops=crops,
             graph=graph,
         ),
-        evidence=decisions_of(kept, balanced, weights, crops),
+        evidence=decisions_of(kept, balanced, weights, crops, student=served.decision),
         verdict=verdict,
         figures=figures(data, balanced, graph, cleaned=cleaned),
         look_at=photos_to_look_at(data, verdict),

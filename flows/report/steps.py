@@ -37,13 +37,15 @@ def step_accuracies(
     finetuned: list[Trained],
     balanced: list[Balanced],
     weights: Weights,
+    students: Sequence[Trained] = (),
     crops: Crops,
     graph: Exported,
 ) -> list[StepAccuracy]:
     """One row per step of the recipe.
 
     Rows of "one network" are means over the members, so that the gain of the ensemble shows separately. Head, middle and
-    tail are thirds of the classes by number of training photos. `finetuned` is empty if nothing was fine-tuned.
+    tail are thirds of the classes by number of training photos. `finetuned` is empty if nothing was fine-tuned, `students`
+    if nothing was distilled.
     """
     manifest = read_manifest(data)
     steps: dict[str, Sequence[Path]] = {
@@ -61,6 +63,7 @@ def step_accuracies(
     members = [_test_scores(folder, manifest) for folder in balanced]
     together = mean(members, weights=counts)
     rows.append(_row(f"ensemble of {np.count_nonzero(counts)}", [together], manifest))
+    rows += [_row("student of the ensemble", [_test_scores(student, manifest)], manifest) for student in students]
     answers = np.load(graph / "answers.npz")
     name = "one graph, with crops" if num_crops > 1 else "one graph"
     rows.append(_mean(name, [_accuracy(answers["ranked"], answers["target"], manifest)]))

@@ -15,22 +15,20 @@ from flows.settings import REPOSITORY
 from flows.steps.learn import calibrate
 from flows.steps.publish import log, read_json
 from flows.workspace.ledger import run_git
-from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Exported, Weights
+from flows.workspace.results import Calibration, Crops, DataFolder, Exported, Served
 from models.recipe.config import digest
 
 EXPORTED = ("model.onnx", "golden.npy", "parity.json", *MEASURED)  # files of an Exported
 
 
 @step("export")
-def export(
-    run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops, calibration: Calibration
-) -> Exported:
+def export(run: Run, data: DataFolder, served: Served, crops: Crops, calibration: Calibration) -> Exported:
     """The graph with its card, checked against torch and measured: model.onnx, parity.json, accuracy.json."""
-    made_from = (*balanced, weights, crops, calibration)
+    parts = (*served.networks, served.weights, crops, calibration)
     card = {
         "data_version": data.name,
         "data_parents": json.dumps(descent(data.name, DataVersions(run.workspace).known_entries())[1:]),
-        "stages": json.dumps({folder.name: read_json(folder / "done.json") for folder in made_from}),
+        "stages": json.dumps({folder.name: read_json(folder / "done.json") for folder in (*served.made_from, *parts)}),
         "commit": commit(),
         "code_hash": code_hash(),
         "config_hash": digest(run.recipe),
@@ -40,13 +38,13 @@ def export(
 
     def work(out: Path) -> None:
         (out / "card.json").write_text(json.dumps(card), encoding="utf-8")
-        networks = [folder / "network.pt" for folder in balanced]
+        networks = [folder / "network.pt" for folder in served.networks]
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
-        arguments += ["--ensemble", weights / "ensemble.json", "--crops", crops / "crops.json"]
+        arguments += ["--ensemble", served.weights / "ensemble.json", "--crops", crops / "crops.json"]
         arguments += ["--calibration", calibration / "calibration.json"]
         run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
 
-    names = [folder.name for folder in made_from]
+    names = [folder.name for folder in parts]
     return Exported(
         run.cached("export", data.name, names, run.recipe.export, digest(run.recipe), files=EXPORTED, work=work)
     )
@@ -64,14 +62,12 @@ def in_crops(run: Run, crops: Crops, count: int) -> Crops:
     return Crops(run.cached(f"crops-{count}", chosen["enlarge"], count, files=["crops.json"], work=work))
 
 
-def export_other_crops(
-    run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops
-) -> list[Exported]:
+def export_other_crops(run: Run, data: DataFolder, served: Served, crops: Crops) -> list[Exported]:
     """The same networks exported with every other number of crops, if the recipe asks for variants."""
     chosen = read_json(crops / "crops.json")["crops"]
     others = [in_crops(run, crops, count) for count in run.recipe.export.levels if count != chosen]
-    calibrations = [calibrate(run, data, balanced, weights, each) for each in others]
-    return [export(run, data, balanced, weights, *pair) for pair in zip(others, calibrations, strict=True)]
+    calibrations = [calibrate(run, data, served, each) for each in others]
+    return [export(run, data, served, *pair) for pair in zip(others, calibrations, strict=True)]
 
 
 @step("choose variant")

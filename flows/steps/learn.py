@@ -12,7 +12,7 @@ from flows.run.launch import num_parallel, num_workers, run_child
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.settings import Settings
-from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Trained, Weights
+from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Served, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
@@ -93,7 +93,7 @@ def _train(
         arguments = ["--data", data, "--recipe", run.recipe_file, "--member", member, "--out", out, *options]
         arguments += ["--features", shared_features(run)]
         workers = num_workers(own.train.workers)
-        run_child(module, arguments, say=_say(name), title=name, on_gpu=True, workers=workers,
+        run_child(module, arguments, say=say(name), title=name, on_gpu=True, workers=workers,
                   side_by_side=side_by_side(of, workers=workers))  # fmt: skip
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
@@ -123,13 +123,13 @@ def balance(run: Run, data: DataFolder, member: int, trained: Trained) -> Balanc
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--network", trained / "network.pt"]
         arguments += ["--member", member, "--out", out, "--features", shared_features(run)]
-        run_child("models.training.decoupling", arguments, say=_say(name), title=name, on_gpu=True,
+        run_child("models.training.decoupling", arguments, say=say(name), title=name, on_gpu=True,
                   side_by_side=side_by_side(len(recipe.members)))  # fmt: skip
 
     seed = recipe.members[member].seed
     folder = run.cached(name, data.name, trained.name, recipe.balance, recipe.proof.file, recipe.proof.confidence,
                         recipe.export.input_size, seed, files=BALANCED, work=work)  # fmt: skip
-    return Balanced(folder)
+    return Balanced(Trained(folder))
 
 
 @step("weigh members")
@@ -155,36 +155,37 @@ def weigh_members(run: Run, data: DataFolder, balanced: list[Balanced]) -> Weigh
 
 
 @step("choose crops")
-def choose_crops(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights) -> Crops:
+def choose_crops(run: Run, data: DataFolder, served: Served) -> Crops:
     """The number of crops and their enlargement, with the measurements: crops.json."""
-    networks = [folder / "network.pt" for folder in balanced]
+    networks = [folder / "network.pt" for folder in served.networks]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
-        run_child("models.export.crops", [*arguments, "--networks", *networks], say=_say("crops"), on_gpu=True)
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", served.weights / "ensemble.json"]
+        arguments += ["--out", out]
+        run_child("models.export.crops", [*arguments, "--networks", *networks], say=say("crops"), on_gpu=True)
 
-    names, proof = [folder.name for folder in (*balanced, weights)], run.recipe.proof
+    names, proof = [folder.name for folder in (*served.networks, served.weights)], run.recipe.proof
     folder = run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence,
                         files=["crops.json"], work=work)  # fmt: skip
     return Crops(folder)
 
 
 @step("calibrate")
-def calibrate(run: Run, data: DataFolder, balanced: list[Balanced], weights: Weights, crops: Crops) -> Calibration:
+def calibrate(run: Run, data: DataFolder, served: Served, crops: Crops) -> Calibration:
     """The temperature of the probabilities and the fit of the score `known`, with the measurements: calibration.json."""
-    networks = [folder / "network.pt" for folder in balanced]
+    networks = [folder / "network.pt" for folder in served.networks]
 
     def work(out: Path) -> None:
-        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", weights / "ensemble.json", "--out", out]
-        arguments += ["--crops", crops / "crops.json"]
-        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=_say("calibrate"), on_gpu=True)
+        arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", served.weights / "ensemble.json"]
+        arguments += ["--crops", crops / "crops.json", "--out", out]
+        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=say("calibrate"), on_gpu=True)
 
-    names = [folder.name for folder in (*balanced, weights, crops)]
+    names = [folder.name for folder in (*served.networks, served.weights, crops)]
     folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file,
                         files=["calibration.json"], work=work)  # fmt: skip
     return Calibration(folder)
 
 
-def _say(name: str) -> Callable[[str], None]:
+def say(name: str) -> Callable[[str], None]:
     """A function that logs the lines of a child process after the name of its step."""
     return lambda line: log.info("%s: %s", name, line)

@@ -19,7 +19,7 @@ from models.cleaning import HALF
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import gain
-from models.evaluation.scores import read_scores
+from models.evaluation.scores import Scores, read_scores
 from models.recipe.config import Proof
 
 log = logging.getLogger("cleanshelf")
@@ -81,7 +81,11 @@ class SelectionPhotos:
 
     def recognised(self, folder: Trained) -> NDArray[np.bool_]:
         """(N,) True for each photo that the network recognises; False for photos that it did not score."""
-        scores, hit = read_scores(folder / "scores.parquet"), np.zeros(len(self.manifest), np.bool_)
+        return self.hits(read_scores(folder / "scores.parquet"))
+
+    def hits(self, scores: Scores) -> NDArray[np.bool_]:
+        """(N,) True for each photo whose best class is that of its label; False for photos that were not scored."""
+        hit = np.zeros(len(self.manifest), np.bool_)
         row = self.manifest.rows_of(scores.id)
         hit[row] = scores.top[:, 0] == self.manifest.target[row]
         return hit
@@ -97,17 +101,27 @@ def in_words(decision: dict[str, Any]) -> str:
 
 
 def decisions_of(
-    selection: Selection, balanced: list[Balanced], weights: Weights, crops: Crops
+    selection: Selection,
+    balanced: list[Balanced],
+    weights: Weights,
+    crops: Crops,
+    *,
+    student: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every decision of the run, in the order of its steps."""
+    """Every decision of the run, in the order of its steps; `student`: the one on distillation."""
     decisions = list(selection.decisions)
     for member, folder in enumerate(balanced, start=1):
         choice = _read_json(folder / "balance.json")
         decisions.append({"step": "balance", "member": member, "method": choice["chosen"]["method"], **choice["gain"]})
-    for name, file in (("ensemble", weights / "ensemble.json"), ("crops", crops / "crops.json")):
-        if gained := _read_json(file).get("gain"):
-            decisions.append({"step": name, "member": None, **gained})
+    decisions += _of_ensemble("ensemble", weights / "ensemble.json")
+    decisions += [student] if student else []
+    decisions += _of_ensemble("crops", crops / "crops.json")
     return decisions
+
+
+def _of_ensemble(step: str, file: Path) -> list[dict[str, Any]]:
+    gained = _read_json(file).get("gain")
+    return [{"step": step, "member": None, **gained}] if gained else []
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Photos with trusted labels: selection photos (`[proof]`), and photos that adjust a loss's hyperparameters (`[meta]`).
 
-No network is trained on them.
+No member is trained on them, and no student on selection photos.
 """
 
 from __future__ import annotations

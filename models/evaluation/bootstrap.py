@@ -21,7 +21,8 @@ class Gain:
 
     low: lower end of the one-sided bootstrap interval of after - before.
     photos, classes: numbers of selection photos and of their classes; other classes do not count.
-    stays: True if the step is kept: its gain is proven, or there are no photos and the recipe decides.
+    stays: True if the step is kept: its gain is proven, or that it loses less than it may; or there are no photos and the
+        recipe decides.
     """
 
     before: float
@@ -38,7 +39,13 @@ class Gain:
 
 
 def gain(
-    before: NDArray[np.bool_], after: NDArray[np.bool_], target: NDArray[np.int64], *, confidence: float, seed: int = 0
+    before: NDArray[np.bool_],
+    after: NDArray[np.bool_],
+    target: NDArray[np.int64],
+    *,
+    confidence: float,
+    fall: float = 0.0,
+    seed: int = 0,
 ) -> Gain:
     """Validation gain of a step.
 
@@ -46,6 +53,7 @@ def gain(
         before, after: (N,) True for each photo recognised without and with the step; N may be 0.
         target: (N,) classes of the photos, all >= 0.
         confidence: one-sided, in [0, 1); 0.5 only asks that the step gains in most draws, 0 keeps every step.
+        fall: mean-class accuracy that the step may lose, in [0, 1].
         seed: seed of the bootstrap draws.
     """
     if len(target) == 0:
@@ -53,7 +61,7 @@ def gain(
     share = class_share(target)
     accuracy, new_accuracy = (float((hit * share).sum() / share.sum()) for hit in (before, after))
     low = float(np.quantile(differences(after, before, target, seed=seed, draws=DRAWS), 1 - confidence))
-    stays = confidence == 0 or low > 0
+    stays = confidence == 0 or low > -fall
     return Gain(accuracy, new_accuracy, low, len(target), len(np.unique(target)), stays=stays)
 
 

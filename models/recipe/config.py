@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from models.errors import ConfigError
-from models.recipe.learning import Augment, Loss, Member, Meta, Positive, Share, Train, content
+from models.recipe.learning import LEVELS, Augment, Distil, Loss, Member, Meta, Positive, Share, Train, content
 from models.recipe.registry import Range, closest
 from models.recipe.tables import build, set_key
 
@@ -25,7 +25,6 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 PRECISIONS = ("fp16", "bf16", "int8")  # beside float32
-LEVELS = (1, 2, 5, 10)  # numbers of crops of a photo
 # The names in models.cleaning.rules, which may import this package, but not the other way round. A test compares them.
 Rule = Literal[
     "report", "self_confidence", "log_margin", "confident_learning", "neighbours", "product", "linear", "posterior"
@@ -193,6 +192,7 @@ class Recipe:
     finetune: Finetune = Finetune()
     balance: Balance = Balance()
     ensemble: Ensemble = Ensemble()
+    distil: Distil = Distil()
     proof: Proof = Proof()
     export: Export = Export()
     gate: Gate = Gate()

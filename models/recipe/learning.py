@@ -14,6 +14,7 @@ from models.recipe.registry import Range
 
 Positive = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
+LEVELS = (1, 2, 5, 10)  # numbers of crops of a photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,47 @@ class Train:
         )
         return dataclasses.replace(self, epochs=epochs, balanced_epochs=0, best_epochs=0, step_epochs=step_epochs,
                                    soup_epochs=math.ceil(self.soup_epochs * share))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil:
+    """The student: one small network that learns the answers of the ensemble, its teacher, and is served instead of it."""
+
+    backbone: str = ""  # any timm name; "": no student
+    size: Annotated[int, Range(16, 1024)] = 96  # these six as those of a member
+    seed: Annotated[int, Range(0)] = 0
+    weights: str = ""
+    args: dict = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    epochs: Positive = 40
+    batch_size: Positive = 64
+    lr: Annotated[float, Range(0, open_low=True)] = 1e-3  # of the whole network, after the warm-up
+    temperature: Annotated[float, Range(0, open_low=True)] = 1.0  # of the answers of both while the student learns
+    crops: Annotated[int, Range(1, 10)] = 2  # 1, 2, 5 or 10 of a photo, over which the teacher averages
+    fall: Share = 0.02  # mean-class accuracy that the student may lose
+
+    def __post_init__(self) -> None:
+        if self.crops not in LEVELS:
+            raise ConfigError(f"distil.crops: {self.crops} is not one of 1, 2, 5, 10; set one of them")
+        try:
+            _ = self.member
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("members.", "distil.", 1)) from None
+
+    @property
+    def member(self) -> Member:
+        """The student as a member with a linear classifier."""
+        own = {name: getattr(self, name) for name in ("size", "seed", "weights", "args", "mean", "std")}
+        return Member(backbone=self.backbone, **own)
+
+    def settings(self, train: Train) -> Train:
+        """Settings of the student's training: those of [train], except for all that concerns labels and their classes."""
+        return dataclasses.replace(
+            train, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, backbone_lr_scale=1.0, schedule="cosine",
+            sampling_power=1.0, progressive=False, balanced_epochs=0, best_epochs=0, class_weights="", photo_weights="",
+            har=0.0, state="", soup_epochs=min(train.soup_epochs, self.epochs),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ the first.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from models.errors import ConfigError, ManifestError, WeightsMismatch
 from models.losses import Loss, Samples, build_loss
 from models.networks.inputs import view_size
 from models.networks.network import Network, build_network, set_size
-from models.recipe.config import Member, Meta, Recipe
+from models.recipe.config import Finetune, Member, Meta, Recipe
 from models.recipe.tables import numbered
+from models.training.answers import student_rows
 from models.training.command import parser_for, read_recipe, run
 from models.training.epochs import num_steps
 from models.training.job import require_mixable, split_rows
@@ -51,6 +53,8 @@ def check(recipe: Recipe, *, data: Path) -> None:
             if table in ("loss", "train") and getattr(each, table):
                 raise ConfigError(f"members.{member}.{error}") from None
             raise type(error)(numbered(str(error), Member, "members", member)) from None
+    if recipe.distil.backbone:
+        check_student(recipe, manifest)
 
 
 def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
@@ -67,6 +71,18 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     network = build_network(own.members[0], num_classes=num_classes)
     make_optimizer(network, loss, own.train)
     check_sizes(own, network)
+
+
+def check_student(recipe: Recipe, manifest: Manifest) -> None:
+    """Checks the network, the views and the batches of the student."""
+    settings, student = recipe.distil.settings(recipe.train), recipe.distil.member
+    try:
+        num_steps(settings.epoch_length or len(student_rows(manifest)), settings, workers=max(settings.workers, 1))
+        network = build_network(student, num_classes=len(manifest.classes))
+        check_sizes(dataclasses.replace(recipe, members=(student,), train=settings, finetune=Finetune()), network)
+    except (ConfigError, WeightsMismatch) as error:
+        message = str(error).replace("members.", "distil.").replace("train.batch_size", "distil.batch_size")
+        raise type(error)(message) from None
 
 
 def check_frozen(own: Recipe, member: int) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from flows.data.versions import DataVersions
 from flows.endpoint.server import stop_endpoint
+from flows.registry.repository import repository
 from flows.report.run_report import Report
 from flows.retrain import retrain
 from flows.workspace import Workspace
 from models.data.confusion import read_confusion
 from models.data.manifest import Manifest, read_manifest
+from models.export.patch import read_metadata
 from models.recipe.config import load_recipe
 from serving.server.process import kill
 from tests.integration.test_retrain import (
@@ -129,6 +131,9 @@ def test_killed_between_two_rounds_it_takes_the_same_decisions(
         kill(list(processes(workspace.state)))
 
 
+STUDENT = ("distil.backbone=test_resnet", "distil.size=24", "distil.epochs=2")
+
+
 @pytest.mark.slow  # its parts have tests of their own
 def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
     delivered: Workspace, tmp_path: Path
@@ -137,7 +142,7 @@ def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
     weigh = (
         "clean.use=weigh", "clean.correct=true", "clean.relabel=0.3", "clean.floor_count=1", "clean.rounds=2", "clean.stop_share=0"
     )  # fmt: skip
-    report = retrain(workspace, load_recipe("smoke", overrides=[*QUICK, *ANY, *weigh]))
+    report = retrain(workspace, load_recipe("smoke", overrides=[*QUICK, *ANY, *weigh, *STUDENT]))
     assert report.model_version == 1
     manifest = read(workspace, report.data_after)
     train = manifest.split == "train"
@@ -158,6 +163,28 @@ def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
     assert second_confusion is not None
     assert first_confusion.kept.tolist() != second_confusion.kept.tolist(), "the second round estimates its own"
     assert 0 < second_confusion.rate < 1
+    a_student_serves(workspace, report)
+
+
+def a_student_serves(workspace: Workspace, report: Report) -> None:
+    """Asserts that the graph is the student's, that the report says so, and that lineage names who taught it."""
+    assert [row.step for row in report.steps[-3:]] == [
+        "ensemble of 2",
+        "student of the ensemble",
+        "one graph, with crops",
+    ]
+    (decision,) = [each for each in report.evidence if each["step"] == "distil"]
+    assert (decision["method"], decision["stays"]) == ("test_resnet", True)
+    (member,) = json.loads(read_metadata(repository(workspace).path(1) / "model.onnx")["members"])
+    assert (member["backbone"], member["size"], member["tau"], member["weight"]) == ("test_resnet", 24, 0.0, 1.0)
+    stages = sorted(name.rsplit("-", 1)[0] for name in repository(workspace).lineage(1)["stages"])
+    assert stages == [
+        *("alone", "balance-1-test_resnet", "balance-2-test_byobnet", "calibrate", "crops", "ensemble"),
+        "student-test_resnet",
+    ]
+    (answers,) = workspace.runs.glob("stages/answers-*/classes.npy")
+    train = read(workspace, report.data_after).split == "train"
+    assert len(np.load(answers)) == train.sum()
 
 
 TAIL = ("train.progressive=true", "train.best_epochs=1", "train.best_photos=4", "train.epoch_length=64", "train.har=0.1",

@@ -12,18 +12,21 @@ from tests.command_line import ROOT
 
 SNIPPET = """
 from flows.run.run import Run
+from flows.steps.distil import train_student
 from flows.steps.export import export
 from flows.steps.learn import balance, calibrate
-from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Trained, Weights
+from flows.workspace.results import Answers, Calibration, Crops, DataFolder, Served, Trained
 
-def use(run: Run, data: DataFolder, trained: Trained, balanced: list[Balanced], weights: Weights, crops: Crops,
+def use(run: Run, data: DataFolder, trained: Trained, answers: Answers, served: Served, crops: Crops,
         calibration: Calibration) -> None:
-    calibrate(run, data, balanced, weights, crops)
-    calibrate(run, data, balanced, crops, weights)
+    calibrate(run, data, served, crops)
+    calibrate(run, data, served, answers)
     balance.submit(run, data, 0, trained)
     balance.submit(run, trained, 0, data)
-    export(run, data, balanced, weights, crops, calibration)
-    export(run, data, balanced, calibration, crops, weights)
+    train_student.submit(run, data, answers)
+    train_student.submit(run, data, trained)
+    export(run, data, served, crops, calibration)
+    export(run, data, served, calibration, crops)
 """
 
 
@@ -36,8 +39,9 @@ def test_mypy_refuses_swapped_results(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     refused = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error: " in line}
     swapped = {number for number, line in enumerate(SNIPPET.splitlines(), start=1) if line.strip() in (
-        "calibrate(run, data, balanced, crops, weights)",
+        "calibrate(run, data, served, answers)",
         "balance.submit(run, trained, 0, data)",
-        "export(run, data, balanced, calibration, crops, weights)",
+        "train_student.submit(run, data, trained)",
+        "export(run, data, served, calibration, crops)",
     )}  # fmt: skip
     assert refused == swapped, done.stdout

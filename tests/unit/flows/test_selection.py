@@ -113,6 +113,9 @@ def test_all_decisions_stand_in_the_report(data: Path, tmp_path: Path, capsys: p
     assert [(each["step"], each["member"]) for each in found] == [("cleaning", 1), ("balance", 1), ("crops", None)], (
         "equal weights set by the recipe are not a decision"
     )
+    student = {"step": "distil", "member": None, "method": "resnet10t", **gained}
+    steps = [each["step"] for each in decisions_of(selection, [one], one, one, student=student)]
+    assert steps == ["cleaning", "balance", "distil", "crops"]
     assert in_words(found[0]).endswith("on 120 photos: dropped")
     assert in_words(found[1]) == "kept as the recipe says, because there are no validation photos to measure it on"
     print_evidence(found)

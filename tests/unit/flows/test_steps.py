@@ -101,6 +101,19 @@ def test_one_row_per_step(tmp_path: Path, network: Callable[..., Path]) -> None:
     assert more[4] == StepAccuracy("ensemble of 1", third, third, 0.0, 0.0, 1.0), "the second alone"
     assert [*more[:2], more[3]] == steps[:3]
     assert more[5] == dataclasses.replace(steps[4], step="one graph")
+    student = [network("student", RIGHT)]
+    last = step_accuracies(
+        data,
+        as_delivered=first,
+        cleaned=retrained,
+        finetuned=[],
+        weights=weights,
+        students=student,
+        crops=crops,
+        **given,
+    )
+    assert [row.step for row in last[-3:]] == ["ensemble of 1", "student of the ensemble", "one graph"]
+    assert last[-2] == StepAccuracy("student of the ensemble", 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def test_without_test_photos_there_are_no_figures(tmp_path: Path, network: Callable[..., Path]) -> None:

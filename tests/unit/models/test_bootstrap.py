@@ -32,6 +32,16 @@ def test_a_clear_gain_stays_and_a_loss_does_not() -> None:
     assert not gain(before, before, target, confidence=0.5).stays  # nothing gained is nothing proven
 
 
+def test_a_step_that_may_lose_something_stays_if_it_is_proven_to_lose_less() -> None:
+    target = np.arange(400) % 8
+    before = np.random.default_rng(0).random(400) < 0.7
+    after = before & (np.arange(400) % 50 > 0)  # loses about a point and a half
+    low = gain(before, after, target, confidence=0.9).low
+    assert -0.03 < low < 0
+    for fall, stays in ((0.0, False), (-low - 1e-6, False), (-low + 1e-6, True), (0.05, True)):
+        assert gain(before, after, target, confidence=0.9, fall=fall).stays == stays
+
+
 def test_the_bound_holds_as_often_as_it_says() -> None:
     """About one in ten steps without a true gain is kept at 90 %."""
     target, rng, taken = np.repeat(np.arange(20), 10), np.random.default_rng(1), 0
