@@ -31,7 +31,9 @@ from models.export.parity import measure_parity, require_parity
 from models.export.patch import name_classes, stamp
 from models.export.session import decisive
 from models.networks.network import set_threads
-from models.recipe.config import Export, Recipe
+from models.networks.pretrained import origin, settings_of
+from models.recipe.config import Export, Member, Recipe
+from models.recipe.learning import PRETRAINED
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
@@ -86,7 +88,8 @@ def describe(
             "tau": trained.tau,
             "temperature": calibration.temperature_of(number),
             "weight": round(weight, 6),
-            "started_from": Path(trained.member.weights).name,
+            "started_from": started_from(trained.member),
+            "weights_sha256": trained.member.weights_sha256,
             "licence": licence(trained),
         }
         for number, (trained, weight) in enumerate(zip(members, weights, strict=True))
@@ -104,6 +107,13 @@ def describe(
         "views": json.dumps({"crops": settings.crops, "enlarge": settings.enlarge[0]}),
         "known": json.dumps(known),
     }
+
+
+def started_from(member: Member) -> str:
+    """Where a network's initial weights come from: a repository of the hub, a URL or a file; "" for random weights."""
+    if member.weights == PRETRAINED:
+        return origin(settings_of(member.backbone))
+    return Path(member.weights).name
 
 
 def licence(trained: Trained) -> str:

@@ -50,7 +50,7 @@ def frozen_features(
     if folder is None or not member.weights or distributed.world() > 1:
         return extract(Photos(manifest, rows, side=side), network, size=member.size, augment=augment)
     index = content(str(manifest.data / "index.parquet"))
-    parts = (member.backbone, member.args, member.mean, member.std, member.size, content(member.weights), side, index)
+    parts = (member.backbone, member.args, member.mean, member.std, member.size, member.start, side, index)
     file = folder / f"{digest(*parts)}.npz"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file.with_suffix(".lock")):

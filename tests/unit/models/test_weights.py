@@ -182,16 +182,16 @@ def test_weights_of_another_backbone_name_it(tmp_path: Path) -> None:
     message = refusal(tmp_path / "w.pth", name="test_vit2")
     assert re.search(r"it holds \d+ tensors under state_dict, first module\.\w+ \(", message)
     assert "with prefix 'module.'" in message
-    assert "set members.backbone to the backbone of these weights (these look like test_vit)" in message
+    assert "set members.backbone to the backbone of these weights (these fit test_vit)" in message
 
 
 def test_a_checkpoint_that_states_its_backbone(tmp_path: Path) -> None:
     torch.save({"arch": "resnet18", "state_dict": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "w.pth")
-    assert "(these look like resnet18)" in refusal(tmp_path / "w.pth")
+    assert "(these fit resnet18)" in refusal(tmp_path / "w.pth")
 
 
 def test_a_deeper_backbone_is_not_cut_to_fit(tmp_path: Path) -> None:
     torch.save({"model": with_prefix("module.", weights(name="resnet34"))}, tmp_path / "w.pth")
     message = refusal(tmp_path / "w.pth", name="resnet18")
     assert "that it does not have, first layer1.2" in message
-    assert "(these look like resnet34)" in message
+    assert "(these fit resnet34)" in message
