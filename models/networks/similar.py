@@ -15,7 +15,7 @@ import torch
 from models.networks.weights_fit import Found, compare, fit
 
 NEAR = 6  # names of backbones that are near that of the file
-TRIED = 80  # backbones of the same family that are compared with the file
+TRIED = 24  # backbones of the same family that are compared with the file
 NAMED = 3  # of those that fit
 
 
