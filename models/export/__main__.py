@@ -110,7 +110,7 @@ def describe(
 
 
 def started_from(member: Member) -> str:
-    """Where a network's initial weights come from: a repository of the hub, a URL or a file; "" for random weights."""
+    """Source of a network's initial weights: a repository of the hub, a URL or a file; "" for random weights."""
     if member.weights == PRETRAINED:
         return origin(settings_of(member.backbone))
     return Path(member.weights).name

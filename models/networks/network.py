@@ -145,7 +145,7 @@ def start_file(member: Member) -> Path:
     if member.weights_sha256 and path.is_file() and (found := sha256(path)) != member.weights_sha256:
         raise WeightsMismatch(
             f"members.weights: {path} has the SHA-256 {found[:12]}..., but members.weights_sha256 demands "
-            f"{member.weights_sha256[:12]}..., so that all trainings of a run start alike; copy the file that the run was started "
+            f"{member.weights_sha256[:12]}..., so that all trainings of a run start from the same; copy the file that the run was started "
             "with, or start the run again"
         )
     return path

@@ -25,7 +25,7 @@ class Member:
     size: Annotated[int, Range(16, 1024)] = 96  # pixels, in training and in the graph
     seed: Annotated[int, Range(0)] = 0
     weights: str = ""  # to start from: "pretrained" for timm's own, or a file; "": random weights
-    weights_sha256: str = ""  # of the file that they are in; a run fills it in, so that all its trainings start alike
+    weights_sha256: str = ""  # of the file that they are in; a run fills it in, and its trainings demand it
     args: dict = field(default_factory=dict)  # passed to timm.create_model, e.g. {pad_type = "same"}
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; (): timm's values for the backbone
     std: tuple[float, ...] = ()
