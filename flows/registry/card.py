@@ -64,7 +64,7 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
     starts = {f"{each['started_from']}, sha256 {each['weights_sha256']}" for each in card.get("members", [])
               if each.get("weights_sha256")}  # fmt: skip
     if starts:
-        lines["initial weights"] = "; ".join(sorted(starts))
+        lines["starting weights"] = "; ".join(sorted(starts))
     if views := card.get("views"):
         lines["views"] = f"{views['crops']} crops, enlarged {views['enlarge']} times"
     if known := card.get("known"):

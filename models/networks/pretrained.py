@@ -84,7 +84,7 @@ def _from_hub(settings: PretrainedCfg) -> Path:
             # The download itself would try again for a minute or two before it tells that there is no network.
             size = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision or None), timeout=TIMEOUT_S).size
             log.info(
-                "downloading %s of %s (%.0f MB, licence %s)", file, repository, (size or 0) / 1e6, licence(settings)
+                "downloading %s of %s (%.0f MB, licence %s)", file, repository, (size or 0) / 1e6, licence_of(settings)
             )
             return Path(hf_hub_download(repository, file, revision=revision or None))
     raise FileNotFoundError(f"{repository} has none of the files {', '.join(files)}")
@@ -106,7 +106,7 @@ def _timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def licence(settings: PretrainedCfg) -> str:
+def licence_of(settings: PretrainedCfg) -> str:
     """Licence of the weights, as timm states it, or "unknown"."""
     return settings.license or "unknown"
 

@@ -18,7 +18,7 @@ from contract.environment import process_variables
 from durable import sha256
 from models.errors import ConfigError, WeightsMismatch
 from models.networks.network import build_network
-from models.networks.pretrained import full_name, licence, origin, settings_of, weights_file
+from models.networks.pretrained import full_name, licence_of, origin, settings_of, weights_file
 from models.recipe.config import Member, Recipe, digest, from_dict, load_recipe, to_dict, training_inputs
 from models.training.command import REFUSED
 from models.training.weights import resolve
@@ -135,6 +135,6 @@ def test_every_recipes_weights_exist_under_a_licence_for_shops() -> None:
             settings = settings_of(member.backbone)
             assert member.weights == "pretrained"
             assert full_name(settings) == member.backbone  # with its tag, so that another timm means the same weights
-            assert licence(settings) == "apache-2.0"
+            assert licence_of(settings) == "apache-2.0"
             assert origin(settings).startswith("timm/")
-    assert licence(settings_of("vit_base_patch16_dinov3.lvd1689m")) == "dinov3-license"
+    assert licence_of(settings_of("vit_base_patch16_dinov3.lvd1689m")) == "dinov3-license"
