@@ -92,7 +92,7 @@ def _from_hub(settings: PretrainedCfg) -> Path:
 
 def _from_url(settings: PretrainedCfg) -> Path:
     with _timeout(TIMEOUT_S):
-        return Path(download_cached_file(settings.url))  # into TORCH_HOME
+        return Path(download_cached_file(settings.url or ""))  # into TORCH_HOME
 
 
 @contextmanager
