@@ -23,11 +23,11 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 # Backbones of the size of a test, in place of those of the recipe, of the same nature: convolutional, or a transformer.
 TINY = {"vit": "test_vit.r160_in1k", "deit": "test_vit.r160_in1k", "resnet": "test_resnet.r160_in1k"}
 OTHERWISE = "test_efficientnet.r160_in1k"
-EPOCHS = 5
+EPOCHS = 8
 TOY = (
     *(f"train.{key}" for key in (f"epochs={EPOCHS}", "batch_size=6", "balanced_epochs=0", "warmup_epochs=0", "workers=1",
                                  "step_epochs=[3, 4]", "threads=1")),
-    "clean.folds=2", "clean.epochs=2", "finetune.epochs=0", "export.input_size=64",
+    "augment.mixup=0", "clean.folds=2", "clean.epochs=2", "finetune.epochs=0", "export.input_size=64",
 )  # fmt: skip
 
 
