@@ -4,7 +4,7 @@ ModelError
 ├── ConfigError (ValueError)          a recipe key, value, backbone or loss that does not exist or cannot be used
 ├── ManifestError (ValueError)        a data version whose tables cannot be used
 ├── BadTable (ValueError)             a table of the user that cannot be read
-├── WeightsMismatch (ValueError)      a weights file that does not match the backbone
+├── WeightsMismatch (ValueError)      weights that are not available, or do not match the backbone
 ├── CleaningError (ValueError)        labels, probabilities or embeddings that cleaning cannot use
 ├── BatchError (ValueError)           logits or targets that a loss cannot use
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
@@ -41,7 +41,7 @@ class BadTable(ModelError, ValueError):
 
 
 class WeightsMismatch(ModelError, ValueError):
-    """A weights file does not match the backbone."""
+    """Weights that a network should start from are not available, or do not match the backbone."""
 
 
 class BatchError(ModelError, ValueError):

@@ -40,8 +40,13 @@ def setting(what: str) -> Any:
 
 Set = Annotated[list[str], setting("a recipe key, e.g. train.epochs=3")]
 Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", metavar="FILE", help="Weights from which the backbone of every member starts."),
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE|pretrained",
+        show_default=False,
+        help='What the backbone of every member starts from: a file, timm\'s own weights, or "" for random ones.',
+    ),
 ]
 NoPromote = Annotated[
     bool, typer.Option("--no-promote", help="Only register the model; `cleanshelf promote` makes it the current one.")
@@ -83,16 +88,22 @@ def resolve(recipe: str, overrides: Sequence[str]) -> ResolvedRecipe:
     return resolved
 
 
-def with_weights(recipe: str, overrides: Sequence[str], weights: Path | None) -> list[str]:
+def with_weights(recipe: str, overrides: Sequence[str], weights: str | None) -> list[str]:
     """The overrides after those that give every member these weights, so that `--set members.N.weights` still counts."""
     from models.errors import ConfigError
     from models.recipe.config import load_recipe
+    from models.recipe.learning import PRETRAINED
 
     if weights is None:
         return list(overrides)
-    if not weights.is_file():
-        raise ConfigError(f"--weights {weights}: there is no such file; correct the path")
-    given = json.dumps(str(weights.absolute()))
+    if weights not in ("", PRETRAINED):
+        if not Path(weights).is_file():
+            raise ConfigError(
+                f"--weights {weights}: there is no such file; correct the path, write {PRETRAINED} for timm's own weights, or "
+                '"" for random ones'
+            )
+        weights = str(Path(weights).absolute())
+    given = json.dumps(weights)
     members = range(len(load_recipe(recipe).members))
     return [*(f"members.{member}.weights={given}" for member in members), *overrides]
 

@@ -45,10 +45,12 @@ def retrain(
     found = prepare(workspace)
     resolved = resolve(recipe, with_weights(recipe, overrides, weights))
     from flows.retrain import retrain as run_retraining
+    from flows.steps.learn import find_weights
     from flows.steps.start import preview
     from models.recipe.config import to_dict
 
     if dry_run:
+        resolved = find_weights(resolved)
         plan = {"data_version": preview(found, resolved), "recipe": to_dict(resolved)}
         return show(plan, as_json=as_json, say=lambda: pairs(plan))
     with refusals_shown(as_json=as_json):

@@ -61,6 +61,10 @@ def summary(card: Mapping[str, Any]) -> dict[str, str]:
     lines |= {key: str(card[key]) for key in TEXT[:-1] if key in card}
     if enrolled := card.get("enrolled"):
         lines["enrolled"] = ", ".join(f"{each['label']} from {each['photos']} photos" for each in enrolled)
+    starts = {f"{each['started_from']}, sha256 {each['weights_sha256']}" for each in card.get("members", [])
+              if each.get("weights_sha256")}  # fmt: skip
+    if starts:
+        lines["starting weights"] = "; ".join(sorted(starts))
     if views := card.get("views"):
         lines["views"] = f"{views['crops']} crops, enlarged {views['enlarge']} times"
     if known := card.get("known"):

@@ -19,6 +19,7 @@ from flows.report.terminal import show_progress
 from flows.retrain import retrain
 from flows.run.inputs import ended_before, inputs
 from flows.scheduler.record import RUNNING, ScheduledRun, note, process_name
+from flows.steps.learn import find_weights
 from flows.workspace import Workspace
 from models.recipe.config import Recipe, load_recipe
 
@@ -58,6 +59,7 @@ def scheduled(
 def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
     """Outcome and reason; waits up to `PATIENCE_S` while another command holds the workspace."""
     deadline = time.monotonic() + PATIENCE_S
+    recipe = find_weights(recipe)
     while True:
         if why := ended_before(workspace, inputs(workspace, recipe)):
             return "unchanged", why

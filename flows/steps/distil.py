@@ -17,7 +17,6 @@ from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import gain
 from models.evaluation.scores import mean, read_scores
-from models.recipe.config import content
 
 log = logging.getLogger("cleanshelf")
 ANSWERS = ("classes.npy", "probs.npy", "answers.json")  # files of an Answers
@@ -61,7 +60,7 @@ def train_student(run: Run, data: DataFolder, answers: Answers) -> Trained:
         )
 
     own = dataclasses.replace(recipe.distil, fall=0.0)  # decides later
-    folder = run.cached(f"student-{own.backbone}", data.name, answers.name, own, content(own.weights), settings.decisive,
+    folder = run.cached(f"student-{own.backbone}", data.name, answers.name, own, own.member.start, settings.decisive,
                         recipe.augment, recipe.export.input_size, files=TRAINED, work=work)  # fmt: skip
     return Trained(folder)
 

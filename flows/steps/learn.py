@@ -16,7 +16,7 @@ from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fo
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.scores import read_scores
-from models.recipe.config import Recipe, to_dict, training_inputs
+from models.recipe.config import Recipe, from_dict, to_dict, training_inputs
 from models.training.ensemble import choose_weights
 
 log = logging.getLogger("cleanshelf")
@@ -34,6 +34,23 @@ def check(recipe: Recipe, data: Path) -> None:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
         run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
+
+
+def find_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the hash of the weights that each member starts from, which all trainings of a run demand.
+
+    timm's own weights are downloaded if this machine does not have them.
+
+    Raises:
+        InputError: weights are not available; the message names the ways out.
+    """
+    if not any((recipe.distil.weights, *(member.weights for member in recipe.members))):
+        return recipe
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "asked.json").write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
+        run_child("models.training.weights", ["--recipe", folder / "asked.json", "--out", folder], say=log.info)
+        return from_dict(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
 
 
 def train_members(run: Run, labels: Sequence[DataFolder]) -> list[Trained]:

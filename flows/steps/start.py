@@ -17,7 +17,7 @@ from flows.run.launch import num_parallel, num_workers
 from flows.run.run import Run, inputs_of, sweep_runs
 from flows.run.step import parallel_tasks, step
 from flows.settings import LOCAL, Settings
-from flows.steps.learn import check
+from flows.steps.learn import check, find_weights
 from flows.workspace import Workspace
 from flows.workspace.results import DataFolder
 from models.recipe.config import Recipe, digest
@@ -34,9 +34,11 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
     Within the block no other run starts and a Prefect server is running. Deliveries may come in: the run has its own copy.
 
     Raises:
-        InputError: recipe and data do not fit together, or data/ was edited by hand; nothing was started.
+        InputError: weights that the recipe names are not available, recipe and data do not fit together, or data/ was edited
+            by hand; nothing was started.
         WorldError: the environment names a server that cannot be used; nothing was started.
     """
+    recipe = find_weights(recipe)
     run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
         if named := named_server():

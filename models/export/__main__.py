@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,9 @@ from models.export.parity import measure_parity, require_parity
 from models.export.patch import name_classes, stamp
 from models.export.session import decisive
 from models.networks.network import set_threads
-from models.recipe.config import Export, Recipe
+from models.networks.pretrained import licence_of, origin, settings_of
+from models.recipe.config import Export, Member, Recipe
+from models.recipe.learning import PRETRAINED
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.train import Trained, load_network
 
@@ -86,8 +87,9 @@ def describe(
             "tau": trained.tau,
             "temperature": calibration.temperature_of(number),
             "weight": round(weight, 6),
-            "started_from": Path(trained.member.weights).name,
-            "licence": licence(trained),
+            "started_from": started_from(trained.member),
+            "weights_sha256": trained.member.weights_sha256,
+            "licence": licence(trained.member),
         }
         for number, (trained, weight) in enumerate(zip(members, weights, strict=True))
     ]
@@ -106,12 +108,18 @@ def describe(
     }
 
 
-def licence(trained: Trained) -> str:
-    """Licence of a network's initial weights, as stated by timm, or "unknown"; "none" for random weights."""
-    if not trained.member.weights:
+def started_from(member: Member) -> str:
+    """Source of a network's starting weights: a repository of the hub, a URL or a file; "" for random weights."""
+    if member.weights == PRETRAINED:
+        return origin(settings_of(member.backbone))
+    return Path(member.weights).name
+
+
+def licence(member: Member) -> str:
+    """Licence of a network's starting weights: timm's word for its own, "unknown" for a file, "none" for random weights."""
+    if not member.weights:
         return "none"
-    own = cast("Mapping[str, str | None]", trained.network.backbone.pretrained_cfg)
-    return own.get("license") or "unknown"
+    return licence_of(settings_of(member.backbone)) if member.weights == PRETRAINED else "unknown"
 
 
 def sample_photos(manifest: Manifest, *, side: int) -> NDArray[np.uint8]:

@@ -19,11 +19,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.errors import ConfigError
+from durable import sha256
+from models.errors import ConfigError, WeightsMismatch
 from models.networks.backbones import unknown_backbone
 from models.networks.margins import Angular, Sphere
+from models.networks.pretrained import settings_of, weights_file
 from models.networks.weights import load_weights
 from models.recipe.config import Member
+from models.recipe.learning import PRETRAINED
 
 EMBEDDING = 512
 LINEAR = Member()
@@ -114,20 +117,38 @@ class Network(nn.Module):
 
 
 def build_network(member: Member, *, num_classes: int) -> Network:
-    """A member's network with its initial weights, on the CPU.
+    """A member's network with its starting weights, on the CPU.
 
-    Weights are loaded at the backbone's native size; position embeddings are then resized to the member's size.
+    Weights are loaded at the backbone's native size; position embeddings are then resized to the member's size. Those of a
+    file of another size are resized when they are loaded.
 
     Raises:
-        ConfigError: timm has no such backbone, or the backbone does not accept the arguments or the size.
-        WeightsMismatch: the weights file does not fit the backbone.
+        ConfigError: timm has no such backbone or weights, or the backbone does not accept the arguments or the size.
+        WeightsMismatch: the weights are not available, or do not fit the backbone, or are not those of the run.
     """
     backbone = _backbone(member)
     if member.weights:
-        load_weights(backbone, Path(member.weights), name=member.backbone)
+        path = start_file(member)
+        load_weights(backbone, path, name=member.backbone, resize=lambda: set_size(backbone, member))
     width = set_size(backbone, member)
     normalisation = _normalisation(member, backbone)
     return Network(backbone, width=width, num_classes=num_classes, normalisation=normalisation, member=member)
+
+
+def start_file(member: Member) -> Path:
+    """The file of the weights that a member starts from.
+
+    Raises:
+        ConfigError, WeightsMismatch: there is none on this machine, or one that is not that of the run.
+    """
+    path = weights_file(member.backbone) if member.weights == PRETRAINED else Path(member.weights)
+    if member.weights_sha256 and path.is_file() and (found := sha256(path)) != member.weights_sha256:
+        raise WeightsMismatch(
+            f"members.weights: {path} has the SHA-256 {found[:12]}..., but members.weights_sha256 demands "
+            f"{member.weights_sha256[:12]}..., because all trainings of a run start from the same weights; copy the file that the "
+            "run was started with, or start the run again"
+        )
+    return path
 
 
 def set_size(backbone: nn.Module, member: Member) -> int:
@@ -161,6 +182,8 @@ def _config_error(field: str) -> Iterator[None]:
 def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
         raise unknown_backbone(member.backbone, timm.list_models())
+    if "." in member.backbone:
+        settings_of(member.backbone)  # refuses a tag that timm does not have
     with _config_error(f"members.args or members.size: {member.backbone} at {member.size} px"):
         backbone: nn.Module = timm.create_model(member.backbone, pretrained=False, num_classes=0, **member.args)
     return backbone

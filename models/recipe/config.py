@@ -310,7 +310,7 @@ def training_inputs(recipe: Recipe, *, network: Member | None = None, train: Tra
     """
     member = network or recipe.members[0]
     settings = (train or recipe.train).decisive
-    files = [content(path) for path in (member.weights, settings.state, settings.photo_weights)]
+    files = [member.start, content(settings.state), content(settings.photo_weights)]
     parts = [
         member,
         recipe.loss,

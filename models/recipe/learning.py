@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from durable import sha256
 from models.errors import ConfigError
 from models.recipe.registry import Range
 
 Positive = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
 LEVELS = (1, 2, 5, 10)  # numbers of crops of a photo
+PRETRAINED = "pretrained"  # weights of a member: timm's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Member:
     backbone: str = "resnet10t"  # any timm name
     size: Annotated[int, Range(16, 1024)] = 96  # pixels, in training and in the graph
     seed: Annotated[int, Range(0)] = 0
-    weights: str = ""  # a .safetensors or torch file to start from; "": random weights
+    weights: str = ""  # to start from: "pretrained" for timm's own, or a file; "": random weights
+    weights_sha256: str = ""  # of the file that they are in; a run fills it in, and its trainings demand it
     args: dict = field(default_factory=dict)  # passed to timm.create_model, e.g. {pad_type = "same"}
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; (): timm's values for the backbone
     std: tuple[float, ...] = ()
@@ -51,6 +53,13 @@ class Member:
             raise ConfigError(
                 f"members.std: {self.std} contains 0, but pixels are divided by it; leave std out for timm's values"
             )
+
+    @property
+    def start(self) -> str:
+        """Hash of the weights that a training starts from; "" for random weights, and for a file that is not there."""
+        if not self.weights:
+            return ""
+        return self.weights_sha256 or content("" if self.weights == PRETRAINED else self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +203,10 @@ class Distil:
     """The student: one small network that learns the answers of the ensemble, its teacher, and is served instead of it."""
 
     backbone: str = ""  # any timm name; "": no student
-    size: Annotated[int, Range(16, 1024)] = 96  # these six as those of a member
+    size: Annotated[int, Range(16, 1024)] = 96  # these seven as those of a member
     seed: Annotated[int, Range(0)] = 0
     weights: str = ""
+    weights_sha256: str = ""
     args: dict = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -218,7 +228,9 @@ class Distil:
     @property
     def member(self) -> Member:
         """The student as a member with a linear classifier."""
-        own = {name: getattr(self, name) for name in ("size", "seed", "weights", "args", "mean", "std")}
+        own = {
+            name: getattr(self, name) for name in ("size", "seed", "weights", "weights_sha256", "args", "mean", "std")
+        }
         return Member(backbone=self.backbone, **own)
 
     def settings(self, train: Train) -> Train:
@@ -259,4 +271,4 @@ class Augment:
 
 def content(path: str) -> str:
     """Hash of a file; "" if there is no such file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+    return sha256(Path(path)) if path and Path(path).is_file() else ""

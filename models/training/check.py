@@ -90,8 +90,8 @@ def check_frozen(own: Recipe, member: int) -> None:
     if own.train.backbone_lr_scale == 0 and not own.members[0].weights:
         raise ConfigError(
             f"members.{member}.weights: none are given, but train.backbone_lr_scale=0 freezes the backbone, which would keep "
-            f"random weights; give weights of {own.members[0].backbone} with --weights FILE (all members) or --set "
-            f"members.{member}.weights=FILE, or train it too with train.backbone_lr_scale=1"
+            f"random weights; give timm's with --weights pretrained or a file with --weights FILE (all members), or --set "
+            f"members.{member}.weights=..., or train the backbone too with train.backbone_lr_scale=1"
         )
 
 

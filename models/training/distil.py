@@ -26,7 +26,7 @@ from models.losses.distilled import Distilled
 from models.networks.inputs import Inputs, Views
 from models.networks.network import Network, build_network, count_parameters, set_threads
 from models.networks.predict import score
-from models.recipe.config import Recipe, content, digest
+from models.recipe.config import Recipe, digest
 from models.training.answers import Answers, read_answers, student_rows
 from models.training.command import log_progress, parser_for, read_recipe, run
 from models.training.epochs import fit
@@ -77,14 +77,15 @@ def learn(
 
 def inputs_of(recipe: Recipe, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Views:
     """Views of these photos, as the student sees them."""
-    photos = Photos(manifest, rows, side=recipe.export.input_size)
+    photos = Photos(manifest, rows, side=recipe.export.input_size, device=network.mean.device,
+                    loaders=recipe.train.loaders, is_reduced=True)  # fmt: skip
     return Views(photos, network, size=recipe.distil.size, augment=recipe.augment)
 
 
 def key_of(recipe: Recipe, taught: Answers) -> str:
     """Digest of everything that the student depends on."""
     settings = recipe.distil.settings(recipe.train).decisive
-    return digest(taught.key, recipe.distil, content(recipe.distil.weights), settings, recipe.augment)
+    return digest(taught.key, recipe.distil, recipe.distil.member.start, settings, recipe.augment)
 
 
 def _nothing() -> tuple[Tensor, float]:

@@ -64,7 +64,7 @@ def frozen_features(
     if folder is None or not member.weights:
         return extract(photos(rows), network, size=member.size, augment=augment)
     index = content(str(manifest.data / "index.parquet"))
-    parts = (member.backbone, member.args, member.mean, member.std, member.size, content(member.weights), side, index)
+    parts = (member.backbone, member.args, member.mean, member.std, member.size, member.start, side, index)
     file = folder / f"{digest(*parts)}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file.with_suffix(".lock")):

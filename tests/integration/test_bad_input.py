@@ -195,7 +195,8 @@ def check_pixels(data: Path, odd: dict[str, tuple[bytes, Image.Image]]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: aliproducts, demo, frozen, robust, smoke, tuned"),
+        (["robsut"], "no recipe 'robsut' (did you mean 'robust'?); known: aliproducts, demo, frozen, modern, robust, "
+         "smoke, tuned"),
         (["none.toml"], "robust, smoke, tuned; or give the path of an existing .toml file"),
         (["smoke", "--set", "trian.epochs=3"], "smoke.toml: trian: no such key (did you mean 'train'?); known here: name,"),
         (["smoke", "--set", "train.epochs=0"], "smoke.toml: train.epochs: 0 is outside [1, inf]; correct it in the recipe"),
@@ -229,6 +230,18 @@ def test_recipe_files_that_cannot_be_read(prepared: Path, tmp_path: Path, conten
 def test_an_unknown_backbone_is_refused_before_anything_is_trained(prepared: Path) -> None:
     message = refusal_of(prepared, "retrain", "smoke", "--set", "members.1.backbone=resent18")
     assert "has no model 'resent18' (did you mean resnet18" in message
+    assert list((prepared / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_machine_without_network_is_told_the_ways_out(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refusal_of(prepared, "retrain", *option)
+    assert message.startswith("members.0.weights: timm's weights of resnet18.a1_in1k are not in ")
+    assert message.endswith('name a file with --weights FILE, or start from random weights with --weights ""')
     assert list((prepared / "runs").iterdir()) == []
 
 

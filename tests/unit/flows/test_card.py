@@ -23,7 +23,8 @@ CARD = {
     "labels": json.dumps(LABELS),
     "labels_sha256": "ab" * 32,
     "members": json.dumps([{"backbone": "resnet10t", "size": 96, "tau": 0.35, "temperature": 1.5, "weight": 1.0,
-                            "started_from": "net.safetensors", "licence": "apache-2.0"}]),
+                            "started_from": "net.safetensors", "weights_sha256": "cd" * 32,
+                            "licence": "apache-2.0"}]),
     "views": json.dumps({"crops": 10, "enlarge": 1.25}),
     "known": json.dumps({"score": "angle", "slope": 8.5, "threshold": 0.31, "accept": 0.95, "reject": True}),
     "calibration": json.dumps({"photos": 84, "surprise": [1.25, 0.875], "accepted": 0.952,
@@ -52,7 +53,7 @@ def test_the_verb_needs_the_file_alone(graph: Path, tmp_path: Path) -> None:
     assert json.loads(shown.stdout) == read_card(graph)
     for part in ("8, sha256 abab", "0123456789abcdef", "12345678", "9876543210", "robust", "10 crops, enlarged 1.25 times",
                  "angle, accepted from 0.31 on", "get no classes", "95.2% of 84 validation photos", "0.771", "0.912",
-                 "1.250 -> 0.875", "0 ids differ from torch", "net.safetensors", "apache-2.0", "0.350", "1.500",
+                 "1.250 -> 0.875", "0 ids differ from torch", "net.safetensors, sha256 cdcd", "apache-2.0", "0.350", "1.500",
                  "head", "0.880"):  # fmt: skip
         assert part in cleanshelf("model", "show", graph).stdout, part
 

@@ -39,7 +39,10 @@ def test_weights_for_all_members(tmp_path: Path) -> None:
     file = tmp_path / 'my "own" weights.pt'
     file.touch()
     assert with_weights("frozen", ["train.epochs=3"], None) == ["train.epochs=3"]
-    overrides = with_weights("frozen", ["members.1.weights=other.pt"], file)
+    overrides = with_weights("frozen", ["members.1.weights=other.pt"], str(file))
     assert [each.weights for each in load_recipe("frozen", overrides=overrides).members] == [str(file), "other.pt"]
     with pytest.raises(ConfigError, match=r"--weights .*none\.pt: there is no such file"):
-        with_weights("frozen", [], tmp_path / "none.pt")
+        with_weights("frozen", [], str(tmp_path / "none.pt"))
+    for word in ("pretrained", ""):
+        members = load_recipe("robust", overrides=with_weights("robust", [], word)).members
+        assert [each.weights for each in members] == [word, word]

@@ -299,21 +299,27 @@ def test_the_file_describes_itself(exported: Path, data: Path) -> None:
 
 
 def test_the_card_says_what_members_started_from(exported: Path) -> None:
-    """Initial weights are named by their file name without its folder; random weights have no licence."""
+    """Starting weights are named by their file name without its folder; random weights have no licence."""
     fresh = load_network(exported / "0.pt")
     started = dataclasses.replace(
         fresh, member=dataclasses.replace(fresh.member, weights="/some/where/net.safetensors")
     )
-    graph = DeployGraph([fresh, started], settings=SETTINGS, weights=[0.25, 0.75])
-    calibration = Calibration((2.0, 0.5), "angle", 3.0, 0.25)
+    ours = dataclasses.replace(
+        fresh.member, backbone="test_resnet.r160_in1k", weights="pretrained", weights_sha256="ab12"
+    )
+    timms = dataclasses.replace(fresh, member=ours)
+    graph = DeployGraph([fresh, started, timms], settings=SETTINGS, weights=[0.25, 0.5, 0.25])
+    calibration = Calibration((2.0, 0.5, 1.0), "angle", 3.0, 0.25)
     card = describe(
-        [fresh, started], graph, settings=dataclasses.replace(SETTINGS, accept=0.9), calibration=calibration
+        [fresh, started, timms], graph, settings=dataclasses.replace(SETTINGS, accept=0.9), calibration=calibration
     )
     assert json.loads(card["members"]) == [
         {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 2.0, "weight": 0.25, "started_from": "",
-         "licence": "none"},
-        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 0.5, "weight": 0.75,
-         "started_from": "net.safetensors", "licence": "apache-2.0"},
+         "weights_sha256": "", "licence": "none"},
+        {"backbone": "test_resnet", "size": 32, "tau": 0.7, "temperature": 0.5, "weight": 0.5,
+         "started_from": "net.safetensors", "weights_sha256": "", "licence": "unknown"},
+        {"backbone": "test_resnet.r160_in1k", "size": 32, "tau": 0.7, "temperature": 1.0, "weight": 0.25,
+         "started_from": "timm/test_resnet.r160_in1k", "weights_sha256": "ab12", "licence": "apache-2.0"},
     ]  # fmt: skip
     assert json.loads(card["known"]) == {
         "score": "angle",

@@ -37,7 +37,7 @@ def trained(backbone: str, *, tau: float) -> Trained:
 @pytest.mark.timeout(1200)
 def test_the_reports_three_backbones_answer_as_one_graph(tmp_path: Path) -> None:
     names = [member.backbone for member in load_recipe("aliproducts").members]
-    assert names == ["resnest101e", "tf_efficientnetv2_m", "deit_small_patch16_224"]
+    assert names == ["resnest101e.in1k", "tf_efficientnetv2_m.in21k_ft_in1k", "deit_small_patch16_224.fb_in1k"]
     members = [trained(name, tau=tau) for name, tau in zip(names, (0.6, 0.5, 0.7), strict=True)]
     graph = DeployGraph(members, settings=Export(input_size=80, crops=2))
     write_onnx(graph, tmp_path / "model.onnx", input_size=80, metadata={})

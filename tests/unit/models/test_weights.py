@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.errors import WeightsMismatch
+from models.networks.network import build_network
 from models.networks.weights import load_weights
+from models.recipe.config import Member
+from tests.hub import state_of
 
 NAME = "test_resnet"
 
@@ -182,16 +186,73 @@ def test_weights_of_another_backbone_name_it(tmp_path: Path) -> None:
     message = refusal(tmp_path / "w.pth", name="test_vit2")
     assert re.search(r"it holds \d+ tensors under state_dict, first module\.\w+ \(", message)
     assert "with prefix 'module.'" in message
-    assert "set members.backbone to the backbone of these weights (these look like test_vit)" in message
+    assert "set members.backbone to the backbone of these weights (these fit test_vit)" in message
 
 
 def test_a_checkpoint_that_states_its_backbone(tmp_path: Path) -> None:
     torch.save({"arch": "resnet18", "state_dict": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "w.pth")
-    assert "(these look like resnet18)" in refusal(tmp_path / "w.pth")
+    assert "(these fit resnet18)" in refusal(tmp_path / "w.pth")
 
 
 def test_a_deeper_backbone_is_not_cut_to_fit(tmp_path: Path) -> None:
     torch.save({"model": with_prefix("module.", weights(name="resnet34"))}, tmp_path / "w.pth")
     message = refusal(tmp_path / "w.pth", name="resnet18")
     assert "that it does not have, first layer1.2" in message
-    assert "(these look like resnet34)" in message
+    assert "(these fit resnet34)" in message
+
+
+def test_position_embeddings_of_another_size_are_resized_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = state_of("test_vit", img_size=96, num_classes=5)
+    torch.save({"model": with_prefix("module.", given)}, tmp_path / "w.pth")
+    member = Member(backbone="test_vit", size=96, weights=str(tmp_path / "w.pth"))
+    with caplog.at_level("INFO", "models"):
+        network = build_network(member, num_classes=2)
+        smaller = build_network(replace(member, size=64), num_classes=2).backbone.state_dict()
+    assert torch.equal(network.backbone.state_dict()["pos_embed"], given["pos_embed"])  # not by way of timm's own size
+    assert "weights of test_vit from w.pth: " in caplog.text
+    assert re.search(r"left out: head\.weight, head\.bias", caplog.text)
+    assert smaller["pos_embed"].shape == (1, 1 + 16, 64)
+    assert torch.equal(smaller["blocks.0.mlp.fc1.weight"], given["blocks.0.mlp.fc1.weight"])
+    assert "resized: pos_embed; left out" in caplog.text
+
+
+def test_the_authors_own_names_are_translated(tmp_path: Path) -> None:
+    """ConvNeXt as its authors published it: other names, and linear layers for 1 x 1 convolutions."""
+    ours = state_of("test_convnext", num_classes=0)
+    theirs = {}
+    for key, value in ours.items():
+        key = re.sub(r"stages\.(\d+)\.downsample\.(\d)", r"downsample_layers.\1.\2", key)
+        key = re.sub(r"stages\.(\d+)\.blocks\.(\d+)", r"stages.\1.\2", key.replace("stem.", "downsample_layers.0."))
+        key = key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv").replace("head.norm.", "norm.")
+        theirs[key] = value
+    torch.save({"model": theirs}, tmp_path / "convnext.pth")
+    network = backbone("test_convnext")
+    found = load_weights(network, tmp_path / "convnext.pth", name="test_convnext")
+    assert all(torch.equal(value, ours[key]) for key, value in network.state_dict().items())
+    assert found.fits
+    assert not found.left_out
+
+
+def test_what_is_not_in_the_file_and_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = state_of("test_convnext", num_classes=3)
+    torch.save(
+        {k: v for k, v in given.items() if "head.norm" not in k} | {"projector.0.weight": torch.zeros(2)},
+        tmp_path / "w.pt",
+    )
+    with caplog.at_level("INFO", "models"):
+        load_weights(backbone("test_convnext"), tmp_path / "w.pt", name="test_convnext")
+    assert (
+        "weights of test_convnext from w.pt: not in the file, initial values: head.norm.weight, head.norm.bias; "
+        "left out: head.fc.fc.weight, head.fc.fc.bias, projector.0.weight"
+    ) in caplog.text
+
+
+def test_three_backbones_that_fit_are_named(tmp_path: Path) -> None:
+    torch.save(weights(name="deit_tiny_patch16_224"), tmp_path / "deit_tiny_patch16_224-1.pth")
+    message = refusal(tmp_path / "deit_tiny_patch16_224-1.pth", name="vit_small_patch16_224")
+    names = re.search(r"\(these fit ([\w, ]+)\)$", message)
+    assert names is not None
+    found = names[1].split(", ")
+    assert len(found) == 3
+    for name in found:
+        load_weights(backbone(name), tmp_path / "deit_tiny_patch16_224-1.pth", name=name)
