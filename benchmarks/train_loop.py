@@ -111,7 +111,7 @@ class Measured:
         rows = EPOCHS * self.steps * self.case.batch
         labels = [f"class {row % CLASSES:04d}" for row in range(rows + VALIDATION)]
         splits = ["train"] * rows + ["val"] * VALIDATION
-        write_data(self.folder / "data", [drawn_jpeg(seed) for seed in range(DISTINCT)], labels, splits)
+        write_data(self.folder / "data", [drawn_jpeg(seed) for seed in range(min(DISTINCT, rows))], labels, splits)
 
     def photos_per_s(self, *, checkpoint_s: float = RARELY_S) -> float:
         """Speed of a new training."""

@@ -4,12 +4,13 @@
 
 Trainings as a flow starts them, MobileNetV2 at 96 px, batches of 64 drawn photos, one thread each: one process on one core, and
 two on two cores, connected by gloo. Reading and decoding happen on the same cores. The figure is photos/s per core of two over
-one, the median of alternating rounds, of epochs after the first. The same over two trainings that run at the same time, with
-half the batch each, and exchange nothing: what the machine itself loses.
+one, the median of alternating rounds, of epochs after the first. Beside it the same of two trainings that run at the same time,
+with half the batch each, and exchange nothing: what the machine itself loses.
 
 Then a network learns drawn shapes, 20 % of them labelled as another, by one process, by two, and by one with another seed. A
-fold of the photos, which it did not see, is scored and decided on as in cleaning. Two processes should agree with one at least
-as often as two seeds do: batch norm sees half of each batch. Accuracy is that on validation photos.
+fold of the photos, which it did not see, is scored and decided on as in cleaning. Two processes should agree with one about as
+often as two seeds do, as batch norm sees half of each batch. Accuracy is that on validation photos. Targets leave room for two
+standard errors.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from models.recipe.config import Clean, Recipe, to_dict
 CLAIM = "two processes that share a training are nearly twice as fast as one, and learn the same"
 CLASSES, DISTINCT, EPOCHS, BATCH, PHOTO = 100, 128, 3, 64, 160
 WRONG, FOLDS, STANDARD_ERRORS = 0.2, 4, 2
+SHAPES = [f"augment.{key}=0" for key in ("zoom", "rotate_deg", "colour", "erase")]  # they vary enough as drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=2)
     made.add_argument("--steps", type=int, default=10, help="steps of an epoch, when speed is measured")
     made.add_argument("--photos", type=int, default=1200, help="training photos, when learning is compared")
-    made.add_argument("--epochs", type=int, default=8, help="when learning is compared")
+    made.add_argument("--epochs", type=int, default=16, help="when learning is compared")
     return made.parse_args(arguments)
 
 
@@ -92,7 +94,7 @@ def speed(folder: Path, *, rounds: int, steps: int) -> None:
     """Prints the speed per core of two processes over that of one."""
     rows = EPOCHS * steps * BATCH
     labels = [f"class {row % CLASSES:04d}" for row in range(rows + BATCH)]
-    photos = [drawn_jpeg(seed, width=PHOTO, height=PHOTO) for seed in range(DISTINCT)]
+    photos = [drawn_jpeg(seed, width=PHOTO, height=PHOTO) for seed in range(min(DISTINCT, rows))]
     data = write_data(folder / "data", photos, labels, ["train"] * rows + ["val"] * BATCH)
     cores = sorted(os.sched_getaffinity(0))[:2]
 
@@ -104,20 +106,17 @@ def speed(folder: Path, *, rounds: int, steps: int) -> None:
         out = on_cores(cores, lambda: train(data, recipe(batch), out=folder / name, workers=workers))
         return read_epochs(out).photos_per_s
 
+    def one() -> float:
+        return measure("one", cores[:1])
+
     def apart() -> float:
         with ThreadPoolExecutor(2) as threads:
-            found = threads.map(lambda core: measure(f"apart {core}", [core], batch=BATCH // 2), cores)
-            return sum(found) / 2
+            return sum(threads.map(lambda core: measure(f"apart {core}", [core], batch=BATCH // 2), cores)) / 2
 
-    found = ratios(
-        lambda: measure("two", cores, workers=2) / 2,
-        {"one process": lambda: measure("one", cores[:1]), "two trainings that exchange nothing": apart},
-        rounds=rounds,
-    )
-    per_core = {name: told(f"photos/s per core, 2 processes / {name}", values) for name, values in found.items()}
-    one, other = per_core.items()
-    figure(f"photos/s per core, 2 processes / {one[0]}", round(one[1], 3), target=">= 0.9", met=one[1] >= 0.9,
-           baseline=f"over {other[0]}: {other[1]:.3f}")  # fmt: skip
+    found = ratios(lambda: measure("two", cores, workers=2) / 2, {"one": one}, rounds=rounds)["one"]
+    ratio, limit = told("photos/s per core, 2 processes / 1", found), apart() / one()
+    figure("photos/s per core, 2 processes / 1", round(ratio, 3), target=">= 0.9", met=ratio >= 0.9,
+           baseline=f"two trainings that exchange nothing: {limit:.3f}")  # fmt: skip
 
 
 def learning(folder: Path, *, num_train: int, epochs: int) -> None:
@@ -125,20 +124,25 @@ def learning(folder: Path, *, num_train: int, epochs: int) -> None:
     data = shapes(folder / "data", num_train=num_train)
     found = {}
     for name, seed, workers in (("one process", 1, 1), ("two processes", 1, 2), ("another seed", 2, 1)):
-        settings = {"epochs": epochs, "batch_size": 32, "lr": 2e-3}
-        recipe = recipe_of({"backbone": "resnet10t", "size": 32, "seed": seed}, settings, side=32,
-                           settings=[f"clean.folds={FOLDS}", f"clean.epochs={epochs}"])  # fmt: skip
+        settings = {"epochs": epochs, "batch_size": 32, "lr": 5e-3}
+        recipe = recipe_of({"backbone": "test_resnet", "size": 32, "seed": seed}, settings, side=32,
+                           settings=[f"clean.folds={FOLDS}", f"clean.epochs={epochs}", *SHAPES])  # fmt: skip
         out = train(data, recipe, out=folder / name, workers=workers, fold=0)
         found[name] = judged(data, read_scores(out / "scores.parquet"))
     (flagged, hits), (flagged_by_two, hits_by_two), (flagged_by_another, hits_by_another) = found.values()
-    same, usual = np.mean(flagged == flagged_by_two), np.mean(flagged == flagged_by_another)
-    figure("same decision by 2 processes as by 1, share of photos", round(float(same), 3), target=">= two seeds",
-           met=bool(same >= usual), baseline=f"two seeds: {usual:.3f}; flagged: {np.mean(flagged):.3f}")  # fmt: skip
+    same, usual = float(np.mean(flagged == flagged_by_two)), float(np.mean(flagged == flagged_by_another))
+    least = usual - noise(usual, len(flagged))
+    figure("same decision by 2 processes as by 1, share of photos", round(same, 3), target=f">= {least:.3f}",
+           met=same >= least, baseline=f"two seeds: {usual:.3f}; flagged: {np.mean(flagged):.3f}")  # fmt: skip
     accuracy, by_two = float(hits.mean()), float(hits_by_two.mean())
-    noise = STANDARD_ERRORS * math.sqrt(2 * accuracy * (1 - accuracy) / len(hits))
-    figure("accuracy by 2 processes", round(by_two, 4), target=f">= {accuracy - noise:.4f}",
-           met=by_two >= accuracy - noise,
+    least = accuracy - noise(accuracy, len(hits))
+    figure("accuracy by 2 processes", round(by_two, 4), target=f">= {least:.4f}", met=by_two >= least,
            baseline=f"1 process: {accuracy:.4f}; another seed: {hits_by_another.mean():.4f}")  # fmt: skip
+
+
+def noise(share: float, count: int) -> float:
+    """Two standard errors of the difference between two such shares of `count` photos."""
+    return STANDARD_ERRORS * math.sqrt(2 * share * (1 - share) / count)
 
 
 def shapes(folder: Path, *, num_train: int) -> Path:

@@ -26,7 +26,7 @@ class TimmLoop:
         self, recipe: Recipe, folder: Path, *, num_classes: int, device: str, workers: int, alike: bool
     ) -> None:
         (member,), self.settings = recipe.members, recipe.train
-        self.device, self.alike = torch.device(device), alike
+        self.device, self.alike, self.best = torch.device(device), alike, 0.0  # photos/s
         self.layout = torch.channels_last if alike else torch.contiguous_format
         network = build_network(member, num_classes=num_classes).train()
         mean, std = (tuple(values.flatten().tolist()) for values in (network.mean, network.std))
@@ -47,7 +47,9 @@ class TimmLoop:
         for photos, target in self.loader:
             self._step(photos.contiguous(memory_format=self.layout), target)
             count += len(target)
-        return count / (self._now() - begun)
+        speed = count / (self._now() - begun)
+        self.best = max(self.best, speed)
+        return speed
 
     def _step(self, photos: torch.Tensor, target: torch.Tensor) -> None:
         half = self.alike and self.device.type == "cuda"

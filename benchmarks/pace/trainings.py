@@ -18,8 +18,6 @@ from models.recipe.tables import set_key
 from models.training.job import Job
 from models.training.train import train
 
-POLL_S = 0.005
-
 
 def recipe_of(
     member: Mapping[str, Any], train: Mapping[str, Any], *, side: int, settings: Sequence[str] = ()
@@ -78,6 +76,7 @@ class Written:
     """Context that counts how often a file is replaced, by looking at it."""
 
     path: Path
+    poll_s: float = 0.005
     seen: set[tuple[int, int]] = field(default_factory=set)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -93,7 +92,7 @@ class Written:
         self.thread.join()
 
     def _look(self) -> None:
-        while not self.over.wait(POLL_S):
+        while not self.over.wait(self.poll_s):
             with suppress(FileNotFoundError):
                 status = self.path.stat()
                 self.seen.add((status.st_ino, status.st_mtime_ns))
