@@ -88,8 +88,8 @@ def compare(case: Case, folder: Path, args: argparse.Namespace) -> None:
     train = {"epochs": EPOCHS, "batch_size": case.batch, "epoch_length": draws, "warmup_epochs": 0}
     recipe = recipe_of({"backbone": case.backbone, "size": size}, train, side=round(size * 8 / 7), settings=args.set)
     theirs = {
-        name: TimmLoop(recipe, jpegs, num_classes=CLASSES, device=args.device, workers=case.workers, alike=alike)
-        for name, alike in zip(TARGETS, (True, False), strict=True)
+        name: TimmLoop(recipe, jpegs, num_classes=CLASSES, device=args.device, workers=case.workers, equal=equal)
+        for name, equal in zip(TARGETS, (True, False), strict=True)
     }
     for loop in theirs.values():
         loop.photos_per_s()  # starts its workers

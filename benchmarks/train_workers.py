@@ -156,7 +156,7 @@ def shapes(folder: Path, *, num_train: int) -> Path:
 
 
 def judged(data: Path, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Of the scored training photos which are flagged (N,), and of the validation photos which are recognised (M,)."""
+    """True for each scored training photo that is flagged (N,), and for each validation photo that is recognised (M,)."""
     manifest = read_manifest(data)
     scored_by = np.full(len(scores), "fold 0", object)
     after = decide(manifest, scores, settings=Clean(rule="log_margin", floor_share=0), round=1, scored_by=scored_by)

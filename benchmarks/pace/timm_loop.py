@@ -19,15 +19,15 @@ class TimmLoop:
 
     Args:
         workers: processes that decode.
-        alike: channels-last and, on a GPU, bfloat16, as our loop; False: timm's defaults, contiguous float32.
+        equal: channels-last and, on a GPU, bfloat16, as our loop; False: timm's defaults, contiguous float32.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, num_classes: int, device: str, workers: int, alike: bool
+        self, recipe: Recipe, folder: Path, *, num_classes: int, device: str, workers: int, equal: bool
     ) -> None:
         (member,), self.settings = recipe.members, recipe.train
-        self.device, self.alike, self.best = torch.device(device), alike, 0.0  # photos/s
-        self.layout = torch.channels_last if alike else torch.contiguous_format
+        self.device, self.equal, self.best = torch.device(device), equal, 0.0  # photos/s
+        self.layout = torch.channels_last if equal else torch.contiguous_format
         network = build_network(member, num_classes=num_classes).train()
         mean, std = (tuple(values.flatten().tolist()) for values in (network.mean, network.std))
         self.network = network.to(self.device, memory_format=self.layout)
@@ -52,7 +52,7 @@ class TimmLoop:
         return speed
 
     def _step(self, photos: torch.Tensor, target: torch.Tensor) -> None:
-        half = self.alike and self.device.type == "cuda"
+        half = self.equal and self.device.type == "cuda"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             logits = self.network.head(self.network.backbone(photos)).logits  # the loader has normalised the photos
             loss = functional.cross_entropy(logits, target)

@@ -89,8 +89,8 @@ def test_settings_override_the_recipe_of_a_benchmark() -> None:
     recipe = recipe_of({"size": 32}, {"epochs": 2}, side=40, settings=["train.threads=3"])
     assert (recipe.members[0].size, recipe.train.epochs, recipe.train.threads) == (32, 2, 3)
     assert (recipe.loss.name, recipe.export.input_size) == ("ce", 40)
-    with pytest.raises(ConfigError, match="threds"):
-        recipe_of({}, {}, side=40, settings=["train.threds=3"])
+    with pytest.raises(ConfigError, match="thread"):
+        recipe_of({}, {}, side=40, settings=["train.thread=3"])
 
 
 def test_a_training_of_the_benchmark_draws_each_photo_once() -> None:
