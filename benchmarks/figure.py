@@ -59,6 +59,11 @@ def figure(name: str, value: float, *, target: float | str, met: bool, baseline:
     print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
 
 
+def unmeasured(name: str, reason: str) -> None:
+    """Prints that a figure was not measured, and why."""
+    print(f"unmeasured: {name}: {reason}", flush=True)
+
+
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

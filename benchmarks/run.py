@@ -22,6 +22,7 @@ from contract.environment import process_variables
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 CONVENTIONS = ("figure.py", "run.py")
+FACTS = ("claim: ", "hardware: ", "versions: ", "unmeasured: ")  # lines that are repeated above a table
 TOLD = "told"  # target of a figure without one
 PREAMBLE = """# Benchmarks
 
@@ -53,7 +54,7 @@ class Outcome:
 
     def section(self) -> str:
         """Section of the page."""
-        facts = [line for line in self.lines if line.startswith(("claim: ", "hardware: ", "versions: "))]
+        facts = [line for line in self.lines if line.startswith(FACTS)]
         text = [f"## {self.name}", "", *map(item, facts), ""]
         if self.failure:
             text += [f"**No result**: {self.failure}", ""]

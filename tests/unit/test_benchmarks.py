@@ -13,9 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
-from figure import figure, header
+from figure import figure, header, unmeasured
 
 header("one and one is two")
+unmeasured("sum, on a GPU", "there is none")
 figure("sum, pieces", 2, target="== 2", met=True, baseline=None)
 figure("time | s", 0.123456, target=0.1, met=False, baseline=0.5)
 figure("share", 0.5, target="told", met=True, baseline=None)
@@ -46,7 +47,7 @@ def page(folder: Path) -> str:
 
 def test_a_benchmark_runs_alone_and_names_its_machine_and_versions(folder: Path) -> None:
     done = run(folder / "good.py")
-    claim, hardware, versions, *figures = done.stdout.splitlines()
+    claim, hardware, versions, unmeasured, *figures = done.stdout.splitlines()
 
     assert done.returncode == 0, done.stderr
     assert claim == "claim: one and one is two"
@@ -54,6 +55,7 @@ def test_a_benchmark_runs_alone_and_names_its_machine_and_versions(folder: Path)
     assert " cores, GPU " in hardware
     assert f"python {sys.version.split()[0]}" in versions
     assert "numpy " in versions
+    assert unmeasured == "unmeasured: sum, on a GPU: there is none"
     assert json.loads(figures[0]) == {
         "figure": "sum, pieces",
         "value": 2,
@@ -75,6 +77,7 @@ def test_the_page_holds_every_figure(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "## good" in page(folder)
     assert "- claim: one and one is two" in page(folder)
+    assert "- unmeasured: sum, on a GPU: there is none" in page(folder)
     assert "| sum, pieces | 2 | == 2 | yes |  |" in page(folder)
     assert "| time \\| s | 0.1235 | 0.1 | **no** | 0.5 |" in page(folder)
     assert "| share | 0.5 | told |  |  |" in page(folder)

@@ -1,0 +1,165 @@
+"""Benchmarks of the speed of trainings: their photos, their ratios, and that they run."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_loop
+import train_timm
+import train_workers
+from pace.data import drawn_jpeg, write_data, write_folder
+from pace.rounds import ratios, told
+from pace.trainings import Written, read_epochs, recipe_of
+from PIL import Image
+
+from durable import replacing
+from flows.run.launch import KEEP_MEMORY
+from models.data.manifest import read_manifest
+from models.errors import ConfigError
+from models.recipe.config import RECIPES, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOS = [drawn_jpeg(seed, width=40, height=30) for seed in range(3)]
+LABELS = [f"class {row % 2}" for row in range(7)]
+
+
+def test_a_drawn_photo_is_as_large_as_one_of_a_shop() -> None:
+    photo = drawn_jpeg(0)
+    assert photo == drawn_jpeg(0)
+    assert photo != drawn_jpeg(1)
+    assert Image.open(io.BytesIO(photo)).size == (500, 400)
+    assert 30_000 < len(photo) < 80_000
+
+
+def test_rows_of_a_data_version_share_the_bytes_of_a_few_photos(tmp_path: Path) -> None:
+    given = ["class 1", *LABELS[1:]]
+    data = write_data(tmp_path, PHOTOS, LABELS, ["train"] * 5 + ["val", "test"], given=given)
+    manifest = read_manifest(data)
+    assert [manifest.read_photo(row) for row in range(7)] == [PHOTOS[row % 3] for row in range(7)]
+    assert manifest.label.tolist() == LABELS
+    assert manifest.given_label.tolist() == given
+    assert manifest.split.tolist() == ["train"] * 5 + ["val", "test"]
+    assert manifest.kept.all()
+
+
+def test_a_folder_per_class_has_the_same_rows(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "jpegs", PHOTOS, LABELS)
+    files = {int(file.stem): file for file in folder.glob("*/*.jpg")}
+    assert [files[row].parent.name for row in range(7)] == LABELS
+    assert [files[row].read_bytes() for row in range(7)] == [PHOTOS[row % 3] for row in range(7)]
+
+
+def test_each_of_ours_is_divided_by_those_before_and_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = iter([6.0, 10.0]), iter([1.0, 3.0, 7.0])
+    found = ratios(lambda: next(ours), {"theirs": lambda: next(theirs)}, rounds=2)
+    assert found == {"theirs": [3.0, 2.0]}
+    assert told("speed", found["theirs"]) == 2.5
+    assert capsys.readouterr().out == "speed, each round: 3.000 2.000\n"
+
+
+def test_the_first_epoch_does_not_count(tmp_path: Path) -> None:
+    lines = [{"photos_per_s": 1.0}, {"photos_per_s": 100.0, "waiting": 0.2}, {"photos_per_s": 50.0, "waiting": 0.4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    epochs = read_epochs(tmp_path)
+    assert epochs.photos_per_s == pytest.approx(2 / (1 / 100 + 1 / 50))
+    assert epochs.waiting == pytest.approx(0.3)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[0])))
+    assert math.isnan(read_epochs(tmp_path).waiting)
+
+
+def test_every_replacement_of_a_file_is_counted(tmp_path: Path) -> None:
+    with Written(tmp_path / "checkpoint.pt", poll_s=0.001) as written:
+        for number in range(4):
+            with replacing(tmp_path / "checkpoint.pt") as file:
+                file.write(bytes(number))
+            time.sleep(0.03)
+    assert len(written.seen) == 4
+
+
+def test_settings_override_the_recipe_of_a_benchmark() -> None:
+    recipe = recipe_of({"size": 32}, {"epochs": 2}, side=40, settings=["train.threads=3"])
+    assert (recipe.members[0].size, recipe.train.epochs, recipe.train.threads) == (32, 2, 3)
+    assert (recipe.loss.name, recipe.export.input_size) == ("ce", 40)
+    with pytest.raises(ConfigError, match="thread"):
+        recipe_of({}, {}, side=40, settings=["train.thread=3"])
+
+
+def test_a_training_of_the_benchmark_draws_each_photo_once() -> None:
+    for case in (*train_loop.CASES["cpu"], *train_loop.CASES["cuda"]):
+        train = case.recipe(5, checkpoint_s=3.0).train
+        assert train.epoch_length == 5 * case.batch
+        assert train.epochs == train_loop.EPOCHS
+        assert train.checkpoint_minutes == pytest.approx(0.05)
+
+
+def test_the_default_is_every_device() -> None:
+    assert train_loop.parse([]).device is None
+    assert train_timm.parse(["--device", "cpu", "--set", "train.threads=2"]).set == ["train.threads=2"]
+    with pytest.raises(SystemExit):
+        train_loop.parse(["--device", "tpu"])
+    assert set(train_loop.CASES) == set(train_timm.CASES) == {"cpu", "cuda"}
+
+
+def test_a_fifth_of_the_drawn_shapes_is_labelled_wrong(tmp_path: Path) -> None:
+    manifest = read_manifest(train_workers.shapes(tmp_path, num_train=60))
+    classes = train_workers.drawn_set(num_train=6, num_test=6).classes
+    is_wrong = manifest.label[:60] != np.array([classes[row % 6] for row in range(60)])
+    assert is_wrong.mean() == pytest.approx(train_workers.WRONG, abs=0.05)
+    assert manifest.split.tolist() == ["train"] * 60 + ["val"] * 30
+
+
+def test_noise_of_a_difference_falls_with_the_number_of_photos() -> None:
+    assert train_workers.noise(0.5, 200) == pytest.approx(0.1)
+    assert train_workers.noise(1.0, 200) == 0
+
+
+def test_three_backbones_differ_from_tuned_in_nothing_else() -> None:
+    three = load_recipe(str(ROOT / "benchmarks" / "recipes" / "three_backbones.toml"))
+    tuned = load_recipe(str(RECIPES / "tuned.toml"))
+    assert [member.backbone for member in three.members] == [
+        "mobilenetv2_100", "tf_efficientnet_lite0", "tf_efficientnet_lite2"]  # fmt: skip
+    assert three.members[0] == tuned.members[0]
+    for key in ("size", "seed", "train", "loss", "head"):
+        assert [getattr(member, key) for member in three.members] == [getattr(member, key) for member in tuned.members]
+    for table in ("loss", "train", "augment", "clean", "export", "balance", "ensemble", "proof"):
+        assert getattr(three, table) == getattr(tuned, table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("train_loop.py", "--rounds", "1", "--steps", "2"), ["our loop / bare step"]),
+        (
+            ("train_timm.py", "--rounds", "1", "--steps", "1", "--size", "64"),
+            ["our loop / timm's loop, equal precision", "our loop / timm's loop, defaults of both"],
+        ),
+        pytest.param(
+            ("train_workers.py", "--rounds", "1", "--steps", "2", "--photos", "120", "--epochs", "1"),
+            ["photos/s per core, 2 processes / 1", "same decision by 2 processes", "accuracy by 2 processes"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_small_run_ends_with_figures(arguments: tuple[str, ...], names: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    env = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
+    hidden = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=env | hidden)
+    figures = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    for figure, name in zip(figures, names, strict=False):
+        assert figure["figure"].startswith(name)
+        assert figure["value"] >= 0
+    assert len(figures) >= len(names)
+    is_compared_on_a_gpu = arguments[0] != "train_workers.py"
+    assert ("\nunmeasured: our loop / " in ended.stdout) == is_compared_on_a_gpu
