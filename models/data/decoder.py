@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 import pixels
@@ -105,4 +106,4 @@ def resize(photo: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         out[:] = photo
         return
     source, target = (torch.from_numpy(each).permute(2, 0, 1)[None] for each in (photo, out))
-    torch.ops.aten._upsample_bilinear2d_aa.out(source, [*out.shape[:2]], False, None, None, out=target)
+    target.copy_(functional.interpolate(source, out.shape[:2], mode="bilinear", antialias=True))
