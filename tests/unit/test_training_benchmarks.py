@@ -122,12 +122,11 @@ def test_noise_of_a_difference_falls_with_the_number_of_photos() -> None:
     assert train_workers.noise(1.0, 200) == 0
 
 
-def test_three_backbones_differ_from_tuned_in_nothing_else() -> None:
+def test_three_backbones_differ_from_tuned_in_backbones_alone() -> None:
     three = load_recipe(str(ROOT / "benchmarks" / "recipes" / "three_backbones.toml"))
     tuned = load_recipe(str(RECIPES / "tuned.toml"))
     assert [member.backbone for member in three.members] == [
         "mobilenetv2_100", "tf_efficientnet_lite0", "tf_efficientnet_lite2"]  # fmt: skip
-    assert three.members[0] == tuned.members[0]
     for key in ("size", "seed", "train", "loss", "head"):
         assert [getattr(member, key) for member in three.members] == [getattr(member, key) for member in tuned.members]
     for table in ("loss", "train", "augment", "clean", "export", "balance", "ensemble", "proof"):

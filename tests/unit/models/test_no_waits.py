@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from models.cleaning import Noise
 from models.data.augment import draw_views, random_view, whole_view
-from models.data.mixing import labels_of, mix_batch, needed_positions
+from models.data.mixing import Mixed, labels_of, mix_batch, needed_positions
 from models.data.samplers import Sampler
 from models.losses import LOSSES, Loss, Samples, build_loss
 from models.losses.correction import Correction
@@ -90,7 +90,7 @@ def frozen(head: Head, augment: Augment) -> Features:
 
 
 def waits_of_steps(
-    card: Card, network: Any, loss: Loss, inputs: Any, draw: Callable[[], tuple[Tensor, float]], *,
+    card: Card, network: Any, loss: Loss, inputs: Any, draw: Callable[[], Mixed], *,
     settings: Train, meta: Constant | None = None, har: bool = False,
 ) -> dict[str, set[str]]:  # fmt: skip
     """Waits of one of two steps, by place; the first only prepares the second."""
@@ -209,12 +209,12 @@ AUGMENTS = {
 }
 
 
-def views(augment: Augment, *, size: int) -> Callable[[], tuple[Tensor, float]]:
+def views(augment: Augment, *, size: int) -> Callable[[], Mixed]:
     """Draws random views of photos on the card, mixed as augment says."""
     photos = torch.zeros(N, 40, 40, 3, dtype=torch.uint8).to(CARD)
     generator = torch.Generator()
 
-    def draw() -> tuple[Tensor, float]:
+    def draw() -> Mixed:
         own = torch.from_numpy(needed_positions(BATCH, augment))
         draws = draw_views(BATCH, augment=augment, generator=generator)[own]
         batch = random_view(photos[: len(own)], size, draws)
@@ -228,7 +228,7 @@ def views(augment: Augment, *, size: int) -> Callable[[], tuple[Tensor, float]]:
 def test_no_augmentation_waits(card: Card, augment: Augment) -> None:
     draw = views(augment, size=32)
     card.waits.clear()
-    batch, _ = draw()
+    batch, *_ = draw()
     assert batch.shape == (BATCH, 3, 32, 32)
     assert card.waits == {}
 
