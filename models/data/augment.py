@@ -74,12 +74,20 @@ def random_view(photos: Tensor, size: int, draw: Draw) -> Tensor:
         draw: parameters on the CPU; nothing waits for a GPU that holds the photos.
     """
     own = draw.to(photos.device)
-    grid = functional.affine_grid(own.theta, [len(photos), 3, size, size], align_corners=False)
-    pixels = functional.grid_sample(_to_float(photos), grid, padding_mode="reflection", align_corners=False)
+    pixels = functional.grid_sample(
+        _to_float(photos), _grid(own.theta, size), padding_mode="reflection", align_corners=False
+    )
     pixels = _colour(pixels, own.factors)
     if draw.hue.any():
         pixels = torch.einsum("nij,njhw->nihw", _hue_rotations(own.hue), pixels)
-    return _erase(_blur(pixels.clamp(0, 1), own.blur, rows=draw.blur.nonzero()[:, 0]), own)
+    return _erase(_blur(pixels.clamp_(0, 1), own.blur, rows=draw.blur.nonzero()[:, 0]), own)
+
+
+def _grid(theta: Tensor, size: int) -> Tensor:
+    """(N, size, size, 2) points of the photo, as affine_grid gives them, whose matrix product takes ten times as long."""
+    at = (torch.arange(size, device=theta.device) * 2 + 1) / size - 1
+    across, down, shift = theta[:, None, None].unbind(-1)
+    return torch.addcmul(torch.addcmul(shift, down, at[:, None, None]), across, at[:, None])
 
 
 def _to_float(photos: Tensor) -> Tensor:
@@ -114,12 +122,12 @@ def _signs(n: int, generator: torch.Generator) -> Tensor:
 
 def _colour(pixels: Tensor, factors: Tensor) -> Tensor:
     """Scales brightness, contrast and saturation by the factors (N, 3) of each photo."""
-    factors = factors.T[..., None, None, None]
-    pixels = pixels * factors[0]
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    pixels = mean + (pixels - mean) * factors[1]
+    brightness, contrast, saturation = factors.T[..., None, None, None]
     grey = pixels.mean(1, keepdim=True)
-    return grey + (pixels - grey) * factors[2]
+    mean, scale = brightness * grey.mean((2, 3), keepdim=True), brightness * contrast
+    # One after the other: p b, then m + (p b - m) c with the mean m of the photo, then g + (p - g) s with the grey g of
+    # the pixel. All three are linear, so that one pass over the pixels does for the three.
+    return torch.addcmul(grey * (scale - scale * saturation) + mean * (1 - contrast), pixels, scale * saturation)
 
 
 def _hue_rotations(hue: Tensor) -> Tensor:
