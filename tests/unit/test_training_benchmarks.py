@@ -142,7 +142,7 @@ def test_three_backbones_differ_from_tuned_in_backbones_alone() -> None:
             ["our loop / timm's loop, equal precision", "our loop / timm's loop, defaults of both"],
         ),
         pytest.param(
-            ("train_workers.py", "--rounds", "1", "--steps", "2", "--photos", "120", "--epochs", "1"),
+            ("train_workers.py", "--rounds", "1", "--steps", "2", "--photos", "120", "--epochs", "1", "--seeds", "2"),
             ["photos/s per core, 2 processes / 1", "same decision by 2 processes", "accuracy by 2 processes"],
             marks=pytest.mark.slow,
         ),
