@@ -38,7 +38,12 @@ class Endless:
         for number in range(self.num_batches):
             yield torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(number))
 
-    def forward(self, batch: Tensor) -> Output:
+    @property
+    def part(self) -> Any:
+        """What batches pass through: the head, but embeddings need a large buffer."""
+        return self
+
+    def __call__(self, batch: Tensor) -> Output:
         output: Output = self.head(batch)
         return output
 
@@ -62,7 +67,7 @@ def note(inputs: Any) -> None:
     loss.start_epoch(0)
     for number, batch in enumerate(inputs.evaluation(slice(None))):
         index = torch.arange(BATCH) + number * BATCH
-        logits, embedding = inputs.forward(batch)
+        logits, embedding = inputs.part(batch)
         loss(logits, torch.from_numpy(target)[index], index, embedding).sum().backward()
 
 

@@ -16,7 +16,7 @@ from models import distributed
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.mixing import Mixed, mix_batch, needed_positions
 from models.data.photos import Photos
-from models.networks.network import Head, Network, Output
+from models.networks.network import Head, Network
 from models.networks.results import collect
 from models.progress import with_progress
 from models.recipe.config import Augment
@@ -54,19 +54,12 @@ class Inputs(Protocol):
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         """Batches of a part of the photos, unaugmented and in order."""
 
-    def forward(self, batch: Tensor) -> Output:
-        """Logits and embeddings of a batch."""
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        """(N, 512) embeddings of a batch, without computing the logits."""
-
 
 class Views:
     """Photos that pass through the whole network, with a new random view at each draw."""
 
     def __init__(self, photos: Photos, network: Network, *, size: int, augment: Augment) -> None:
-        self.photos, self.network, self.size, self.augment = photos, network, size, augment
-        self.part = network
+        self.photos, self.part, self.size, self.augment = photos, network, size, augment
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -90,15 +83,6 @@ class Views:
         for photos in self.photos.in_order(EVAL_BATCH[self.photos.device.type], part=part):
             yield whole_view(photos, self.size)
 
-    def forward(self, batch: Tensor) -> Output:
-        """Logits and embeddings of a batch of views."""
-        output: Output = self.network(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        """(N, 512) embeddings of a batch of views."""
-        return self.network.embedding(batch)
-
 
 def view_size(size: int, share: float) -> int:
     """Side in pixels of a view that is `share` of `size`, rounded up to a multiple of 8, at most `size`."""
@@ -118,10 +102,9 @@ class Features:
     def __init__(
         self, table: Tensor, head: Head, *, augment: Augment = MIRRORED, rows: NDArray[np.int64] | None = None
     ) -> None:
-        self.table, self.head, self.augment = table, head, augment
+        self.table, self.part, self.augment = table, head, augment
         self.rows = torch.arange(table.shape[1]) if rows is None else torch.from_numpy(rows)
         self.device = head.embed.weight.device
-        self.part = head
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,15 +134,6 @@ class Features:
         at = torch.stack([view, rows]).to(self.table.device, non_blocking=True)
         found = self.table[at[0], at[1]]
         return found.to(self.device, non_blocking=True)
-
-    def forward(self, batch: Tensor) -> Output:
-        """Logits and embeddings of a batch of features."""
-        output: Output = self.head(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        """(N, 512) embeddings of a batch of features."""
-        return self.head.embedding(batch)
 
 
 @contextmanager

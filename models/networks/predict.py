@@ -79,7 +79,7 @@ def _log_probabilities(
     labels = torch.from_numpy(target[own]).to(device)
     with inference(device):
         for batch in with_progress(inputs.evaluation(own), what, len(labels)):
-            logits = inputs.forward(batch).logits
+            logits = inputs.part(batch).logits
             for piece in logits.split(PIECE if device.type == "cpu" else len(logits)):
                 rows = slice(done, done + len(piece))
                 yield rows, piece.float().log_softmax(1), labels[rows]
@@ -92,4 +92,4 @@ def embeddings(network: Network, inputs: Inputs) -> Tensor:
     found = torch.empty(len(inputs), EMBEDDING, device=network.mean.device)
     with inference(network.mean.device):
         batches = with_progress(inputs.evaluation(slice(None)), "embeddings", len(inputs))
-        return collect((inputs.embedding(batch).float() for batch in batches), found).cpu()
+        return collect((inputs.part.embedding(batch).float() for batch in batches), found).cpu()

@@ -190,7 +190,7 @@ def linear_rows(network: Network, inputs: Inputs, target: NDArray[np.int64]) -> 
     count = torch.zeros(num_classes, centres, device=rows.device)
     batches = inputs.evaluation(own) if centres > 1 else ()
     for batch in with_progress(batches, "dominant centres", len(labels)):
-        embedding = inputs.embedding(batch)
+        embedding = inputs.part.embedding(batch)
         label = labels[done : done + len(embedding)]
         done += len(embedding)
         nearest = (rows[label] @ embedding[:, :, None]).squeeze(2).argmax(1)

@@ -26,7 +26,7 @@ from models.data.trusted import MIN_PHOTOS, Draws
 from models.errors import ConfigError
 from models.losses import LOSSES, Loss, build_loss
 from models.networks.inputs import Inputs
-from models.networks.network import Network
+from models.networks.network import Network, Output
 from models.recipe.config import Meta
 from models.recipe.registry import Range
 from models.training.hypergradient import hyper_gradient, set_hyperparameters, untouched
@@ -150,7 +150,7 @@ class Adjuster(Constant):
                 parameters: list[Tensor] = [self.network.head.classifier.weight]
                 logits_of: Callable[[Tensor], Tensor] = self.network.head.classifier
                 with torch.no_grad():
-                    batch, trusted = self.inputs.embedding(batch), self.inputs.embedding(trusted)
+                    batch, trusted = (self.inputs.part.embedding(each) for each in (batch, trusted))
             else:
                 parameters, logits_of = list(trainable_parameters(optimizer)), self._logits
             return hyper_gradient(
@@ -170,7 +170,8 @@ class Adjuster(Constant):
 
     def _logits(self, batch: Tensor) -> Tensor:
         torch.manual_seed(self.num_drawn)  # both ends of a difference need the same dropout
-        return self.inputs.forward(batch).logits
+        output: Output = self.inputs.part(batch)
+        return output.logits
 
 
 def _rates(parameters: list[Tensor], optimizer: Optimizer) -> list[float]:

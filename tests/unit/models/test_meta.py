@@ -19,7 +19,7 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.mixing import Mixed
 from models.errors import ConfigError
 from models.losses import LOSSES, build_loss
-from models.networks.network import Network, Normalisation, Output
+from models.networks.network import Network, Normalisation
 from models.recipe.config import Loss, Member, Meta, Recipe, Train
 from models.training.check import check
 from models.training.epochs import report
@@ -45,20 +45,13 @@ class Table:
     """Inputs that are vectors instead of photos."""
 
     def __init__(self, head: nn.Module, rows: Tensor) -> None:
-        self.head, self.rows = head, rows
+        self.part, self.rows = head, rows
 
     def training(self, order: Sequence[NDArray[np.int64]], generator: torch.Generator) -> Iterator[Mixed]:
         return (Mixed(self.rows[torch.from_numpy(positions)], 1.0, positions) for positions in order)
 
     def evaluation(self, part: slice) -> Iterator[Tensor]:
         yield self.rows[part]
-
-    def forward(self, batch: Tensor) -> Output:
-        output: Output = self.head(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        return self.forward(batch).embedding
 
 
 def clusters(seed: int) -> Callable[[int, float], tuple[Tensor, Tensor, Tensor]]:

@@ -80,7 +80,7 @@ def test_of_both_half_of_the_batches_get_each() -> None:
 
 
 def losses(loss: Any, inputs: Features, batch: Tensor, labels: Any, *, rows: int, weight: Tensor) -> Tensor:
-    learner = Learner(SimpleNamespace(head=inputs.head), loss, part=inputs.head, sample_weights=SampleWeights(weight),  # type: ignore[arg-type]
+    learner = Learner(SimpleNamespace(head=inputs.part), loss, part=inputs.part, sample_weights=SampleWeights(weight),  # type: ignore[arg-type]
                       settings=Train(head_rows=rows))  # fmt: skip
     values: Tensor = learner(batch, labels).values
     return values
@@ -93,8 +93,8 @@ def given(name: str) -> tuple[Any, Features, Tensor, Tensor]:
     inputs = features(Augment())
     target = torch.randint(5, (20,), generator=generator(1))
     loss.begin(Samples(np.array([str(i) for i in range(20)], object), target.numpy(), list("abcde")))
-    torch.nn.init.normal_(inputs.head.classifier.weight, std=0.3, generator=generator(2))
-    inputs.head.eval()
+    torch.nn.init.normal_(inputs.part.classifier.weight, std=0.3, generator=generator(2))
+    inputs.part.eval()
     return loss, inputs, torch.randn(6, 6, generator=generator(4)), target
 
 
@@ -106,7 +106,7 @@ def test_the_loss_of_a_mixed_photo_is_the_mean_of_both_labels(name: str, rows: i
     order = np.array([3, 9, 0, 14, 9, 2])
     labels = labels_of(order, target, share=0.3, device=CPU)
     found = losses(loss, inputs, batch, labels, rows=rows, weight=weight)
-    logits, embedding = inputs.forward(batch)
+    logits, embedding = inputs.part(batch)
     expected = torch.zeros(6)
     for share, rolled in ((0.3, order), (0.7, np.roll(order, -1))):
         for i, sample in enumerate(rolled):
@@ -122,7 +122,7 @@ def test_with_cross_entropy_it_is_that_of_the_mixed_target() -> None:
     found = losses(loss, inputs, batch, labels, rows=0, weight=torch.ones(20))
     one_hot = functional.one_hot(target[:6], 5).float()
     soft = 0.3 * one_hot + 0.7 * one_hot.roll(-1, 0)
-    torch.testing.assert_close(found, functional.cross_entropy(inputs.forward(batch).logits, soft, reduction="none"))
+    torch.testing.assert_close(found, functional.cross_entropy(inputs.part(batch).logits, soft, reduction="none"))
 
 
 def test_where_nothing_is_mixed_there_is_one_label() -> None:

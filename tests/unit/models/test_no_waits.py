@@ -22,7 +22,7 @@ from models.losses import LOSSES, Loss, Samples, build_loss
 from models.losses.correction import Correction
 from models.networks.inputs import Features, view_size
 from models.networks.margins import margin_of
-from models.networks.network import LINEAR, Head, Network, Output, build_network
+from models.networks.network import LINEAR, Head, Network, build_network
 from models.recipe.config import Augment, Member, Meta, Train
 from models.training.epochs import initial_state, size_share, train_mode
 from models.training.finetune import freeze_all_but_norms
@@ -64,17 +64,10 @@ def loss_of(name: str, **params: Any) -> Loss:
 
 
 class Pixels:
-    """Inputs of a whole network, of which a step needs no more than the two passes."""
+    """Inputs of a whole network, of which a step needs no more than that."""
 
     def __init__(self, network: Network) -> None:
-        self.network = self.part = network
-
-    def forward(self, batch: Tensor) -> Output:
-        output: Output = self.network(batch)
-        return output
-
-    def embedding(self, batch: Tensor) -> Tensor:
-        return self.network.embedding(batch)
+        self.part = network
 
 
 def network_of(member: Member) -> Network:
