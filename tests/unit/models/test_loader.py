@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -230,6 +232,30 @@ def test_a_loader_that_hangs_is_not_waited_for_forever(manifest: Manifest, monke
     with pytest.raises(LoaderError, match=r"no loader process has given a batch for 0.5 s; check that the disk"):
         list(Photos(manifest, np.arange(len(manifest)), side=SIDE, loaders=2).in_order(4))
     assert children() <= before
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from pathlib import Path
+from models.data.manifest import read_manifest
+from models.data.photos import Photos
+
+manifest = read_manifest(Path(sys.argv[1]))
+photos = Photos(manifest, np.arange(len(manifest)), side=256, loaders=2)
+print(sum(len(batch) for batch in photos.in_order(4)), len(manifest))
+"""
+
+
+def test_loaders_need_no_shared_memory_of_the_container(data: Path) -> None:
+    """Docker gives /dev/shm 64 MB; here it has less than one photo takes."""
+    command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 99; exec "$@"', "sh"]
+    words = [*command, sys.executable, "-c", PROGRAM, str(data)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    if ended.returncode == 99 or "unshare" in ended.stderr:
+        pytest.skip("this machine permits no mount")
+    loaded, every = ended.stdout.split()
+    assert loaded == every, ended.stderr
 
 
 def test_a_pass_that_is_given_up_leaves_no_process(manifest: Manifest) -> None:
