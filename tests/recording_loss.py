@@ -106,8 +106,12 @@ class RecordingLoss(losses.Loss):
 
 
 def plain_network(member: Member, *, num_classes: int) -> Network:
-    """Network without batch norm, so that the output for a photo depends only on that photo."""
+    """Network without batch norm, so that the output for a photo depends only on that photo.
+
+    As some of timm's backbones do, it has a parameter that no output depends on.
+    """
     backbone = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    backbone.register_parameter("unused", nn.Parameter(torch.zeros(2, 2)))
     network = Network(backbone, width=32, num_classes=num_classes, normalisation=Normalisation((0.5,) * 3, (0.3,) * 3),
                       member=member)  # fmt: skip
     network.head.neck = nn.Identity()  # type: ignore[assignment]  # a neck without batch statistics

@@ -131,8 +131,6 @@ def initial_state(
     """State of a new training, with its optimiser and schedule; `steps`: steps of an epoch."""
     device, settings = network.mean.device, sampler.settings
     learner = Learner(network, loss, part=inputs.part, sample_weights=sample_weights.to(device), settings=settings)
-    if distributed.world() > 1:
-        freeze_unused(inputs.part, sample=next(inputs.evaluation(slice(0, 1))))
     if settings.shard:
         shard(learner, network.backbone)
     optimizer = make_optimizer(network, loss, settings)
@@ -140,6 +138,8 @@ def initial_state(
     learner.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_()
+    if distributed.world() > 1 and not settings.shard:  # the optimiser knows them, as it does in a single process
+        freeze_unused(inputs.part, sample=next(inputs.evaluation(slice(0, 1))))
     room = math.ceil(math.ceil(sampler.length / steps) / distributed.world())  # photos of this worker in a batch
     return TrainState(
         network=network, loss=loss, learner=in_parallel(learner), optimizer=optimizer, meta=meta,
