@@ -143,10 +143,11 @@ def main() -> None:
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with workers():
         train(training_job(data, out / f"views-{world()}"))
-        train(training_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
         train(training_job(data, out / f"marvel-{world()}", MARVEL, l1=0.0))
-        train(training_job(data, out / f"all-{world()}", ALL))
-        train(training_job(data, out / f"sharded-{world()}", SHARDED, shard=True))
+        if world() == 2:
+            train(training_job(data, out / f"features-{world()}", backbone_lr_scale=0.0))
+            train(training_job(data, out / f"all-{world()}", ALL))
+            train(training_job(data, out / f"sharded-{world()}", SHARDED, shard=True))
         train(training_job(data, out / "moved"), halt_after=5 if world() == 2 else -1)
 
 

@@ -40,7 +40,7 @@ class Endless:
 
     @property
     def part(self) -> Any:
-        """What batches pass through: the head, but embeddings need a large buffer."""
+        """The head, except that embeddings need a large buffer."""
         return self
 
     def __call__(self, batch: Tensor) -> Output:

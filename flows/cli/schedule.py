@@ -36,13 +36,11 @@ def schedule(
         state = read_status(found)
         return show(state, as_json=as_json, say=lambda: _print_status(state))
     overrides = with_weights(recipe, overrides, weights)
-    resolved = resolve(recipe, overrides)  # before the seconds that an import of Prefect takes
+    resolve(recipe, overrides)  # before the seconds that an import of Prefect takes
     set_up_logging(found.state)
     from flows.scheduler.plan import make_plan
-    from flows.steps.learn import find_weights
 
     plan = make_plan(found, recipe, overrides=overrides, cron=cron, every=every, on_new_data=on_new_data)
-    find_weights(resolved)  # so that a machine without them is not found out at night
     from flows.scheduler.schedule import schedule as run
 
     if as_json:

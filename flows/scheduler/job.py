@@ -14,10 +14,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
 from contract import CleanShelfError
+from flows.data.versions import DataVersions
 from flows.errors import GateRefused, WorkspaceBusy
 from flows.report.terminal import show_progress
 from flows.retrain import retrain
-from flows.run.inputs import ended_before, inputs
+from flows.run.inputs import ended_before, inputs, version_to_train_on
 from flows.scheduler.record import RUNNING, ScheduledRun, note, process_name
 from flows.steps.learn import find_weights
 from flows.workspace import Workspace
@@ -59,6 +60,7 @@ def scheduled(
 def retrain_if_changed(workspace: Workspace, recipe: Recipe) -> tuple[str, str]:
     """Outcome and reason; waits up to `PATIENCE_S` while another command holds the workspace."""
     deadline = time.monotonic() + PATIENCE_S
+    version_to_train_on(DataVersions(workspace), recipe)  # without data, nothing is downloaded
     recipe = find_weights(recipe)
     while True:
         if why := ended_before(workspace, inputs(workspace, recipe)):

@@ -29,7 +29,9 @@ from flows.orchestrator.server import end, mark_cancelled, mark_crashed, prefect
 from flows.run.signals import stop_requested
 from flows.scheduler.plan import Plan
 from flows.scheduler.record import note_cancelled
+from flows.steps.learn import find_weights
 from flows.workspace import Workspace
+from models.recipe.config import load_recipe
 
 log = logging.getLogger("cleanshelf")
 STOPPED = "the scheduler was stopped; the next run resumes from the checkpoints"
@@ -40,12 +42,17 @@ def schedule(workspace: Workspace, plan: Plan, *, port: int) -> None:
 
     Raises:
         WorkspaceBusy: another scheduler runs on the workspace.
+        InputError: weights that the recipe names are not available.
         WorldError: the server or the runner ended by itself.
     """
+    with suppress(KeyboardInterrupt), stop_requested() as stop, workspace.lock("schedule", name="schedule"):
+        find_weights(load_recipe(plan.recipe, overrides=plan.overrides))  # so that a lack is not found out at night
+        _run(workspace, plan, port=port, stop=stop)
+
+
+def _run(workspace: Workspace, plan: Plan, *, port: int, stop: Event) -> None:
+    """Runs the plan on a server of its own until `stop`; Ctrl-C ends it while the server starts."""
     with (
-        suppress(KeyboardInterrupt),  # it was stopped while the server started
-        stop_requested() as stop,
-        workspace.lock("schedule", name="schedule"),
         prefect_server(workspace, port=port, stop=stop) as server,
         temporary_settings({PREFECT_API_URL: server.url}),
     ):

@@ -38,8 +38,6 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
             by hand; nothing was started.
         WorldError: the environment names a server that cannot be used; nothing was started.
     """
-    recipe = find_weights(recipe)
-    run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
     with workspace.lock(verb):
         if named := named_server():
             from flows.orchestrator.server import check_server
@@ -47,6 +45,9 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
             check_server(named)  # within seconds, before the data are verified
         DataVersions(workspace).repair(staging=False)
         sweep_runs(workspace)
+        version_to_train_on(DataVersions(workspace), recipe)  # without data, nothing is downloaded
+        recipe = find_weights(recipe)
+        run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
         preview(workspace, recipe, publishes=verb == "retrain")
         run.open(inputs(workspace, recipe))
         from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit

@@ -160,6 +160,7 @@ def resumed(machines: Machines, out: Path) -> bool:
     return f"resuming after epoch {done['epoch']} and {done['step']} steps of the next" in output
 
 
+@pytest.mark.slow
 def test_two_machines_learn_the_same_as_two_processes_of_one(machines: Machines) -> None:
     one, two = machines.folder / "one", machines.folder / "two"
     machines.start(two)

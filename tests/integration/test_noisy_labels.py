@@ -25,7 +25,11 @@ def test_the_full_protocol_runs_several_at_a_time(tmp_path: Path) -> None:
     ]
 
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
     )
 
     assert done.returncode == 0, done.stderr

@@ -313,11 +313,8 @@ def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path
     [made] = [entry for entry in DataVersions(workspace).listed() if entry.run]
     assert (made.id, made.parent, made.run) == (runs[1]["data_after"], runs[1]["data_before"], runs[1]["run"])
     report = refused.value.report
-    assert (report.model_version, len(report.steps), {each["gate"] for each in report.look_at}) == (
-        None,
-        5,
-        {"mean_class"},
-    )
+    assert (report.model_version, len(report.steps)) == (None, 5)
+    assert "mean_class" in {each["gate"] for each in report.look_at}
     written = (workspace.runs / report.run / "report.md").read_text()
     assert all(each in written for each in (*ways_out(report), report.look_at[0]["path"], "known and not selected"))
     verdict = json.loads((workspace.runs / runs[1]["run"] / "verdict.json").read_text())

@@ -94,13 +94,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         ("views-2", "views-1"),
         ("views-3", "views-1"),
         ("features-2", "features-1"),
-        ("features-3", "features-1"),
         ("marvel-2", "marvel-1"),
         ("marvel-3", "marvel-1"),
         ("all-2", "all-1"),
-        ("all-3", "all-1"),
         ("sharded-2", "sharded-1"),
-        ("sharded-3", "sharded-1"),
         ("moved", "views-1"),
     ],
 )

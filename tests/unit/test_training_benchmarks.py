@@ -136,10 +136,13 @@ def test_three_backbones_differ_from_tuned_in_backbones_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (("train_loop.py", "--rounds", "1", "--steps", "2"), ["our loop / bare step"]),
-        (
+        pytest.param(
+            ("train_loop.py", "--rounds", "1", "--steps", "2"), ["our loop / bare step"], marks=pytest.mark.slow
+        ),
+        pytest.param(
             ("train_timm.py", "--rounds", "1", "--steps", "1", "--size", "64"),
             ["our loop / timm's loop, equal precision", "our loop / timm's loop, defaults of both"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ("train_workers.py", "--rounds", "1", "--steps", "2", "--photos", "120", "--epochs", "1", "--seeds", "2"),
