@@ -52,7 +52,7 @@ def timms_optimizer(groups: list[dict[str, Any]], settings: Train) -> torch.opti
 
 def trainable_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """All parameters that the optimiser changes, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def learning_rate(step: int, *, steps: int, settings: Train) -> float:
