@@ -23,7 +23,7 @@ demo: setup  ## The whole path on drawn products, from data to endpoint, in minu
 
 test: setup  ## All tests except slow ones: unit tests, then integration tests with real servers
 	@$(BIN)/python -m pytest -q -n 2 tests/unit -m 'not slow'
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration -m 'not slow'
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration -m 'not slow'
 
 test-all: setup  ## All tests, including slow ones
 	@$(BIN)/python -m pytest -q tests

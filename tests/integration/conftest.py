@@ -25,6 +25,12 @@ ROOT = Path(__file__).parents[2]
 PORTS = ("http_port", "grpc_port", "metrics_port")
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 NEXT_PORT = itertools.count(10_000 + 5_000 * (WORKER % 4) + random.randrange(2_000))
+# Files that take minutes come first, so that no core is left with one of them at the end.
+LONG = ("test_schedule.py", "test_workers.py", "test_pools.py", "test_machines.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_configure(config: pytest.Config) -> None:

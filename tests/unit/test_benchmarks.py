@@ -124,10 +124,14 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
             ("many_classes.py", "--classes", "100", "--methods", "ce", "gce", "--epochs", "2"),
             "best accuracy at C = 100",
         ),
-        (("serving_int8.py", "--rounds", "2", "--profile"), "top-1 of int8 less that of float32, 1 crop"),
+        pytest.param(
+            ("serving_int8.py", "--rounds", "2", "--profile"),
+            "top-1 of int8 less that of float32, 1 crop",
+            marks=pytest.mark.slow,
+        ),
         (("drift.py",), "called watch or drifted, of 1000 halvings of 2000 answers"),
         (("gates.py", "--draws", "2"), "refused, 9 classes of 8 photos, falls by 0.00"),
-        (("near_duplicates.py",), "drawn products: candidates"),
+        pytest.param(("near_duplicates.py",), "drawn products: candidates", marks=pytest.mark.slow),
         (("data_versions.py", "--rows", "500", "--photos", "40", "--small", "500"), "labels-only version, s"),
     ],
 )
