@@ -120,7 +120,7 @@ def speed(jpegs: Sequence[bytes], data: Path) -> tuple[float, float]:
         bare.append(cpu_seconds(lambda: decode_all(jpegs)) / len(jpegs))
         for photos in (one, every):
             begun = time.perf_counter()
-            spent = cpu_seconds(lambda photos=photos: load_all(photos)) / number  # type: ignore[misc]
+            spent = cpu_seconds(lambda photos=photos: load_all(photos)) / number  # type: ignore[misc]  # mypy cannot infer the default of a lambda
             walls[photos.loaders].append(time.perf_counter() - begun)
             if photos is one:
                 cost.append(spent)

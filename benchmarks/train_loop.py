@@ -74,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     if args.device is None:
         header(CLAIM)
-        environment.on_each_device(sys.argv[1:] if arguments is None else arguments, __file__)
-        if not torch.cuda.is_available():
-            unmeasured(ON_A_GPU, "this machine has no GPU")
-        return
+        return environment.on_each_device(sys.argv[1:] if arguments is None else arguments, __file__, on_a_gpu=ON_A_GPU)
     FOLDER.mkdir(exist_ok=True)
     for number, case in enumerate(CASES[args.device]):
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:

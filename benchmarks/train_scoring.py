@@ -70,7 +70,7 @@ def main() -> None:
 def speed() -> None:
     """Figure of the speed of `score` over that of the bare forward."""
     member = Member(backbone=BACKBONE, size=SIZE)
-    network = build_network(member, num_classes=CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(member, num_classes=CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     inputs: Any = Synthetic(network.eval())
     number = BATCHES * EVAL_BATCH["cpu"]
     ids, target = np.full(number, "a", object), np.arange(number)

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from figure import figure, header, unmeasured
+from figure import figure, header
 from pace import environment
 from pace.data import drawn_jpeg, write_data, write_folder
 from pace.rounds import ratios, told
@@ -57,10 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     if args.device is None:
         header(CLAIM)
-        environment.on_each_device(sys.argv[1:] if arguments is None else arguments, __file__)
-        if not torch.cuda.is_available():
-            unmeasured(ON_A_GPU, "this machine has no GPU")
-        return
+        return environment.on_each_device(sys.argv[1:] if arguments is None else arguments, __file__, on_a_gpu=ON_A_GPU)
     with tempfile.TemporaryDirectory() as folder:
         compare(CASES[args.device], Path(folder), args)
 

@@ -29,6 +29,7 @@ HARMLESS = (
     "PYTHONUNBUFFERED",
     "PYTHONUTF8",
 )
+SIDE_BY_SIDE = "CLEANSHELF_SIDE_BY_SIDE"  # number of trainings that share the cores of this machine
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NO_PROXY = ("no_proxy", "NO_PROXY")
 NAMES_OF_SERVERS = ("PREFECT_API_URL", "CLEANSHELF_TRITON_URL")

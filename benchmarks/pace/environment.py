@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from figure import unmeasured
 
 from flows.run.launch import KEEP_MEMORY
 
@@ -21,8 +22,11 @@ def enter() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
 
 
-def on_each_device(arguments: Sequence[str], script: str) -> None:
+def on_each_device(arguments: Sequence[str], script: str, *, on_a_gpu: str) -> None:
     """Runs the script once per device that there is, with `--device NAME`; a training takes a GPU if it sees one.
+
+    Args:
+        on_a_gpu: the figures that are unmeasured without a GPU.
 
     Raises:
         subprocess.CalledProcessError: one of them failed.
@@ -32,3 +36,5 @@ def on_each_device(arguments: Sequence[str], script: str) -> None:
         subprocess.run(
             [sys.executable, "-u", script, *arguments, "--device", device], check=True, env=os.environ | hidden
         )
+    if not torch.cuda.is_available():
+        unmeasured(on_a_gpu, "this machine has no GPU")

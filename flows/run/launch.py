@@ -13,13 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from contract.environment import process_variables
+from contract.environment import SIDE_BY_SIDE, process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
 from flows.run.gpus import Gpu, require_gpus, visible_gpus
 from flows.run.live import LiveLine
 from models.training.command import REFUSED
 
-SIDE_BY_SIDE = "CLEANSHELF_SIDE_BY_SIDE"
 TAIL = 12  # lines of a failed child that are reported
 POLL_S = 0.5
 GRACE_S = 20.0  # a training that is asked to end saves its checkpoint; other modules end at once

@@ -70,12 +70,12 @@ def _by_processes(decoder: Decoder, tasks: Iterator[Task], loaders: int) -> Iter
     try:
         yield from batches
     except RuntimeError as error:
-        processes: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]
+        processes: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]  # no public way to the exit codes
         dead = [f"pid {each.pid}, {_ending(each.exitcode)}" for each in processes if each.exitcode]
         with _unnoticed():
             for process in processes:
                 process.kill()  # at once: they ignore SIGTERM, and one that hangs would be waited for
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # torch does it only when the iterator is deleted
         if "DataLoader timed out" in str(error):
             raise LoaderError(
                 f"no loader process has given a batch for {PATIENCE_S:g} s; check that the disk of the data version "
@@ -119,7 +119,7 @@ def _explain_deaths() -> None:
         except RuntimeError as error:
             raise _dead(str(error).strip().removeprefix("DataLoader worker ")) from None
 
-    handler.explains = True  # type: ignore[attr-defined]
+    handler.explains = True  # type: ignore[attr-defined]  # functions may have attributes
     with suppress(ValueError):  # not in the main thread; batches are then missed after PATIENCE_S
         signal.signal(signal.SIGCHLD, handler)
 

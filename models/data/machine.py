@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-SIDE_BY_SIDE = "CLEANSHELF_SIDE_BY_SIDE"  # environment variable: trainings that run on this machine at the same time
+from contract.environment import SIDE_BY_SIDE
+
 MOST_LOADERS = 32  # a device takes no more, and each costs memory
 CGROUPS = Path("/sys/fs/cgroup")
 
