@@ -3,7 +3,7 @@
 Without torchrun there is one worker. Each worker takes its part of every batch. torch's data parallel sums the gradients
 (models.training.parallel); this module exchanges what torch does not know: values per photo, which are gathered in the
 order of the photos, so the result does not depend on the number of workers. All workers must call the functions that
-exchange data, in the same order. Values travel on the CPU, by gloo, so that no exchange waits for a GPU.
+exchange data, in the same order. Gathered values travel on the CPU, by gloo.
 """
 
 from __future__ import annotations

@@ -139,8 +139,9 @@ def add_gradients(state: TrainState, batch: Tensor, labels: Sequence[Label], *, 
 def out_of_memory(batch: Tensor, passes: int) -> ConfigError:
     """The error about a device whose memory does not suffice for a part of a batch."""
     photos = math.ceil(len(batch) / passes)
+    size = f" of {batch.shape[-1]} px" if batch.ndim == 4 else ""  # features of a frozen backbone have none
     return ConfigError(
-        f"train.micro_batch: {batch.device} has too little memory for {photos} photos of {batch.shape[-1]} px at a time; "
+        f"train.micro_batch: {batch.device} has too little memory for {photos} photos{size} at a time; "
         f"set it to {max(photos // 2, MIN_PHOTOS)} or less, or train.head_rows, or a smaller members.size"
     )
 
