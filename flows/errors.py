@@ -7,6 +7,8 @@ FlowError
 │   ├── WorkspaceBusy                   another process holds the workspace's lock
 │   ├── UnknownVersion                  no data or model version of that name
 │   ├── UnknownPhoto                    no photo of that id
+│   ├── Decided                         another person has decided about the photo in the meantime
+│   ├── Denied                          the caller's token does not allow this
 │   ├── PurgedVersion                   a data version with photos that were purged
 │   ├── Unconfirmed                     a purge that was not confirmed, or was interrupted
 │   ├── EndpointMissing                 no server is running; start one with `cleanshelf serve`
@@ -53,6 +55,14 @@ class UnknownVersion(InputError):
 
 class UnknownPhoto(InputError):
     """There is no photo of that id."""
+
+
+class Decided(InputError):
+    """Another person has decided about the photo in the meantime."""
+
+
+class Denied(InputError):
+    """The caller of a page is not who they have to be, or may not do this."""
 
 
 class PurgedVersion(InputError):

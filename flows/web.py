@@ -1,0 +1,59 @@
+"""Serves the pages of a workspace: review, map, recognise, versions, runs and endpoint in a browser."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from flows.errors import InputError
+from flows.pages.access import People
+from flows.pages.app import create_app
+from flows.pages.site import Site
+from flows.workspace import Workspace
+from serving.access import LOOPBACK
+from serving.server.command import Listening
+
+
+def people_of(workspace: Workspace, listening: Listening) -> People:
+    """The people who may use the pages at this address: everyone on the loopback, elsewhere those with a token."""
+    return People(workspace.state, open_to_all=listening.host in LOOPBACK)
+
+
+def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready: Callable[[str], None]) -> None:
+    """Serves the pages until SIGINT or SIGTERM; calls `ready` with the address once it is bound.
+
+    port: 0 takes a free one.
+
+    Raises:
+        InputError: another program listens there, or the address is not one of this machine.
+    """
+    bound = _bound(listening.host, port)
+    scheme = "https" if listening.certificate else "http"
+    app = create_app(Site(workspace), people_of(workspace, listening))
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        ssl_certfile=listening.certificate,
+        ssl_keyfile=listening.key,
+        timeout_graceful_shutdown=5,
+    )
+    ready(f"{scheme}://{_shown(listening.host)}:{bound.getsockname()[1]}/")
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    name = host.strip("[]")
+    try:
+        return socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port, or another --host"
+        ) from None
+
+
+def _shown(host: str) -> str:
+    return "127.0.0.1" if host == "localhost" else host
