@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
@@ -31,7 +32,8 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
     """
     bound = _bound(listening.host, port)
     scheme = "https" if listening.certificate else "http"
-    app = create_app(Site(workspace), people_of(workspace, listening))
+    site = Site(workspace)
+    app = create_app(site, people_of(workspace, listening))
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -41,6 +43,7 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
         timeout_graceful_shutdown=5,
     )
     ready(f"{scheme}://{_shown(listening.host)}:{bound.getsockname()[1]}/")
+    threading.Thread(target=site.warm_up, daemon=True).start()
     uvicorn.Server(config).run(sockets=[bound])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 from fastapi.templating import Jinja2Templates
 
+from contract import CleanShelfError
 from flows.data.versions import DataVersions
 from flows.errors import Denied
 from flows.pages.access import Person, caller
@@ -49,6 +51,11 @@ class Site:
         resolved = self.versions.resolve(version)
         with self._lock:  # so that a second request for the same version waits instead of reading it too
             return self._photos(resolved)
+
+    def warm_up(self) -> None:
+        """Reads the selected version, so that the first page does not wait for it. A fault is shown by the page that meets it."""
+        with contextlib.suppress(CleanShelfError, OSError):
+            self.photos("selected")
 
     def _read(self, version: str) -> Photos:
         return read_photos(self.versions.materialise(version), version=version)
