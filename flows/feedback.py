@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import DATA_LOCK, Workspace
 from models.data.manifest import CHECKED, NEAR, Manifest, read_manifest, read_table, write_labels, write_version
+from models.data.positions import positions
 from models.data.records import short
 from models.recipe.config import digest
 
@@ -66,12 +67,42 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
         LocalEdits: data/ was edited by hand.
     """
     check_file(file)
+    return _save(workspace, lambda manifest: read_human_labels(file, manifest))
+
+
+def feedback_labels(workspace: Workspace, labels: Mapping[str, HumanLabel]) -> tuple[Feedback, list[str]]:
+    """Applies labels by photo id to the selected data version, as `feedback` does.
+
+    Also returns the photos that could not be labelled: the version lacks them, or lacks a product of that name.
+
+    Raises:
+        UnknownVersion: there is no data version yet.
+        LocalEdits: data/ was edited by hand.
+    """
+    left_out: list[str] = []
+
+    def by_row(manifest: Manifest) -> dict[int, HumanLabel]:
+        found = dict(zip(positions([*labels], manifest.id).tolist(), labels.items(), strict=True))
+        products = frozenset(manifest.classes)
+        fits = {
+            row: label
+            for row, (_, label) in found.items()
+            if row >= 0 and (label.label in products or label.label in ("", manifest.label[row]))
+        }
+        left_out.extend(sorted({*labels} - {str(manifest.id[row]) for row in fits}))
+        return fits
+
+    return _save(workspace, by_row), left_out
+
+
+def _save(workspace: Workspace, read: Callable[[Manifest], Mapping[int, HumanLabel]]) -> Feedback:
+    """Makes a version of the selected one with the labels by row that `read` gives."""
     with workspace.lock("feedback", name=DATA_LOCK):
         versions = DataVersions(workspace)
         versions.repair()
         before = versions.materialise("selected")
-        labels = read_human_labels(file, before)
         manifest = read_manifest(before)
+        labels = read(manifest)
         after, done = apply(manifest, labels)
         config = digest(sorted([str(manifest.id[row]), each.label, each.reason] for row, each in labels.items()))
         folder = versions.new_folder()
@@ -94,8 +125,8 @@ def feedback(workspace: Workspace, file: Path) -> Feedback:
 def preview(workspace: Workspace, file: Path) -> Feedback:
     """Numbers of photos that `feedback` would change; nothing is changed."""
     check_file(file)
-    data = DataVersions(workspace).materialise("selected")
-    return apply(read_manifest(data), read_human_labels(file, data))[1]
+    manifest = read_manifest(DataVersions(workspace).materialise("selected"))
+    return apply(manifest, read_human_labels(file, manifest))[1]
 
 
 def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
@@ -127,14 +158,13 @@ def check_file(file: Path) -> None:
     next(read_records(file, required=REQUIRED, known=COLUMNS), None)
 
 
-def read_human_labels(file: Path, data: Path) -> dict[int, HumanLabel]:
-    """Labels in the file, by row of the manifest of the data version in folder `data`.
+def read_human_labels(file: Path, manifest: Manifest) -> dict[int, HumanLabel]:
+    """Labels in the file, by row of the manifest.
 
     Raises:
         BadDelivery: a row cannot be used; the message names its number and field.
     """
-    manifest = read_manifest(data)
-    paths = read_table(data, name="index")["path"].to_pylist()
+    paths = read_table(manifest.data, name="index")["path"].to_pylist()
     names = {"id": _rows_by_name(manifest.id.tolist()), "path": _rows_by_name(paths)}
     products = KnownLabels(manifest.classes)
     labels: dict[int, HumanLabel] = {}

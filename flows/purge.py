@@ -1,7 +1,7 @@
 """Deletes photos for good: `cleanshelf data purge`.
 
     new shards to the cache -> record -> new shards to the remote -> selected version replaced -> old shards deleted
-    -> record completed
+    -> decisions of people deleted -> record completed
 
 Before the record is written, only the cache has changed. After that, the next purge completes a killed one.
 """
@@ -15,6 +15,9 @@ from flows.data.objects import Listing, Objects
 from flows.data.purge_record import Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
+from flows.review.decisions import NAME as DECISIONS
+from flows.review.decisions import Decisions
+from flows.review.photos import HEX
 from flows.workspace.files import or_disk_full
 from flows.workspace.ledger import Ledger
 
@@ -79,6 +82,8 @@ def complete(versions: DataVersions) -> None:
         versions.commit_without(purged, selected)
     with versions.store.objects() as objects:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
+    if (versions.workspace.state / DECISIONS).exists():
+        Decisions(versions.workspace.state).forget([photo[:HEX] for photo in purged.photos])
     replace(purged, complete=True).write(versions.ledger)
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from contract import CleanShelfError
 from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, UnknownVersion, WorkspaceBusy
-from flows.pages import documentation, home, pictures
+from flows.pages import deciding, documentation, home, pictures, review
 from flows.pages.access import People
 from flows.pages.guard import Guard
 from flows.pages.site import Site, page
@@ -28,7 +28,7 @@ STATUS: dict[type[Exception], int] = {
     EndpointMissing: 503,
 }
 OPENAPI = "/api/openapi.json"
-ROUTERS = (home.router, documentation.router, pictures.router)
+ROUTERS = (home.router, documentation.router, pictures.router, review.router, deciding.router)
 DESCRIPTION = """\
 What the pages use, for programs. Off the loopback, send `Authorization: Bearer TOKEN`. An error is
 `{"error": {"kind": ..., "message": ...}}`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BeforeValidator
 
 from flows.pages.access import Looks
 from flows.pages.site import TheSite
@@ -18,7 +19,7 @@ router = APIRouter(tags=["photos"])
 KEPT = 2048  # pictures in memory, 10 kB each at 256 px
 FOR_GOOD = "private, max-age=31536000, immutable"  # an id is a hash of the photo, so its picture never changes
 
-Size = Literal[96, 256, 1024]
+Size = Annotated[Literal[96, 256, 1024], BeforeValidator(int)]  # an address holds texts
 
 
 @router.get("/photos/{version}/{photo}/{size}", response_class=Response)

@@ -21,6 +21,7 @@ from flows.errors import Decided
 NAME = "review.sqlite"
 KEEP, TAKE, RELABEL, NONE, SKIP = "keep", "take", "relabel", "none", "skip"
 KINDS = (KEEP, TAKE, RELABEL, NONE, SKIP)  # the label is right, the suggestion is, another is, no product, not decided
+SAID = {KEEP: "the label is right", TAKE: "the suggestion is right", RELABEL: "another label", NONE: "not a product"}
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS decision (
@@ -104,13 +105,20 @@ class Decisions:
             rows = database.execute(f"{PENDING} AND seq > ? GROUP BY photo ORDER BY 1", (after,)).fetchall()
         return {row[1]: _decision(row) for row in rows}
 
-    def mark_saved(self, version: str, *, upto: int) -> None:
-        """Marks pending decisions up to number `upto` as saved in a data version; skipped photos stay pending."""
+    def mark_saved(self, version: str, *, upto: int, left_out: Sequence[str] = ()) -> None:
+        """Marks pending decisions up to number `upto` as saved in a data version.
+
+        Skipped photos, and those in `left_out`, stay pending.
+        """
         with self._changing() as database:
+            database.execute("CREATE TEMP TABLE IF NOT EXISTS left_out (photo TEXT PRIMARY KEY)")
+            database.executemany("INSERT OR IGNORE INTO left_out VALUES (?)", [(photo,) for photo in left_out])
             database.execute(
-                "UPDATE decision SET saved = ? WHERE NOT undone AND saved = '' AND kind != ? AND seq <= ?",
+                "UPDATE decision SET saved = ? WHERE NOT undone AND saved = '' AND kind != ? AND seq <= ? "
+                "AND photo NOT IN (SELECT photo FROM left_out)",
                 (version, SKIP, upto),
             )
+            database.execute("DELETE FROM left_out")
 
     def of(self, photo: str) -> list[Mapping[str, Any]]:
         """Everything that people decided about a photo, newest first."""
@@ -163,12 +171,16 @@ class Decisions:
 
 
 def _refuse_overwriting(database: sqlite3.Connection, decisions: Sequence[Decision], *, seen: int) -> None:
-    for each in decisions:
+    for who in {each.who for each in decisions}:
         newer = database.execute(
-            f"{PENDING} AND photo = ? AND who != ? AND seq > ? GROUP BY photo", (each.photo, each.who, seen)
-        ).fetchone()
-        if newer:
-            raise Decided(f"{newer[4]} has decided about photo {each.photo} in the meantime ({newer[2]}); look again")
+            f"{PENDING} AND who != ? AND seq > ? AND kind != ? GROUP BY photo", (who, seen, SKIP)
+        ).fetchall()
+        by_photo = {row[1]: _decision(row) for row in newer}
+        for photo in (each.photo for each in decisions if each.who == who and each.photo in by_photo):
+            other = by_photo[photo]
+            raise Decided(
+                f"{other.who} has decided about photo {photo} in the meantime ({SAID[other.kind]}); look again"
+            )
 
 
 def _last(database: sqlite3.Connection) -> int:

@@ -1,0 +1,86 @@
+// Around the photos: progress, where most is left, saving as a version, and who the person is.
+import { call, count, element, notice } from "/static/page.js";
+
+/** Address of the review page with other criteria; null takes one out. */
+export function addressWith(changes) {
+  const query = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value === null || value === "") query.delete(name);
+    else query.set(name, value);
+  }
+  return query.size ? `/review?${query}` : "/review";
+}
+
+/** Draws how far people are; progress: total, decided, skipped, left. */
+export function drawProgress(progress) {
+  const bar = document.getElementById("bar");
+  bar.max = Math.max(1, progress.total);
+  bar.value = progress.decided;
+  const skipped = progress.skipped ? `, ${count(progress.skipped)} skipped` : "";
+  document.getElementById("numbers").textContent =
+    `${count(progress.decided)} of ${count(progress.total)} decided${skipped}, ${count(progress.left)} left`;
+}
+
+/** Fetches progress by class and confusion and draws it; returns the progress of the filter. */
+export async function refreshProgress(query) {
+  const far = await call(`/api/review/progress?${query}`);
+  drawProgress(far.here);
+  if (far.all.total !== far.here.total) {
+    document.getElementById("numbers").textContent += ` · in all ${count(far.all.left)} of ${count(far.all.total)} left`;
+  }
+  document.getElementById("unsaved").textContent = far.unsaved ? `${count(far.unsaved)} decisions not saved yet` : "";
+  drawGroups("confusions", far.confusions);
+  drawGroups("classes", far.classes);
+  return far.here;
+}
+
+function drawGroups(id, groups) {
+  const head = element("tr", {}, element("th", { scope: "col" }, id === "classes" ? "Product" : "Label → suggestion"),
+    element("th", { scope: "col", class: "number" }, "Left"), element("th", { scope: "col", class: "number" }, "Of"));
+  const rows = groups.map((each) => element("tr", {},
+    element("td", {}, element("a", { class: "cut", href: addressWith({ given: each.given, suggested: each.suggested || null, mode: "grid", photo: null }) },
+      each.suggested ? `${each.given} → ${each.suggested}` : each.given)),
+    element("td", { class: "number" }, count(each.left)), element("td", { class: "number" }, count(each.total))));
+  document.getElementById(id).replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+}
+
+/** Makes the buttons above the photos work. */
+export function bindPanel({ isGrid, onSaved }) {
+  const other = document.getElementById("other-mode");
+  other.href = addressWith({ mode: isGrid ? null : "grid" });
+  other.textContent = isGrid ? "One by one" : "Many at once";
+  const save = document.getElementById("save");
+  if (save) save.onclick = () => saveVersion(save, onSaved);
+  const form = document.getElementById("name-form");
+  if (form) form.onsubmit = (event) => {
+    event.preventDefault();
+    const name = document.getElementById("name").value.trim();
+    document.cookie = `cleanshelf_name=${encodeURIComponent(name)}; path=/; max-age=31536000; samesite=strict`;
+    location.reload();
+  };
+  const labels = document.getElementById("labels");
+  for (const id of ["given", "suggested"]) {
+    document.getElementById(id).addEventListener("input", async (event) => {
+      const found = await call(`/api/review/classes?${new URLSearchParams({ q: event.target.value })}`).catch(() => []);
+      labels.replaceChildren(...found.map((each) => element("option", { value: each.label })));
+    });
+  }
+}
+
+async function saveVersion(button, onSaved) {
+  button.disabled = true;
+  notice("Saving. This can take a while for many photos.");
+  try {
+    const saved = await call("/api/review/save", { method: "POST" });
+    const parts = [
+      [saved.confirmed, "labels confirmed"], [saved.relabelled, "changed"], [saved.dropped, "photos taken out"],
+      [saved.near, "near-duplicates that stay out of training"], [saved.left_out, "not in this version, and still open"],
+    ].filter(([number]) => number).map(([number, what]) => `${count(number)} ${what}`);
+    notice(`Saved as version ${saved.data_version.slice(0, 12)}: ${parts.join(", ")}.`);
+    onSaved(saved);
+  } catch (error) {
+    notice(error.message, { isError: true });
+  } finally {
+    button.disabled = false;
+  }
+}

@@ -1,0 +1,146 @@
+"""Filters of the review, and the columns that they are applied to: photos of one scope, worst score first."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, field_validator
+
+from flows.errors import InputError
+from flows.review.photos import Photos
+from flows.review.suggestions import Suggestions
+from models.data.manifest import FLAGGED
+
+Scope = Literal["issues", "all"]  # label issues of cleaning; every photo of the version
+ISSUES: Scope = "issues"
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+KEPT_MASKS = 16  # filters whose photos are remembered per scope; 2.5 MB each at 2.5 million photos
+KEPT_SELECTIONS = 32
+
+
+class Filter(BaseModel, frozen=True):
+    """The photos to show; a criterion that is empty does not count.
+
+    given: the label in question; suggested: the class to take instead; above, below: score in [above, below); selection:
+    token of `Selections`.
+    """
+
+    scope: Scope = ISSUES
+    given: str = ""
+    suggested: str = ""
+    label: str = ""
+    source: str = ""
+    split: str = ""
+    decision: str = ""
+    above: float | None = None
+    below: float | None = None
+    selection: str = ""
+
+    @field_validator("above", "below", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        """A form sends an empty field as an empty text."""
+        return None if value == "" else value
+
+
+class Selections:
+    """Sets of photos that the map hands to the review, each under a token; the last KEPT_SELECTIONS are kept, in memory."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, NDArray[np.uint64]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, ids: NDArray[np.uint64]) -> str:
+        """Token of a set of photos."""
+        token = secrets.token_urlsafe(9)
+        with self._lock:
+            self._sets[token] = np.unique(ids)
+            while len(self._sets) > KEPT_SELECTIONS:
+                del self._sets[next(iter(self._sets))]
+        return token
+
+    def of(self, token: str) -> NDArray[np.uint64]:
+        """Ids of the photos of a set.
+
+        Raises:
+            InputError: there is none with this token (any more).
+        """
+        if (found := self._sets.get(token)) is None:
+            raise InputError("these photos are no longer marked on the map; mark them again")
+        return found
+
+
+class Ranked:
+    """Photos of one scope in the order of the review: the worst score first, photos without a score last.
+
+    R photos. rows: (R,) their rows in `Photos`; rank: (N,) position of each photo here, -1: it is not in the scope. The
+    other columns are (R,) too, so that a filter compares them in the order in which photos are shown.
+    """
+
+    def __init__(self, photos: Photos, suggestions: Suggestions, selections: Selections, *, scope: str) -> None:
+        self.photos, self.selections = photos, selections
+        rows = rows_of_scope(photos, scope)
+        self.rows = rows[np.argsort(photos.score[rows], kind="stable")].astype(np.int32)
+        self.rank = np.full(len(photos), -1, np.int32)
+        self.rank[self.rows] = np.arange(len(rows), dtype=np.int32)
+        self.given, self.suggested = suggestions.asked[self.rows], suggestions.suggested[self.rows]
+        words = {"label": photos.label, "source": photos.source, "split": photos.split, "decision": photos.decision}
+        self.words = {name: (column, column.codes[self.rows]) for name, column in words.items()}
+        self.score = photos.score[self.rows]
+        self.num_scored = int(np.searchsorted(np.isnan(self.score), True))
+        self.mask = functools.lru_cache(KEPT_MASKS)(self._mask)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(P, 2) codes of given and suggested label of each confusion, and (R,) the photo's confusion; -1: none."""
+        found = np.flatnonzero(self.suggested >= 0)
+        key = self.given[found].astype(np.int64) * len(self.photos.classes) + self.suggested[found]
+        keys, codes = np.unique(key, return_inverse=True)
+        each = np.full(len(self), -1, np.int32)
+        each[found] = codes
+        return np.stack(np.divmod(keys, max(1, len(self.photos.classes))), axis=1), each
+
+    def _mask(self, wanted: Filter) -> NDArray[np.bool_]:
+        """(R,) True for each photo that matches, without looking at what people decided."""
+        mask = self._selected(wanted.selection) if wanted.selection else np.ones(len(self), bool)
+        for codes, label in ((self.given, wanted.given), (self.suggested, wanted.suggested)):
+            if label:
+                mask &= codes == _code(self.photos, label)
+        for name, (column, codes) in self.words.items():
+            if value := getattr(wanted, name):
+                mask &= codes == _or_nothing(column.code(value))
+        if wanted.above is not None:
+            mask &= self.score >= wanted.above
+        if wanted.below is not None:
+            mask &= self.score < wanted.below
+        return mask
+
+    def _selected(self, token: str) -> NDArray[np.bool_]:
+        ids = self.selections.of(token)
+        rows = np.minimum(np.searchsorted(self.photos.id, ids), len(self.photos) - 1)
+        ranks = self.rank[rows[self.photos.id[rows] == ids]]
+        mask = np.zeros(len(self), bool)
+        mask[ranks[ranks >= 0]] = True
+        return mask
+
+
+def rows_of_scope(photos: Photos, scope: str) -> NDArray[np.int64]:
+    """Rows of the photos of a scope."""
+    return np.flatnonzero(photos.decision.is_one_of(FLAGGED)) if scope == ISSUES else np.arange(len(photos))
+
+
+def _code(photos: Photos, label: str) -> int:
+    return _or_nothing(photos.label.code(label))
+
+
+def _or_nothing(code: int) -> int:
+    """A code that equals none for a value that no photo has; -1 stands for photos without a suggestion."""
+    return code if code >= 0 else -2
