@@ -18,6 +18,7 @@ from flows.delivery.build import build_version
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
 from flows.purge import affected, complete, purge
 from flows.registry.versions import ModelVersions
+from flows.review.decisions import Decision, Decisions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
 from tests.command_line import cleanshelf
@@ -84,7 +85,10 @@ def test_a_purged_photo_is_gone_from_every_file_and_the_others_remain(versions: 
     assert set(concerned.data_versions) == {entry.id for entry in versions.log()}
     assert concerned.models == (1,)
     old = versions.log()
+    decisions = Decisions(versions.workspace.state)
+    decisions.add([Decision(photo, "keep", "tea", "Ana", old[0].id) for photo in (sha256[:16], "0" * 16)])
     purge(versions, [sha256[:16]])
+    assert list(decisions.pending()) == ["0" * 16]
     assert versions.log()[1:] == [entry.__class__(**{**vars(entry), "selected": False}) for entry in old]
     assert versions.log()[0].parent == old[0].id
     check_gone(versions, sha256, content)

@@ -16,7 +16,7 @@ from flows.cli import app
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.errors import BadDelivery
-from flows.feedback import feedback, preview
+from flows.feedback import HumanLabel, feedback, feedback_labels, preview
 from flows.run.run import Run
 from flows.steps.clean import decided
 from flows.workspace import Workspace
@@ -84,6 +84,19 @@ def test_labels_of_people_become_a_version(shop: Workspace, tmp_path: Path) -> N
     again = feedback(shop, file)
     assert again.data_version == done.data_version
     assert len(DataVersions(shop).log()) == 2, "the same file again changes nothing"
+
+
+def test_labels_by_photo_id_become_the_version_that_a_file_makes(shop: Workspace, tmp_path: Path) -> None:
+    before = selected(shop)
+    moved, same, gone, unknown = map(str, before.id[:4])
+    labels = {moved: other(before.label[0]), same: before.label[1], gone: ""}
+    rows = [(photo, label, "review by Ana") for photo, label in labels.items()]
+    given = {photo: HumanLabel(label, "review by Ana") for photo, label in labels.items()}
+    odd = {"0" * 16: HumanLabel("tea", ""), unknown: HumanLabel("rum", "")}
+    done, left_out = feedback_labels(shop, given | odd)
+    assert (done.confirmed, done.relabelled, done.dropped, left_out) == (1, 1, 1, sorted(odd))
+    assert feedback(shop, write(tmp_path / "labels.csv", *rows)).data_version == done.data_version
+    assert feedback_labels(shop, odd)[0].data_version == done.data_version, "nothing to change makes no version"
 
 
 def test_a_version_of_format_1_is_changed_once(shop: Workspace, tmp_path: Path) -> None:
