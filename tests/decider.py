@@ -1,4 +1,4 @@
-"""Decides about photos until it is killed: `python -m tests.decider STATE WHO`; prints the id of each photo once it is confirmed."""
+"""Decides about photos until it is killed: `python -m tests.decider STATE WHO`; prints each photo's id once it is confirmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers of integration tests: Triton from its wheel, on ports chosen at run time, and Prefect's test server."""
+"""Servers of integration tests: Triton from its wheel on ports chosen at run time, Prefect's test server, and pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from serving.server.environment import Environment, inspect
 from serving.server.server import LocalServer
 from tests.clients import Upstream
 from tests.graphs import write_versions
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -81,6 +85,43 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..
         yield Upstream(repository, server, server.start())
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")  # a longer one would keep its event loop from the tests of other modules
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with label issues."""
+    from tests.cleaned import cleaned_workspace
+
+    return cleaned_workspace(tmp_path_factory.mktemp("pages")).root
+
+
+@pytest.fixture(scope="module")
+def address(shop: Path) -> Iterator[str]:
+    """Address of the pages of the workspace."""
+    from tests.browser import served_pages
+
+    with served_pages(shop) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page whose script errors fail the test."""
+    errors: list[str] = []
+    page = browser.new_page(base_url=address)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors
 
 
 def free_ports() -> dict[str, int]:

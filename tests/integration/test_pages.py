@@ -2,45 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page
-
-from tests.browser import chromium, served_pages
-from tests.cleaned import cleaned_workspace
+from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cleaned_workspace(tmp_path_factory.mktemp("pages")).root
-
-
-@pytest.fixture(scope="module")
-def address(shop: Path) -> Iterator[str]:
-    with served_pages(shop) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page whose script errors fail the test."""
-    errors: list[str] = []
-    page = browser.new_page(base_url=address)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
 
 
 def test_the_overview_counts_label_issues(page: Page) -> None:

@@ -156,7 +156,7 @@ def test_search_folds_case_and_accents_and_puts_the_likely_first() -> None:
     assert [photos.classes[each] for each in classes.search(" ZOE", likely=np.array([code["Tea"], code["SALTED ZOE"]]))] == [
         "SALTED ZOE", "Zoë's Salt", "Extra Zoe", "Salt of Zoë",
     ]  # fmt: skip
-    assert [photos.classes[each] for each in classes.search("", likely=np.array([code["Tea"], -1]))][0] == "Tea"
+    assert next(photos.classes[each] for each in classes.search("", likely=np.array([code["Tea"], -1]))) == "Tea"
     assert searched("É ") == "e"
 
 
@@ -180,8 +180,10 @@ def test_evidence_of_a_photo(tmp_path: Path) -> None:
         0.25,
         0,
     )
-    assert found.suggested is not None and found.suggested.samples == [photos.name(row) for row in (1, 2, 3)]
-    assert found.decided is not None and (found.decided.who, found.decided.label) == ("Ana", "b")
+    assert found.suggested is not None
+    assert found.suggested.samples == [photos.name(row) for row in (1, 2, 3)]
+    assert found.decided is not None
+    assert (found.decided.who, found.decided.label) == ("Ana", "b")
     decisions.undo("Ana")
     (found,) = evidence(queue, decisions, [0], scope="all", seen=0)
     assert (found.decided, found.history[0].undone) == (None, True)
