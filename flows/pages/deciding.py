@@ -14,11 +14,12 @@ from flows.feedback import HumanLabel, feedback_labels
 from flows.pages.access import Decides, Operates, Person
 from flows.pages.site import Site, TheSite
 from flows.review.decisions import RELABEL, SKIP, TAKE, Decision
-from flows.review.filters import ISSUES, Filter, Scope
+from flows.review.filters import Filter
 from flows.review.queue import Queue, decisions_on
 
 router = APIRouter(tags=["review"])
 Kind = Literal["keep", "take", "relabel", "none", "skip"]
+MOST = 250_000  # photos of one decision
 Photo = Annotated[str, Field(max_length=16)]
 
 
@@ -62,7 +63,6 @@ class Undone(BaseModel):
     """Photos whose decision was taken back."""
 
     photos: list[str]
-    scope: Scope = ISSUES
 
 
 class Saved(BaseModel):
@@ -120,7 +120,7 @@ def save(site: TheSite, person: Operates) -> Saved:
     upto, _ = site.decisions.state()
     decided = [each for each in site.decisions.pending().values() if each.kind != SKIP]
     if not decided:
-        raise InputError("there is nothing to save: nobody has decided anything since the last save")
+        raise InputError("there is nothing to save: no photo was decided since the last save")
     done, left_out = feedback_labels(site.workspace, {each.photo: _label(each) for each in decided})
     assert done.data_version is not None
     site.decisions.mark_saved(done.data_version, upto=upto, left_out=left_out)
@@ -143,6 +143,8 @@ def _write(
     site: Site, queue: Queue, rows: Iterable[int], body: Decide | DecideMatching, person: Person, *, seen: int
 ) -> Done:
     rows = [int(row) for row in rows]
+    if len(rows) > MOST:
+        raise InputError(f"{len(rows):,} photos match; narrow the filter to at most {MOST:,} at once")
     decisions = decisions_on(queue, rows, body.kind, who=person.name, label=body.label)
     if rows and not decisions:
         raise InputError(_reason(body))

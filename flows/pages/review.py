@@ -42,6 +42,12 @@ class Page(Filter, frozen=True):
         return Filter(**self.model_dump(include=set(Filter.model_fields)))
 
 
+class Best(Page, frozen=True):
+    """A filter, and the number of its photos with the highest scores."""
+
+    count: int = Field(1, ge=1)
+
+
 class Photos(BaseModel):
     """Photos of the queue in its order. seen: number of the last decision, to be sent back with a decision."""
 
@@ -158,7 +164,7 @@ def neighbours(site: TheSite, person: Looks, photo: str, version: Version = "sel
 
 @router.get("/api/review/progress")
 def progress(site: TheSite, person: Looks, wanted: Wanted) -> HowFar:
-    """How many photos are decided and left, by class and by confusion."""
+    """Numbers of photos that are decided and left, by class and by confusion."""
     queue = site.queue(wanted.version)
     queue.refresh(site.decisions)
     return HowFar(
@@ -190,11 +196,11 @@ def search(
 
 
 @router.get("/api/review/cleanest")
-def cleanest(site: TheSite, person: Looks, wanted: Wanted, count: Annotated[int, Query(ge=1)] = 1) -> Cleanest:
+def cleanest(site: TheSite, person: Looks, wanted: Annotated[Best, Query()]) -> Cleanest:
     """The open photos with the highest scores among those that match: how many there are, and the last of them."""
     queue = site.queue(wanted.version)
     queue.refresh(site.decisions)
-    rows = queue.cleanest(wanted.filter, count)
+    rows = queue.cleanest(wanted.filter, wanted.count)
     names = [queue.photos.name(int(row)) for row in rows[-AT_ONCE:]]
     return Cleanest(count=len(rows), lowest=float(queue.photos.score[rows[-1]]) if len(rows) else None, last=names)
 

@@ -28,7 +28,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Event:
-    """What a person decided about the photo. saved: the data version that holds it, if one does."""
+    """Decision of a person about the photo. saved: the data version that holds it, if one does."""
 
     kind: str
     label: str

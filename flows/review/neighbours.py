@@ -80,6 +80,6 @@ def _similarity(
     result = np.empty(len(places), np.float32)
     for start in range(0, len(places), BLOCK):
         block = vectors[places[start : start + BLOCK]].astype(np.float32)
-        lengths = np.sqrt(np.einsum("nd,nd->n", block, block)) * np.linalg.norm(own)
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block)) * np.linalg.norm(own)
         result[start : start + BLOCK] = block @ own / np.maximum(lengths, 1e-12)
     return result

@@ -119,7 +119,7 @@ class Queue:
         return ranked.rows[np.flatnonzero(fits)[::-1][:count]].astype(np.int64)
 
     def progress(self, wanted: Filter) -> Progress:
-        """How far people are with the photos that match, whatever their state."""
+        """Numbers of photos that match and are decided, skipped and left."""
         mask, states = self._columns(wanted)
         total, decided, skipped = (
             int(np.count_nonzero(each)) for each in (mask, mask & (states == DECIDED), mask & (states == SKIPPED))

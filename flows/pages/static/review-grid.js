@@ -19,6 +19,7 @@ export function startGrid({ start, query, refresh }) {
   let next = null; // the page behind, fetched ahead
   let after = -1;
   let isBusy = false;
+  let left = start.progress.left; // photos that match and are open
   const leftOut = new Set();
 
   const fetchPage = (rank) => call(`/api/review/queue?${query}&limit=${AT_ONCE}&after=${rank}`);
@@ -117,7 +118,7 @@ export function startGrid({ start, query, refresh }) {
   function matchingTools() {
     const number = element("input", { id: "cleanest", type: "number", min: "1", value: "100", "aria-label": "How many of the cleanest" });
     const seen = element("span", { class: "soft", role: "status" });
-    return element("details", {}, element("summary", {}, "More than this page"),
+    return element("details", {}, element("summary", {}, "More than this page: ", element("span", { id: "matching" }, `all ${count(left)} that match`)),
       element("div", { class: "row" },
         ...[["keep", "All labels that match are right"], ["take", "Take all suggestions that match"], ["none", "None that match is a product"]].map(([kind, says]) =>
           element("button", { type: "button", onclick: () => decideMatching(kind, says) }, says))),
@@ -125,6 +126,12 @@ export function startGrid({ start, query, refresh }) {
         element("button", { type: "button", onclick: () => previewCleanest(number, seen) }, "Show the last of them"),
         element("button", { type: "button", onclick: () => decideCleanest(number) }, "They are right"), seen));
   }
+
+  const update = () => refresh().then((progress) => {
+    left = progress?.left ?? left;
+    const said = document.getElementById("matching");
+    if (said) said.textContent = `all ${count(left)} that match`;
+  });
 
   async function act(work) {
     if (isBusy) return;
@@ -146,14 +153,14 @@ export function startGrid({ start, query, refresh }) {
     const done = await call("/api/review/decide", { method: "POST", body: { version, photos, kind, label, seen: page.seen } });
     if (done.left_out) notice(`${count(done.left_out)} photos have no suggestion and stay open.`);
     await load(after, next);
-    refresh();
+    update();
   });
 
   const undo = () => act(async () => {
     const { photos } = await call("/api/review/undo", { method: "POST" });
     notice(photos.length ? `${count(photos.length)} decisions taken back.` : "There is nothing of yours to take back.");
     await load(-1);
-    refresh();
+    update();
   });
 
   const decideMatching = (kind, says) => act(async () => {
@@ -164,7 +171,7 @@ export function startGrid({ start, query, refresh }) {
     const done = await call("/api/review/decide-matching", { method: "POST", body });
     notice(`${count(done.decided)} photos decided.`);
     await load(-1);
-    refresh();
+    update();
   });
 
   async function previewCleanest(field, seen) {
@@ -181,7 +188,7 @@ export function startGrid({ start, query, refresh }) {
     const done = await call("/api/review/decide-cleanest", { method: "POST", body });
     notice(`${count(done.decided)} labels are right.`);
     await load(-1);
-    refresh();
+    update();
   });
 
   function drawEnd() {

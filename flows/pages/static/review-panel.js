@@ -28,7 +28,7 @@ export async function refreshProgress(query) {
   if (far.all.total !== far.here.total) {
     document.getElementById("numbers").textContent += ` · in all ${count(far.all.left)} of ${count(far.all.total)} left`;
   }
-  document.getElementById("unsaved").textContent = far.unsaved ? `${count(far.unsaved)} decisions not saved yet` : "";
+  document.getElementById("unsaved").textContent = far.unsaved ? `${count(far.unsaved)} not saved yet` : "";
   drawGroups("confusions", far.confusions);
   drawGroups("classes", far.classes);
   return far.here;
@@ -42,6 +42,16 @@ function drawGroups(id, groups) {
       each.suggested ? `${each.given} → ${each.suggested}` : each.given)),
     element("td", { class: "number" }, count(each.left)), element("td", { class: "number" }, count(each.total))));
   document.getElementById(id).replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+}
+
+/** The criteria of the filter in words, beside the form's heading. */
+export function drawFilter(wanted) {
+  const parts = Object.entries(wanted).filter(([name, value]) => !["scope", "state", "version", "selection"].includes(name) && value !== "");
+  const texts = parts.map(([name, value]) => `${document.querySelector(`label[for=${name}]`)?.textContent.toLowerCase() ?? name} ${value}`);
+  if (wanted.scope === "all") texts.unshift("all photos");
+  if (wanted.state !== "open") texts.push(wanted.state === "all" ? "decided or not" : wanted.state);
+  if (wanted.selection) texts.push("marked on the map");
+  document.getElementById("filter-said").textContent = texts.length ? `: ${texts.join(", ")}` : "";
 }
 
 /** Makes the buttons above the photos work. */

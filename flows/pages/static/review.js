@@ -3,7 +3,7 @@ import { call, count, element, given, notice } from "/static/page.js";
 import { startGrid } from "/static/review-grid.js";
 import { actionOf, labelButtons, shownKey, showKeys } from "/static/review-keys.js";
 import { askLabel } from "/static/review-label.js";
-import { addressWith, bindPanel, drawProgress, refreshProgress } from "/static/review-panel.js";
+import { addressWith, bindPanel, drawFilter, drawProgress, refreshProgress } from "/static/review-panel.js";
 import { addressesOf, large, prefetch, small } from "/static/review-pictures.js";
 
 const FEW = 10; // photos ahead, below which more are fetched
@@ -161,7 +161,7 @@ function tally(what, number) {
 
 function refresh() {
   sinceProgress = 0;
-  return refreshProgress(query).then((found) => { progress = found; }).catch((error) => notice(error.message, { isError: true }));
+  return refreshProgress(query).then((found) => (progress = found)).catch((error) => notice(error.message, { isError: true }));
 }
 
 /** Moves on to the next photo that nobody in this browser has decided. */
@@ -255,6 +255,7 @@ function startOne() {
 
 const isGrid = new URLSearchParams(location.search).get("mode") === "grid";
 labelButtons();
+drawFilter(start.wanted);
 at("show-keys").onclick = showKeys;
 bindPanel({ isGrid, onSaved: () => setTimeout(() => location.assign(addressWith({ version: null })), 2500) });
 if (isGrid) startGrid({ start, query, refresh });
