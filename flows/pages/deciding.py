@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -13,7 +13,7 @@ from flows.errors import InputError, UnknownPhoto
 from flows.feedback import HumanLabel, feedback_labels
 from flows.pages.access import Decides, Operates, Person
 from flows.pages.site import Site, TheSite
-from flows.review.decisions import RELABEL, SKIP, TAKE, Decision
+from flows.review.decisions import KEEP, SKIP, TAKE, Decision
 from flows.review.filters import Filter
 from flows.review.queue import Queue, decisions_on
 
@@ -85,7 +85,7 @@ def decide(site: TheSite, person: Decides, body: Decide) -> Done:
     if (rows < 0).any():
         wrong = body.photos[int((rows < 0).argmax())]
         raise UnknownPhoto(f"data version {queue.photos.version[:12]} has no photo {wrong}; reload the page")
-    return _write(site, queue, rows, body, person, seen=body.seen)
+    return _write(site, queue, rows.tolist(), person, kind=body.kind, label=body.label, seen=body.seen)
 
 
 @router.post("/api/review/decide-matching")
@@ -95,7 +95,7 @@ def decide_matching(site: TheSite, person: Decides, body: DecideMatching) -> Don
     seen = queue.refresh(site.decisions)
     except_for = set(queue.photos.rows(body.left_out).tolist())
     rows = [row for row in queue.matching(body.filter, "open").tolist() if row not in except_for]
-    return _write(site, queue, rows, body, person, seen=seen)
+    return _write(site, queue, rows, person, kind=body.kind, label=body.label, seen=seen)
 
 
 @router.post("/api/review/decide-cleanest")
@@ -104,8 +104,7 @@ def decide_cleanest(site: TheSite, person: Decides, body: DecideCleanest) -> Don
     queue = site.queue(body.version)
     seen = queue.refresh(site.decisions)
     rows = queue.cleanest(body.filter, body.count).tolist()
-    keep = Decide(version=body.version, photos=["-"], kind="keep", seen=seen)
-    return _write(site, queue, rows, keep, person, seen=seen)
+    return _write(site, queue, rows, person, kind=KEEP, seen=seen)
 
 
 @router.post("/api/review/undo")
@@ -140,21 +139,18 @@ def _label(decision: Decision) -> HumanLabel:
 
 
 def _write(
-    site: Site, queue: Queue, rows: Iterable[int], body: Decide | DecideMatching, person: Person, *, seen: int
+    site: Site, queue: Queue, rows: Sequence[int], person: Person, *, kind: str, seen: int, label: str = ""
 ) -> Done:
-    rows = [int(row) for row in rows]
     if len(rows) > MOST:
         raise InputError(f"{len(rows):,} photos match; narrow the filter to at most {MOST:,} at once")
-    decisions = decisions_on(queue, rows, body.kind, who=person.name, label=body.label)
+    decisions = decisions_on(queue, rows, kind, who=person.name, label=label)
     if rows and not decisions:
-        raise InputError(_reason(body))
+        raise InputError(_reason(kind, label))
     last = site.decisions.add(decisions, seen=seen) if decisions else seen
     return Done(decided=len(decisions), left_out=len(rows) - len(decisions), seen=last)
 
 
-def _reason(body: Decide | DecideMatching) -> str:
-    if body.kind == TAKE:
+def _reason(kind: str, label: str) -> str:
+    if kind == TAKE:
         return "there is no suggestion to take; keep the label, or choose another one"
-    if body.kind == RELABEL:
-        return f"{shown(body.label[:80])} is not a product of this version; choose one from the list"
-    return "this cannot be decided here; reload the page"
+    return f"{shown(label[:80])} is not a product of this version; choose one from the list"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request, Response
 from fastapi.templating import Jinja2Templates
@@ -22,6 +22,7 @@ from flows.review.queue import Queue
 from flows.review.suggestions import read_suggestions
 from flows.workspace import Workspace
 
+T = TypeVar("T")
 KEPT_VERSIONS = 2  # data versions in memory, about 0.15 GB each at 2.5 million photos
 PAGES = (  # address, name
     ("/review", "Review"),
@@ -35,6 +36,27 @@ PAGES = (  # address, name
 templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
 
 
+class _Kept(Generic[T]):
+    """What was read of the last KEPT_VERSIONS data versions; each is read once, even if several threads ask for it."""
+
+    def __init__(self, read: Callable[[str], T]) -> None:
+        self._read, self._lock = read, threading.Lock()
+        self._kept: dict[str, T] = {}
+
+    def get(self, version: str) -> T | None:
+        """What is kept under a full id, without the git that it takes to find out which version a name means."""
+        return self._kept.get(version)
+
+    def read(self, version: str) -> T:
+        """What is kept under a full id, read if it is not."""
+        with self._lock:
+            if (found := self._kept.get(version)) is None:
+                found = self._kept[version] = self._read(version)
+                while len(self._kept) > KEPT_VERSIONS:
+                    del self._kept[next(iter(self._kept))]
+            return found
+
+
 class Site:
     """One workspace as the pages see it. Routes run in several threads."""
 
@@ -42,9 +64,7 @@ class Site:
         self.workspace = workspace
         self.versions = DataVersions(workspace)
         self.decisions = Decisions(workspace.state)
-        self._lock, self._queue_lock = threading.Lock(), threading.Lock()
-        self._photos: dict[str, Photos] = {}
-        self._queue = functools.lru_cache(KEPT_VERSIONS)(self._read_queue)
+        self._photos, self._queues = _Kept(self._read), _Kept(self._read_queue)
         self.selections = Selections()
 
     def photos(self, version: str) -> Photos:
@@ -53,21 +73,11 @@ class Site:
         Raises:
             UnknownVersion, PurgedVersion, CorruptObject
         """
-        with self._lock:  # so that a second request for the same version waits instead of reading it too
-            if version in self._photos:  # a full id needs no git, which would take longer than the answer
-                return self._photos[version]
-            resolved = self.versions.resolve(version)
-            if resolved not in self._photos:
-                self._photos[resolved] = self._read(resolved)
-                while len(self._photos) > KEPT_VERSIONS:
-                    del self._photos[next(iter(self._photos))]
-            return self._photos[resolved]
+        return self._photos.get(version) or self._photos.read(self.versions.resolve(version))
 
     def queue(self, version: str) -> Queue:
         """Review queue of a data version, named as for `photos`; `refresh` takes over what was decided since."""
-        resolved = self.photos(version).version
-        with self._queue_lock:
-            return self._queue(resolved)
+        return self._queues.get(version) or self._queues.read(self.photos(version).version)
 
     def warm_up(self) -> None:
         """Reads the selected version, so that the first page does not wait for it. A fault is shown by the page that meets it."""

@@ -25,6 +25,8 @@ class Classes:
         train = photos.split.is_one_of(["train"])
         size = len(photos.classes)
         counts = np.bincount(photos.given.codes[train], minlength=size)
+        self.names = [searched(name) for name in photos.classes]
+        _ = photos.by_label  # sorted now, so that no page waits for it later
         self.is_product = counts + np.bincount(photos.label.codes[train], minlength=size) > 0
 
     def _samples(self, code: int) -> tuple[int, ...]:
@@ -48,11 +50,6 @@ class Classes:
             if wanted in name and self.is_product[code]:
                 groups[1 if name.startswith(wanted) else 2 if f" {wanted}" in name else 3].append(code)
         return list(dict.fromkeys(code for group in groups for code in group))[:FOUND]
-
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """Names of all classes, in the form in which they are searched."""
-        return [searched(name) for name in self.photos.classes]
 
 
 def searched(text: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, field_validator
 
 from flows.errors import InputError
-from flows.review.photos import Photos
+from flows.review.photos import Photos, Words
 from flows.review.suggestions import Suggestions
 from models.data.manifest import FLAGGED
 
@@ -90,16 +90,16 @@ class Ranked:
         self.rank[self.rows] = np.arange(len(rows), dtype=np.int32)
         self.given, self.suggested = suggestions.asked[self.rows], suggestions.suggested[self.rows]
         words = {"label": photos.label, "source": photos.source, "split": photos.split, "decision": photos.decision}
-        self.words = {name: (column, column.codes[self.rows]) for name, column in words.items()}
+        self.words = {name: (column, _small(column)[self.rows]) for name, column in words.items()}
         self.score = photos.score[self.rows]
         self.num_scored = int(np.searchsorted(np.isnan(self.score), True))
+        self.confusions = self._confusions()
         self.mask = functools.lru_cache(KEPT_MASKS)(self._mask)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @functools.cached_property
-    def confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def _confusions(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(P, 2) codes of given and suggested label of each confusion, and (R,) the photo's confusion; -1: none."""
         found = np.flatnonzero(self.suggested >= 0)
         key = self.given[found].astype(np.int64) * len(self.photos.classes) + self.suggested[found]
@@ -135,6 +135,11 @@ class Ranked:
 def rows_of_scope(photos: Photos, scope: str) -> NDArray[np.int64]:
     """Rows of the photos of a scope."""
     return np.flatnonzero(photos.decision.is_one_of(FLAGGED)) if scope == ISSUES else np.arange(len(photos))
+
+
+def _small(column: Words) -> NDArray[np.integer]:
+    """Codes in the smallest type that holds them."""
+    return column.codes.astype(np.min_scalar_type(len(column.values)))
 
 
 def _code(photos: Photos, label: str) -> int:

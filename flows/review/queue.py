@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flows.review.classes import Classes
 from flows.review.decisions import KEEP, KINDS, RELABEL, SKIP, TAKE, Decision, Decisions
-from flows.review.filters import SCOPES, Filter, Ranked, Selections
+from flows.review.filters import SCOPES, Filter, Ranked, Scope, Selections
 from flows.review.photos import Photos
 from flows.review.suggestions import Suggestions
 
@@ -153,7 +153,7 @@ class Queue:
         mask = ranked.mask(wanted)
         return np.bincount(codes[mask & (codes >= 0)], minlength=size)
 
-    def _codes(self, scope: str, by: str) -> NDArray[np.int32]:
+    def _codes(self, scope: Scope, by: str) -> NDArray[np.int32]:
         ranked = self.ranked[scope]
         return ranked.given if by == "given" else ranked.confusions[1]
 
@@ -181,10 +181,10 @@ def label_of(queue: Queue, row: int, kind: str, label: str = "") -> str | None:
     return "" if kind in KINDS else None
 
 
-def decisions_on(queue: Queue, rows: Iterable[int], kind: str, *, who: str, label: str = "") -> list[Decision]:
+def decisions_on(queue: Queue, rows: Sequence[int], kind: str, *, who: str, label: str = "") -> list[Decision]:
     """One person's decisions of one kind on several photos; photos on which it cannot be taken are left out."""
     photos = queue.photos
-    labels: Mapping[int, str | None] = {int(row): label_of(queue, int(row), kind, label) for row in rows}
+    labels: Mapping[int, str | None] = {row: label_of(queue, row, kind, label) for row in rows}
     return [
         Decision(photos.name(row), kind, given, who, photos.version)
         for row, given in labels.items()

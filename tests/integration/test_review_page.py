@@ -106,6 +106,7 @@ def test_two_people_at_once(browser: Browser, address: str, decisions: Decisions
         pages = {"Ana": ana.new_page(), "Ben": ben.new_page()}
         for name, page in pages.items():
             page.goto("/review")
+            page.locator("#own summary").click()
             page.get_by_label("You are").fill(name)
             page.get_by_role("button", name="Change").click()
             expect(page.locator(".who")).to_have_text(name)

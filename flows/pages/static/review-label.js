@@ -32,7 +32,7 @@ export function askLabel(version, photo = "") {
           each.sample && element("img", { src: pictureOf(version, each.sample, 96), alt: "" }),
           element("span", { class: "cut" }, each.label),
           each.probability ? element("span", { class: "soft" }, `${Math.round(100 * each.probability)} %`) : null)));
-      if (!found.length) list.replaceChildren(element("li", { class: "soft" }, "No product of that name."));
+      if (!found.length) list.replaceChildren(element("li", { class: "soft", role: "option", "aria-disabled": "true" }, "No product of that name."));
       mark(0);
     };
     const search = async () => {

@@ -8,6 +8,7 @@ import { addressesOf, large, prefetch, small } from "/static/review-pictures.js"
 
 const FEW = 10; // photos ahead, below which more are fetched
 const PICTURES_AHEAD = 6; // photos whose pictures are fetched ahead
+const LINGER_MS = 300; // time on a photo after which its neighbours are sought
 const EVERY = 20; // decisions after which progress is asked for again
 const CLEANING = {
   dropped: "left out of training", doubted: "counts less in training", relabelled: "learnt as the suggestion so far",
@@ -97,6 +98,8 @@ function drawMore(item) {
 }
 
 async function drawNeighbours(item, near) {
+  await new Promise((resolve) => setTimeout(resolve, LINGER_MS)); // who decides at once needs no neighbours
+  if (current() !== item) return;
   const found = await neighbours(item).catch(() => []);
   if (current() !== item || !found.length) return;
   near.replaceChildren(element("h2", {}, "Most similar photos"), element("div", { class: "pictures" }, ...found.map((each) =>
