@@ -20,6 +20,7 @@ from flows.review.queue import Queue, decisions_on
 router = APIRouter(tags=["review"])
 Kind = Literal["keep", "take", "relabel", "none", "skip"]
 MOST = 250_000  # photos of one decision
+NAMED = 100  # photos that an answer names
 Photo = Annotated[str, Field(max_length=16)]
 
 
@@ -60,8 +61,9 @@ class Done(BaseModel):
 
 
 class Undone(BaseModel):
-    """Photos whose decision was taken back."""
+    """Number of decisions that were taken back, and the photos of the first of them."""
 
+    count: int
     photos: list[str]
 
 
@@ -110,7 +112,8 @@ def decide_cleanest(site: TheSite, person: Decides, body: DecideCleanest) -> Don
 @router.post("/api/review/undo")
 def undo(site: TheSite, person: Decides) -> Undone:
     """Takes back the caller's last decision, or batch of decisions, unless it was saved."""
-    return Undone(photos=[each.photo for each in site.decisions.undo(person.name)][:10_000])
+    undone = site.decisions.undo(person.name)
+    return Undone(count=len(undone), photos=[each.photo for each in undone[:NAMED]])
 
 
 @router.post("/api/review/save")

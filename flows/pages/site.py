@@ -37,18 +37,18 @@ templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
 
 
 class _Kept(Generic[T]):
-    """What was read of the last KEPT_VERSIONS data versions; each is read once, even if several threads ask for it."""
+    """Results of reading the last KEPT_VERSIONS data versions; each is read once, even if several threads ask for it."""
 
     def __init__(self, read: Callable[[str], T]) -> None:
         self._read, self._lock = read, threading.Lock()
         self._kept: dict[str, T] = {}
 
     def get(self, version: str) -> T | None:
-        """What is kept under a full id, without the git that it takes to find out which version a name means."""
+        """Result for a full id, without the git that it takes to find out which version a name means; None if it is not kept."""
         return self._kept.get(version)
 
     def read(self, version: str) -> T:
-        """What is kept under a full id, read if it is not."""
+        """Result for a full id, read now if it is not kept."""
         with self._lock:
             if (found := self._kept.get(version)) is None:
                 found = self._kept[version] = self._read(version)

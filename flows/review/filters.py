@@ -114,9 +114,9 @@ class Ranked:
         for codes, label in ((self.given, wanted.given), (self.suggested, wanted.suggested)):
             if label:
                 mask &= codes == _code(self.photos, label)
-        for name, (column, codes) in self.words.items():
+        for name, (column, small) in self.words.items():
             if value := getattr(wanted, name):
-                mask &= codes == _or_nothing(column.code(value))
+                mask &= small == _or_nothing(column.code(value))
         if wanted.above is not None:
             mask &= self.score >= wanted.above
         if wanted.below is not None:

@@ -157,8 +157,8 @@ export function startGrid({ start, query, refresh }) {
   });
 
   const undo = () => act(async () => {
-    const { photos } = await call("/api/review/undo", { method: "POST" });
-    notice(photos.length ? `${count(photos.length)} decisions taken back.` : "There is nothing of yours to take back.");
+    const { count: number } = await call("/api/review/undo", { method: "POST" });
+    notice(number ? `${count(number)} decisions taken back.` : "There is nothing of yours to take back.");
     await load(-1);
     update();
   });

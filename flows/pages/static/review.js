@@ -200,10 +200,10 @@ async function undo() {
   if (isBusy) return;
   isBusy = true;
   try {
-    const { photos } = await call("/api/review/undo", { method: "POST" });
-    if (!photos.length) return notice("There is nothing of yours to take back; what was saved stays saved.");
+    const { count: number, photos } = await call("/api/review/undo", { method: "POST" });
+    if (!number) return notice("There is nothing of yours to take back; what was saved stays saved.");
     await comeBack(photos[0]);
-    notice(photos.length === 1 ? "Taken back." : `${count(photos.length)} decisions taken back.`);
+    notice(number === 1 ? "Taken back." : `${count(number)} decisions taken back.`);
     refresh();
   } catch (error) {
     notice(error.message, { isError: true });
