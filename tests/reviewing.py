@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.review.filters import Selections
 from flows.review.photos import Photos, Words
 from flows.review.queue import Queue
+from flows.review.selections import Selections
 from flows.review.suggestions import read_suggestions
 from models.data.manifest import SPLITS
 from models.evaluation.scores import Scores, write_scores

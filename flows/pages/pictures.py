@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator
 
 from flows.pages.access import Looks
 from flows.pages.site import TheSite
@@ -19,7 +18,7 @@ router = APIRouter(tags=["photos"])
 KEPT = 2048  # pictures in memory, 10 kB each at 256 px
 FOR_GOOD = "private, max-age=31536000, immutable"  # an id is a hash of the photo, so its picture never changes
 
-Size = Annotated[Literal[96, 256, 1024], BeforeValidator(int)]  # an address holds texts
+Size = Literal["96", "256", "1024"]  # texts, as an address has them: numbers would match none
 
 
 @router.get("/photos/{version}/{photo}/{size}", response_class=Response)
@@ -29,7 +28,7 @@ def picture(request: Request, site: TheSite, person: Looks, version: str, photo:
         return Response(status_code=304)
     photos = site.photos(version)
     row = photos.row(photo)
-    jpeg = _kept(photos.folder, photos.shard[row], int(photos.offset[row]), int(photos.size[row]), size)
+    jpeg = _kept(photos.folder, photos.shard[row], int(photos.offset[row]), int(photos.size[row]), int(size))
     return Response(jpeg, media_type="image/jpeg", headers={"cache-control": FOR_GOOD, "etag": f'"{photo}-{size}"'})
 
 

@@ -17,6 +17,7 @@ from flows.review.filters import ISSUES, Filter, Scope
 from flows.review.neighbours import Neighbour, nearest
 from flows.review.photos import as_number, is_id
 from flows.review.queue import STATES, Group, Progress, Queue, State
+from flows.review.selections import Selection
 from models.data.manifest import DECISIONS, SPLITS
 
 router = APIRouter(tags=["review"])
@@ -83,8 +84,9 @@ class Cleanest(BaseModel):
 
 
 class Marked(BaseModel):
-    """Photos that were marked on the map."""
+    """Photos that were chosen by other means than the filter."""
 
+    version: str = Field(default="selected", max_length=64)
     photos: list[Annotated[str, Field(max_length=16)]] = Field(max_length=LONGEST_LIST)
 
 
@@ -207,8 +209,10 @@ def cleanest(site: TheSite, person: Looks, wanted: Annotated[Best, Query()]) -> 
 
 @router.post("/api/review/selections")
 def keep_selection(site: TheSite, person: Looks, marked: Marked) -> Token:
-    """Keeps a set of photos, such as those marked on the map, under a token for the filter, while the server runs."""
+    """Keeps a set of photos under a token for the filter, while the server runs."""
     if wrong := next((photo for photo in marked.photos if not is_id(photo)), None):
         raise InputError(f"{wrong!r} is not the id of a photo (16 hex digits)")
-    ids = np.array([as_number(photo) for photo in marked.photos], np.uint64)
-    return Token(selection=site.selections.add(ids), count=len(ids))
+    ids = np.unique(np.array([as_number(photo) for photo in marked.photos], np.uint64))
+    return Token(
+        selection=site.selections.add(Selection(site.queue(marked.version).photos.version, ids)), count=len(ids)
+    )

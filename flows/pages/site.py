@@ -16,9 +16,9 @@ from flows.data.versions import DataVersions
 from flows.errors import Denied
 from flows.pages.access import Person, caller
 from flows.review.decisions import Decisions
-from flows.review.filters import Selections
 from flows.review.photos import Photos, read_photos
 from flows.review.queue import Queue
+from flows.review.selections import Selections
 from flows.review.suggestions import read_suggestions
 from flows.workspace import Workspace
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import secrets
-import threading
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, field_validator
 
-from flows.errors import InputError
 from flows.review.photos import Photos, Words
+from flows.review.selections import Selections
 from flows.review.suggestions import Suggestions
 from models.data.manifest import FLAGGED
 
@@ -20,7 +18,6 @@ Scope = Literal["issues", "all"]  # label issues of cleaning; every photo of the
 ISSUES: Scope = "issues"
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEPT_MASKS = 16  # filters whose photos are remembered per scope; 2.5 MB each at 2.5 million photos
-KEPT_SELECTIONS = 32
 
 
 class Filter(BaseModel, frozen=True):
@@ -46,33 +43,6 @@ class Filter(BaseModel, frozen=True):
     def _blank_is_none(cls, value: Any) -> Any:
         """A form sends an empty field as an empty text."""
         return None if value == "" else value
-
-
-class Selections:
-    """Sets of photos that the map hands to the review, each under a token; the last KEPT_SELECTIONS are kept, in memory."""
-
-    def __init__(self) -> None:
-        self._sets: dict[str, NDArray[np.uint64]] = {}
-        self._lock = threading.Lock()
-
-    def add(self, ids: NDArray[np.uint64]) -> str:
-        """Token of a set of photos."""
-        token = secrets.token_urlsafe(9)
-        with self._lock:
-            self._sets[token] = np.unique(ids)
-            while len(self._sets) > KEPT_SELECTIONS:
-                del self._sets[next(iter(self._sets))]
-        return token
-
-    def of(self, token: str) -> NDArray[np.uint64]:
-        """Ids of the photos of a set.
-
-        Raises:
-            InputError: there is none with this token (any more).
-        """
-        if (found := self._sets.get(token)) is None:
-            raise InputError("these photos are no longer marked on the map; mark them again")
-        return found
 
 
 class Ranked:
@@ -124,12 +94,7 @@ class Ranked:
         return mask
 
     def _selected(self, token: str) -> NDArray[np.bool_]:
-        ids = self.selections.of(token)
-        rows = np.minimum(np.searchsorted(self.photos.id, ids), len(self.photos) - 1)
-        ranks = self.rank[rows[self.photos.id[rows] == ids]]
-        mask = np.zeros(len(self), bool)
-        mask[ranks[ranks >= 0]] = True
-        return mask
+        return self.selections.get(token).marks(self.photos.id[self.rows])
 
 
 def rows_of_scope(photos: Photos, scope: str) -> NDArray[np.int64]:

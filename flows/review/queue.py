@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from flows.review.classes import Classes
 from flows.review.decisions import KEEP, KINDS, RELABEL, SKIP, TAKE, Decision, Decisions
-from flows.review.filters import SCOPES, Filter, Ranked, Scope, Selections
+from flows.review.filters import SCOPES, Filter, Ranked, Scope
 from flows.review.photos import Photos
+from flows.review.selections import Selections
 from flows.review.suggestions import Suggestions
 
 OPEN, DECIDED, SKIPPED = range(3)  # states of a photo

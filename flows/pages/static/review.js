@@ -227,7 +227,7 @@ function finish() {
   const parts = [element("h2", {}, progress.total ? "Nothing is left here" : "No photo matches")];
   if (progress.left > 0) parts.push(element("p", {}, `${count(progress.left)} photos that you passed are still open. `, element("a", { href: addressWith({}) }, "Start with the first again")));
   if (progress.skipped > 0) parts.push(element("p", {}, `${count(progress.skipped)} were skipped. `, element("a", { href: addressWith({ state: "skipped" }) }, "Look at them")));
-  if (!progress.total) parts.push(element("p", {}, "Choose other photos above, or ", element("a", { href: "/review?scope=all" }, "look at all"), "."));
+  if (!progress.total) parts.push(element("p", {}, "Choose other photos above, or ", element("a", { href: addressWith({ scope: "all" }) }, "look at those without a label in doubt too"), "."));
   else parts.push(element("p", {}, "Save what was decided as a version; the next retraining learns from it."));
   parts.push(element("button", { type: "button", onclick: undo }, `Undo (${shownKey("undo")})`));
   at("finished").replaceChildren(...parts);

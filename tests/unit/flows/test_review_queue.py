@@ -14,8 +14,9 @@ from flows.errors import InputError
 from flows.review.classes import Classes, searched
 from flows.review.decisions import KEEP, NONE, RELABEL, SKIP, TAKE, Decision, Decisions
 from flows.review.evidence import evidence
-from flows.review.filters import Filter, Selections
+from flows.review.filters import Filter
 from flows.review.queue import STATES, Queue, decisions_on, label_of
+from flows.review.selections import Selection, Selections
 from models.data.manifest import FLAGGED
 from tests.reviewing import VERSION, photos_of, queue_of
 
@@ -131,9 +132,9 @@ def test_undo_and_saving_open_and_close_photos(tmp_path: Path) -> None:
 def test_photos_marked_on_the_map(tmp_path: Path) -> None:
     selections = Selections()
     queue = queue_of(drawn(0), tmp_path, selections)
-    token = selections.add(np.array([4, 2, 10**9], np.uint64))
+    token = selections.add(Selection(VERSION, np.array([2, 4, 10**9], np.uint64)))
     assert sorted(queue.matching(Filter(scope="all", selection=token), "all")) == [1, 3]
-    with pytest.raises(InputError, match="mark them again"):
+    with pytest.raises(InputError, match="choose the photos on the map again"):
         queue.matching(Filter(selection="forged"), "all")
 
 
