@@ -1,4 +1,4 @@
-"""Distillation: the ensemble answers all train photos, a student learns these answers, and it is kept if it loses little."""
+"""Distillation: the ensemble answers train and unlabelled photos, a student learns that, and is kept if it loses little."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def distil(run: Run, data: DataFolder, ensemble: Served) -> Served:
 
 @step("answer photos")
 def answer_photos(run: Run, data: DataFolder, ensemble: Served) -> Answers:
-    """The answers of the ensemble to all train photos, whatever became of their labels."""
+    """The answers of the ensemble to all train photos, whatever became of their labels, and to photos without one."""
     recipe = run.recipe
     networks = [folder / "network.pt" for folder in ensemble.networks]
 

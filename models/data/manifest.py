@@ -24,12 +24,13 @@ from models.data.positions import Texts, positions
 from models.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # split of photos without a label: only the student of an ensemble learns from them
 FLAGGED = ("dropped", "doubted", "relabelled")  # decisions of cleaning, which it may revise
 CHECKED = "checked"  # decision of a person, which cleaning never changes
 NEAR = ("near-test", "near-train")  # decisions of ingestion about near-duplicates
 OUTSIDE = ("conflict", *NEAR)  # decisions of ingestion: excluded from training and cleaning
 DECISIONS = ("", *FLAGGED, *OUTSIDE, CHECKED)
-KEPT = ("unchanged", "confirmed", "doubted", "relabelled")  # outcomes of photos that take part in training or measuring
+KEPT = ("unchanged", "confirmed", "doubted", "relabelled", UNLABELLED)  # outcomes of photos that a run uses
 LEFT_OUT = ("dropped", "conflicts", "near")
 OUTCOMES = (*KEPT, *LEFT_OUT)
 DECIDED = {"confirmed": (CHECKED,), "doubted": ("doubted",), "conflicts": ("conflict",), "near": NEAR}
@@ -71,7 +72,7 @@ TABLES = {"index": INDEX, "labels": LABELS, "conflicts": CONFLICTS, "quarantine"
 
 @dataclass(frozen=True)
 class Manifest:
-    """Photos of one data version; every array has one element per photo, sorted by id.
+    """Photos of one data version; every array has one element per photo, sorted by id. Labels are "" if there is none.
 
     id, given_label, label, split, decision, scored_by, shard: str objects; kept: bool; offset, size: bytes in the shard;
     score: float32 quality of the given label in [0, 1], NaN if it was never scored; round: int8 round of cleaning that
@@ -155,7 +156,7 @@ def read_manifest(data: Path) -> Manifest:
         raise ManifestError(
             f"{data / 'labels.parquet'}: column id is not sorted or has duplicates; restore the data version"
         )
-    for column, known in (("split", SPLITS), ("decision", DECISIONS)):
+    for column, known in (("split", (*SPLITS, UNLABELLED)), ("decision", DECISIONS)):
         _check_values(data / "labels.parquet", labels, column=column, known=known)
     texts = {name: _strings(labels, name) for name in ("given_label", "label", "split", "decision", "scored_by")}
     score = pc.fill_null(labels["score"], float("nan")).to_numpy()
@@ -256,13 +257,14 @@ def write_version(folder: Path, *, parent: str | None, step: str, config: str = 
 def outcomes(labels: pa.Table) -> NDArray[np.int64]:
     """(N,) position in OUTCOMES of the one outcome of each photo, by cleaning, by people and by ingestion together.
 
-    Kept photos are relabelled if their label is not the given one; else doubted, confirmed by a person, or unchanged. Of
-    the others, conflicts and near-duplicates were left out by ingestion; cleaning or a person dropped the rest.
+    Kept photos have no label; or they are relabelled if it is not the given one; else doubted, confirmed by a person, or
+    unchanged. Of the others, conflicts and near-duplicates were left out by ingestion; cleaning or a person dropped the rest.
     """
     kept, decision = labels["kept"].to_numpy(), labels["decision"]
     decided = {name: _is_one_of(decision, values) for name, values in DECIDED.items()}
     relabelled = pc.not_equal(labels["label"], labels["given_label"]).to_numpy()
     cases = {
+        UNLABELLED: kept & pc.equal(labels["split"], UNLABELLED).to_numpy(),
         "relabelled": kept & relabelled,
         **{name: decided[name] & (kept if name in KEPT else ~kept) for name in DECIDED},
         "unchanged": kept,
@@ -278,7 +280,8 @@ def count(data: Path) -> dict[str, int]:
 def count_tables(labels: pa.Table, quarantine: pa.Table) -> dict[str, int]:
     """Numbers of photos of each kind in a data version, and of refused rows.
 
-    photos = kept + dropped + conflicts + near. kept = train + val + test = unchanged + confirmed + doubted + relabelled.
+    photos = kept + dropped + conflicts + near. kept = train + val + test + unlabelled; the first three together are
+    unchanged + confirmed + doubted + relabelled.
     """
     split = tally(labels["split"].filter(labels["kept"]))
     numbers = np.bincount(outcomes(labels), minlength=len(OUTCOMES)).tolist()
@@ -296,6 +299,7 @@ def count_tables(labels: pa.Table, quarantine: pa.Table) -> dict[str, int]:
 
 def class_counts(labels: pa.Table) -> pa.Table:
     """Numbers of photos of each class, sorted by class: kept ones per split, and those left out, which sum to `photos`."""
+    labels = labels.select(["label", "split", "kept"]).filter(pc.not_equal(labels["split"], UNLABELLED))
     encoded = labels["label"].combine_chunks().dictionary_encode()
     names, codes = encoded.dictionary, encoded.indices.to_numpy()
     split = pc.index_in(labels["split"], value_set=pa.array(SPLITS)).to_numpy()

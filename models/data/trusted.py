@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.manifest import OUTSIDE, Manifest
+from models.data.manifest import OUTSIDE, UNLABELLED, Manifest
 from models.data.positions import positions
 from models.data.records import SUFFIXES, check_file, read_rows, short, text_of
 from models.data.samplers import draw_epoch
@@ -40,7 +40,7 @@ def with_selection_photos(manifest: Manifest, photos: str) -> Manifest:
     They are kept regardless of the decisions of cleaning; the former validation photos are moved to the train split.
 
     Raises:
-        ConfigError: the file cannot be read, names unknown or test photos, or leaves a class without train photos.
+        ConfigError: the file cannot be read, names unknown, test or unlabelled photos, or leaves a class without train photos.
     """
     if not photos:
         return manifest
@@ -63,7 +63,7 @@ def trusted_rows(photos: str, manifest: Manifest) -> NDArray[np.int64]:
     Dropped photos and photos of a class without train photos are left out.
 
     Raises:
-        ConfigError: the file cannot be read, names unknown or test photos, or fewer than two photos can be used.
+        ConfigError: the file cannot be read, names unknown, test or unlabelled photos, or fewer than two photos can be used.
     """
     if not photos:
         return np.empty(0, np.int64)
@@ -97,6 +97,11 @@ def _named(path: Path, manifest: Manifest, *, key: str) -> NDArray[np.bool_]:
         raise ConfigError(
             f"{key}: {path}: {len(tests)} ids are test photos, first {tests[0]!r}, and a model must not be fitted to the "
             "photos that evaluate it; remove them"
+        )
+    if len(bare := manifest.id[named & (manifest.split == UNLABELLED)]):
+        raise ConfigError(
+            f"{key}: {path}: {len(bare)} photos have no label, first {bare[0]!r}; remove them, or label them with "
+            "`cleanshelf feedback`"
         )
     return named
 

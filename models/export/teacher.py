@@ -73,9 +73,7 @@ def main() -> None:
     chosen = hashlib.sha256(rows.tobytes()).hexdigest()
     key = digest(*parts, chosen, ensemble.recipe.distil.temperature, views(ensemble.recipe))
     answers = open_answers(args.out, num_photos=len(rows), num_classes=len(ensemble.manifest.classes), key=key)
-    log.info(
-        "%d members answer %d train photos in %d crops", len(ensemble.members), len(rows), ensemble.recipe.distil.crops
-    )
+    log.info("%d members answer %d photos in %d crops", len(ensemble.members), len(rows), ensemble.recipe.distil.crops)
     answer(make_teacher(ensemble), photos, answers)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from durable import overwrite
-from models.data.manifest import NEAR, Manifest
+from models.data.manifest import NEAR, UNLABELLED, Manifest
 from models.errors import CheckpointMismatch
 
 KEEP = 20  # best classes of a photo
@@ -28,12 +28,13 @@ LABEL_IN_DOUBT = ("dropped", "conflict")  # decisions that left a photo out beca
 
 
 def student_rows(manifest: Manifest) -> NDArray[np.int64]:
-    """Positions of the photos that a student learns from: all train photos, also those whose label was not trusted.
+    """Positions of the photos that a student learns from: train photos, whether their label was trusted, and unlabelled ones.
 
     Photos that a person took out, and near-duplicates of test photos, stay out.
     """
     usable = manifest.kept | manifest.has_decision(LABEL_IN_DOUBT)
-    return np.flatnonzero((manifest.split == "train") & usable & ~manifest.has_decision(NEAR))
+    is_taught = (manifest.split == "train") | (manifest.split == UNLABELLED)
+    return np.flatnonzero(is_taught & usable & ~manifest.has_decision(NEAR))
 
 
 @dataclass(frozen=True)

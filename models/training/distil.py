@@ -2,7 +2,7 @@
 `python -m models.training.distil --data DIR --recipe FILE.json --answers DIR --out DIR`.
 
 The student is a network like any member, so that it is exported, calibrated and judged like one. It learns from all
-train photos, also from those whose label was not trusted: it sees answers (models.export.teacher) instead of labels.
+train photos and from photos without a label: it sees answers (models.export.teacher) instead of labels.
 The loop, its checkpoints and its output are those of `models.training.train`.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import distributed
-from models.data.manifest import Manifest, read_manifest
+from models.data.manifest import UNLABELLED, Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
 from models.data.trusted import with_selection_photos
@@ -47,9 +47,10 @@ def distil(recipe: Recipe, data: Path, *, answers: Path, out: Path) -> None:
     rows = student_rows(manifest)
     taught = read_answers(answers, num_photos=len(rows))
     network = to_device(build_network(student, num_classes=len(manifest.classes)))
-    log.info("%s at %d px learns the answers to %d photos, %d of them left out of other trainings; %d parameters on %s",
-             student.backbone, student.size, len(rows), int((~manifest.kept[rows]).sum()), count_parameters(network),
-             network.mean.device)  # fmt: skip
+    log.info("%s at %d px learns the answers to %d photos, %d of them unlabelled and %d left out of other trainings; "
+             "%d parameters on %s", student.backbone, student.size, len(rows),
+             int((manifest.split[rows] == UNLABELLED).sum()), int((~manifest.kept[rows]).sum()),
+             count_parameters(network), network.mean.device)  # fmt: skip
     learn(recipe, network, taught, ids=manifest.id[rows], inputs=inputs_of(recipe, network, manifest, rows), out=out)
     _, held_out = split_rows(manifest, fold=None, num_folds=0)
     scored = inputs_of(recipe, network, manifest, held_out)

@@ -34,6 +34,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def unlabelled(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data version with five photos without a label more; read only."""
+    source = deliver(tmp_path_factory.mktemp("source"), {"any": 5}, first_seed=500, side=SIDE)
+    out = tmp_path_factory.mktemp("version") / "unlabelled"
+    build_version(source, base=data, out=out, unlabelled=True)
+    return out
+
+
 @pytest.fixture
 def variant(data: Path, tmp_path: Path) -> Callable[[Callable[[Manifest], dict[str, Any]]], Path]:
     """Function that makes a data version of the same photos with other labels, splits or decisions."""

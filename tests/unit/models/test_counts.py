@@ -20,15 +20,18 @@ from models.data.manifest import (
     OUTCOMES,
     QUARANTINE,
     SPLITS,
+    UNLABELLED,
     count,
     outcomes,
     read_table,
     write_table,
 )
 
-PHOTO = st.tuples(
+LABELLED = st.tuples(
     st.sampled_from("ab"), st.sampled_from("abc"), st.sampled_from(SPLITS), st.booleans(), st.sampled_from(DECISIONS)
 )
+BARE = st.tuples(st.just(""), st.just(""), st.just(UNLABELLED), st.booleans(), st.sampled_from(DECISIONS))
+PHOTO = st.one_of(LABELLED, BARE)
 
 
 def write(folder: Path, photos: list[tuple[str, str, str, bool, str]]) -> Path:
@@ -49,7 +52,8 @@ def test_the_counts_of_any_version_add_up_to_its_photos(photos: list[tuple[str, 
         counts = count(write(Path(folder), photos))
     assert counts["photos"] == len(photos) == sum(counts[outcome] for outcome in OUTCOMES)
     assert counts["kept"] == sum(photo[3] for photo in photos) == sum(counts[outcome] for outcome in KEPT)
-    assert counts["kept"] == sum(counts[split] for split in SPLITS)
+    assert counts["kept"] == sum(counts[split] for split in (*SPLITS, UNLABELLED))
+    assert counts["classes"] == len({label for photo in photos if photo[2] == "train" for label in photo[:2]})
     assert counts["photos"] - counts["kept"] == sum(counts[outcome] for outcome in LEFT_OUT)
 
 

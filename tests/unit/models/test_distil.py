@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.data.manifest import Manifest, read_manifest
+from models.data.manifest import UNLABELLED, Manifest, read_manifest
 from models.data.photos import Photos
 from models.errors import CheckpointMismatch, ConfigError, WeightsMismatch
 from models.evaluation.scores import read_scores
@@ -167,6 +167,15 @@ def test_all_train_photos_but_near_duplicates_and_removed_ones_are_learnt_from(v
     assert set(manifest.split[rows]) == {"train"}
 
 
+def test_photos_without_a_label_are_learnt_from_unless_they_were_left_out(unlabelled: Path) -> None:
+    manifest = read_manifest(unlabelled)
+    taken, near, gone, *others = np.flatnonzero(manifest.split == UNLABELLED).tolist()
+    for row, decision in ((near, "near-test"), (gone, "checked")):
+        manifest.kept[row], manifest.decision[row] = False, decision
+    rows = set(student_rows(manifest))
+    assert rows == {taken, *others, *np.flatnonzero(manifest.split == "train")}
+
+
 def test_answers_are_means_over_the_photo_and_its_mirror_image_and_the_members(
     members: list[Trained], data: Path, tmp_path: Path
 ) -> None:
@@ -231,10 +240,16 @@ def distilled(data: Path, out: Path, members: list[Trained]) -> Path:
     return out
 
 
+@pytest.mark.parametrize("splits", [{"train"}, {"train", UNLABELLED}])
 def test_a_student_sees_every_train_photo_and_neither_validation_nor_test_photos(
-    variant: Variant, tmp_path: Path, members: list[Trained], monkeypatch: pytest.MonkeyPatch
+    variant: Variant,
+    unlabelled: Path,
+    tmp_path: Path,
+    members: list[Trained],
+    monkeypatch: pytest.MonkeyPatch,
+    splits: set[str],
 ) -> None:
-    data, seen = variant(with_all_outcomes), set[int]()
+    data, seen = unlabelled if UNLABELLED in splits else variant(with_all_outcomes), set[int]()
 
     def watched(network: Network, loss: Any, inputs: Any, **named: Any) -> None:
         batches, rows = inputs.photos.batches, inputs.photos.rows
@@ -249,8 +264,8 @@ def test_a_student_sees_every_train_photo_and_neither_validation_nor_test_photos
     monkeypatch.setattr(distil, "fit", watched)
     out, manifest = distilled(data, tmp_path / "out", members), read_manifest(data)
     assert seen == set(student_rows(manifest).tolist())
-    assert set(manifest.split[sorted(seen)]) == {"train"}
-    assert "dropped" in manifest.decision[sorted(seen)]
+    assert set(manifest.split[sorted(seen)]) == splits
+    assert UNLABELLED in splits or "dropped" in manifest.decision[sorted(seen)]
     scores = read_scores(out / "scores.parquet")
     assert set(manifest.split[manifest.rows_of(scores.id)]) == {"val", "test"}
     trained = load_network(out / "network.pt")

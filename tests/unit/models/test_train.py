@@ -158,6 +158,18 @@ def test_folds_score_every_training_photo_once_unseen(data: Path, recipe: Recipe
     assert sorted(np.concatenate(seen)) == sorted(manifest.id[manifest.split == "train"])
 
 
+@pytest.mark.parametrize("fold", [None, 0])
+def test_photos_without_a_label_change_no_bit_of_a_training_and_are_not_scored(
+    data: Path, unlabelled: Path, recipe: Recipe, tmp_path: Path, fold: int | None
+) -> None:
+    plain, more = (job(each, recipe, tmp_path / each.name, fold=fold) for each in (data, unlabelled))
+    assert read_manifest(unlabelled).classes == read_manifest(data).classes
+    for each in (plain, more):
+        train(each)
+    assert_same_result(plain, more)
+    assert read_scores(plain.out / "scores.parquet").id.tolist() == read_scores(more.out / "scores.parquet").id.tolist()
+
+
 def test_a_fold_leaves_embeddings_where_the_rule_compares_photos(data: Path, recipe: Recipe, tmp_path: Path) -> None:
     asking = dataclasses.replace(recipe, clean=dataclasses.replace(recipe.clean, rule="posterior"))
     train(job(data, asking, tmp_path / "asked", fold=0))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.data.manifest import read_manifest
+from models.data.manifest import UNLABELLED, read_manifest
 from models.data.trusted import Draws, read_ids, selection_photos, trusted_rows, with_selection_photos
 from models.errors import ConfigError
 
@@ -67,6 +67,15 @@ def test_trusted_photos_judge_and_the_others_are_learnt_from(data: Path, tmp_pat
     assert (seen.split[manifest.split == "val"] == "train").all()
     assert np.array_equal(seen.split == "test", manifest.split == "test")
     assert seen.classes == manifest.classes
+
+
+@pytest.mark.parametrize("key", ["proof.photos", "meta.photos"])
+def test_a_photo_without_a_label_cannot_be_trusted(unlabelled: Path, tmp_path: Path, key: str) -> None:
+    read = {"proof.photos": with_selection_photos, "meta.photos": lambda photos, file: trusted_rows(file, photos)}[key]
+    manifest, file = read_manifest(unlabelled), tmp_path / "ids.txt"
+    file.write_text(manifest.id[manifest.split == UNLABELLED][0])
+    with pytest.raises(ConfigError, match=rf"^{key}: .*ids\.txt: 1 photos have no label, first '[0-9a-f]+'; remove"):
+        read(manifest, str(file))
 
 
 def test_judges_leave_each_class_a_photo_to_learn_from(data: Path, tmp_path: Path) -> None:
