@@ -38,7 +38,7 @@ class DataDiff:
     Each photo of either version counts once. `added` photos are new; `dropped` ones are no longer kept; `restored` ones
     are kept again; `relabelled` ones are kept in both versions under different labels; the outcome of `decided` ones
     changed otherwise, such as doubted; the others are `unchanged`. A dropped photo counts for its old class, any other
-    for its new class.
+    for its new class; a photo that has no label in either version counts for none.
     """
 
     added: int
@@ -110,7 +110,7 @@ def _per_class(changes: list[Change]) -> dict[str, dict[str, int]]:
     for each in changes:
         label = each.from_label if each.change == "dropped" or not each.to_label else each.to_label
         found.setdefault(label, Counter())[each.change] += each.photos
-    return {label: {change: found[label][change] for change in CHANGES} for label in sorted(found)}
+    return {label: {change: found[label][change] for change in CHANGES} for label in sorted(found) if label}
 
 
 def _union(some: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bytes_]:

@@ -41,12 +41,14 @@ NAMED = 20  # refused rows that are logged one by one; quarantine.parquet has th
 class Merged:
     """Result of merging a delivery: numbers of rows, and the new shards (SHA-256 to MD5).
 
-    delivered = added + duplicates + quarantined. conflicts: photos with several labels. near: new photos that are left
-    out because they are near-duplicates of photos on the other side of the test split. quarantined: numbers per reason.
+    delivered = added + labelled + duplicates + quarantined. labelled: photos of the base that get their first label.
+    conflicts: photos with several labels. near: photos that are left out because they are near-duplicates of photos on
+    the other side of the test split. quarantined: numbers per reason.
     """
 
     delivered: int
     added: int
+    labelled: int
     duplicates: int
     conflicts: int
     near: int
@@ -56,8 +58,18 @@ class Merged:
 
     def in_words(self) -> str:
         """The numbers in one line: first the parts that add up to the rows, then the photos that are left out."""
-        rows = f"{self.added} new photos, {self.duplicates} duplicates, {sum(self.quarantined.values())} quarantined"
+        rows = f"{self.added} new photos{self._first_labels}, {self.duplicates} duplicates"
+        rows += f", {sum(self.quarantined.values())} quarantined"
         return f"{self.delivered} rows: {rows}; left out: {self.conflicts} in conflict, {self.near} near-duplicates"
+
+    @property
+    def message(self) -> str:
+        """The photos that changed, in words, for the history."""
+        return f"{self.added} photos added" + self._first_labels
+
+    @property
+    def _first_labels(self) -> str:
+        return f", {self.labelled} photos with their first label" if self.labelled else ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ def build_version(
     purged: Collection[str] = (),
     max_shard_bytes: int = MAX_BYTES,
     openers: Openers | None = None,
+    unlabelled: bool = False,
 ) -> IntakeReport:
     """Adds the delivery `source` to the version in folder `base`, if there is one, and writes the new version to `out`.
 
@@ -95,21 +108,22 @@ def build_version(
 
     Args:
         val_share, test_share: share in [0, 1) of each class's new train photos that is held out, unless the delivery
-            brings a split of that name; test photos are held out only without a base.
+            brings a split of that name; test photos are held out only while no photo of the base has a label.
         seed: determines which photos are held out.
         near_duplicates: limit of their difference (`flows.delivery.near`); None leaves none of them out.
         purged: SHA-256 of photos that were deleted for good, and are refused.
         openers: open the photos; None stands for threads. The choice does not change the result.
+        unlabelled: take all photos below the folder `source` as photos without a label.
 
     Raises:
         BadDelivery, DiskFull: `out` is removed.
     """
-    shares = {"test": test_share if base is None else 0.0, "val": val_share}
+    shares = {"test": test_share, "val": val_share}
     config = _hash(val_share=val_share, test_share=test_share, seed=seed, near_duplicates=near_duplicates)
     with or_disk_full(f"ingesting {source}", leaving=out):
         _link_shards(base, out)
         merged = _merge(source, base, out, purged, openers, shares=shares, seed=seed, near_duplicates=near_duplicates,
-                        max_shard_bytes=max_shard_bytes)  # fmt: skip
+                        max_shard_bytes=max_shard_bytes, unlabelled=unlabelled)  # fmt: skip
         counts = write_version(out, parent=parent, step="ingest", config=config, code=code)
         is_new = base is None or not _is_same(base, out)
     classes = class_counts(read_table(out, name="labels"))
@@ -133,23 +147,27 @@ def _merge(
     seed: int,
     near_duplicates: float | None,
     max_shard_bytes: int,
+    unlabelled: bool,
 ) -> Merged:
     """Writes the tables and the new shards to `out`."""
     version, release_unused = NextVersion.read(base), pa.default_memory_pool().release_unused
-    claims, rest = _decoded(source, version, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes)
+    claims, rest = _decoded(source, version, purged, openers, folder=out / "shards", max_shard_bytes=max_shard_bytes,
+                            unlabelled=unlabelled)  # fmt: skip
     for row in rest.refused[:NAMED]:
         log.warning("quarantined: %s", row)
     usable, conflicts = len(claims), version.add(claims)
     del claims  # frees a large table as early as possible; the allocator returns the memory
     release_unused()
     version.hold_out(shares=shares, seed=seed)
-    num_near = version.separate_near_duplicates(out, rest.locations, limit=near_duplicates)
+    locations = version.locations(rest.locations)
+    num_near = version.separate_near_duplicates(out, locations, limit=near_duplicates)
     version.quarantine(rest.refused)
     release_unused()
-    version.write(out, locations=rest.locations)
+    version.write(out, locations=locations)
     return Merged(
         delivered=usable + len(rest.refused),
-        added=len(version.new),
+        added=len(version.new) - len(version.labelled),
+        labelled=len(version.labelled),
         duplicates=usable - len(version.new),
         conflicts=conflicts,
         near=num_near,
@@ -176,9 +194,10 @@ def _decoded(
     *,
     folder: Path,
     max_shard_bytes: int,
+    unlabelled: bool,
 ) -> tuple[pa.Table, _Rest]:
     """Writes new photos to shards in `folder`; the claims on all usable photos (columns of CLAIMS), and the rest."""
-    delivery = read_delivery(source, known=version.known_labels())
+    delivery = read_delivery(source, known=version.known_labels(), unlabelled=unlabelled)
     decoding = Decoding.of(delivery)
     packed = pack(decoding.new(version.holds, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = decoding.refused(), decoding.claims()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from flows.errors import BadDelivery
+from models.data.manifest import UNLABELLED
 
 # Names of folders, in small letters without separators, and the split that they mean
 SPLITS = {
@@ -36,7 +37,7 @@ SYSTEM = "hidden or of a system"  # kind of a file
 SHOWN = 4  # folders in a message
 WAY_OUT = (
     "give one folder per class, inside split folders (train, val, test) if you like, or a manifest.csv with the "
-    "columns path, label and split"
+    "columns path, label and split; photos without labels come with --unlabelled"
 )
 
 
@@ -92,6 +93,21 @@ def read_folders(source: Path, passed: PassedOver) -> Iterator[tuple[str, str, s
         label, split = layout.place(folder)
         for name in sorted([*photos, *links]):
             yield "/".join((*folder, name)), label, split
+
+
+def read_unlabelled(source: Path, passed: PassedOver) -> Iterator[tuple[str, str, str]]:
+    """Yields path, "" and UNLABELLED for each photo below `source`, whatever the folders mean; else as `read_folders`.
+
+    Raises:
+        BadDelivery: there is no photo, or a folder cannot be read.
+    """
+    is_empty = True
+    for folder, photos, links in _walk(source, passed):
+        is_empty = is_empty and not photos
+        for name in sorted([*photos, *links]):
+            yield "/".join((*folder, name)), "", UNLABELLED
+    if is_empty:
+        raise BadDelivery(f"{source} {_without_photos(passed)}; put the photos into it")
 
 
 def find_layout(source: Path, holders: dict[tuple[str, ...], int], seen: PassedOver) -> Layout:

@@ -24,7 +24,7 @@ from flows.data.near import PAIRS
 from flows.delivery.near import Pairs, Photos, Side
 from flows.delivery.rows import ROWS, Refused
 from flows.delivery.splits import hold_out
-from models.data.manifest import INDEX, LABELS, NEAR, SPLITS, TABLES, read_table, write_table
+from models.data.manifest import CHECKED, INDEX, LABELS, NEAR, SPLITS, TABLES, UNLABELLED, read_table, write_table
 
 # Claims: a row says that a delivered photo has a label. Sorted by id, then by source, path and label.
 CLAIMS = pa.schema([*FINGERPRINTS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
@@ -36,8 +36,10 @@ class NextVersion:
     """The version under construction: the tables of its base, the new photos, and the rows of the base that change.
 
     new: first claim on each new photo (columns of CLAIMS), sorted by id. split, decision: str objects, one per new
-    photo; a decision is "conflict", "near-test", "near-train", or "" for a kept photo. contested: rows of the base that
-    are in conflict now. near: pairs of near-duplicates, of the base and new.
+    photo; a decision is "conflict", "near-test", "near-train", or "" for a kept photo. labelled: index rows of the photos
+    that had no label and get their first; they left the base and are among the new ones. contested: rows of the base that
+    are in conflict now. near_test: unlabelled rows of the base that are near a new test photo. near: pairs of
+    near-duplicates, of the base and new.
     """
 
     base: Mapping[str, pa.Table]
@@ -45,7 +47,9 @@ class NextVersion:
     new: pa.Table = field(default_factory=CLAIMS.empty_table)
     split: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     decision: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    labelled: pa.Table = field(default_factory=INDEX.empty_table)
     contested: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    near_test: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     conflicts: set[tuple[str, ...]] = field(default_factory=set)
     refused: set[tuple[str, ...]] = field(default_factory=set)
     near: pa.Table = field(default_factory=PAIRS.empty_table)
@@ -79,13 +83,20 @@ class NextVersion:
     def known_labels(self) -> set[str]:
         """Labels of the base, given or decided."""
         labels = self.base["labels"]
-        return {label for name in ("label", "given_label") for label in pc.unique(labels[name]).to_pylist()}
+        return {label for name in ("label", "given_label") for label in pc.unique(labels[name]).to_pylist() if label}
+
+    def _is_unlabelled(self) -> NDArray[np.bool_]:
+        """(N,) true for each photo of the base that has no label."""
+        return pc.equal(self.base["labels"]["split"], UNLABELLED).to_numpy()
 
     def add(self, claims: pa.Table) -> int:
-        """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns how many are in conflict."""
+        """Adds the photos of `claims` (columns of CLAIMS); returns how many are in conflict."""
+        claims = self._with_something_new(claims)
         ids = to_numpy(claims["id"], 16)
-        first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-        photo = np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
+        first, photo = _photos_of(ids)
+        if not len(first):
+            return 0
+        self._release(self.rows_of(ids[first]))
         rows = self.rows_of(ids[first])
         in_conflict = np.zeros(len(first), np.bool_)
         in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
@@ -97,6 +108,46 @@ class NextVersion:
         self.split = _furthest_from_training(claims["split"], first)[is_new]
         self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
         return int(in_conflict.sum())
+
+    def _with_something_new(self, claims: pa.Table) -> pa.Table:
+        """The claims without those of no effect.
+
+        These are claims without a label on a photo that the base holds or another claim labels, and claims on photos
+        without a label that a person took out.
+        """
+        is_labelled, is_bare = pc.not_equal(claims["label"], "").to_numpy(), self._is_unlabelled()
+        if is_labelled.all() and not is_bare.any():
+            return claims
+        ids = to_numpy(claims["id"], 16)
+        (first, photo), rows = _photos_of(ids), self.rows_of(ids)
+        is_named = np.logical_or.reduceat(is_labelled, first)[photo] if len(first) else is_labelled
+        is_out = np.append(is_bare & pc.equal(self.base["labels"]["decision"], CHECKED).to_numpy(), False)
+        return claims.filter(pa.array(np.where(is_labelled, ~is_out[rows], ~is_named & (rows < 0))))
+
+    def _release(self, claimed: NDArray[np.int64]) -> None:
+        """Takes photos without a label out of the base if a claim on them has one, so that they are merged like new photos.
+
+        claimed: rows of the photos with claims, -1 for new ones.
+        """
+        rows = claimed[np.append(self._is_unlabelled(), False)[claimed]]
+        if not len(rows):
+            return
+        self.labelled = self.base["index"].take(pa.array(rows))
+        stays = np.ones(len(self._ids), np.bool_)
+        stays[rows] = False
+        self.base = {**self.base, **{name: self.base[name].filter(pa.array(stays)) for name in ("index", "labels")}}
+        del self._ids
+        ids = self.labelled["id"]
+        self.fingerprints = self.fingerprints.select(~np.isin(self.fingerprints.id, to_numpy(ids, 16)))
+        self.near = self.near.filter(pc.invert(pc.is_in(self.near["id"], value_set=ids.combine_chunks())))
+
+    def locations(self, packed: pa.Table) -> pa.Table:
+        """Locations (columns of LOCATIONS) of the photos of `new`; `packed` are those of them that the base never held."""
+        if not len(self.labelled):
+            return packed
+        is_held = pc.is_in(self.new["id"], value_set=self.labelled["id"].combine_chunks()).to_numpy()
+        place = np.where(is_held, np.cumsum(is_held) - 1, len(self.labelled) + np.cumsum(~is_held) - 1)
+        return pa.concat_tables([self.labelled.select(LOCATIONS.names), packed]).take(pa.array(place))
 
     def _disagree(
         self, claims: pa.Table, first: NDArray[np.int64], photo: NDArray[np.int64], rows: NDArray[np.int64]
@@ -120,10 +171,13 @@ class NextVersion:
             self.conflicts.update(zip(*(column.to_pylist() for column in columns), strict=True))
 
     def hold_out(self, *, shares: Mapping[str, float], seed: int) -> None:
-        """Moves a share of the new train photos to each split, unless the delivery brought photos of that split."""
-        given = set(self.split)
+        """Moves a share of the new train photos to each split, unless the delivery brought photos of that split.
+
+        Test photos are held out only while no photo of the base has a label.
+        """
+        given, is_later = set(self.split), not self._is_unlabelled().all()
         for split, share in shares.items():
-            if split in given:
+            if split in given or (split == "test" and is_later):
                 continue
             train = np.flatnonzero((self.split == "train") & (self.decision == ""))
             ids, labels = (self.new[name].take(pa.array(train)).combine_chunks() for name in ("id", "label"))
@@ -132,10 +186,11 @@ class NextVersion:
             self.split[train[chosen]] = split
 
     def separate_near_duplicates(self, folder: Path, locations: pa.Table, *, limit: float | None) -> int:
-        """Leaves out new photos that are near-duplicates across the border of the test split; returns their number.
+        """Leaves out photos that are near-duplicates across the border of the test split; returns their number.
 
         A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been
-        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured.
+        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured. If only
+        one of the two has a label, the other one is left out, also if it is of the base.
 
         Args:
             folder: holds the shards of the base and of the new photos.
@@ -148,7 +203,9 @@ class NextVersion:
             return 0
         photos = self._photos(folder, locations)
         rows, first = self.rows_of(base.id), len(self._ids)
-        was_test, is_test = self.base["labels"]["split"].to_numpy()[rows] == "test", self.split == "test"
+        labels = self.base["labels"]
+        was_test, is_test = labels["split"].to_numpy()[rows] == "test", self.split == "test"
+        was_bare, was_kept = self._is_unlabelled()[rows], labels["kept"].to_numpy()[rows]
         is_free = self.decision == ""
 
         def of_base(chosen: NDArray[np.bool_]) -> Side:
@@ -157,11 +214,15 @@ class NextVersion:
         def of_new(chosen: NDArray[np.bool_]) -> Side:
             return Side(first + np.flatnonzero(chosen), new.fingerprint[chosen])
 
-        self._leave_out(photos, photos.near(of_new(is_test & is_free), of_base(~was_test), limit=limit), "near-train")
-        tests = [of_base(was_test), of_new(is_test & (self.decision != "near-train"))]
+        learnt = ~was_test & ~was_bare
+        self._leave_out(photos, photos.near(of_new(is_test & is_free), of_base(learnt), limit=limit), "near-train")
+        new_tests = of_new(is_test & (self.decision != "near-train"))
+        tests = [of_base(was_test), new_tests]
         test = Side(*(np.concatenate(column) for column in zip(*tests, strict=True)))
         self._leave_out(photos, photos.near(of_new(~is_test & is_free), test, limit=limit), "near-test")
-        return sum(int((self.decision == name).sum()) for name in NEAR)
+        if len(new_tests.rows):
+            self._leave_out(photos, photos.near(of_base(was_bare & was_kept), new_tests, limit=limit), "near-test")
+        return len(self.near_test) + sum(int((self.decision == name).sum()) for name in NEAR)
 
     def _photos(self, folder: Path, locations: pa.Table) -> Photos:
         """The photos of the base, then the new ones."""
@@ -176,7 +237,9 @@ class NextVersion:
         kept = np.concatenate([labels["kept"].to_numpy(), self.decision == ""])
         is_train = np.concatenate([labels["split"].to_numpy(), self.split]) == "train"
         is_spared = photos.classes_to_spare(found.row, kept, is_train)
-        self.decision[found.row[~is_spared] - first] = decision
+        left_out = found.row[~is_spared]
+        self.decision[left_out[left_out >= first] - first] = decision
+        self.near_test = np.append(self.near_test, left_out[left_out < first])
         ids = pa.chunked_array([*self.base["index"]["id"].chunks, *self.new["id"].chunks])
         decisions = np.where(is_spared, "", decision)
         pairs = [ids.take(pa.array(found.row)), ids.take(pa.array(found.near)), decisions, found.distance,
@@ -199,18 +262,10 @@ class NextVersion:
             write_table(out, dict(zip(TABLES[name].names, map(list, columns), strict=True)), name=name)
 
     def _base_labels(self) -> pa.Table:
-        labels = self.base["labels"]
-        if not len(self.contested):
-            return labels
-        contested = np.zeros(len(labels), np.bool_)
-        contested[self.contested] = True
         # A person may settle a conflict, and a near-duplicate must not come back by that.
-        contested &= ~pc.is_in(labels["decision"], value_set=pa.array(NEAR)).to_numpy()
-        changed = {"kept": False, "decision": "conflict"}
-        for name, value in changed.items():
-            column = pc.if_else(pa.array(contested), value, labels[name])
-            labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
-        return labels
+        is_near = pc.is_in(self.base["labels"]["decision"], value_set=pa.array(NEAR)).to_numpy()
+        contested = self.contested[~is_near[self.contested]]
+        return _left_out(_left_out(self.base["labels"], contested, "conflict"), self.near_test, "near-test")
 
     def _new_index(self, locations: pa.Table) -> pa.Table:
         columns = {name: (locations if name in LOCATIONS.names else self.new)[name] for name in INDEX.names}
@@ -237,8 +292,24 @@ def _write(out: Path, base: pa.Table, new: pa.Table, order: pa.Array, *, name: s
     write_table(out, dict(zip(table.column_names, table.columns, strict=True)), name=name)
 
 
+def _left_out(labels: pa.Table, rows: NDArray[np.int64], decision: str) -> pa.Table:
+    """The labels with these rows not kept, and with this decision."""
+    chosen = np.zeros(len(labels), np.bool_)
+    chosen[rows] = True
+    for name, value in {"kept": False, "decision": decision}.items() if len(rows) else ():
+        column = pc.if_else(pa.array(chosen), value, labels[name])
+        labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
+    return labels
+
+
+def _photos_of(ids: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(P,) first claim on each photo, and (N,) number of the photo of each claim; `ids` (N,) of the claims are sorted."""
+    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])[: len(ids)])
+    return first, np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
+
+
 def _furthest_from_training(splits: pa.ChunkedArray, first: NDArray[np.int64]) -> NDArray[np.object_]:
     """(P,) the split furthest from training that any claim on a photo names; `first` (P,) is where its claims start."""
-    names = ["", *SPLITS]
+    names = ["", *SPLITS, UNLABELLED]
     furthest = np.maximum.reduceat(pc.index_in(splits, value_set=pa.array(names)).to_numpy(), first)
-    return np.array(["train", *SPLITS], object)[furthest]
+    return np.array(["train", *names[1:]], object)[furthest]

@@ -114,13 +114,15 @@ class Photos:
         for position in positions:
             ours, theirs = int(row[position]), int(partner[position])
             one, other = thumbnails(ours), thumbnails(theirs)
-            allowed = limit * (1 if self._label(ours) == self._label(theirs) else DIFFERENT_LABELS)
+            allowed = limit * (1 if self._may_agree(ours, theirs) else DIFFERENT_LABELS)
             if one and other and (apart := difference(one, other)) <= allowed:
                 yield position, apart
                 return
 
-    def _label(self, row: int) -> str:
-        return str(self.table["label"][row].as_py())
+    def _may_agree(self, ours: int, theirs: int) -> bool:
+        """True if both photos have the same label, or one of them has none."""
+        labels = {str(self.table["label"][row].as_py()) for row in (ours, theirs)}
+        return len(labels) == 1 or "" in labels
 
     def _thumbnail(self, row: int) -> Image.Image | None:
         shard, offset, size = (self.table[name][row].as_py() for name in ("shard", "offset", "size"))
@@ -134,7 +136,7 @@ class Photos:
     ) -> NDArray[np.bool_]:
         """(L,) true for rows (L,) that stay, because their class would lose more than MOST of its photos otherwise.
 
-        kept, is_train: (N,) state of all photos before the loss.
+        Photos without a label are of no class. kept, is_train: (N,) state of all photos before the loss.
         """
         codes = pc.dictionary_encode(self.table["label"].combine_chunks()).indices.to_numpy()
         spared = np.zeros(codes.max(initial=-1) + 1, np.bool_)
@@ -142,7 +144,7 @@ class Photos:
             had = np.bincount(codes[counted], minlength=len(spared))
             loses = np.bincount(codes[lost[counted[lost]]], minlength=len(spared))
             spared |= loses > MOST * had
-        return spared[codes[lost]]
+        return spared[codes[lost]] & pc.not_equal(self.table["label"].take(pa.array(lost)), "").to_numpy()
 
 
 def notes(out: Path) -> list[str]:

@@ -1,8 +1,9 @@
 """Reads the rows of a delivery, before any photo is opened.
 
 A delivery is a folder per class, also inside split folders (`flows.delivery.folders`), or a manifest (CSV,
-Parquet, JSON lines) with the columns path, label, and optionally split and source. A row that cannot be used is refused,
-naming the field at fault, and the other rows are read. A fault that concerns the whole delivery raises BadDelivery.
+Parquet, JSON lines) with the columns path, label, and optionally split and source. Photos of split UNLABELLED have no
+label. A row that cannot be used is refused, naming the field at fault, and the other rows are read. A fault that concerns
+the whole delivery raises BadDelivery.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import pyarrow.compute as pc
 
 from contract import labels
 from contract.labels import KnownLabels, fold
-from flows.delivery.folders import PassedOver, read_folders, unreadable
+from flows.delivery.folders import PassedOver, read_folders, read_unlabelled, unreadable
 from flows.errors import BadDelivery
-from models.data.manifest import SPLITS
+from models.data.manifest import SPLITS, UNLABELLED
 from models.data.records import SUFFIXES, as_text, read_rows, short, text_of
 from models.errors import BadTable
 
@@ -49,6 +50,8 @@ class Line(NamedTuple):
     def spelt(self, spelling: Callable[[str], tuple[str, str]]) -> Line | Refused:
         """The line with its label as `spelling` gives it, or a refusal if that has a fault."""
         label, reason = spelling(self.label)
+        if self.split == UNLABELLED:
+            reason = "is given, but the split says unlabelled; leave one of them blank" if label else ""
         return Refused(self.path, label, self.source, "label", reason) if reason else self._replace(label=label)
 
 
@@ -86,8 +89,10 @@ class Delivery:
     passed: PassedOver = field(default_factory=PassedOver)
 
 
-def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
+def read_delivery(source: Path, *, known: Iterable[str] = (), unlabelled: bool = False) -> Delivery:
     """Reads the folder or manifest `source`; `known` are the labels that the workspace already has.
+
+    unlabelled: take all photos below a folder as photos without a label.
 
     Raises:
         BadDelivery: no usable row, only one class, an unknown column or split, or two spellings of one label.
@@ -98,7 +103,10 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     usable: list[pa.RecordBatch] = []
     refused: list[Refused] = []
     passed, seen = PassedOver(), 0
-    announced = (row if isinstance(row, Refused) else row.spelt(spelling) for row in _announced(source, passed))
+    announced = (
+        row if isinstance(row, Refused) else row.spelt(spelling)
+        for row in _announced(source, passed, unlabelled=unlabelled)
+    )
     while chunk := list(itertools.islice(announced, CHUNK)):
         seen += len(chunk)
         refused += [row for row in chunk if isinstance(row, Refused)]
@@ -110,23 +118,29 @@ def read_delivery(source: Path, *, known: Iterable[str] = ()) -> Delivery:
     return delivery
 
 
-def check_source(source: Path) -> None:
+def check_source(source: Path, *, unlabelled: bool = False) -> None:
     """Reports a wrong path, column or layout before anything starts: reads the first row, or only the names in the folders.
+
+    unlabelled: as for `read_delivery`.
 
     Raises:
         BadDelivery: the source does not exist or cannot be read, or its header or layout is wrong.
     """
     _real.cache_clear()
-    next(_announced(source, PassedOver()), None)
+    next(_announced(source, PassedOver(), unlabelled=unlabelled), None)
 
 
-def _announced(source: Path, passed: PassedOver) -> Iterator[Line | Refused]:
+def _announced(source: Path, passed: PassedOver, *, unlabelled: bool) -> Iterator[Line | Refused]:
     if manifest := _manifest_of(source):
+        if unlabelled:
+            raise BadDelivery(
+                f"{manifest}: --unlabelled takes the photos below a folder, but a manifest says itself which photos have no "
+                f"label; write split {UNLABELLED} and a blank label in their rows, and ingest it without --unlabelled"
+            )
         return _read_manifest(manifest)
-    name = source.absolute().name
+    name, read = source.absolute().name, read_unlabelled if unlabelled else read_folders
     return (
-        _row(str(source), path, label=label, split=split, source=name)
-        for path, label, split in read_folders(source, passed)
+        _row(str(source), path, label=label, split=split, source=name) for path, label, split in read(source, passed)
     )
 
 
@@ -148,12 +162,13 @@ def _manifest_of(source: Path) -> Path | None:
 
 
 def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
-    found, refused = sorted(pc.unique(delivery.rows["label"]).to_pylist()), delivery.refused
-    if not found and not refused:
+    refused, num_usable = delivery.refused, len(delivery.rows)
+    if not num_usable and not refused:
         raise BadDelivery(f"{_manifest_of(source)} has no rows; write one with path and label for each photo")
     example = f"the first is {short(refused[0].path)}, {refused[0].fault}" if refused else ""
-    if not found:
+    if not num_usable:
         raise BadDelivery(f"{source}: no usable row, all {len(refused)} were refused; {example}")
+    found = sorted(label for label in pc.unique(delivery.rows["label"]).to_pylist() if label)
     first_of: dict[str, str] = {}
     for label in found:
         other = existing.alike(label) or first_of.setdefault(labels.likeness(label), label)
@@ -162,7 +177,7 @@ def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
                 f"{source}: labels {short(other)} and {short(label)} {labels.difference(other, label)}; "
                 "use one spelling"
             )
-    if len(existing.labels.union(found)) < 2:
+    if found and len(existing.labels.union(found)) < 2:
         others = f"; {len(refused)} other rows were refused; {example}" if refused else ""
         raise BadDelivery(
             f"{source}: all photos are of one class, {short(found[0])}; deliver photos of at least two{others}"
@@ -174,9 +189,9 @@ def _read_manifest(path: Path) -> Iterator[Line | Refused]:
     for number, record in read_records(path, required=REQUIRED, known=(*REQUIRED, *OPTIONAL)):
         where = f"{path}: row {number}"
         split, source = (text_in(where, record, column) for column in OPTIONAL)
-        if split and split not in SPLITS:
+        if split and split not in (*SPLITS, UNLABELLED):
             raise BadDelivery(
-                f"{where}, field split: {short(split)} is unknown; use {', '.join(SPLITS)} or leave it blank"
+                f"{where}, field split: {short(split)} is unknown; use {', '.join((*SPLITS, UNLABELLED))} or leave it blank"
             )
         yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
 
