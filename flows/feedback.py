@@ -22,7 +22,16 @@ from flows.errors import BadDelivery
 from flows.orchestrator.events import post, selected
 from flows.run.run import code_hash
 from flows.workspace import DATA_LOCK, Workspace
-from models.data.manifest import CHECKED, NEAR, Manifest, read_manifest, read_table, write_labels, write_version
+from models.data.manifest import (
+    CHECKED,
+    NEAR,
+    UNLABELLED,
+    Manifest,
+    read_manifest,
+    read_table,
+    write_labels,
+    write_version,
+)
 from models.data.positions import positions
 from models.data.records import short
 from models.recipe.config import digest
@@ -45,13 +54,15 @@ class Feedback:
     """Numbers of photos, and the data version that was made; None in a preview.
 
     confirmed: photos that keep their label; relabelled: photos with another label; dropped: photos of no product;
-    near: near-duplicates across the test split, which stay out of training whatever their label.
+    near: near-duplicates across the test split, which stay out of training whatever their label; labelled: photos that
+    had no label.
     """
 
     confirmed: int
     relabelled: int
     dropped: int
     near: int
+    labelled: int = 0
     data_version: str | None = None
 
 
@@ -115,6 +126,7 @@ def _save(workspace: Workspace, read: Callable[[Manifest], Mapping[int, HumanLab
         message = (
             f"{done.confirmed} labels confirmed, {done.relabelled} changed, {done.dropped} photos dropped by people"
         )
+        message += f"; {done.labelled} photos got their first label" if done.labelled else ""
         message += f"; {done.near} are near-duplicates and stay out of training" if done.near else ""
         done = dataclasses.replace(done, data_version=versions.commit(folder, step="feedback", message=message))
         entry = versions.log()[0]
@@ -132,21 +144,24 @@ def preview(workspace: Workspace, file: Path) -> Feedback:
 def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifest, Feedback]:
     """The manifest with the labels by row applied, and the numbers of photos changed.
 
-    A person settles a conflict of labels, but no label makes a near-duplicate fit for training.
+    A person settles a conflict of labels, but no label makes a near-duplicate fit for training. A photo without a label
+    becomes a train photo, with the person's label as its given label.
     """
-    columns = {name: getattr(manifest, name).copy() for name in ("label", "kept", "decision", "score", "scored_by")}
-    done = {"confirmed": 0, "relabelled": 0, "dropped": 0, "near": 0}
+    changed = ("given_label", "label", "split", "kept", "decision", "score", "scored_by")
+    columns = {name: getattr(manifest, name).copy() for name in changed}
+    done = {"confirmed": 0, "relabelled": 0, "dropped": 0, "near": 0, "labelled": 0}
     for row, given in labels.items():
+        is_near, is_first = manifest.decision[row] in NEAR, given.label and manifest.split[row] == UNLABELLED
         outcome = "dropped" if not given.label else "confirmed" if given.label == manifest.label[row] else "relabelled"
-        is_near = manifest.decision[row] in NEAR
-        done["near" if is_near else outcome] += 1
+        done["near" if is_near else "labelled" if is_first else outcome] += 1
+        if is_first:
+            columns["given_label"][row], columns["split"][row] = given.label, "train"
         columns["label"][row] = given.label or manifest.label[row]
         columns["kept"][row] = bool(given.label) and not is_near
         columns["decision"][row] = manifest.decision[row] if is_near else CHECKED
         columns["score"][row] = np.nan
         columns["scored_by"][row] = f"person: {given.reason}" if given.reason else "person"
-    numbers = Feedback(done["confirmed"], done["relabelled"], done["dropped"], done["near"])
-    return dataclasses.replace(manifest, **columns), numbers
+    return dataclasses.replace(manifest, **columns), Feedback(**done, data_version=None)
 
 
 def check_file(file: Path) -> None:
