@@ -45,32 +45,41 @@ def ingest(
     val_share: float = 0.1,
     test_share: float = 0.2,
     near_duplicates: float | None = LIMIT,
+    unlabelled: bool = False,
 ) -> Ingested:
-    """Ingests a folder per class or a manifest, also during a run; the shares and limit are `build_version`'s.
+    """Ingests a folder per class or a manifest, also during a run; the other arguments are `build_version`'s.
 
     Raises:
         BadDelivery: the delivery cannot be used as it is; nothing was changed.
         LocalEdits: data/ was edited by hand.
     """
-    check_source(source)
+    check_source(source, unlabelled=unlabelled)
     with workspace.lock("ingest", name=DATA_LOCK):
         DataVersions(workspace).repair()
         if not standing_server(workspace) and not Settings().dask:
-            return ingestion(workspace, source, val_share, test_share, near_duplicates)
+            return ingestion(workspace, source, val_share, test_share, near_duplicates, unlabelled=unlabelled)
         from flows.orchestrator.server import orchestrated
 
         cores = os.cpu_count() or 1
         with orchestrated(workspace), parallel_tasks(workspace, num_parallel=cores, reads=source) as runner:
             flow = as_flow(ingestion, "ingest", runner=runner)
-            return flow(workspace, source, val_share, test_share, near_duplicates)
+            return flow(workspace, source, val_share, test_share, near_duplicates, unlabelled=unlabelled)
 
 
 def ingestion(
-    workspace: Workspace, source: Path, val_share: float, test_share: float, near_duplicates: float | None
+    workspace: Workspace,
+    source: Path,
+    val_share: float,
+    test_share: float,
+    near_duplicates: float | None,
+    *,
+    unlabelled: bool,
 ) -> Ingested:
     """Builds the files of the next version, then commits it."""
     openers = Openers(open_batch.submit, BATCH, AT_ONCE) if Settings().dask else None
-    folder, report = prepare_version(workspace, source, val_share, test_share, openers, near_duplicates)
+    folder, report = prepare_version(
+        workspace, source, val_share, test_share, openers, near_duplicates, unlabelled=unlabelled
+    )
     version = commit_version(workspace, folder, report)
     return Ingested(version, report)
 
@@ -89,6 +98,8 @@ def prepare_version(
     test_share: float,
     openers: Openers | None = None,
     near_duplicates: float | None = LIMIT,
+    *,
+    unlabelled: bool = False,
 ) -> tuple[Path, IntakeReport]:
     """Decodes and hashes every photo, and writes the next version's files to a staging folder."""
     versions = DataVersions(workspace)
@@ -98,7 +109,8 @@ def prepare_version(
     folder = versions.new_folder()
     purged = frozenset(Purged.read(versions.ledger).photos)
     report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
-                           near_duplicates=near_duplicates, code=code_hash(), purged=purged, openers=openers)  # fmt: skip
+                           near_duplicates=near_duplicates, code=code_hash(), purged=purged, openers=openers,
+                           unlabelled=unlabelled)  # fmt: skip
     log.info("ingest: %s", report.in_words())
     return folder, report
 
@@ -106,9 +118,9 @@ def prepare_version(
 @step("commit data version")
 def commit_version(workspace: Workspace, folder: Path, report: IntakeReport) -> str:
     """Makes the folder the selected data version; returns its id."""
-    versions, message = DataVersions(workspace), f"{report.added} photos added"
+    versions = DataVersions(workspace)
     before = versions.selected()
-    version = versions.commit(folder, step="ingest", message=message, shards=report.shards)
+    version = versions.commit(folder, step="ingest", message=report.message, shards=report.shards)
     log.info("ingest: data version %s", version[:12])
     if version != before:
         emit(selected("ingested", versions.log()[0]))
@@ -122,10 +134,12 @@ def preview(
     val_share: float,
     test_share: float,
     near_duplicates: float | None = LIMIT,
+    unlabelled: bool = False,
 ) -> IntakeReport:
     """Report of an ingestion whose files are thrown away; no version is made."""
-    check_source(source)
+    check_source(source, unlabelled=unlabelled)
     with workspace.lock("ingest --dry-run", name=DATA_LOCK):
-        folder, report = prepare_version(workspace, source, val_share, test_share, near_duplicates=near_duplicates)
+        folder, report = prepare_version(workspace, source, val_share, test_share, near_duplicates=near_duplicates,
+                                         unlabelled=unlabelled)  # fmt: skip
         shutil.rmtree(folder)
     return report

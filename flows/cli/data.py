@@ -45,6 +45,12 @@ def ingest_delivery(
             help="Leave out copies of photos across the test split that differ by at most this, above 0 and up to 1.",
         ),
     ] = "0.7",
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled", help="Take all photos below the folder as photos without a label, for distillation."
+        ),
+    ] = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -55,6 +61,7 @@ def ingest_delivery(
         "val_share": val_share,
         "test_share": test_share,
         "near_duplicates": parse_limit(near_duplicates),
+        "unlabelled": unlabelled,
     }
     found = prepare(workspace)
     if dry_run:

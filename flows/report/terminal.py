@@ -80,12 +80,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
 def print_intake(report: IntakeReport, outcome: str) -> None:
     """Prints what became of the rows and files of a delivery, and the classes and splits of the new version."""
     from flows.delivery.accounts import sentences
+    from models.data.manifest import UNLABELLED
 
     print(report.in_words())
     for reason, count in sorted(report.quarantined.items()):
         print(f"  quarantined {count}: {reason}")
     for line in sentences(vars(report.accounts), report.splits):
         print(line)
+    if unlabelled := report.counts[UNLABELLED]:
+        print(f"{unlabelled:,} photos without a label, for distillation only")
     for warning in report.warnings:
         print(f"  note: {warning}")
     print(outcome)

@@ -10,15 +10,17 @@ import pytest
 
 from flows.data.versions import DataVersions
 from flows.endpoint.server import stop_endpoint
+from flows.ingest import ingest
 from flows.registry.repository import repository
 from flows.report.run_report import Report
 from flows.retrain import retrain
 from flows.workspace import Workspace
 from models.data.confusion import read_confusion
-from models.data.manifest import Manifest, read_manifest
+from models.data.manifest import UNLABELLED, Manifest, read_manifest
 from models.export.patch import read_metadata
 from models.recipe.config import load_recipe
 from serving.server.process import kill
+from tests.deliveries import deliver
 from tests.integration.test_retrain import (
     ANY,
     QUICK,
@@ -139,6 +141,7 @@ def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
     delivered: Workspace, tmp_path: Path
 ) -> None:
     workspace = copy(delivered, tmp_path / "shop")
+    ingest(workspace, deliver(tmp_path / "more", {"any": 5}, side=48), unlabelled=True)
     weigh = (
         "clean.use=weigh", "clean.correct=true", "clean.relabel=0.3", "clean.floor_count=1", "clean.rounds=2", "clean.stop_share=0"
     )  # fmt: skip
@@ -152,7 +155,9 @@ def test_downweighted_labels_stay_in_training_and_sure_corrections_are_made(
     assert moved.sum() > 0
     assert (manifest.label[moved] != manifest.given_label[moved]).all()
     assert (manifest.label[~moved] == manifest.given_label[~moved]).all()
-    assert set(manifest.label) == {sku.label for sku in SKUS}
+    bare = manifest.split == UNLABELLED
+    assert set(manifest.label[~bare]) == {sku.label for sku in SKUS}
+    assert (bare.sum(), set(manifest.label[bare]), np.isnan(manifest.score[bare]).all()) == (5, {""}, True)
     counts = DataVersions(workspace).log()[0].counts
     assert (counts["relabelled"], counts["doubted"]) == (moved.sum(), (manifest.decision == "doubted").sum())
     first, second = (
@@ -183,8 +188,8 @@ def a_student_serves(workspace: Workspace, report: Report) -> None:
         "student-test_resnet",
     ]
     (answers,) = workspace.runs.glob("stages/answers-*/classes.npy")
-    train = read(workspace, report.data_after).split == "train"
-    assert len(np.load(answers)) == train.sum()
+    split = read(workspace, report.data_after).split
+    assert len(np.load(answers)) == (split == "train").sum() + (split == UNLABELLED).sum()
 
 
 TAIL = ("train.progressive=true", "train.best_epochs=1", "train.best_photos=4", "train.epoch_length=64", "train.har=0.1",
