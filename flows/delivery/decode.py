@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from flows.data.columns import to_arrow
 from flows.data.shards import Packed
-from flows.delivery.merge import CLAIMS, LOCATIONS
+from flows.delivery.claims import CLAIMS
+from flows.delivery.merge import LOCATIONS
 from flows.delivery.rows import Delivery, Refused
 from pixels import BadPhoto
 from pixels.fingerprint import BYTES, read_fingerprint

@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from flows.data import near
 from flows.data.columns import to_numpy
-from flows.data.fingerprints import FINGERPRINTS, Fingerprints
+from flows.data.fingerprints import Fingerprints
 from flows.data.near import PAIRS
+from flows.delivery.claims import CLAIMS, Claimed, furthest_from_training, has_effect, is_labelled
 from flows.delivery.near import Pairs, Photos, Side
-from flows.delivery.rows import ROWS, Refused
+from flows.delivery.rows import Refused
 from flows.delivery.splits import hold_out
-from models.data.manifest import CHECKED, INDEX, LABELS, NEAR, SPLITS, TABLES, UNLABELLED, read_table, write_table
+from models.data.manifest import CHECKED, INDEX, LABELS, NEAR, TABLES, UNLABELLED, read_table, write_table
 
-# Claims: a row says that a delivered photo has a label. Sorted by id, then by source, path and label.
-CLAIMS = pa.schema([*FINGERPRINTS, *(INDEX.field(name) for name in ("sha256", "width", "height")), *ROWS])
 LOCATIONS = pa.schema([INDEX.field(name) for name in ("shard", "offset", "size")])
 
 
@@ -90,14 +89,13 @@ class NextVersion:
         return pc.equal(self.base["labels"]["split"], UNLABELLED).to_numpy()
 
     def add(self, claims: pa.Table) -> int:
-        """Adds the photos of `claims` (columns of CLAIMS); returns how many are in conflict."""
-        claims = self._with_something_new(claims)
-        ids = to_numpy(claims["id"], 16)
-        first, photo = _photos_of(ids)
-        if not len(first):
+        """Adds the photos of `claims` (columns of CLAIMS, at least one row); returns how many are in conflict."""
+        claims = self._with_effect(claims)
+        if not len(claims):
             return 0
-        self._release(self.rows_of(ids[first]))
-        rows = self.rows_of(ids[first])
+        ids, first, photo = Claimed.of(claims)
+        self._release(self.rows_of(ids))
+        rows = self.rows_of(ids)
         in_conflict = np.zeros(len(first), np.bool_)
         in_conflict[photo[self._disagree(claims, first, photo, rows)]] = True
         self._contest(claims.filter(pa.array(in_conflict[photo])), rows[in_conflict & (rows >= 0)])
@@ -105,24 +103,20 @@ class NextVersion:
         chosen = first[is_new]
         # A first delivery often has one claim per photo; then no copy is needed.
         self.new = claims if len(chosen) == len(claims) else claims.take(pa.array(chosen))
-        self.split = _furthest_from_training(claims["split"], first)[is_new]
+        self.split = furthest_from_training(claims["split"], first)[is_new]
         self.decision = np.array(["", "conflict"], object)[in_conflict[is_new].astype(int)]
         return int(in_conflict.sum())
 
-    def _with_something_new(self, claims: pa.Table) -> pa.Table:
-        """The claims without those of no effect.
-
-        These are claims without a label on a photo that the base holds or another claim labels, and claims on photos
-        without a label that a person took out.
-        """
-        is_labelled, is_bare = pc.not_equal(claims["label"], "").to_numpy(), self._is_unlabelled()
-        if is_labelled.all() and not is_bare.any():
+    def _with_effect(self, claims: pa.Table) -> pa.Table:
+        """The claims that change anything; a delivery in which all have labels is not copied."""
+        is_bare = self._is_unlabelled()
+        if is_labelled(claims).all() and not is_bare.any():
             return claims
-        ids = to_numpy(claims["id"], 16)
-        (first, photo), rows = _photos_of(ids), self.rows_of(ids)
-        is_named = np.logical_or.reduceat(is_labelled, first)[photo] if len(first) else is_labelled
+        claimed = Claimed.of(claims)
+        rows = self.rows_of(claimed.id)
         is_out = np.append(is_bare & pc.equal(self.base["labels"]["decision"], CHECKED).to_numpy(), False)
-        return claims.filter(pa.array(np.where(is_labelled, ~is_out[rows], ~is_named & (rows < 0))))
+        counts = has_effect(claims, claimed, held=rows >= 0, out=is_out[rows])
+        return claims if counts.all() else claims.filter(pa.array(counts))
 
     def _release(self, claimed: NDArray[np.int64]) -> None:
         """Takes photos without a label out of the base if a claim on them has one, so that they are merged like new photos.
@@ -300,16 +294,3 @@ def _left_out(labels: pa.Table, rows: NDArray[np.int64], decision: str) -> pa.Ta
         column = pc.if_else(pa.array(chosen), value, labels[name])
         labels = labels.set_column(labels.schema.get_field_index(name), LABELS.field(name), column)
     return labels
-
-
-def _photos_of(ids: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(P,) first claim on each photo, and (N,) number of the photo of each claim; `ids` (N,) of the claims are sorted."""
-    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])[: len(ids)])
-    return first, np.repeat(np.arange(len(first)), np.diff(first, append=len(ids)))
-
-
-def _furthest_from_training(splits: pa.ChunkedArray, first: NDArray[np.int64]) -> NDArray[np.object_]:
-    """(P,) the split furthest from training that any claim on a photo names; `first` (P,) is where its claims start."""
-    names = ["", *SPLITS, UNLABELLED]
-    furthest = np.maximum.reduceat(pc.index_in(splits, value_set=pa.array(names)).to_numpy(), first)
-    return np.array(["train", *names[1:]], object)[furthest]
