@@ -28,7 +28,7 @@ LABEL_IN_DOUBT = ("dropped", "conflict")  # decisions that left a photo out beca
 
 
 def student_rows(manifest: Manifest) -> NDArray[np.int64]:
-    """Positions of the photos that a student learns from: train photos, whether their label was trusted, and unlabelled ones.
+    """Positions of the photos that a student learns from: train photos, also with a distrusted label, and photos without one.
 
     Photos that a person took out, and near-duplicates of test photos, stay out.
     """
