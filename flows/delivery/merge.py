@@ -183,8 +183,8 @@ class NextVersion:
         """Leaves out photos that are near-duplicates across the border of the test split; returns their number.
 
         A new test photo is left out if it is near a photo of the base that is not a test photo: it could have been
-        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured. If only
-        one of the two has a label, the other one is left out, also if it is of the base.
+        learnt. Any other new photo is left out if it is near a test photo: a network would learn what is measured. A photo
+        without a label never keeps a test photo out; it is left out itself, also if it is of the base.
 
         Args:
             folder: holds the shards of the base and of the new photos.

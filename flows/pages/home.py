@@ -77,6 +77,6 @@ def _data(site: Site) -> dict[str, Any] | None:
         "version": photos.version,
         "photos": len(photos),
         "kept": int(photos.kept.sum()),
-        "classes": len(photos.classes),
+        "classes": len(photos.classes) - (photos.label.code("") >= 0),  # photos without a label are of none
         "issues": int(issues.sum()),
     }
