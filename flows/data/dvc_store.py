@@ -23,7 +23,8 @@ from dvc.fs import LocalFileSystem
 from dvc.lock import LockError
 from dvc.repo import Repo
 
-from flows.data.objects import HashCache, Objects, Remote
+from flows.data.objects import HashCache, Objects
+from flows.data.remote import Remote
 from flows.errors import InputError, MissingFromRemote, WorkspaceBusy, WorldError
 from flows.workspace import REMOTE, Workspace
 

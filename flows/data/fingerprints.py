@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flows.data.columns import to_arrow, to_numpy
+from flows.live import counted
+from models.progress import Progress
 from pixels.fingerprint import BYTES
 
 NEAR = 6.0  # root mean square difference of two fingerprints of a candidate, 0 to 255
@@ -85,11 +87,11 @@ def candidates(fingerprints: NDArray[np.uint8], others: NDArray[np.uint8]) -> Ca
     Compares all pairs, if there are few; else those that fall into the same cell of one of TREES partitions of all
     fingerprints into cells of at most CELL. So the work grows with N + M, even if all photos look the same.
     """
-    found = [
-        (ours[pairs.row], theirs[pairs.other], pairs.distance)
-        for ours, theirs in _cells(fingerprints, others)
-        for pairs in [_nearest(fingerprints[ours], others[theirs])]
-    ]
+    found, passes = [], 1 if len(fingerprints) * len(others) <= ALL_PAIRS else TREES
+    with counted("looking for near-duplicates", passes * len(fingerprints)) as progress:
+        for ours, theirs in _cells(fingerprints, others):
+            pairs = _nearest(fingerprints[ours], others[theirs], progress)
+            found.append((ours[pairs.row], theirs[pairs.other], pairs.distance))
     if not found:
         return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     return _first(Candidates(*(np.concatenate(column) for column in zip(*found, strict=True))))
@@ -136,7 +138,7 @@ def _partition(places: NDArray[np.float32], random: np.random.Generator) -> tupl
     return order, starts
 
 
-def _nearest(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Candidates:
+def _nearest(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], progress: Progress) -> Candidates:
     """Candidates among all pairs. Sums of squares stay below 2**24, so float32 holds them exactly."""
     limit, found = BYTES * NEAR**2, []
     for start in range(0, len(ours), BLOCK):
@@ -149,6 +151,7 @@ def _nearest(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Candidates:
             nearest = np.take_along_axis(squares[rows], columns, axis=1)
             row, column = np.nonzero(nearest <= limit)
             found.append((start + rows[row], begin + columns[row, column], nearest[row, column]))
+        progress.add(len(a))
     if not found:
         return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     row, other, squares = (np.concatenate(column) for column in zip(*found, strict=True))

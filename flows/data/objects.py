@@ -9,23 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
-from uuid import uuid4
 
 import durable
 from durable import link, overwrite, sync
+from flows.data.remote import Remote
 from flows.errors import CorruptObject, MissingFromRemote
+from flows.live import counted
 from flows.workspace.files import files_below, sync_tree
+from models.progress import MB, Progress
 
 VERSIONED = {"VERSION.json", "index.parquet", "labels.parquet"}  # files of every data version
-ABANDONED_S = 3600  # age from which a temporary file in a remote counts as left by a killed command
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,11 @@ class HashCache:
     def read_ahead(self, paths: Iterable[Path]) -> None:
         """Hashes those of the files that exist and are not cached, on all cores."""
         unknown = {key: path for path in paths if path.is_file() and (key := _key(path)) not in self.known}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for key, found in zip(unknown, pool.map(durable.md5, unknown.values()), strict=True):
+        sizes = [path.stat().st_size for path in unknown.values()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool, counted("checking", sum(sizes), unit=MB) as progress:
+            for key, found, size in zip(unknown, pool.map(durable.md5, unknown.values()), sizes, strict=True):
                 self._note({key: found})
+                progress.add(size)
 
     def add(self, md5s: Mapping[Path, str]) -> None:
         """Adds files that were hashed while they were written."""
@@ -126,82 +126,6 @@ def is_shard(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A second copy of every object: a folder in one of DVC's file systems."""
-
-    fs: Any
-    root: str
-
-    @property
-    def is_local(self) -> bool:
-        """True if objects can be hashed in place, without a transfer."""
-        return bool(self.fs.protocol == "local")
-
-    def path(self, md5: str) -> str:
-        """Path of the object, which need not exist."""
-        return str(self.fs.join(self.root, md5[:2], md5[2:]))
-
-    def read(self, md5: str) -> bytes | None:
-        """Bytes of a small object, not verified; None if it does not exist."""
-        if not self.fs.exists(self.path(md5)):
-            return None
-        with self.fs.open(self.path(md5), "rb") as file:
-            return bytes(file.read())
-
-    def put(self, md5: str, source: Path) -> None:
-        """Stores `source` under its hash; an existing object is replaced."""
-        path = self.path(md5)
-        part = f"{path}.{uuid4().hex}.part"  # another workspace may be writing the same object
-        try:
-            self.fs.makedirs(self.fs.parent(path), exist_ok=True)
-            if self.is_local:  # DVC would write under another name first, and leave that file if it fails
-                shutil.copyfile(source, part)
-            else:
-                self.fs.put_file(str(source), part)
-            self._sync(part)
-            self.fs.move(part, path)
-            self._sync(self.fs.parent(path))
-        except OSError as error:  # its cause distinguishes a full disk from an unreachable remote
-            with suppress(OSError):
-                self.fs.remove(part)
-            raise MissingFromRemote(
-                f"cannot write {path} ({error}); check the remote, then run the command again"
-            ) from error
-
-    def remove(self, md5: str) -> None:
-        """Deletes the object, if it exists.
-
-        Raises:
-            MissingFromRemote: the remote refuses, or cannot be reached.
-        """
-        path = self.path(md5)
-        try:
-            if self.fs.exists(path):
-                self.fs.remove(path)
-                self._sync(self.fs.parent(path))
-        except OSError as error:
-            raise MissingFromRemote(
-                f"cannot delete {path} ({error}); check the remote, then run the command again"
-            ) from error
-
-    def _sync(self, path: str) -> None:
-        if self.is_local:
-            sync(Path(path))
-
-    def sweep(self, objects: Iterable[str]) -> None:
-        """Removes the temporary files beside these objects that killed writes, ours or DVC's, have left.
-
-        Another workspace may be writing beside them, so recent files stay.
-        """
-        if self.is_local:
-            for folder in {Path(self.path(md5)).parent for md5 in objects}:
-                for leftover in (*folder.glob(".*.tmp"), *folder.glob("*.part")):
-                    with suppress(FileNotFoundError):
-                        if time.time() - leftover.stat().st_mtime > ABANDONED_S:
-                            leftover.unlink()
-
-
-@dataclass(frozen=True)
 class Objects:
     """DVC's cache in the folder `cache` (its files/md5), backed by `remote`."""
 
@@ -216,6 +140,10 @@ class Objects:
     def paths(self, listing: Listing) -> list[Path]:
         """Paths in the cache of the objects of a version, including its listing."""
         return [self.path(md5) for md5 in (*listing.files.values(), f"{listing.id}.dir")]
+
+    def read_ahead(self, listing: Listing) -> None:
+        """Hashes the cached shards of a version that were not read before, on all cores."""
+        self.hashes.read_ahead(self.path(md5) for name, md5 in listing.files.items() if is_shard(name))
 
     def drop_corrupt(self, listing: Listing) -> None:
         """Removes corrupt cache objects: DVC would link them instead of the files that are being added."""
@@ -265,12 +193,23 @@ class Objects:
             self.fetch(md5, name=name)
         return path
 
+    def get_all(self, files: Mapping[str, str]) -> None:
+        """Brings the objects of these files (name to MD5) into the cache, as `get` does."""
+        self.read_ahead(Listing(files))
+        lacking = {md5: name for name, md5 in files.items() if not self.is_good(self.path(md5), md5, name=name)}
+        with counted("fetching", sum(self.remote.sizes(lacking)), unit=MB) as progress:
+            for md5, name in lacking.items():
+                self.path(md5).unlink(missing_ok=True)
+                self.fetch(md5, name=name, progress=progress)
+
     def is_good(self, path: Path, md5: str, *, name: str) -> bool:
         """True if the file at `path` exists and its bytes have that MD5."""
         return path.is_file() and self.hashes.md5(path, once=is_shard(name)) == md5.removesuffix(".dir")
 
-    def fetch(self, md5: str, *, name: str) -> None:
+    def fetch(self, md5: str, *, name: str, progress: Progress | None = None) -> None:
         """Fetches the object from the remote, and verifies it before it replaces the cached one.
+
+        progress: counts the bytes.
 
         Raises:
             MissingFromRemote, CorruptObject
@@ -283,7 +222,7 @@ class Objects:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self.remote.fs.get_file(source, str(part))
+            self.remote.get(md5, part, progress=progress)
             if not self.is_good(part, md5, name=""):
                 what = f"{name} is corrupt: {source} no longer hashes to {md5}"
                 raise CorruptObject(f"{what}; restore it from a backup of the remote")
@@ -306,10 +245,13 @@ class Objects:
                 raise CorruptObject(
                     f"{folder / wrong[0]} changes while it is read; check the disk, then run the command again"
                 )
-            for name in wrong:
-                (folder / name).unlink(missing_ok=True)
-                link(self.get(listing.files[name], name=name), folder / name)
-                (folder / name).chmod(0o444)
+            self.get_all({name: listing.files[name] for name in wrong})
+            with counted("linking", len(wrong), unit="files") as progress:  # copies, where no links can be made
+                for name in wrong:
+                    (folder / name).unlink(missing_ok=True)
+                    link(self.get(listing.files[name], name=name), folder / name)
+                    (folder / name).chmod(0o444)
+                    progress.add(1)
 
     def missing(self, listing: Listing) -> dict[str, str]:
         """Objects of the version that the remote lacks or holds with other bytes, MD5 to the file's name.
@@ -343,9 +285,12 @@ class Objects:
             MissingFromRemote: an object did not arrive.
         """
         try:
-            for md5, name in self.missing(listing).items():
-                # `dvc push` skips objects that its index lists, even if they are gone or corrupt.
-                self.remote.put(md5, self.get(md5, name=name))
+            # `dvc push` skips objects that its index lists, even if they are gone or corrupt.
+            sources = {md5: self.get(md5, name=name) for md5, name in self.missing(listing).items()}
+            total = sum(path.stat().st_size for path in sources.values())
+            with counted("pushing", total, unit=MB) as progress:
+                for md5, source in sources.items():
+                    self.remote.put(md5, source, progress=progress)
         finally:
             self.remote.sweep([*listing.files.values(), listing.id])
         still = self.missing(listing)

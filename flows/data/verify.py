@@ -142,6 +142,7 @@ class DataLinks:
         if listing is None:
             yield self._broken("listing", f"{self.version}.dir", "is intact in neither cache nor remote", _BACKUP)
             return
+        self.objects.read_ahead(listing)
         lost = self.objects.missing(listing)
         for name, md5 in self._wanted(listing):
             is_cached, is_stored = self._is_cached(name, md5), md5 not in lost

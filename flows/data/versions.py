@@ -208,10 +208,8 @@ class DataVersions:
             overwrite(self.workspace.pointer, self.ledger.read(REF, "data.dvc"))
         for version in [self.resolve(name) for name in names] or self.known():
             with or_disk_full(f"pulling data version {version[:12]}"), self.store.objects() as objects:
-                purged = Purged.read(self.ledger)
-                for name, md5 in objects.listing(version).files.items():
-                    if not purged.is_replaced(name):
-                        objects.get(md5, name=name)
+                purged, files = Purged.read(self.ledger), objects.listing(version).files
+                objects.get_all({name: md5 for name, md5 in files.items() if not purged.is_replaced(name)})
         if is_bare:
             with self.store.objects() as objects:
                 folder, _ = self._staged(self.resolve("selected"), objects)
@@ -330,8 +328,7 @@ class DataVersions:
         source = folder_remote(read_local_remote(repository) / "files" / "md5")
         with or_disk_full(f"importing data version {version[:12]}"), self.store.objects() as objects:
             other = Objects(objects.cache, source, objects.hashes)
-            for name, md5 in other.listing(version).files.items():
-                other.get(md5, name=name)
+            other.get_all(other.listing(version).files)
             if self.selected() != version:
                 self._select(
                     version, objects, step="adopt", message=f"{version[:12]} from {repository.absolute().name}"

@@ -22,6 +22,7 @@ from flows.data.shards import Packed
 from flows.delivery.claims import CLAIMS
 from flows.delivery.merge import LOCATIONS
 from flows.delivery.rows import Delivery, Refused
+from flows.live import counted
 from pixels import BadPhoto
 from pixels.fingerprint import BYTES, read_fingerprint
 
@@ -107,14 +108,16 @@ class Decoding:
 
     def _opened(self, openers: Openers | None) -> Iterator[Opened]:
         waiting: deque[Waiting] = deque()
-        with nullcontext(openers) if openers else threads() as used:
+        with nullcontext(openers) if openers else threads() as used, counted("decoding", len(self.rows)) as progress:
             for start in range(0, len(self.rows), used.batch):
                 paths = self.rows["path"].slice(start, used.batch).to_pylist()
                 waiting.append(used.submit([os.path.join(self.folder, path) for path in paths]))
                 if len(waiting) > used.at_once:
                     yield waiting.popleft().result()
+                    progress.add(used.batch)
             while waiting:
                 yield waiting.popleft().result()
+                progress.add(used.batch)
 
     def refused(self) -> list[Refused]:
         """Rows whose photos cannot be used."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from flows.errors import BadDelivery
+from flows.live import counted
 from models.data.manifest import UNLABELLED
 
 # Names of folders, in small letters without separators, and the split that they mean
@@ -182,15 +183,17 @@ def _refuse(source: Path, reason: str, holders: dict[tuple[str, ...], int]) -> N
 
 def _walk(source: Path, passed: PassedOver) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
     """Yields each folder, its photos and the links to folders in it, which are not followed; all sorted."""
-    for folder, names, files in os.walk(source, onerror=unreadable):
-        inner = tuple(Path(os.path.relpath(folder, source)).parts)
-        names.sort()
-        for name in filter(_is_of_system, names):
-            passed.closed.append("/".join((*inner, name)))
-        names[:] = [name for name in names if not _is_of_system(name)]
-        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
-        passed.links += ("/".join((*inner, name)) for name in links)
-        yield inner, [name for name in sorted(files) if _is_photo(folder, name, inner, passed)], links
+    with counted("listing", unit="files") as progress:
+        for folder, names, files in os.walk(source, onerror=unreadable):
+            inner = tuple(Path(os.path.relpath(folder, source)).parts)
+            names.sort()
+            for name in filter(_is_of_system, names):
+                passed.closed.append("/".join((*inner, name)))
+            names[:] = [name for name in names if not _is_of_system(name)]
+            links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+            passed.links += ("/".join((*inner, name)) for name in links)
+            yield inner, [name for name in sorted(files) if _is_photo(folder, name, inner, passed)], links
+            progress.add(len(files))
 
 
 def unreadable(error: OSError) -> NoReturn:

@@ -23,6 +23,7 @@ from PIL import Image
 from flows.data.fingerprints import candidates
 from flows.data.near import NAME, read_pairs
 from flows.errors import InputError
+from flows.live import counted
 from models.data.manifest import read_photo, read_table
 from pixels import BadPhoto
 from pixels.overlay import difference, thumbnail
@@ -95,9 +96,12 @@ class Photos:
                 for seen in self._first(range(start, end), row, partner, thumbnails, limit=limit)
             ]
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
-            seen = [pair for pairs in pool.map(look, batches) for pair in pairs]
+        seen: list[tuple[int, float]] = []
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool, counted("comparing", len(order)) as progress:
+            for batch, pairs in zip(batches, pool.map(look, batches), strict=True):
+                seen += pairs
+                progress.add(len(batch))
         at, apart = np.array([at for at, _ in seen], np.int64), np.array([apart for _, apart in seen], np.float32)
         return Pairs(row[at], partner[at], found.distance[at], apart)
 
@@ -140,9 +144,9 @@ class Photos:
         """
         codes = pc.dictionary_encode(self.table["label"].combine_chunks()).indices.to_numpy()
         spared = np.zeros(codes.max(initial=-1) + 1, np.bool_)
-        for counted in (kept, kept & is_train):
-            had = np.bincount(codes[counted], minlength=len(spared))
-            loses = np.bincount(codes[lost[counted[lost]]], minlength=len(spared))
+        for those in (kept, kept & is_train):
+            had = np.bincount(codes[those], minlength=len(spared))
+            loses = np.bincount(codes[lost[those[lost]]], minlength=len(spared))
             spared |= loses > MOST * had
         return spared[codes[lost]] & pc.not_equal(self.table["label"].take(pa.array(lost)), "").to_numpy()
 

@@ -26,6 +26,7 @@ from contract import labels
 from contract.labels import KnownLabels, fold
 from flows.delivery.folders import PassedOver, read_folders, read_unlabelled, unreadable
 from flows.errors import BadDelivery
+from flows.live import counted
 from models.data.manifest import SPLITS, UNLABELLED
 from models.data.records import SUFFIXES, as_text, read_rows, short, text_of
 from models.errors import BadTable
@@ -186,14 +187,17 @@ def _check(source: Path, delivery: Delivery, existing: KnownLabels) -> None:
 
 def _read_manifest(path: Path) -> Iterator[Line | Refused]:
     folder, name = str(path.parent), path.parent.absolute().name
-    for number, record in read_records(path, required=REQUIRED, known=(*REQUIRED, *OPTIONAL)):
-        where = f"{path}: row {number}"
-        split, source = (text_in(where, record, column) for column in OPTIONAL)
-        if split and split not in (*SPLITS, UNLABELLED):
-            raise BadDelivery(
-                f"{where}, field split: {short(split)} is unknown; use {', '.join((*SPLITS, UNLABELLED))} or leave it blank"
-            )
-        yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
+    with counted("reading", unit="rows") as progress:
+        for number, record in read_records(path, required=REQUIRED, known=(*REQUIRED, *OPTIONAL)):
+            where = f"{path}: row {number}"
+            split, source = (text_in(where, record, column) for column in OPTIONAL)
+            if split and split not in (*SPLITS, UNLABELLED):
+                raise BadDelivery(
+                    f"{where}, field split: {short(split)} is unknown; use {', '.join((*SPLITS, UNLABELLED))} or leave it blank"
+                )
+            yield _row(folder, record.get("path"), label=record.get("label"), split=split, source=source or name)
+            if number % CHUNK == 0:
+                progress.add(CHUNK)
 
 
 def read_records(path: Path, *, required: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -29,7 +29,7 @@ def show_live_lines(console: Console, lines: logging.Handler) -> None:
 
 
 class LiveLines(logging.Handler):
-    """Handler of flows.run.live: each record replaces the line of its child, and one without text takes it away.
+    """Handler of flows.live: each record replaces the line of its child, and one without text takes it away.
 
     The display exists only while there are lines. The cursor stays visible, so a kill leaves the terminal as it was.
     """

@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from contract.environment import SIDE_BY_SIDE, process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
+from flows.live import LiveLine
 from flows.run.gpus import Gpu, require_gpus, visible_gpus
-from flows.run.live import LiveLine
 from models.training.command import REFUSED
 
 TAIL = 12  # lines of a failed child that are reported
@@ -47,7 +47,7 @@ def run_child(
     child also ends once the scheduler no longer waits for its step: the flow was cancelled or killed, perhaps elsewhere.
 
     Args:
-        title: of the child's fleeting line (flows.run.live); by default the last part of the module's name.
+        title: of the child's fleeting line (flows.live); by default the last part of the module's name.
         on_gpu: True if the module computes on a GPU where there is one; each of its processes then gets one of its own, and
             waits for it (flows.run.slots).
         workers: number of processes that share the work (flows.run.workers).

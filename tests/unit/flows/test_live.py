@@ -12,7 +12,7 @@ import pytest
 
 from flows.errors import ChildFailed
 from flows.run.launch import run_child
-from flows.run.live import LiveLine
+from flows.live import LiveLine
 from models.progress import ASKED, MARK, Fleeting
 from tests.screen import Screen, on_terminal
 
@@ -92,9 +92,9 @@ def test_lasting_lines_go_to_the_log_and_fleeting_ones_to_the_terminal(shown: li
     assert not any(MARK in line for line in lines)
     assert {(record.title, record.child) for record in shown} == {("fold-2", shown[0].child)}
     texts = [record.getMessage() for record in shown]
-    assert texts[0] == "scoring: 8%  20 photos/s  waits 10%  37 s left"
+    assert texts[0] == "scoring: 5%  20 photos/s  waits 10%  38 s left"
     assert texts[-2:] == ["", ""], "taken away at the end of the pass, and of the child"
-    assert [record.share for record in shown[:-2]] == pytest.approx([share / 40 for share in range(3, 40, 3)])
+    assert [record.share for record in shown[:-2]] == pytest.approx([share / 40 for share in range(2, 41, 2)])
 
 
 def test_without_a_terminal_a_child_is_not_asked_for_fleeting_lines(monkeypatch: pytest.MonkeyPatch) -> None:

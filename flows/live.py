@@ -1,4 +1,4 @@
-"""Fleeting lines of children, which a terminal shows while they hold, and which are recorded nowhere.
+"""Fleeting lines, which a terminal shows while they hold, and which are recorded nowhere: of children, and of our own passes.
 
 They have a logger of their own, that only a terminal handles (flows.report.live). Without one, as in Prefect's and Dask's
 workers, in cron and in CI, children are not asked for them.
@@ -7,14 +7,17 @@ workers, in cron and in CI, children are not asked for them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from models.progress import ASKED, Fleeting, separate
+from models.progress import ASKED, Fleeting, Progress, separate
 
 log = logging.getLogger("cleanshelf-live")
+steps = logging.getLogger("cleanshelf")
 
 
 class LiveLine:
-    """The fleeting line of one child, called `title`."""
+    """The fleeting line of one child, called `title`, or of one pass."""
 
     def __init__(self, title: str) -> None:
         self.title, self.is_shown = title, bool(log.handlers)
@@ -28,13 +31,27 @@ class LiveLine:
         """Shows the fleeting part of a line, and returns the lasting one; None if all of it is fleeting."""
         lasting, fleeting = separate(line)
         if fleeting:
-            self._show(fleeting)
+            self.show(fleeting)
         return lasting if lasting or not fleeting else None
 
     def end(self) -> None:
         """Takes the line away."""
-        self._show(Fleeting("", 1.0))
+        self.show(Fleeting("", 1.0))
 
-    def _show(self, line: Fleeting) -> None:
+    def show(self, line: Fleeting) -> None:
+        """Shows the line instead of the one before; none if its text is ""."""
         if self.is_shown:
             log.info(line.text, extra={"child": id(self), "title": self.title, "share": line.share})
+
+
+@contextmanager
+def counted(what: str, total: int | None = None, *, unit: str = "photos") -> Iterator[Progress]:
+    """Progress of a pass in this process, to be told of each part; its lines end with the block, also with an error.
+
+    what, total, unit: as for Progress.
+    """
+    progress = Progress(what, total, unit=unit, say=steps.info, show=LiveLine("").show)
+    try:
+        yield progress
+    finally:
+        progress.done()
