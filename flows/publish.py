@@ -1,4 +1,7 @@
-"""The flow that publishes the graph of an earlier run which was killed before that, only registered, or refused."""
+"""The flow that publishes the graph of an earlier run which was killed before that, only registered, or refused.
+
+It is a Prefect flow where a server is there to report to, as an ingestion is (flows.ingest).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from durable import sha256
 from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.gate.verdict import Verdict
+from flows.orchestrator.events import standing_server
 from flows.registry.versions import ModelVersions
 from flows.report.figures import photos_to_look_at
 from flows.report.run_report import Report
@@ -53,12 +57,12 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
         reason, current = " ".join((despite or "").split()), current_lineage(workspace, report)
         if current and is_told(run, current, reason):
             return complete(run, report, current)
+        if not standing_server(workspace):
+            return publication(run, report, graph, current, despite=reason, promote=promote)
         from flows.orchestrator.server import orchestrated  # imports Prefect, now that everything is here
 
         with orchestrated(workspace):
-            if current:
-                return as_flow(override_again, "publish")(run, report, graph, current, despite=reason, promote=promote)
-            return as_flow(publication, "publish")(run, report, graph, despite=reason, promote=promote)
+            return as_flow(publication, "publish")(run, report, graph, current, despite=reason, promote=promote)
 
 
 def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
@@ -82,8 +86,15 @@ def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:
     return report, Run(workspace, recipe, id=found[0].name)
 
 
-def publication(run: Run, report: Report, graph: Exported, *, despite: str, promote: bool) -> Report:
-    """Fetches the data of the run, judges its graph again and publishes it."""
+def publication(
+    run: Run, report: Report, graph: Exported, current: dict[str, Any] | None, *, despite: str, promote: bool
+) -> Report:
+    """Fetches the data of the run, judges its graph again and publishes it.
+
+    current: lineage of the current model if its graph is this one.
+    """
+    if current:
+        return override_again(run, report, graph, current, despite=despite, promote=promote)
     data = fetch_data(run, report.data_after)
     verdict = gate(run, data, graph, despite=despite)
     judged = replace(report, verdict=verdict, look_at=photos_to_look_at(data, verdict))

@@ -17,9 +17,9 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from durable import overwrite
-from flows.data.dvc_store import DvcRemote
 from flows.data.history import MADE_BY, complete_tag, entries
 from flows.data.journal import Journal
 from flows.data.objects import Listing, Objects
@@ -27,6 +27,9 @@ from flows.data.pointer import REF, make_pointer, tag_of
 from flows.errors import WorldError
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+
+if TYPE_CHECKING:
+    from flows.data.dvc_store import DvcRemote
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from durable import overwrite, sync
 from flows.data.change import Change
 from flows.data.diff import DataDiff, compare_labels
-from flows.data.dvc_store import DvcRemote, folder_remote
 from flows.data.history import Entry, complete_tag, entries, interleaved, made, read_log, read_made, version_of
 from flows.data.objects import Listing, Objects
 from flows.data.pointer import READY, REF, read_local_remote, read_pointer
@@ -25,6 +25,9 @@ from flows.errors import LocalEdits, PurgedVersion, Unconfirmed, UnknownVersion,
 from flows.workspace import Workspace
 from flows.workspace.files import or_disk_full, sweep, sync_tree
 from flows.workspace.ledger import Ledger
+
+if TYPE_CHECKING:
+    from flows.data.dvc_store import DvcRemote
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class DataVersions:
     @cached_property
     def store(self) -> DvcRemote:
         """DVC's cache and remote, which hold the bytes."""
+        from flows.data.dvc_store import DvcRemote  # an import of DVC takes longer than to read the history
+
         return DvcRemote(self.workspace)
 
     # --- reading -----------------------------------------------------------------------------------------------
@@ -325,7 +330,9 @@ class DataVersions:
         if not (repository / "data.dvc").is_file():
             raise WorkspaceMissing(f"{repository} has no data.dvc; give the folder that holds it")
         version = read_pointer((repository / "data.dvc").read_bytes(), name=str(repository / "data.dvc"))
-        source = folder_remote(read_local_remote(repository) / "files" / "md5")
+        from flows.data.dvc_store import OBJECTS, folder_remote
+
+        source = folder_remote(read_local_remote(repository).joinpath(*OBJECTS))
         with or_disk_full(f"importing data version {version[:12]}"), self.store.objects() as objects:
             other = Objects(objects.cache, source, objects.hashes)
             other.get_all(other.listing(version).files)

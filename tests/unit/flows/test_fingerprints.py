@@ -50,7 +50,9 @@ def test_partitions_find_nearly_all_copies_among_many_and_compare_few_pairs(
     compared = []
     nearest = module._nearest
     monkeypatch.setattr(module, "ALL_PAIRS", 0)
-    monkeypatch.setattr(module, "_nearest", lambda a, b: (compared.append((len(a), len(b))), nearest(a, b))[1])
+    monkeypatch.setattr(
+        module, "_nearest", lambda a, b, *rest: (compared.append((len(a), len(b))), nearest(a, b, *rest))[1]
+    )
     found = candidates(some, others)
     pairs = set(zip(found.row.tolist(), found.other.tolist(), strict=True))
     assert np.mean([pair in pairs for pair in zip(rows.tolist(), copied.tolist(), strict=True)]) > 0.95
