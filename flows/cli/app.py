@@ -115,6 +115,13 @@ def log_to_stderr() -> None:
     show_progress()
 
 
+def watched(workspace: Path) -> Workspace:
+    """The workspace, for a verb that may take long: its log lines and its progress go to the terminal, without Prefect."""
+    found = find(workspace)
+    log_to_stderr()
+    return found
+
+
 def set_up_logging(state: Path) -> None:
     """Prints progress to the terminal, and puts Prefect's home into the workspace."""
     from flows.orchestrator.isolation import prepare_prefect

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, Version, app, data_verbs, find, prepare
+from flows.cli.app import AsJson, At, DryRun, Version, app, data_verbs, find, prepare, watched
 from flows.cli.show import pairs, show, table
 
 Out = Annotated[
@@ -120,14 +120,15 @@ def data_show(
     near: Annotated[bool, typer.Option("--near", help="List near-duplicates across the test split.")] = False,
     conflicts: Annotated[bool, typer.Option("--conflicts", help="List photos that came with several labels.")] = False,
     quarantined: Annotated[bool, typer.Option("--quarantined", help="List refused rows with the reasons.")] = False,
+    excluded: Annotated[bool, typer.Option("--excluded", help="List all photos left out and rows refused.")] = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one data version: its origin, photos per class and split, and every broken link to its bytes; or a list."""
+    """Show one data version: its origin, photos per class and split, what was left out and why, and broken links; or a list."""
     from flows.data import contents
     from flows.data.versions import DataVersions
     from flows.errors import InputError
-    from flows.report.contents import print_classes, print_listing
+    from flows.report.contents import print_classes, print_listing, print_reasons
     from flows.workspace.tables import check_new, write_new
     from models.data.manifest import class_counts
 
@@ -135,13 +136,14 @@ def data_show(
         (near, "near-duplicates", contents.near_duplicates),
         (conflicts, "claims in conflict", contents.conflicts),
         (quarantined, "refused rows", contents.quarantined),
+        (excluded, "photos left out and rows refused", contents.excluded),
     ]
     asked = [(photos, read) for is_asked, photos, read in lists if is_asked]
     if len(asked) > 1:
-        raise InputError("--near, --conflicts and --quarantined are three lists; ask for one")
+        raise InputError("--near, --conflicts, --quarantined and --excluded are lists of their own; ask for one")
     if out:
         check_new(out)
-    versions = DataVersions(find(workspace))
+    versions = DataVersions(watched(workspace))
     files = contents.files_of(versions, version)
     rows = asked[0][1](files) if asked else class_counts(contents.read(files, "labels"))
     if out:
@@ -153,11 +155,15 @@ def data_show(
     entry = _entry(next(entry for entry in versions.known_entries() if entry.id == wanted))
     entry |= {"counts": contents.counts(files), "problems": [str(each) for each in versions.verify(wanted)]}
 
+    reasons = contents.reasons(files)
+
     def say() -> None:
         pairs(entry)
         print_classes(rows)
+        print_reasons(reasons)
 
-    show(entry | {"per_class": rows.to_pylist()} if as_json else entry, as_json=as_json, say=say)
+    lists_of_rows = {"per_class": rows.to_pylist(), "excluded": reasons.to_pylist()} if as_json else {}
+    show(entry | lists_of_rows, as_json=as_json, say=say)
 
 
 @data_verbs.command("diff")
@@ -187,7 +193,7 @@ def data_rollback(
     from flows.registry.history import advice, model_history, newest_standing
     from flows.rollback import rollback_data
 
-    found = find(workspace)
+    found = watched(workspace)
     if dry_run:
         versions = DataVersions(found)
         versions.check_clean()

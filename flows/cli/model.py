@@ -22,6 +22,7 @@ from flows.cli.app import (
     model_verbs,
     prepare,
     resolve,
+    watched,
     with_weights,
 )
 from flows.cli.show import pairs, refusals_shown, show, table
@@ -155,7 +156,7 @@ def verify(
     """Check every link from a model's number to its bytes, to what is served, and to what it was made from."""
     from flows.verify import verify as check
 
-    found = check(find(workspace), version)
+    found = check(watched(workspace), version)
     lines = [*map(str, found.broken), *(f"no longer here: {path}" for path in found.gone)]
     if not found.broken:
         lines.append(f"every link of model version {found.version} holds")

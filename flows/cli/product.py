@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import AsJson, At, DryRun, app, find, setting
+from flows.cli.app import AsJson, At, DryRun, app, setting, watched
 from flows.cli.show import show
 
 GateSet = Annotated[list[str], setting("a key of [gate], e.g. gate.enrol=0.02")]
@@ -28,7 +28,7 @@ def enrol(
     """Add a product to the current model from a few photos, in seconds."""
     from flows.enrol import enrol_product
 
-    done = enrol_product(find(workspace), label, images, overrides=overrides, dry_run=dry_run)
+    done = enrol_product(watched(workspace), label, images, overrides=overrides, dry_run=dry_run)
     show(dataclasses.asdict(done), as_json=as_json, say=lambda: _print(done))
 
 
@@ -44,7 +44,7 @@ def withdraw(
     """Remove a product from the current model."""
     from flows.enrol import withdraw_product
 
-    done = withdraw_product(find(workspace), label, overrides=overrides, dry_run=dry_run)
+    done = withdraw_product(watched(workspace), label, overrides=overrides, dry_run=dry_run)
     show(dataclasses.asdict(done), as_json=as_json, say=lambda: _print(done))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import WORLD, AsJson, At, DryRun, Version, data_verbs, find
+from flows.cli.app import WORLD, AsJson, At, DryRun, Version, data_verbs, watched
 from flows.cli.show import pairs, show
 
 Every = Annotated[bool, typer.Option("--all", help="All versions of the history instead of one.")]
@@ -29,7 +29,7 @@ def data_verify(
     """Check every link from a version's name to its bytes: tag, entry, pointer, listing, cache, remote, copies."""
     from flows.data.versions import DataVersions
 
-    found = find(workspace)
+    found = watched(workspace)
     versions, names = DataVersions(found), () if every else (version,)
     if heal:
         from flows.workspace import DATA_LOCK
@@ -50,7 +50,7 @@ def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun 
     from flows.data.garbage import find_unused, free
     from flows.data.versions import DataVersions
 
-    found = find(workspace)
+    found = watched(workspace)
     with found.idle("data gc"):
         versions = DataVersions(found)
         if not dry_run:
@@ -78,7 +78,7 @@ def data_push(
     from flows.data.versions import DataVersions
     from flows.workspace import DATA_LOCK
 
-    found = find(workspace)
+    found = watched(workspace)
     with found.lock("data push", name=DATA_LOCK):
         versions = DataVersions(found)
         versions.repair()
@@ -102,7 +102,7 @@ def data_pull(
     from flows.data.versions import DataVersions
     from flows.workspace import DATA_LOCK
 
-    found = find(workspace)
+    found = watched(workspace)
     with found.lock("data pull", name=DATA_LOCK):
         versions = DataVersions(found)
         versions.repair()
@@ -132,7 +132,7 @@ def data_purge(
     from flows.errors import Unconfirmed
     from flows.purge import affected, complete, purge
 
-    found = find(workspace)
+    found = watched(workspace)
     versions = DataVersions(found)
     with found.idle("data purge"):
         complete(versions)

@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 from flows.data.near import NAME, PAIRS, read_pairs
 from flows.data.objects import is_shard
 from flows.data.versions import DataVersions
-from models.data.manifest import NEAR, OUTCOMES, count_tables, outcomes, read_table_file
+from models.data.manifest import CHECKED, NEAR, OUTCOMES, count_tables, outcomes, read_table_file
+
+REASONS = {  # of photos that are left out, by their decision
+    "conflict": "came with several labels",
+    "near-test": "is a near-duplicate of a test photo, which no network may learn",
+    "near-train": "is a test photo and a near-duplicate of a photo to learn",
+    CHECKED: "shows none of the products, a person says",
+}
+BY_CLEANING = "its label is probably wrong, cleaning says"
 
 
 def files_of(versions: DataVersions, text: str) -> dict[str, Path]:
@@ -55,6 +63,46 @@ def conflicts(files: Mapping[str, Path]) -> pa.Table:
     return claims.append_column(
         "outcome", outcome.take(pc.index_in(claims["id"], value_set=labels["id"].combine_chunks()))
     )
+
+
+def excluded(files: Mapping[str, Path]) -> pa.Table:
+    """Photos that are neither learnt nor measured and rows that were refused, with the reason; a row has no id."""
+    labels, index, refused = read(files, "labels"), read(files, "index"), quarantined(files)
+    is_out = pc.invert(labels["kept"])
+    photos = _left_out(labels.filter(is_out))
+    for name in ("path", "source"):
+        photos = photos.append_column(name, index[name].filter(is_out))
+    rows = pa.table({name: refused[name] for name in ("label", "path", "source")} | _refusals(refused))
+    return pa.concat_tables([photos, rows], promote_options="default").select(
+        ["outcome", "reason", "id", "label", "split", "path", "source", "score", "scored_by"]
+    )
+
+
+def reasons(files: Mapping[str, Path]) -> pa.Table:
+    """Numbers of excluded photos and rows by outcome and reason without its details in brackets, the most frequent first."""
+    labels, refused = read(files, "labels"), quarantined(files)
+    photos = _left_out(labels.filter(pc.invert(labels["kept"])))
+    rows = pa.table(_refusals(refused))
+    rows = rows.set_column(1, "reason", pc.replace_substring_regex(rows["reason"], r" \(.*", ""))
+    both = pa.concat_tables([photos.select(["outcome", "reason"]), rows])
+    found = both.group_by(["outcome", "reason"]).aggregate([([], "count_all")])
+    found = found.rename_columns(["outcome", "reason", "number"])
+    return found.sort_by([("number", "descending"), ("outcome", "ascending"), ("reason", "ascending")])
+
+
+def _left_out(labels: pa.Table) -> pa.Table:
+    """These photos, all of which are left out, with outcome and reason; `label` is the given one."""
+    outcome = pa.array(OUTCOMES, pa.string()).take(pa.array(outcomes(labels)))
+    at = pc.index_in(labels["decision"], value_set=pa.array(list(REASONS), pa.string()))
+    reason = pc.fill_null(pc.take(pa.array(list(REASONS.values()), pa.string()), at), BY_CLEANING)
+    kept = {name: labels[name] for name in ("id", "split", "score", "scored_by")}
+    return pa.table({"outcome": outcome, "reason": reason, "label": labels["given_label"], **kept})
+
+
+def _refusals(refused: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Outcome and reason of refused rows."""
+    reason = pc.binary_join_element_wise(refused["field"], refused["reason"], ": ")
+    return {"outcome": pa.chunked_array([pa.repeat("quarantined", len(refused))]), "reason": reason}
 
 
 def quarantined(files: Mapping[str, Path]) -> pa.Table:

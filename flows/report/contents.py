@@ -45,6 +45,18 @@ def print_classes(classes: pa.Table) -> None:
             print(f"classes without a {split} photo: {len(none)}, such as {names}{_more(len(none), NAMED)}")
 
 
+def print_reasons(reasons: pa.Table) -> None:
+    """Prints how many photos and rows were excluded for each reason, and where all of them are listed."""
+    if not len(reasons):
+        return print("nothing was left out or refused")
+    print()
+    print_table(reasons.column_names, reasons.slice(0, SHOWN).to_pylist())
+    more = len(reasons) - SHOWN
+    print(
+        f"{f'{more} more reasons; ' if more > 0 else ''}`cleanshelf data show --excluded --out FILE` writes all of them"
+    )
+
+
 def print_diff(diff: DataDiff, changes: Sequence[str]) -> None:
     """Prints the numbers of each change, then the most frequent changes from label to label with some ids."""
     numbers = [f"{getattr(diff, change)} {change}" for change in (*changes, "unchanged")]

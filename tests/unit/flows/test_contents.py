@@ -226,6 +226,29 @@ def test_photos_left_out_are_listed_for_any_version(shop: Workspace, tmp_path: P
 
 
 @pytest.mark.dvc
+def test_all_that_was_left_out_or_refused_is_counted_by_reason_and_listed(shop: Workspace, tmp_path: Path) -> None:
+    counted = {(each["outcome"], each["reason"]): each["number"]
+               for each in json.loads(run(shop, "data", "show", "--json"))["excluded"]}  # fmt: skip
+    assert counted == {
+        ("conflicts", "came with several labels"): 1,
+        ("dropped", "shows none of the products, a person says"): 1,
+        ("near", "is a near-duplicate of a test photo, which no network may learn"): 1,
+        ("quarantined", "photo: not a picture in a format that can be read"): 1,
+    }
+    printed = run(shop, "data", "show")
+    assert "came with several labels" in printed
+    assert "`cleanshelf data show --excluded --out FILE` writes all of them" in printed
+    run(shop, "data", "show", "--excluded", "--out", str(tmp_path / "all.csv"))
+    columns = ("outcome", "reason", "id", "label", "split", "path", "scored_by")
+    rows = {row["outcome"]: row for _, row in read_rows(tmp_path / "all.csv", required=columns)}
+    assert len(rows) == len(counted)
+    assert (rows["near"]["path"], rows["near"]["split"]) == ("train/tea/copy.jpg", "train")
+    assert (rows["quarantined"]["path"], rows["quarantined"]["id"]) == ("train/milk/broken.png", "")
+    assert rows["quarantined"]["reason"].endswith("(JPEG, PNG, WEBP, GIF, BMP, TIFF)"), "with its details"
+    assert (rows["dropped"]["label"], rows["dropped"]["scored_by"]) == ("tea", "person")
+
+
+@pytest.mark.dvc
 def test_a_version_is_shown_by_class_and_split(shop: Workspace, tmp_path: Path) -> None:
     shown = json.loads(run(shop, "data", "show", "--json"))
     classes = {row["class"]: row for row in shown["per_class"]}
@@ -256,7 +279,7 @@ def test_two_versions_are_compared_with_ids(shop: Workspace, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--near", "--conflicts"), "three lists; ask for one"),
+        (("--near", "--conflicts"), "lists of their own; ask for one"),
         (("--near", "--out", "near.xlsx"), "a table ends in .csv, .parquet, .jsonl"),
         (("--out", "missing/near.csv"), "there is no folder missing"),
         (("--out", "pyproject.toml.csv"), "exists already"),

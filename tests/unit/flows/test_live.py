@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.errors import ChildFailed
-from flows.run.launch import run_child
 from flows.live import LiveLine
+from flows.run.launch import run_child
 from models.progress import ASKED, MARK, Fleeting
 from tests.screen import Screen, on_terminal
 
