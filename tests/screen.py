@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 TOKEN = re.compile(r"\x1b\[(?P<given>[?0-9;]*)(?P<kind>[A-Za-z])|(?P<char>[^\x1b])", re.DOTALL)
+HALF = re.compile(r"\x1b(\[[?0-9;]*)?$")
 ROWS = 40
 
 
@@ -20,9 +22,13 @@ class Screen:
 
     def __init__(self, columns: int) -> None:
         self.columns, self.lines, self.row, self.column, self.has_cursor = columns, [""], 0, 0, True
+        self.half = ""  # the beginning of a control sequence
 
     def write(self, text: str) -> None:
-        """Shows what a process wrote to the terminal."""
+        """Shows what a process wrote to the terminal, a part of it at a time."""
+        text, self.half = self.half + text, ""
+        if half := HALF.search(text):
+            text, self.half = text[: half.start()], half[0]
         for token in TOKEN.finditer(text):
             self._character(token["char"]) if token["char"] else self._control(token["given"], token["kind"])
 
@@ -72,13 +78,14 @@ def on_terminal(
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         os.execvpe(command[0], list(command), dict(variables))
     screen, seen, end, is_interrupted = Screen(columns), list[list[str]](), time.monotonic() + timeout_s, False
+    decoder = codecs.getincrementaldecoder("utf-8")()
     with os.fdopen(terminal, "rb", buffering=0) as output:
         while time.monotonic() < end:
             try:
                 written = output.read(1 << 16)
             except OSError:  # Linux: the other side was closed
                 break
-            screen.write(written.decode())
+            screen.write(decoder.decode(written))
             seen.append(screen.shown())
             if not is_interrupted and interrupt(screen):
                 is_interrupted = True

@@ -98,15 +98,25 @@ def recognise(
         Path | None,
         typer.Option("--out", help="Write the answers as a table: .csv, .parquet or .jsonl; a killed run resumes."),
     ] = None,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Print a table, also where the terminal can show small pictures.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Name the product on each photo."""
     from flows.recognise import ask_endpoint, ask_file
+    from flows.report.pictures import has_space_for, print_pictured
 
     if out:
         return _recognise_folder(images, workspace, model, out, as_json=as_json)
     answers = ask_file(model, images) if model else ask_endpoint(find(workspace), images)
-    show(answers, as_json=as_json, say=lambda: table(ANSWER, [_row(answer) for answer in answers]))
+
+    def say() -> None:
+        if not no_pictures and has_space_for(len(images)):
+            return print_pictured(images, answers)
+        table(ANSWER, [_row(answer) for answer in answers])
+
+    show(answers, as_json=as_json, say=say)
     if bad := [answer for answer in answers if answer["error"]]:
         count = f"{len(bad)} of {len(answers)} photos have no answer, the first is " if len(bad) > 1 else ""
         pronoun = "them" if len(bad) > 1 else "it"

@@ -1,4 +1,4 @@
-"""Fleeting lines of children: on a terminal while they hold, never in the log."""
+"""Fleeting lines of children and of our own passes: on a terminal while they hold, never in the log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from flows.errors import ChildFailed
-from flows.live import LiveLine
+from flows.live import LiveLine, counted
 from flows.run.launch import run_child
-from models.progress import ASKED, MARK, Fleeting
+from models.progress import ASKED, MARK, MB, Fleeting
 from tests.screen import Screen, on_terminal
 
 ROOT = Path(__file__).parents[3]
@@ -118,6 +119,27 @@ def test_only_what_is_fleeting_is_taken_out(shown: list[logging.LogRecord]) -> N
     lasting = [line.take(text) for text in ("", "epoch 1", f'{MARK}["scoring", 0.5]', f'half{MARK}["again", 0.6]')]
     assert lasting == ["", "epoch 1", None, "half"], "blank lines last"
     assert [Fleeting(record.getMessage(), record.share) for record in shown] == [("scoring", 0.5), ("again", 0.6)]
+
+
+def test_a_pass_of_our_own_has_a_line_too_which_ends_with_it(
+    shown: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.progress.FLEETING_S", 0.0)
+    with suppress(OSError), counted("pushing", 4_000_000, unit=MB) as progress:
+        progress.add(1_000_000)
+        raise OSError("the remote is gone")
+    first, end = shown
+    assert (first.getMessage().partition("  ")[0], first.share) == ("pushing: 25%", 0.25)
+    assert first.getMessage().endswith("left")
+    assert "MB/s" in first.getMessage()
+    assert end.getMessage() == ""
+
+
+def test_a_pass_of_unknown_length_counts(shown: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.progress.FLEETING_S", 0.0)
+    with counted("listing", unit="files") as progress:
+        progress.add(2000)
+    assert shown[0].getMessage().startswith("listing: 2,000 files  ")
 
 
 def flow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import resource
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from flows.data.dvc_store import folder_remote
 from flows.data.objects import HashCache, Listing, Objects
+from flows.data.remote import Moved
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import sweep
+from models.progress import MB, Progress
 
 
 def test_a_shard_is_read_once_per_host_and_again_when_it_changes(tmp_path: Path) -> None:
@@ -95,6 +98,39 @@ def test_each_store_sweeps_what_earlier_kills_left_in_the_remote(tmp_path: Path)
     os.utime(left, (1, 1))
     objects.store(listing)
     assert not left.exists()
+
+
+def test_bytes_count_as_a_file_system_reports_them_or_at_the_end() -> None:
+    progress = Progress("pushing", 150, unit=MB)
+    moved = Moved(progress)
+    callback = moved.callback()
+    callback.set_size(100)
+    callback.relative_update(30)
+    callback.absolute_update(80)
+    moved.count(100)
+    Moved(progress).count(50)
+    assert progress.last.photos == 150
+    Moved(None).count(50)
+
+
+def test_objects_are_fetched_together_with_their_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="cleanshelf")
+    monkeypatch.setattr("models.progress.FIRST_S", 0.0)
+    remote, content = folder_remote(tmp_path / "remote"), {"labels": b"labels", "shards/a.tar": bytes(3_000_000)}
+    files = {name: hashlib.md5(each).hexdigest() for name, each in content.items()}
+    for name, md5 in files.items():
+        (tmp_path / "file").write_bytes(content[name])
+        remote.put(md5, tmp_path / "file")
+    assert remote.sizes([*files.values(), "0" * 32]) == [6, 3_000_000, 0]
+    objects = Objects(tmp_path / "cache", remote, HashCache(tmp_path / "seen.json"))
+    objects.get_all(files)
+    assert all(objects.path(md5).read_bytes() == content[name] for name, md5 in files.items())
+    assert caplog.messages[-1].startswith("fetching: 3 MB in ")
+    caplog.clear()
+    objects.get_all(files)
+    assert not any("fetching" in line for line in caplog.messages), "they are here already"
 
 
 def test_a_write_to_the_remote_that_fails_leaves_nothing(tmp_path: Path) -> None:
