@@ -19,6 +19,7 @@ from contract import ACCEPTED
 from flows.data.versions import DataVersions
 from flows.endpoint.folder import photos_below
 from flows.errors import InputError
+from flows.live import counted
 from flows.orchestrator.events import happened, standing_server
 from flows.orchestrator.reports import emit, show_text
 from flows.recognise import ask_file_of_folder
@@ -106,7 +107,10 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
         require_enough(sum(1 for _ in itertools.islice(photos_below(traffic), LEAST)), name=str(traffic), what="photos")
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "answers.parquet"
-            ask_file_of_folder(graph, traffic, table, progress=lambda _: None)
+            with counted("recognising") as progress:
+                ask_file_of_folder(
+                    graph, traffic, table, progress=lambda done: progress.add(done - progress.last.photos)
+                )
             recent = read_answers(table, version=lineage["version"], name=str(traffic))
     else:
         recent = read_answers(traffic, version=lineage["version"], name=str(traffic))

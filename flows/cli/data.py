@@ -92,7 +92,7 @@ def feedback(
     from flows.feedback import feedback as apply
     from flows.feedback import preview
 
-    found = find(workspace)
+    found = watched(workspace)
     done = dataclasses.asdict(preview(found, file) if dry_run else apply(found, file))
     show(done, as_json=as_json, say=lambda: pairs(done))
     if done["near"] and not as_json:

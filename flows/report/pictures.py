@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.color import Color
 from rich.console import Console
@@ -50,12 +52,11 @@ def _picture(image: Path) -> Text:
 
 def half_blocks(photo: Image.Image) -> Text:
     """An RGB photo as text, two rows of pixels per line; the last line of an odd number has an empty lower half."""
-    text, height = Text(), photo.height
-    for y in range(0, height, 2):
-        for x in range(photo.width):
-            upper = Color.from_rgb(*photo.getpixel((x, y)))
-            lower = Color.from_rgb(*photo.getpixel((x, y + 1))) if y + 1 < height else None
-            text.append(UPPER_HALF, Style(color=upper, bgcolor=lower))
+    text, lines = Text(), np.asarray(photo).tolist()
+    for upper, lower in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=[None] * photo.width):
+        for above, below in zip(upper, lower, strict=True):
+            background = Color.from_rgb(*below) if below else None
+            text.append(UPPER_HALF, Style(color=Color.from_rgb(*above), bgcolor=background))
         text.append("\n")
     return text
 
