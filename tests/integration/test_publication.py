@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from flows.clean import clean_data
 from flows.data.versions import DataVersions
@@ -32,7 +33,9 @@ from models.data.manifest import read_manifest
 from models.recipe.config import Clean, Recipe, from_dict
 from serving.errors import CorruptVersion
 from serving.server.environment import Environment
+from serving.server.process import until
 from tests.command_line import cleanshelf, snapshot
+from tests.prefect_api import events
 
 pytestmark = [
     pytest.mark.dvc,
@@ -163,9 +166,10 @@ def check_refusal(shop: Workspace, run: str, output: str) -> None:
         assert expected in output, expected
 
 
-def test_a_run_that_ended_between_gate_and_publication_is_published(
-    shop: Workspace, refused: str, tmp_path: Path
+def test_a_run_that_ended_between_gate_and_publication_is_published_and_reported_to_a_named_server(
+    shop: Workspace, refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url := str(PREFECT_API_URL.value()))
     workspace = copied(shop, tmp_path)
     path = workspace.runs / refused / "recipe.json"  # as if this recipe had passed the gate
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"latency_ms": 1000, "above_chance": -1}}))
@@ -178,6 +182,7 @@ def test_a_run_that_ended_between_gate_and_publication_is_published(
     assert ModelVersions(Ledger(workspace.root)).lineage(1)["override"] is None
     written = json.loads((workspace.runs / refused / "run.json").read_text())
     assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
+    assert until(lambda: "cleanshelf.model.staged" in events(url), timeout_s=30)
 
 
 def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str) -> None:

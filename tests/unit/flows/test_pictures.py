@@ -22,7 +22,7 @@ from pathlib import Path
 from flows.report.pictures import has_space_for, print_pictured
 product = {{"label": "tea [bold]", "probability": 0.9}}
 answer = {{"image": "tea.png", "error": None, "known": True, "model_version": 3, "products": [product]}}
-broken = {{"image": "broken.png", "error": "is no photo", "known": None, "model_version": None, "products": []}}
+broken = {{"image": "broken.png", "error": "is not a photo", "known": None, "model_version": None, "products": []}}
 print(has_space_for(2), has_space_for({MOST + 1}))
 print_pictured([Path(sys.argv[1]), Path("broken.png")], [answer, broken])
 """
@@ -61,7 +61,7 @@ def test_a_terminal_with_colours_shows_the_photo_beside_its_answer(tea: Path) ->
     assert 1 < len(pictured) <= LINES
     assert max(line.count(UPPER_HALF) for line in pictured) == COLUMNS
     assert pictured[1].endswith("90%  tea [bold]"), "a label is not markup"
-    assert any("no answer: is no photo" in line for line in lines)
+    assert any("no answer: is not a photo" in line for line in lines)
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": "xterm"}])
