@@ -14,6 +14,7 @@ The tag decides: without it nothing names the version, and its objects in the ca
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from flows.workspace.ledger import Ledger
 
 if TYPE_CHECKING:
     from flows.data.dvc_store import DvcRemote
+
+log = logging.getLogger("cleanshelf")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ class Change:
         overwrite(self.workspace.pointer, make_pointer(listing, data=self.workspace.data))
 
     def _push(self, listing: Listing, objects: Objects) -> None:
-        if not objects.remote.is_local and objects.missing(listing):
+        missing = {} if objects.remote.is_local else objects.missing(listing)
+        if missing:
+            size_mb, place = objects.num_bytes(missing) / 1e6, objects.remote.root
+            log.info("push: %d files, %.0f MB, to %s; DVC does not tell how far it is", len(missing), size_mb, place)
             with suppress(WorldError, OSError):  # `store` puts the objects that did not arrive, or raises
                 self.store.push()
         objects.store(listing)

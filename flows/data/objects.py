@@ -141,6 +141,10 @@ class Objects:
         """Paths in the cache of the objects of a version, including its listing."""
         return [self.path(md5) for md5 in (*listing.files.values(), f"{listing.id}.dir")]
 
+    def num_bytes(self, md5s: Iterable[str]) -> int:
+        """Bytes of these objects in the cache."""
+        return sum(self.path(md5).stat().st_size for md5 in md5s)
+
     def read_ahead(self, listing: Listing) -> None:
         """Hashes the cached shards of a version that were not read before, on all cores."""
         self.hashes.read_ahead(self.path(md5) for name, md5 in listing.files.items() if is_shard(name))
@@ -197,7 +201,9 @@ class Objects:
         """Brings the objects of these files (name to MD5) into the cache, as `get` does."""
         self.read_ahead(Listing(files))
         lacking = {md5: name for name, md5 in files.items() if not self.is_good(self.path(md5), md5, name=name)}
-        with counted("fetching", sum(self.remote.sizes(lacking)), unit=MB) as progress:
+        if not lacking:
+            return
+        with counted("fetching", sum(self.remote.sizes(lacking)) or None, unit=MB) as progress:
             for md5, name in lacking.items():
                 self.path(md5).unlink(missing_ok=True)
                 self.fetch(md5, name=name, progress=progress)
@@ -285,12 +291,12 @@ class Objects:
             MissingFromRemote: an object did not arrive.
         """
         try:
+            missing = self.missing(listing)
+            self.get_all({name: md5 for md5, name in missing.items()})
             # `dvc push` skips objects that its index lists, even if they are gone or corrupt.
-            sources = {md5: self.get(md5, name=name) for md5, name in self.missing(listing).items()}
-            total = sum(path.stat().st_size for path in sources.values())
-            with counted("pushing", total, unit=MB) as progress:
-                for md5, source in sources.items():
-                    self.remote.put(md5, source, progress=progress)
+            with counted("pushing", self.num_bytes(missing), unit=MB) as progress:
+                for md5 in missing:
+                    self.remote.put(md5, self.path(md5), progress=progress)
         finally:
             self.remote.sweep([*listing.files.values(), listing.id])
         still = self.missing(listing)

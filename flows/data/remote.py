@@ -42,9 +42,9 @@ class Remote:
             return bytes(file.read())
 
     def sizes(self, md5s: Iterable[str]) -> list[int]:
-        """Bytes of each object, asked for side by side; 0 for one that does not exist."""
+        """Bytes of each object, asked for side by side; 0 for one that does not exist or whose size the remote does not tell."""
         found = self.fs.info([self.path(md5) for md5 in md5s], return_exceptions=True)
-        return [0 if isinstance(each, Exception) else int(each["size"] or 0) for each in found]
+        return [0 if isinstance(each, Exception) else int(each.get("size") or 0) for each in found]
 
     def get(self, md5: str, target: Path, *, progress: Progress | None = None) -> None:
         """Copies the object to `target`, not verified; `progress` counts its bytes."""

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.fs import MemoryFileSystem
 
 from flows.data.dvc_store import folder_remote
 from flows.data.objects import HashCache, Listing, Objects
-from flows.data.remote import Moved
+from flows.data.remote import Moved, Remote
 from flows.errors import CorruptObject, MissingFromRemote
 from flows.workspace.files import sweep
 from models.progress import MB, Progress
@@ -111,6 +112,17 @@ def test_bytes_count_as_a_file_system_reports_them_or_at_the_end() -> None:
     Moved(progress).count(50)
     assert progress.last.photos == 150
     Moved(None).count(50)
+
+
+def test_bytes_to_and_from_another_machine_are_counted(tmp_path: Path) -> None:
+    remote, progress = Remote(MemoryFileSystem(), "/remote"), Progress("pushing", 10_000, unit=MB)
+    (tmp_path / "file").write_bytes(bytes(5000))
+    remote.put("ab" + "1" * 30, tmp_path / "file", progress=progress)
+    assert remote.sizes(["ab" + "1" * 30, "ab" + "2" * 30]) == [5000, 0]
+    assert progress.last.photos == 5000
+    remote.get("ab" + "1" * 30, tmp_path / "copy", progress=progress)
+    assert (tmp_path / "copy").read_bytes() == bytes(5000)
+    assert progress.last.photos == 10_000
 
 
 def test_objects_are_fetched_together_with_their_progress(
