@@ -23,7 +23,8 @@ from flows.run.run import Run, is_finished
 from flows.run.step import as_flow, step
 from flows.steps.clean import select_cleaned
 from flows.steps.gate import gate, intact_graph, overridden
-from flows.steps.publish import publish_or_refuse, write_report
+from flows.steps.publish import publish_or_refuse
+from flows.steps.report import write_report
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder, Exported

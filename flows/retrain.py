@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows.report.figures import figures, photos_to_look_at
+from flows.report.label_issues import label_figures
 from flows.report.run_report import Report
 from flows.report.steps import step_accuracies
 from flows.run.run import Run
@@ -19,7 +20,8 @@ from flows.steps.learn import (
     train_members,
     weigh_members,
 )
-from flows.steps.publish import publish_or_refuse, write_report
+from flows.steps.publish import publish_or_refuse
+from flows.steps.report import changes, costs, write_report
 from flows.steps.selection import Selection, decisions_of, keep_gains, learnt_from
 from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
@@ -74,25 +76,31 @@ def retraining(run: Run, *, promote: bool) -> Report:
     graph = choose_variant(run, data, exported, other_crops)
     verdict = gate(run, data, graph)
 
+    steps = step_accuracies(
+        data,
+        as_delivered=as_delivered,
+        cleaned=retrained,
+        finetuned=finetuned,
+        balanced=balanced,
+        weights=weights,
+        students=served.students,
+        crops=crops,
+        graph=graph,
+    )
     report = Report(
         run=run.id,
         data_before=delivered.name,
         data_after=data.name,
         cleaned=cleaned.name,
-        steps=step_accuracies(
-            data,
-            as_delivered=as_delivered,
-            cleaned=retrained,
-            finetuned=finetuned,
-            balanced=balanced,
-            weights=weights,
-            students=served.students,
-            crops=crops,
-            graph=graph,
-        ),
+        steps=steps,
         evidence=decisions_of(kept, balanced, weights, crops, student=served.decision),
         verdict=verdict,
-        figures=figures(data, balanced, graph, cleaned=cleaned),
+        figures=[
+            *figures(data, balanced, graph, cleaned=cleaned),
+            *label_figures(cleaned, run.workspace.runs / "stages"),
+            *changes(run, data, graph, verdict, steps=steps, cleaned=cleaned),
+            costs(run),
+        ],
         look_at=photos_to_look_at(data, verdict),
     )
-    return publish_or_refuse(run, data, graph, write_report(run, report), promote=promote)
+    return publish_or_refuse(run, data, graph, write_report(run, report, data), promote=promote)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flows.gate.verdict import Verdict
 from flows.workspace.results import Balanced, DataFolder, Exported
-from models.data.manifest import FLAGGED, read_manifest, read_table
+from models.data.manifest import FLAGGED, Manifest, read_manifest, read_table
 
 TENTHS = 10
 SHOWN = 10  # pairs of classes, and about as many strengths of one method
@@ -22,11 +22,15 @@ REJECTED = "no product"  # a photo that a graph with export.reject takes for non
 
 @dataclass(frozen=True)
 class Figure:
-    """A table; `bars` names the columns (numbers, 0 or more) that are drawn as bars."""
+    """A table; `bars` names the columns (numbers, 0 or more) that are drawn as bars.
+
+    name: the picture that report.html draws of it; "" in reports of earlier releases.
+    """
 
     title: str
     rows: list[dict[str, Any]]
     bars: tuple[str, ...] = ()
+    name: str = ""
 
 
 def figures(data: DataFolder, balanced: Sequence[Balanced], graph: Exported, *, cleaned: DataFolder) -> list[Figure]:
@@ -34,16 +38,18 @@ def figures(data: DataFolder, balanced: Sequence[Balanced], graph: Exported, *, 
     manifest, answers = read_manifest(data), np.load(graph / "answers.npz")
     choices = [json.loads((folder / "balance.json").read_text(encoding="utf-8")) for folder in balanced]
     ranked, target = answers["ranked"], answers["target"]
-    scored = read_manifest(cleaned)
+    scored = manifest if cleaned == data else read_manifest(cleaned)
     train = scored.split == "train"
     labels = confidences(scored.score[train], scored.decision[train])
-    pairs = confusions(ranked, target, manifest.classes)
+    pairs = with_photos(confusions(ranked, target, manifest.classes), ranked, target, manifest)
     octaves = tail(ranked, target, manifest.train_counts())
+    trusted = reliability(answers["probability"], ranked, target) if "probability" in answers else []
     return [
-        Figure("Labels of training photos by their score", labels, ("believed", "suspect")),
+        Figure("Labels of training photos by their score", labels, ("believed", "suspect"), "labels"),
         Figure("Classifiers by mean-class accuracy on validation photos", classifiers(choices), ("accuracy",)),
-        Figure("Test photos taken for another class", pairs, ("photos",)),
-        Figure("Accuracy on test photos by number of training photos", octaves, ("accuracy",)),
+        Figure("Test photos taken for another class", pairs, ("photos",), "confusions"),
+        Figure("Accuracy on test photos by number of training photos", octaves, ("accuracy",), "tail"),
+        Figure("Right answers by the probability that the model gives them", trusted, ("right",), "reliability"),
     ]
 
 
@@ -78,14 +84,25 @@ def confidences(score: NDArray[np.float32], decision: NDArray[np.object_]) -> li
     scored = ~np.isnan(score)
     if not scored.any():
         return []
-    tenth = np.minimum((score[scored] * TENTHS).astype(np.int64), TENTHS - 1)
+    tenth = tenths(score[scored])
     counts = {name: np.bincount(tenth[decision[scored] == name], minlength=TENTHS).tolist() for name in ("", *FLAGGED)}
     rows = []
     for i in range(TENTHS):
         flagged = {name: counts[name][i] for name in FLAGGED}
-        score_range = f"{i / TENTHS:.1f} to {(i + 1) / TENTHS:.1f}"
-        rows.append({"score": score_range, "believed": counts[""][i], "suspect": sum(flagged.values()), **flagged})
+        rows.append(
+            {"score": tenth_in_words(i), "believed": counts[""][i], "suspect": sum(flagged.values()), **flagged}
+        )
     return rows
+
+
+def tenths(share: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) the tenth, 0 to 9, in which each share in [0, 1] lies; 1 lies in the last."""
+    return np.minimum((share * TENTHS).astype(np.int64), TENTHS - 1)
+
+
+def tenth_in_words(tenth: int) -> str:
+    """The range of shares that a tenth stands for."""
+    return f"{tenth / TENTHS:.1f} to {(tenth + 1) / TENTHS:.1f}"
 
 
 def classifiers(choices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -136,6 +153,51 @@ def confusions(ranked: NDArray[np.int64], target: NDArray[np.int64], classes: Se
             {"shows": names[true], "taken for": names[answered], "photos": int(photos[i]), "of": int(shown[true])}
         )
     return rows
+
+
+def with_photos(
+    rows: list[dict[str, Any]], ranked: NDArray[np.int64], target: NDArray[np.int64], manifest: Manifest
+) -> list[dict[str, Any]]:
+    """The rows of `confusions` with the id of a confused photo, and of a training photo of the class that was answered.
+
+    The second is None if the answer was none of the classes.
+    """
+    number = {name: i for i, name in enumerate(manifest.classes)} | {REJECTED: -1}
+    photo = manifest.id[(manifest.split == "test") & manifest.kept]
+    first, learnt = ranked[:, 0].clip(min=-1), manifest.kept & (manifest.split == "train")
+    told = []
+    for row in rows:
+        true, answered = number[row["shows"]], number[row["taken for"]]
+        like = np.flatnonzero(learnt & (manifest.target == answered)) if answered >= 0 else []
+        example = photo[np.argmax((target == true) & (first == answered))]
+        told.append(row | {"example": example, "compare": manifest.id[like[0]] if len(like) else None})
+    return told
+
+
+def reliability(
+    probability: NDArray[np.float32], ranked: NDArray[np.int64], target: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Mean probability of the best class and share of right answers, by tenths of that probability that have photos.
+
+    Args:
+        probability: (N,) of the best class, in [0, 1].
+        ranked, target: as for `confusions`; photos that the graph takes for none of the classes do not count.
+    """
+    answered = ranked[:, 0] >= 0
+    probability, right = probability[answered], (ranked[:, 0] == target)[answered]
+    tenth = tenths(probability)
+    photos, said, hits = (
+        np.bincount(tenth, weights, minlength=TENTHS) for weights in (None, probability, right.astype(np.float64))
+    )
+    return [
+        {
+            "probability": tenth_in_words(i),
+            "photos": int(photos[i]),
+            "mean probability": float(said[i] / photos[i]),
+            "right": float(hits[i] / photos[i]),
+        }
+        for i in np.flatnonzero(photos).tolist()
+    ]
 
 
 def tail(ranked: NDArray[np.int64], target: NDArray[np.int64], train_counts: NDArray[np.int64]) -> list[dict[str, Any]]:

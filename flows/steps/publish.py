@@ -1,4 +1,4 @@
-"""Publication of a judged graph: register it, promote it, ask the endpoint about a few photos, write the report."""
+"""Publication of a judged graph: register it, promote it, ask the endpoint about a few photos, complete the report."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from flows.gate.verdict import Verdict
 from flows.registry.card import facts
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions, named
-from flows.report.markdown import markdown, publish_report
-from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer, to_json
+from flows.report.run_report import NO_PRODUCT, Report, SampleAnswer
 from flows.run.run import Run
 from flows.run.step import step
 from flows.steps.clean import select_cleaned
+from flows.steps.report import write_report
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder, Exported
 from models.data.manifest import read_manifest
@@ -113,18 +113,10 @@ def publish_or_refuse(run: Run, data: DataFolder, graph: Exported, report: Repor
     if not promote:
         version = publish(run, data, graph, report.verdict, promote=False)
         was_current = ModelVersions(Ledger(run.workspace.root)).current() == version
-        return write_report(run, replace(report, model_version=version, promoted=was_current))
+        return write_report(run, replace(report, model_version=version, promoted=was_current), data)
     with endpoint(run.workspace):
         version = publish(run, data, graph, report.verdict)
         selection = select_cleaned(run.workspace, report.data_after, run=run.id)
         answers = recognise_samples(run, data)
-    return write_report(run, replace(report, model_version=version, promoted=True, seen=answers, selection=selection))
-
-
-@step("write report")
-def write_report(run: Run, report: Report) -> Report:
-    """Writes the report, run.json for programs and report.md for people. Prefect gets it once the outcome is decided."""
-    (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
-    (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    publish_report(report)
-    return report
+    done = replace(report, model_version=version, promoted=True, seen=answers, selection=selection)
+    return write_report(run, done, data)

@@ -19,7 +19,7 @@ DRAWS = 1000
 class Gain:
     """Mean-class accuracy before and after a step on the same photos, in [0, 1]; NaN without photos.
 
-    low: lower end of the one-sided bootstrap interval of after - before.
+    low, high: ends of the bootstrap interval of after - before, each one-sided.
     photos, classes: numbers of selection photos and of their classes; other classes do not count.
     stays: True if the step is kept: its gain is proven, or that it loses less than it may; or there are no photos and the
         recipe decides.
@@ -28,6 +28,7 @@ class Gain:
     before: float
     after: float
     low: float
+    high: float
     photos: int
     classes: int
     stays: bool
@@ -57,12 +58,13 @@ def gain(
         seed: seed of the bootstrap draws.
     """
     if len(target) == 0:
-        return Gain(math.nan, math.nan, math.nan, 0, 0, stays=True)
+        return Gain(math.nan, math.nan, math.nan, math.nan, 0, 0, stays=True)
     share = class_share(target)
     accuracy, new_accuracy = (float((hit * share).sum() / share.sum()) for hit in (before, after))
-    low = float(np.quantile(differences(after, before, target, seed=seed, draws=DRAWS), 1 - confidence))
+    drawn = differences(after, before, target, seed=seed, draws=DRAWS)
+    low, high = np.quantile(drawn, [1 - confidence, confidence]).tolist()
     stays = confidence == 0 or low > -fall
-    return Gain(accuracy, new_accuracy, low, len(target), len(np.unique(target)), stays=stays)
+    return Gain(accuracy, new_accuracy, low, high, len(target), len(np.unique(target)), stays=stays)
 
 
 def standard_error(

@@ -34,8 +34,10 @@ def kept_rows(rows: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.
 
 def recorded(
     graph: Path, batches: Iterable[NDArray[np.uint8]], kept: NDArray[np.bool_], out: Path
-) -> Iterator[NDArray[np.int64]]:
-    """Yields the ranked classes (n, k) of each batch (n, S, S, 3) of N photos, and writes the features of those in `kept`.
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yields the ranked classes (n, k) and the best probability (n,) of each batch (n, S, S, 3) of N photos.
+
+    Writes the features of the photos in `kept` (N,).
 
     Raises:
         EnrolmentError: the classifiers cannot be read, so no product can be added to the graph.
@@ -46,14 +48,14 @@ def recorded(
     done = written = 0
     with temporary_session(whole) as session:
         for batch in batches:
-            ids, *inputs = session.run(["ids", *names], {"image": batch})
+            ids, probs, *inputs = session.run(["ids", "probs", *names], {"image": batch})
             chosen = kept[done : done + len(batch)]
             parts = [each.reshape(-1, len(batch), each.shape[1]).transpose(1, 0, 2)[chosen] for each in inputs]
             files = files or [_file(out, i, (int(kept.sum()), *part.shape[1:])) for i, part in enumerate(parts)]
             for file, part in zip(files, parts, strict=True):
                 file[written : written + len(part)] = part
             done, written = done + len(batch), written + int(chosen.sum())
-            yield ids
+            yield ids, probs[:, 0]
     for file in files:
         file.flush()
 

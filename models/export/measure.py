@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,30 @@ log = logging.getLogger(__name__)
 BATCH = 8
 
 
-def ranked_answers(session: onnxruntime.InferenceSession, photos: Photos) -> NDArray[np.int64]:
-    """(N, k) classes that the graph answers, best first."""
+class Answers(NamedTuple):
+    """Answers of a graph to N photos, as classes of a data version.
+
+    ranked: (N, k), best first; -2 for a label that only the graph knows, and for a photo that it rejects.
+    probability: (N,) float32 of the best class, in [0, 1].
+    target: (N,) class of the label; -1 for a label that no training photo has.
+    """
+
+    ranked: NDArray[np.int64]
+    probability: NDArray[np.float32]
+    target: NDArray[np.int64]
+
+
+def ranked_answers(
+    session: onnxruntime.InferenceSession, photos: Photos
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Classes (N, k) that the graph answers, best first, and the probability (N,) of the best."""
     answers, done = np.empty((len(photos), session.get_outputs()[0].shape[1]), np.int64), 0
+    probability = np.empty(len(photos), np.float32)
     for batch in with_progress(photos.in_order(BATCH), "answers of the graph", len(photos)):
-        answers[done : done + len(batch)] = session.run(["ids"], {"image": batch.numpy()})[0]
+        ids, probs = session.run(["ids", "probs"], {"image": batch.numpy()})
+        answers[done : done + len(batch)], probability[done : done + len(batch)] = ids, probs[:, 0]
         done += len(batch)
-    return answers
+    return answers, probability
 
 
 def test_rows(manifest: Manifest) -> NDArray[np.int64]:
@@ -43,21 +60,18 @@ def test_rows(manifest: Manifest) -> NDArray[np.int64]:
     return np.flatnonzero((manifest.split == "test") & manifest.kept)
 
 
-def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Answers of the graph for rows of a data version, as classes of that version: ranked (N, k) and target (N,).
+def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> Answers:
+    """Answers of the graph for rows of a data version, as classes of that version.
 
-    The labels of the graph and of the version may differ, as the graph may be older. They are matched by name; a label
-    that only the graph knows becomes -2, which is never correct.
+    The labels of the graph and of the version may differ, as the graph may be older. They are matched by name.
     """
     session = open_session(graph)
     side = session.get_inputs()[0].shape[1]
-    ids = ranked_answers(session, Photos(manifest, rows, side=side))
-    return in_classes_of(manifest.classes, graph, ids), manifest.target[rows]
+    ids, probability = ranked_answers(session, Photos(manifest, rows, side=side))
+    return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
 
 
-def measure_and_keep(
-    graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def measure_and_keep(graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path) -> Answers:
     """Answers as of `measure`; writes the features of the photos too, if products can be added to the graph."""
     kept = kept_rows(rows, manifest.target[rows])
     session = open_session(graph)
@@ -65,12 +79,13 @@ def measure_and_keep(
     batches = Photos(manifest, rows, side=side).in_order(BATCH)
     photos = (batch.numpy() for batch in with_progress(batches, "answers of the graph", len(rows)))
     try:
-        ids = np.concatenate([np.empty((0, number), np.int64), *recorded(graph, photos, kept, out)])
+        nothing = np.empty((0, number), np.int64), np.empty(0, np.float32)
+        ids, probability = map(np.concatenate, zip(nothing, *recorded(graph, photos, kept, out), strict=True))
     except EnrolmentError as error:
         log.info("no features are kept: %s", error)
         return measure(graph, manifest, rows)
     np.save(out / ROWS, rows[kept])
-    return in_classes_of(manifest.classes, graph, ids), manifest.target[rows]
+    return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
 
 
 def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
@@ -78,9 +93,9 @@ def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float
 
     Returns the accuracy.
     """
-    ranked, target = measure_and_keep(graph, manifest, test_rows(manifest), out)
-    np.savez(out / "answers.npz", ranked=ranked, target=target)
-    figures = accuracy(ranked, target, train_counts=manifest.train_counts()).to_dict()
+    answers = measure_and_keep(graph, manifest, test_rows(manifest), out)
+    np.savez(out / "answers.npz", **answers._asdict())
+    figures = accuracy(answers.ranked, answers.target, train_counts=manifest.train_counts()).to_dict()
     (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 

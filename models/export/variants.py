@@ -87,11 +87,12 @@ class Base:
     def measured(cls, graph: Path, manifest: Manifest) -> Base:
         """Evaluates the float32 graph once, for all variants."""
         rows, side = np.flatnonzero(selection_photos(manifest)), open_session(graph).get_inputs()[0].shape[1]
-        return cls(graph, manifest, side, rows, *measure(graph, manifest, rows))
+        answers = measure(graph, manifest, rows)
+        return cls(graph, manifest, side, rows, answers.ranked, answers.target)
 
     def compare(self, name: str, path: Path) -> Variant:
         """Figures of another graph; NaN without selection photos."""
-        ranked, target = measure(path, self.manifest, self.rows)
+        ranked, _, target = measure(path, self.manifest, self.rows)
         figures = accuracy(ranked, target, train_counts=self.manifest.train_counts())
         same = ranked[:, 0] == self.ranked[:, 0]
         return Variant(name, figures.top1, figures.mean_class, float(np.mean(same)) if len(same) else np.nan)

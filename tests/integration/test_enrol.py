@@ -186,7 +186,7 @@ def test_no_test_photo_goes_through_a_graph_that_was_measured_at_its_publication
     assert len(test - golden) > 20
     [measured] = workspace.runs.glob("stages/export-*")
     for version in (2, 3):  # the figures are those that the photos would give
-        ranked, target = measure(
+        ranked, _, target = measure(
             repository(workspace).path(version) / "model.onnx", manifest, np.load(measured / "rows.npy")
         )
         known = np.isin(

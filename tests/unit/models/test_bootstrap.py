@@ -85,8 +85,8 @@ def test_without_photos_the_recipe_has_the_word() -> None:
 
 
 def test_a_gain_is_plain_for_json() -> None:
-    assert Gain(0.5, 0.75, 0.1234567, 10, 3, stays=True).to_dict() == {
-        "before": 0.5, "after": 0.75, "low": 0.123457, "photos": 10, "classes": 3, "stays": True,
+    assert Gain(0.5, 0.75, 0.1234567, 0.375, 10, 3, stays=True).to_dict() == {
+        "before": 0.5, "after": 0.75, "low": 0.123457, "high": 0.375, "photos": 10, "classes": 3, "stays": True,
     }  # fmt: skip
 
 

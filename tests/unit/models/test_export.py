@@ -356,6 +356,7 @@ def test_answers_of_the_test_photos_are_kept(exported: Path, data: Path) -> None
     assert np.array_equal(answers["target"], manifest.target[rows])
     assert answers["ranked"].shape == (len(rows), 5)
     assert (answers["ranked"][:, 4] == -2).all(), "what pads the answers is never a class"
+    assert ((answers["probability"] > 0.25) & (answers["probability"] <= 1)).all(), "the best of four classes"
     right = (answers["ranked"][:, 0] == answers["target"]).mean()
     assert json.loads((exported / "accuracy.json").read_text())["top1"] == pytest.approx(right, abs=1e-6)
 
@@ -375,7 +376,7 @@ def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, d
 
     manifest = read_manifest(variant(newer))
     assert manifest.classes == ["aaa", "bean", "corn", "dill"]
-    ranked, target = measure.measure(exported / "model.onnx", manifest, measure.test_rows(manifest))
+    ranked, _, target = measure.measure(exported / "model.onnx", manifest, measure.test_rows(manifest))
     before = np.load(exported / "answers.npz")["ranked"]
     assert np.array_equal(ranked, np.where(before == 0, -2, before)), (
         "apple is never right, the others keep their names"

@@ -1,0 +1,126 @@
+"""The charts of a report, drawn from its rows, each with its numbers in words for those who cannot see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from flows.report.figures import Figure
+from flows.report.html.charts import FIRST, MUTED, bars, columns, reliability, stack
+from flows.report.html.summary import percent
+from flows.report.run_report import Report
+
+Rows = Sequence[Mapping[str, Any]]
+LONGEST_STEPS = 20  # bars of the chart of costs
+
+
+def charts(report: Report, figures: Mapping[str, Figure]) -> dict[str, Markup]:
+    """The charts by their names, without those that have nothing to show."""
+    rows = {name: figure.rows for name, figure in figures.items()}
+    drawn = {
+        "gains": gains(report.evidence),
+        "steps": steps(report),
+        "thirds": thirds(report),
+        **{name: draw(rows[name]) for name, draw in CHARTS.items() if name in rows},
+    }
+    return {name: chart for name, chart in drawn.items() if chart}
+
+
+def gains(evidence: Rows) -> Markup | None:
+    """What each step gained on the validation photos, in percentage points, with its interval."""
+    told = [row for row in evidence if row.get("before") is not None and row.get("after") is not None]
+    if not told:
+        return None
+    points = [100 * (row["after"] - row["before"]) for row in told]
+    outcome = ["kept" if row["stays"] else "dropped" for row in told]
+    texts = [f"{point:+.1f}, {each}" for point, each in zip(points, outcome, strict=True)]
+    known = [row.get("low") is not None and row.get("high") is not None for row in told]
+    ends = [(100 * row["low"], 100 * row["high"]) if has else None for row, has in zip(told, known, strict=True)]
+    listed = "; ".join(f"{name}: {text}" for name, text in zip(map(step_name, told), texts, strict=True))
+    alt = f"Bar chart: gain of each step in percentage points. {listed}"
+    colours = [FIRST if row["stays"] else MUTED for row in told]
+    return bars([*map(step_name, told)], points, alt=alt, texts=texts, colours=colours, ends=ends)
+
+
+def step_name(row: Mapping[str, Any]) -> str:
+    """A step of the evidence, with its method and the number of its network."""
+    method = f", {row['method']}" if row.get("method") else ""
+    network = f", network {row['member']}" if row.get("member") else ""
+    return f"{row['step']}{method}{network}"
+
+
+def steps(report: Report) -> Markup | None:
+    """Accuracy on the test photos after each step."""
+    told = [(row.step, row.mean_class) for row in report.steps if row.mean_class is not None]
+    return shares_by("Bar chart: accuracy after each step", told)
+
+
+def thirds(report: Report) -> Markup | None:
+    """Accuracy of frequent and rare products: of the labels as delivered, and of the graph."""
+    if not report.steps:
+        return None
+    names = ("head", "middle", "tail")
+    series = {
+        "labels as delivered, one network": [getattr(report.steps[0], name) for name in names],
+        "this model": [getattr(report.steps[-1], name) for name in names],
+    }
+    if not any(value is not None for values in series.values() for value in values):
+        return None
+    listed = "; ".join(f"{name}: {', '.join(map(percent, values))}" for name, values in series.items())
+    titles = ("head\n(most photos)", "middle", "tail\n(fewest photos)")
+    return columns(titles, series, alt=f"Bar chart: accuracy of head, middle and tail. {listed}")
+
+
+def tail(rows: Rows) -> Markup | None:
+    """Accuracy by number of training photos."""
+    told = [(f"{row['training photos']} photos, {row['classes']:,} products", row["accuracy"]) for row in rows]
+    return shares_by("Bar chart: accuracy by number of training photos of a product", told)
+
+
+def shares_by(what: str, told: Sequence[tuple[str, float]]) -> Markup | None:
+    """Bars of shares, with their percentages."""
+    if not told:
+        return None
+    names, shares = zip(*told, strict=True)
+    texts = [*map(percent, shares)]
+    listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
+    return bars(names, shares, alt=f"{what}. {listed}", texts=texts)
+
+
+def trust(rows: Rows) -> Markup:
+    """Reliability diagram."""
+    listed = "; ".join(f"{row['probability']}: {percent(row['right'])} of {row['photos']:,} right" for row in rows)
+    return reliability(rows, alt=f"Reliability diagram: share of right answers by probability. {listed}")
+
+
+def label_scores(rows: Rows) -> Markup:
+    """Label quality of kept and of flagged labels."""
+    series = {
+        name: [row[key] for row in rows] for name, key in (("no decision", "believed"), ("label issue", "suspect"))
+    }
+    counts = {name: f"{sum(values):,}" for name, values in series.items()}
+    alt = f"Bar chart: photos by label quality. {'; '.join(f'{name}: {count}' for name, count in counts.items())}"
+    return stack([row["score"][:3] for row in rows], series, alt=alt, xlabel="label quality, from")
+
+
+def cost(rows: Rows) -> Markup:
+    """Seconds of the longest steps."""
+    longest = sorted(rows, key=lambda row: -row["seconds"])[:LONGEST_STEPS]
+    texts = [duration(row["seconds"]) + (", reused" if row["reused"] else "") for row in longest]
+    names = [row["step"] for row in longest]
+    listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
+    return bars(names, [row["seconds"] for row in longest], alt=f"Bar chart: time of each step. {listed}", texts=texts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+CHARTS = {"tail": tail, "reliability": trust, "labels": label_scores, "cost": cost}

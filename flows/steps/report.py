@@ -1,0 +1,81 @@
+"""The report of a run: what changed since the last one, what it cost, and its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+from flows.gate.verdict import Verdict
+from flows.registry.repository import repository
+from flows.registry.versions import named
+from flows.report.changes import against_last_run, changed_products
+from flows.report.figures import Figure
+from flows.report.label_issues import num_issues
+from flows.report.markdown import markdown, publish_report
+from flows.report.run_report import Report, to_json
+from flows.report.steps import StepAccuracy
+from flows.run.cost import seconds_of
+from flows.run.measure import measure_graph, read_answers
+from flows.run.run import ResultCache, Run
+from flows.run.step import step
+from flows.workspace.results import DataFolder, Exported
+from models.data.manifest import read_manifest
+
+log = logging.getLogger("cleanshelf")
+
+
+def changes(
+    run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, steps: Sequence[StepAccuracy], cleaned: DataFolder
+) -> list[Figure]:
+    """Figures of the changes against the model that the verdict compared the graph with, and against the last run.
+
+    The answers of that model are a cached result, which the gate left.
+    """
+    manifest, serving = read_manifest(data), None
+    if verdict.against is not None:
+        current = repository(run.workspace).path(verdict.against) / "model.onnx"
+        serving = measure_graph(ResultCache(run.workspace), data, current)
+    products = changed_products(read_answers(manifest, graph, serving), named(verdict.against))
+    return [against_last_run(manifest, steps[-1], num_issues(cleaned), last_run(run)), *products]
+
+
+def last_run(run: Run) -> Report | None:
+    """The report of the run before this one that was judged; None if there is none, or if its run.json is damaged."""
+    earlier = (file for file in sorted(run.workspace.runs.glob("*/run.json")) if file.parent.name < run.id)
+    for file in reversed(list(earlier)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return Report.of(json.loads(file.read_bytes()))
+    return None
+
+
+def costs(run: Run) -> Figure:
+    """Wall seconds of each step up to the verdict; steps may have run side by side."""
+    return Figure("Seconds per step", seconds_of(run), ("seconds",), "cost")
+
+
+@step("write report")
+def write_report(run: Run, report: Report, data: DataFolder | None = None) -> Report:
+    """Writes the report: run.json for programs, report.html and report.md for people.
+
+    Prefect gets report.md once the outcome is decided.
+
+    data: the data version whose photos report.html shows; None: those that an earlier call has found.
+    """
+    (run.folder / "run.json").write_text(to_json(asdict(report)), encoding="utf-8")
+    (run.folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    draw(run, report, data)
+    publish_report(report)
+    return report
+
+
+def draw(run: Run, report: Report, data: DataFolder | None) -> None:
+    """Writes report.html. A picture that cannot be drawn does not end a run of days: the log says what happened."""
+    from flows.report.html.page import write_page  # imports matplotlib
+
+    try:
+        write_page(run.folder, report, data)
+    except Exception:
+        log.exception("report.html of run %s could not be drawn; report.md has all its numbers", run.id)
