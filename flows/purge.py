@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flows.data.objects import Listing, Objects
-from flows.data.purge_record import Purged, find_photos, remove, rewrite
+from flows.data.purge_record import SHORTEST, Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
 from flows.review.decisions import NAME as DECISIONS
@@ -85,6 +85,11 @@ def complete(versions: DataVersions) -> None:
     if (versions.workspace.state / DECISIONS).exists():
         Decisions(versions.workspace.state).forget([photo[:HEX] for photo in purged.photos])
     replace(purged, complete=True).write(versions.ledger)
+
+
+def purged_ids(versions: DataVersions) -> set[str]:
+    """Ids of all photos that were ever purged."""
+    return {sha256[:SHORTEST] for sha256 in Purged.read(versions.ledger).photos}
 
 
 def _listings(versions: DataVersions, objects: Objects) -> dict[str, Listing]:

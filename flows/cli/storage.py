@@ -130,12 +130,14 @@ def data_purge(
     """Delete photos for good, from every version, the cache and the remote. Without --yes, list what is affected."""
     from flows.data.versions import DataVersions
     from flows.errors import Unconfirmed
-    from flows.purge import affected, complete, purge
+    from flows.purge import affected, complete, purge, purged_ids
+    from flows.report.html.page import forget
 
     found = watched(workspace)
     versions = DataVersions(found)
     with found.idle("data purge"):
         complete(versions)
+        forget(found.runs, purged_ids(versions))
         if not photos:
             return show({"unfinished": False}, as_json=as_json, say=lambda: print("no purge is left unfinished"))
         concerned = dataclasses.asdict(affected(versions, photos))
@@ -145,4 +147,5 @@ def data_purge(
             way_out = "run the command again with --yes to delete these photos for good"
             raise Unconfirmed(f"nothing was deleted; {way_out}", affected=concerned)
         purge(versions, photos)
+        forget(found.runs, purged_ids(versions))
     show(concerned, as_json=as_json, say=lambda: None)

@@ -61,7 +61,7 @@ def against_last_run(manifest: Manifest, step: StepAccuracy, issues: int, last: 
     accuracy = {"accuracy": step.mean_class, "head": step.head, "middle": step.middle, "tail": step.tail}
     now: dict[str, Any] = {"products": len(manifest.classes), **counts, "label issues": issues, **accuracy}
     then = _of(last)
-    rows = [{"of": name, LAST: then.get(name), THIS: value} for name, value in now.items()]
+    rows = [{"measure": name, LAST: then.get(name), THIS: value} for name, value in now.items()]
     return Figure(f"This run and the last one{f', {last.run}' if last else ''}", rows, name="last run")
 
 
@@ -72,4 +72,4 @@ def _of(report: Report | None) -> dict[str, Any]:
     told = next((figure.rows for figure in report.figures if figure.name == "last run"), [])
     final = report.steps[-1] if report.steps else StepAccuracy("", *[None] * 5)
     accuracy = {"accuracy": final.mean_class, "head": final.head, "middle": final.middle, "tail": final.tail}
-    return accuracy | {row["of"]: row[THIS] for row in told}
+    return accuracy | {row["measure"]: row[THIS] for row in told}

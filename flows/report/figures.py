@@ -168,7 +168,7 @@ def with_photos(
     told = []
     for row in rows:
         true, answered = number[row["shows"]], number[row["taken for"]]
-        like = np.flatnonzero(learnt & (manifest.target == answered)) if answered >= 0 else []
+        like = np.flatnonzero(learnt & (manifest.target == answered) & (answered >= 0))
         example = photo[np.argmax((target == true) & (first == answered))]
         told.append(row | {"example": example, "compare": manifest.id[like[0]] if len(like) else None})
     return told

@@ -33,7 +33,7 @@ def label_figures(cleaned: DataFolder, stages: Path) -> list[Figure]:
     supplier, names = suppliers(cleaned)
     sources = noisiest(supplier[scored], flagged, names, named="supplier")
     return [
-        Figure(f"The {WORST} worst label issues", worst(manifest, stages), name="label issues"),
+        Figure("Worst label issues", worst(manifest, stages), name="label issues"),
         Figure("Products with the most label issues", products, ("share",), "noisy products"),
         Figure("Suppliers with the most label issues", sources, ("share",), "noisy suppliers"),
     ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flows.report.figures import Figure
     from flows.report.run_report import Report
 
-EVIDENCE = ("step", "member", "method", "before", "after", "low", "photos", "stays")
+EVIDENCE = ("step", "member", "method", "before", "after", "low", "high", "photos", "stays")
 BAR = 20  # characters of the longest bar
 
 
@@ -51,6 +51,7 @@ def markdown(report: Report) -> str:
         f"# {report.run}: {titles.get(outcome, outcome)}",
         "\n".join(f"- {reason}" for reason in report.verdict.explanation),
         f"Data: {data_line(report)}",
+        f"With pictures: `runs/{report.run}/report.html`",
         "\n".join(f"- {way_out}" for way_out in ways_out(report)),
         *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]

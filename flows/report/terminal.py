@@ -162,7 +162,7 @@ def print_report(report: Report) -> None:
     print(outcome(report))
     for way_out in ways_out(report):
         print(f"       {way_out}")
-    print(f"run    runs/{report.run}/report.md has all of it, with confidences, confusions and the tail")
+    print(f"run    runs/{report.run}/report.html has all of it, with pictures; report.md beside it is the same as text")
 
 
 def outcome(report: Report) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from flows.run.run import Run
 
 SECONDS = "seconds.jsonl"
+COARSE_S = 0.1  # file systems tell the time in larger steps than the clock does
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -45,7 +46,7 @@ def timed(work: Callable[P, R], name: str) -> Callable[P, R]:
 def is_older(result: object, time_s: float) -> bool:
     """True if a result is the folder of a cached result that was finished before this time (Unix)."""
     marker = result / "done.json" if isinstance(result, Path) else None
-    return marker is not None and marker.exists() and marker.stat().st_mtime < time_s
+    return marker is not None and marker.exists() and marker.stat().st_mtime < time_s - COARSE_S
 
 
 def seconds_of(run: Run) -> list[dict[str, Any]]:

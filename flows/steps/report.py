@@ -13,6 +13,7 @@ from flows.registry.repository import repository
 from flows.registry.versions import named
 from flows.report.changes import against_last_run, changed_products
 from flows.report.figures import Figure
+from flows.report.html.page import write_page
 from flows.report.label_issues import num_issues
 from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import Report, to_json
@@ -73,8 +74,6 @@ def write_report(run: Run, report: Report, data: DataFolder | None = None) -> Re
 
 def draw(run: Run, report: Report, data: DataFolder | None) -> None:
     """Writes report.html. A picture that cannot be drawn does not end a run of days: the log says what happened."""
-    from flows.report.html.page import write_page  # imports matplotlib
-
     try:
         write_page(run.folder, report, data)
     except Exception:

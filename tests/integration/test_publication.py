@@ -159,7 +159,7 @@ def check_refusal(shop: Workspace, run: str, output: str) -> None:
         photo["given label"],
     )
     for expected in (
-        report["steps"][-1]["step"], photo["photo"], photo["path"], f"runs/{run}/report.md", "model  refused: ",
+        report["steps"][-1]["step"], photo["photo"], photo["path"], f"runs/{run}/report.html", "model  refused: ",
         "cleaning left out more than 0%",
         "decided_away: right labels for these photos (`cleanshelf feedback FILE`)", f"publish {run} --despite REASON",
     ):  # fmt: skip

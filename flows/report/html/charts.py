@@ -21,7 +21,7 @@ from matplotlib.figure import Figure as Drawing
 INK, MUTED, LINE, FIRST, SECOND, THIRD, BAD = COLOURS = tuple(f"#0a0a{i:02x}" for i in range(7))
 NAMES = ("ink", "muted", "line", "first", "second", "third", "bad")  # of the variables, in the order of COLOURS
 FACE = "DejaVu Sans"  # comes with matplotlib, which measures with it; the page then shows its own font
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: to be searched, read aloud, and drawn in the reader's font
     "svg.hashsalt": "report",  # the same numbers give the same bytes
     "text.parse_math": False,

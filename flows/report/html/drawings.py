@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from flows.report.figures import Figure
 from flows.report.html.charts import FIRST, MUTED, bars, columns, reliability, stack
-from flows.report.html.summary import percent
+from flows.report.html.summary import duration, percent
 from flows.report.run_report import Report
 
 Rows = Sequence[Mapping[str, Any]]
@@ -112,15 +112,6 @@ def cost(rows: Rows) -> Markup:
     names = [row["step"] for row in longest]
     listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
     return bars(names, [row["seconds"] for row in longest], alt=f"Bar chart: time of each step. {listed}", texts=texts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 CHARTS = {"tail": tail, "reliability": trust, "labels": label_scores, "cost": cost}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,9 +12,8 @@ from markupsafe import Markup, escape
 
 from durable import overwrite
 from flows.report.cell import cell
-from flows.report.html.drawings import charts, duration
-from flows.report.html.pictures import read_pictures, shown_photos, take_pictures, without, write_pictures
-from flows.report.html.summary import percent, summary
+from flows.report.html.pictures import PICTURES, read_pictures, shown_photos, take_pictures, write_pictures
+from flows.report.html.summary import duration, percent, summary
 from flows.report.refusal import data_line, ways_out
 from flows.report.run_report import Report
 
@@ -37,13 +37,17 @@ def write_page(folder: Path, report: Report, data: Path | None) -> None:
     overwrite(folder / PAGE, page(report, pictures).encode())
 
 
-def forget(runs: Path, photos: Collection[str]) -> None:
-    """Takes photos (ids) out of the reports of all runs."""
-    for file in sorted(runs.glob("*/pictures.json")):
-        pictures = read_pictures(file.parent)
-        if pictures.keys() & set(photos):
-            write_pictures(file.parent, without(pictures, photos))
-            write_page(file.parent, Report.of(json.loads((file.parent / "run.json").read_bytes())), None)
+def forget(runs: Path, photos: Set[str]) -> None:
+    """Takes photos (ids) out of the reports of all runs. A kill leaves a report without a page, and the next call makes it."""
+    for folder in (file.parent for file in sorted(runs.glob(f"*/{PICTURES}"))):
+        pictures = read_pictures(folder)
+        rest = {photo: each for photo, each in pictures.items() if photo not in photos}
+        if len(rest) < len(pictures):
+            (folder / PAGE).unlink(missing_ok=True)
+            with suppress(OSError, ValueError, KeyError, TypeError):  # of a run.json that is gone or damaged
+                report = Report.of(json.loads((folder / "run.json").read_bytes()))
+                overwrite(folder / PAGE, page(report, rest).encode())
+            write_pictures(folder, rest)
 
 
 def page(report: Report, pictures: Mapping[str, str]) -> str:
@@ -51,6 +55,8 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
 
     pictures: data URIs by id of the photo.
     """
+    from flows.report.html.drawings import charts  # imports matplotlib, which takes as long as many a verb
+
     figures = {figure.name: figure for figure in report.figures if figure.name and figure.rows}
     return environment().get_template("report.html.j2").render(
         report=report,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from models.data.manifest import read_photo
 from models.errors import ManifestError
 from pixels import BadPhoto, decode_shrunk
 
-FILE = "pictures.json"
+PICTURES = "pictures.json"
 SIDE = 96  # pixels of the longer side
 QUALITY = 80  # of the JPEG
 COLUMNS = ("photo", "example", "compare")  # of figures: ids of photos
@@ -39,14 +39,14 @@ def shown_photos(report: Report) -> list[str]:
 def read_pictures(folder: Path) -> dict[str, str]:
     """The pictures of a run; none if it has no file of them, or a damaged one."""
     try:
-        return dict(json.loads((folder / FILE).read_bytes()))
+        return dict(json.loads((folder / PICTURES).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, str]) -> None:
     """Replaces the pictures of a run."""
-    overwrite(folder / FILE, json.dumps(pictures, indent=0).encode())
+    overwrite(folder / PICTURES, json.dumps(pictures, indent=0).encode())
 
 
 def take_pictures(data: Path, photos: Sequence[str]) -> dict[str, str]:
@@ -73,8 +73,3 @@ def picture(photo: bytes) -> str:
     file = io.BytesIO()
     square.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def without(pictures: Mapping[str, str], photos: Collection[str]) -> dict[str, str]:
-    """The pictures but those of these photos."""
-    return {photo: each for photo, each in pictures.items() if photo not in photos}

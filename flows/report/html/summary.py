@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from flows.gate.verdict import Finding
 from flows.report.figures import Figure
 from flows.report.refusal import outcome_of
 from flows.report.run_report import Report
@@ -87,6 +86,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def checks(findings: tuple[Finding, ...]) -> list[tuple[bool, str]]:
-    """Each check: passed or not, and what it said."""
-    return [(finding.passed, finding.said) for finding in findings]
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

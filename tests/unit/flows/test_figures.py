@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flows.report.figures import classifiers, confidences, confusions, tail
+from flows.report.figures import classifiers, confidences, confusions, reliability, tail, with_photos
 
 
 def test_scores_are_counted_by_tenths_and_by_decision() -> None:
@@ -81,3 +82,34 @@ def test_classes_are_grouped_by_octaves_of_their_training_photos() -> None:
 
 def test_without_test_photos_there_is_no_tail() -> None:
     assert tail(np.empty((0, 1), np.int64), np.empty(0, np.int64), np.array([3, 4])) == []
+
+
+def test_probabilities_are_compared_with_what_is_right() -> None:
+    probability = np.array([0.95, 0.91, 1.0, 0.5, 0.55, 0.99], np.float32)
+    ranked, target = np.array([[0], [1], [2], [0], [1], [-2]]), np.array([0, 1, 0, -1, 1, 1])
+    low, high = reliability(probability, ranked, target)
+    assert (low["probability"], low["photos"], low["right"]) == ("0.5 to 0.6", 2, 0.5), (
+        "a label it does not know is wrong"
+    )
+    assert (high["probability"], high["photos"], high["right"]) == ("0.9 to 1.0", 3, 2 / 3), (
+        "a rejected photo is no answer"
+    )
+    assert (low["mean probability"], high["mean probability"]) == pytest.approx((0.525, 2.86 / 3))
+    assert reliability(probability[:0], ranked[:0], target[:0]) == []
+
+
+def test_confusions_are_shown_by_a_photo_and_one_of_what_it_was_taken_for() -> None:
+    columns: dict[str, Any] = {
+        "id": np.array(["a", "b", "c", "d", "e"], object),
+        "split": np.array(["train", "train", "test", "test", "test"], object),
+        "kept": np.array([True, True, True, False, True]),
+        "target": np.array([0, 1, 0, 0, 1]),
+        "classes": ["tea", "milk"],
+    }
+    manifest: Any = SimpleNamespace(**columns)
+    ranked, target = np.array([[1], [-2]]), np.array([0, 1])  # of the photos c and e
+    rows = with_photos(confusions(ranked, target, ["tea", "milk"]), ranked, target, manifest)
+    assert [(row["shows"], row["taken for"], row["example"], row["compare"]) for row in rows] == [
+        ("tea", "milk", "c", "b"),
+        ("milk", "no product", "e", None),
+    ]

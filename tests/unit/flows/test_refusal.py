@@ -49,7 +49,7 @@ def test_a_refusal_is_printed_with_the_tables_of_a_success_and_photos_to_look_at
         assert expected in output
         assert expected in story
     assert "model  refused: decided_away is bad" in output
-    assert f"runs/{report.run}/report.md" in output
+    assert f"runs/{report.run}/report.html" in output
 
 
 @pytest.mark.parametrize(

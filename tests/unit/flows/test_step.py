@@ -33,7 +33,7 @@ def test_outside_a_flow_nothing_is_reported() -> None:
     show_text("# report", key="retraining", description="a run")
 
 
-@pytest.mark.parametrize("heavy", ["prefect", "torch"])
+@pytest.mark.parametrize("heavy", ["prefect", "torch", "matplotlib"])
 def test_no_verb_imports_what_takes_seconds_before_it_is_needed(heavy: str) -> None:
     modules = ", ".join(f"flows.{verb}" for verb in VERBS)
     script = (
