@@ -58,8 +58,7 @@ def against_last_run(manifest: Manifest, step: StepAccuracy, issues: int, last: 
         issues: number of label issues that cleaning flagged.
     """
     counts = {f"{split} photos": int((manifest.kept & (manifest.split == split)).sum()) for split in SPLITS}
-    accuracy = {"accuracy": step.mean_class, "head": step.head, "middle": step.middle, "tail": step.tail}
-    now: dict[str, Any] = {"products": len(manifest.classes), **counts, "label issues": issues, **accuracy}
+    now: dict[str, Any] = {"products": len(manifest.classes), **counts, "label issues": issues, **_accuracies(step)}
     then = _of(last)
     rows = [{"measure": name, LAST: then.get(name), THIS: value} for name, value in now.items()]
     return Figure(f"This run and the last one{f', {last.run}' if last else ''}", rows, name="last run")
@@ -71,5 +70,9 @@ def _of(report: Report | None) -> dict[str, Any]:
         return {}
     told = next((figure.rows for figure in report.figures if figure.name == "last run"), [])
     final = report.steps[-1] if report.steps else StepAccuracy("", *[None] * 5)
-    accuracy = {"accuracy": final.mean_class, "head": final.head, "middle": final.middle, "tail": final.tail}
-    return accuracy | {row["measure"]: row[THIS] for row in told}
+    return _accuracies(final) | {row["measure"]: row[THIS] for row in told}
+
+
+def _accuracies(step: StepAccuracy) -> dict[str, float | None]:
+    thirds = {f"accuracy, {name}": getattr(step, name) for name in ("head", "middle", "tail")}
+    return {"accuracy, mean over products": step.mean_class, **thirds}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from flows.ingest import ingest
 from flows.registry.history import model_history
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
+from flows.report.html.pictures import shown_photos
 from flows.report.refusal import ways_out
 from flows.report.run_report import Report
 from flows.retrain import retrain
@@ -169,8 +171,36 @@ def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
     assert all(row.step in report_text for row in report.steps)
     assert all(reason in report_text for reason in report.verdict.reasons)
     assert report_text == (workspace.runs / report.run / "report.md").read_text()
-    titles = [figure.title for figure in report.figures]
-    assert [line.removeprefix("## ") for line in report_text.splitlines() if line.startswith("## ")][-4:] == titles
+    titles = [figure.title for figure in report.figures if figure.rows]
+    written = [line.removeprefix("## ") for line in report_text.splitlines() if line.startswith("## ")]
+    assert written[-len(titles) :] == titles
+
+
+def test_the_report_has_a_page_with_pictures(first: tuple[Workspace, Report], second: tuple[Workspace, Report]) -> None:
+    """Both runs: the first has no model to compare with, the second has."""
+    rows = [{figure.name: figure.rows for figure in report.figures} for _, report in (first, second)]
+    for (workspace, report), parts in zip((first, second), rows, strict=True):
+        page = (workspace.runs / report.run / "report.html").read_text()
+        pictures = json.loads((workspace.runs / report.run / "pictures.json").read_text())
+        assert pictures.keys() == set(shown_photos(report)), "no photo is missing"
+        assert {answer.photo for answer in report.seen} <= pictures.keys()
+        assert len(re.findall(r'<img [^>]*src="data:', page)) > len(pictures) * 0.9
+        assert "no picture<" not in page
+        assert f"in use as version {report.model_version}" in page
+        issues = parts["label issues"]
+        assert [row["score"] for row in issues] == sorted(row["score"] for row in issues)
+        assert all(row["suggested label"] not in (None, row["given label"]) for row in issues[:5])
+        assert sum(row["photos"] for row in parts["reliability"]) == PHOTOS["test"] * len(SKUS)
+        assert {"train member 0", "score fold 1", "gate"} <= {row["step"] for row in parts["cost"]}
+    reused = [{row["step"] for row in parts["cost"] if row["reused"]} for parts in rows]
+    assert [step in each for each in reused for step in ("train member 0", "score fold 0")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert ("changes" in rows[0], "changes" in rows[1]) == (False, True)
+    assert rows[1]["last run"][0] == {"measure": "products", "last run": len(SKUS), "this run": len(SKUS)}
 
 
 def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report]) -> None:
@@ -317,6 +347,8 @@ def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path
     assert "mean_class" in {each["gate"] for each in report.look_at}
     written = (workspace.runs / report.run / "report.md").read_text()
     assert all(each in written for each in (*ways_out(report), report.look_at[0]["path"], "known and not selected"))
+    page = (workspace.runs / report.run / "report.html").read_text()
+    assert all(each in page for each in ("The new model was refused. Model version 1 stays in use.", "What you can do"))
     verdict = json.loads((workspace.runs / runs[1]["run"] / "verdict.json").read_text())
     assert verdict["passed"] is False
     assert verdict["reasons"] == refused.value.reasons == runs[1]["verdict"]["reasons"]

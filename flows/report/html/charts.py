@@ -138,16 +138,15 @@ def reliability(rows: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
     said, right = ([row[name] for row in rows] for name in ("mean probability", "right"))
     most = max(row["photos"] for row in rows)
     with drawn(3.4, alt) as (axes, made):
-        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--")
-        axes.text(0.04, 0.09, "as often right as said", color=MUTED, rotation=45, rotation_mode="anchor")
-        axes.plot(said, right, color=FIRST, linewidth=1)
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--", label="right as often as it says")
+        axes.plot(said, right, color=FIRST, linewidth=1, marker=".", label="this model")
         axes.scatter(said, right, [12 + 90 * row["photos"] / most for row in rows], color=FIRST, zorder=3)
         axes.set_xlabel("probability that the model says")
         axes.set_ylabel("share of right answers")
         axes.xaxis.set_major_formatter(_percent)
         axes.set_xlim(0, 1.02)
-        axes.set_aspect("equal")
         _shares(axes)
+        _legend(axes)
     return made[0]
 
 

@@ -29,7 +29,7 @@ def charts(report: Report, figures: Mapping[str, Figure]) -> dict[str, Markup]:
 
 
 def gains(evidence: Rows) -> Markup | None:
-    """What each step gained on the validation photos, in percentage points, with its interval."""
+    """Gain of each step on the validation photos, in percentage points, with its interval."""
     told = [row for row in evidence if row.get("before") is not None and row.get("after") is not None]
     if not told:
         return None
@@ -75,8 +75,13 @@ def thirds(report: Report) -> Markup | None:
 
 def tail(rows: Rows) -> Markup | None:
     """Accuracy by number of training photos."""
-    told = [(f"{row['training photos']} photos, {row['classes']:,} products", row["accuracy"]) for row in rows]
+    told = [(f"{row['training photos']} photos, {counted(row['classes'], 'product')}", row["accuracy"]) for row in rows]
     return shares_by("Bar chart: accuracy by number of training photos of a product", told)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def shares_by(what: str, told: Sequence[tuple[str, float]]) -> Markup | None:

@@ -57,7 +57,7 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
     """
     from flows.report.html.drawings import charts  # imports matplotlib, which takes as long as many a verb
 
-    figures = {figure.name: figure for figure in report.figures if figure.name and figure.rows}
+    figures = {each.name: each for each in report.figures if each.name and each.rows}
     return environment().get_template("report.html.j2").render(
         report=report,
         summary=summary(report, figures),
@@ -65,7 +65,7 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
         ways_out=ways_out(report),
         rows={name: figure.rows for name, figure in figures.items()},
         titles={name: figure.title for name, figure in figures.items()},
-        others=[figure for figure in report.figures if not figure.name and figure.rows],
+        others=[each for each in report.figures if not each.name and each.rows],
         charts=charts(report, figures),
         pictures=pictures,
         decisions=DECISIONS,
@@ -82,7 +82,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "cell": cell, "label": label, "code": code, "duration": duration}
+    made.filters |= {
+        "percent": percent,
+        "figure": figure,
+        "cell": cell,
+        "label": label,
+        "code": code,
+        "duration": duration,
+    }
     return made
 
 
@@ -91,6 +98,11 @@ def label(text: object) -> Markup:
     whole = "-" if text is None else str(text)
     short = whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}…"
     return Markup('<bdi title="{}">{}</bdi>' if short != whole else "<bdi>{1}</bdi>").format(whole, short)
+
+
+def figure(value: float | None) -> str:
+    """A share as a percentage, and a count with separators."""
+    return percent(value) if value is None or isinstance(value, float) else f"{value:,}"
 
 
 def code(text: str) -> Markup:

@@ -16,7 +16,7 @@ WORDS = {"published": "In use", "staged": "Ready", "judged": "Passed", "refused"
 
 @dataclass(frozen=True)
 class Summary:
-    """The top of the report. tone: "good", "plain" or "bad"; word: the outcome; lines: three sentences."""
+    """The top of the report. tone: "good", "plain" or "bad"; word: the outcome; when: the start; lines: three sentences."""
 
     tone: str
     word: str
@@ -32,7 +32,7 @@ def summary(report: Report, figures: Mapping[str, Figure]) -> Summary:
 
 
 def fate(report: Report) -> str:
-    """What became of the model."""
+    """Outcome for the model."""
     version, override = report.model_version, report.verdict.override
     passed = f"a check refused it, and {override.by} overrode the check" if override else "it passed all checks"
     current = report.verdict.against
