@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flows.report.figures import Figure
     from flows.report.run_report import Report
 
-EVIDENCE = ("step", "member", "method", "before", "after", "low", "high", "photos", "stays")
+EVIDENCE = ("step", "member", "method", "before", "after", "low", "interval", "photos", "stays")
 BAR = 20  # characters of the longest bar
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
+INTERVAL = (0.05, 0.95)  # quantiles of the draws, for people to see
 
 
 @dataclass(frozen=True)
 class Gain:
     """Mean-class accuracy before and after a step on the same photos, in [0, 1]; NaN without photos.
 
-    low, high: ends of the bootstrap interval of after - before, each one-sided.
+    low: lower end of the one-sided bootstrap interval of after - before, which decides.
+    interval: ends of its two-sided bootstrap interval at 90 %, whatever the step has to prove.
     photos, classes: numbers of selection photos and of their classes; other classes do not count.
     stays: True if the step is kept: its gain is proven, or that it loses less than it may; or there are no photos and the
         recipe decides.
@@ -28,15 +31,20 @@ class Gain:
     before: float
     after: float
     low: float
-    high: float
+    interval: tuple[float, float]
     photos: int
     classes: int
     stays: bool
 
     def to_dict(self) -> dict[str, object]:
         """Content for JSON; None for NaN."""
-        plain = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
-        return {key: None if value != value else value for key, value in plain.items()}
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value if not isinstance(value, float) else None if math.isnan(value) else round(value, 6)
 
 
 def gain(
@@ -58,13 +66,15 @@ def gain(
         seed: seed of the bootstrap draws.
     """
     if len(target) == 0:
-        return Gain(math.nan, math.nan, math.nan, math.nan, 0, 0, stays=True)
+        return Gain(math.nan, math.nan, math.nan, (math.nan, math.nan), 0, 0, stays=True)
     share = class_share(target)
     accuracy, new_accuracy = (float((hit * share).sum() / share.sum()) for hit in (before, after))
     drawn = differences(after, before, target, seed=seed, draws=DRAWS)
-    low, high = np.quantile(drawn, [1 - confidence, confidence]).tolist()
+    low, *interval = np.quantile(drawn, [1 - confidence, *INTERVAL]).tolist()
     stays = confidence == 0 or low > -fall
-    return Gain(accuracy, new_accuracy, low, high, len(target), len(np.unique(target)), stays=stays)
+    return Gain(
+        accuracy, new_accuracy, low, (interval[0], interval[1]), len(target), len(np.unique(target)), stays=stays
+    )
 
 
 def standard_error(

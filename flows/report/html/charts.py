@@ -26,7 +26,7 @@ SETTINGS: Any = {
     "svg.hashsalt": "report",  # the same numbers give the same bytes
     "text.parse_math": False,
     "font.family": [FACE],
-    "font.size": 8.5,
+    "font.size": 9,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "text.color": INK,

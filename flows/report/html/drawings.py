@@ -13,7 +13,8 @@ from flows.report.html.summary import duration, percent
 from flows.report.run_report import Report
 
 Rows = Sequence[Mapping[str, Any]]
-LONGEST_STEPS = 20  # bars of the chart of costs
+LONGEST_STEPS = 16  # bars of the chart of costs
+SHORTEST_S = 0.1  # a step below it is not drawn
 
 
 def charts(report: Report, figures: Mapping[str, Figure]) -> dict[str, Markup]:
@@ -36,8 +37,8 @@ def gains(evidence: Rows) -> Markup | None:
     points = [100 * (row["after"] - row["before"]) for row in told]
     outcome = ["kept" if row["stays"] else "dropped" for row in told]
     texts = [f"{point:+.1f}, {each}" for point, each in zip(points, outcome, strict=True)]
-    known = [row.get("low") is not None and row.get("high") is not None for row in told]
-    ends = [(100 * row["low"], 100 * row["high"]) if has else None for row, has in zip(told, known, strict=True)]
+    intervals = [row.get("interval") or (None, None) for row in told]
+    ends = [None if low is None or high is None else (100 * low, 100 * high) for low, high in intervals]
     listed = "; ".join(f"{name}: {text}" for name, text in zip(map(step_name, told), texts, strict=True))
     alt = f"Bar chart: gain of each step in percentage points. {listed}"
     colours = [FIRST if row["stays"] else MUTED for row in told]
@@ -110,9 +111,12 @@ def label_scores(rows: Rows) -> Markup:
     return stack([row["score"][:3] for row in rows], series, alt=alt, xlabel="label quality, from")
 
 
-def cost(rows: Rows) -> Markup:
-    """Seconds of the longest steps."""
-    longest = sorted(rows, key=lambda row: -row["seconds"])[:LONGEST_STEPS]
+def cost(rows: Rows) -> Markup | None:
+    """Seconds of the longest steps, in the order in which they ended."""
+    least = sorted(row["seconds"] for row in rows)[-LONGEST_STEPS:][0]
+    longest = [row for row in rows if row["seconds"] >= max(least, SHORTEST_S)]
+    if not longest:
+        return None
     texts = [duration(row["seconds"]) + (", reused" if row["reused"] else "") for row in longest]
     names = [row["step"] for row in longest]
     listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))

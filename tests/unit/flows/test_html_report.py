@@ -140,7 +140,7 @@ def report(*, labels: list[str] = HOSTILE, **changes: Any) -> Report:
             StepAccuracy("one graph", 0.6, 0.504, 0.7, 0.5, 0.3),
         ],
         evidence=[
-            {"step": "cleaning", "member": 1, "before": 0.5, "after": 0.6, "low": -0.01, "high": 0.2, "stays": True},
+            {"step": "cleaning", "member": 1, "before": 0.5, "after": 0.6, "low": -0.01, "interval": [-0.01, 0.2], "stays": True},
             {"step": "balance", "member": 1, "method": "tau", "before": 0.6, "after": 0.5, "low": -0.2, "stays": False},
             {"step": "crops", "member": None, "before": None, "after": None, "low": None, "photos": 0, "stays": True},
         ],

@@ -22,7 +22,7 @@ REPORT = Report(
             "before": 0.5,
             "after": 0.625,
             "low": 0.01,
-            "high": 0.25,
+            "interval": [0.01, 0.25],
             "photos": 9,
             "stays": True,
         }
@@ -45,7 +45,7 @@ def test_the_report_of_a_published_model_has_reasons_steps_and_answers() -> None
     )
     assert "Data: aaaaaaaaaaaa -> bbbbbbbbbbbb" in story
     assert ["| one graph", "0.500", "0.250", "-", "0.125", "0.750 |"] in cells(story)
-    assert ["| cleaning", "1", "-", "0.500", "0.625", "0.010", "0.250", "9", "yes   |"] in cells(story)
+    assert ["| cleaning", "1", "-", "0.500", "0.625", "0.010", "0.010 to 0.250", "9", "yes   |"] in cells(story)
     assert ["| 0123", "&lt;b>tea&lt;/b>", "0.500", "tea   |"] in cells(story)
     assert "## Confusions\n\n| shows | photos" in story
 

@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 from flows.data.diff import compare_labels
 from flows.delivery.splits import hold_out
 from flows.gate.gates import GateInput, judge
+from flows.report.changes import against_last_run, changed_products
 from flows.report.figures import figures, photos_to_look_at
+from flows.report.label_issues import label_figures
 from flows.report.steps import step_accuracies
 from flows.run.measure import read_answers
 from flows.steps.clean import decided, same_labels, settled
 from flows.steps.gate import left_out
 from flows.steps.selection import SelectionPhotos
+from flows.workspace.results import DataFolder
 from models.data.confusion import read_confusion, write_confusion
 from models.data.manifest import (
     INDEX,
@@ -170,7 +173,7 @@ class Bookkeeping:
             (folder / "balance.json").write_text(json.dumps(balance), encoding="utf-8")
         held = read_scores(self.members[0] / "scores.parquet")
         test = held.select(self.manifest.split[self.manifest.rows_of(held.id)] == "test")
-        np.savez(root / "answers.npz", ranked=test.top, target=test.target)
+        np.savez(root / "answers.npz", ranked=test.top, target=test.target, probability=test.probs[:, 0])
         (root / "ensemble.json").write_text(json.dumps({"weights": [0.5, 0.5]}), encoding="utf-8")
         (root / "crops.json").write_text(json.dumps({"crops": 1}), encoding="utf-8")
         (root / "some.txt").write_text("\n".join(self.manifest.id[self.manifest.split == "val"]), encoding="utf-8")
@@ -298,7 +301,13 @@ class Bookkeeping:
         steps = step_accuracies(data, as_delivered=members, cleaned=members, finetuned=[], balanced=members,
                                 weights=data, crops=data, graph=data)  # fmt: skip
         assert len(steps) == 5
-        figures(data, members, data, cleaned=data)
+        drawn = figures(data, members, data, cleaned=data)
+        drawn += label_figures(DataFolder(self.after), self.root)
+        drawn += changed_products(read_answers(self.manifest, data, data), "the current model")
+        drawn.append(against_last_run(self.manifest, steps[-1], 0, None))
+        empty = {figure.name for figure in drawn if not figure.rows}
+        assert empty == {"labels", "noisy suppliers", "fallen"}, "nothing was scored, and the models are the same"
+        assert max(len(figure.rows) for figure in drawn) <= 48
 
 
 def check_growth(place: Path, *, photos: int, classes: int, most: Callable[[str], float]) -> dict[str, Cost]:

@@ -82,11 +82,20 @@ def test_without_photos_the_recipe_has_the_word() -> None:
     assert found.stays
     assert math.isnan(found.low)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["low"] is None
+    assert found.to_dict()["interval"] == [None, None]
+
+
+def test_the_interval_is_the_same_whatever_a_step_has_to_prove() -> None:
+    rng = np.random.default_rng(0)
+    target, before, after = np.arange(400) % 4, rng.random(400) < 0.5, rng.random(400) < 0.7
+    strict, lenient = (gain(before, after, target, confidence=confidence) for confidence in (0.95, 0))
+    assert strict.interval == lenient.interval
+    assert strict.interval[0] == strict.low < strict.after - strict.before < strict.interval[1]
 
 
 def test_a_gain_is_plain_for_json() -> None:
-    assert Gain(0.5, 0.75, 0.1234567, 0.375, 10, 3, stays=True).to_dict() == {
-        "before": 0.5, "after": 0.75, "low": 0.123457, "high": 0.375, "photos": 10, "classes": 3, "stays": True,
+    assert Gain(0.5, 0.75, 0.1234567, (0.1, 0.375), 10, 3, stays=True).to_dict() == {
+        "before": 0.5, "after": 0.75, "low": 0.123457, "interval": [0.1, 0.375], "photos": 10, "classes": 3, "stays": True,
     }  # fmt: skip
 
 
