@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 
-INK, MUTED, LINE, FIRST, SECOND, THIRD, BAD = COLOURS = tuple(f"#0a0a{i:02x}" for i in range(7))
-NAMES = ("ink", "muted", "line", "first", "second", "third", "bad")  # of the variables, in the order of COLOURS
+INK, MUTED, LINE, FIRST, SECOND, BAD = COLOURS = tuple(f"#0a0a{i:02x}" for i in range(6))
+NAMES = ("ink", "muted", "line", "first", "second", "bad")  # of the variables, in the order of COLOURS
 FACE = "DejaVu Sans"  # comes with matplotlib, which measures with it; the page then shows its own font
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: to be searched, read aloud, and drawn in the reader's font
@@ -99,16 +99,12 @@ def bars(
     return made[0]
 
 
-def columns(
-    names: Sequence[str], series: Mapping[str, Sequence[float | None]], *, alt: str, percent: bool = True
-) -> Markup:
-    """Groups of vertical bars, one per series, which are shares or counts."""
-    width = 0.8 / len(series)
+def columns(names: Sequence[str], series: Mapping[str, Sequence[float | None]], *, alt: str) -> Markup:
+    """Pairs of vertical bars, one bar of each of two series of shares."""
     with drawn(2.6, alt) as (axes, made):
-        for i, (name, values) in enumerate(series.items()):
-            place = [each + (i - (len(series) - 1) / 2) * width for each in range(len(names))]
-            heights = [each or 0 for each in values]
-            axes.bar(place, heights, width * 0.92, color=COLOURS[3 + i], label=name)
+        for (name, values), shift, colour in zip(series.items(), (-0.2, 0.2), (FIRST, SECOND), strict=True):
+            place = [each + shift for each in range(len(names))]
+            axes.bar(place, [each or 0 for each in values], 0.37, color=colour, label=name)
             for x, value in zip(place, values, strict=True):
                 text = "-" if value is None else f"{value:.0%}"
                 axes.text(x, (value or 0) + 0.015, text, ha="center", fontsize=7.5, color=MUTED)
@@ -119,11 +115,11 @@ def columns(
 
 
 def stack(names: Sequence[str], series: Mapping[str, Sequence[int]], *, alt: str, xlabel: str) -> Markup:
-    """Vertical bars of counts on top of each other."""
+    """Vertical bars of two series of counts on top of each other."""
     with drawn(2.6, alt) as (axes, made):
         below = [0] * len(names)
-        for i, (name, counts) in enumerate(series.items()):
-            axes.bar(range(len(names)), counts, 0.86, bottom=below, color=(FIRST, BAD)[i], label=name)
+        for (name, counts), colour in zip(series.items(), (FIRST, BAD), strict=True):
+            axes.bar(range(len(names)), counts, 0.86, bottom=below, color=colour, label=name)
             below = [one + other for one, other in zip(below, counts, strict=True)]
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel(xlabel)

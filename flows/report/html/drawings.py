@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -39,10 +39,15 @@ def gains(evidence: Rows) -> Markup | None:
     texts = [f"{point:+.1f}, {each}" for point, each in zip(points, outcome, strict=True)]
     intervals = [row.get("interval") or (None, None) for row in told]
     ends = [None if low is None or high is None else (100 * low, 100 * high) for low, high in intervals]
-    listed = "; ".join(f"{name}: {text}" for name, text in zip(map(step_name, told), texts, strict=True))
-    alt = f"Bar chart: gain of each step in percentage points. {listed}"
+    names = [*map(step_name, told)]
+    alt = described("Bar chart: gain of each step in percentage points", names, texts)
     colours = [FIRST if row["stays"] else MUTED for row in told]
-    return bars([*map(step_name, told)], points, alt=alt, texts=texts, colours=colours, ends=ends)
+    return bars(names, points, alt=alt, texts=texts, colours=colours, ends=ends)
+
+
+def described(what: str, names: Iterable[str], texts: Iterable[str]) -> str:
+    """The text that stands for a chart: what it shows, and each of its numbers."""
+    return f"{what}. {'; '.join(f'{name}: {text}' for name, text in zip(names, texts, strict=True))}"
 
 
 def step_name(row: Mapping[str, Any]) -> str:
@@ -69,9 +74,9 @@ def thirds(report: Report) -> Markup | None:
     }
     if not any(value is not None for values in series.values() for value in values):
         return None
-    listed = "; ".join(f"{name}: {', '.join(map(percent, values))}" for name, values in series.items())
-    titles = ("head\n(most photos)", "middle", "tail\n(fewest photos)")
-    return columns(titles, series, alt=f"Bar chart: accuracy of head, middle and tail. {listed}")
+    texts = [", ".join(map(percent, values)) for values in series.values()]
+    alt = described("Bar chart: accuracy of head, middle and tail", series, texts)
+    return columns(("head\n(most photos)", "middle", "tail\n(fewest photos)"), series, alt=alt)
 
 
 def tail(rows: Rows) -> Markup | None:
@@ -91,14 +96,14 @@ def shares_by(what: str, told: Sequence[tuple[str, float]]) -> Markup | None:
         return None
     names, shares = zip(*told, strict=True)
     texts = [*map(percent, shares)]
-    listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
-    return bars(names, shares, alt=f"{what}. {listed}", texts=texts)
+    return bars(names, shares, alt=described(what, names, texts), texts=texts)
 
 
 def trust(rows: Rows) -> Markup:
     """Reliability diagram."""
-    listed = "; ".join(f"{row['probability']}: {percent(row['right'])} of {row['photos']:,} right" for row in rows)
-    return reliability(rows, alt=f"Reliability diagram: share of right answers by probability. {listed}")
+    texts = [f"{percent(row['right'])} of {row['photos']:,}" for row in rows]
+    what = "Reliability diagram: share of right answers by probability"
+    return reliability(rows, alt=described(what, [row["probability"] for row in rows], texts))
 
 
 def label_scores(rows: Rows) -> Markup:
@@ -106,8 +111,8 @@ def label_scores(rows: Rows) -> Markup:
     series = {
         name: [row[key] for row in rows] for name, key in (("no decision", "believed"), ("label issue", "suspect"))
     }
-    counts = {name: f"{sum(values):,}" for name, values in series.items()}
-    alt = f"Bar chart: photos by label quality. {'; '.join(f'{name}: {count}' for name, count in counts.items())}"
+    counts = [f"{sum(values):,}" for values in series.values()]
+    alt = described("Bar chart: photos by label quality", series, counts)
     return stack([row["score"][:3] for row in rows], series, alt=alt, xlabel="label quality, from")
 
 
@@ -119,8 +124,8 @@ def cost(rows: Rows) -> Markup | None:
         return None
     texts = [duration(row["seconds"]) + (", reused" if row["reused"] else "") for row in longest]
     names = [row["step"] for row in longest]
-    listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
-    return bars(names, [row["seconds"] for row in longest], alt=f"Bar chart: time of each step. {listed}", texts=texts)
+    alt = described("Bar chart: time of each step", names, texts)
+    return bars(names, [row["seconds"] for row in longest], alt=alt, texts=texts)
 
 
 CHARTS = {"tail": tail, "reliability": trust, "labels": label_scores, "cost": cost}

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from durable import overwrite
 from flows.report.cell import cell
 from flows.report.html.pictures import PICTURES, read_pictures, shown_photos, take_pictures, write_pictures
-from flows.report.html.summary import duration, percent, summary
+from flows.report.html.summary import percent, summary
 from flows.report.refusal import data_line, ways_out
 from flows.report.run_report import Report
 
@@ -82,14 +82,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "percent": percent,
-        "figure": figure,
-        "cell": cell,
-        "label": label,
-        "code": code,
-        "duration": duration,
-    }
+    made.filters |= {"percent": percent, "figure": figure, "cell": cell, "label": label, "code": code}
     return made
 
 
