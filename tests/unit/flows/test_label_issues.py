@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.report.label_issues import label_figures, lower_bound, noisiest, num_issues, suggestions, worst
+from flows.report.label_issues import label_figures, lower_bound, noisiest, num_issues, worst
+from flows.review.photos import read_photos
 from flows.workspace.results import DataFolder
-from models.data.manifest import INDEX, read_manifest, write_table
+from models.data.manifest import INDEX, write_table
 from models.evaluation.scores import Scores, write_scores
 
 # id: given label, label, split, decision, score, scored by, supplier
 PHOTOS = {
-    "p0": ("tea", "tea", "train", "dropped", 0.2, "fold-0", "north"),
-    "p1": ("tea", "milk", "train", "relabelled", 0.1, "fold-0", "north"),
-    "p2": ("milk", "milk", "train", "doubted", 0.3, "fold-1", ""),
-    "p3": ("milk", "milk", "train", "", 0.9, "fold-1", "south"),
-    "p4": ("soap", "soap", "train", "", 0.45, "gone", "south"),
-    "p5": ("soap", "soap", "train", "checked", 0.05, "person", "south"),
-    "p6": ("soap", "soap", "val", "", 0.4, "fold-0 fold-1", "south"),
-    "p7": ("soap", "soap", "test", "", None, "", "south"),
-    "p8": ("soap", "soap", "train", "near-test", 0.01, "fold-0", "south"),
+    "0000000000000000": ("tea", "tea", "train", "dropped", 0.2, "fold-0", "north"),
+    "0000000000000001": ("tea", "milk", "train", "relabelled", 0.1, "fold-0", "north"),
+    "0000000000000002": ("milk", "milk", "train", "doubted", 0.3, "fold-1", ""),
+    "0000000000000003": ("milk", "milk", "train", "", 0.9, "fold-1", "south"),
+    "0000000000000004": ("soap", "soap", "train", "", 0.45, "gone", "south"),
+    "0000000000000005": ("soap", "soap", "train", "checked", 0.05, "person", "south"),
+    "0000000000000006": ("soap", "soap", "val", "", 0.4, "fold-0 fold-1", "south"),
+    "0000000000000007": ("soap", "soap", "test", "", None, "", "south"),
+    "0000000000000008": ("soap", "soap", "train", "near-test", 0.01, "fold-0", "south"),
 }
 
 
@@ -46,8 +47,18 @@ def data(tmp_path: Path) -> DataFolder:
 def stages(tmp_path: Path) -> Path:
     """Scores of two folds; classes: milk, soap, tea."""
     for fold, photos, target, top in (
-        ("fold-0", ["p0", "p1", "p6"], [2, 2, 1], [[2, 1, 0], [1, 0, 2], [1, 2, 0]]),
-        ("fold-1", ["p2", "p3", "p6"], [0, 0, 1], [[2, 0, 1], [0, 1, 2], [1, 0, 2]]),
+        (
+            "fold-0",
+            ["0000000000000000", "0000000000000001", "0000000000000006"],
+            [2, 2, 1],
+            [[2, 1, 0], [1, 0, 2], [2, 1, 0]],
+        ),
+        (
+            "fold-1",
+            ["0000000000000002", "0000000000000003", "0000000000000006"],
+            [0, 0, 1],
+            [[2, 0, 1], [0, 1, 2], [2, 0, 1]],
+        ),
     ):
         (tmp_path / "stages" / fold).mkdir(parents=True)
         probs = np.tile(np.float32([0.6, 0.3, 0.1]), (3, 1))
@@ -57,29 +68,24 @@ def stages(tmp_path: Path) -> Path:
 
 
 def test_the_worst_come_first_with_what_the_networks_saw_instead(data: DataFolder, stages: Path) -> None:
-    rows = [tuple(row.values()) for row in worst(read_manifest(data), stages)]
+    rows = [tuple(row.values()) for row in worst(read_photos(data, version="v"), stages)]
     assert [(photo, given, suggested, decision) for photo, given, suggested, _, decision in rows] == [
-        ("p1", "tea", "milk", "relabelled"),
-        ("p0", "tea", "soap", "dropped"),
-        ("p2", "milk", "tea", "doubted"),
-        ("p6", "soap", "tea", ""),
-        ("p4", "soap", None, ""),
-    ], "neither what a person checked nor what ingestion left out; the scores of p4 are gone"
+        ("0000000000000001", "tea", "milk", "relabelled"),
+        ("0000000000000000", "tea", "soap", "dropped"),
+        ("0000000000000002", "milk", "tea", "doubted"),
+        ("0000000000000006", "soap", "tea", ""),
+        ("0000000000000004", "soap", None, ""),
+    ], "neither what a person checked nor what ingestion left out; the scores of the last are gone"
     assert [row[3] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.45])
-
-
-def test_scores_of_other_classes_suggest_nothing(data: DataFolder, stages: Path) -> None:
-    manifest = read_manifest(data)
-    other = Scores(np.array(["p0"]), np.array([0]), np.float32([0.1]), np.array([[0, 1]]), np.float32([[0.6, 0.4]]))
-    write_scores(other, stages / "fold-0" / "scores.parquet")
-    assert suggestions(manifest, np.array([0]), stages) == {}
 
 
 def test_products_and_suppliers_are_ranked(data: DataFolder, stages: Path) -> None:
     issues, products, sources = label_figures(data, stages)
     assert (issues.name, len(issues.rows)) == ("label issues", 5)
     assert [tuple(row.values()) for row in products.rows] == [("tea", 2, 2, 1.0), ("milk", 2, 1, 0.5)]
-    assert [tuple(row.values()) for row in sources.rows] == [("north", 2, 2, 1.0)], "south has none, and p2 no supplier"
+    assert [tuple(row.values()) for row in sources.rows] == [("north", 2, 2, 1.0)], (
+        "south has none, and one photo has no supplier"
+    )
     assert num_issues(data) == 3
 
 
