@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from flows.report.figures import figures, photos_to_look_at
-from flows.report.label_issues import label_figures
+from flows.report.figures import photos_to_look_at
 from flows.report.run_report import Report
 from flows.report.steps import step_accuracies
 from flows.run.run import Run
@@ -21,7 +20,7 @@ from flows.steps.learn import (
     weigh_members,
 )
 from flows.steps.publish import publish_or_refuse
-from flows.steps.report import changes, costs, write_report
+from flows.steps.report import all_figures, write_report
 from flows.steps.selection import Selection, decisions_of, keep_gains, learnt_from
 from flows.steps.start import new_run, select_data
 from flows.workspace import Workspace
@@ -72,8 +71,7 @@ def retraining(run: Run, *, promote: bool) -> Report:
     crops = choose_crops(run, data, served)
     calibration = calibrate(run, data, served, crops)
     exported = export(run, data, served, crops, calibration)
-    other_crops = export_other_crops(run, data, served, crops)
-    graph = choose_variant(run, data, exported, other_crops)
+    graph = choose_variant(run, data, exported, export_other_crops(run, data, served, crops))
     verdict = gate(run, data, graph)
 
     steps = step_accuracies(
@@ -95,12 +93,7 @@ def retraining(run: Run, *, promote: bool) -> Report:
         steps=steps,
         evidence=decisions_of(kept, balanced, weights, crops, student=served.decision),
         verdict=verdict,
-        figures=[
-            *figures(data, balanced, graph, cleaned=cleaned),
-            *label_figures(cleaned, run.workspace.runs / "stages"),
-            *changes(run, data, graph, verdict, steps=steps, cleaned=cleaned),
-            costs(run),
-        ],
+        figures=all_figures(run, data, graph, verdict, balanced=balanced, cleaned=cleaned, final=steps[-1]),
         look_at=photos_to_look_at(data, verdict),
     )
     return publish_or_refuse(run, data, graph, write_report(run, report, data), promote=promote)

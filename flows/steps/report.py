@@ -12,9 +12,9 @@ from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import named
 from flows.report.changes import against_last_run, changed_products
-from flows.report.figures import Figure
+from flows.report.figures import Figure, figures
 from flows.report.html.page import write_page
-from flows.report.label_issues import num_issues
+from flows.report.label_issues import label_figures, num_issues
 from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import Report, to_json
 from flows.report.steps import StepAccuracy
@@ -22,25 +22,46 @@ from flows.run.cost import seconds_of
 from flows.run.measure import measure_graph, read_answers
 from flows.run.run import ResultCache, Run
 from flows.run.step import step
-from flows.workspace.results import DataFolder, Exported
+from flows.workspace.results import Balanced, DataFolder, Exported
 from models.data.manifest import read_manifest
 
 log = logging.getLogger("cleanshelf")
 
 
-def changes(
-    run: Run, data: DataFolder, graph: Exported, verdict: Verdict, *, steps: Sequence[StepAccuracy], cleaned: DataFolder
+def all_figures(
+    run: Run,
+    data: DataFolder,
+    graph: Exported,
+    verdict: Verdict,
+    *,
+    balanced: Sequence[Balanced],
+    cleaned: DataFolder,
+    final: StepAccuracy,
 ) -> list[Figure]:
-    """Figures of the changes against the model that the verdict compared the graph with, and against the last run.
+    """Every figure of a run up to its verdict.
+
+    data, cleaned: the data version that the model learnt from, and the one that cleaning made.
+    final: the accuracy of the graph.
+    """
+    return [
+        *figures(data, balanced, graph, cleaned=cleaned),
+        *label_figures(cleaned, run.workspace.runs / "stages"),
+        against_last_run(read_manifest(data), final, num_issues(cleaned), last_run(run)),
+        *against_current(run, data, graph, verdict),
+        costs(run),
+    ]
+
+
+def against_current(run: Run, data: DataFolder, graph: Exported, verdict: Verdict) -> list[Figure]:
+    """Figures of the changes against the model that the verdict compared the graph with; none if there was none.
 
     The answers of that model are a cached result, which the gate left.
     """
-    manifest, serving = read_manifest(data), None
-    if verdict.against is not None:
-        current = repository(run.workspace).path(verdict.against) / "model.onnx"
-        serving = measure_graph(ResultCache(run.workspace), data, current)
-    products = changed_products(read_answers(manifest, graph, serving), named(verdict.against))
-    return [against_last_run(manifest, steps[-1], num_issues(cleaned), last_run(run)), *products]
+    if verdict.against is None:
+        return []
+    current = repository(run.workspace).path(verdict.against) / "model.onnx"
+    serving = measure_graph(ResultCache(run.workspace), data, current)
+    return changed_products(read_answers(read_manifest(data), graph, serving), named(verdict.against))
 
 
 def last_run(run: Run) -> Report | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,6 @@ from flows.ingest import ingest
 from flows.registry.history import model_history
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
-from flows.report.html.pictures import shown_photos
 from flows.report.refusal import ways_out
 from flows.report.run_report import Report
 from flows.retrain import retrain
@@ -48,6 +46,7 @@ from serving.server.server import running
 from tests.command_line import processes, snapshot
 from tests.endpoint_client import RepeatingClient, running_endpoint
 from tests.prefect_api import events
+from tests.report_page import check_page
 
 pytestmark = [pytest.mark.dvc, pytest.mark.prefect, pytest.mark.triton]
 
@@ -160,6 +159,7 @@ def test_the_run_is_recorded(first: tuple[Workspace, Report]) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict == {**written["verdict"], "passed": True}
     assert json.loads((folder / "recipe.json").read_text())["clean"]["params"] == {"threshold": 0}
+    check_page(folder, report, num_test=PHOTOS["test"] * len(SKUS), again=False)
 
 
 def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
@@ -174,33 +174,6 @@ def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
     titles = [figure.title for figure in report.figures if figure.rows]
     written = [line.removeprefix("## ") for line in report_text.splitlines() if line.startswith("## ")]
     assert written[-len(titles) :] == titles
-
-
-def test_the_report_has_a_page_with_pictures(first: tuple[Workspace, Report], second: tuple[Workspace, Report]) -> None:
-    """Both runs: the first has no model to compare with, the second has."""
-    rows = [{figure.name: figure.rows for figure in report.figures} for _, report in (first, second)]
-    for (workspace, report), parts in zip((first, second), rows, strict=True):
-        page = (workspace.runs / report.run / "report.html").read_text()
-        pictures = json.loads((workspace.runs / report.run / "pictures.json").read_text())
-        assert pictures.keys() == set(shown_photos(report)), "no photo is missing"
-        assert {answer.photo for answer in report.seen} <= pictures.keys()
-        assert len(re.findall(r'<img [^>]*src="data:', page)) > len(pictures) * 0.9
-        assert "no picture<" not in page
-        assert f"in use as version {report.model_version}" in page
-        issues = parts["label issues"]
-        assert [row["score"] for row in issues] == sorted(row["score"] for row in issues)
-        assert all(row["suggested label"] not in (None, row["given label"]) for row in issues[:5])
-        assert sum(row["photos"] for row in parts["reliability"]) == PHOTOS["test"] * len(SKUS)
-        assert {"train member 0", "score fold 1", "gate"} <= {row["step"] for row in parts["cost"]}
-    reused = [{row["step"] for row in parts["cost"] if row["reused"]} for parts in rows]
-    assert [step in each for each in reused for step in ("train member 0", "score fold 0")] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert ("changes" in rows[0], "changes" in rows[1]) == (False, True)
-    assert rows[1]["last run"][0] == {"measure": "products", "last run": len(SKUS), "this run": len(SKUS)}
 
 
 def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report]) -> None:
@@ -273,6 +246,7 @@ def test_another_seed_trains_what_depends_on_it_and_is_published(
     trained = ["train-2-test_byobnet"] * 2  # on labels as delivered, and on cleaned ones
     assert fresh == ["balance-2-test_byobnet", "calibrate", "crops", "ensemble", "export", "measure", *trained]
     assert history(workspace) == history(first[0]), "the same networks score labels, with the same decisions"
+    check_page(workspace.runs / report.run, report, num_test=PHOTOS["test"] * len(SKUS), again=True)
     assert report.model_version == 2
     assert {answer.model_version for answer in report.seen} == {2}
     assert ModelVersions(Ledger(workspace.root)).current() == 2
@@ -348,7 +322,7 @@ def test_a_refused_model_is_not_served(first: tuple[Workspace, Report], tmp_path
     written = (workspace.runs / report.run / "report.md").read_text()
     assert all(each in written for each in (*ways_out(report), report.look_at[0]["path"], "known and not selected"))
     page = (workspace.runs / report.run / "report.html").read_text()
-    assert all(each in page for each in ("The new model was refused. Model version 1 stays in use.", "What you can do"))
+    assert "The new model was refused. Model version 1 stays in use." in page
     verdict = json.loads((workspace.runs / runs[1]["run"] / "verdict.json").read_text())
     assert verdict["passed"] is False
     assert verdict["reasons"] == refused.value.reasons == runs[1]["verdict"]["reasons"]

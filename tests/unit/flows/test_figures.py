@@ -92,7 +92,7 @@ def test_probabilities_are_compared_with_what_is_right() -> None:
         "a label it does not know is wrong"
     )
     assert (high["probability"], high["photos"], high["right"]) == ("0.9 to 1.0", 3, 2 / 3), (
-        "a rejected photo is no answer"
+        "a rejected photo does not count"
     )
     assert (low["mean probability"], high["mean probability"]) == pytest.approx((0.525, 2.86 / 3))
     assert reliability(probability[:0], ranked[:0], target[:0]) == []
