@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import time
@@ -75,6 +76,7 @@ def on_terminal(
     """
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         os.execvpe(command[0], list(command), dict(variables))
     screen, seen, end, is_interrupted = Screen(columns), list[list[str]](), time.monotonic() + timeout_s, False
