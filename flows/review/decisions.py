@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from contract.labels import shown
 from flows.errors import Decided
 
 NAME = "review.sqlite"
@@ -171,16 +172,18 @@ class Decisions:
 
 
 def _refuse_overwriting(database: sqlite3.Connection, decisions: Sequence[Decision], *, seen: int) -> None:
+    """Refuses decisions on photos that others have decided since; what they have saved meanwhile counts too."""
     for who in {each.who for each in decisions}:
         newer = database.execute(
-            f"{PENDING} AND who != ? AND seq > ? AND kind != ? GROUP BY photo", (who, seen, SKIP)
+            "SELECT max(seq), photo, kind, label, who, at, version FROM decision "
+            "WHERE seq > ? AND who != ? AND kind != ? AND NOT undone GROUP BY photo",
+            (seen, who, SKIP),
         ).fetchall()
         by_photo = {row[1]: _decision(row) for row in newer}
         for photo in (each.photo for each in decisions if each.who == who and each.photo in by_photo):
             other = by_photo[photo]
-            raise Decided(
-                f"{other.who} has decided about photo {photo} in the meantime ({SAID[other.kind]}); look again"
-            )
+            said = SAID[other.kind] + (f", {shown(other.label[:60])}" if other.kind == RELABEL else "")
+            raise Decided(f"{other.who} has decided about photo {photo} in the meantime: {said}; look again")
 
 
 def _last(database: sqlite3.Connection) -> int:

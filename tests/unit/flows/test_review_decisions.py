@@ -39,6 +39,14 @@ def test_two_people_do_not_overwrite_each_other(decisions: Decisions) -> None:
     assert decisions.pending()["2"].who == "Ben"
 
 
+def test_what_another_person_has_saved_is_not_overwritten_either(decisions: Decisions) -> None:
+    upto = decisions.add([decision("1", "Ana", RELABEL, "milk")], seen=0)
+    decisions.mark_saved("b" * 32, upto=upto)
+    with pytest.raises(Decided, match="in the meantime: another label, 'milk'; look again"):
+        decisions.add([decision("1", "Ben")], seen=0)
+    decisions.add([decision("1", "Ben")], seen=upto)
+
+
 def test_a_photo_that_another_person_skipped_can_be_decided(decisions: Decisions) -> None:
     decisions.add([decision("1", "Ana", SKIP)], seen=0)
     decisions.add([decision("1", "Ben")], seen=0)
