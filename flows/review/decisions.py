@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS decision (
     saved TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS decision_photo ON decision (photo);
+CREATE INDEX IF NOT EXISTS decision_batch ON decision (batch);
 CREATE INDEX IF NOT EXISTS decision_pending ON decision (seq) WHERE NOT undone AND saved = '';
 """
 PENDING = "SELECT max(seq), photo, kind, label, who, at, version FROM decision WHERE NOT undone AND saved = ''"

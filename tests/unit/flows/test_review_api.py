@@ -135,6 +135,20 @@ def test_search_and_selection(client: TestClient) -> None:
     assert client.post("/api/review/selections", json={"photos": ["../etc"]}).status_code == 400
 
 
+def test_the_page_takes_the_empty_fields_of_its_form(client: TestClient) -> None:
+    answer = client.get("/review", params={"given": "", "above": "", "below": "0.5", "state": "all"})
+    assert (answer.status_code, "Which photos" in answer.text, "<i onload" in answer.text) == (200, True, False)
+    assert client.get("/review", params={"version": "f" * 32}).status_code == 404
+    assert client.get("/review", params={"below": "cheap"}).status_code == 422
+
+
+def test_the_page_of_a_workspace_without_photos(tmp_path: Path) -> None:
+    site = Site(Workspace.init(tmp_path / "new"))
+    app = create_app(site, People(site.workspace.state, open_to_all=True))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert "There are no photos yet" in client.get("/review").text
+
+
 def test_roles(site: Site) -> None:
     people = People(site.workspace.state, open_to_all=False)
     with TestClient(create_app(site, people), base_url="https://shop.example") as client:
