@@ -6,6 +6,7 @@ FlowError
 │   ├── WorkspaceMissing                the folder is not a workspace; run `cleanshelf init`
 │   ├── WorkspaceBusy                   another process holds the workspace's lock
 │   ├── UnknownVersion                  no data or model version of that name
+│   ├── UnknownRun                      no run of that name
 │   ├── UnknownPhoto                    no photo of that id
 │   ├── Decided                         another person has decided about the photo in the meantime
 │   ├── Denied                          the caller's token does not allow this
@@ -51,6 +52,10 @@ class WorkspaceBusy(InputError):
 
 class UnknownVersion(InputError):
     """There is no data or model version of that name."""
+
+
+class UnknownRun(InputError):
+    """There is no run of that name."""
 
 
 class UnknownPhoto(InputError):

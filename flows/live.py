@@ -1,7 +1,7 @@
-"""Fleeting lines, which a terminal shows while they hold, and which are recorded nowhere: of children, and of our own passes.
+"""Fleeting lines of children and of our own passes, which a terminal shows while they hold; the record of a run keeps some.
 
-They have a logger of their own, that only a terminal handles (flows.report.live). Without one, as in Prefect's and Dask's
-workers, in cron and in CI, children are not asked for them.
+They have a logger of their own, that a terminal (flows.report.live) and the record (flows.run.record) handle. Without
+either, as in Dask's workers, children are not asked for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LiveLine:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Variables that ask a child for fleeting lines if a terminal shows them."""
+        """Variables that ask a child for fleeting lines if anything handles them."""
         return {ASKED: "1" if self.is_shown else ""}
 
     def take(self, line: str) -> str | None:

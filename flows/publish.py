@@ -19,6 +19,7 @@ from flows.orchestrator.events import standing_server
 from flows.registry.versions import ModelVersions
 from flows.report.figures import photos_to_look_at
 from flows.report.run_report import Report
+from flows.run.record import recorded
 from flows.run.run import Run, is_finished
 from flows.run.step import as_flow, step
 from flows.steps.clean import select_cleaned
@@ -58,12 +59,13 @@ def publish_run(workspace: Workspace, name: str, *, despite: str | None = None, 
         reason, current = " ".join((despite or "").split()), current_lineage(workspace, report)
         if current and is_told(run, current, reason):
             return complete(run, report, current)
-        if not standing_server(workspace):
-            return publication(run, report, graph, current, despite=reason, promote=promote)
-        from flows.orchestrator.server import orchestrated  # imports Prefect, now that everything is here
+        with recorded(run.folder, "publish"):
+            if not standing_server(workspace):
+                return publication(run, report, graph, current, despite=reason, promote=promote)
+            from flows.orchestrator.server import orchestrated  # imports Prefect, now that everything is here
 
-        with orchestrated(workspace):
-            return as_flow(publication, "publish")(run, report, graph, current, despite=reason, promote=promote)
+            with orchestrated(workspace):
+                return as_flow(publication, "publish")(run, report, graph, current, despite=reason, promote=promote)
 
 
 def earlier(workspace: Workspace, name: str) -> tuple[Report, Run]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from durable import overwrite, sha256
 from flows.errors import CorruptObject, WorldError
+from flows.run.record import note_in_step
 from flows.settings import REPOSITORY
 from flows.workspace import Workspace
 from flows.workspace.files import files_below, sync_tree
@@ -99,7 +100,9 @@ class ResultCache:
         folder = self.folder(name, *depends_on)
         if is_finished(folder, files):
             log.info("%s: reused, nothing it depends on has changed", name)
+            note_in_step("reused", result=name)
             return folder
+        note_in_step("computing", result=name)
         folder.mkdir(parents=True, exist_ok=True)
         work(folder)
         if missing := _missing(folder, files):

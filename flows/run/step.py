@@ -8,8 +8,9 @@ Prefect's own cache: Prefect remembers that a task returned; we have to know tha
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -17,6 +18,8 @@ from flows.errors import InputError
 from flows.orchestrator.reports import in_flow
 from flows.run.cost import timed
 from flows.run.launch import end_children
+from flows.run.record import in_step
+from flows.run.run import Run
 from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
 
@@ -34,7 +37,7 @@ class Step(Generic[P, R]):
 
     def __init__(self, work: Callable[P, R], name: str) -> None:
         functools.update_wrapper(self, work)
-        self.fn, self._name = timed(work, name), name
+        self.fn, self._name = _recorded(timed(work, name), name), name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Result of the function, which Prefect shows as a task if a flow is running."""
@@ -50,6 +53,20 @@ class Step(Generic[P, R]):
         from prefect.cache_policies import NO_CACHE
 
         return Task(self.fn, task_run_name=self._name, cache_policy=NO_CACHE, persist_result=False)
+
+
+def _recorded(work: Callable[P, R], name: str) -> Callable[P, R]:
+    """The function, which records its beginning and its end if one of its arguments is a run (flows.run.record)."""
+
+    @functools.wraps(work)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = inspect.signature(work).bind(*args, **kwargs)
+        given.apply_defaults()
+        run = next((each for each in given.arguments.values() if isinstance(each, Run)), None)
+        with in_step(run.folder, name.format(**given.arguments)) if run else nullcontext():
+            return work(*args, **kwargs)
+
+    return wrapped
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Step[P, R]]:

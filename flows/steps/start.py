@@ -14,6 +14,7 @@ from flows.registry.repository import repository
 from flows.run.gpus import require_gpus
 from flows.run.inputs import inputs, version_to_train_on
 from flows.run.launch import num_parallel, num_workers
+from flows.run.record import recorded
 from flows.run.run import Run, inputs_of, sweep_runs
 from flows.run.step import parallel_tasks, step
 from flows.settings import LOCAL, Settings
@@ -50,10 +51,11 @@ def new_run(workspace: Workspace, recipe: Recipe, *, verb: str) -> Iterator[tupl
         run = Run(workspace, recipe, id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest(recipe)[:6]}")
         preview(workspace, recipe, publishes=verb == "retrain")
         run.open(inputs(workspace, recipe))
-        from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit
+        with recorded(run.folder, verb):
+            from flows.orchestrator.server import orchestrated  # imports Prefect, now that the recipe is known to fit
 
-        with orchestrated(workspace), parallel_tasks(workspace, num_parallel=num_trainings(recipe)) as runner:
-            yield run, runner
+            with orchestrated(workspace), parallel_tasks(workspace, num_parallel=num_trainings(recipe)) as runner:
+                yield run, runner
 
 
 def num_trainings(recipe: Recipe) -> int:
