@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import ACCEPTED
+from durable import overwrite
 from flows.data.versions import DataVersions
 from flows.endpoint.folder import photos_below
 from flows.errors import InputError
@@ -41,6 +44,7 @@ WATCH, DRIFTED = 0.1, 0.25  # thresholds on the index, by convention (Siddiqi, C
 Z_999 = 3.0902  # quantile .999 of the normal distribution
 LEAST = 100  # photos; with fewer the index says nothing
 MOVED = 5  # classes in the report
+LAST = "drift.json"
 COLUMNS = ("label", "probability", "score", "model_version", "error")
 
 
@@ -84,10 +88,20 @@ class Drift:
         return [{"product": label, "before": before, "now": now} for label, (before, now) in self.moved.items()]
 
 
+@dataclass(frozen=True)
+class LastDrift:
+    """The last comparison, as state/drift.json keeps it: when, with which photos or answers, and of which model version."""
+
+    at: str
+    traffic: str
+    model_version: int
+    found: Drift
+
+
 def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
     """Compares recent traffic with the test photos that the current model was judged on.
 
-    Photos are counted on both sides before the model is asked about any.
+    Photos are counted on both sides before the model is asked about any. The workspace keeps the last result.
 
     Args:
         traffic: a folder of photos, or the table that `recognise DIR --out` made of one.
@@ -114,7 +128,23 @@ def drift(workspace: Workspace, traffic: Path, *, photos: int) -> Drift:
             recent = read_answers(table, version=lineage["version"], name=str(traffic))
     else:
         recent = read_answers(traffic, version=lineage["version"], name=str(traffic))
-    return compare(recognise(graph, [manifest.read_photo(int(row)) for row in rows]), recent)
+    found = compare(recognise(graph, [manifest.read_photo(int(row)) for row in rows]), recent)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    last = LastDrift(at, str(traffic), lineage["version"], found)
+    overwrite(workspace.state / LAST, json.dumps(asdict(last), indent=1).encode())
+    return found
+
+
+def last_drift(workspace: Workspace) -> LastDrift | None:
+    """The last comparison; None if there is none."""
+    try:
+        content = json.loads((workspace.state / LAST).read_bytes())
+        found = content["found"]
+        shifts = [DistributionShift(**each) for each in found["shifts"]]
+        moved = {label: (before, now) for label, (before, now) in found["moved"].items()}
+        return LastDrift(**content | {"found": Drift(**found | {"shifts": shifts, "moved": moved})})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_answers(table: Path, *, version: int, name: str) -> Traffic:

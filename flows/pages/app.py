@@ -12,8 +12,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from contract import CleanShelfError
-from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, UnknownVersion, WorkspaceBusy
-from flows.pages import deciding, documentation, home, pictures, review
+from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, UnknownRun, UnknownVersion, WorkspaceBusy
+from flows.pages import deciding, documentation, endpoint, home, pictures, review, runs, versions
 from flows.pages.access import People
 from flows.pages.guard import Guard
 from flows.pages.site import Site, page
@@ -22,13 +22,23 @@ log = logging.getLogger("cleanshelf")
 STATUS: dict[type[Exception], int] = {
     Denied: 403,
     UnknownVersion: 404,
+    UnknownRun: 404,
     UnknownPhoto: 404,
     Decided: 409,
     WorkspaceBusy: 409,
     EndpointMissing: 503,
 }
 OPENAPI = "/api/openapi.json"
-ROUTERS = (home.router, documentation.router, pictures.router, review.router, deciding.router)
+ROUTERS = (
+    home.router,
+    documentation.router,
+    pictures.router,
+    review.router,
+    deciding.router,
+    versions.router,
+    runs.router,
+    endpoint.router,
+)
 DESCRIPTION = """\
 What the pages use, for programs. Off the loopback, send `Authorization: Bearer TOKEN`. An error is
 `{"error": {"kind": ..., "message": ...}}`."""

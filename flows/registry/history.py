@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flows.data.history import descent, withdrawn
+from flows.data.history import Entry, descent, withdrawn
 from flows.data.versions import DataVersions
 from flows.errors import UnknownVersion
 from flows.registry.versions import ModelVersions
@@ -51,14 +51,16 @@ def model_history(workspace: Workspace) -> list[dict[str, Any]]:
     ]
 
 
-def withdrawn_data(workspace: Workspace) -> set[str]:
+def withdrawn_data(workspace: Workspace, *, after: Sequence[Entry] = ()) -> set[str]:
     """Data versions that a rollback withdrew and no later one restored, and all versions derived from them.
 
     A model trained on one of them may stay the current model, but people should know.
+
+    after: entries that are added to the history in thought, oldest first.
     """
     versions = DataVersions(workspace)
     known = versions.known_entries()
-    gone = withdrawn(reversed(versions.log()), known)
+    gone = withdrawn([*reversed(versions.log()), *after], known)
     return {entry.id for entry in known if not gone.isdisjoint(descent(entry.id, known))}
 
 
