@@ -8,6 +8,7 @@ Before the record is written, only the cache has changed. After that, the next p
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -84,6 +85,8 @@ def complete(versions: DataVersions) -> None:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
     if (versions.workspace.state / DECISIONS).exists():
         Decisions(versions.workspace.state).forget([photo[:HEX] for photo in purged.photos])
+    if versions.workspace.maps.exists():  # a point on a map is data about a photo
+        shutil.rmtree(versions.workspace.maps)
     replace(purged, complete=True).write(versions.ledger)
 
 

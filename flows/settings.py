@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf
 
 LOCAL = "local"  # value of CLEANSHELF_DASK for processes on this machine
 INSTALL_DASK = "run `.venv/bin/pip install -c constraints.txt -e '.[dask]'`"
+INSTALL_MAP = "run `.venv/bin/pip install -c constraints.txt -e '.[map]'`"
 
 
 class Settings(BaseSettings):

@@ -71,6 +71,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def maps(self) -> Path:
+        """Maps of data versions; a purge deletes them."""
+        return self.runs / "maps"
+
+    @property
     def repository(self) -> Path:
         """The Triton model repository."""
         return self.root / "repository"

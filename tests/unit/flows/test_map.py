@@ -1,0 +1,149 @@
+"""Maps of data versions: their embeddings, principal components, files and places in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from flows.errors import InputError
+from flows.map.layout import lay_out
+from flows.map.pca import principal_components
+from flows.map.points import Points, file_of, read_points, write_points
+from flows.map.sources import Source, Vectors, find_source, read_vectors
+from flows.review.photos import numbers, words
+from models.evaluation.scores import Scores, write_scores
+
+DRAW = np.random.default_rng(0)
+
+
+def vectors_of(*tables: np.ndarray) -> Vectors:
+    ids = np.arange(sum(map(len, tables)), dtype=np.uint64)
+    return Vectors(ids, tables, [np.arange(len(table)) for table in tables])
+
+
+def write_fold(folder: Path, ids: list[str], name: str, table: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    count = len(ids)
+    scores = Scores(np.array(ids), np.zeros(count, np.int64), np.ones(count, np.float32),
+                    np.zeros((count, 1), np.int64), np.ones((count, 1), np.float32))  # fmt: skip
+    write_scores(scores, folder / "scores.parquet")
+    np.save(folder / name, table)
+    return folder
+
+
+def ids_of(*values: int) -> list[str]:
+    return [f"{value:016x}" for value in values]
+
+
+def test_components_are_those_of_the_singular_value_decomposition() -> None:
+    table = (DRAW.standard_normal((400, 12)) * np.geomspace(3, 0.1, 12) + 5).astype(np.float32)
+    found = principal_components([table[:150], table[150:151], table[151:]], most=4)
+    _, _, axes = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
+    assert np.abs(np.sum(found.axes.T * axes[:4], axis=1)) == pytest.approx(1, abs=1e-4)
+    assert found.mean == pytest.approx(table.mean(axis=0), abs=1e-4)
+    whole = principal_components([table], most=4)
+    assert whole.axes == pytest.approx(found.axes, abs=1e-3), "signs too"
+
+
+def test_components_leave_out_rows_of_nan_and_there_are_at_most_d() -> None:
+    table = DRAW.standard_normal((50, 3)).astype(np.float32)
+    holed = np.concatenate([table, np.full((2, 3), np.nan, np.float32)])
+    found = principal_components([holed], most=50)
+    assert found.axes.shape == (3, 3)
+    assert found.axes == pytest.approx(principal_components([table], most=50).axes, abs=1e-5)
+    assert np.isnan(found.of(holed)[-2:]).all()
+
+
+def test_blocks_are_unit_vectors_in_order_and_mark_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.map.sources.BLOCK_BYTES", 4 * 3 * 2)  # two rows
+    first, second = np.array([[2, 0], [0, 3], [0, 0]], np.float16), np.array([[np.nan, 1], [np.inf, 1]], np.float16)
+    vectors = vectors_of(first, second)
+    blocks = np.concatenate(list(vectors.blocks()))
+    assert blocks[:2].tolist() == [[1, 0], [0, 1]]
+    assert np.isnan(blocks[2:]).all()
+    chosen = vectors.select(np.array([False, True, False, False, True]))
+    assert (chosen.id.tolist(), [rows.tolist() for rows in chosen.rows]) == ([1, 4], [[1], [1]])
+
+
+def test_few_photos_need_no_umap() -> None:
+    assert lay_out(vectors_of(np.ones((1, 8), np.float16)), seed=0).tolist() == [[0, 0]]
+    three = lay_out(vectors_of(np.eye(3, dtype=np.float16)), seed=0)
+    assert np.abs(three).max() == pytest.approx(1)
+    assert len({tuple(point) for point in three.round(3).tolist()}) == 3
+    holed = lay_out(vectors_of(np.array([[1, 0], [np.nan, 0], [0, 1]], np.float16)), seed=0)
+    assert np.isnan(holed[:, 0]).tolist() == [False, True, False]
+    assert np.isnan(lay_out(vectors_of(np.zeros((2, 4), np.float16)), seed=0)).all()
+
+
+def test_features_that_all_folds_share_come_before_embeddings(tmp_path: Path) -> None:
+    scored_by = words(pa.chunked_array([["fold-0-a", "fold-1-b", "fold-0-a fold-1-b", "person mixed up", ""]]))
+    small = write_fold(tmp_path / "fold-0-a", ids_of(1), "embeddings.npy", np.ones((1, 2)))
+    large = write_fold(tmp_path / "fold-1-b", ids_of(2, 3), "embeddings.npy", np.ones((2, 2)))
+    assert find_source(tmp_path, scored_by) == Source((large,), "embeddings.npy"), "one network, that saw most photos"
+    np.save(small / "features.npy", np.ones((1, 4)))
+    np.save(large / "features.npy", np.ones((2, 4)))
+    assert find_source(tmp_path, scored_by) == Source((small, large), "features.npy")
+
+
+def test_a_version_without_embeddings_says_the_way_out(tmp_path: Path) -> None:
+    never, person = words(pa.chunked_array([[""]])), words(pa.chunked_array([["person by hand"]]))
+    for scored_by in (never, person):
+        with pytest.raises(InputError, match=r"no network has looked .* `cleanshelf clean RECIPE`"):
+            find_source(tmp_path, scored_by)
+    gone = words(pa.chunked_array([["fold-0-gone"]]))
+    with pytest.raises(InputError, match="no longer in runs/stages"):
+        find_source(tmp_path, gone)
+    (write_fold(tmp_path / "fold-0-gone", ids_of(1), "embeddings.npy", np.ones((1, 2))) / "embeddings.npy").unlink()
+    with pytest.raises(InputError, match=r"compares no photos; choose another clean\.rule"):
+        find_source(tmp_path, gone)
+
+
+def test_each_photo_of_the_version_is_read_once(tmp_path: Path) -> None:
+    first = write_fold(tmp_path / "0", ids_of(5, 1, 9), "features.npy", np.array([[5, 0], [1, 0], [9, 0]]))
+    second = write_fold(tmp_path / "1", ids_of(9, 7), "features.npy", np.array([[0, 9], [0, 7]]))
+    vectors = read_vectors(Source((first, second), "features.npy"), np.array([1, 7, 9, 11], np.uint64))
+    assert vectors.id.tolist() == [1, 9, 7]
+    assert np.concatenate(list(vectors.blocks())).tolist() == [[1, 0], [1, 0], [0, 1]]
+    assert not len(read_vectors(Source((first,), "features.npy"), np.zeros(0, np.uint64)))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY"])
+def test_damaged_embeddings_are_named(tmp_path: Path, damage: bytes) -> None:
+    fold = write_fold(tmp_path / "fold", ids_of(1), "features.npy", np.ones((1, 2)))
+    (fold / "features.npy").write_bytes(damage)
+    with pytest.raises(InputError, match=r"features\.npy cannot be read .* clean the labels again"):
+        read_vectors(Source((fold,), "features.npy"), np.array([1], np.uint64))
+    np.save(fold / "features.npy", np.ones((3, 2)))
+    with pytest.raises(InputError, match=r"\(3, 2\) values for 1 photos"):
+        read_vectors(Source((fold,), "features.npy"), np.array([1], np.uint64))
+
+
+def test_a_map_is_named_by_its_photos_and_its_networks(tmp_path: Path) -> None:
+    one = write_fold(tmp_path / "one", ids_of(1), "features.npy", np.ones((1, 2)))
+    other = write_fold(tmp_path / "other", ids_of(1), "features.npy", np.ones((1, 2)))
+    photos, maps = np.array([1, 2], np.uint64), tmp_path / "maps"
+    name = file_of(maps, Source((one,), "features.npy"), photos)
+    assert name == file_of(maps, Source((one,), "features.npy"), photos.copy())
+    others = [
+        file_of(maps, Source((one,), "features.npy"), photos[:1]),
+        file_of(maps, Source((other,), "features.npy"), photos),
+        file_of(maps, Source((one,), "embeddings.npy"), photos),
+    ]
+    (one / "done.json").write_text("{}")
+    assert len({name, *others, file_of(maps, Source((one,), "features.npy"), photos)}) == 5
+
+
+def test_points_are_written_whole_and_a_damaged_file_counts_as_missing(tmp_path: Path) -> None:
+    points = Points(numbers(pa.array(ids_of(1, 2**64 - 1))), np.array([[0, 1], [-1, 0.5]], np.float32))
+    file = tmp_path / "maps" / "a.parquet"
+    write_points(file, points)
+    found = read_points(file)
+    assert found
+    assert (found.id.tolist(), found.xy.tolist()) == ([1, 2**64 - 1], [[0, 1], [-1, 0.5]])
+    assert [path.name for path in file.parent.iterdir()] == ["a.parquet"]
+    file.write_bytes(file.read_bytes()[:-9])
+    assert read_points(file) is None
+    assert read_points(tmp_path / "none") is None
