@@ -16,6 +16,7 @@ from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, Unknown
 from flows.pages import deciding, documentation, endpoint, home, pictures, review, runs, versions
 from flows.pages.access import People
 from flows.pages.guard import Guard
+from flows.pages.map import router as map_router  # a module named map would hide the built-in function
 from flows.pages.site import Site, page
 
 log = logging.getLogger("cleanshelf")
@@ -38,6 +39,7 @@ ROUTERS = (
     versions.router,
     runs.router,
     endpoint.router,
+    map_router,
 )
 DESCRIPTION = """\
 What the pages use, for programs. Off the loopback, send `Authorization: Bearer TOKEN`. An error is

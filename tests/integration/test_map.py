@@ -1,0 +1,110 @@
+"""A map as the child process makes it, from the cached result of a cleaning."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.data.versions import DataVersions
+from flows.errors import InputError, WorkspaceBusy
+from flows.map.layout import Placement
+from flows.map.maps import Maps
+from flows.map.points import Points
+from flows.purge import purge
+from flows.review.photos import Photos, read_photos
+from flows.workspace import Workspace
+from tests.cleaned import FOLD, cleaned_workspace
+
+pytestmark = [
+    pytest.mark.dvc,
+    pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning"),  # umap offers a variant that needs it
+]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return cleaned_workspace(tmp_path_factory.mktemp("map"))
+
+
+@pytest.fixture(scope="module")
+def photos(shop: Workspace) -> Photos:
+    version = DataVersions(shop).selected()
+    assert version
+    return read_photos(DataVersions(shop).materialise(version), version=version)
+
+
+@pytest.fixture(scope="module")
+def made(shop: Workspace, photos: Photos) -> Points:
+    return Maps(shop).make(photos, say=print)
+
+
+def test_a_map_has_all_scored_photos_and_is_made_once(shop: Workspace, photos: Photos, made: Points) -> None:
+    scored = photos.id[photos.scored_by.is_one_of([FOLD])]
+    assert made.id.tolist() == scored.tolist()
+    assert np.abs(made.xy).max() == pytest.approx(1)
+    found = Maps(shop).find(photos)
+    assert found
+    assert np.array_equal(found.xy, made.xy)
+    with shop.lock("another", name="map"):
+        assert np.array_equal(Maps(shop).make(photos, say=print).xy, made.xy), "found, so that it asks for no lock"
+
+
+def test_photos_that_look_the_same_to_the_network_lie_together(photos: Photos, made: Points) -> None:
+    kept = np.isin(photos.id, made.id)
+    shown = photos.label.codes[kept]
+    distance = np.linalg.norm(made.xy[:, None] - made.xy[None], axis=2) + 9 * np.eye(len(made.id))
+    same = shown[distance.argmin(axis=1)] == shown
+    assert same.mean() > 0.5, "features of the fold are clusters by class, up to the photos that it flagged"
+
+
+def test_the_same_seed_gives_the_same_map(shop: Workspace, photos: Photos, made: Points) -> None:
+    maps = Maps(shop)
+    shutil.rmtree(shop.maps)
+    assert maps.find(photos) is None
+    with shop.lock("another", name="map"), pytest.raises(WorkspaceBusy, match="another"):
+        maps.make(photos, say=print)
+    (shop.maps).mkdir()
+    (shop.maps / ".killed.parquet.1").write_bytes(b"part of a map")
+    assert np.array_equal(maps.make(photos, say=print).xy, made.xy)
+    assert len([*shop.maps.iterdir()]) == 1, "what a killed one left is gone"
+
+
+def test_without_umap_the_message_says_how_to_install_it(
+    shop: Workspace, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(shop.maps, ignore_errors=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"umap-learn, which is not installed; run .*\[map\]"):
+        Maps(shop).make(photos, say=print)
+
+
+def test_photos_beyond_those_that_are_fitted_lie_among_their_like() -> None:
+    draw = np.random.default_rng(0)
+    centres = 8 * np.eye(6, 10)
+
+    def around(count: int) -> tuple[np.ndarray, np.ndarray]:
+        group = np.arange(count) % 6
+        return group, (centres[group] + draw.normal(size=(count, 10))).astype(np.float32)
+
+    group, components = around(300)
+    place = Placement(components, seed=0, is_searched=True)
+    other, rest = around(60)
+    rest[7] = np.nan
+    positions = place.near(rest)
+    assert np.isnan(positions[7]).all()
+    middle = np.stack([place.fitted[group == number].mean(axis=0) for number in range(6)])
+    usable = np.arange(60) != 7
+    nearest = np.linalg.norm(positions[usable, None] - middle[None], axis=2).argmin(axis=1)
+    assert (nearest == other[usable]).mean() > 0.95
+
+
+def test_a_purge_deletes_maps(shop: Workspace, photos: Photos, tmp_path: Path) -> None:
+    versions = DataVersions(Workspace.find(Path(shutil.copytree(shop.root, tmp_path / "shop", symlinks=True))))
+    maps = versions.workspace.maps
+    maps.mkdir(exist_ok=True)
+    (maps / "any.parquet").write_bytes(b"points")
+    purge(versions, [photos.name(0)])
+    assert not maps.exists()
