@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def first_frame_s(page: Page) -> float:
     """Seconds from the start of the navigation to the first complete drawing."""
-    page.wait_for_function(f"{DRAWN}.length > 0", timeout=120_000)
+    page.wait_for_selector("#plot[data-drawn]", timeout=120_000)
     return float(page.evaluate(f"{DRAWN}[0].startTime")) / 1000
 
 

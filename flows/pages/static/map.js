@@ -62,7 +62,6 @@ async function show() {
   scatter.resize();
   colour();
   listen();
-  document.documentElement.dataset.map = "ready";
 }
 
 function colour() {

@@ -130,7 +130,8 @@ export class Scatter {
       gl.deleteSync(fence);
       this.isFast = performance.now() - began < FAST_MS;
       this.wasDrawn = true;
-      performance.mark("drawn");
+      if (!("drawn" in this.frame.dataset)) performance.mark("drawn"); // for benchmarks
+      this.frame.dataset.drawn = "";
     };
     setTimeout(look, 0);
   }
