@@ -16,6 +16,7 @@ let scatter, codes;
 let corners = []; // of the area that is drawn or selected, in coordinates of the map
 let asked, timer; // the request for a photo under way, and the pause before it
 let shownPoint = -1;
+let isDrawing = false; // around photos, with the pointer down
 
 const SAYS = {
   missing: "There is no map of this version yet. Making one takes some minutes, and you can go on working meanwhile.",
@@ -59,6 +60,9 @@ async function show() {
     return;
   }
   $("colour").replaceChildren(...state.colourings.map(({ name }, i) => element("option", { value: i }, name)));
+  $("drawn").textContent = state.points < state.photos
+    ? `${count(state.points)} of ${count(state.photos)} photos are on the map: those that one network of the cleaning looked at.`
+    : `All ${count(state.photos)} photos are on the map.`;
   scatter.resize();
   colour();
   listen();
@@ -146,6 +150,7 @@ async function select() {
 
 function clear() {
   corners = [];
+  isDrawing = false;
   shownPoint = -1;
   cross.classList.remove("shown");
   $("selected").replaceChildren();
@@ -166,12 +171,12 @@ function spot(event) {
 
 function listen() {
   const fingers = new Map();
-  let isDrawing = false;
   plot.addEventListener("pointerdown", (event) => {
     plot.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, spot(event));
     isDrawing = fingers.size === 1 && (event.shiftKey || $("lasso").getAttribute("aria-pressed") === "true");
     if (isDrawing) corners = [scatter.place(...spot(event))];
+    else lookUp(...spot(event)); // a finger points without moving before
   });
   plot.addEventListener("pointermove", (event) => {
     const [left, top] = spot(event), before = fingers.get(event.pointerId);

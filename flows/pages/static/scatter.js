@@ -4,7 +4,8 @@
 // points takes too long for that: there the picture, which is larger than what is seen of it, is moved and enlarged as it
 // is, and drawn again when the view comes to rest.
 
-const MARGIN = 0.25; // of the picture beyond each edge of what is seen, as a share of its side
+const MARGIN = 0.5; // of the picture beyond each edge of what is seen, as a share of its side
+const MOST_DOTS = 4096; // per side of the picture, which every graphics card can draw
 const FAST_MS = 12; // a drawing that takes less is repeated in every frame
 const REST_MS = 120; // without a change of the view
 const CELLS = 256; // per side of the grid for lookups
@@ -87,7 +88,8 @@ export class Scatter {
     const { clientWidth: width, clientHeight: height } = this.frame;
     if (!width || !height) return;
     Object.assign(this, { width, height, unit: Math.min(width, height) / 2 });
-    const across = 1 + 2 * MARGIN, dots = Math.min(window.devicePixelRatio || 1, 2);
+    const across = 1 + 2 * MARGIN;
+    const dots = Math.min(window.devicePixelRatio || 1, 2, MOST_DOTS / (Math.max(width, height) * across));
     this.canvas.width = Math.round(width * across * dots);
     this.canvas.height = Math.round(height * across * dots);
     Object.assign(this.canvas.style, {

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from flows.errors import InputError
+from flows.map.chart import chart_of
 from flows.map.layout import lay_out
 from flows.map.pca import principal_components
 from flows.map.points import Points, file_of, read_points, write_points
 from flows.map.sources import Source, Vectors, find_source, read_vectors
-from flows.review.photos import numbers, words
+from flows.review.photos import Photos, Words, numbers, words
+from flows.review.selections import KEPT, Selection, Selections
 from models.evaluation.scores import Scores, write_scores
 
 DRAW = np.random.default_rng(0)
@@ -147,3 +149,86 @@ def test_points_are_written_whole_and_a_damaged_file_counts_as_missing(tmp_path:
     file.write_bytes(file.read_bytes()[:-9])
     assert read_points(file) is None
     assert read_points(tmp_path / "none") is None
+
+
+def photos_of(folder: Path, *, classes: int, count: int) -> Photos:
+    """Photos whose id is their row plus 100, of classes that get smaller; the last third is in doubt."""
+    label = Words(
+        (np.sqrt(np.linspace(0, 0.999, count)) * classes).astype(np.int32), [f"c{n:02}" for n in range(classes)]
+    )
+    zeros, row = np.zeros(count, np.int32), np.arange(count)
+    return Photos(
+        version="v", folder=folder, id=(row + 100).astype(np.uint64), given=label, label=label,
+        split=Words((row % 2).astype(np.int32), ["train", "val", "test"]),
+        decision=Words((row >= count * 2 // 3).astype(np.int32), ["", "doubted"]), scored_by=Words(zeros, ["f"]),
+        source=Words(zeros, [""]), shard=Words(zeros, [""]), kept=np.ones(count, np.bool_),
+        score=np.where(row % 7, np.linspace(0, 1, count), np.nan).astype(np.float32),
+        offset=zeros.astype(np.int64), size=zeros,
+    )  # fmt: skip
+
+
+def test_a_chart_names_large_classes_and_merges_small_ones(tmp_path: Path) -> None:
+    photos = photos_of(tmp_path, classes=30, count=3000)
+    points = Points(photos.id[::2], DRAW.uniform(-1, 1, (1500, 2)).astype(np.float32))
+    chart = chart_of(photos, points)
+    by_class, by_decision, by_score, by_split = chart.colourings
+    assert [value["name"] for value in by_class.legend[:2]] == ["c29", "c28"], "largest first"
+    assert (by_class.names[-1], len(by_class.names)) == ("12 other classes", 19)
+    label = photos.label.codes[chart.row]
+    assert set(label[by_class.code == 0]) == {29}
+    assert set(label[by_class.code == 18]) == set(range(12))
+    assert sum(value["count"] for value in by_class.legend) == len(chart.row) == 1500
+    assert np.flatnonzero(by_decision.code)[0] == 1000, "those in doubt are drawn last"
+    assert by_decision.legend[2] == {"name": "in doubt", "count": 500}
+    score = photos.score[chart.row]
+    assert (np.isnan(score) == (by_score.code == 10)).all()
+    assert by_score.code[score == score[~np.isnan(score)].max()] == 9
+    assert by_split.legend == [
+        {"name": "train", "count": 1500},
+        {"name": "val", "count": 0},
+        {"name": "test", "count": 0},
+    ]
+
+
+@pytest.mark.parametrize(("classes", "names"), [(1, 1), (18, 18), (19, 19), (20, 19)])
+def test_one_small_class_is_named_itself(tmp_path: Path, classes: int, names: int) -> None:
+    photos = photos_of(tmp_path, classes=classes, count=2000)
+    chart = chart_of(photos, Points(photos.id, np.zeros((2000, 2), np.float32)))
+    assert len(chart.colourings[0].names) == names
+    assert chart.colourings[0].names[-1].endswith("other classes") == (classes == 20)
+
+
+def test_a_chart_leaves_out_photos_that_the_version_lacks_and_travels_as_bytes(tmp_path: Path) -> None:
+    photos = photos_of(tmp_path, classes=2, count=9)
+    xy = np.array([[0.5, -0.25], [0, 1], [-1, 0]], np.float32)
+    chart = chart_of(photos, Points(np.array([7, 101, 108], np.uint64), xy))
+    assert (chart.row.tolist(), chart.xy.tolist()) == ([1, 8], [[0, 1], [-1, 0]])
+    sent = chart.to_bytes()
+    assert len(sent) == 2 * (8 + 4)
+    assert np.frombuffer(sent, "<f4", 4).tolist() == [0, 1, -1, 0]
+    assert np.frombuffer(sent, np.uint8, 2, 16).tolist() == chart.colourings[0].code.tolist()
+    nothing = chart_of(photos_of(tmp_path, classes=1, count=0), Points(np.array([7], np.uint64), xy[:1]))
+    assert (len(nothing.row), nothing.to_bytes(), nothing.colourings[0].names) == (0, b"", [])
+
+
+def test_an_area_holds_the_photos_within_it(tmp_path: Path) -> None:
+    photos = photos_of(tmp_path, classes=2, count=400)
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 20), np.linspace(-1, 1, 20)), axis=2).reshape(-1, 2)
+    chart = chart_of(photos, Points(photos.id, grid.astype(np.float32)))
+    triangle = [(-1.1, -1.1), (1.15, -1.1), (-1.1, 1.15)]
+    rows = chart.inside(triangle)
+    assert rows.tolist() == np.flatnonzero(grid.sum(axis=1) < 0.05).tolist()
+    assert not len(chart.inside([(2, 2), (3, 2), (3, 3)]))
+
+
+def test_a_selection_marks_its_photos_until_newer_ones_replace_it() -> None:
+    selections = Selections()
+    token = selections.add(Selection("v", np.array([3, 5, 9], np.uint64)))
+    assert selections.get(token).marks(np.array([1, 3, 9, 11], np.uint64)).tolist() == [False, True, True, False]
+    assert (
+        not selections.get(selections.add(Selection("v", np.zeros(0, np.uint64)))).marks(np.array([1], np.uint64)).any()
+    )
+    for _ in range(KEPT):
+        selections.add(Selection("v", np.zeros(0, np.uint64)))
+    with pytest.raises(InputError, match="choose the photos on the map again"):
+        selections.get(token)
