@@ -25,10 +25,14 @@ void main() {
   colour = colours[code];
 }`;
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
+uniform float size;
 flat in vec3 colour;
 out vec4 shown;
-void main() { shown = vec4(colour, 1.0); }`;
+void main() {
+  if (size > 3.0 && distance(gl_PointCoord, vec2(0.5)) > 0.5) discard; // round, where that can be seen
+  shown = vec4(colour, 1.0);
+}`;
 
 /** A chart of points in [-1, 1]. `onView` is called after each change of the view. */
 export class Scatter {
