@@ -28,7 +28,6 @@ from flows.pages.app import create_app
 from flows.pages.site import Site
 from flows.review.photos import Photos, Words
 from flows.workspace import Workspace
-from models.evaluation.scores import Scores, write_scores
 from tests.browser import chromium
 
 FIRST_S, FRAMES = 3.0, 30.0
@@ -120,14 +119,10 @@ def write_map(site: MadeUp) -> None:
     """Writes the cached result that scored the photos, and the points of their map: 200 clusters."""
     stages, draw, count = site.workspace.runs / "stages", np.random.default_rng(0), len(site.made_up)
     (stages / FOLD).mkdir(parents=True)
-    one = np.zeros(1)
-    write_scores(Scores(np.array(["0" * 16]), one.astype(np.int64), one.astype(np.float32),
-                        one.reshape(1, 1).astype(np.int64), one.reshape(1, 1).astype(np.float32)),
-                 stages / FOLD / "scores.parquet")  # fmt: skip
     np.save(stages / FOLD / "features.npy", np.ones((1, 2)))
     centre = draw.uniform(-0.9, 0.9, (200, 2))
     xy = centre[site.made_up.label.codes % 200] + draw.normal(0, 0.03, (count, 2))
-    file = file_of(site.workspace.maps, find_source(stages, site.made_up.scored_by), site.made_up.id)
+    file = file_of(site.workspace.maps, find_source(stages, site.made_up), site.made_up)
     write_points(file, Points(site.made_up.id, np.clip(xy, -1, 1).astype(np.float32)))
 
 

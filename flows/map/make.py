@@ -11,7 +11,7 @@ import numpy as np
 from flows.errors import InputError
 from flows.map.layout import lay_out
 from flows.map.points import SEED, Points, write_points
-from flows.map.sources import find_source, read_vectors
+from flows.map.sources import NETWORK, Vectors, find_source, read_vectors
 from flows.review.photos import read_photos
 from models.training.command import log_progress, run
 
@@ -25,8 +25,14 @@ def make(data: Path, stages: Path, out: Path) -> None:
         InputError: there are no usable embeddings of these photos.
     """
     photos = read_photos(data, version=data.name)
-    source = find_source(stages, photos.scored_by)
-    vectors = read_vectors(source, photos.id)
+    source = find_source(stages, photos)
+    rows = source.rows(photos, seed=SEED)
+    if source.name == NETWORK:
+        from flows.map.embed import embed
+
+        vectors = Vectors(photos.id[rows], [embed(data, source.folders[0] / NETWORK, rows)], [np.arange(len(rows))])
+    else:
+        vectors = read_vectors(source, photos.id[rows])
     if not len(vectors):
         raise InputError(
             f"{source.folders[0]} holds none of the photos of data version {data.name[:12]}; clean it again"

@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.data.purge_record import REF
 from flows.errors import InputError, PurgedVersion, WorldError
 from flows.map.points import Points, file_of, read_points
-from flows.map.sources import find_source
+from flows.map.sources import NETWORK, find_source
 from flows.review.photos import Photos
 from flows.run.launch import run_child
 from flows.settings import INSTALL_MAP
@@ -56,7 +56,8 @@ class Maps:
             for leftover in file.parent.glob(".*"):  # of a killed child
                 leftover.unlink()
             arguments = ["--data", photos.folder, "--stages", self._stages, "--out", file]
-            run_child("flows.map.make", arguments, say=say, title="map")
+            on_gpu = find_source(self._stages, photos).name == NETWORK
+            run_child("flows.map.make", arguments, say=say, title="map", on_gpu=on_gpu)
             if self._purges() != purged:  # the purge may have looked before the file was there
                 file.unlink(missing_ok=True)
                 raise PurgedVersion("photos were purged while the map was made; open the map again")
@@ -65,7 +66,7 @@ class Maps:
         return made
 
     def _file(self, photos: Photos) -> Path:
-        return file_of(self.workspace.maps, find_source(self._stages, photos.scored_by), photos.id)
+        return file_of(self.workspace.maps, find_source(self._stages, photos), photos)
 
     @property
     def _stages(self) -> Path:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from durable import replacing
-from flows.map.sources import SCORES, Source
+from flows.map.sources import Source
+from flows.review.photos import Photos
 from models.recipe.config import digest
 
 METHOD = 1  # grows when the same embeddings give other points
@@ -31,15 +32,16 @@ class Points:
     xy: NDArray[np.float32]
 
 
-def file_of(maps: Path, source: Source, photos: NDArray[np.uint64]) -> Path:
-    """The file of the map of these photos (sorted ids) by this source, which may not be there yet.
+def file_of(maps: Path, source: Source, photos: Photos) -> Path:
+    """The file of the map of a data version by this source, which may not be there yet.
 
     The folders of a source are named by what they depend on, and their `done.json` has the hash of each file; hashing the
     embeddings themselves would take minutes.
     """
     hashes = [_recorded(folder) for folder in source.folders]
     names = [folder.name for folder in source.folders]
-    ids = hashlib.sha256(photos.astype("<u8").tobytes()).hexdigest()
+    drawn = photos.id[source.rows(photos, seed=SEED)]
+    ids = hashlib.sha256(drawn.astype("<u8").tobytes()).hexdigest()
     return maps / f"{digest(METHOD, SEED, source.name, names, hashes, ids)}.parquet"
 
 
@@ -61,4 +63,4 @@ def read_points(file: Path) -> Points | None:
 
 def _recorded(folder: Path) -> str:
     done = folder / "done.json"
-    return done.read_text(encoding="utf-8") if done.exists() else str((folder / SCORES).stat().st_size)
+    return done.read_text(encoding="utf-8") if done.exists() else ""

@@ -1,7 +1,9 @@
-"""Embeddings that a map is drawn by: cached results of the networks that scored a data version's photos.
+"""Embeddings that a map is drawn by: of the networks that scored a data version's photos in cleaning.
 
-Only embeddings of one network can be compared. All folds of a cleaning share the features of a frozen backbone; where the
-backbone was trained, each fold has its own, and one fold is drawn.
+Only embeddings of one network can be compared. In this order:
+    features.npy     of a frozen backbone, which all folds of a cleaning share: all scored photos
+    network.pt       of one fold, which computes embeddings now: MOST_COMPUTED photos
+    embeddings.npy   of one fold, if these are more photos
 """
 
 from __future__ import annotations
@@ -15,43 +17,52 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flows.errors import InputError
-from flows.review.photos import Words, numbers
+from flows.review.photos import Photos, numbers
 
-FEATURES, EMBEDDINGS, SCORES = "features.npy", "embeddings.npy", "scores.parquet"
+FEATURES, EMBEDDINGS, NETWORK, SCORES = "features.npy", "embeddings.npy", "network.pt", "scores.parquet"
 BLOCK_BYTES = 1 << 25  # of the float32 vectors that are read at a time
+MOST_COMPUTED = 100_000  # photos that a network embeds for a map, some minutes of a GPU or of many cores
 
 
 @dataclass(frozen=True)
 class Source:
-    """Folders in `runs/stages/` with the embeddings of one network, in the files `name`."""
+    """Folders in `runs/stages/` with the file `name`, of one network."""
 
     folders: tuple[Path, ...]
     name: str
 
+    def rows(self, photos: Photos, *, seed: int) -> NDArray[np.int64]:
+        """Sorted rows of the photos to draw, if the source has them: all, or MOST_COMPUTED of them, label issues first."""
+        if self.name != NETWORK or len(photos) <= MOST_COMPUTED:
+            return np.arange(len(photos))
+        order = np.random.default_rng(seed).permutation(len(photos))
+        is_calm = photos.decision.is_one_of([""])
+        return np.sort(order[np.argsort(is_calm[order], kind="stable")][:MOST_COMPUTED])
 
-def find_source(stages: Path, scored_by: Words) -> Source:
+
+def find_source(stages: Path, photos: Photos) -> Source:
     """The embeddings of the photos of a data version, by its column `scored_by`.
 
     Raises:
-        InputError: the version was never cleaned, its networks' results are gone, or they hold no embeddings.
+        InputError: the version was never cleaned, or its networks are gone.
     """
-    scored = [value for value in scored_by.values if value and not value.startswith("person")]
+    scored = [value for value in photos.scored_by.values if value and not value.startswith("person")]
     names = sorted({name for value in scored for name in value.split()})
     if not names:
-        raise InputError(
-            "there is no map yet, because no network has looked at these photos; retrain, or run `cleanshelf clean RECIPE`"
-        )
-    folders = [stages / name for name in names if (stages / name / SCORES).is_file()]
+        raise InputError("no network has looked at these photos yet; retrain, or run `cleanshelf clean RECIPE`")
+    folders = [stages / name for name in names]
     if shared := tuple(folder for folder in folders if (folder / FEATURES).is_file()):
         return Source(shared, FEATURES)
-    if own := [folder for folder in folders if (folder / EMBEDDINGS).is_file()]:
-        return Source((max(own, key=lambda folder: _num_rows(folder / SCORES)),), EMBEDDINGS)
-    why = (
-        "compares no photos; choose another clean.rule, such as posterior" if folders else "is no longer in runs/stages"
-    )
-    raise InputError(
-        f"there is no map, because the cleaning that scored these photos {why}, and run `cleanshelf clean RECIPE`"
-    )
+    network = next((folder for folder in folders if (folder / NETWORK).is_file()), None)
+    own = [folder for folder in folders if (folder / EMBEDDINGS).is_file()]
+    largest = max(own, key=lambda folder: _num_rows(folder / SCORES), default=None)
+    if largest and (network is None or _num_rows(largest / SCORES) > MOST_COMPUTED):
+        return Source((largest,), EMBEDDINGS)
+    if network is None:
+        raise InputError(
+            f"the networks that scored these photos are no longer in {stages}; retrain, or run `cleanshelf clean RECIPE`"
+        )
+    return Source((network,), NETWORK)
 
 
 def _num_rows(file: Path) -> int:

@@ -47,8 +47,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Photos, 
     number, side = np.arange(len(ids)), int(np.ceil(np.sqrt(len(ids))))
     xy = np.stack([number % side, number // side], axis=1) / (side - 1) * 1.8 - 0.9
     points = Points(ids, xy.astype(np.float32))
-    source = find_source(shop.runs / "stages", photos.scored_by)
-    write_points(file_of(shop.maps, source, photos.id), points)
+    source = find_source(shop.runs / "stages", photos)
+    write_points(file_of(shop.maps, source, photos), points)
     return shop, photos, points
 
 

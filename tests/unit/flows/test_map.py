@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -80,27 +81,47 @@ def test_few_photos_need_no_umap() -> None:
     assert np.isnan(lay_out(vectors_of(np.zeros((2, 4), np.float16)), seed=0)).all()
 
 
-def test_features_that_all_folds_share_come_before_embeddings(tmp_path: Path) -> None:
-    scored_by = words(pa.chunked_array([["fold-0-a", "fold-1-b", "fold-0-a fold-1-b", "person mixed up", ""]]))
+def scored(folder: Path, *scored_by: str) -> Photos:
+    """Photos of which each was scored by one of these."""
+    photos = photos_of(folder, classes=2, count=len(scored_by))
+    return dataclasses.replace(photos, scored_by=words(pa.chunked_array([scored_by])))
+
+
+def test_features_that_all_folds_share_come_first_and_then_what_shows_most_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = scored(tmp_path, "fold-0-a", "fold-1-b", "fold-0-a fold-1-b", "person mixed up", "")
     small = write_fold(tmp_path / "fold-0-a", ids_of(1), "embeddings.npy", np.ones((1, 2)))
     large = write_fold(tmp_path / "fold-1-b", ids_of(2, 3), "embeddings.npy", np.ones((2, 2)))
-    assert find_source(tmp_path, scored_by) == Source((large,), "embeddings.npy"), "one network, that saw most photos"
+    assert find_source(tmp_path, photos) == Source((large,), "embeddings.npy"), "one network, that saw most photos"
+    (small / "network.pt").write_bytes(b"tensors")
+    assert find_source(tmp_path, photos) == Source((small,), "network.pt"), "embeds all photos"
+    monkeypatch.setattr("flows.map.sources.MOST_COMPUTED", 1)
+    assert find_source(tmp_path, photos) == Source((large,), "embeddings.npy"), "more than a network would embed"
     np.save(small / "features.npy", np.ones((1, 4)))
     np.save(large / "features.npy", np.ones((2, 4)))
-    assert find_source(tmp_path, scored_by) == Source((small, large), "features.npy")
+    assert find_source(tmp_path, photos) == Source((small, large), "features.npy")
 
 
-def test_a_version_without_embeddings_says_the_way_out(tmp_path: Path) -> None:
-    never, person = words(pa.chunked_array([[""]])), words(pa.chunked_array([["person by hand"]]))
-    for scored_by in (never, person):
+def test_of_too_many_photos_the_label_issues_are_embedded_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photos_of(tmp_path, classes=2, count=90)  # 30 in doubt
+    assert len(Source((), "network.pt").rows(photos, seed=0)) == 90
+    monkeypatch.setattr("flows.map.sources.MOST_COMPUTED", 40)
+    rows = Source((), "network.pt").rows(photos, seed=0)
+    assert (len(rows), set(rows) >= set(range(60, 90)), rows.tolist()) == (40, True, sorted(rows.tolist()))
+    assert rows.tolist() == Source((), "network.pt").rows(photos, seed=0).tolist()
+    assert rows.tolist() != Source((), "network.pt").rows(photos, seed=1).tolist()
+    assert len(Source((), "features.npy").rows(photos, seed=0)) == 90
+
+
+def test_a_version_without_networks_says_the_way_out(tmp_path: Path) -> None:
+    for photos in (scored(tmp_path, ""), scored(tmp_path, "person by hand"), scored(tmp_path)):
         with pytest.raises(InputError, match=r"no network has looked .* `cleanshelf clean RECIPE`"):
-            find_source(tmp_path, scored_by)
-    gone = words(pa.chunked_array([["fold-0-gone"]]))
-    with pytest.raises(InputError, match="no longer in runs/stages"):
-        find_source(tmp_path, gone)
-    (write_fold(tmp_path / "fold-0-gone", ids_of(1), "embeddings.npy", np.ones((1, 2))) / "embeddings.npy").unlink()
-    with pytest.raises(InputError, match=r"compares no photos; choose another clean\.rule"):
-        find_source(tmp_path, gone)
+            find_source(tmp_path, photos)
+    with pytest.raises(InputError, match=f"no longer in {tmp_path}; retrain"):
+        find_source(tmp_path, scored(tmp_path, "fold-0-gone"))
 
 
 def test_each_photo_of_the_version_is_read_once(tmp_path: Path) -> None:
@@ -125,17 +146,15 @@ def test_damaged_embeddings_are_named(tmp_path: Path, damage: bytes) -> None:
 
 def test_a_map_is_named_by_its_photos_and_its_networks(tmp_path: Path) -> None:
     one = write_fold(tmp_path / "one", ids_of(1), "features.npy", np.ones((1, 2)))
-    other = write_fold(tmp_path / "other", ids_of(1), "features.npy", np.ones((1, 2)))
-    photos, maps = np.array([1, 2], np.uint64), tmp_path / "maps"
-    name = file_of(maps, Source((one,), "features.npy"), photos)
-    assert name == file_of(maps, Source((one,), "features.npy"), photos.copy())
-    others = [
-        file_of(maps, Source((one,), "features.npy"), photos[:1]),
-        file_of(maps, Source((other,), "features.npy"), photos),
-        file_of(maps, Source((one,), "embeddings.npy"), photos),
-    ]
+    photos, fewer = (photos_of(tmp_path, classes=2, count=count) for count in (9, 8))
+    shown = Source((one,), "features.npy")
+    name = file_of(tmp_path, shown, photos)
+    relabelled = dataclasses.replace(photos, version="w", label=Words(photos.label.codes[::-1], photos.classes))
+    assert name == file_of(tmp_path, shown, relabelled), "the same photos on the same map"
+    others = [file_of(tmp_path, shown, fewer), file_of(tmp_path, Source((tmp_path / "other",), "features.npy"), photos),
+              file_of(tmp_path, Source((one,), "embeddings.npy"), photos)]  # fmt: skip
     (one / "done.json").write_text("{}")
-    assert len({name, *others, file_of(maps, Source((one,), "features.npy"), photos)}) == 5
+    assert len({name, *others, file_of(tmp_path, shown, photos)}) == 5
 
 
 def test_points_are_written_whole_and_a_damaged_file_counts_as_missing(tmp_path: Path) -> None:
