@@ -18,7 +18,7 @@ from models.progress import with_progress
 
 COMPONENTS = 50
 NEIGHBOURS = 15
-WHOLE = 200_000  # up to so many photos, all are fitted
+WHOLE = 200_000  # photos; all of up to this number are fitted
 FIT_MOST = 100_000
 NEAREST = 5  # fitted photos that place another one
 

@@ -63,7 +63,7 @@ def map_page(request: Request, site: TheSite, charts: TheCharts, person: Looks, 
 
 @router.get("/api/map")
 def map_state(site: TheSite, charts: TheCharts, person: Looks, version: str = "selected") -> dict[str, Any]:
-    """Is there a map of a data version? `state` is ready, making, missing, failed or impossible; `message` says more."""
+    """State of the map of a data version: ready, making, missing, failed or impossible; `message` says more."""
     return state_of(site.photos(version), charts)
 
 
@@ -113,7 +113,7 @@ def select(polygon: Polygon, site: TheSite, charts: TheCharts, person: Looks) ->
 
 
 def state_of(photos: Photos, charts: Charts) -> dict[str, Any]:
-    """What `GET /api/map` answers."""
+    """State of the map of a data version, as `GET /api/map` answers it."""
     state: dict[str, Any] = {"version": photos.version, "photos": len(photos), "message": ""}
     try:
         chart = charts.find(photos)

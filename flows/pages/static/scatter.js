@@ -105,7 +105,7 @@ export class Scatter {
   /** Size of a point in pixels: small where many points share the picture. */
   get pointSize() {
     const area = (this.width * this.height) / Math.max(this.count, 1);
-    return Math.max(1, Math.min(8, 0.8 * Math.sqrt(area) * Math.min(this.view.scale, 8) ** 0.4));
+    return Math.max(1, Math.min(6, 0.8 * Math.sqrt(area) * Math.min(this.view.scale, 8) ** 0.4));
   }
 
   draw() {
