@@ -18,8 +18,7 @@ class Projection:
 
     def of(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, K) components of vectors (n, d)."""
-        projected: NDArray[np.float32] = (block - self.mean) @ self.axes
-        return projected
+        return np.asarray((block - self.mean) @ self.axes, np.float32)
 
 
 def principal_components(blocks: Iterable[NDArray[np.float32]], *, most: int) -> Projection:

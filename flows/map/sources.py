@@ -21,7 +21,7 @@ from flows.review.photos import Photos, numbers
 
 FEATURES, EMBEDDINGS, NETWORK, SCORES = "features.npy", "embeddings.npy", "network.pt", "scores.parquet"
 BLOCK_BYTES = 1 << 25  # of the float32 vectors that are read at a time
-MOST_COMPUTED = 100_000  # photos that a network embeds for a map, some minutes of a GPU or of many cores
+MOST_COMPUTED = 100_000  # photos that a network embeds for a map; bounds the time
 
 
 @dataclass(frozen=True)

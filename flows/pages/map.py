@@ -69,7 +69,7 @@ def map_state(site: TheSite, charts: TheCharts, person: Looks, version: str = "s
 
 @router.post("/api/map")
 def make_map(which: Which, site: TheSite, charts: TheCharts, person: Decides) -> dict[str, Any]:
-    """Starts to make the map of a data version, unless it is there; takes minutes."""
+    """Starts to make the map of a data version, unless it is there; `state` says when it is."""
     photos = site.photos(which.version)
     if state_of(photos, charts)["state"] in ("missing", "failed"):
         charts.make(photos)

@@ -10,9 +10,10 @@ import pytest
 
 from flows.data.versions import DataVersions
 from flows.errors import InputError, WorkspaceBusy
-from flows.map.layout import Placement
+from flows.map.layout import lay_out
 from flows.map.maps import Maps
 from flows.map.points import Points
+from flows.map.sources import Vectors
 from flows.purge import purge
 from flows.review.photos import Photos, read_photos
 from flows.workspace import Workspace
@@ -81,24 +82,20 @@ def test_without_umap_the_message_says_how_to_install_it(
         Maps(shop).make(photos, say=print)
 
 
-def test_photos_beyond_those_that_are_fitted_lie_among_their_like() -> None:
-    draw = np.random.default_rng(0)
-    centres = 8 * np.eye(6, 10)
-
-    def around(count: int) -> tuple[np.ndarray, np.ndarray]:
-        group = np.arange(count) % 6
-        return group, (centres[group] + draw.normal(size=(count, 10))).astype(np.float32)
-
-    group, components = around(300)
-    place = Placement(components, seed=0, is_searched=True)
-    other, rest = around(60)
-    rest[7] = np.nan
-    positions = place.near(rest)
-    assert np.isnan(positions[7]).all()
-    middle = np.stack([place.fitted[group == number].mean(axis=0) for number in range(6)])
-    usable = np.arange(60) != 7
+def test_photos_beyond_those_that_are_fitted_lie_among_their_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.map.layout.WHOLE", 300)
+    monkeypatch.setattr("flows.map.layout.FIT_MOST", 240)
+    draw, group = np.random.default_rng(0), np.arange(400) % 6
+    table = (8 * np.eye(6, 10)[group] + draw.normal(size=(400, 10))).astype(np.float16)
+    table[[7, 8, 9, 10, 11, 12, 13]] = np.nan  # some are fitted, and some are not
+    vectors = Vectors(np.arange(400, dtype=np.uint64), [table[:150], table[150:]], [np.arange(150), np.arange(250)])
+    positions = lay_out(vectors, seed=0)
+    usable = ~np.isnan(positions[:, 0])
+    assert np.flatnonzero(~usable).tolist() == [7, 8, 9, 10, 11, 12, 13]
+    middle = np.stack([np.median(positions[usable & (group == number)], axis=0) for number in range(6)])
     nearest = np.linalg.norm(positions[usable, None] - middle[None], axis=2).argmin(axis=1)
-    assert (nearest == other[usable]).mean() > 0.95
+    assert (nearest == group[usable]).mean() > 0.95
+    assert np.array_equal(lay_out(vectors, seed=0), positions, equal_nan=True)
 
 
 def test_a_purge_deletes_maps(shop: Workspace, photos: Photos, tmp_path: Path) -> None:

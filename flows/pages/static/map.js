@@ -19,7 +19,7 @@ let shownPoint = -1;
 let isDrawing = false; // around photos, with the pointer down
 
 const SAYS = {
-  missing: "There is no map of this version yet. Making one takes some minutes, and you can go on working meanwhile.",
+  missing: "There is no map of this version yet. Making one takes a minute or longer, and you can go on working meanwhile.",
   making: "The map is being made",
   failed: "The map was not made",
   impossible: "There is no map of this version",
