@@ -37,6 +37,7 @@ def make(data: Path, stages: Path, out: Path) -> None:
         raise InputError(
             f"{source.folders[0]} holds none of the photos of data version {data.name[:12]}; clean it again"
         )
+    log.info("laying out %d photos", len(vectors))
     xy = lay_out(vectors, seed=SEED)
     usable = np.flatnonzero(~np.isnan(xy[:, 0]))
     if not len(usable):

@@ -61,6 +61,7 @@ def test_photos_that_look_the_same_to_the_network_lie_together(photos: Photos, m
     assert same.mean() > 0.5, "features of the fold are clusters by class, up to the photos that it flagged"
 
 
+@pytest.mark.slow  # UMAP compiles again
 def test_the_same_seed_gives_the_same_map(shop: Workspace, photos: Photos, made: Points) -> None:
     maps = Maps(shop)
     shutil.rmtree(shop.maps)
@@ -82,6 +83,7 @@ def test_without_umap_the_message_says_how_to_install_it(
         Maps(shop).make(photos, say=print)
 
 
+@pytest.mark.slow  # so does its search
 def test_photos_beyond_those_that_are_fitted_lie_among_their_like(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.map.layout.WHOLE", 300)
     monkeypatch.setattr("flows.map.layout.FIT_MOST", 240)

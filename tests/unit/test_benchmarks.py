@@ -131,6 +131,12 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
         ),
         (("drift.py",), "called watch or drifted, of 1000 halvings of 2000 answers"),
         (("gates.py", "--draws", "2"), "refused, 9 classes of 8 photos, falls by 0.00"),
+        pytest.param(
+            ("web_map.py", "--points", "2000", "--seconds", "1"),
+            "map of 2,000 points, first frame",
+            marks=[pytest.mark.slow, pytest.mark.browser],
+        ),
+        pytest.param(("map_layout.py", "--photos", "500", "--width", "8"), "500 photos x 8, s", marks=pytest.mark.slow),
         pytest.param(("near_duplicates.py",), "drawn products: candidates", marks=pytest.mark.slow),
         (("data_versions.py", "--rows", "500", "--photos", "40", "--small", "500"), "labels-only version, s"),
     ],

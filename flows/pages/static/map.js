@@ -20,7 +20,7 @@ let isDrawing = false; // around photos, with the pointer down
 
 const SAYS = {
   missing: "There is no map of this version yet. Making one takes a minute or longer, and you can go on working meanwhile.",
-  making: "The map is being made",
+  making: "The map is being made, and appears here when it is ready",
   failed: "The map was not made",
   impossible: "There is no map of this version",
 };
@@ -101,6 +101,10 @@ function lookUp(left, top, most) {
   mark(point);
   clearTimeout(timer);
   timer = setTimeout(() => showPhoto(point), HOVER_MS);
+}
+
+function lookUpMiddle() {
+  lookUp(scatter.width / 2, scatter.height / 2, Infinity);
 }
 
 async function showPhoto(point) {
@@ -217,8 +221,9 @@ function listen() {
     else if (event.key === "Home") showAll();
     else return;
     event.preventDefault();
-    lookUp(scatter.width / 2, scatter.height / 2, Infinity);
+    lookUpMiddle();
   });
+  plot.addEventListener("focus", () => plot.matches(":focus-visible") && lookUpMiddle());
   document.addEventListener("keydown", (event) => event.key === "Escape" && !isTyping(event) && clear());
   $("colour").addEventListener("change", colour);
   dark.addEventListener("change", colour);
