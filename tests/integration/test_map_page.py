@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,7 +135,9 @@ def test_the_map_works_by_keys_and_in_the_dark(page: Page) -> None:
     expect(page.locator("#photo")).not_to_have_attribute("data-photo", str(first))
     page.keyboard.press("Home")
     page.select_option("#colour", label="decision")
-    expect(page.locator("#legend")).to_contain_text("in doubt")
+    page.get_by_role("button", name="in doubt").press("Enter")
+    expect(page.locator("#legend [aria-pressed=true]")).to_have_text(re.compile(r"^in doubt \(\d+\)$"))
+    expect(page.locator("#legend [aria-pressed=true]")).to_be_focused()
     page.emulate_media(color_scheme="dark")
     page.select_option("#colour", label="score")
     expect(page.locator("#legend")).to_contain_text("0.9 to 1")

@@ -13,10 +13,15 @@ export function coloursOf({ values, is_scale: isScale }, isDark) {
   let next = 0;
   const steps = Math.max(values.filter(({ name }) => !QUIET_NAMES.test(name)).length - 1, 1);
   return values.map(({ name }) => {
-    if (QUIET_NAMES.test(name)) return parts(isDark ? QUIET.dark : QUIET.light);
+    if (QUIET_NAMES.test(name)) return quiet(isDark);
     const position = next++;
     return isScale ? between(position / steps) : parts(DISTINCT[position % DISTINCT.length]);
   });
+}
+
+/** The colour of what needs no attention. */
+export function quiet(isDark) {
+  return parts(isDark ? QUIET.dark : QUIET.light);
 }
 
 /** A colour for CSS. */

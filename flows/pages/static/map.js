@@ -1,6 +1,6 @@
 // The map: makes it if it is missing, colours its points, shows the photo at the pointer, and selects photos for review.
 import { call, count, element, given, isTyping, notice, pictureOf } from "/static/page.js";
-import { coloursOf, css, groundOf } from "/static/map-colours.js";
+import { coloursOf, css, groundOf, quiet } from "/static/map-colours.js";
 import { Scatter } from "/static/scatter.js";
 
 const POLL_MS = 2000;
@@ -16,6 +16,7 @@ let scatter, codes;
 let corners = []; // of the area that is drawn or selected, in coordinates of the map
 let asked, timer; // the request for a photo under way, and the pause before it
 let shownPoint = -1;
+let only = -1; // the value of the legend that alone has a colour
 let isDrawing = false; // around photos, with the pointer down
 
 const SAYS = {
@@ -69,16 +70,25 @@ async function show() {
 }
 
 function colour() {
-  const chosen = state.colourings[$("colour").value], colours = coloursOf(chosen, dark.matches);
-  scatter.colour(codes[$("colour").value], colours, groundOf(plot));
-  $("legend").replaceChildren(
-    ...chosen.values.flatMap((value, i) => {
-      if (!value.count) return [];
-      const swatch = element("i");
-      swatch.style.backgroundColor = css(colours[i]);
-      return [element("li", {}, swatch, `${value.name} (${count(value.count)})`)];
-    }),
-  );
+  const chosen = state.colourings[$("colour").value];
+  const colours = coloursOf(chosen, dark.matches);
+  const shown = colours.map((each, i) => (only < 0 || i === only ? each : quiet(dark.matches)));
+  scatter.colour(codes[$("colour").value], shown, groundOf(plot));
+  $("legend").replaceChildren(...chosen.values.flatMap((value, i) => (value.count ? [entry(value, i, colours[i])] : [])));
+}
+
+/** A value in the legend; pressed, it is the only one with a colour. */
+function entry({ name, count: number }, i, swatchColour) {
+  const swatch = element("i");
+  swatch.style.backgroundColor = css(swatchColour);
+  const press = () => {
+    only = only === i ? -1 : i;
+    colour();
+    $("legend").querySelector(`[data-value="${i}"]`).focus();
+  };
+  const text = `${name} (${count(number)})`;
+  return element("li", {}, element("button", { type: "button", "aria-pressed": String(only === i), "data-value": i,
+    onclick: press }, swatch, text));
 }
 
 /** Moves what lies over the points with them. */
@@ -225,7 +235,10 @@ function listen() {
   });
   plot.addEventListener("focus", () => plot.matches(":focus-visible") && lookUpMiddle());
   document.addEventListener("keydown", (event) => event.key === "Escape" && !isTyping(event) && clear());
-  $("colour").addEventListener("change", colour);
+  $("colour").addEventListener("change", () => {
+    only = -1;
+    colour();
+  });
   dark.addEventListener("change", colour);
   $("lasso").addEventListener("click", () => draw($("lasso").getAttribute("aria-pressed") !== "true"));
   $("larger").addEventListener("click", () => scatter.zoom(1.5));
