@@ -116,11 +116,22 @@ def test_an_area_is_selected_and_escape_clears_it(page: Page, drawn: tuple[Works
     expect(page.locator("#selected")).to_contain_text(f"{inside} photos selected")
     link = page.locator("#selected a").get_attribute("href")
     assert link
-    assert link.startswith(f"/review?version={drawn[1].version}&selection=")
+    asked = page.request.get(link.replace("/review", "/api/review/queue") + "&limit=100").json()
+    assert len(asked["photos"]) == inside
     page.keyboard.press("Escape")
     expect(page.locator("#selected")).to_be_empty()
     page.click("#seen")
     expect(page.locator("#selected")).to_contain_text(f"{len(points.id)} photos selected")
+
+
+def test_one_photo_is_reviewed(page: Page, drawn: tuple[Workspace, Photos, Points]) -> None:
+    points = drawn[2]
+    page.mouse.click(*place(page, *points.xy[5].tolist()))
+    page.mouse.move(*place(page, *points.xy[6].tolist()), steps=3)
+    expect(page.locator("#photo")).to_have_attribute("data-photo", f"{int(points.id[5]):016x}")
+    page.get_by_role("button", name="Review this photo").click()
+    page.wait_for_url("**/review?*")
+    expect(page.locator(f"img[src*='{int(points.id[5]):016x}']").first).to_be_visible()
 
 
 def test_the_map_works_by_keys_and_in_the_dark(page: Page) -> None:

@@ -6,6 +6,7 @@ import { Scatter } from "/static/scatter.js";
 const POLL_MS = 2000;
 const HOVER_MS = 40; // that the pointer rests before its photo is asked for
 const MOST_CORNERS = 400;
+const STILL_PX = 4; // a pointer that moves less stands still
 const STEP_PX = 60; // that an arrow key moves the view
 
 const $ = (id) => document.getElementById(id);
@@ -17,6 +18,7 @@ let corners = []; // of the area that is drawn or selected, in coordinates of th
 let asked, timer; // the request for a photo under way, and the pause before it
 let shownPoint = -1;
 let only = -1; // the value of the legend that alone has a colour
+let isHeld = false; // the photo stays while the pointer moves on
 let isDrawing = false; // around photos, with the pointer down
 
 const SAYS = {
@@ -140,8 +142,23 @@ function describe(facts) {
     if (value !== null) list.append(element("dt", { class: "soft" }, name), element("dd", {}, String(value)));
   }
   const picture = element("img", { src: pictureOf(state.version, facts.photo), alt: `Photo labelled ${facts.label}` });
-  $("photo").replaceChildren(picture, list);
+  const review = element("button", { type: "button", onclick: () => reviewOne(facts.photo) }, "Review this photo");
+  $("photo").replaceChildren(picture, list, review);
   $("photo").dataset.photo = facts.photo;
+}
+
+async function reviewOne(photo) {
+  try {
+    const body = { version: state.version, photos: [photo] };
+    location.assign(addressOf((await call("/api/review/selections", { method: "POST", body })).selection));
+  } catch (error) {
+    notice(error.message, { isError: true });
+  }
+}
+
+/** Address of the review of a selection, whether its photos are in doubt or not. */
+function addressOf(selection) {
+  return `/review?${new URLSearchParams({ version: state.version, scope: "all", selection })}`;
 }
 
 /** Selects the photos within the corners, and offers them for review. */
@@ -150,7 +167,7 @@ async function select() {
   follow();
   try {
     const found = await call("/api/map/selection", { method: "POST", body: { version: state.version, corners } });
-    const address = `/review?version=${found.version}&selection=${found.selection}`;
+    const address = addressOf(found.selection);
     $("selected").replaceChildren(
       `${count(found.photos)} photos selected.`,
       ...(found.photos ? [element("a", { class: "button", href: address }, "Review them")] : []),
@@ -166,6 +183,7 @@ function clear() {
   corners = [];
   isDrawing = false;
   shownPoint = -1;
+  isHeld = false;
   cross.classList.remove("shown");
   $("selected").replaceChildren();
   draw(false);
@@ -185,19 +203,19 @@ function spot(event) {
 
 function listen() {
   const fingers = new Map();
+  let pressed; // where the pointer went down
   plot.addEventListener("pointerdown", (event) => {
     plot.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, spot(event));
+    fingers.set(event.pointerId, (pressed = spot(event)));
     isDrawing = fingers.size === 1 && (event.shiftKey || $("lasso").getAttribute("aria-pressed") === "true");
     if (isDrawing) corners = [scatter.place(...spot(event))];
-    else lookUp(...spot(event)); // a finger points without moving before
   });
   plot.addEventListener("pointermove", (event) => {
     const [left, top] = spot(event), before = fingers.get(event.pointerId);
-    if (!before) return lookUp(left, top);
+    if (!before) return isHeld || lookUp(left, top);
     if (isDrawing) {
       const last = scatter.pixels(...corners.at(-1));
-      if (Math.hypot(left - last[0], top - last[1]) < 4 || corners.length >= MOST_CORNERS) return;
+      if (Math.hypot(left - last[0], top - last[1]) < STILL_PX || corners.length >= MOST_CORNERS) return;
       corners.push(scatter.place(left, top));
       return follow();
     }
@@ -212,6 +230,11 @@ function listen() {
   });
   const lift = (event) => {
     fingers.delete(event.pointerId);
+    const [left, top] = spot(event);
+    if (!isDrawing && Math.hypot(left - pressed[0], top - pressed[1]) < STILL_PX) {
+      isHeld = scatter.nearest(...scatter.place(left, top)) >= 0;
+      lookUp(left, top);
+    }
     if (!isDrawing) return;
     isDrawing = false;
     draw(false);
