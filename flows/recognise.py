@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,53 @@ from flows.errors import EndpointMissing
 from flows.workspace import Workspace
 from pixels import BadPhoto
 from serving import Access, LocalRecognizer, Recognition, Recognizer
+from serving.errors import ModelNotReady, RequestRejected, RequestTimeout, ServerUnavailable
 
 TIMEOUT_S = 120.0  # for a batch of a folder: a late answer is better than a failed run
 PATIENCE_S = 60.0  # how long to wait for a server that restarts
+AWAY = (ServerUnavailable, ModelNotReady, RequestTimeout, RequestRejected)
+
+
+class Connection:
+    """Connection to a workspace's endpoint that is kept between questions. Threads may share it."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._lock = threading.Lock()
+        self._held: tuple[Access, Recognizer] | None = None
+
+    def ask(self, photos: Sequence[bytes]) -> list[Recognition | BadPhoto]:
+        """One answer per encoded photo, in order; a photo that cannot be decoded gets a BadPhoto.
+
+        Raises:
+            EndpointMissing: no server is running, or it does not answer.
+        """
+        try:
+            return list(self._recognizer().stream(photos))
+        except AWAY as error:
+            raise EndpointMissing(
+                "the endpoint does not answer at the moment; try again in a minute, and if it stays away restart it with "
+                "`cleanshelf serve`"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the connection."""
+        with self._lock:
+            if self._held:
+                self._held[1].close()
+            self._held = None
+
+    def _recognizer(self) -> Recognizer:
+        """The kept client, or a new one if the server has another address or token than before."""
+        found = access(self.workspace)
+        if found is None:
+            raise EndpointMissing(
+                "no endpoint is running for this workspace; start one with `cleanshelf serve --detach`, and try again"
+            )
+        with self._lock:
+            if self._held is None or self._held[0] != found:
+                self._held = found, Recognizer(found, transport="encoded", patience_s=3.0)
+            return self._held[1]
 
 
 def ask_endpoint(workspace: Workspace, images: Sequence[Path]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from contract import CleanShelfError
 from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, UnknownRun, UnknownVersion, WorkspaceBusy
-from flows.pages import deciding, documentation, endpoint, home, pictures, review, runs, versions
+from flows.pages import deciding, documentation, duplicates, endpoint, home, pictures, recognise, review, runs, versions
 from flows.pages.access import People
 from flows.pages.guard import Guard
 from flows.pages.map import router as map_router  # a module named map would hide the built-in function
@@ -40,6 +40,8 @@ ROUTERS = (
     runs.router,
     endpoint.router,
     map_router,
+    recognise.router,
+    duplicates.router,
 )
 DESCRIPTION = """\
 What the pages use, for programs. Off the loopback, send `Authorization: Bearer TOKEN`. An error is

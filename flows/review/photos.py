@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from contract.labels import KnownLabels
 from flows.errors import UnknownPhoto
 from models.data.manifest import SPLITS, read_photo, read_table_file
 
@@ -105,6 +106,11 @@ class Photos:
     def read(self, row: int) -> bytes:
         """Bytes of a photo, as delivered."""
         return read_photo(self.folder, self.shard[row], int(self.offset[row]), int(self.size[row]))
+
+    @functools.cached_property
+    def products(self) -> KnownLabels:
+        """The classes, for finding the one that a text means."""
+        return KnownLabels(self.classes)
 
     @functools.cached_property
     def by_label(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,0 +1,175 @@
+"""The page Recognise: photos of a browser to the endpoint, its answers, and photos that people name for the next training."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+
+from contract.labels import KnownLabels, shown
+from flows.errors import InputError, UnknownVersion
+from flows.pages import uploads
+from flows.pages.access import Decides, Looks, Operates, Person
+from flows.pages.pictures import as_jpeg
+from flows.pages.site import Site, TheSite, page
+from flows.recognise import Connection
+from flows.review.decisions import KEEP, RELABEL, Decision
+from flows.review.inbox import Inbox, Named, product_named
+from flows.review.photos import HEX, Photos
+from flows.workspace import Workspace
+from pixels import BadPhoto, decode_shrunk
+from serving import Recognition
+
+router = APIRouter(tags=["recognise"])
+SAMPLES = 4  # photos shown of each ranked product
+FOUND = 20  # products that a search lists
+SIDE_PX = 36  # as ingestion decodes a photo to find out whether it can be used
+Sent = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WEBP, GIF, BMP or TIFF.")]
+
+
+@router.get("/recognise", include_in_schema=False)
+def recognise(request: Request, site: TheSite, person: Looks) -> Response:
+    """The page."""
+    limits = {"photo": uploads.MAX_PHOTO_BYTES, "most": uploads.MOST}
+    return page(request, "recognise.html", title="Recognise", limits=limits)
+
+
+@router.post("/api/recognise")
+def answers(site: TheSite, person: Looks, photos: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
+    """Ranked products for each photo, in the order sent; a file that is not a photo gets an `error`."""
+    uploads.check_count(photos)
+    data = [uploads.read(photo) for photo in photos]
+    faults = [uploads.refusal(each) for each in data]
+    good = [each for each, fault in zip(data, faults, strict=True) if not fault]
+    found = iter(_connection(site.workspace).ask(good) if good else [])
+    shop = _selected(site)
+    told = [{"error": fault} if fault else _told(next(found), shop) for fault in faults]
+    names = [{"name": uploads.name_of(photo)} for photo in photos]
+    return {"answers": [name | each for name, each in zip(names, told, strict=True)]} | _version(shop)
+
+
+@router.post("/api/recognise/name")
+def name_photo(site: TheSite, person: Decides, photo: Sent, label: Annotated[str, Form()]) -> dict[str, Any]:
+    """Keeps a photo and the product that it shows; a photo of the selected data version becomes a decision instead."""
+    data, shop, inbox = uploads.read(photo), _selected(site), Inbox(site.workspace.state)
+    _check_photo(data)
+    known = [shop.products] if shop else []
+    product = product_named(label, *known, KnownLabels(named.label for named in inbox.waiting()))
+    named = Named.of(data, label=product, who=person.name, name=uploads.name_of(photo))
+    row = int(shop.rows([named.sha256[:HEX]])[0]) if shop else -1
+    if shop and row >= 0:
+        _decide(site, shop, row, person=person, label=product)
+        return {"label": product, "kept_as": "decision", "waiting": inbox.count()}
+    inbox.add(named, data)
+    return {"label": product, "kept_as": "waiting", "waiting": inbox.count()}
+
+
+@router.get("/api/recognise/waiting")
+def waiting(site: TheSite, person: Looks) -> dict[str, Any]:
+    """The photos that people named and that no data version has yet, newest first."""
+    found = Inbox(site.workspace.state).waiting()
+    return {"waiting": len(found), "photos": [vars(named) for named in found[: uploads.MOST]]}
+
+
+@router.get("/api/recognise/waiting/{sha256}", response_class=Response)
+def picture(site: TheSite, person: Looks, sha256: str) -> Response:
+    """A waiting photo as a JPEG of at most 256 pixels on its longer side."""
+    return Response(as_jpeg(Inbox(site.workspace.state).photo(sha256), 256), media_type="image/jpeg")
+
+
+@router.delete("/api/recognise/waiting/{sha256}")
+def take_back(site: TheSite, person: Decides, sha256: str) -> dict[str, Any]:
+    """Takes a waiting photo out."""
+    inbox = Inbox(site.workspace.state)
+    inbox.remove(sha256)
+    return {"waiting": inbox.count()}
+
+
+@router.post("/api/recognise/waiting/save")
+def save(site: TheSite, person: Operates) -> dict[str, Any]:
+    """Makes a data version with the waiting photos. The same call again completes one that was interrupted."""
+    inbox = Inbox(site.workspace.state)
+    photos = inbox.waiting()
+    if not photos:
+        raise InputError("no photo waits to be added; name one first")
+    done = _ingested(site.workspace, inbox, photos)
+    inbox.clear(photos)
+    return {"data_version": done.data_version, "report": done.report.in_words(), "waiting": inbox.count()}
+
+
+@router.get("/api/products")
+def products(
+    site: TheSite, person: Looks, q: Annotated[str, Query(max_length=500)] = "", version: str = "selected"
+) -> dict[str, Any]:
+    """Products of a data version whose names contain a text, those that begin with it first."""
+    wanted, names = q.casefold().strip(), site.photos(version).classes
+    found = [(not folded.startswith(wanted), name) for name in names if wanted in (folded := name.casefold())]
+    return {"products": [name for _, name in sorted(found)[:FOUND]], "found": len(found)}
+
+
+def _ingested(workspace: Workspace, inbox: Inbox, photos: list[Named]) -> Any:
+    from flows.orchestrator.isolation import prepare_prefect
+
+    prepare_prefect(workspace.state)  # before the import below, which may import Prefect
+    from flows.ingest import ingest
+
+    return ingest(workspace, inbox.manifest(photos))
+
+
+@functools.cache
+def _connection(workspace: Workspace) -> Connection:
+    return Connection(workspace)
+
+
+def _selected(site: Site) -> Photos | None:
+    """Photos of the selected data version; None if there is none yet."""
+    try:
+        return site.photos("selected")
+    except UnknownVersion:
+        return None
+
+
+def _version(shop: Photos | None) -> dict[str, Any]:
+    return {"version": shop.version if shop else None}
+
+
+def _told(answer: Recognition | BadPhoto, shop: Photos | None) -> dict[str, Any]:
+    """An answer as JSON. Samples are ids of photos of the selected data version."""
+    if isinstance(answer, BadPhoto):
+        return {"error": f"it cannot be read ({answer.reason}); {uploads.SENDABLE}"}
+    return {
+        "error": None,
+        "products": [
+            {"label": label, "probability": round(p, 6), "samples": samples(shop, label) if shop else []}
+            for label, p in answer.ranked
+        ],
+        "known": answer.known,
+        "score": round(answer.score, 6),
+        "model_version": answer.model_version,
+        "data_version": answer.data_version,
+    }
+
+
+def samples(photos: Photos, label: str, *, most: int = SAMPLES) -> list[str]:
+    """Ids of a few kept photos of a product."""
+    return [photos.name(row) for row in photos.of_class(photos.label.code(label))[:most]]
+
+
+def _check_photo(data: bytes) -> None:
+    if fault := uploads.refusal(data):
+        raise InputError(f"this photo cannot be kept: {fault}")
+    try:
+        decode_shrunk(data, SIDE_PX)
+    except BadPhoto as error:
+        raise InputError(f"this photo cannot be kept: {error.reason}; {uploads.SENDABLE}") from None
+
+
+def _decide(site: Site, shop: Photos, row: int, *, person: Person, label: str) -> None:
+    if label not in shop.products.labels:
+        raise InputError(
+            f"this photo is in the data already, and {shown(label)} is a new product; name a new photo of it first, add it to "
+            "the data, then name this one again"
+        )
+    kind = KEEP if label == shop.given[row] else RELABEL
+    site.decisions.add([Decision(shop.name(row), kind, label, person.name, shop.version)])

@@ -1,0 +1,193 @@
+"""The pages Recognise and Duplicates in a headless Chromium: files that are no photos, an endpoint that is away, a real Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from flows.data.versions import DataVersions
+from flows.ingest import ingest
+from flows.review.decisions import RELABEL, Decisions
+from flows.review.photos import read_photos
+from flows.workspace import Workspace
+from serving.repository.repository import ModelRepository
+from serving.server.server import LocalServer
+from tests.browser import chromium, served_pages
+from tests.cleaned import CLASSES, cleaned_workspace
+from tests.deliveries import photo
+from tests.graphs import write_versions
+
+pytestmark = [pytest.mark.browser, pytest.mark.triton]
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with two photos that came with two labels each."""
+    root = tmp_path_factory.mktemp("recognise")
+    workspace = cleaned_workspace(root, photos=6)
+    (root / "again" / CLASSES[2]).mkdir(parents=True)
+    for seed in (0, 1, 900):
+        (root / "again" / CLASSES[2] / f"{seed}.png").write_bytes(photo(seed, side=48))
+    (root / "again" / CLASSES[0]).mkdir()
+    (root / "again" / CLASSES[0] / "901.png").write_bytes(photo(901, side=48))
+    ingest(workspace, root / "again")
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def address(shop: Workspace) -> Iterator[str]:
+    with served_pages(shop.root) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page whose script errors fail the test."""
+    errors: list[str] = []
+    page = browser.new_page(base_url=address)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors
+
+
+@pytest.fixture(scope="module")
+def server(
+    shop: Workspace, tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]
+) -> Iterator[LocalServer]:
+    """A running Triton of the workspace, whose model version 1 answers."""
+    repository = ModelRepository(shop.repository)
+    write_versions(repository, tmp_path_factory.mktemp("graphs"), 1)
+    repository.configure([1])
+    server = local_server(shop.repository, shop.state)
+    server.start()
+    yield server
+    server.stop()
+
+
+def files(folder: Path, sent: dict[str, bytes]) -> list[Path]:
+    for name, data in sent.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in sent]
+
+
+def answers_to(page: Page, *sent: Path) -> list[str]:
+    """The cards of the answers after these files were chosen."""
+    page.goto("/recognise")
+    page.set_input_files("#files", sent)
+    expect(page.locator("#progress")).to_contain_text("answered")
+    expect(page.locator("#answers .soft", has_text="Asking")).to_have_count(0)
+    return page.locator("#answers > li").all_inner_texts()
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """A photo that no data version has."""
+    [path] = files(tmp_path, {"shelf.png": photo(7002, side=48)})
+    return path
+
+
+def test_files_that_are_no_photos_are_refused_in_words(page: Page, shop: Workspace, tmp_path: Path) -> None:
+    before = sorted(shop.state.rglob("*"))
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>window.ran = true</script></svg>'
+    sent = {
+        "list.jpg": b"milk, bread, soap",
+        "logo.svg": svg,
+        "phone.heic": b"\0\0\0\x18ftypheic" + bytes(64),
+        "huge.jpg": bytes(20 * MB + 1),
+        "empty.jpg": b"",
+    }
+    said = answers_to(page, *files(tmp_path, sent))
+
+    reasons = ("is a text, not a photo", "is a drawing (SVG)", "Most Compatible", "more than 20 MB", "file is empty")
+    assert [reason in text for reason, text in zip(reasons, said, strict=True)] == [True] * 5
+    assert page.evaluate("window.ran") is None
+    assert sorted(shop.state.rglob("*")) == before
+
+
+def test_a_page_without_endpoint_says_what_to_do(page: Page, shelf: Path) -> None:
+    [said] = answers_to(page, shelf)
+    assert "no endpoint is running" in said
+    assert "cleanshelf serve" in said
+
+
+def test_too_much_at_once_is_refused(page: Page, address: str, tmp_path: Path) -> None:
+    page.goto("/recognise")
+    page.set_input_files("#files", files(tmp_path, {f"{number}.jpg": b"x" for number in range(101)}))
+    expect(page.locator(".notice.error")).to_contain_text("101 photos at once; send at most 100")
+    many: Any = [("photos", (f"{number}.jpg", b"x")) for number in range(101)]
+    refused = httpx.post(f"{address}/api/recognise", files=many)
+    assert (refused.status_code, "at most 100" in refused.text) == (400, True)
+    large = HTTPConnection(address.removeprefix("http://"))
+    large.putrequest("POST", "/api/recognise")
+    large.putheader("content-length", str(200 * MB))
+    large.endheaders()
+    answer = large.getresponse()
+    assert (answer.status, b"more than 64 MB" in answer.read()) == (413, True)
+    large.close()
+
+
+@pytest.mark.parametrize("label", ["x" * 2000, " ", "a\x00b"])
+def test_names_that_are_no_products_are_refused(address: str, label: str) -> None:
+    sent = {"photo": ("shelf.png", photo(7001, side=48))}
+    refused = httpx.post(f"{address}/api/recognise/name", files=sent, data={"label": label})
+    assert refused.status_code == 400
+    assert "cannot be used" in refused.json()["error"]["message"]
+
+
+def test_a_conflict_is_settled_by_choosing_a_label(page: Page, shop: Workspace) -> None:
+    page.goto("/duplicates?kind=conflict-open")
+    first = page.locator("li.card").first
+    photo = first.locator("figcaption code").inner_text()
+    first.get_by_role("button", name=CLASSES[2]).click()
+    expect(first.locator(".state")).to_contain_text(f"chose {CLASSES[2]}")
+    [decided] = [each for each in Decisions(shop.state).pending().values() if each.photo == photo]
+    assert (decided.kind, decided.label) == (RELABEL, CLASSES[2])
+    page.goto(f"/duplicates?kind=conflict&product={CLASSES[4]}")
+    expect(page.locator("main")).to_contain_text("0 found")
+
+
+def test_a_photo_is_recognised_named_and_added_to_the_data(
+    page: Page, shop: Workspace, server: LocalServer, shelf: Path
+) -> None:
+    [said] = answers_to(page, shelf)
+    assert "model version 1" in said
+    assert page.locator("#answers meter").count() == 5
+    page.get_by_text("Wrong? Say what it is").click()
+    page.fill("#answers input[name=label]", "<b>New & odd</b>")
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("#named")).to_contain_text("<b>New & odd</b>")
+    page.click("#save")
+    expect(page.locator(".notice")).to_contain_text("1 new photos")
+    expect(page.locator("#count")).to_have_text("0")
+    version = DataVersions(shop).resolve("selected")
+    assert "<b>New & odd</b>" in read_photos(DataVersions(shop).materialise(version), version=version).classes
+
+
+@pytest.mark.slow  # the server starts again: 13 s
+def test_the_page_asks_a_restarted_server(
+    page: Page, shop: Workspace, server: LocalServer, local_server: Callable[..., LocalServer], shelf: Path
+) -> None:
+    server.stop()
+    [away] = answers_to(page, shelf)
+    assert "no endpoint is running" in away
+    again = local_server(shop.repository, shop.state)
+    again.start()
+    try:
+        [said] = answers_to(page, shelf)
+        assert "model version 1" in said
+    finally:
+        again.stop()
