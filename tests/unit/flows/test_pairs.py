@@ -62,7 +62,8 @@ def test_conflicts_list_every_claim_of_a_photo(photos: Photos) -> None:
     claims = {photos.name(row): {claim["label"] for claim in found.labels(at)} for at, row in enumerate(found.row)}
     assert sorted(claims.values(), key=sorted) == [{MILK, DEAR}, {MILK, NEW}]
     assert sum(found.with_label(MILK)) == 2
-    assert [found.labels(at) for at in np.flatnonzero(found.with_label(NEW))][0][1]["label"] == NEW
+    [position] = np.flatnonzero(found.with_label(NEW))
+    assert found.labels(position)[1]["label"] == NEW
     assert found.position(int(found.row[1])) == 1
     assert found.position(len(photos) + 1) == -1
 
