@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+import httpx
 import uvicorn
 
+from durable import overwrite
 from flows.errors import InputError
 from flows.pages.access import People
 from flows.pages.app import create_app
@@ -15,6 +20,9 @@ from flows.pages.site import Site
 from flows.workspace import Workspace
 from serving.access import LOOPBACK
 from serving.server.command import Listening
+
+RUNNING = "web.json"  # in the folder state: address and process of the pages that run
+ASKED_S = 2.0  # how long a server may take to say that it is there
 
 
 def people_of(workspace: Workspace, listening: Listening) -> People:
@@ -42,9 +50,36 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
         ssl_keyfile=listening.key,
         timeout_graceful_shutdown=5,
     )
-    ready(f"{scheme}://{_shown(listening.host)}:{bound.getsockname()[1]}/")
-    threading.Thread(target=site.warm_up, daemon=True).start()
-    uvicorn.Server(config).run(sockets=[bound])
+    address = f"{scheme}://{_shown(listening.host)}:{bound.getsockname()[1]}/"
+    with _noted(workspace, address):
+        ready(address)
+        threading.Thread(target=site.warm_up, daemon=True).start()
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+def running_pages(workspace: Workspace) -> str:
+    """Address of pages of this workspace that run on this machine already; "" if none do."""
+    try:
+        note = json.loads((workspace.state / RUNNING).read_bytes())
+        os.kill(note["pid"], 0)  # a note outlives a killed server, and another workspace may use its port now
+        address = str(note["address"])
+        answer = httpx.get(f"{address}enter", timeout=ASKED_S, verify=False, trust_env=False)  # no secret is sent
+    except (OSError, ValueError, KeyError, httpx.HTTPError):
+        return ""
+    return address if answer.is_success else ""
+
+
+@contextmanager
+def _noted(workspace: Workspace, address: str) -> Iterator[None]:
+    """Notes the address in the folder state while the block runs; of several servers the last one is noted."""
+    path, note = workspace.state / RUNNING, {"address": address, "pid": os.getpid()}
+    overwrite(path, json.dumps(note).encode())
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            if json.loads(path.read_bytes()) == note:
+                path.unlink()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from flows.pages.access import Looks
 from flows.pages.site import TheSite
+from flows.review.pictures import as_jpeg
 from models.data.manifest import read_photo
-from pixels import decode
 
 router = APIRouter(tags=["photos"])
 KEPT = 2048  # pictures in memory, 10 kB each at 256 px
@@ -35,16 +34,3 @@ def picture(request: Request, site: TheSite, person: Looks, version: str, photo:
 @functools.lru_cache(KEPT)
 def _kept(folder: Path, shard: str, offset: int, size: int, side: int) -> bytes:
     return as_jpeg(read_photo(folder, shard, offset, size), side)
-
-
-def as_jpeg(photo: bytes, side: int) -> bytes:
-    """A photo as a JPEG of at most `side` pixels on its longer side.
-
-    Raises:
-        BadPhoto: it cannot be decoded.
-    """
-    image = decode(photo, is_accepted=True)
-    image.thumbnail((side, side))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return file.getvalue()

@@ -11,12 +11,12 @@ from contract.labels import KnownLabels, shown
 from flows.errors import InputError, UnknownVersion
 from flows.pages import uploads
 from flows.pages.access import Decides, Looks, Operates, Person
-from flows.pages.pictures import as_jpeg
 from flows.pages.site import Site, TheSite, page
 from flows.recognise import Connection
 from flows.review.decisions import KEEP, RELABEL, Decision
 from flows.review.inbox import Inbox, Named, product_named
 from flows.review.photos import HEX, Photos
+from flows.review.pictures import as_jpeg
 from flows.workspace import Workspace
 from pixels import BadPhoto, decode_shrunk
 from serving import Recognition
