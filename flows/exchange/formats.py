@@ -62,6 +62,9 @@ def read_choices(file: Path, format: str = "") -> Iterator[Choice]:
 def _format_of(file: Path) -> str:
     if file.suffix.lower() == ".json":
         return "fiftyone" if file.name == fiftyone.SAMPLES else "labelstudio"
-    if file.is_file() and lightly.COLUMNS[0].encode() in file.open("rb").readline(4096):
-        return "lightly"
-    return "csv"
+    return "lightly" if file.is_file() and lightly.COLUMNS[0].encode() in _first_line(file) else "csv"
+
+
+def _first_line(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.readline(4096)

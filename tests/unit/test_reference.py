@@ -20,7 +20,8 @@ from tests import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 VERB = re.compile(
-    r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge))?)(?: .+?)?` \|", re.M
+    r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge|export|import))?)(?: .+?)?` \|",
+    re.M,
 )
 
 
@@ -32,7 +33,8 @@ def verbs(group: typer.Typer, prefix: str = "") -> set[str]:
     """Every verb of the command, those of groups with the group before them."""
     own = {f"{prefix}{each.name or each.callback.__name__}" for each in group.registered_commands if each.callback}
     nested = [verbs(each.typer_instance, f"{each.name} ") for each in group.registered_groups if each.typer_instance]
-    return own.union(*nested)
+    callback = group.registered_callback
+    return own.union(*nested, {prefix.strip()} if callback and callback.invoke_without_command else ())
 
 
 def test_commands_page_names_every_verb() -> None:
