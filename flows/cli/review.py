@@ -51,7 +51,7 @@ def export_issues(
     version: Annotated[str, typer.Option(help="Data version; its first digits, or `selected`.")] = "selected",
     given: Annotated[str, typer.Option(metavar="LABEL", help="Only photos with this given label.")] = "",
     suggested: Annotated[str, typer.Option(metavar="LABEL", help="Only photos with this suggestion.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most so many photos, worst first; 0: all.")] = 1000,
+    limit: Annotated[int, typer.Option(min=0, help="Number of photos at most, worst first; 0: all.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """Write label issues with their photos for another tool."""

@@ -15,7 +15,7 @@ EDITED = "edited"  # `label` stands where the export wrote the given label: a de
 
 @dataclass(frozen=True)
 class Choice:
-    """where: file and row, for messages. kind: one of KINDS, or EDITED. label: of RELABEL, TAKE and EDITED.
+    """A choice. where: file and row, for messages. kind: one of KINDS, or EDITED. label: of RELABEL, TAKE and EDITED.
 
     who: "" if the file does not say.
     """

@@ -1,4 +1,4 @@
-"""FiftyOne: a dataset on disk that `fo.Dataset.from_dir(..., dataset_type=fo.types.FiftyOneDataset)` loads.
+"""FiftyOne: a dataset on disk that `Dataset.from_dir` loads as a FiftyOneDataset.
 
 Decisions are labels of the field `decision`, a changed label of the field `given`, or one of the tags `keep`, `take`, `none`.
 """

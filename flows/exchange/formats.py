@@ -26,7 +26,7 @@ FORMATS = {
     "labelstudio": Format(
         labelstudio.write, labelstudio.read, "make a project with labelling.xml and import tasks.json"
     ),
-    "fiftyone": Format(fiftyone.write, fiftyone.read, "load the folder as fo.types.FiftyOneDataset"),
+    "fiftyone": Format(fiftyone.write, fiftyone.read, "load the folder in FiftyOne as a FiftyOneDataset"),
     "lightly": Format(lightly.write, lightly.read, "run load.py where LightlyStudio is installed"),
 }
 

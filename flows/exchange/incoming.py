@@ -116,7 +116,7 @@ def _product(photos: Photos, choice: Choice, known: NDArray[np.bool_]) -> str:
 
 
 def _is_known(decisions: Decisions, decision: Decision) -> bool:
-    """True if the last decision about the photo that counts is the same, whoever made it."""
+    """True if the last decision about the photo that counts is the same, also if another person made it."""
     last = next((each for each in decisions.of(decision.photo) if not each["undone"]), None)
     return last is not None and (last["kind"], last["label"]) == (decision.kind, decision.label)
 

@@ -50,7 +50,7 @@ class Suggested:
 
 
 def suggested(photos: Photos, stages: Path) -> Suggested:
-    """What is suggested for each photo of a version."""
+    """Suggestions for each photo of a version."""
     is_relabelled = photos.decision.is_one_of(["relabelled"])
     return Suggested(
         photos.given.codes,
