@@ -18,8 +18,9 @@ from contract.labels import KnownLabels, difference
 from flows.data.derive import link_unchanged
 from flows.data.versions import DataVersions
 from flows.delivery.rows import read_records, text_in
-from flows.errors import BadDelivery
+from flows.errors import BadDelivery, InputError
 from flows.orchestrator.events import post, selected
+from flows.review.decisions import SKIP, Decisions
 from flows.run.run import code_hash
 from flows.workspace import DATA_LOCK, Workspace
 from models.data.manifest import (
@@ -104,6 +105,25 @@ def feedback_labels(workspace: Workspace, labels: Mapping[str, HumanLabel]) -> t
         return fits
 
     return _save(workspace, by_row), left_out
+
+
+def save_decisions(workspace: Workspace, decisions: Decisions) -> tuple[Feedback, list[str]]:
+    """Applies the decisions of the review that are not saved yet, and marks them as saved; photos that were skipped stay open.
+
+    Also returns the photos that could not be labelled, as `feedback_labels` does.
+
+    Raises:
+        InputError: nothing was decided.
+    """
+    upto, _ = decisions.state()
+    decided = [each for each in decisions.pending().values() if each.kind != SKIP]
+    if not decided:
+        raise InputError("there is nothing to save: no photo was decided since the last save")
+    labels = {each.photo: HumanLabel(each.label, f"review by {each.who}") for each in decided}
+    done, left_out = feedback_labels(workspace, labels)
+    assert done.data_version is not None
+    decisions.mark_saved(done.data_version, upto=upto, left_out=left_out)
+    return done, left_out
 
 
 def _save(workspace: Workspace, read: Callable[[Manifest], Mapping[int, HumanLabel]]) -> Feedback:

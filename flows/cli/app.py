@@ -22,7 +22,7 @@ data_verbs = typer.Typer(
     help="Data versions: log, show, diff, rollback, verify, gc, push, pull, purge.",
 )
 model_verbs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Model versions: log, show, rollback.")
-review_verbs = typer.Typer(rich_markup_mode=None, help="Label issues: review them in a browser; export, import.")
+review_verbs = typer.Typer(rich_markup_mode=None, help="Label issues: review them in a browser; export, import, save.")
 app.add_typer(data_verbs, name="data")
 app.add_typer(model_verbs, name="model")
 app.add_typer(review_verbs, name="review")

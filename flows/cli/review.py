@@ -92,6 +92,22 @@ def import_decisions(
     show(dataclasses.asdict(done), as_json=as_json, say=say)
 
 
+@review_verbs.command("save")
+def save_reviewed(workspace: At = Path("."), as_json: AsJson = False) -> None:
+    """Make a data version with the decisions of the review."""
+    from flows.feedback import save_decisions
+    from flows.review.decisions import Decisions
+
+    found = find(workspace)
+    done, left_out = save_decisions(found, Decisions(found.state))
+
+    def say() -> None:
+        print(f"data version {(done.data_version or '')[:12]}: {done.confirmed} labels confirmed, {done.relabelled} changed, "
+              f"{done.dropped} photos dropped; {len(left_out)} could not be labelled and stay open")  # fmt: skip
+
+    show(dataclasses.asdict(done) | {"left_out": left_out}, as_json=as_json, say=say)
+
+
 def _counter() -> Callable[[int], None]:
     """Renews a line with the number of photos on a terminal; says nothing elsewhere."""
     if not sys.stderr.isatty():

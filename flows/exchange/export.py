@@ -11,9 +11,10 @@ from pathlib import Path
 from flows.data.versions import DataVersions
 from flows.errors import InputError
 from flows.exchange.formats import format_named
-from flows.exchange.suspects import suggested, suspects, worst
+from flows.exchange.suspects import suspects, worst
 from flows.review.photos import read_photos
 from flows.review.pictures import as_jpeg
+from flows.review.suggestions import read_suggestions
 from flows.workspace import Workspace
 
 SIDE_PX = 1024  # of the exported pictures
@@ -59,7 +60,7 @@ def export(
     versions = DataVersions(workspace)
     version = versions.resolve(wanted.version)
     photos = read_photos(versions.materialise(version), version=version)
-    found = suggested(photos, workspace.runs / "stages")
+    found = read_suggestions(photos, workspace.runs / "stages")
     rows = worst(photos, found, given=wanted.given, suggestion=wanted.suggestion, limit=wanted.limit)
     listed = suspects(photos, found, rows)
     folder = out.with_name(f".{out.name}.{os.getpid()}") / out.name  # the formats see the final name

@@ -15,8 +15,8 @@ from flows.data.versions import DataVersions
 from flows.errors import BadDelivery, Decided
 from flows.exchange.choice import EDITED, Choice
 from flows.exchange.formats import read_choices
+from flows.review.classes import Classes
 from flows.review.decisions import KEEP, NONE, RELABEL, SKIP, TAKE, Decision, Decisions
-from flows.review.pairs import taught
 from flows.review.photos import Photos, read_photos
 from flows.workspace import Workspace
 from models.data.records import short
@@ -70,7 +70,7 @@ def decisions_in(photos: Photos, choices: Iterable[Choice], *, who: str) -> list
     Raises:
         BadDelivery: an unknown photo or label, or two rows about a photo that contradict each other.
     """
-    known = taught(photos)
+    known = Classes(photos).is_product
     made: dict[str, tuple[Choice, Decision]] = {}
     for choice in choices:
         decision = _decision(photos, choice, known, who=choice.who or who)

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 
 from contract.labels import shown
 from flows.errors import InputError, UnknownPhoto
-from flows.feedback import HumanLabel, feedback_labels
+from flows.feedback import save_decisions
 from flows.pages.access import Decides, Operates, Person
 from flows.pages.site import Site, TheSite
-from flows.review.decisions import KEEP, SKIP, TAKE, Decision
+from flows.review.decisions import KEEP, TAKE
 from flows.review.filters import Filter
 from flows.review.queue import Queue, decisions_on
 
@@ -119,13 +119,8 @@ def undo(site: TheSite, person: Decides) -> Undone:
 @router.post("/api/review/save")
 def save(site: TheSite, person: Operates) -> Saved:
     """Makes a data version with the decisions of everyone and selects it; photos that were skipped stay open."""
-    upto, _ = site.decisions.state()
-    decided = [each for each in site.decisions.pending().values() if each.kind != SKIP]
-    if not decided:
-        raise InputError("there is nothing to save: no photo was decided since the last save")
-    done, left_out = feedback_labels(site.workspace, {each.photo: _label(each) for each in decided})
+    done, left_out = save_decisions(site.workspace, site.decisions)
     assert done.data_version is not None
-    site.decisions.mark_saved(done.data_version, upto=upto, left_out=left_out)
     site.queue(done.data_version)  # the next page does not wait for it
     return Saved(
         data_version=done.data_version,
@@ -135,10 +130,6 @@ def save(site: TheSite, person: Operates) -> Saved:
         near=done.near,
         left_out=len(left_out),
     )
-
-
-def _label(decision: Decision) -> HumanLabel:
-    return HumanLabel(decision.label, f"review by {decision.who}")
 
 
 def _write(

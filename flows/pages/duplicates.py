@@ -15,7 +15,7 @@ from flows.errors import InputError, UnknownVersion
 from flows.pages.access import Decides, Looks
 from flows.pages.site import Site, TheSite, page
 from flows.review.decisions import KEEP, RELABEL, Decision
-from flows.review.pairs import CONFLICT, Conflicts, Pairs, conflicts, near_pairs, taught
+from flows.review.pairs import CONFLICT, Conflicts, Pairs, conflicts, near_pairs
 from flows.review.photos import Photos
 
 router = APIRouter(tags=["duplicates"])
@@ -76,7 +76,8 @@ def pairs_and_conflicts(
 @router.post("/api/duplicates/settle")
 def settle(site: TheSite, person: Decides, settlement: Settlement) -> dict[str, Any]:
     """Settles a conflict of labels by choosing one of them; it counts once the decisions are saved as a version."""
-    photos = site.photos(settlement.version)
+    queue = site.queue(settlement.version)
+    photos = queue.photos
     row, found = photos.row(settlement.photo), conflicts(photos)
     position = found.position(row)
     claimed = [claim["label"] for claim in found.labels(position)] if position >= 0 else []
@@ -84,7 +85,7 @@ def settle(site: TheSite, person: Decides, settlement: Settlement) -> dict[str, 
         raise InputError(
             f"photo {settlement.photo} did not come with the label {shown(settlement.label)}; reload the page"
         )
-    if not is_taught(photos, settlement.label, taught(photos)):
+    if not is_taught(photos, settlement.label, queue.products.is_product):
         raise InputError(f"no training photo shows {shown(settlement.label)} yet; add photos of it to the data first")
     kind = KEEP if settlement.label == photos.given[row] else RELABEL
     decision = Decision(settlement.photo, kind, settlement.label, person.name, photos.version)
@@ -110,7 +111,7 @@ def listed(site: Site, version: str, *, kind: Kind, product: str, number: int) -
     else:
         found = conflicts(photos)
         places = np.flatnonzero(_chosen_conflicts(photos, found, kind=kind, label=label))
-        total, known = len(places), taught(photos)
+        total, known = len(places), site.queue(photos.version).products.is_product
         chosen = places[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
         items = [_conflict(site, photos, found, int(place), known) for place in chosen]
     return {

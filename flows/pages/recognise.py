@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from contract.labels import KnownLabels, shown
 from flows.errors import InputError, UnknownVersion
@@ -15,15 +15,15 @@ from flows.pages.site import Site, TheSite, page
 from flows.recognise import Connection
 from flows.review.decisions import KEEP, RELABEL, Decision
 from flows.review.inbox import Inbox, Named, product_named
-from flows.review.photos import HEX, Photos
+from flows.review.photos import HEX
 from flows.review.pictures import as_jpeg
+from flows.review.queue import Queue
 from flows.workspace import Workspace
 from pixels import BadPhoto, decode_shrunk
 from serving import Recognition
 
 router = APIRouter(tags=["recognise"])
 SAMPLES = 4  # photos shown of each ranked product
-FOUND = 20  # products that a search lists
 SIDE_PX = 36  # as ingestion decodes a photo to find out whether it can be used
 Sent = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WEBP, GIF, BMP or TIFF.")]
 
@@ -46,7 +46,9 @@ def answers(site: TheSite, person: Looks, photos: Annotated[list[UploadFile], Fi
     shop = _selected(site)
     told = [{"error": fault} if fault else _told(next(found), shop) for fault in faults]
     names = [{"name": uploads.name_of(photo)} for photo in photos]
-    return {"answers": [name | each for name, each in zip(names, told, strict=True)]} | _version(shop)
+    return {"answers": [name | each for name, each in zip(names, told, strict=True)]} | {
+        "version": shop.photos.version if shop else None
+    }
 
 
 @router.post("/api/recognise/name")
@@ -54,10 +56,10 @@ def name_photo(site: TheSite, person: Decides, photo: Sent, label: Annotated[str
     """Keeps a photo and the product that it shows; a photo of the selected data version becomes a decision instead."""
     data, shop, inbox = uploads.read(photo), _selected(site), Inbox(site.workspace.state)
     _check_photo(data)
-    known = [shop.products] if shop else []
+    known = [shop.photos.products] if shop else []
     product = product_named(label, *known, KnownLabels(named.label for named in inbox.waiting()))
     named = Named.of(data, label=product, who=person.name, name=uploads.name_of(photo))
-    row = int(shop.rows([named.sha256[:HEX]])[0]) if shop else -1
+    row = int(shop.photos.rows([named.sha256[:HEX]])[0]) if shop else -1
     if shop and row >= 0:
         _decide(site, shop, row, person=person, label=product)
         return {"label": product, "kept_as": "decision", "waiting": inbox.count()}
@@ -98,16 +100,6 @@ def save(site: TheSite, person: Operates) -> dict[str, Any]:
     return {"data_version": done.data_version, "report": done.report.in_words(), "waiting": inbox.count()}
 
 
-@router.get("/api/products")
-def products(
-    site: TheSite, person: Looks, q: Annotated[str, Query(max_length=500)] = "", version: str = "selected"
-) -> dict[str, Any]:
-    """Products of a data version whose names contain a text, those that begin with it first."""
-    wanted, names = q.casefold().strip(), site.photos(version).classes
-    found = [(not folded.startswith(wanted), name) for name in names if wanted in (folded := name.casefold())]
-    return {"products": [name for _, name in sorted(found)[:FOUND]], "found": len(found)}
-
-
 def _ingested(workspace: Workspace, inbox: Inbox, photos: list[Named]) -> Any:
     from flows.orchestrator.isolation import prepare_prefect
 
@@ -122,26 +114,22 @@ def _connection(workspace: Workspace) -> Connection:
     return Connection(workspace)
 
 
-def _selected(site: Site) -> Photos | None:
-    """Photos of the selected data version; None if there is none yet."""
+def _selected(site: Site) -> Queue | None:
+    """The selected data version; None if there is none yet."""
     try:
-        return site.photos("selected")
+        return site.queue("selected")
     except UnknownVersion:
         return None
 
 
-def _version(shop: Photos | None) -> dict[str, Any]:
-    return {"version": shop.version if shop else None}
-
-
-def _told(answer: Recognition | BadPhoto, shop: Photos | None) -> dict[str, Any]:
+def _told(answer: Recognition | BadPhoto, shop: Queue | None) -> dict[str, Any]:
     """An answer as JSON. Samples are ids of photos of the selected data version."""
     if isinstance(answer, BadPhoto):
         return {"error": f"it cannot be read ({answer.reason}); {uploads.SENDABLE}"}
     return {
         "error": None,
         "products": [
-            {"label": label, "probability": round(p, 6), "samples": samples(shop, label) if shop else []}
+            {"label": label, "probability": round(p, 6), "samples": _samples(shop, label) if shop else []}
             for label, p in answer.ranked
         ],
         "known": answer.known,
@@ -151,9 +139,11 @@ def _told(answer: Recognition | BadPhoto, shop: Photos | None) -> dict[str, Any]
     }
 
 
-def samples(photos: Photos, label: str, *, most: int = SAMPLES) -> list[str]:
-    """Ids of a few kept photos of a product."""
-    return [photos.name(row) for row in photos.of_class(photos.label.code(label))[:most]]
+def _samples(shop: Queue, label: str) -> list[str]:
+    """Ids of good photos of a product; none if the version has no such product."""
+    code = shop.photos.label.code(label)
+    rows = shop.products.samples(code)[:SAMPLES] if code >= 0 else ()
+    return [shop.photos.name(row) for row in rows]
 
 
 def _check_photo(data: bytes) -> None:
@@ -165,11 +155,12 @@ def _check_photo(data: bytes) -> None:
         raise InputError(f"this photo cannot be kept: {error.reason}; {uploads.SENDABLE}") from None
 
 
-def _decide(site: Site, shop: Photos, row: int, *, person: Person, label: str) -> None:
-    if label not in shop.products.labels:
+def _decide(site: Site, shop: Queue, row: int, *, person: Person, label: str) -> None:
+    photos, code = shop.photos, shop.photos.label.code(label)
+    if code < 0 or not shop.products.is_product[code]:
         raise InputError(
             f"this photo is in the data already, and {shown(label)} is a new product; name a new photo of it first, add it to "
             "the data, then name this one again"
         )
-    kind = KEEP if label == shop.given[row] else RELABEL
-    site.decisions.add([Decision(shop.name(row), kind, label, person.name, shop.version)])
+    kind = KEEP if label == photos.given[row] else RELABEL
+    site.decisions.add([Decision(photos.name(row), kind, label, person.name, photos.version)])

@@ -100,12 +100,3 @@ def conflicts(photos: Photos) -> Conflicts:
 def rows_of(photos: Photos, ids: pa.ChunkedArray) -> NDArray[np.int64]:
     """(M,) row of each id, all of which the version has."""
     return np.searchsorted(photos.id, numbers(ids))
-
-
-def taught(photos: Photos) -> NDArray[np.bool_]:
-    """(C,) True for classes that a training photo has as its given label or its label: those that a person may decide for."""
-    train = photos.split.codes == photos.split.code("train")
-    counts = [
-        np.bincount(column.codes[train], minlength=len(photos.classes)) for column in (photos.given, photos.label)
-    ]
-    return np.asarray(counts[0] + counts[1] > 0)

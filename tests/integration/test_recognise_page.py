@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from flows.data.versions import DataVersions
 from flows.ingest import ingest
@@ -18,7 +18,6 @@ from flows.review.photos import read_photos
 from flows.workspace import Workspace
 from serving.repository.repository import ModelRepository
 from serving.server.server import LocalServer
-from tests.browser import chromium, served_pages
 from tests.cleaned import CLASSES, cleaned_workspace
 from tests.deliveries import photo
 from tests.graphs import write_versions
@@ -28,13 +27,7 @@ MB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with two photos that came with two labels each."""
     root = tmp_path_factory.mktemp("recognise")
     workspace = cleaned_workspace(root, photos=6)
@@ -48,31 +41,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def address(shop: Workspace) -> Iterator[str]:
-    with served_pages(shop.root) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page whose script errors fail the test."""
-    errors: list[str] = []
-    page = browser.new_page(base_url=address)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
+def shop(workspace: Workspace) -> Path:
+    return workspace.root
 
 
 @pytest.fixture(scope="module")
 def server(
-    shop: Workspace, tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]
+    workspace: Workspace, tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..., LocalServer]
 ) -> Iterator[LocalServer]:
     """A running Triton of the workspace, whose model version 1 answers."""
-    repository = ModelRepository(shop.repository)
+    repository = ModelRepository(workspace.repository)
     write_versions(repository, tmp_path_factory.mktemp("graphs"), 1)
     repository.configure([1])
-    server = local_server(shop.repository, shop.state)
+    server = local_server(workspace.repository, workspace.state)
     server.start()
     yield server
     server.stop()
@@ -100,8 +81,8 @@ def shelf(tmp_path: Path) -> Path:
     return path
 
 
-def test_files_that_are_no_photos_are_refused_in_words(page: Page, shop: Workspace, tmp_path: Path) -> None:
-    before = sorted(shop.state.rglob("*"))
+def test_files_that_are_no_photos_are_refused_in_words(page: Page, workspace: Workspace, tmp_path: Path) -> None:
+    before = sorted(workspace.state.rglob("*"))
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>window.ran = true</script></svg>'
     sent = {
         "list.jpg": b"milk, bread, soap",
@@ -115,7 +96,7 @@ def test_files_that_are_no_photos_are_refused_in_words(page: Page, shop: Workspa
     reasons = ("is a text, not a photo", "is a drawing (SVG)", "Most Compatible", "more than 20 MB", "file is empty")
     assert [reason in text for reason, text in zip(reasons, said, strict=True)] == [True] * 5
     assert page.evaluate("window.ran") is None
-    assert sorted(shop.state.rglob("*")) == before
+    assert sorted(workspace.state.rglob("*")) == before
 
 
 def test_a_page_without_endpoint_says_what_to_do(page: Page, shelf: Path) -> None:
@@ -148,20 +129,20 @@ def test_names_that_are_no_products_are_refused(address: str, label: str) -> Non
     assert "cannot be used" in refused.json()["error"]["message"]
 
 
-def test_a_conflict_is_settled_by_choosing_a_label(page: Page, shop: Workspace) -> None:
+def test_a_conflict_is_settled_by_choosing_a_label(page: Page, workspace: Workspace) -> None:
     page.goto("/duplicates?kind=conflict-open")
     first = page.locator("li.card").first
     photo = first.locator("figcaption code").inner_text()
     first.get_by_role("button", name=CLASSES[2]).click()
     expect(first.locator(".state")).to_contain_text(f"chose {CLASSES[2]}")
-    [decided] = [each for each in Decisions(shop.state).pending().values() if each.photo == photo]
+    [decided] = [each for each in Decisions(workspace.state).pending().values() if each.photo == photo]
     assert (decided.kind, decided.label) == (RELABEL, CLASSES[2])
     page.goto(f"/duplicates?kind=conflict&product={CLASSES[4]}")
     expect(page.locator("main")).to_contain_text("0 found")
 
 
 def test_a_photo_is_recognised_named_and_added_to_the_data(
-    page: Page, shop: Workspace, server: LocalServer, shelf: Path
+    page: Page, workspace: Workspace, server: LocalServer, shelf: Path
 ) -> None:
     [said] = answers_to(page, shelf)
     assert "model version 1" in said
@@ -173,18 +154,18 @@ def test_a_photo_is_recognised_named_and_added_to_the_data(
     page.click("#save")
     expect(page.locator(".notice")).to_contain_text("1 new photos")
     expect(page.locator("#count")).to_have_text("0")
-    version = DataVersions(shop).resolve("selected")
-    assert "<b>New & odd</b>" in read_photos(DataVersions(shop).materialise(version), version=version).classes
+    version = DataVersions(workspace).resolve("selected")
+    assert "<b>New & odd</b>" in read_photos(DataVersions(workspace).materialise(version), version=version).classes
 
 
 @pytest.mark.slow  # the server starts again: 13 s
 def test_the_page_asks_a_restarted_server(
-    page: Page, shop: Workspace, server: LocalServer, local_server: Callable[..., LocalServer], shelf: Path
+    page: Page, workspace: Workspace, server: LocalServer, local_server: Callable[..., LocalServer], shelf: Path
 ) -> None:
     server.stop()
     [away] = answers_to(page, shelf)
     assert "no endpoint is running" in away
-    again = local_server(shop.repository, shop.state)
+    again = local_server(workspace.repository, workspace.state)
     again.start()
     try:
         [said] = answers_to(page, shelf)

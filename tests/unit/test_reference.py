@@ -20,7 +20,7 @@ from tests import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 VERB = re.compile(
-    r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge|export|import))?)(?: .+?)?` \|",
+    r"^\| `cleanshelf ([a-z]+(?: (?:log|show|diff|rollback|verify|gc|push|pull|purge|export|import|save))?)(?: .+?)?` \|",
     re.M,
 )
 

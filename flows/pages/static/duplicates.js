@@ -21,6 +21,6 @@ for (const button of document.querySelectorAll("button.choose")) {
 
 const product = document.getElementById("product");
 product.oninput = async () => {
-  const { products } = await call(`/api/products?q=${encodeURIComponent(product.value)}`).catch(() => ({ products: [] }));
-  document.getElementById("products").replaceChildren(...products.map((name) => element("option", { value: name })));
+  const found = await call(`/api/review/classes?q=${encodeURIComponent(product.value.slice(0, 200))}`).catch(() => []);
+  document.getElementById("products").replaceChildren(...found.map(({ label }) => element("option", { value: label })));
 };

@@ -130,8 +130,8 @@ async function search(text) {
   lastSearch?.abort();
   lastSearch = new AbortController();
   try {
-    const { products } = await call(`/api/products?q=${encodeURIComponent(text)}`, { signal: lastSearch.signal });
-    document.getElementById("products").replaceChildren(...products.map((name) => element("option", { value: name })));
+    const found = await call(`/api/review/classes?q=${encodeURIComponent(text.slice(0, 200))}`, { signal: lastSearch.signal });
+    document.getElementById("products").replaceChildren(...found.map(({ label }) => element("option", { value: label })));
   } catch (error) {
     if (error.name !== "AbortError") document.getElementById("products").replaceChildren();
   }

@@ -12,7 +12,7 @@ import pytest
 
 from flows.data.near import PAIRS, write_pairs
 from flows.delivery.build import build_version
-from flows.review.pairs import conflicts, near_pairs, taught
+from flows.review.pairs import conflicts, near_pairs
 from flows.review.photos import Photos, read_photos
 from models.data.manifest import read_manifest, write_labels
 from tests.deliveries import deliver, photo
@@ -66,13 +66,6 @@ def test_conflicts_list_every_claim_of_a_photo(photos: Photos) -> None:
     assert found.labels(position)[1]["label"] == NEW
     assert found.position(int(found.row[1])) == 1
     assert found.position(len(photos) + 1) == -1
-
-
-def test_a_label_that_was_only_claimed_is_not_taught(photos: Photos) -> None:
-    known = {photos.classes[code] for code in np.flatnonzero(taught(photos))}
-
-    assert known == set(read_manifest(photos.folder).classes)
-    assert NEW not in known
 
 
 def test_a_version_without_such_photos_has_none(tmp_path: Path) -> None:
