@@ -17,6 +17,7 @@ from flows.pages.site import Site, TheSite, page
 from flows.review.decisions import KEEP, RELABEL, Decision
 from flows.review.pairs import CONFLICT, Conflicts, Pairs, conflicts, near_pairs
 from flows.review.photos import Photos
+from flows.review.queue import Queue
 
 router = APIRouter(tags=["duplicates"])
 ON_A_PAGE = 24
@@ -85,7 +86,7 @@ def settle(site: TheSite, person: Decides, settlement: Settlement) -> dict[str, 
         raise InputError(
             f"photo {settlement.photo} did not come with the label {shown(settlement.label)}; reload the page"
         )
-    if not is_taught(photos, settlement.label, queue.products.is_product):
+    if not is_taught(queue, settlement.label):
         raise InputError(f"no training photo shows {shown(settlement.label)} yet; add photos of it to the data first")
     kind = KEEP if settlement.label == photos.given[row] else RELABEL
     decision = Decision(settlement.photo, kind, settlement.label, person.name, photos.version)
@@ -99,23 +100,12 @@ def listed(site: Site, version: str, *, kind: Kind, product: str, number: int) -
         UnknownVersion: there is no such data version.
         InputError: there is no product of that name.
     """
-    photos, seen = site.photos(version), site.decisions.state()[0]
-    label = photos.products.spelt(product) if product else ""
-    code = photos.label.code(label)
-    if product and code < 0:
-        raise InputError(f"no photo has the product {shown(product)}; choose one in the list, or leave the field empty")
-    if kind.startswith("near"):
-        pairs = _chosen_pairs(photos, near_pairs(photos), kind=kind, code=code if product else None)
-        total, first = len(pairs), (number - 1) * ON_A_PAGE
-        items = [_pair(photos, pairs, at) for at in range(first, min(first + ON_A_PAGE, total))]
-    else:
-        found = conflicts(photos)
-        places = np.flatnonzero(_chosen_conflicts(photos, found, kind=kind, label=label))
-        total, known = len(places), site.queue(photos.version).products.is_product
-        chosen = places[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
-        items = [_conflict(site, photos, found, int(place), known) for place in chosen]
+    queue, seen = site.queue(version), site.decisions.state()[0]
+    label = queue.photos.products.spelt(product) if product else ""
+    find = _pairs_on_page if kind.startswith("near") else _conflicts_on_page
+    total, items = find(site, queue, kind=kind, label=label, number=number)
     return {
-        "version": photos.version,
+        "version": queue.photos.version,
         "kind": kind,
         "product": label,
         "page": number,
@@ -126,10 +116,38 @@ def listed(site: Site, version: str, *, kind: Kind, product: str, number: int) -
     }
 
 
-def is_taught(photos: Photos, label: str, known: NDArray[np.bool_]) -> bool:
+def _pairs_on_page(site: Site, queue: Queue, *, kind: str, label: str, number: int) -> tuple[int, list[dict[str, Any]]]:
+    photos, code = queue.photos, queue.photos.label.code(label) if label else None
+    if code == -1:
+        raise _unknown(label)
+    pairs = _chosen_pairs(photos, near_pairs(photos), kind=kind, code=code)
+    first = (number - 1) * ON_A_PAGE
+    return len(pairs), [_pair(photos, pairs, at) for at in range(first, min(first + ON_A_PAGE, len(pairs)))]
+
+
+def _conflicts_on_page(
+    site: Site, queue: Queue, *, kind: str, label: str, number: int
+) -> tuple[int, list[dict[str, Any]]]:
+    found = conflicts(queue.photos)
+    chosen = _chosen_conflicts(queue.photos, found, kind=kind)
+    if label:
+        claimed = found.with_label(label)
+        if queue.photos.label.code(label) < 0 and not claimed.any():
+            raise _unknown(label)
+        chosen &= claimed
+    places = np.flatnonzero(chosen)
+    on_page = places[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
+    return len(places), [_conflict(site, queue, found, int(place)) for place in on_page]
+
+
+def _unknown(label: str) -> InputError:
+    return InputError(f"no photo has the product {shown(label)}; choose one in the list, or leave the field empty")
+
+
+def is_taught(queue: Queue, label: str) -> bool:
     """True if a training photo has this label."""
-    code = photos.label.code(label)
-    return code >= 0 and bool(known[code])
+    code = queue.photos.label.code(label)
+    return code >= 0 and bool(queue.products.is_product[code])
 
 
 def _chosen_pairs(photos: Photos, pairs: Pairs, *, kind: str, code: int | None) -> Pairs:
@@ -145,10 +163,9 @@ def _chosen_pairs(photos: Photos, pairs: Pairs, *, kind: str, code: int | None) 
     return pairs.those(either[0] | either[2] | (has_partner & (either[1] | either[3])))
 
 
-def _chosen_conflicts(photos: Photos, found: Conflicts, *, kind: str, label: str) -> NDArray[np.bool_]:
-    is_open = photos.decision.codes[found.row] == photos.decision.code(CONFLICT)
-    chosen = {"conflict": np.ones(len(found), bool), "conflict-open": is_open, "conflict-settled": ~is_open}[kind]
-    return chosen & found.with_label(label) if label else chosen
+def _chosen_conflicts(photos: Photos, found: Conflicts, *, kind: str) -> NDArray[np.bool_]:
+    is_open: NDArray[np.bool_] = photos.decision.is_one_of([CONFLICT])[found.row]
+    return {"conflict": np.ones(len(found), bool), "conflict-open": is_open, "conflict-settled": ~is_open}[kind]
 
 
 def _pair(photos: Photos, pairs: Pairs, at: int) -> dict[str, Any]:
@@ -164,15 +181,13 @@ def _pair(photos: Photos, pairs: Pairs, at: int) -> dict[str, Any]:
     }
 
 
-def _conflict(site: Site, photos: Photos, found: Conflicts, position: int, known: NDArray[np.bool_]) -> dict[str, Any]:
-    row = int(found.row[position])
-    claims = found.labels(position)
+def _conflict(site: Site, queue: Queue, found: Conflicts, position: int) -> dict[str, Any]:
+    photos, row, claims = queue.photos, int(found.row[position]), found.labels(position)
     labels = dict.fromkeys(claim["label"] for claim in claims)
     return {
         "photo": facts(photos, row),
         "choices": [
-            {"label": label, "by": _claimants(claims, label), "known": is_taught(photos, label, known)}
-            for label in labels
+            {"label": label, "by": _claimants(claims, label), "known": is_taught(queue, label)} for label in labels
         ],
         "open": photos.decision[row] == CONFLICT,
         "decided": _decided(site, photos.name(row)),

@@ -1,4 +1,4 @@
-"""The pages Recognise and Duplicates in a headless Chromium: files that are no photos, an endpoint that is away, a real Triton."""
+"""The pages Recognise and Duplicates in a headless Chromium: bad files, an endpoint that is away, and a real Triton."""
 
 from __future__ import annotations
 
