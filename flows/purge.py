@@ -18,6 +18,7 @@ from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
 from flows.review.decisions import NAME as DECISIONS
 from flows.review.decisions import Decisions
+from flows.review.inbox import Inbox
 from flows.review.photos import HEX
 from flows.workspace.files import or_disk_full
 from flows.workspace.ledger import Ledger
@@ -87,6 +88,7 @@ def complete(versions: DataVersions) -> None:
         Decisions(versions.workspace.state).forget([photo[:HEX] for photo in purged.photos])
     if versions.workspace.maps.exists():  # a point on a map is data about a photo
         shutil.rmtree(versions.workspace.maps)
+    Inbox(versions.workspace.state).forget(purged.photos)
     replace(purged, complete=True).write(versions.ledger)
 
 

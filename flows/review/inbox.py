@@ -7,7 +7,7 @@ not count. After a kill the same ingestion can be done again, since a photo that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -81,9 +81,14 @@ class Inbox:
         Raises:
             UnknownPhoto: it does not wait any more.
         """
-        file = self._file(digest)
-        (self.folder / f"{digest}{NOTE}").unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
+        self._file(digest)
+        self.forget([digest])
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Deletes what there is of photos by their SHA-256, for a purge."""
+        for digest in digests:
+            (self.folder / f"{digest}{NOTE}").unlink(missing_ok=True)
+            (self.folder / digest).unlink(missing_ok=True)
 
     def manifest(self, photos: Sequence[Named]) -> Path:
         """Writes these photos as a delivery, and returns the path of its manifest."""

@@ -19,6 +19,7 @@ from flows.workspace import Workspace
 from serving.repository.repository import ModelRepository
 from serving.server.server import LocalServer
 from tests.cleaned import CLASSES, cleaned_workspace
+from tests.command_line import cleanshelf
 from tests.deliveries import photo
 from tests.graphs import write_versions
 
@@ -139,6 +140,11 @@ def test_a_conflict_is_settled_by_choosing_a_label(page: Page, workspace: Worksp
     assert (decided.kind, decided.label) == (RELABEL, CLASSES[2])
     page.goto(f"/duplicates?kind=conflict&product={CLASSES[4]}")
     expect(page.locator("main")).to_contain_text("0 found")
+
+
+def test_review_alone_names_the_pages_that_run(address: str, shop: Path) -> None:
+    done = cleanshelf("review", "--no-open", "-w", shop)
+    assert (done.stdout.strip(), done.returncode) == (f"review at {address}/review", 0)
 
 
 def test_a_photo_is_recognised_named_and_added_to_the_data(

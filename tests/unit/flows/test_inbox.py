@@ -51,6 +51,15 @@ def test_a_photo_whose_note_a_kill_prevented_does_not_count(tmp_path: Path) -> N
     assert inbox.count() == 1
 
 
+def test_a_purge_forgets_a_waiting_photo(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    purged, stays = put(inbox, b"one"), put(inbox, b"two")
+    inbox.forget([purged.sha256, "0" * 64])
+
+    assert inbox.waiting() == [stays]
+    assert not (inbox.folder / purged.sha256).exists()
+
+
 @pytest.mark.parametrize("label", ["'=sum", "=1+1", "<b>x</b>", 'a "quoted", name', "Zoë's Salt"])
 def test_the_manifest_has_labels_to_the_character(tmp_path: Path, label: str) -> None:
     inbox = Inbox(tmp_path)
