@@ -18,6 +18,7 @@ from serving.errors import ModelNotReady, RequestRejected, RequestTimeout, Serve
 
 TIMEOUT_S = 120.0  # for a batch of a folder: a late answer is better than a failed run
 PATIENCE_S = 60.0  # how long to wait for a server that restarts
+ASKED_S = 60.0  # for a few photos of a page
 AWAY = (ServerUnavailable, ModelNotReady, RequestTimeout, RequestRejected)
 
 
@@ -59,7 +60,7 @@ class Connection:
             )
         with self._lock:
             if self._held is None or self._held[0] != found:
-                self._held = found, Recognizer(found, transport="encoded", patience_s=3.0)
+                self._held = found, Recognizer(found, transport="encoded", timeout_s=ASKED_S, patience_s=3.0)
             return self._held[1]
 
 
