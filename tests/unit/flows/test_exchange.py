@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,8 +296,20 @@ def test_a_file_of_another_kind_is_refused_in_words(
 def test_label_studio_offers_few_products_per_task(shop: Workspace, tmp_path: Path) -> None:
     tasks = json.loads((out(shop, tmp_path, "labelstudio") / "tasks.json").read_text(encoding="utf-8"))
     predicted = [task for task in tasks if task["data"]["suggested"]]
+    assert {round(task["predictions"][0]["score"], 1) for task in predicted} == {0.7}, "what the fold says"
     offered = [[choice["value"] for choice in task["data"]["choices"]] for task in predicted]
     assert offered == [[task["data"]["given"], task["data"]["suggested"], NO_PRODUCT] for task in predicted]
     assert [task["predictions"][0]["result"][0]["value"]["choices"] for task in predicted] == [
         [task["data"]["suggested"]] for task in predicted
     ]
+
+
+def test_a_version_that_no_fold_scored_is_exported_without_suggestions(tmp_path: Path) -> None:
+    workspace = cleaned_workspace(tmp_path, photos=5, every=1)
+    shutil.rmtree(workspace.runs / "stages")
+    rows = rows_of(out(workspace, tmp_path, "csv") / "suspects.csv")
+    named = [row for row in rows if row["suggested_label"]]
+
+    assert rows
+    assert {row["probability"] for row in rows} == {""}
+    assert 0 < len(named) < len(rows), "cleaning relabelled some"
