@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +56,8 @@ def export_issues(
     from flows.exchange.export import Wanted, export
 
     wanted = Wanted(version, given, suggested, limit)
-    done = export(find(workspace), out, to, wanted=wanted, progress=_counter())
+    log_to_stderr()
+    done = export(find(workspace), out, to, wanted=wanted)
 
     def say() -> None:
         print(f"{done.photos} photos in {done.folder}, {done.with_suggestion} with a suggestion")
@@ -106,10 +105,3 @@ def save_reviewed(workspace: At = Path("."), as_json: AsJson = False) -> None:
               f"{done.dropped} photos dropped; {len(left_out)} could not be labelled and stay open")  # fmt: skip
 
     show(dataclasses.asdict(done) | {"left_out": left_out}, as_json=as_json, say=say)
-
-
-def _counter() -> Callable[[int], None]:
-    """Renews a line with the number of photos on a terminal; says nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return lambda number: None
-    return lambda number: print(f"\r{number} photos", end="", file=sys.stderr, flush=True)

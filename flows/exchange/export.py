@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from flows.review.photos import read_photos
 from flows.review.pictures import as_jpeg
 from flows.review.suggestions import read_suggestions
 from flows.workspace import Workspace
+from models.progress import Progress
 
 SIDE_PX = 1024  # of the exported pictures
 
@@ -42,13 +42,8 @@ class Wanted:
     limit: int = 1000
 
 
-def export(
-    workspace: Workspace, out: Path, format: str, *, wanted: Wanted, progress: Callable[[int], None]
-) -> Exported:
+def export(workspace: Workspace, out: Path, format: str, *, wanted: Wanted) -> Exported:
     """Writes the folder `out`: label issues, worst first, and their photos as JPEGs; complete, or not there after a kill.
-
-    Args:
-        progress: is called with the number of photos written so far.
 
     Raises:
         InputError: `out` exists, or the format or class is unknown.
@@ -64,11 +59,13 @@ def export(
     rows = worst(photos, found, given=wanted.given, suggestion=wanted.suggestion, limit=wanted.limit)
     listed = suspects(photos, found, rows)
     folder = out.with_name(f".{out.name}.{os.getpid()}") / out.name  # the formats see the final name
+    progress = Progress("exporting", len(rows))
     try:
         (folder / "photos").mkdir(parents=True)
-        for number, (row, each) in enumerate(zip(rows, listed, strict=True), start=1):
+        for row, each in zip(rows, listed, strict=True):
             (folder / each.file).write_bytes(as_jpeg(photos.read(row), SIDE_PX))
-            progress(number)
+            progress.add(1)
+        progress.done()
         chosen.write(folder, listed)
         folder.rename(out)
     finally:

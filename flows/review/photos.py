@@ -109,8 +109,8 @@ class Photos:
 
     @functools.cached_property
     def products(self) -> KnownLabels:
-        """The classes, for finding the one that a text means."""
-        return KnownLabels(self.classes)
+        """The classes, for finding the one that a text means; photos without a label are of none."""
+        return KnownLabels(label for label in self.classes if label)
 
     @functools.cached_property
     def by_label(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -53,7 +53,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def out(shop: Workspace, folder: Path, format: str, **wanted: Any) -> Path:
-    export(shop, folder / format, format, wanted=Wanted(**wanted), progress=lambda number: None)
+    export(shop, folder / format, format, wanted=Wanted(**wanted))
     return folder / format
 
 
