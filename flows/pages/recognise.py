@@ -163,4 +163,5 @@ def _decide(site: Site, shop: Queue, row: int, *, person: Person, label: str) ->
             "the data, then name this one again"
         )
     kind = KEEP if label == photos.given[row] else RELABEL
-    site.decisions.add([Decision(photos.name(row), kind, label, person.name, photos.version)])
+    # This page shows no decisions, so those of other people must not be overwritten.
+    site.decisions.add([Decision(photos.name(row), kind, label, person.name, photos.version)], seen=0)
