@@ -51,7 +51,7 @@ def sign_in(request: Request, token: Annotated[str, Form()]) -> Response:
 def sign_out() -> Response:
     """Forgets the token in this browser."""
     answer = RedirectResponse("/enter", status_code=303)
-    answer.delete_cookie(COOKIE)
+    answer.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
     return answer
 
 

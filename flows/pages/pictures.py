@@ -21,15 +21,22 @@ FOR_GOOD = "private, max-age=31536000, immutable"  # an id is a hash of the phot
 Size = Literal["96", "256", "1024"]  # texts, as an address has them: numbers would match none
 
 
-@router.get("/photos/{version}/{photo}/{size}", response_class=Response)
+class Jpeg(Response):
+    """A picture."""
+
+    media_type = "image/jpeg"
+
+
+@router.get("/photos/{version}/{photo}/{size}", response_class=Jpeg, responses={304: {"description": "not changed"}})
 def picture(request: Request, site: TheSite, person: Looks, version: str, photo: str, size: Size) -> Response:
     """A photo of a data version as a JPEG, upright, with at most `size` pixels on its longer side."""
-    if request.headers.get("if-none-match") == f'"{photo}-{size}"':
-        return Response(status_code=304)
     photos = site.photos(version)
     row = photos.row(photo)
+    headers = {"cache-control": FOR_GOOD, "etag": f'"{photo}-{size}"'}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
     jpeg = _kept(photos.folder, photos.shard[row], int(photos.offset[row]), int(photos.size[row]), int(size))
-    return Response(jpeg, media_type="image/jpeg", headers={"cache-control": FOR_GOOD, "etag": f'"{photo}-{size}"'})
+    return Jpeg(jpeg, headers=headers)
 
 
 @functools.lru_cache(KEPT)

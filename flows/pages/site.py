@@ -13,8 +13,7 @@ from fastapi.templating import Jinja2Templates
 
 from contract import CleanShelfError
 from flows.data.versions import DataVersions
-from flows.errors import Denied
-from flows.pages.access import Person, caller
+from flows.pages.access import People, Person, caller
 from flows.review.decisions import Decisions
 from flows.review.photos import Photos, read_photos
 from flows.review.queue import Queue
@@ -102,14 +101,20 @@ TheSite = Annotated[Site, Depends(site_of)]  # parameter of routes
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """A page from one of the templates, which also knows `request`, `person`, `pages` and `workspace`."""
+    """A page from one of the templates, which also knows `request`, `person`, `pages`, `workspace` and `signs_in`."""
     site = site_of(request)
-    common = {"person": _person(request), "pages": PAGES, "workspace": site.workspace.root.name}
+    people: People = request.app.state.people
+    common = {
+        "person": _person(request),
+        "pages": PAGES,
+        "workspace": site.workspace.root.name,
+        "signs_in": not people.open_to_all,
+    }
     return templates.TemplateResponse(request, template, common | values, status_code=status)
 
 
 def _person(request: Request) -> Person | None:
     try:
         return caller(request)
-    except Denied:
+    except CleanShelfError:  # refused; or the list of people is damaged, which the page then says
         return None
