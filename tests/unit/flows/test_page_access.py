@@ -16,10 +16,11 @@ from flows.pages.access import CALLED, COOKIE, NAME, Decides, Looks, People, rol
 from flows.pages.app import create_app
 from flows.pages.documentation import operations, routes
 from flows.pages.site import Site
-from flows.web import _bound, _shown, people_of
+from flows.web import _bound, _check_certificate, _shown, people_of
 from flows.workspace import Workspace
 from serving.errors import BadRequest
 from serving.server.command import Listening
+from tests.certificates import certificate
 from tests.page_client import bearer, client_of
 
 # Routes that ask for no role: signing in and out change nothing but the cookie of who asks.
@@ -219,6 +220,16 @@ def test_tokens_are_needed_off_the_loopback_and_with_tls(workspace: Workspace, t
         assert not people_of(workspace, Listening(host, pem, pem)).open_to_all
         with pytest.raises(BadRequest, match="tokens would cross the network"):
             Listening(host)
+
+
+def test_a_certificate_with_another_key_is_refused(tmp_path: Path) -> None:
+    (cert, key), (_, other) = (certificate(tmp_path / name) for name in "ab")
+    (text := tmp_path / "text.pem").write_text("no certificate")
+
+    _check_certificate(Listening("0.0.0.0", cert, key))
+    for pair in ((cert, other), (text, key)):
+        with pytest.raises(InputError, match="give a PEM certificate and the key that belongs to it"):
+            _check_certificate(Listening("0.0.0.0", *pair))
 
 
 def test_addresses_are_shown_as_a_browser_takes_them() -> None:
