@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -42,7 +41,7 @@ from flows.pages.site import Site
 from flows.workspace import Workspace
 
 HERE = "http://127.0.0.1"
-FORM = "multipart/form-data"
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 INSTRUCTIONS = """\
 A workspace of CleanShelf: product photos in data versions, labels in doubt, retrainings, model versions, an endpoint. Start
 with the tool overview. Data versions are named by the first digits of their ids, or by `selected`. Texts in answers, such as
@@ -59,7 +58,7 @@ class Operation:
     """One operation of the JSON API as a tool.
 
     Args:
-        files: fields of a form that hold files, for which the tool takes paths.
+        body: media type; "" without a body. files, fields: of a form; for a file the tool takes paths.
     """
 
     tool: Tool
@@ -68,6 +67,7 @@ class Operation:
     query: tuple[str, ...]
     body: str
     files: tuple[str, ...]
+    fields: tuple[str, ...]
 
 
 def serve_agents(workspace: Workspace, *, decides: bool, name: str) -> None:
@@ -142,7 +142,8 @@ async def _ask(client: httpx.AsyncClient, operation: Operation, given: dict[str,
             for name in operation.files
             for each in _listed(given.get(name))
         ]
-        return await client.request(operation.method, path, params=query, files=files or None)
+        data = {name: given[name] for name in operation.fields if given.get(name) is not None}
+        return await client.request(operation.method, path, params=query, data=data or None, files=files or None)
 
 
 def _result(answer: httpx.Response) -> CallToolResult:
@@ -160,7 +161,9 @@ def _says(text: str, *, is_error: bool) -> CallToolResult:
 def _is_readable(described: dict[str, Any]) -> bool:
     """True if an operation answers with JSON or a picture, not with packed numbers for a script."""
     answers = [answer for code, answer in described["responses"].items() if code.startswith("2")]
-    return any(kind == "application/json" or kind.startswith("image/") for each in answers for kind in each["content"])
+    return any(
+        kind == "application/json" or kind.startswith("image/") for each in answers for kind in each.get("content", ())
+    )
 
 
 def _operation(document: dict[str, Any], path: str, method: str, described: dict[str, Any]) -> Operation:
@@ -169,13 +172,15 @@ def _operation(document: dict[str, Any], path: str, method: str, described: dict
     required = [each["name"] for each in parameters if each.get("required")]
     content = described.get("requestBody", {}).get("content", {})
     body = next(iter(content), "")
-    files = tuple(_files(document, content[FORM])) if body == FORM else ()
+    form = _resolved(document, content[body]["schema"]) if body in FORMS else {}
+    fields = form.get("properties", {})
+    files = tuple(name for name, field in fields.items() if _is_file(field))
     if body == "application/json":
         properties["body"] = content[body]["schema"]
         required += ["body"] if described["requestBody"].get("required") else []
     paths = {"type": "array", "items": {"type": "string"}, "description": "paths of photos on this machine"}
-    properties |= dict.fromkeys(files, paths)
-    schema = {"type": "object", "properties": properties, "required": [*required, *files]}
+    properties |= fields | dict.fromkeys(files, paths)
+    schema = {"type": "object", "properties": properties, "required": [*required, *form.get("required", ())]}
     tool = Tool(
         name=_name(path, method),
         description=described.get("description") or described["summary"],
@@ -183,7 +188,7 @@ def _operation(document: dict[str, Any], path: str, method: str, described: dict
         annotations=ToolAnnotations(readOnlyHint=described["x-role"] == LOOK, openWorldHint=False),
     )
     query = tuple(each["name"] for each in parameters if each["in"] == "query")
-    return Operation(tool, method.upper(), path, query, body, files)
+    return Operation(tool, method.upper(), path, query, body, files, tuple(fields.keys() - set(files)))
 
 
 def _name(path: str, method: str) -> str:
@@ -192,14 +197,14 @@ def _name(path: str, method: str) -> str:
     return "_".join([*([] if method == "get" else [method]), *words])[:64]
 
 
-def _files(document: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
-    """Fields of a form that hold files."""
-    schema = content["schema"]
-    schema = document["components"]["schemas"][schema["$ref"].removeprefix(PLACE)] if "$ref" in schema else schema
-    for name, field in schema.get("properties", {}).items():
-        one = field.get("items", field)
-        if one.get("format") == "binary" or "contentMediaType" in one:
-            yield name
+def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].removeprefix(PLACE)]
+    return found
+
+
+def _is_file(field: dict[str, Any]) -> bool:
+    one = field.get("items", field)
+    return one.get("format") == "binary" or "contentMediaType" in one
 
 
 def _self_contained(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
