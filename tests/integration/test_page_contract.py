@@ -25,8 +25,8 @@ WITH_PROCESSES = {
     ("POST", "/api/endpoint/stop"): "ends it",
     ("POST", "/api/map"): "starts the computation of a map",
 }
-# 503 says that no endpoint runs. Roles are not a security scheme of the document: on the loopback no token is asked for. What JSON allows and a rule of ours
-# refuses is a 4XX too, so data that fit the schema may be refused.
+# 503 says that no endpoint runs. Roles are not a security scheme of the document: on the loopback no token is asked for.
+# What JSON allows and a rule of ours refuses is a 4XX too, so data that fit the schema may be refused.
 NOT_CHECKED = ("not_a_server_error", "ignored_auth", "positive_data_acceptance", "negative_data_rejection")
 
 
