@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request, Response
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 
 from contract import CleanShelfError
 from flows.data.versions import DataVersions
@@ -33,6 +35,8 @@ PAGES = (  # address, name
     ("/endpoint", "Endpoint"),
 )
 templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
+# `code` of a docstring, for pages
+templates.env.filters["marked"] = lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 class _Kept(Generic[T]):
