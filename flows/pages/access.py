@@ -1,7 +1,7 @@
 """People who may use the pages, their roles, and the tokens by which they are recognised.
 
 On the loopback without TLS, everyone who reaches the server is the user of this machine. Elsewhere each person has a
-token of 256 random bits, which nobody guesses; the server keeps only its hash.
+token of 256 random bits, too many to guess; the server keeps only its hash.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _fields(document: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
-    """What a body holds: the fields of JSON or of a form, in brackets if they may be left out, or its media type."""
+    """Content of a body: the fields of JSON or of a form, in brackets if they may be left out, or its media type."""
     for media, each in content.items():
         schema = each.get("schema", {})
         if "$ref" in schema:

@@ -25,7 +25,7 @@ PLACE = "#/components/schemas/"
 
 
 class Problem(BaseModel):
-    """What is wrong, where, and the way out."""
+    """An error: what is wrong, where, and the way out."""
 
     kind: str = Field(description="name of the error, as in docs/reference/messages.md, or of its HTTP status")
     message: str

@@ -1,4 +1,4 @@
-"""What is refused before a route of the pages sees it, and what every answer carries."""
+"""Requests that are refused before a route of the pages sees it, and what every answer carries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may use the pages: roles of routes, tokens, and the file of people; in process, without a browser."""
+"""People who may use the pages: roles of routes, tokens, and the file of people; in process, without a browser."""
 
 from __future__ import annotations
 
