@@ -129,7 +129,7 @@ async def _ask(client: httpx.AsyncClient, operation: Operation, given: dict[str,
     """The API's answer to the arguments of a call.
 
     Raises:
-        InputError: a part of the address is missing.
+        InputError: a part of the address is missing, or a file.
         OSError: a file cannot be read.
     """
     path = re.sub(r"{(\w+)}", lambda part: quote(_text(given, part[1]), safe=""), operation.path)
@@ -138,7 +138,7 @@ async def _ask(client: httpx.AsyncClient, operation: Operation, given: dict[str,
         return await client.request(operation.method, path, params=query, json=given.get("body"))
     with ExitStack() as opened:
         files = [
-            (name, (Path(each).name, opened.enter_context(Path(each).open("rb"))))
+            (name, (Path(each).name, opened.enter_context(_photo(each).open("rb"))))
             for name in operation.files
             for each in _listed(given.get(name))
         ]
@@ -228,6 +228,12 @@ def _text(given: dict[str, Any], name: str) -> str:
     if given.get(name) in (None, "", ".", ".."):
         raise InputError(f"{name}: this part of the address is missing")
     return str(given[name])
+
+
+def _photo(path: str) -> Path:
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: there is no such file; give the path of a photo on this machine")
+    return Path(path)
 
 
 def _listed(value: Any) -> list[str]:
