@@ -14,6 +14,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import CallToolResult, ImageContent, TextContent
 
+from flows.review.decisions import Decisions
 from flows.review.photos import read_photos
 from flows.workspace import Workspace
 from tests.cleaned import cleaned_workspace
@@ -70,7 +71,15 @@ async def test_with_the_flag_it_decides_under_its_name_and_never_operates(shop: 
     async with asking(shop, "--decide", "--name", "helper") as client:
         names = {tool.name for tool in (await client.list_tools()).tools}
         overview = json.loads(text(await client.call_tool("overview")))
+        queue = json.loads(text(await client.call_tool("review_queue", {"limit": 1})))
+        photo = queue["photos"][0]["photo"]
+        body = {"version": queue["version"], "photos": [photo], "kind": "keep", "seen": queue["seen"]}
+        wrong = await client.call_tool("post_review_decide", {"body": body | {"kind": "guess"}})
+        done = await client.call_tool("post_review_decide", {"body": body})
 
+    (decision,) = Decisions(shop.state).pending().values()
+    assert (wrong.is_error, "body.kind" in text(wrong), done.is_error) == (True, True, False)
+    assert (decision.photo, decision.kind, decision.who) == (photo, "keep", "agent helper")
     assert (overview["person"], overview["role"]) == ("agent helper", "decide")
     assert not any("save" in name or name in ("post_runs", "post_endpoint_stop") for name in names)
 
