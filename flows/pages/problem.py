@@ -21,6 +21,10 @@ STATUS: dict[type[Exception], int] = {
     WorkspaceBusy: 409,
     EndpointMissing: 503,
 }
+SAYS = {
+    404: "there is nothing at this address; start from the overview",
+    405: "this address cannot be called in this way; /api lists the ways",
+}
 PLACE = "#/components/schemas/"
 
 
@@ -52,7 +56,9 @@ def schemas() -> dict[str, Any]:
 def described(error: Exception) -> tuple[int, str, str]:
     """HTTP status, kind and message of an error."""
     if isinstance(error, HTTPException):
-        return error.status_code, HTTPStatus(error.status_code).phrase.replace(" ", ""), str(error.detail)
+        phrase = HTTPStatus(error.status_code).phrase
+        says = SAYS.get(error.status_code, error.detail) if error.detail == phrase else error.detail
+        return error.status_code, phrase.replace(" ", ""), says
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return 422, "BadRequest", f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

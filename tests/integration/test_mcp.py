@@ -54,7 +54,8 @@ async def test_an_assistant_looks_and_cannot_decide(shop: Workspace) -> None:
         overview = json.loads(text(await client.call_tool("overview")))
         where = {"version": "selected", "photo": photos.name(0), "size": 96}
         picture = await client.call_tool("photos_version_photo_size", where)
-        unknown = await client.call_tool("photos_version_photo_size", where | {"photo": "../x"})
+        outside = await client.call_tool("photos_version_photo_size", where | {"photo": "../x"})
+        unknown = await client.call_tool("photos_version_photo_size", where | {"photo": "0" * 16})
         missing = await client.call_tool("photos_version_photo_size", where | {"photo": ""})
         refused = await client.call_tool("post_review_decide", {"body": {}})
 
@@ -62,6 +63,7 @@ async def test_an_assistant_looks_and_cannot_decide(shop: Workspace) -> None:
     assert all(tool.annotations and tool.annotations.read_only_hint and tool.description for tool in listed)
     assert (overview["data"]["photos"], overview["role"]) == (len(photos), "look")
     assert isinstance(picture.content[0], ImageContent)
+    assert (outside.is_error, "nothing at this address" in text(outside)) == (True, True)
     assert (unknown.is_error, "has no photo" in text(unknown)) == (True, True)
     assert (missing.is_error, "address is missing" in text(missing)) == (True, True)
     assert (refused.is_error, "started without --decide" in text(refused)) == (True, True)
