@@ -120,9 +120,9 @@ async def _serve(app: FastAPI, decides: bool, who: str) -> None:
     cookies = {CALLED: quote(who)}
     async with (
         httpx.AsyncClient(transport=transport, base_url=HERE, cookies=cookies, timeout=None) as client,
-        stdio_server() as streams,
+        stdio_server() as (received, sent),
     ):
-        await server.run(*streams, server.create_initialization_options())
+        await server.run(received, sent, server.create_initialization_options())
 
 
 async def _ask(client: httpx.AsyncClient, operation: Operation, given: dict[str, Any]) -> httpx.Response:
@@ -150,12 +150,12 @@ def _result(answer: httpx.Response) -> CallToolResult:
     kind = answer.headers.get("content-type", "")
     if kind.startswith("image/"):
         data = base64.b64encode(answer.content).decode()
-        return CallToolResult(content=[ImageContent(data=data, mimeType=kind)])
+        return CallToolResult(content=[ImageContent(data=data, mime_type=kind)])
     return _says(answer.text, is_error=answer.is_error)
 
 
 def _says(text: str, *, is_error: bool) -> CallToolResult:
-    return CallToolResult(content=[TextContent(text=text)], isError=is_error)
+    return CallToolResult(content=[TextContent(text=text)], is_error=is_error)
 
 
 def _is_readable(described: dict[str, Any]) -> bool:
@@ -184,8 +184,8 @@ def _operation(document: dict[str, Any], path: str, method: str, described: dict
     tool = Tool(
         name=_name(path, method),
         description=described.get("description") or described["summary"],
-        inputSchema=_self_contained(schema, document),
-        annotations=ToolAnnotations(readOnlyHint=described["x-role"] == LOOK, openWorldHint=False),
+        input_schema=_self_contained(schema, document),
+        annotations=ToolAnnotations(read_only_hint=described["x-role"] == LOOK, open_world_hint=False),
     )
     query = tuple(each["name"] for each in parameters if each["in"] == "query")
     return Operation(tool, method.upper(), path, query, body, files, tuple(fields.keys() - set(files)))

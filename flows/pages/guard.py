@@ -56,7 +56,7 @@ class Guard:
             return await _refused(*refusal)(scope, receive, answer)
         limit = MAX_SIGN_IN if scope["path"] == SIGN_IN else MAX_BODY
         try:  # HEAD is answered as GET, whose headers it asks for
-            await self.app(scope | {"method": answer.method}, _limited(receive, limit), answer)
+            await self.app({**scope, "method": answer.method}, _limited(receive, limit), answer)
         except Exception as error:
             if answer.has_begun:
                 raise
@@ -99,7 +99,7 @@ class _Answer:
             # A page never shows what was decided long ago; scripts are asked for again and answered by 304.
             found.setdefault("cache-control", "no-cache" if self.path.startswith("/static/") else "no-store")
         elif self.is_head:
-            message = message | {"body": b""}
+            message = {**message, "body": b""}
         await self.send(message)
 
 
