@@ -30,7 +30,7 @@ def mcp(
         if (error.name or "").split(".")[0] not in ("mcp", "mcp_types"):
             raise
         raise InputError(
-            "`cleanshelf mcp` needs the extra agents, which is not installed: pip install 'cleanshelf[agents]'"
+            "`cleanshelf mcp` needs the extra agents, which is not installed: pip install -c constraints.txt -e '.[agents]'"
         ) from None
     found = find(workspace)
     log_to_stderr()

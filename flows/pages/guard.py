@@ -16,8 +16,8 @@ from flows.pages.access import People, caller
 from serving.access import LOOPBACK
 
 MAX_BODY = 64 * 1024 * 1024  # bytes of one request
-MAX_SIGN_IN = 4096  # bytes of the one request that anyone may send
-SIGN_IN = "/enter"
+MAX_SIGN_IN = 4096  # bytes of a request that anyone may send
+OPEN = ("/enter", "/leave")  # signing in and out
 SAFE = ("GET", "HEAD", "OPTIONS")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 HEADERS = {
@@ -54,7 +54,7 @@ class Guard:
         answer = _Answer(scope, send)
         if refusal := self._refusal(scope, Headers(scope=scope)):
             return await _refused(*refusal)(scope, receive, answer)
-        limit = MAX_SIGN_IN if scope["path"] == SIGN_IN else MAX_BODY
+        limit = MAX_SIGN_IN if scope["path"] in OPEN else MAX_BODY
         try:  # HEAD is answered as GET, whose headers it asks for
             await self.app({**scope, "method": answer.method}, _limited(receive, limit), answer)
         except Exception as error:
@@ -72,7 +72,7 @@ class Guard:
             return 403, "another site sent this request, so nothing was done; use the page itself"
         if not _fits(headers.get("content-length", "0"), MAX_BODY):
             return 413, _too_large(MAX_BODY)
-        return None if scope["path"] == SIGN_IN else self._stranger(scope)
+        return None if scope["path"] in OPEN else self._stranger(scope)
 
     def _stranger(self, scope: Scope) -> tuple[int, str] | None:
         try:

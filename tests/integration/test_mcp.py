@@ -102,5 +102,5 @@ async def test_a_missing_extra_is_one_sentence(shop: Workspace, tmp_path: Path) 
 
     assert done.returncode == 2
     assert done.stderr == (
-        "cleanshelf: `cleanshelf mcp` needs the extra agents, which is not installed: pip install 'cleanshelf[agents]'\n"
+        "cleanshelf: `cleanshelf mcp` needs the extra agents, which is not installed: pip install -c constraints.txt -e '.[agents]'\n"
     )
