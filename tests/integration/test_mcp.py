@@ -100,7 +100,7 @@ async def test_a_missing_extra_is_one_sentence(shop: Workspace, tmp_path: Path) 
     command = [sys.executable, "-c", code, "mcp", "-w", str(shop.root)]
     done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    assert done.returncode == 2
-    assert done.stderr == (
-        "cleanshelf: `cleanshelf mcp` needs the extra agents, which is not installed: pip install -c constraints.txt -e '.[agents]'\n"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(
+        "cleanshelf: `cleanshelf mcp` needs the extra agents, which is not installed: pip install"
     )
