@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
-    path.write_bytes(data)
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Writes a file and waits until it is on the disk; `mode`: permissions that a new file is made with, less the umask."""
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        file.write(data)
     sync(path)
 
 
-def overwrite(path: Path, data: bytes) -> None:
+def overwrite(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replaces a file; a reader or a power cut finds it complete or unchanged. A kill may leave a .part beside it."""
     temporary = _beside(path)
     try:
-        write(temporary, data)
+        write(temporary, data, mode=mode)
         os.replace(temporary, path)
         sync(path.parent)
     finally:

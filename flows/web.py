@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +28,8 @@ ASKED_S = 2.0  # how long a server may take to say that it is there
 
 
 def people_of(workspace: Workspace, listening: Listening) -> People:
-    """The people who may use the pages at this address: everyone on the loopback, elsewhere those with a token."""
-    return People(workspace.state, open_to_all=listening.host in LOOPBACK)
+    """The people who may use the pages: everyone on the loopback without TLS, elsewhere those with a token."""
+    return People(workspace.state, open_to_all=listening.host in LOOPBACK and not listening.certificate)
 
 
 def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready: Callable[[str], None]) -> None:
@@ -36,16 +38,22 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
     port: 0 takes a free one.
 
     Raises:
-        InputError: another program listens there, or the address is not one of this machine.
+        InputError: another program listens there, the address is not one of this machine, or the certificate is unusable.
     """
+    people = people_of(workspace, listening)
+    _check_certificate(listening)
     bound = _bound(listening.host, port)
+    if people.open_to_all and not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
+        bound.close()
+        raise InputError(f"host {listening.host}: on this machine it is not the loopback; give --host 127.0.0.1")
     scheme = "https" if listening.certificate else "http"
     site = Site(workspace)
-    app = create_app(site, people_of(workspace, listening))
     config = uvicorn.Config(
-        app,
+        create_app(site, people),
         log_level="warning",
         server_header=False,
+        proxy_headers=False,  # anyone can send them
+        ws="none",
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
         timeout_graceful_shutdown=5,
@@ -94,5 +102,18 @@ def _bound(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _check_certificate(listening: Listening) -> None:
+    if listening.certificate is None or listening.key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(listening.certificate, listening.key)
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
+        raise InputError(
+            f"{listening.certificate} with {listening.key}: {reason}; give a PEM certificate and the key that belongs to it"
+        ) from None
+
+
 def _shown(host: str) -> str:
-    return "127.0.0.1" if host == "localhost" else host
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    return f"[{host}]" if ":" in host else host

@@ -11,16 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 HERE = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A headless Chromium, which ends with the block; `flags` are added to its command line."""
+    """A headless Chromium, which ends with the block; `flags` are added to its command line.
+
+    Without one the test is skipped, or fails if CI is true.
+    """
+    if CHROMIUM is None:
+        reason = "there is no Chromium; on Debian: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
         yield browser

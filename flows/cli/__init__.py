@@ -18,7 +18,7 @@ from flows.cli.show import show_error
 
 # Importing a module registers its verbs, and the help shows them in the order of these imports.
 # isort: off
-from flows.cli import data, storage, model, steps, schedule, product, endpoint, web, review, about  # noqa: F401
+from flows.cli import data, storage, model, steps, schedule, product, endpoint, web, review, mcp, about  # noqa: F401
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer's own copy of click has no public name for it
 

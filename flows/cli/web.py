@@ -22,7 +22,10 @@ def web(
     tls_key: Pem = None,
     show_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     invite: Annotated[
-        str, typer.Option(metavar="NAME", help="Print a token for a person, and end. Needed off the loopback only.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Print a token for a person, and end. Needed off the loopback, and with TLS."
+        ),
     ] = "",
     role: Annotated[
         str, typer.Option(metavar="look|decide|operate", help="What the invited person may do.")
@@ -34,7 +37,7 @@ def web(
     from serving.server.command import Listening
 
     found = find(workspace)
-    listening = Listening(host, tls_cert, tls_key)
+    listening = Listening("[::1]" if host == "::1" else host, tls_cert, tls_key)
     people = people_of(found, listening)
     if remove:
         return people.remove(remove)

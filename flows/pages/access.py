@@ -1,28 +1,35 @@
 """People who may use the pages, their roles, and the tokens by which they are recognised.
 
-On the loopback, everyone who reaches the server is the user of this machine. Elsewhere each person has a token; the
-server keeps only its hash.
+On the loopback without TLS, everyone who reaches the server is the user of this machine. Elsewhere each person has a
+token of 256 random bits, too many to guess; the server keeps only its hash.
 """
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import hashlib
 import hmac
 import json
+import os
+import re
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
 from durable import overwrite
-from flows.errors import Denied, InputError
+from flows.errors import CorruptObject, Denied, InputError
 
 NAME = "web.people.json"
-COOKIE = "cleanshelf_token"
+MAX_NAME = 80
+SHA256 = re.compile("[0-9a-f]{64}")
+COOKIE = "__Host-cleanshelf"  # with this prefix browsers take it only over HTTPS, from this host, for all paths
 CALLED = "cleanshelf_name"  # on the loopback: what the person in front of this browser is called
 LOOK, DECIDE, OPERATE = "look", "decide", "operate"
 ROLES = (LOOK, DECIDE, OPERATE)  # each may do what the roles before it may
@@ -45,10 +52,11 @@ class People:
 
     Args:
         open_to_all: the server is on the loopback, and needs no token.
+        role: what everyone may do if it is open to all.
     """
 
-    def __init__(self, state: Path, *, open_to_all: bool) -> None:
-        self.path, self.open_to_all = state / NAME, open_to_all
+    def __init__(self, state: Path, *, open_to_all: bool, role: str = OPERATE) -> None:
+        self.path, self.open_to_all, self.role = state / NAME, open_to_all, role
 
     def invite(self, name: str, role: str) -> str:
         """A new token for a person, who is added or gets another role; the earlier token of the name stops working.
@@ -56,12 +64,14 @@ class People:
         Raises:
             InputError: the name is blank or too long, or there is no such role.
         """
-        if not name.strip() or len(name) > 80 or not name.isprintable():
-            raise InputError(f"name {name!r}: give 1 to 80 characters that can be shown")
+        name = name.strip()
+        if not is_name(name):
+            raise InputError(f"name {name!r}: give 1 to {MAX_NAME} characters that can be shown")
         if role not in ROLES:
             raise InputError(f"role {role}: choose one of {', '.join(ROLES)}")
         token = secrets.token_urlsafe(32)
-        self._write(self._read() | {name.strip(): {"role": role, "sha256": _hash(token)}})
+        with self._changing() as known:
+            known[name] = {"role": role, "sha256": _hash(token)}
         return token
 
     def remove(self, name: str) -> None:
@@ -70,15 +80,18 @@ class People:
         Raises:
             InputError: there is no such person.
         """
-        known = self._read()
-        if name not in known:
-            raise InputError(
-                f"{name!r} is not among the people here: {', '.join(sorted(known)) or 'there are none yet'}"
-            )
-        self._write({other: entry for other, entry in known.items() if other != name})
+        with self._changing() as known:
+            if known.pop(name.strip(), None) is None:
+                raise InputError(
+                    f"{name!r} is not among the people here: {', '.join(sorted(known)) or 'there are none yet'}"
+                )
 
     def of_token(self, token: str) -> Person | None:
-        """The person with this token; None if no person has it."""
+        """The person with this token; None if no person has it.
+
+        Raises:
+            CorruptObject: the list of people is damaged.
+        """
         given = _hash(token)
         for name, entry in self._read().items():
             if hmac.compare_digest(entry["sha256"], given):
@@ -90,11 +103,25 @@ class People:
             known: dict[str, dict[str, str]] = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return {}
+        except ValueError:
+            known = {"": {}}
+        if not isinstance(known, dict) or not all(_is_entry(entry) for entry in known.values()):
+            raise CorruptObject(
+                f"state/{NAME}: this is not a list of people; restore the file, or delete it and invite everyone again"
+            )
         return known
 
-    def _write(self, known: dict[str, dict[str, str]]) -> None:
-        overwrite(self.path, json.dumps(known, indent=2, ensure_ascii=False).encode())
-        self.path.chmod(0o600)
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, dict[str, str]]]:
+        """The people by name, written when the block ends; one process at a time."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            known = self._read()
+            yield known
+            overwrite(self.path, json.dumps(known, indent=2, ensure_ascii=False).encode(), mode=0o600)
+        finally:
+            os.close(folder)
 
 
 def caller(request: Request) -> Person:
@@ -105,7 +132,8 @@ def caller(request: Request) -> Person:
     """
     people: People = request.app.state.people
     if people.open_to_all:
-        return Person(unquote(request.cookies.get(CALLED, "")).strip()[:80] or user(), OPERATE)
+        called = unquote(request.cookies.get(CALLED, "")).strip()
+        return Person(called if is_name(called) else user(), people.role)
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     token = bearer if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
     person = people.of_token(token) if token else None
@@ -122,20 +150,48 @@ def user() -> str:
         return "user"
 
 
-def _with_role(role: str) -> Depends:  # type: ignore[valid-type]  # FastAPI declares it as a function
-    def check(person: Annotated[Person, Depends(caller)]) -> Person:
-        if not person.may(role):
-            raise Denied(
-                f"{person.name} may {person.role}, and this asks for the role {role}; ask who operates this server"
-            )
+def looks(person: Annotated[Person, Depends(caller)]) -> Person:
+    """The caller of a route that shows something."""
+    return _allowed(person, LOOK)
+
+
+def decides(person: Annotated[Person, Depends(caller)]) -> Person:
+    """The caller of a route that changes decisions about labels."""
+    return _allowed(person, DECIDE)
+
+
+def operates(person: Annotated[Person, Depends(caller)]) -> Person:
+    """The caller of a route that changes versions, runs or the endpoint."""
+    return _allowed(person, OPERATE)
+
+
+ROLE_OF: dict[Callable[..., Any] | None, str] = {looks: LOOK, decides: DECIDE, operates: OPERATE}
+Looks = Annotated[Person, Depends(looks)]  # parameters of routes: the caller, who may look, decide or operate
+Decides = Annotated[Person, Depends(decides)]
+Operates = Annotated[Person, Depends(operates)]
+
+
+def role_needed(route: Any) -> str | None:
+    """The role that a route of FastAPI asks for; None if it asks for none."""
+    asked = [ROLE_OF[each.call] for each in route.dependant.dependencies if each.call in ROLE_OF]
+    return max(asked, key=ROLES.index, default=None)
+
+
+def is_name(text: str) -> bool:
+    """True for 1 to MAX_NAME characters that can be shown."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
+
+
+def _allowed(person: Person, role: str) -> Person:
+    if person.may(role):
         return person
+    raise Denied(f"{person.name} may {person.role}, and this asks for the role {role}; ask who operates this server")
 
-    return Depends(check)
 
-
-Looks = Annotated[Person, _with_role(LOOK)]  # parameters of routes: the caller, who may look, decide or operate
-Decides = Annotated[Person, _with_role(DECIDE)]
-Operates = Annotated[Person, _with_role(OPERATE)]
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict) and entry.get("role") in ROLES and bool(SHA256.fullmatch(str(entry.get("sha256", ""))))
+    )
 
 
 def _hash(token: str) -> str:

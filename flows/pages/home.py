@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
@@ -15,6 +16,7 @@ from flows.registry.versions import ModelVersions
 from models.data.manifest import FLAGGED
 
 router = APIRouter()
+WORST = 6  # photos shown
 A_MONTH = 30 * 24 * 3600
 
 
@@ -51,7 +53,7 @@ def sign_in(request: Request, token: Annotated[str, Form()]) -> Response:
 def sign_out() -> Response:
     """Forgets the token in this browser."""
     answer = RedirectResponse("/enter", status_code=303)
-    answer.delete_cookie(COOKIE)
+    answer.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
     return answer
 
 
@@ -72,11 +74,13 @@ def _data(site: Site) -> dict[str, Any] | None:
         photos = site.photos("selected")
     except UnknownVersion:
         return None
-    issues = photos.decision.is_one_of(FLAGGED)
+    issues = np.flatnonzero(photos.decision.is_one_of(FLAGGED))
+    worst = issues[np.argsort(photos.score[issues], kind="stable")[:WORST]]
     return {
         "version": photos.version,
         "photos": len(photos),
         "kept": int(photos.kept.sum()),
         "classes": len(photos.classes) - (photos.label.code("") >= 0),  # photos without a label are of none
-        "issues": int(issues.sum()),
+        "issues": len(issues),
+        "worst": [{"id": photos.name(row), "label": photos.given[row]} for row in worst],
     }

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
+from flows.errors import UnknownPhoto
 from flows.pages.access import Looks
 from flows.pages.site import TheSite
 from flows.review.pictures import as_jpeg
@@ -15,20 +16,30 @@ from models.data.manifest import read_photo
 
 router = APIRouter(tags=["photos"])
 KEPT = 2048  # pictures in memory, 10 kB each at 256 px
-FOR_GOOD = "private, max-age=31536000, immutable"  # an id is a hash of the photo, so its picture never changes
+FOR_A_DAY = "private, max-age=86400"  # a picture never changes, but a purged photo has to leave browsers too
 
 Size = Literal["96", "256", "1024"]  # texts, as an address has them: numbers would match none
 
 
-@router.get("/photos/{version}/{photo}/{size}", response_class=Response)
+class Jpeg(Response):
+    """A picture."""
+
+    media_type = "image/jpeg"
+
+
+@router.get("/photos/{version}/{photo}/{size}", response_class=Jpeg, responses={304: {"description": "not changed"}})
 def picture(request: Request, site: TheSite, person: Looks, version: str, photo: str, size: Size) -> Response:
     """A photo of a data version as a JPEG, upright, with at most `size` pixels on its longer side."""
-    if request.headers.get("if-none-match") == f'"{photo}-{size}"':
-        return Response(status_code=304)
     photos = site.photos(version)
     row = photos.row(photo)
-    jpeg = _kept(photos.folder, photos.shard[row], int(photos.offset[row]), int(photos.size[row]), int(size))
-    return Response(jpeg, media_type="image/jpeg", headers={"cache-control": FOR_GOOD, "etag": f'"{photo}-{size}"'})
+    shard = photos.shard[row]
+    if not (photos.folder / "shards" / f"{shard}.tar").exists():  # purged since the table was read
+        raise UnknownPhoto(f"photo {photo} is not stored in version {photos.version[:12]} any more; reload the page")
+    headers = {"cache-control": FOR_A_DAY, "etag": f'"{photo}-{size}"'}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    jpeg = _kept(photos.folder, shard, int(photos.offset[row]), int(photos.size[row]), int(size))
+    return Jpeg(jpeg, headers=headers)
 
 
 @functools.lru_cache(KEPT)

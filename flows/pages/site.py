@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request, Response
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 
 from contract import CleanShelfError
 from flows.data.versions import DataVersions
-from flows.errors import Denied
-from flows.pages.access import Person, caller
+from flows.pages.access import People, Person, caller
 from flows.review.decisions import Decisions
 from flows.review.photos import Photos, read_photos
 from flows.review.queue import Queue
@@ -34,6 +35,8 @@ PAGES = (  # address, name
     ("/endpoint", "Endpoint"),
 )
 templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
+# `code` of a docstring, for pages
+templates.env.filters["marked"] = lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 class _Kept(Generic[T]):
@@ -102,14 +105,20 @@ TheSite = Annotated[Site, Depends(site_of)]  # parameter of routes
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """A page from one of the templates, which also knows `request`, `person`, `pages` and `workspace`."""
+    """A page from one of the templates, which also knows `request`, `person`, `pages`, `workspace` and `signs_in`."""
     site = site_of(request)
-    common = {"person": _person(request), "pages": PAGES, "workspace": site.workspace.root.name}
+    people: People = request.app.state.people
+    common = {
+        "person": _person(request),
+        "pages": PAGES,
+        "workspace": site.workspace.root.name,
+        "signs_in": not people.open_to_all,
+    }
     return templates.TemplateResponse(request, template, common | values, status_code=status)
 
 
 def _person(request: Request) -> Person | None:
     try:
         return caller(request)
-    except Denied:
+    except CleanShelfError:  # refused; or the list of people is damaged, which the page then says
         return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from flows.review.photos import Photos, Words
 from flows.review.selections import Selections
@@ -17,6 +17,7 @@ from models.data.manifest import FLAGGED
 Scope = Literal["issues", "all"]  # label issues of cleaning; every photo of the version
 ISSUES: Scope = "issues"
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+Score = Annotated[float, Field(ge=0, le=1)]
 KEPT_MASKS = 16  # filters whose photos are remembered per scope; 2.5 MB each at 2.5 million photos
 
 
@@ -34,8 +35,8 @@ class Filter(BaseModel, frozen=True):
     source: str = ""
     split: str = ""
     decision: str = ""
-    above: float | None = None
-    below: float | None = None
+    above: Score | None = None
+    below: Score | None = None
     selection: str = ""
 
     @field_validator("above", "below", mode="before")

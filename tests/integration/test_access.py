@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,20 +31,11 @@ from serving.server.command import Listening
 from serving.server.control import Endpoint
 from serving.server.server import LocalServer, RunningServer
 from serving.wire import connect, infer, translate
+from tests.certificates import certificate
 from tests.graphs import golden_images, write_versions
 
 pytestmark = pytest.mark.triton
 MakeServer = Callable[..., LocalServer]
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Paths of a self-signed certificate for 127.0.0.1 and of its key."""
-    folder.mkdir(parents=True)
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subject = ["-subj", "/CN=shelf", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
-    return cert, key
 
 
 @dataclass

@@ -9,9 +9,13 @@ from playwright.sync_api import Page
 pytestmark = pytest.mark.browser
 
 
-def test_the_overview_counts_label_issues(page: Page) -> None:
+def test_the_overview_counts_label_issues_and_shows_the_worst(page: Page) -> None:
     page.goto("/")
-    assert "photos whose label is probably wrong" in page.inner_text("main")
+    counted = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    assert (int(counted["probably wrong"]) > 6, counted["products"]) == (True, "6")
+    widths = page.locator(".worst img").evaluate_all("pictures => pictures.map((each) => each.naturalWidth)")
+    assert len(widths) == 6
+    assert all(widths)
 
 
 def test_requests_of_other_sites_are_refused(address: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from flows.data.fingerprints import Fingerprints
 from flows.data.garbage import find_unused, free
@@ -16,6 +17,9 @@ from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
+from flows.pages.access import People
+from flows.pages.app import create_app
+from flows.pages.site import Site
 from flows.purge import affected, complete, purge
 from flows.registry.versions import ModelVersions
 from flows.review.decisions import Decision, Decisions
@@ -126,6 +130,21 @@ def test_an_earlier_version_is_restored_without_the_photo(versions: DataVersions
     assert content not in b"".join(contents(versions.workspace.root).values())
     assert versions.verify(reread=True) == []
     assert versions.select(entry.id).id == entry.id
+
+
+def test_pages_that_have_shown_a_purged_photo_show_it_no_longer(versions: DataVersions) -> None:
+    shop = versions.workspace
+    pages = TestClient(create_app(Site(shop), People(shop.state, open_to_all=True)), "http://127.0.0.1")
+    (sha256, _), before = a_photo(versions), versions.selected()
+    picture = f"/photos/{before}/{sha256[:16]}/96"
+    shown = pages.get(picture)
+
+    purge(versions, [sha256])
+
+    again = [pages.get(picture), pages.get(picture, headers={"if-none-match": shown.headers["etag"]})]
+    assert (shown.status_code, [answer.status_code for answer in again]) == (200, [404, 404])
+    assert pages.get(f"/photos/selected/{sha256[:16]}/96").status_code == 404
+    assert "max-age=86400" in shown.headers["cache-control"]
 
 
 def test_two_purges_that_meet_in_one_shard(versions: DataVersions) -> None:
