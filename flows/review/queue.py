@@ -172,7 +172,7 @@ def label_of(queue: Queue, row: int, kind: str, label: str = "") -> str | None:
     """Class that a decision of this kind gives the photo; "" for none of the products; None if it cannot be taken."""
     names, suggestions = queue.photos.classes, queue.suggestions
     if kind == KEEP:
-        return names[suggestions.asked[row]]
+        return names[suggestions.asked[row]] or None  # a photo without a label has none to be right
     if kind == TAKE:
         code = int(suggestions.suggested[row])
         return names[code] if code >= 0 else None

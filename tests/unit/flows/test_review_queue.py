@@ -149,6 +149,14 @@ def test_labels_that_decisions_give(tmp_path: Path) -> None:
     assert [each.label for each in decisions_on(queue, [0, 1], TAKE, who="Ana")] == ["b"]
 
 
+def test_no_label_cannot_be_confirmed(tmp_path: Path) -> None:
+    """A blank label would mean: none of the products."""
+    queue = queue_of(photos_of(["a", ""], label=["a", ""], split=["train", "unlabelled"]), tmp_path)
+    assert [label_of(queue, row, KEEP) for row in (0, 1)] == ["a", None]
+    assert [each.label for each in decisions_on(queue, [0, 1], KEEP, who="Ana")] == ["a"]
+    assert [label_of(queue, 1, kind, "a") for kind in (RELABEL, NONE)] == ["a", ""]
+
+
 def test_search_folds_case_and_accents_and_puts_the_likely_first() -> None:
     names = ["Salt of Zoë", "Zoë's Salt", "Extra Zoe", "Tea", "SALTED ZOE"]
     photos = photos_of(names)
