@@ -1,4 +1,4 @@
-"""Claim: a map of 2.5 million photos is laid out in minutes on two cores, and memory hardly grows with their number.
+"""Claim: a map of 2.5 million photos is laid out in minutes on two cores.
 
 Made-up embeddings of 2,000 groups, in a file that is mapped into memory, as a cleaning leaves them. Measured: the time from
 the file to positions, UMAP's compilation included, and the peak memory beyond that of the imports. Quality: the share of
