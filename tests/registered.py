@@ -7,9 +7,11 @@ from pathlib import Path
 from durable import sha256
 from flows.data.versions import DataVersions
 from flows.endpoint.promotion import register
+from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+from serving.server.control import load_on_start
 from tests.graphs import LABELS, golden_images, write_graph
 
 
@@ -29,5 +31,6 @@ def registered_model(workspace: Workspace, folder: Path, *, seed: int, data_vers
         "verdict": ["every gate passed"],
     }
     number = register(workspace, graph, lineage=lineage, labels=LABELS, golden=golden_images())
+    load_on_start(repository(workspace), number)
     models.promote(number)
     return number

@@ -48,7 +48,7 @@ function stepRow(step) {
 
 function stepTable(run) {
   const head = ["Step", "State", "Time", "Progress"].map((name) => element("th", { scope: "col" }, name));
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps" },
+  return element("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps" },
     element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...run.steps.map(stepRow))));
 }
 
