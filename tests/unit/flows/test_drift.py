@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.drift import Traffic, chi_squared, compare, markdown, read_answers, shift
+from flows.drift import (
+    LAST,
+    DistributionShift,
+    Drift,
+    LastDrift,
+    Traffic,
+    chi_squared,
+    compare,
+    last_drift,
+    markdown,
+    read_answers,
+    shift,
+)
 from flows.endpoint.folder import SCHEMA
 from flows.errors import InputError
+from flows.workspace import Workspace
 from flows.workspace.tables import write_table
 
 
@@ -124,3 +139,16 @@ def test_what_is_no_table_of_answers_is_refused(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet", "a.csv", "b.csv"):
         with pytest.raises(InputError, match="not a table of answers"):
             read_answers(tmp_path / name, version=3, name="x")
+
+
+def test_the_last_comparison_is_read_back_and_a_damaged_one_counts_as_none(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.state.mkdir()
+    shifts = [DistributionShift("score", 0.1, 0.2, 0.3, "stable")]
+    found = Drift("stable", 100, 200, 0.1, 0.2, shifts, {"soap": (0.5, 0.25)})
+    last = LastDrift("2030-01-01T12:00:00+00:00", "photos", 3, found)
+    assert last_drift(workspace) is None
+    (workspace.state / LAST).write_text(json.dumps(dataclasses.asdict(last)))
+    assert last_drift(workspace) == last
+    (workspace.state / LAST).write_text("{}")
+    assert last_drift(workspace) is None
