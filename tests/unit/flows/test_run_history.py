@@ -44,7 +44,7 @@ def state(run: Run) -> RunState:
 
 
 @step("score fold {fold}")
-def score(run: Run, fold: int = 0) -> Path:
+def score(run: Run, fold: int) -> Path:
     """Runs a child once, and reuses its result later."""
 
     def work(out: Path) -> None:
@@ -63,7 +63,7 @@ def fail(run: Run) -> None:
 def test_a_run_under_way_shows_its_steps_and_the_progress_of_its_children(run: Run) -> None:
     logging.getLogger("cleanshelf").setLevel(logging.INFO)
     with recorded(run.folder, "retrain"):
-        score(run)
+        score(run, 0)
         score(run, 1)
         note(run.folder, "started", step="train member 0")
         under_way = state(run)
@@ -81,8 +81,8 @@ def test_a_run_under_way_shows_its_steps_and_the_progress_of_its_children(run: R
 
 
 def test_a_step_whose_results_are_there_is_reused(run: Run) -> None:
-    score(run)
-    score(run)
+    score(run, 0)
+    score(run, 0)
     assert [(each.step, each.state, each.is_reused) for each in state(run).steps] == [
         ("score fold 0", "finished", False),
         ("score fold 0", "finished", True),
@@ -167,4 +167,4 @@ def test_progress_is_written_more_rarely_the_longer_it_takes(run: Run, monkeypat
 def test_a_full_disk_does_not_end_a_run(run: Run) -> None:
     (run.folder / RECORD).symlink_to("/dev/full")
     with recorded(run.folder, "retrain"):
-        assert (score(run) / "result").exists()
+        assert (score(run, 0) / "result").exists()
