@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from flows.errors import InputError
 from flows.orchestrator.reports import in_flow
-from flows.run.cost import timed
 from flows.run.launch import end_children
 from flows.run.record import in_step
 from flows.run.run import Run
@@ -37,7 +36,7 @@ class Step(Generic[P, R]):
 
     def __init__(self, work: Callable[P, R], name: str) -> None:
         functools.update_wrapper(self, work)
-        self.fn, self._name = _recorded(timed(work, name), name), name
+        self.fn, self._name = _recorded(work, name), name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Result of the function, which Prefect shows as a task if a flow is running."""

@@ -18,7 +18,7 @@ from flows.report.label_issues import label_figures, num_issues
 from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import Report, to_json
 from flows.report.steps import StepAccuracy
-from flows.run.cost import seconds_of
+from flows.run.history import state_of
 from flows.run.measure import measure_graph, read_answers
 from flows.run.run import ResultCache, Run
 from flows.run.step import step
@@ -75,7 +75,9 @@ def last_run(run: Run) -> Report | None:
 
 def costs(run: Run) -> Figure:
     """Wall seconds of each step up to the verdict; steps may have run side by side."""
-    return Figure("Seconds per step", seconds_of(run), ("seconds",), "cost")
+    steps = [each for each in state_of(run.workspace, run.id).steps if each.seconds is not None]
+    rows = [{"step": each.step, "seconds": each.seconds, "reused": bool(each.is_reused)} for each in steps]
+    return Figure("Seconds per step", rows, ("seconds",), "cost")
 
 
 @step("write report")

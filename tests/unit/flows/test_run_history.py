@@ -16,6 +16,7 @@ from flows.run.launch import run_child
 from flows.run.record import MOST_S, RECORD, Recorder, note, recorded
 from flows.run.run import Run
 from flows.run.step import step
+from flows.steps.report import costs
 from flows.workspace import Workspace
 from models.recipe.config import load_recipe
 from serving.server.process import birth
@@ -168,3 +169,12 @@ def test_a_full_disk_does_not_end_a_run(run: Run) -> None:
     (run.folder / RECORD).symlink_to("/dev/full")
     with recorded(run.folder, "retrain"):
         assert (score(run, 0) / "result").exists()
+
+
+def test_the_report_says_what_each_finished_step_cost(run: Run) -> None:
+    for event, facts in (("started", {}), ("computing", {"result": "a"}), ("finished", {})):
+        note(run.folder, event, step="train", **facts)
+    note(run.folder, "started", step="export")
+    (row,) = costs(run).rows
+    assert (row["step"], row["reused"]) == ("train", False)
+    assert 0 <= row["seconds"] < 60
