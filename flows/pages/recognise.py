@@ -163,5 +163,7 @@ def _decide(site: Site, shop: Queue, row: int, *, person: Person, label: str) ->
             "the data, then name this one again"
         )
     kind = KEEP if label == photos.given[row] else RELABEL
-    # This page shows no decisions, so those of other people must not be overwritten.
-    site.decisions.add([Decision(photos.name(row), kind, label, person.name, photos.version)], seen=0)
+    # This page shows no decisions, so those of other people must not be overwritten; saved ones are part of the data.
+    photo = photos.name(row)
+    seen = max((each["seq"] for each in site.decisions.of(photo) if each["saved"]), default=0)
+    site.decisions.add([Decision(photo, kind, label, person.name, photos.version)], seen=seen)

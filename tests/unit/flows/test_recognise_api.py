@@ -60,6 +60,14 @@ def test_the_decision_of_another_person_stays(client: TestClient, site: Site) ->
     assert (refused.status_code, "Ana has decided" in refused.text) == (409, True)
 
 
+def test_a_decision_that_was_saved_can_be_revised(client: TestClient, site: Site) -> None:
+    client.cookies.set("cleanshelf_name", "Ana")
+    name(client, photo(0, side=48), CLASSES[0])
+    site.decisions.mark_saved("f" * 32, upto=site.decisions.state()[0])
+    client.cookies.set("cleanshelf_name", "Ben")
+    assert name(client, photo(0, side=48), CLASSES[1]).status_code == 200
+
+
 def test_a_photo_of_the_version_gets_no_new_product(client: TestClient, site: Site) -> None:
     refused = name(client, photo(0, side=48), "Brand New")
     assert (refused.status_code, "is a new product" in refused.text) == (400, True)
