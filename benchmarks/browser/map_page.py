@@ -1,13 +1,10 @@
-"""Claim: the map of 250,000 photos is drawn within 3 s, and moves at 30 frames a second, without a graphics card.
+"""The map in a browser that draws WebGL by the processor (SwiftShader); its photos and positions are made up, 200 clusters.
 
-The real page in a headless Chromium that draws WebGL by the processor (SwiftShader). Its photos and positions are made up:
-200 clusters in a plane. Measured from the start of the navigation to the first complete drawing, and while the mouse drags
-the map in circles. More points: `python benchmarks/web_map.py --points 2500000`.
+Measured from the start of the navigation to the first complete drawing, and while the mouse drags the map in circles.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 import threading
@@ -18,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
-from figure import figure, header
 from playwright.sync_api import Page
 
+from browser.told import at_least, at_most
 from flows.map.points import Points, file_of, write_points
 from flows.map.sources import find_source
 from flows.pages.access import People
@@ -50,28 +47,20 @@ class MadeUp(Site):
         return self.made_up
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=250_000)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for which the map is dragged")
-    args = parser.parse_args(words)
-    header("the map of 250,000 photos: first frame within 3 s, at least 30 frames a second while it is dragged")
+def measure(points: int, seconds: float) -> None:
+    """Prints the figures of a map of so many points, which is dragged for some seconds."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder), args.points) as address,
+        served(Path(folder), points) as address,
         chromium(SOFTWARE) as browser,
     ):
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(f"{address}/map")
         first_s = first_frame_s(page)
-        rate = frames_per_s(page, seconds=args.seconds)
-    where = f"map of {args.points:,} points"
-    figure(
-        f"{where}, first frame, s", round(first_s, 2), target=f"<= {FIRST_S:g}", met=first_s <= FIRST_S, baseline=None
-    )
-    figure(f"{where}, frames per s while dragging", round(rate, 1), target=f">= {FRAMES:g}", met=rate >= FRAMES,
-           baseline=None)  # fmt: skip
+        rate = frames_per_s(page, seconds=seconds)
+    where = f"map of {points:,} points"
+    at_most(f"{where}, first frame, s", first_s, FIRST_S)
+    at_least(f"{where}, frames a second while dragging", rate, FRAMES)
 
 
 def first_frame_s(page: Page) -> float:
@@ -150,7 +139,3 @@ def made_up_photos(folder: Path, num: int) -> Photos:
         offset=np.zeros(num, np.int64),
         size=np.zeros(num, np.int32),
     )
-
-
-if __name__ == "__main__":
-    main()

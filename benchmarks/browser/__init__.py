@@ -1,0 +1,1 @@
+"""Parts of web.py: the pages in a browser, what they are compared with, and kills of their server."""
