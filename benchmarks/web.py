@@ -35,6 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=PHOTOS, help="of the large version")
     parser.add_argument("--classes", type=int, default=CLASSES)
     parser.add_argument("--few", type=int, default=FEW_PHOTOS, help="photos of the version with few label issues")
+    parser.add_argument("--presses", type=int, default=60, help="of a key")
     parser.add_argument("--points", type=int, default=250_000, help="of the map")
     parser.add_argument("--seconds", type=float, default=4.0, help="for which the map is dragged")
     parser.add_argument("--kills", type=int, default=100)
@@ -48,10 +49,19 @@ def main(words: Sequence[str] | None = None) -> None:
         if {"review", "kills"} & set(args.only):
             few = drawn(folder / "few", args.few, min(FEW_CLASSES, args.few // 20))
         if "review" in args.only:
-            review(few, Path(temporary), name=f"{args.few * 9 // 100:,} label issues", paint_s=0.5)
+            review(
+                few, Path(temporary), name=f"{args.few * 9 // 100:,} label issues", paint_s=0.5, presses=args.presses
+            )
         if "large" in args.only:
             large = drawn(folder / "large", args.photos, args.classes)
-            review(large, Path(temporary), name=f"{args.photos:,} photos", paint_s=1.0, with_memory=True)
+            review(
+                large,
+                Path(temporary),
+                name=f"{args.photos:,} photos",
+                paint_s=1.0,
+                presses=args.presses,
+                with_memory=True,
+            )
         if "map" in args.only:
             map_page.measure(args.points, args.seconds)
         if "kills" in args.only:
@@ -68,10 +78,12 @@ def drawn(root: Path, photos: int, classes: int) -> Workspace:
     return workspace
 
 
-def review(workspace: Workspace, folder: Path, *, name: str, paint_s: float, with_memory: bool = False) -> None:
+def review(
+    workspace: Workspace, folder: Path, *, name: str, paint_s: float, presses: int, with_memory: bool = False
+) -> None:
     """Prints the figures of reviewing a version."""
     with served_pages(workspace.root) as address, bare_pages(folder) as bare, chromium() as browser:
-        review_page.measure(browser, address, bare, name=name, paint_s=paint_s)
+        review_page.measure(browser, address, bare, name=name, paint_s=paint_s, presses=presses)
         if with_memory:
             review_page.measure_memory(workspace.root, name=name)
 

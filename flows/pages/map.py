@@ -42,7 +42,7 @@ class Which(BaseModel):
     version: str = "selected"
 
 
-def charts_of(request: Request, site: TheSite) -> Charts:
+async def charts_of(request: Request, site: TheSite) -> Charts:
     """The charts of a request's site, which live as long as the application."""
     state = request.app.state
     if not hasattr(state, "charts"):

@@ -101,7 +101,11 @@ def site_of(request: Request) -> Site:
     return site
 
 
-TheSite = Annotated[Site, Depends(site_of)]  # parameter of routes
+async def _the_site(request: Request) -> Site:
+    return site_of(request)
+
+
+TheSite = Annotated[Site, Depends(_the_site)]  # parameter of routes
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:

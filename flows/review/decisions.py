@@ -7,6 +7,7 @@ named by id, so decisions hold for every data version that has the photo. Saving
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ class Decisions:
         """Writes decisions, which can be undone together, and returns the number of the last.
 
         Args:
-            seen: number of the last decision that the person has seen; None overwrites whatever others decided.
+            seen: number of the last decision that the person has seen; None overwrites whatever others decided. What the person
+                has decided in the same way since is not written again: the answer was lost, and the request repeated.
 
         Raises:
             Decided: another person has decided about one of the photos since; nothing is written.
@@ -82,7 +84,10 @@ class Decisions:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._changing() as database:
             if seen is not None:
-                _refuse_overwriting(database, decisions, seen=seen)
+                newer = _newer(database, decisions, seen=seen)
+                _refuse_overwriting(decisions, newer)
+                known = set(map(_what, newer))
+                decisions = [each for each in decisions if _what(each) not in known]
             (batch,) = database.execute("SELECT coalesce(max(batch), 0) + 1 FROM decision").fetchone()
             rows = [(each.photo, each.kind, each.label, each.who, at, each.version, batch) for each in decisions]
             database.executemany(
@@ -172,19 +177,27 @@ class Decisions:
         return database
 
 
-def _refuse_overwriting(database: sqlite3.Connection, decisions: Sequence[Decision], *, seen: int) -> None:
-    """Refuses decisions on photos that others have decided since; what they have saved meanwhile counts too."""
-    for who in {each.who for each in decisions}:
-        newer = database.execute(
-            "SELECT max(seq), photo, kind, label, who, at, version FROM decision "
-            "WHERE seq > ? AND who != ? AND kind != ? AND NOT undone GROUP BY photo",
-            (seen, who, SKIP),
-        ).fetchall()
-        by_photo = {row[1]: _decision(row) for row in newer}
-        for photo in (each.photo for each in decisions if each.who == who and each.photo in by_photo):
-            other = by_photo[photo]
+def _newer(database: sqlite3.Connection, decisions: Sequence[Decision], *, seen: int) -> list[Decision]:
+    """The last decision of each person on each of the photos after number `seen`; what was saved meanwhile counts too."""
+    rows = database.execute(  # +seq: photos are looked up in their index, however many decisions came since
+        "SELECT max(seq), photo, kind, label, who, at, version FROM decision "
+        "WHERE photo IN (SELECT value FROM json_each(?)) AND +seq > ? AND NOT undone GROUP BY photo, who",
+        (json.dumps([each.photo for each in decisions]), seen),
+    )
+    return [_decision(row) for row in rows]
+
+
+def _refuse_overwriting(decisions: Sequence[Decision], newer: Sequence[Decision]) -> None:
+    """Refuses decisions on photos that others have decided since."""
+    whose = {each.photo: each.who for each in decisions}
+    for other in newer:
+        if other.who != whose[other.photo] and other.kind != SKIP:
             said = SAID[other.kind] + (f", {shown(other.label[:60])}" if other.kind == RELABEL else "")
-            raise Decided(f"{other.who} has decided about photo {photo} in the meantime: {said}; look again")
+            raise Decided(f"{other.who} has decided about photo {other.photo} in the meantime: {said}; look again")
+
+
+def _what(decision: Decision) -> tuple[str, str, str, str]:
+    return decision.photo, decision.who, decision.kind, decision.label
 
 
 def _last(database: sqlite3.Connection) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WEB = {"photos": 4000, "few": 4000, "classes": 200, "points": 2000, "seconds": 1, "presses": 6, "kills": 2}
 GOOD = """
 from figure import figure, header, unmeasured
 
@@ -132,22 +133,8 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
         (("drift.py",), "called watch or drifted, of 1000 halvings of 2000 answers"),
         (("gates.py", "--draws", "2"), "refused, 9 classes of 8 photos, falls by 0.00"),
         pytest.param(
-            (
-                "web.py",
-                "--photos",
-                "6000",
-                "--few",
-                "6000",
-                "--classes",
-                "300",
-                "--points",
-                "2000",
-                "--seconds",
-                "1",
-                "--kills",
-                "2",
-            ),
-            "review of 540 label issues, first paint",
+            ("web.py", *(f"--{name}={value}" for name, value in WEB.items())),
+            "review of 360 label issues, first paint",
             marks=[pytest.mark.slow, pytest.mark.browser],
         ),
         pytest.param(("map_layout.py", "--photos", "500", "--width", "8"), "500 photos x 8, s", marks=pytest.mark.slow),

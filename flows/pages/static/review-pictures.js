@@ -32,6 +32,7 @@ export function large(version, photo, alt) {
   ready.delete(address);
   if (!image.src) image.src = address;
   image.alt = alt;
+  image.decoding = "sync"; // drawn together with its labels
   return image;
 }
 

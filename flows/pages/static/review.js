@@ -99,7 +99,7 @@ function drawMore(item) {
 
 async function drawNeighbours(item, near) {
   await new Promise((resolve) => setTimeout(resolve, LINGER_MS)); // who decides at once needs no neighbours
-  if (current() !== item) return;
+  if (current() !== item || isBusy) return; // the decision under way goes first
   const found = await neighbours(item).catch(() => []);
   if (current() !== item || !found.length) return;
   near.replaceChildren(element("h2", {}, "Most similar photos"), element("div", { class: "pictures" }, ...found.map((each) =>
@@ -141,6 +141,7 @@ async function decide(kind, label = "") {
   if (!start.mayDecide) return notice("You may look, but not decide. Ask who operates this server.", { isError: true });
   if (kind === "take" && !item.suggested) return notice("There is no suggestion to take.");
   isBusy = true;
+  prefetch([]); // nothing else is asked of the server until the decision is answered
   try {
     const done = await call("/api/review/decide", {
       method: "POST", body: { version, photos: [item.photo], kind, label, seen: item.seen },

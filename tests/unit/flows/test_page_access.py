@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 from pathlib import Path
 
@@ -239,6 +240,8 @@ def test_addresses_are_shown_as_a_browser_takes_them() -> None:
     ]
     with _bound("localhost", 0) as bound:
         assert bound.getsockname()[0] == "127.0.0.1"
+        with socket.create_connection(bound.getsockname()), bound.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else answers wait 40 ms
     with pytest.raises(InputError, match="cannot listen on 192"):
         _bound("192.0.2.1", 0)
 

@@ -60,6 +60,16 @@ def test_a_later_decision_of_the_same_person_holds(decisions: Decisions) -> None
     assert [each["label"] for each in decisions.of("1")] == ["milk", "tea"]
 
 
+def test_a_request_that_is_repeated_writes_nothing_again(decisions: Decisions) -> None:
+    """Its answer was lost; one undo takes it back, as if it had been sent once."""
+    sent = [decision("1"), decision("2")]
+    first = decisions.add(sent, seen=0)
+    assert decisions.add(sent, seen=0) == first
+    assert [each.photo for each in decisions.undo("Ana")] == ["1", "2"]
+    assert decisions.pending() == {}
+    assert decisions.add(sent, seen=0) > first
+
+
 def test_undo_takes_back_the_last_batch_of_one_person(decisions: Decisions) -> None:
     decisions.add([decision("1"), decision("2")])
     decisions.add([decision("3", "Ben")])
