@@ -205,7 +205,8 @@ def measure(site: Site, queue: Queue) -> None:
         told_of(scope)
     told("next 20 suspects with their evidence", next_photos)
     told(
-        "search for a class by a part of its name", lambda i: queue.products.search(f"No. {i:03d}", likely=np.zeros(0))
+        "search for a class by a part of its name",
+        lambda i: queue.products.search(f"No. {i:03d}", likely=np.zeros(0, np.int32)),
     )
     told("a decision on disk and in the queue", decide)
     rows = queue.ranked["issues"].rows

@@ -1,4 +1,4 @@
-"""What the pages are compared with: an application of FastAPI that does nothing but answer, or write one row to disk."""
+"""Baseline of the pages: an application of FastAPI that does nothing but answer, or write one row to disk."""
 
 from __future__ import annotations
 

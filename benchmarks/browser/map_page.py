@@ -48,7 +48,7 @@ class MadeUp(Site):
 
 
 def measure(points: int, seconds: float) -> None:
-    """Prints the figures of a map of so many points, which is dragged for some seconds."""
+    """Prints the figures of a map with this number of points, which is dragged for some seconds."""
     with (
         tempfile.TemporaryDirectory() as folder,
         served(Path(folder), points) as address,

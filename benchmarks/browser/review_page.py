@@ -112,7 +112,7 @@ def first_paint_s(page: Page, address: str) -> float:
 
 
 def press(page: Page, watched: list[Any], key: str, times: int, *, pause_s: float = 0.0) -> Pressed:
-    """Presses a key so many times, each when what the last one changed is drawn, and pauses in between."""
+    """Presses a key repeatedly, each time when what the last one changed is drawn, and pauses in between."""
     page.wait_for_timeout(1000)  # what is fetched ahead after loading
     page.evaluate(WATCH, watched)
     done = page.evaluate("window.spent_.length")
