@@ -42,6 +42,12 @@ export function small(version, photos, alt) {
     ...photos.map((photo) => element("img", { src: pictureOf(version, photo, 256), alt, decoding: "sync" })));
 }
 
+/** Gives up what is fetched ahead and the pictures below `root` that are not there yet: what is asked next goes first. */
+export function makeWay(root) {
+  waiting = [];
+  for (const image of root.querySelectorAll("img")) if (!image.complete) image.removeAttribute("src");
+}
+
 /** Addresses of all pictures that a photo of the queue is shown with, its own one first. */
 export function addressesOf(version, item) {
   return [

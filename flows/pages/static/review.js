@@ -4,7 +4,7 @@ import { startGrid } from "/static/review-grid.js";
 import { actionOf, labelButtons, shownKey, showKeys } from "/static/review-keys.js";
 import { askLabel } from "/static/review-label.js";
 import { addressWith, bindPanel, drawFilter, drawProgress, refreshProgress } from "/static/review-panel.js";
-import { addressesOf, large, prefetch, small } from "/static/review-pictures.js";
+import { addressesOf, large, makeWay, prefetch, small } from "/static/review-pictures.js";
 
 const FEW = 10; // photos ahead, below which more are fetched
 const PICTURES_AHEAD = 6; // photos whose pictures are fetched ahead
@@ -141,7 +141,7 @@ async function decide(kind, label = "") {
   if (!start.mayDecide) return notice("You may look, but not decide. Ask who operates this server.", { isError: true });
   if (kind === "take" && !item.suggested) return notice("There is no suggestion to take.");
   isBusy = true;
-  prefetch([]); // nothing else is asked of the server until the decision is answered
+  makeWay(at("one"));
   try {
     const done = await call("/api/review/decide", {
       method: "POST", body: { version, photos: [item.photo], kind, label, seen: item.seen },
@@ -152,6 +152,7 @@ async function decide(kind, label = "") {
   } catch (error) {
     notice(error.message, { isError: true });
     if (error.kind === "Decided" || error.kind === "UnknownPhoto") await reload(item).catch(() => {});
+    else show(); // with the pictures that made way
   } finally {
     isBusy = false;
   }
