@@ -68,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes()
 
 
-def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
+def decode(data: bytes, *, is_accepted: bool = False, side: int | None = None) -> Image.Image:
     """The photo as upright 8-bit sRGB.
 
     Applies the EXIF rotation and the ICC profile, converts CMYK, deep, palette and transparent pictures (transparency
@@ -76,6 +76,7 @@ def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
 
     Args:
         is_accepted: the photo is of a data version, which checked it for damage when it was ingested.
+        side: pixels to which the photo will be shrunk; a large JPEG is decoded at a lower resolution, at least twice this.
 
     Raises:
         BadPhoto: empty, truncated, damaged, not a picture in one of FORMATS, or more than MAX_PIXELS pixels.
@@ -84,6 +85,8 @@ def decode(data: bytes, *, is_accepted: bool = False) -> Image.Image:
         image, parts = _opened(data)
         if not is_accepted:
             _check(image, parts)
+        if side is not None:
+            image.draft(None, (2 * side, 2 * side))  # does nothing for any format but JPEG
         rgb = _to_rgb(image, parts)
         if not is_accepted:
             check_kept(image, rgb)

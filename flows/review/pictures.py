@@ -13,7 +13,7 @@ def as_jpeg(photo: bytes, side: int) -> bytes:
     Raises:
         BadPhoto: it cannot be decoded.
     """
-    image = decode(photo, is_accepted=True)
+    image = decode(photo, is_accepted=True, side=side)
     image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)

@@ -203,6 +203,20 @@ def scene(width: int, height: int) -> Image.Image:
     return Image.fromarray((np.asarray(patches).astype(int) + grain).clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_that_will_be_shrunk_is_decoded_at_a_lower_resolution(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(scene(1601, 1203), kind, exif=exif)
+    small, whole = decode(data, side=96), decode(data)
+    assert (small.width < whole.width / 3) == (kind == "JPEG")
+    for image in (small, whole):
+        image.thumbnail((96, 96))
+    assert small.size == whole.size
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
 @pytest.mark.parametrize("size", [(5, 3), (72, 72), (143, 145), (348, 348), (301, 517), (1200, 90), (1601, 1203)])
 @pytest.mark.parametrize("orientation", range(1, 9))
