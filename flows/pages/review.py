@@ -126,7 +126,7 @@ def _start(site: Site, queue: Queue, wanted: Page, person: Person) -> dict[str, 
         "me": person.name,
         "mayDecide": person.may(DECIDE),
         "page": photos_of(site, queue, wanted).model_dump(),
-        "progress": dataclasses.asdict(queue.progress(wanted.filter)),
+        "progress": dataclasses.asdict(queue.progress(wanted.filter)) | {"unsaved": queue.num_unsaved},
     }
 
 

@@ -56,6 +56,7 @@ def test_reviewed_by_keys_and_saved_as_a_version(page: Page, shop: Path, decisio
     assert [each.kind for each in decisions.pending().values()] == ["take", "keep", "none", "skip"]
     rows = before.rows_of(photos)
     assert [float(score) for score in before.score[rows]] == sorted(before.score[before.decision != ""].tolist())[:4]
+    expect(page.locator("#unsaved")).to_have_text("3 not saved yet")
     photos.append(shown(page))
     page.keyboard.press("l")
     page.keyboard.type("zoe", delay=20)
@@ -66,12 +67,26 @@ def test_reviewed_by_keys_and_saved_as_a_version(page: Page, shop: Path, decisio
     assert list(held) == photos
     assert (held[photos[0]].label, held[photos[4]].label) == (suggestion(before, int(rows[0])), "Zoë's Salt")
     page.get_by_role("button", name="Save as version").click()
-    expect(page.locator("#notices")).to_contain_text(re.compile("Saved as version .*1 photos taken out"))
+    expect(page.locator("#notices")).to_contain_text(re.compile("Saved as version .*1 photo taken out"))
     after = selected(shop)
     assert after.label[before.rows_of(photos[4:])].tolist() == ["Zoë's Salt"]
     assert after.scored_by[rows[0]].startswith("person: review by ")
     expect(page.locator("#numbers")).to_contain_text("0 of 14 decided, 1 skipped")
     assert list(decisions.pending()) == [photos[3]]
+
+
+def test_an_answer_that_is_given_up_halfway_is_not_taken_for_an_empty_one(page: Page) -> None:
+    """Fast typing gives up a search while its answer comes in; that must not replace what was found."""
+    page.goto("/review")
+    name = page.evaluate(
+        """async () => {
+            const { call } = await import("/static/page.js");
+            const abort = new DOMException("given up", "AbortError");
+            window.fetch = async () => ({ ok: true, json: () => Promise.reject(abort) });
+            return call("/api/review/classes").then((found) => JSON.stringify(found), (error) => error.name);
+        }"""
+    )
+    assert name == "AbortError"
 
 
 def test_many_at_once(page: Page, shop: Path, decisions: Decisions) -> None:

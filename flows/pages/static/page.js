@@ -15,16 +15,20 @@ export async function call(path, { method = "GET", body, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is `cleanshelf web` still running?");
   }
-  const content = await answer.json().catch(() => ({}));
+  const content = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // given up while the answer came in
+    return {};
+  });
   if (!answer.ok) {
     const failure = new Error(content.error?.message ?? `The server answered ${answer.status}.`);
     failure.kind = content.error?.kind;
     throw failure;
   }
+  if (method !== "GET") document.querySelector(".notice.error")?.remove(); // it was about the attempt before
   return content;
 }
 
-/** Shows a sentence at the bottom for some seconds, which screen readers speak. Errors stay until they are closed. */
+/** Shows a sentence below the bar for some seconds, which screen readers speak. Errors stay until they are closed. */
 export function notice(text, { isError = false } = {}) {
   const line = element("div", { class: isError ? "notice error" : "notice" }, text);
   if (isError) {
@@ -63,7 +67,8 @@ export function isTyping(event) {
   return at instanceof HTMLElement && (at.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(at.tagName));
 }
 
-/** A whole number as people read it. */
-export function count(number) {
-  return number.toLocaleString("en");
+/** A whole number as people read it; with a noun, "1 photo" or "2 photos". */
+export function count(number, noun = "") {
+  const read = number.toLocaleString("en");
+  return noun ? `${read} ${noun}${number === 1 ? "" : "s"}` : read;
 }

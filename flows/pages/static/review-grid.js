@@ -63,7 +63,8 @@ export function startGrid({ start, query, refresh }) {
     const text = item.suggested ? `${item.given.label} → ${item.suggested.label}` : item.given.label;
     const button = element("button", { type: "button", class: "tile", tabindex: "-1", "aria-pressed": "false", "data-photo": item.photo, "aria-label": `Leave out: ${text}` },
       element("img", { src: pictureOf(version, item.photo), alt: "", draggable: "false" }),
-      element("span", { class: "cut" }, text), element("span", { class: "mark" }, "left out"));
+      element("span", { class: "cut" }, item.given.label),
+      item.suggested && element("span", { class: "cut" }, `→ ${item.suggested.label}`), element("span", { class: "mark" }, "left out"));
     return element("li", {}, button);
   }
 
@@ -158,7 +159,7 @@ export function startGrid({ start, query, refresh }) {
 
   const undo = () => act(async () => {
     const { count: number } = await call("/api/review/undo", { method: "POST" });
-    notice(number ? `${count(number)} decisions taken back.` : "There is nothing of yours to take back.");
+    notice(number ? `${count(number, "decision")} taken back.` : "There is nothing of yours to take back.");
     await load(-1);
     update();
   });
@@ -166,10 +167,10 @@ export function startGrid({ start, query, refresh }) {
   const decideMatching = (kind, says) => act(async () => {
     const far = await call(`/api/review/progress?${query}`);
     const number = far.here.left - leftOut.size;
-    if (!confirm(`${says}: ${count(number)} photos, except the ${leftOut.size} left out on this page. Undo takes them back together.`)) return;
+    if (!confirm(`${says}: ${count(number, "photo")}, ${leftOut.size ? `except the ${leftOut.size} left out on this page` : "also those that are not on this page"}. Undo takes them back together.`)) return;
     const body = { version, filter: filter(), kind, left_out: [...leftOut] };
     const done = await call("/api/review/decide-matching", { method: "POST", body });
-    notice(`${count(done.decided)} photos decided.`);
+    notice(`${count(done.decided, "photo")} decided.`);
     await load(-1);
     update();
   });

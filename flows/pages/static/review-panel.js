@@ -11,27 +11,27 @@ export function addressWith(changes) {
   return query.size ? `/review?${query}` : "/review";
 }
 
-/** Draws how far people are; progress: total, decided, skipped, left. */
+/** Draws how far people are; progress: total, decided, skipped, left, unsaved, and all without the filter once that is known. */
 export function drawProgress(progress) {
   const bar = document.getElementById("bar");
   bar.max = Math.max(1, progress.total);
   bar.value = progress.decided;
   const skipped = progress.skipped ? `, ${count(progress.skipped)} skipped` : "";
+  const all = progress.all && progress.all.total !== progress.total
+    ? ` · in all ${count(progress.all.left)} of ${count(progress.all.total)} left` : "";
   document.getElementById("numbers").textContent =
-    `${count(progress.decided)} of ${count(progress.total)} decided${skipped}, ${count(progress.left)} left`;
+    `${count(progress.decided)} of ${count(progress.total)} decided${skipped}, ${count(progress.left)} left${all}`;
+  document.getElementById("unsaved").textContent = progress.unsaved ? `${count(progress.unsaved)} not saved yet` : "";
 }
 
 /** Fetches progress by class and confusion and draws it; returns the progress of the filter. */
 export async function refreshProgress(query) {
   const far = await call(`/api/review/progress?${query}`);
-  drawProgress(far.here);
-  if (far.all.total !== far.here.total) {
-    document.getElementById("numbers").textContent += ` · in all ${count(far.all.left)} of ${count(far.all.total)} left`;
-  }
-  document.getElementById("unsaved").textContent = far.unsaved ? `${count(far.unsaved)} not saved yet` : "";
+  const progress = { ...far.here, all: far.all, unsaved: far.unsaved };
+  drawProgress(progress);
   drawGroups("confusions", far.confusions);
   drawGroups("classes", far.classes);
-  return far.here;
+  return progress;
 }
 
 function drawGroups(id, groups) {
@@ -83,9 +83,9 @@ async function saveVersion(button, onSaved) {
   try {
     const saved = await call("/api/review/save", { method: "POST" });
     const parts = [
-      [saved.confirmed, "labels confirmed"], [saved.relabelled, "changed"], [saved.dropped, "photos taken out"],
-      [saved.near, "near-duplicates that stay out of training"], [saved.left_out, "not in this version, and still open"],
-    ].filter(([number]) => number).map(([number, what]) => `${count(number)} ${what}`);
+      [saved.confirmed, "label", " confirmed"], [saved.relabelled, "label", " changed"], [saved.dropped, "photo", " taken out"],
+      [saved.near, "near-duplicate", " of test photos left out of training"], [saved.left_out, "photo", " not in this version, and still open"],
+    ].filter(([number]) => number).map(([number, noun, what]) => count(number, noun) + what);
     notice(`Saved as version ${saved.data_version.slice(0, 12)}: ${parts.join(", ")}.`);
     onSaved(saved);
   } catch (error) {

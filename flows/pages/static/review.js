@@ -69,7 +69,7 @@ function decidedText(decided) {
 }
 
 function drawSide(side, title, given) {
-  const sure = given.probability === null ? "" : ` · the model gives it ${(100 * given.probability).toFixed(given.probability < 0.1 ? 1 : 0)} %`;
+  const sure = given.probability === null ? "" : ` · the model gives it ${(100 * given.probability).toFixed(given.probability < 0.1 ? 1 : 0)}\u00a0%`;
   side.replaceChildren(
     element("h2", {}, title),
     element("p", { class: "name", title: given.label }, given.label),
@@ -151,7 +151,7 @@ async function decide(kind, label = "") {
     await forward();
   } catch (error) {
     notice(error.message, { isError: true });
-    if (error.kind === "Decided" || error.kind === "UnknownPhoto") await reload(item).catch(() => {});
+    if (error.kind === "Decided" || error.kind === "UnknownPhoto") await Promise.all([reload(item), refresh()]).catch(() => {});
     else show(); // with the pictures that made way
   } finally {
     isBusy = false;
@@ -160,6 +160,8 @@ async function decide(kind, label = "") {
 
 function tally(what, number) {
   progress = { ...progress, [what]: progress[what] + number, left: progress.left - number };
+  if (progress.all) progress.all = { ...progress.all, left: progress.all.left - number };
+  if (what === "decided") progress.unsaved += number;
   sinceProgress += 1;
   if (sinceProgress >= EVERY) refresh();
 }
