@@ -74,11 +74,14 @@ class Timeline:
     advice: str
 
     def rows(self) -> list[tuple[str, str | None, DataRow | ModelRow]]:
-        """Key, key of what it was made from, and row of every item, newest first; an item comes before its parent."""
+        """Key, key of what it was made from, and row of every item, newest first; an item comes before its parent.
+
+        A version that was selected again was not made again, so it has no parent: a line for each would fill the page.
+        """
         items: list[tuple[str, str | None, DataRow | ModelRow]] = []
         known = {each.version for each in self.data}
         for each in self.data:
-            origin = each.version if each.is_again else each.parent
+            origin = None if each.is_again else each.parent
             key = f"again-{each.number}" if each.is_again else each.version
             items.append((key, origin if origin in known else None, each))
         for model in self.models:

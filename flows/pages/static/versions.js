@@ -1,7 +1,11 @@
 // Rollbacks: says first what would happen, asks, and then does it.
 import { call, count, notice } from "./page.js";
 
-const CHANGES = { added: "come back", dropped: "leave training", restored: "take part in training again", relabelled: "get another label", decided: "are decided otherwise" };
+const CHANGES = { // of photos, and of one photo
+  added: ["come back", "comes back"], dropped: ["leave training", "leaves training"],
+  restored: ["take part in training again", "takes part in training again"], relabelled: ["get another label", "gets another label"],
+  decided: ["are decided otherwise", "is decided otherwise"],
+};
 const dialog = document.getElementById("rollback");
 const yes = document.getElementById("rollback-yes");
 const problem = document.getElementById("rollback-problem");
@@ -18,7 +22,7 @@ function models(numbers) {
 }
 
 function dataSentences(plan) {
-  const changes = Object.entries(plan.changes).filter(([, photos]) => photos).map(([name, photos]) => `${count(photos)} photos ${CHANGES[name]}`);
+  const changes = Object.entries(plan.changes).filter(([, photos]) => photos).map(([name, photos]) => `${count(photos, "photo")} ${CHANGES[name][Number(photos === 1)]}`);
   const isOf = (numbers) => `The data of ${models(numbers)}`;
   return [
     `Data version ${short(plan.would_select)} becomes the selected one${plan.in_place_of ? ` in place of ${short(plan.in_place_of)}` : ""}. Nothing is deleted; you can roll back again.`,
@@ -60,7 +64,7 @@ function showPlan(plan) {
 }
 
 function showProblem(error) {
-  problem.textContent = `${error.message} Nothing was changed.`;
+  problem.textContent = `${error.message.replace(/[.]$/, "")}. Nothing was changed.`;
   problem.hidden = false;
 }
 
