@@ -65,7 +65,7 @@ def overview(site: Site) -> dict[str, Any]:
         "data": _data(site),
         "model": models.current(),
         "endpoint": running.url if running else None,
-        "pending": len(site.decisions.pending()),
+        "pending": site.decisions.num_unsaved(),
     }
 
 

@@ -81,7 +81,8 @@ class Stopped(BaseModel):
 def runs_page(request: Request, site: TheSite, person: Looks) -> Response:
     """The runs, and the form that starts one."""
     found = runs(site.workspace, limit=SHOWN)
-    return page(request, "runs.html", title="Runs", runs=asdict(found), recipes=recipes())
+    unsaved = site.decisions.num_unsaved()
+    return page(request, "runs.html", title="Runs", runs=asdict(found), recipes=recipes(), unsaved=unsaved)
 
 
 @router.get("/runs/{run}", include_in_schema=False)

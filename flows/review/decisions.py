@@ -112,6 +112,14 @@ class Decisions:
             rows = database.execute(f"{PENDING} AND seq > ? GROUP BY photo ORDER BY 1", (after,)).fetchall()
         return {row[1]: _decision(row) for row in rows}
 
+    def num_unsaved(self) -> int:
+        """Number of photos with a decision that is not saved yet; skipped photos have none."""
+        with self._reading() as database:
+            (number,) = database.execute(
+                f"SELECT count(*) FROM ({PENDING} GROUP BY photo) WHERE kind != ?", (SKIP,)
+            ).fetchone()
+        return int(number)
+
     def mark_saved(self, version: str, *, upto: int, left_out: Sequence[str] = ()) -> None:
         """Marks pending decisions up to number `upto` as saved in a data version.
 

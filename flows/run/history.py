@@ -22,6 +22,7 @@ from serving.server.process import birth
 
 NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]+")
 REPORT = "run.json"
+PASSED = "it passed every gate"
 LINES = 12  # last log lines that are kept of a run
 READ = 256  # records in memory, a few kB each
 RUNNING, KILLED, FINISHED, FAILED, UNKNOWN = "running", "killed", "finished", "failed", "unknown"
@@ -52,7 +53,7 @@ class RunState:
 
     state: running, killed (it ended without a word), published, staged, refused, stopped, failed, finished (a run that
         publishes nothing), or unknown (of an earlier release that left no report).
-    why: the gate's reasons, or the error.
+    why: that it passed every gate, the reasons why it did not, or the error.
     """
 
     run: str
@@ -186,7 +187,8 @@ def _summary(content: bytes) -> dict[str, Any]:
     verdict, version = report["verdict"], report["model_version"]
     judged = "judged" if verdict["passed"] or verdict.get("override") else "refused"
     outcome = judged if version is None else "published" if report.get("promoted", True) else "staged"
-    return {"outcome": outcome, "reasons": list(verdict["reasons"]), "model_version": version}
+    reasons = [PASSED] if verdict["passed"] else list(verdict["reasons"])
+    return {"outcome": outcome, "reasons": reasons, "model_version": version}
 
 
 def _read_record(content: bytes) -> _Record:

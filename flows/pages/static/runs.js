@@ -47,7 +47,7 @@ function stepRow(step) {
 }
 
 function stepTable(run) {
-  const head = ["Step", "State", "Time", "Progress"].map((name) => element("th", { scope: "col" }, name));
+  const head = ["Step", "State", "Time", "Progress"].map((name) => element("th", { scope: "col", class: name === "Time" && "number" }, name));
   return element("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps" },
     element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...run.steps.map(stepRow))));
 }
@@ -80,18 +80,19 @@ function runRow(run) {
     element("th", { scope: "row" }, element("a", { href: `/runs/${run.run}` }, run.run)),
     element("td", { class: TONE[run.state] ?? "" }, run.state === "killed" ? "ended without a word" : run.state),
     element("td", {}, run.recipe),
-    element("td", { class: "number" }, duration(run.seconds)),
+    element("td", { class: "number whole" }, duration(run.seconds)),
     element("td", {}, run.why.join("; ")));
 }
 
 /** What became of the last start from this page, until its run is in the table. */
-function drawStarted(started) {
+function drawStarted(started, runs) {
   const place = document.getElementById("started");
   if (!place) return;
-  place.hidden = !started;
-  if (!started) return;
+  const isListed = runs.some((run) => Date.parse(run.started) >= Date.parse(started?.at));
+  place.hidden = !started || (!started.is_alive && isListed);
+  if (place.hidden) return;
   const by = `The retraining that ${started.by} started (recipe ${started.recipe})`;
-  place.replaceChildren(started.is_alive ? `${by} is running.` : `${by} has ended: ${started.said || "it printed nothing"}`);
+  place.replaceChildren(started.is_alive ? `${by} is under way.` : `${by} has ended: ${started.said || "it printed nothing"}`);
 }
 
 async function onePage(run) {
@@ -115,7 +116,7 @@ let shown = 0; // runs that the server lists before them
 function drawAll(found) {
   const current = found.runs.find((run) => run.state === "running");
   if (current) draw(current);
-  else document.getElementById("current").replaceChildren(element("p", {}, "No retraining is running."));
+  else document.getElementById("current").replaceChildren(element("p", {}, found.started?.is_alive ? "A retraining is starting." : "No retraining is running."));
   shown = found.runs.length;
   const seen = new Set(found.runs.map((run) => run.run));
   const all = [...found.runs, ...older.filter((run) => !seen.has(run.run))];
@@ -124,7 +125,7 @@ function drawAll(found) {
   document.getElementById("more").hidden = found.more <= older.length;
   const stop = document.getElementById("stop");
   if (stop) stop.hidden = !found.started?.is_alive;
-  drawStarted(found.started);
+  drawStarted(found.started, found.runs);
   return Boolean(current || found.started?.is_alive);
 }
 
@@ -185,7 +186,10 @@ if (document.getElementById("given-run")) {
     form.onsubmit = startRun;
     about();
     const dialog = document.getElementById("confirm");
-    document.getElementById("stop").onclick = () => dialog.showModal();
+    document.getElementById("stop").onclick = () => {
+      dialog.returnValue = ""; // Escape leaves the answer of the last time
+      dialog.showModal();
+    };
     dialog.onclose = () => { if (dialog.returnValue === "yes") stopRun(); };
   }
 }

@@ -161,6 +161,12 @@ def test_roles(site: Site) -> None:
     site.decisions.forget(list(site.decisions.pending()))
 
 
+def test_the_page_of_runs_warns_of_decisions_that_a_retraining_would_not_learn_from(client: TestClient) -> None:
+    assert "not saved yet" not in client.get("/runs").text
+    decide(client, queue(client, limit=1))
+    assert "1 decision of the review is not saved yet" in client.get("/runs").text
+
+
 def test_saving_makes_a_version_and_twice_is_refused(tmp_path: Path) -> None:
     site = Site(cleaned_workspace(tmp_path, photos=4))
     people = People(site.workspace.state, open_to_all=True)

@@ -58,6 +58,8 @@ def test_a_later_decision_of_the_same_person_holds(decisions: Decisions) -> None
     decisions.add([decision("1", kind=RELABEL, label="milk")], seen=0)
     assert decisions.pending()["1"].label == "milk"
     assert [each["label"] for each in decisions.of("1")] == ["milk", "tea"]
+    decisions.add([decision("1", kind=SKIP)], seen=0)
+    assert decisions.num_unsaved() == 0
 
 
 def test_a_request_that_is_repeated_writes_nothing_again(decisions: Decisions) -> None:
@@ -82,7 +84,7 @@ def test_what_is_saved_is_not_pending_and_cannot_be_undone(decisions: Decisions)
     upto = decisions.add([decision("1"), decision("2", kind=SKIP), decision("3")])
     decisions.add([decision("4")])
     decisions.mark_saved("b" * 32, upto=upto, left_out=["3"])
-    assert list(decisions.pending()) == ["2", "3", "4"]
+    assert (list(decisions.pending()), decisions.num_unsaved()) == (["2", "3", "4"], 2), "2 was skipped"
     assert [each.photo for each in decisions.undo("Ana")] == ["4"]
     assert decisions.of("1")[0]["saved"] == "b" * 32
 

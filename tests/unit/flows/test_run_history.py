@@ -119,6 +119,15 @@ def test_a_refused_run_gives_the_reasons_of_the_gate(run: Run) -> None:
     assert (state(run).state, state(run).why) == ("refused", ["tail fell"])
 
 
+def test_a_published_run_says_that_it_passed_unless_a_person_overruled_a_gate(run: Run) -> None:
+    verdict = {"passed": True, "reasons": ["parity: probabilities differ by at most 1e-07", "top-1 accuracy 0.9"]}
+    (run.folder / "run.json").write_text(json.dumps({"verdict": verdict, "model_version": 3}))
+    assert state(run).why == ["it passed every gate"]
+    overruled = {"passed": False, "override": {"reason": "tail is small"}, "reasons": ["tail fell"]}
+    (run.folder / "run.json").write_text(json.dumps({"verdict": overruled, "model_version": 3}))
+    assert (state(run).state, state(run).why) == ("published", ["tail fell"])
+
+
 @pytest.mark.parametrize(
     ("report", "outcome"),
     [
