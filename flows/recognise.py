@@ -56,7 +56,8 @@ class Connection:
         found = access(self.workspace)
         if found is None:
             raise EndpointMissing(
-                "no endpoint is running for this workspace; start one with `cleanshelf serve --detach`, and try again"
+                "no endpoint is running for this workspace; start one on the page Endpoint or with "
+                "`cleanshelf serve --detach`, and try again"
             )
         with self._lock:
             if self._held is None or self._held[0] != found:

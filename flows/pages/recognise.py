@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from contract.labels import KnownLabels, shown
+from flows.endpoint.server import access
 from flows.errors import InputError, UnknownVersion
 from flows.pages import uploads
 from flows.pages.access import Decides, Looks, Operates, Person
@@ -32,7 +33,7 @@ Sent = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WEBP, GIF, BM
 def recognise(request: Request, site: TheSite, person: Looks) -> Response:
     """The page."""
     limits = {"photo": uploads.MAX_PHOTO_BYTES, "most": uploads.MOST}
-    return page(request, "recognise.html", title="Recognise", limits=limits)
+    return page(request, "recognise.html", title="Recognise", limits=limits, answers=access(site.workspace) is not None)
 
 
 @router.post("/api/recognise")

@@ -89,7 +89,8 @@ function duration(seconds) {
 function sentences(state) {
   const model = state.current_model ? `Model version ${state.current_model} is the current model.` : "There is no model yet; start a retraining on the page Runs.";
   if (!state.running) {
-    return [element("p", {}, "No endpoint is running. ", element("code", {}, "cleanshelf serve --detach"), " starts one."), element("p", {}, model)];
+    const wayOut = document.getElementById("start") ? "" : " Ask who operates this server to start it.";
+    return [element("p", {}, `No endpoint is running, so no photo is recognised.${wayOut}`), element("p", {}, model)];
   }
   const time = state.uptime_s === null ? "" : `, for ${duration(state.uptime_s)}`;
   const kept = state.is_external ? "" : state.is_watched ? " It is restarted if it dies." : " No watcher restarts it if it dies.";
@@ -104,7 +105,7 @@ function draw(state) {
   const why = document.getElementById("no-metrics");
   why.hidden = !state.why;
   why.textContent = state.why;
-  for (const [id, isShown] of [["start", !state.running], ["ports", !state.running], ["stop", state.running && !state.is_external]]) {
+  for (const [id, isShown] of [["start", !state.running], ["check", state.running], ["ports", !state.running], ["stop", state.running && !state.is_external]]) {
     const part = document.getElementById(id);
     if (part) part.hidden = !isShown;
   }

@@ -85,7 +85,7 @@ function verdict(answer) {
   const [first] = answer.products;
   if (!first) return element("p", { class: "warn" }, "The model does not name a product: the photo looks like none of them.");
   const sure = answer.known ? "a product of the assortment" : "probably not a product of the assortment";
-  return element("p", { class: answer.known ? "good" : "warn" }, element("b", {}, first.label), `: ${sure} (${percent(answer.score)})`);
+  return element("p", { class: answer.known ? "good" : "warn" }, element("b", {}, first.label), `: ${sure} (${percent(answer.score)} sure)`);
 }
 
 function ranking(answer, version) {
