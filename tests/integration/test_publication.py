@@ -144,7 +144,10 @@ def test_a_refused_run_stays_refused_and_nothing_changes(shop: Workspace, refuse
     )
     photos = [photo for finding in report["verdict"]["findings"] for photo in finding["photos"]]
     assert [each["photo"] for each in report["look_at"]] == photos != []
-    assert snapshot(shop.root) == before, "the verdict is the same as before"
+    after = snapshot(shop.root)
+    for files in (before, after):
+        del files[f"runs/{refused}/events.jsonl"]  # the record of the run grows by each attempt
+    assert after == before, "the verdict is the same as before"
 
 
 def check_refusal(shop: Workspace, run: str, output: str) -> None:
