@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_full_protocol_runs_several_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "runs.jsonl"
     words = ["--protocol", "full", "--epochs", "1", "--photos", "60", "--seeds", "0", "1", "--parallel", "2"]
