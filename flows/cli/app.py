@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,17 +57,20 @@ NoPromote = Annotated[
 Version = Annotated[str, typer.Argument(help="The first digits of a data version's id, or `selected`.")]
 
 INPUT, WORLD, GATE = 2, 3, 4  # exit codes
+CACHES = {"MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba"}  # variables, and folders in the folder `state`
 
 
 def find(workspace: Path) -> Workspace:
-    """The workspace at this folder or above it.
+    """The workspace at this folder or above it, which from now on has what libraries would keep in the user's home.
 
     Raises:
         WorkspaceMissing: there is none.
     """
     from flows.workspace import Workspace
 
-    return Workspace.find(workspace)
+    found = Workspace.find(workspace)
+    os.environ |= {name: str(found.state / folder) for name, folder in CACHES.items()}
+    return found
 
 
 def prepare(workspace: Path) -> Workspace:

@@ -37,7 +37,13 @@ ARRIVALS = ("ingest:", "feedback:")  # entries of new data; a retraining adds ot
 def main() -> None:
     """Runs the plan that is the first argument, as JSON."""
     show_progress()
+    logging.getLogger("asyncio").addFilter(is_news)
     asyncio.run(run(Plan(**json.loads(sys.argv[1]))))
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """False for the traceback that Python 3.11 logs if a connection is open when the runner is asked to end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 async def run(plan: Plan) -> None:
