@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ def site_with_doubles(root: Path) -> Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site_with_doubles(tmp_path_factory.mktemp("duplicates"))
-
-
-@pytest.fixture
-def client(site: Site) -> Iterator[TestClient]:
-    people = People(site.workspace.state, open_to_all=True)
-    with TestClient(create_app(site, people), base_url="http://127.0.0.1") as client:
-        yield client
-    site.decisions.forget(list(site.decisions.pending()))
 
 
 def listed(client: TestClient, **wanted: Any) -> dict[str, Any]:

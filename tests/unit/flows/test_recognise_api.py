@@ -25,12 +25,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(cleaned_workspace(tmp_path_factory.mktemp("recognise"), photos=6))
 
 
-@pytest.fixture
-def client(site: Site) -> Iterator[TestClient]:
-    people = People(site.workspace.state, open_to_all=True)
-    with TestClient(create_app(site, people), base_url="http://127.0.0.1") as client:
-        yield client
-    site.decisions.forget(list(site.decisions.pending()))
+@pytest.fixture(autouse=True)
+def empty_inbox(site: Site) -> Iterator[None]:
+    yield
     inbox = Inbox(site.workspace.state)
     inbox.clear(inbox.waiting())
 
