@@ -86,6 +86,7 @@ def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
     kills.strike("training", promises="I8 to I10", prepare=prepare, check=check)
 
 
+@pytest.mark.slow  # make soak kills it twenty times
 def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
     written = {"recipe": to_dict(recipe()), "card": {"recipe": "tiny"}, "ensemble": {"weights": [1.0]},
                "crops": {"crops": 1, "enlarge": 1.0}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
