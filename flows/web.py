@@ -57,6 +57,7 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=60,  # a person may look at a photo for so long without another handshake of TLS
     )
     address = f"{scheme}://{_shown(listening.host)}:{bound.getsockname()[1]}/"
     with _noted(workspace, address):
