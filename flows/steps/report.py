@@ -99,5 +99,5 @@ def draw(run: Run, report: Report, data: DataFolder | None) -> None:
     """Writes report.html. A picture that cannot be drawn does not end a run of days: the log says what happened."""
     try:
         write_page(run.folder, report, data)
-    except Exception:
+    except Exception:  # matplotlib and Pillow raise all kinds of exceptions
         log.exception("report.html of run %s could not be drawn; report.md has all its numbers", run.id)

@@ -69,7 +69,7 @@ def test_axe_finds_nothing_serious(page: Page, address: str) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         page.goto(address)
         for scheme, rules in (("light", None), ("dark", ["color-contrast"])):  # nothing else differs in the dark
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # playwright takes literals
             options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
             results = Axe().run(page, options=options).response["violations"]
             found += [

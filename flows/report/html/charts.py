@@ -62,7 +62,7 @@ def svg(drawing: Drawing, alt: str) -> Markup:
     file = io.StringIO()
     FigureCanvasSVG(drawing).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = UNWANTED.sub("", file.getvalue())
-    box, inside = re.search(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL).groups()  # type: ignore[union-attr]
+    box, inside = re.search(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL).groups()  # type: ignore[union-attr]  # matplotlib writes one
     text = f'<svg {box} role="img" aria-label="{escape(alt)}">{inside}'
     for colour, name in zip(COLOURS, NAMES, strict=True):
         text = text.replace(colour, f"var(--{name})")

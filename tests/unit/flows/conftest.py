@@ -1,4 +1,4 @@
-"""A client of the pages' JSON API in process, for the tests of single pages."""
+"""Clients of the pages in process: of one page's site, and of a workspace that is open to all or asks for tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from fastapi.testclient import TestClient
 from flows.pages.access import People
 from flows.pages.app import create_app
 from flows.pages.site import Site
+from flows.workspace import Workspace
+from tests.page_client import client_of
 
 
 @pytest.fixture
@@ -19,3 +21,15 @@ def client(site: Site) -> Iterator[TestClient]:
     with TestClient(create_app(site, people), base_url="http://127.0.0.1") as client:
         yield client
     site.decisions.forget(list(site.decisions.pending()))
+
+
+@pytest.fixture(scope="module")
+def alone(workspace: Workspace) -> TestClient:
+    """A client on the loopback."""
+    return client_of(workspace, open_to_all=True)
+
+
+@pytest.fixture(scope="module")
+def afar(workspace: Workspace) -> TestClient:
+    """A client that needs a token."""
+    return client_of(workspace, open_to_all=False)

@@ -13,24 +13,12 @@ from starlette.websockets import WebSocketDisconnect
 from flows.pages.access import Looks
 from flows.pages.guard import MAX_BODY, MAX_SIGN_IN
 from flows.workspace import Workspace
-from tests.page_client import HERE, app_of, bearer, client_of
+from tests.page_client import HERE, app_of, bearer
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace.init(tmp_path_factory.mktemp("access") / "shop")
-
-
-@pytest.fixture(scope="module")
-def alone(workspace: Workspace) -> TestClient:
-    """A client on the loopback."""
-    return client_of(workspace, open_to_all=True)
-
-
-@pytest.fixture(scope="module")
-def afar(workspace: Workspace) -> TestClient:
-    """A client that needs a token."""
-    return client_of(workspace, open_to_all=False)
 
 
 # --- who asks ------------------------------------------------------------------------------------------------------
@@ -157,7 +145,7 @@ def test_an_unexpected_error_keeps_its_secrets(alone: TestClient, caplog: pytest
 def test_a_line_break_in_a_path_stays_in_its_line_of_the_log(
     alone: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = app_of(alone.app.state.site.workspace, open_to_all=True)  # type: ignore[attr-defined]
+    app = app_of(alone.app.state.site.workspace, open_to_all=True)  # type: ignore[attr-defined]  # any ASGI application, to Starlette
 
     @app.get("/test/x/{name}")
     def named(person: Looks, name: str) -> None:

@@ -37,18 +37,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def alone(workspace: Workspace) -> TestClient:
-    """A client on the loopback."""
-    return client_of(workspace, open_to_all=True)
-
-
-@pytest.fixture(scope="module")
-def afar(workspace: Workspace) -> TestClient:
-    """A client that needs a token."""
-    return client_of(workspace, open_to_all=False)
-
-
-@pytest.fixture(scope="module")
 def tokens(workspace: Workspace) -> dict[str, str]:
     people = People(workspace.state, open_to_all=False)
     return {role: people.invite(f"Ana {role}", role) for role in ("look", "decide", "operate")}
