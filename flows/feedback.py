@@ -21,6 +21,7 @@ from flows.delivery.rows import read_records, text_in
 from flows.errors import BadDelivery, InputError
 from flows.orchestrator.events import post, selected
 from flows.review.decisions import SKIP, Decisions
+from flows.review.photos import PERSON
 from flows.run.run import code_hash
 from flows.workspace import DATA_LOCK, Workspace
 from models.data.manifest import (
@@ -180,7 +181,7 @@ def apply(manifest: Manifest, labels: Mapping[int, HumanLabel]) -> tuple[Manifes
         columns["kept"][row] = bool(given.label) and not is_near
         columns["decision"][row] = manifest.decision[row] if is_near else CHECKED
         columns["score"][row] = np.nan
-        columns["scored_by"][row] = f"person: {given.reason}" if given.reason else "person"
+        columns["scored_by"][row] = f"{PERSON}: {given.reason}" if given.reason else PERSON
     return dataclasses.replace(manifest, **columns), Feedback(**done, data_version=None)
 
 

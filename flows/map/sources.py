@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flows.errors import InputError
 from flows.review.photos import Photos, numbers
+from flows.review.suggestions import scorers
 
 FEATURES, EMBEDDINGS, NETWORK, SCORES = "features.npy", "embeddings.npy", "network.pt", "scores.parquet"
 BLOCK_BYTES = 1 << 25  # of the float32 vectors that are read at a time
@@ -46,8 +47,7 @@ def find_source(stages: Path, photos: Photos) -> Source:
     Raises:
         InputError: the version was never cleaned, or its networks are gone.
     """
-    scored = [value for value in photos.scored_by.values if value and not value.startswith("person")]
-    names = sorted({name for value in scored for name in value.split()})
+    names = sorted(scorers(photos))
     if not names:
         raise InputError("no network has looked at these photos yet; retrain, or run `cleanshelf clean RECIPE`")
     folders = [stages / name for name in names]

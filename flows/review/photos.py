@@ -21,6 +21,7 @@ from flows.errors import UnknownPhoto
 from models.data.manifest import SPLITS, read_photo, read_table_file
 
 HEX = 16  # digits of an id
+PERSON = "person"  # first word of `scored_by` of a photo that a person labelled
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def read_photos(folder: Path, *, version: str) -> Photos:
     given, label = _together(labels["given_label"], labels["label"])
     score = pc.fill_null(labels["score"], float("nan")).to_numpy().astype(np.float32)
     scored_by = words(labels["scored_by"])
-    is_scored = ~scored_by.is_one_of([""]) & ~_begins(scored_by, "person")
+    is_scored = ~scored_by.is_one_of([""])  # the first releases wrote other scores, and not by which networks
     return Photos(
         version=version,
         folder=folder,
@@ -201,7 +202,3 @@ def _together(*columns: pa.ChunkedArray) -> list[Words]:
         return np.array([place[value] for value in each.values], np.int32)[each.codes] if each.values else each.codes
 
     return [Words(moved(each), values) for each in encoded]
-
-
-def _begins(column: Words, prefix: str) -> NDArray[np.bool_]:
-    return column.is_one_of([value for value in column.values if value.startswith(prefix)])

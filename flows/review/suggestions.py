@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from flows.review.photos import Photos, numbers
+from flows.review.photos import PERSON, Photos, numbers
 from models.data.manifest import FLAGGED
 from models.evaluation.scores import KEEP, Scores, mean
 
-PERSON = "person"  # first word of `scored_by` of a photo that a person labelled
 BLOCK = 50_000  # photos whose suggestions are averaged at once
 RELABELLED = "relabelled"
 
