@@ -14,10 +14,10 @@ from contract.labels import shown
 from flows.errors import InputError, UnknownVersion
 from flows.pages.access import Decides, Looks
 from flows.pages.site import Site, TheSite, page
-from flows.review.decisions import KEEP, RELABEL, Decision
+from flows.review.decisions import Decision
 from flows.review.pairs import CONFLICT, Conflicts, Pairs, conflicts, near_pairs
 from flows.review.photos import Photos
-from flows.review.queue import Queue
+from flows.review.queue import Queue, kind_of
 
 router = APIRouter(tags=["duplicates"])
 ON_A_PAGE = 24
@@ -86,9 +86,9 @@ def settle(site: TheSite, person: Decides, settlement: Settlement) -> dict[str, 
         raise InputError(
             f"photo {settlement.photo} did not come with the label {shown(settlement.label)}; reload the page"
         )
-    if not is_taught(queue, settlement.label):
+    if not queue.products.has(settlement.label):
         raise InputError(f"no training photo shows {shown(settlement.label)} yet; add photos of it to the data first")
-    kind = KEEP if settlement.label == photos.given[row] else RELABEL
+    kind = kind_of(photos, row, settlement.label)
     decision = Decision(settlement.photo, kind, settlement.label, person.name, photos.version)
     return {"seen": site.decisions.add([decision], seen=settlement.seen), "label": settlement.label, "who": person.name}
 
@@ -144,12 +144,6 @@ def _unknown(label: str) -> InputError:
     return InputError(f"no photo has the product {shown(label)}; choose one in the list, or leave the field empty")
 
 
-def is_taught(queue: Queue, label: str) -> bool:
-    """True if a training photo has this label."""
-    code = queue.photos.label.code(label)
-    return code >= 0 and bool(queue.products.is_product[code])
-
-
 def _chosen_pairs(photos: Photos, pairs: Pairs, *, kind: str, code: int | None) -> Pairs:
     if kind != "near":
         wanted = photos.decision.code(kind.replace("near-kept", ""))
@@ -187,7 +181,7 @@ def _conflict(site: Site, queue: Queue, found: Conflicts, position: int) -> dict
     return {
         "photo": facts(photos, row),
         "choices": [
-            {"label": label, "by": _claimants(claims, label), "known": is_taught(queue, label)} for label in labels
+            {"label": label, "by": _claimants(claims, label), "known": queue.products.has(label)} for label in labels
         ],
         "open": photos.decision[row] == CONFLICT,
         "decided": _decided(site, photos.name(row)),

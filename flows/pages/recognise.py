@@ -14,11 +14,11 @@ from flows.pages import uploads
 from flows.pages.access import Decides, Looks, Operates, Person
 from flows.pages.site import Site, TheSite, page
 from flows.recognise import Connection
-from flows.review.decisions import KEEP, RELABEL, Decision
+from flows.review.decisions import Decision
 from flows.review.inbox import Inbox, Named, product_named
 from flows.review.photos import HEX
 from flows.review.pictures import as_jpeg
-from flows.review.queue import Queue
+from flows.review.queue import Queue, kind_of
 from flows.workspace import Workspace
 from pixels import BadPhoto, decode_shrunk
 from serving import Recognition
@@ -157,13 +157,13 @@ def _check_photo(data: bytes) -> None:
 
 
 def _decide(site: Site, shop: Queue, row: int, *, person: Person, label: str) -> None:
-    photos, code = shop.photos, shop.photos.label.code(label)
-    if code < 0 or not shop.products.is_product[code]:
+    photos = shop.photos
+    if not shop.products.has(label):
         raise InputError(
             f"this photo is in the data already, and {shown(label)} is a new product; name a new photo of it first, add it to "
             "the data, then name this one again"
         )
-    kind = KEEP if label == photos.given[row] else RELABEL
+    kind = kind_of(photos, row, label)
     # This page shows no decisions, so those of other people must not be overwritten; saved ones are part of the data.
     photo = photos.name(row)
     seen = max((each["seq"] for each in site.decisions.of(photo) if each["saved"]), default=0)

@@ -29,6 +29,11 @@ class Classes:
         _ = photos.by_label  # sorted now, so that no page waits for it later
         self.is_product = counts + np.bincount(photos.label.codes[train], minlength=size) > 0
 
+    def has(self, label: str) -> bool:
+        """True if a training photo has this label, so that others can be given it."""
+        code = self.photos.label.code(label)
+        return code >= 0 and bool(self.is_product[code])
+
     def _samples(self, code: int) -> tuple[int, ...]:
         """Rows of kept photos of a class: first those that people checked, then those with the best scores."""
         photos, rows = self.photos, self.photos.of_class(code)

@@ -177,9 +177,13 @@ def label_of(queue: Queue, row: int, kind: str, label: str = "") -> str | None:
         code = int(suggestions.suggested[row])
         return names[code] if code >= 0 else None
     if kind == RELABEL:
-        code = queue.photos.label.code(label)
-        return label if code >= 0 and queue.products.is_product[code] else None
+        return label if queue.products.has(label) else None
     return "" if kind in KINDS else None
+
+
+def kind_of(photos: Photos, row: int, label: str) -> str:
+    """Kind of the decision that a photo shows this class, made where no suggestion is seen."""
+    return KEEP if label == photos.given[row] else RELABEL
 
 
 def decisions_on(queue: Queue, rows: Sequence[int], kind: str, *, who: str, label: str = "") -> list[Decision]:
