@@ -18,7 +18,7 @@ from flows.review.neighbours import Neighbour, nearest
 from flows.review.photos import as_number, is_id
 from flows.review.queue import STATES, Group, Progress, Queue, State
 from flows.review.selections import Selection
-from models.data.manifest import DECISIONS, SPLITS
+from models.data.manifest import DECISIONS
 
 router = APIRouter(tags=["review"])
 AT_ONCE = 20  # photos of one answer
@@ -112,7 +112,7 @@ def review(request: Request, site: TheSite, person: Looks, wanted: Wanted) -> Re
     start = _start(site, queue, wanted, person) | {"isLocal": request.app.state.people.open_to_all}
     sources = sorted(value for value in queue.photos.source.values if value)
     return page(
-        request, "review.html", title="Review", start=start, wanted=wanted, states=STATES, splits=SPLITS,
+        request, "review.html", title="Review", start=start, wanted=wanted, states=STATES, splits=queue.photos.split.values,
         sources=sources[:MOST_SOURCES], decided=[each for each in DECISIONS if each],
         missing=queue.suggestions.missing, may_decide=person.may(DECIDE), may_operate=person.may(OPERATE),
     )  # fmt: skip
