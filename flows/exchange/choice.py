@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 from flows.errors import BadDelivery
 from flows.exchange.suspects import NO_PRODUCT
-from flows.review.decisions import KEEP, NONE, RELABEL, SKIP, TAKE
+from flows.review.decisions import KEEP, KINDS, NONE, RELABEL, SKIP, TAKE
 from models.data.records import short
 
-KINDS = (KEEP, TAKE, RELABEL, NONE, SKIP)
 EDITED = "edited"  # `label` stands where the export wrote the given label: a decision if the two differ
 
 
