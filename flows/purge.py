@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flows.data.objects import Listing, Objects
-from flows.data.purge_record import SHORTEST, Purged, find_photos, remove, rewrite
+from flows.data.purge_record import Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
 from flows.registry.versions import ModelVersions
+from flows.report.html.page import forget
 from flows.review.decisions import NAME as DECISIONS
 from flows.review.decisions import Decisions
 from flows.review.inbox import Inbox
@@ -84,17 +85,14 @@ def complete(versions: DataVersions) -> None:
         versions.commit_without(purged, selected)
     with versions.store.objects() as objects:
         remove(objects, versions.workspace.versions, _listings(versions, objects), purged)
+    ids = [photo[:HEX] for photo in purged.photos]
     if (versions.workspace.state / DECISIONS).exists():
-        Decisions(versions.workspace.state).forget([photo[:HEX] for photo in purged.photos])
+        Decisions(versions.workspace.state).forget(ids)
     if versions.workspace.maps.exists():  # a point on a map is data about a photo
         shutil.rmtree(versions.workspace.maps)
     Inbox(versions.workspace.state).forget(purged.photos)
+    forget(versions.workspace.runs, set(ids))
     replace(purged, complete=True).write(versions.ledger)
-
-
-def purged_ids(versions: DataVersions) -> set[str]:
-    """Ids of all photos that were ever purged."""
-    return {sha256[:SHORTEST] for sha256 in Purged.read(versions.ledger).photos}
 
 
 def _listings(versions: DataVersions, objects: Objects) -> dict[str, Listing]:

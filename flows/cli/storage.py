@@ -130,14 +130,12 @@ def data_purge(
     """Delete photos for good, from every version, the cache and the remote. Without --yes, list what is affected."""
     from flows.data.versions import DataVersions
     from flows.errors import Unconfirmed
-    from flows.purge import affected, complete, purge, purged_ids
-    from flows.report.html.page import forget
+    from flows.purge import affected, complete, purge
 
     found = watched(workspace)
     versions = DataVersions(found)
     with found.idle("data purge"):
         complete(versions)
-        forget(found.runs, purged_ids(versions))
         if not photos:
             return show({"unfinished": False}, as_json=as_json, say=lambda: print("no purge is left unfinished"))
         concerned = dataclasses.asdict(affected(versions, photos))
@@ -147,5 +145,4 @@ def data_purge(
             way_out = "run the command again with --yes to delete these photos for good"
             raise Unconfirmed(f"nothing was deleted; {way_out}", affected=concerned)
         purge(versions, photos)
-        forget(found.runs, purged_ids(versions))
     show(concerned, as_json=as_json, say=lambda: None)
