@@ -38,7 +38,7 @@ def review(
     if address := running_pages(found):
         return ready(address)
     log_to_stderr()
-    serve_pages(found, Listening("127.0.0.1", None, None), port=port, ready=ready)
+    serve_pages(found, Listening(), port=port, ready=ready)
 
 
 @review_verbs.command("export")

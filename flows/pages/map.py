@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, field_validator
 
 from flows.errors import InputError
 from flows.map.chart import DECISIONS, Chart
 from flows.map.charts import Charts
-from flows.map.maps import Maps
 from flows.pages.access import Decides, Looks
 from flows.pages.site import TheSite, page
 from flows.review.photos import Photos
@@ -42,51 +41,39 @@ class Which(BaseModel):
     version: str = "selected"
 
 
-async def charts_of(request: Request, site: TheSite) -> Charts:
-    """The charts of a request's site, which live as long as the application."""
-    state = request.app.state
-    if not hasattr(state, "charts"):
-        state.charts = Charts(Maps(site.workspace))
-    charts: Charts = state.charts
-    return charts
-
-
-TheCharts = Annotated[Charts, Depends(charts_of)]
-
-
 @router.get("/map", include_in_schema=False)
-def map_page(request: Request, site: TheSite, charts: TheCharts, person: Looks, version: str = "selected") -> Response:
+def map_page(request: Request, site: TheSite, person: Looks, version: str = "selected") -> Response:
     """The map of a data version."""
     photos = site.photos(version)
-    return page(request, "map.html", title="Map", state=state_of(photos, charts), may_decide=person.may("decide"))
+    return page(request, "map.html", title="Map", state=state_of(photos, site.charts), may_decide=person.may("decide"))
 
 
 @router.get("/api/map")
-def map_state(site: TheSite, charts: TheCharts, person: Looks, version: str = "selected") -> dict[str, Any]:
+def map_state(site: TheSite, person: Looks, version: str = "selected") -> dict[str, Any]:
     """State of the map of a data version: ready, making, missing, failed or impossible; `message` says more."""
-    return state_of(site.photos(version), charts)
+    return state_of(site.photos(version), site.charts)
 
 
 @router.post("/api/map")
-def make_map(which: Which, site: TheSite, charts: TheCharts, person: Decides) -> dict[str, Any]:
+def make_map(which: Which, site: TheSite, person: Decides) -> dict[str, Any]:
     """Starts to make the map of a data version, unless it is there; `state` says when it is."""
     photos = site.photos(which.version)
-    if state_of(photos, charts)["state"] in ("missing", "failed"):
-        charts.make(photos)
-    return state_of(photos, charts)
+    if state_of(photos, site.charts)["state"] in ("missing", "failed"):
+        site.charts.make(photos)
+    return state_of(photos, site.charts)
 
 
 @router.get("/api/map/points", response_class=Response)
-def map_points(site: TheSite, charts: TheCharts, person: Looks, version: str = "selected") -> Response:
+def map_points(site: TheSite, person: Looks, version: str = "selected") -> Response:
     """All points as bytes: x and y of each as little-endian float32, then one byte per point for each colouring."""
-    return Response(_ready(site.photos(version), charts).to_bytes(), media_type="application/octet-stream")
+    return Response(_ready(site.photos(version), site.charts).to_bytes(), media_type="application/octet-stream")
 
 
 @router.get("/api/map/points/{point}")
-def map_point(point: int, site: TheSite, charts: TheCharts, person: Looks, version: str = "selected") -> dict[str, Any]:
+def map_point(point: int, site: TheSite, person: Looks, version: str = "selected") -> dict[str, Any]:
     """Photo of a point, by its position in the points, with what is known about its label."""
     photos = site.photos(version)
-    chart = _ready(photos, charts)
+    chart = _ready(photos, site.charts)
     if not 0 <= point < len(chart.row):
         raise InputError(f"point {point}: the map has points 0 to {len(chart.row) - 1}; reload the page")
     row = int(chart.row[point])
@@ -104,10 +91,10 @@ def map_point(point: int, site: TheSite, charts: TheCharts, person: Looks, versi
 
 
 @router.post("/api/map/selection")
-def select(polygon: Polygon, site: TheSite, charts: TheCharts, person: Looks) -> dict[str, Any]:
+def select(polygon: Polygon, site: TheSite, person: Looks) -> dict[str, Any]:
     """Selects the photos within an area; `selection` is a token by which the review page filters."""
     photos = site.photos(polygon.version)
-    rows = _ready(photos, charts).inside(polygon.corners)
+    rows = _ready(photos, site.charts).inside(polygon.corners)
     token = site.selections.add(Selection(photos.version, photos.id[rows]))
     return {"version": photos.version, "selection": token, "photos": len(rows)}
 

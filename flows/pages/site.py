@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 
 from contract import CleanShelfError
 from flows.data.versions import DataVersions
+from flows.map.charts import Charts
+from flows.map.maps import Maps
 from flows.pages.access import People, Person, caller
 from flows.review.decisions import Decisions
 from flows.review.photos import Photos, read_photos
@@ -68,7 +70,7 @@ class Site:
         self.versions = DataVersions(workspace)
         self.decisions = Decisions(workspace.state)
         self._photos, self._queues = _Kept(self._read), _Kept(self._read_queue)
-        self.selections = Selections()
+        self.selections, self.charts = Selections(), Charts(Maps(workspace))
 
     def photos(self, version: str) -> Photos:
         """Photos of a data version, named as for `DataVersions.resolve`.
