@@ -67,6 +67,12 @@ class Feedback:
     labelled: int = 0
     data_version: str | None = None
 
+    def in_words(self) -> str:
+        """The numbers in one line, which add up to the photos that people decided about."""
+        line = f"{self.confirmed} labels confirmed, {self.relabelled} changed, {self.dropped} photos dropped by people"
+        line += f"; {self.labelled} photos got their first label" if self.labelled else ""
+        return line + (f"; {self.near} are near-duplicates and stay out of training" if self.near else "")
+
 
 def feedback(workspace: Workspace, file: Path) -> Feedback:
     """Applies the file (CSV or Parquet: id or path, label, and optionally reason) to the selected data version.
@@ -144,12 +150,8 @@ def _save(workspace: Workspace, read: Callable[[Manifest], Mapping[int, HumanLab
         if read_table(folder, name="labels").equals(read_table(before, name="labels")):
             shutil.rmtree(folder)
             return dataclasses.replace(done, data_version=before.name)
-        message = (
-            f"{done.confirmed} labels confirmed, {done.relabelled} changed, {done.dropped} photos dropped by people"
-        )
-        message += f"; {done.labelled} photos got their first label" if done.labelled else ""
-        message += f"; {done.near} are near-duplicates and stay out of training" if done.near else ""
-        done = dataclasses.replace(done, data_version=versions.commit(folder, step="feedback", message=message))
+        version = versions.commit(folder, step="feedback", message=done.in_words())
+        done = dataclasses.replace(done, data_version=version)
         entry = versions.log()[0]
     post(workspace, selected("checked", entry))
     return done

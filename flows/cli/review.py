@@ -101,7 +101,7 @@ def save_reviewed(workspace: At = Path("."), as_json: AsJson = False) -> None:
     done, left_out = save_decisions(found, Decisions(found.state))
 
     def say() -> None:
-        print(f"data version {(done.data_version or '')[:12]}: {done.confirmed} labels confirmed, {done.relabelled} changed, "
-              f"{done.dropped} photos dropped; {len(left_out)} could not be labelled and stay open")  # fmt: skip
+        still_open = f"; {len(left_out)} could not be labelled and stay open" if left_out else ""
+        print(f"data version {(done.data_version or '')[:12]}: {done.in_words()}{still_open}")
 
     show(dataclasses.asdict(done) | {"left_out": left_out}, as_json=as_json, say=say)

@@ -68,14 +68,17 @@ class Undone(BaseModel):
 
 
 class Saved(BaseModel):
-    """Numbers of photos as `cleanshelf feedback` reports them; left_out: photos that the selected version lacks, or whose label
-    it lacks."""
+    """Numbers of photos as `cleanshelf feedback` reports them.
+
+    left_out: photos that the selected version lacks, or whose label it lacks; they stay open.
+    """
 
     data_version: str
     confirmed: int
     relabelled: int
     dropped: int
     near: int
+    labelled: int
     left_out: int
 
 
@@ -128,6 +131,7 @@ def save(site: TheSite, person: Operates) -> Saved:
         relabelled=done.relabelled,
         dropped=done.dropped,
         near=done.near,
+        labelled=done.labelled,
         left_out=len(left_out),
     )
 

@@ -84,7 +84,8 @@ async function saveVersion(button, onSaved) {
     const saved = await call("/api/review/save", { method: "POST" });
     const parts = [
       [saved.confirmed, "label", " confirmed"], [saved.relabelled, "label", " changed"], [saved.dropped, "photo", " taken out"],
-      [saved.near, "near-duplicate", " of test photos left out of training"], [saved.left_out, "photo", " not in this version, and still open"],
+      [saved.labelled, "photo", " with a first label"], [saved.near, "near-duplicate", " of test photos left out of training"],
+      [saved.left_out, "photo", " not in this version, and still open"],
     ].filter(([number]) => number).map(([number, noun, what]) => count(number, noun) + what);
     notice(`Saved as version ${saved.data_version.slice(0, 12)}: ${parts.join(", ")}.`);
     onSaved(saved);
