@@ -42,9 +42,8 @@ def web(
     if remove:
         return people.remove(remove)
     if invite:
-        return print(
-            f"token of {invite} (shown once): {people.invite(invite, role)}\nlink: https://HOST:PORT/enter#TOKEN"
-        )
+        token = people.invite(invite, role)
+        return print(f"token of {invite} (shown once): {token}\nlink: https://HOST:{port}/enter#{token}")
 
     def ready(address: str) -> None:
         print(f"pages at {address}", flush=True)
