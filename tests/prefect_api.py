@@ -14,7 +14,13 @@ def post_json(url: str, body: dict[str, Any]) -> Any:
         return json.loads(answer.read())
 
 
-def events(url: str) -> dict[str, dict[str, Any]]:
-    """CleanShelf's events on the server, by name."""
+def events(url: str, *, about: str = "") -> dict[str, dict[str, Any]]:
+    """CleanShelf's events on the server, by name; the latest of each name.
+
+    about: kind and name of a resource, such as run.NAME, whose events alone are returned: tests of several files share a
+    server.
+    """
+    prefix = f"cleanshelf.{about}"
     found = post_json(f"{url}/events/filter", {"filter": {"event": {"prefix": ["cleanshelf."]}}})["events"]
-    return {each["event"]: each for each in found}
+    ours = [each for each in found if each["resource"]["prefect.resource.id"].startswith(prefix)]
+    return {each["event"]: each for each in sorted(ours, key=lambda each: each["occurred"])}

@@ -185,7 +185,7 @@ def test_a_run_that_ended_between_gate_and_publication_is_published_and_reported
     assert ModelVersions(Ledger(workspace.root)).lineage(1)["override"] is None
     written = json.loads((workspace.runs / refused / "run.json").read_text())
     assert (written["model_version"], written["promoted"], written["verdict"]["passed"]) == (1, False, True)
-    assert until(lambda: "cleanshelf.model.staged" in events(url), timeout_s=30)
+    assert until(lambda: "cleanshelf.model.staged" in events(url, about=f"run.{report.run}"), timeout_s=30)
 
 
 def test_an_override_is_kept_with_the_model(overridden: Workspace, refused: str) -> None:

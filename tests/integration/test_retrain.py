@@ -178,9 +178,10 @@ def test_prefect_shows_the_report(first: tuple[Workspace, Report]) -> None:
 
 def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report]) -> None:
     url, report = str(PREFECT_API_URL.value()), first[1]
-    expected = {f"cleanshelf.{name}" for name in ("data.cleaned", "model.published")}
-    assert until(lambda: events(url).keys() >= expected, timeout_s=30)
-    assert events(url)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
+    data, run = f"data.{report.data_after[:12]}", f"run.{report.run}"
+    assert until(lambda: "cleanshelf.data.cleaned" in events(url, about=data), timeout_s=30)
+    assert events(url, about=data)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
+    assert until(lambda: "cleanshelf.model.published" in events(url, about=run), timeout_s=30)
 
 
 def test_the_published_files_name_their_lineage(first: tuple[Workspace, Report]) -> None:
