@@ -6,6 +6,7 @@ Written once for sync and async clients, as conversations (serving.client.conver
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -22,12 +23,14 @@ from serving.client.photos import encoded, square
 from serving.client.recognition import Recognition, outputs, recognitions
 from serving.client.retry import Retry
 from serving.client.shared_memory import Region
-from serving.errors import BadRequest, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
+from serving.errors import BadRequest, Forbidden, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
 from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
+log = logging.getLogger(__name__)
 Transport = Literal["uint8", "encoded", "shared memory"]
 IN_USE = "currently in use"  # a request keeps its memory for a moment after it is answered
 LOST = "unable to find shared memory region"  # the server was restarted
+REFUSALS = (BadRequest, Forbidden, ModelNotReady)  # no such memory there, no token for it, or switched off
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,11 @@ class Session:
 
     def _ask_shared(self, images: NDArray[np.uint8], wanted: list[str], left_s: float) -> Steps[Answer]:
         try:
-            region = self._regions.pop()
+            region: Region | None = self._regions.pop()
         except IndexError:
             region = yield from self._register(left_s)
+        if region is None:
+            return (yield from self._ask_uint8(images, wanted, left_s))
         is_lost = False
         try:
             return (yield from self._infer(region.tensor_of(images), self.model, wanted, left_s))
@@ -192,7 +197,8 @@ class Session:
             image[0], config.max_batch_size, {key: value.string_value for key, value in config.parameters.items()}
         )
 
-    def _register(self, left_s: float) -> Steps[Region]:
+    def _register(self, left_s: float) -> Steps[Region | None]:
+        """New memory that the server opened; None if it refuses, and then all further photos travel as uint8."""
         served = yield from self.learn()
         size = served.batch * served.size**2 * 3
         region = Region.of(size)
@@ -201,14 +207,18 @@ class Session:
             yield Call("register_system_shared_memory", arguments)
         except BaseException as error:
             region.close()
-            if isinstance(error, ServingError) and "shared memory region" in str(error):
-                raise BadRequest(
-                    f"{error}; the server does not share this machine's memory: ask with transport='uint8'"
-                ) from None
-            raise
+            if not isinstance(error, REFUSALS):
+                raise
+            self._give_up_shared_memory(error)
+            return None
         finally:
             region.unlink()
         return region
+
+    def _give_up_shared_memory(self, error: ServingError) -> None:
+        if self.transport == "shared memory":  # another thread may have said so already
+            self.transport = "uint8"
+            log.warning("the server refuses shared memory, so photos travel as uint8: %s", error)
 
     def _unregister(self, region: Region) -> Steps[None]:
         for _ in range(20):

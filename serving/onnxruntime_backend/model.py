@@ -36,7 +36,11 @@ class TritonPythonModel:
         folder = os.path.join(args["model_repository"], args["model_version"])
         path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
         providers = _providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
-        self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=providers)
+        try:
+            self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=providers)
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            version = onnxruntime.__version__
+            raise pb_utils.TritonModelException(f"ONNX Runtime {version} cannot load the graph: {error}") from None
         wanted = providers[0][0]
         if self.session.get_providers()[0] != wanted:  # ONNX Runtime falls back to the CPU silently
             raise pb_utils.TritonModelException(f"{wanted} is not available to ONNX Runtime; check its CUDA libraries")

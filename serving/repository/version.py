@@ -115,7 +115,8 @@ def _answers(graph: Path, images: NDArray[np.uint8], signature: Signature) -> Go
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         answers = [session.run(["ids", "probs"], {"image": image[None]}) for image in images]
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
-        raise BadGraph(f"ONNX Runtime cannot run {graph.name} ({error}); export it again") from None
+        version = onnxruntime.__version__
+        raise BadGraph(f"ONNX Runtime {version} cannot run {graph.name} ({error}); export it again") from None
     ids, probs = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     return Golden(images, ids, probs)
 

@@ -220,6 +220,11 @@ def broken_version(triton: Triton, folder: Path, fault: str) -> int:
         model.graph.node[0].op_type = "NoSuchOperator"
         onnx.save(model, path / "model.onnx")
         update_hashes(path)
+    elif fault == "newer opset":
+        model = onnx.load(path / "model.onnx")
+        model.opset_import[0].version = 99
+        onnx.save(model, path / "model.onnx")
+        update_hashes(path)
     elif fault == "endless":
         make_endless(path / "model.onnx")
         update_hashes(path)
@@ -233,20 +238,21 @@ def broken_version(triton: Triton, folder: Path, fault: str) -> int:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("fault", "error"),
+    ("fault", "error", "message"),
     [
-        ("truncated", CorruptVersion),
-        ("missing", CorruptVersion),
-        ("unknown operator", ModelNotReady),
-        ("wrong golden answers", GoldenMismatch),
+        ("truncated", CorruptVersion, "sha256"),
+        ("missing", CorruptVersion, "no such file"),
+        ("unknown operator", ModelNotReady, "NoSuchOperator"),
+        ("newer opset", ModelNotReady, r"ONNX Runtime \d+\.\d+\.\d+ cannot load the graph.*[Oo]pset"),
+        ("wrong golden answers", GoldenMismatch, "golden image 0"),
     ],
 )
 def test_a_broken_version_leaves_the_old_one_serving(
-    triton: Triton, tmp_path: Path, fault: str, error: type[ServingError]
+    triton: Triton, tmp_path: Path, fault: str, error: type[ServingError], message: str
 ) -> None:
     version = broken_version(triton, tmp_path, fault)
     with closed_loop(triton) as load:
-        with pytest.raises(error):
+        with pytest.raises(error, match=message):
             triton.endpoint.switch(triton.repository, version)
         assert load.wait_for_answers(1)
     assert load.faults == []

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -99,6 +100,15 @@ def test_a_refused_write_leaves_nothing(repository: ModelRepository, graph: Path
         repository.write(graph, **given)
     assert repository.versions() == ()
     assert not repository.model.exists() or leftovers(repository) == []
+
+
+def test_an_opset_that_onnx_runtime_does_not_know_is_refused(repository: ModelRepository, graph: Path) -> None:
+    model = onnx.load(graph)
+    model.opset_import[0].version = 99
+    onnx.save(model, graph)
+    with pytest.raises(BadGraph, match=rf"ONNX Runtime {onnxruntime.__version__} cannot run model\.onnx .*[Oo]pset"):
+        repository.write(graph, version=1, labels=LABELS, lineage={}, golden=golden_images())
+    assert repository.versions() == ()
 
 
 def test_labels_of_another_graph_are_refused(repository: ModelRepository, tmp_path: Path) -> None:
