@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from flows.data.objects import Listing, Objects
 from flows.data.purge_record import Purged, find_photos, remove, rewrite
 from flows.data.versions import DataVersions
+from flows.endpoint.recent import Recent
 from flows.registry.versions import ModelVersions
 from flows.report.html.page import forget
 from flows.review.decisions import NAME as DECISIONS
@@ -91,6 +92,7 @@ def complete(versions: DataVersions) -> None:
     if versions.workspace.maps.exists():  # a point on a map is data about a photo
         shutil.rmtree(versions.workspace.maps)
     Inbox(versions.workspace.state).forget(purged.photos)
+    Recent(versions.workspace.state).forget(purged.photos)
     forget(versions.workspace.runs, set(ids))
     replace(purged, complete=True).write(versions.ledger)
 

@@ -30,14 +30,14 @@ class Connection:
         self._lock = threading.Lock()
         self._held: tuple[Access, Recognizer] | None = None
 
-    def ask(self, photos: Sequence[bytes]) -> list[Recognition | BadPhoto]:
-        """One answer per encoded photo, in order; a photo that cannot be decoded gets a BadPhoto.
+    def ask(self, photos: Sequence[bytes], *, embedding: bool = False) -> list[Recognition | BadPhoto]:
+        """One answer per encoded photo, in order, with its embedding if asked for; BadPhoto if it cannot be decoded.
 
         Raises:
             EndpointMissing: no server is running, or it does not answer.
         """
         try:
-            return list(self._recognizer().stream(photos))
+            return list(self._recognizer().stream(photos, embedding=embedding))
         except AWAY as error:
             raise EndpointMissing(
                 "the endpoint does not answer at the moment; try again in a minute, and if it stays away restart it with "

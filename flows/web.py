@@ -32,10 +32,17 @@ def people_of(workspace: Workspace, listening: Listening) -> People:
     return People(workspace.state, open_to_all=listening.host in LOOPBACK and not listening.certificate)
 
 
-def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready: Callable[[str], None]) -> None:
+def serve_pages(
+    workspace: Workspace,
+    listening: Listening,
+    *,
+    port: int,
+    ready: Callable[[str], None],
+    keeps_photos: bool = False,
+) -> None:
     """Serves the pages until SIGINT or SIGTERM; calls `ready` with the address once it is bound.
 
-    port: 0 takes a free one.
+    port: 0 takes a free one. keeps_photos: those that the page Recognise sends (flows.endpoint.recent).
 
     Raises:
         InputError: another program listens there, the address is not one of this machine, or the certificate is unusable.
@@ -47,7 +54,7 @@ def serve_pages(workspace: Workspace, listening: Listening, *, port: int, ready:
         bound.close()
         raise InputError(f"host {listening.host}: on this machine it is not the loopback; give --host 127.0.0.1")
     scheme = "https" if listening.certificate else "http"
-    site = Site(workspace)
+    site = Site(workspace, keeps_photos=keeps_photos)
     config = uvicorn.Config(
         create_app(site, people),
         log_level="warning",

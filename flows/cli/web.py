@@ -30,6 +30,10 @@ def web(
     role: Annotated[
         str, typer.Option(metavar="look|decide|operate", help="What the invited person may do.")
     ] = "decide",
+    keep_photos: Annotated[
+        bool,
+        typer.Option("--keep-photos", help="Keep the last 50 photos of the page Recognise; the page Endpoint shows them."),
+    ] = False,
     remove: Annotated[str, typer.Option(metavar="NAME", help="Make the token of a person worthless, and end.")] = "",
 ) -> None:
     """Review labels, try photos, and see versions and runs in a browser, until Ctrl-C."""
@@ -51,4 +55,4 @@ def web(
             webbrowser.open(address)
 
     log_to_stderr()
-    serve_pages(found, listening, port=port, ready=ready)
+    serve_pages(found, listening, port=port, ready=ready, keeps_photos=keep_photos)

@@ -25,7 +25,8 @@ class ModelMetrics:
     failed: requests without an answer, other than rejected ones.
     photos, batches: photos that were recognised, and computations that did it.
     pending: requests in the queue now.
-    quantiles_ms: latency of recent requests by quantile ("0.5"), if the server measures it.
+    quantiles_ms: time within which a share of the recent requests was answered, by share ("0.5"), without the network; None
+        for no recent requests, and empty if the server measures means only.
     """
 
     model: str
@@ -39,7 +40,7 @@ class ModelMetrics:
     request_us: int = 0
     queue_us: int = 0
     compute_us: int = 0
-    quantiles_ms: dict[str, float] = field(default_factory=dict)
+    quantiles_ms: dict[str, float | None] = field(default_factory=dict)
 
 
 def read_metrics(port: int) -> list[ModelMetrics]:
@@ -93,10 +94,9 @@ COUNTERS = {
 def _add(metrics: ModelMetrics, sample: Sample) -> None:
     """Adds a sample to the metrics of its model version. Samples of one counter differ in other labels, such as a GPU."""
     name = sample.name.removeprefix(PREFIX).removesuffix("_total")
-    if math.isnan(sample.value):  # a quantile of no requests
-        return
     if name == "request_summary_us" and "quantile" in sample.labels:
-        metrics.quantiles_ms[sample.labels["quantile"]] = sample.value / 1000
+        is_known = not math.isnan(sample.value)  # NaN: a quantile of no requests
+        metrics.quantiles_ms[sample.labels["quantile"]] = sample.value / 1000 if is_known else None
     elif name == "request_failure":
         field_name = "rejected" if sample.labels.get("reason") == REJECTED else "failed"
         setattr(metrics, field_name, getattr(metrics, field_name) + int(sample.value))

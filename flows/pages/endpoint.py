@@ -1,4 +1,4 @@
-"""The page of the endpoint: requests, latency, queue, rejects, versions, health and drift; its start and stop."""
+"""The page of the endpoint: requests, latency, queue, rejects, versions, health, drift and last photos; its start and stop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from flows.drift import LastDrift, last_drift
+from flows.endpoint.recent import MOST, Recent, RecentPhoto
 from flows.endpoint.server import start_endpoint, stop_endpoint
 from flows.endpoint.state import EndpointHealth, EndpointState, check_endpoint, endpoint_state
 from flows.pages.access import Looks, Operates
@@ -24,6 +25,15 @@ class EndpointView:
 
     state: EndpointState
     drift: LastDrift | None
+
+
+@dataclass(frozen=True)
+class RecentPhotos:
+    """The last photos of the page Recognise, newest first; `kept`: further ones are kept, at most `most`."""
+
+    kept: bool
+    most: int
+    photos: list[RecentPhoto]
 
 
 class Ports(BaseModel):
@@ -66,3 +76,29 @@ def stop(site: TheSite, person: Operates) -> EndpointState:
     """Stops the workspace's own server and its watcher; clients get no answers from then on."""
     stop_endpoint(site.workspace)
     return endpoint_state(site.workspace)
+
+
+@router.get("/api/endpoint/photos", tags=["endpoint"])
+def recent(site: TheSite, person: Looks) -> RecentPhotos:
+    """The last photos that people sent on the page Recognise with the answers, if `cleanshelf web --keep-photos` keeps them."""
+    return RecentPhotos(site.keeps_photos, MOST, Recent(site.workspace.state).photos())
+
+
+@router.get("/api/endpoint/photos/{sha256}", tags=["endpoint"], response_class=Response)
+def recent_picture(site: TheSite, person: Looks, sha256: str) -> Response:
+    """A kept photo as a JPEG of at most 256 pixels on its longer side."""
+    return Response(Recent(site.workspace.state).picture(sha256), media_type="image/jpeg")
+
+
+@router.delete("/api/endpoint/photos/{sha256}", tags=["endpoint"])
+def forget(site: TheSite, person: Operates, sha256: str) -> RecentPhotos:
+    """Deletes a kept photo."""
+    Recent(site.workspace.state).remove(sha256)
+    return recent(site, person)
+
+
+@router.delete("/api/endpoint/photos", tags=["endpoint"])
+def forget_all(site: TheSite, person: Operates) -> RecentPhotos:
+    """Deletes all kept photos."""
+    Recent(site.workspace.state).clear()
+    return recent(site, person)

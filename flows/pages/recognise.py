@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from contract.labels import KnownLabels, shown
+from flows.endpoint.nearest import Nearest, NearestPhotos
+from flows.endpoint.recent import MOST as RECENT
+from flows.endpoint.recent import Recent
 from flows.endpoint.server import access
 from flows.errors import InputError, UnknownVersion
 from flows.pages import uploads
@@ -23,17 +29,33 @@ from flows.workspace import Workspace
 from pixels import BadPhoto, decode_shrunk
 from serving import Recognition
 
+log = logging.getLogger("cleanshelf")
 router = APIRouter(tags=["recognise"])
 SAMPLES = 4  # photos shown of each ranked product
 SIDE_PX = 36  # as ingestion decodes a photo to find out whether it can be used
 Sent = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WEBP, GIF, BMP or TIFF.")]
 
 
+@dataclass(frozen=True)
+class NearestShown:
+    """The nearest photos, and the data version that has them."""
+
+    version: str
+    found: Nearest
+
+
 @router.get("/recognise", include_in_schema=False)
 def recognise(request: Request, site: TheSite, person: Looks) -> Response:
     """The page."""
     limits = {"photo": uploads.MAX_PHOTO_BYTES, "most": uploads.MOST}
-    return page(request, "recognise.html", title="Recognise", limits=limits, answers=access(site.workspace) is not None)
+    return page(
+        request,
+        "recognise.html",
+        title="Recognise",
+        limits=limits,
+        answers=access(site.workspace) is not None,
+        kept=RECENT if site.keeps_photos else 0,
+    )
 
 
 @router.post("/api/recognise")
@@ -43,13 +65,29 @@ def answers(site: TheSite, person: Looks, photos: Annotated[list[UploadFile], Fi
     data = [uploads.read(photo) for photo in photos]
     faults = [uploads.refusal(each) for each in data]
     good = [each for each, fault in zip(data, faults, strict=True) if not fault]
-    found = iter(_connection(site.workspace).ask(good) if good else [])
-    shop = _selected(site)
-    told = [{"error": fault} if fault else _told(next(found), shop) for fault in faults]
+    found = _connection(site.workspace).ask(good) if good else []
+    if site.keeps_photos:
+        _keep(site.workspace, good, found)
+    shop, answered = _selected(site), iter(found)
+    told = [{"error": fault} if fault else _told(next(answered), shop) for fault in faults]
     names = [{"name": uploads.name_of(photo)} for photo in photos]
     return {"answers": [name | each for name, each in zip(names, told, strict=True)]} | {
         "version": shop.photos.version if shop else None
     }
+
+
+@router.post("/api/recognise/nearest")
+def nearest(site: TheSite, person: Looks, photo: Sent) -> NearestShown:
+    """Photos of the selected data version that look most like this one to the model, among those of the products it ranks.
+
+    `similarity` is the cosine of the model's embeddings. The photos are compared by the endpoint, some of each product.
+    """
+    data, shop = uploads.read(photo), _selected(site)
+    if fault := uploads.refusal(data):
+        raise InputError(f"this photo cannot be compared: {fault}")
+    if shop is None:
+        raise InputError("there are no data to compare with yet; ingest a delivery first")
+    return NearestShown(shop.photos.version, _search(site.workspace).find(data, shop.photos))
 
 
 @router.post("/api/recognise/name")
@@ -113,6 +151,22 @@ def _ingested(workspace: Workspace, inbox: Inbox, photos: list[Named]) -> Any:
 @functools.cache
 def _connection(workspace: Workspace) -> Connection:
     return Connection(workspace)
+
+
+@functools.cache
+def _search(workspace: Workspace) -> NearestPhotos:
+    return NearestPhotos(_connection(workspace).ask)
+
+
+def _keep(workspace: Workspace, photos: Sequence[bytes], answers: Sequence[Recognition | BadPhoto]) -> None:
+    """Keeps the photos that were recognised. People get their answers even if that fails."""
+    recent = Recent(workspace.state)
+    try:
+        for photo, answer in zip(photos, answers, strict=True):
+            if isinstance(answer, Recognition):
+                recent.add(photo, answer)
+    except (OSError, BadPhoto) as error:
+        log.warning("web: a photo of the page Recognise was not kept: %s", error)
 
 
 def _selected(site: Site) -> Queue | None:

@@ -63,10 +63,14 @@ class _Kept(Generic[T]):
 
 
 class Site:
-    """One workspace as the pages see it. Routes run in several threads."""
+    """One workspace as the pages see it. Routes run in several threads.
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+    Args:
+        keeps_photos: the last photos that the page Recognise sends to the endpoint are kept.
+    """
+
+    def __init__(self, workspace: Workspace, *, keeps_photos: bool = False) -> None:
+        self.workspace, self.keeps_photos = workspace, keeps_photos
         self.versions = DataVersions(workspace)
         self.decisions = Decisions(workspace.state)
         self._photos, self._queues = _Kept(self._read), _Kept(self._read_queue)

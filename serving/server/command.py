@@ -14,6 +14,7 @@ EXIT_TIMEOUT_S = 30  # with less, a stub outlived the server in a test
 # Triton's groups of calls. Health stays open for probes; Triton cannot restrict metrics.
 INFERENCE = ("inference", "metadata", "model-config", "statistics")
 CONTROL = ("model-repository", "shared-memory", "trace", "logging")
+QUANTILES = "--metrics-config=summary_latencies=true"  # p50, p99 and others of each model's recent requests
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def arguments(
         *(f"--{service}-port={port}" for service, port in ports.items()),
         f"--http-address={HOST}",
         f"--metrics-address={HOST}",
+        QUANTILES,
         f"--grpc-address={listening.host}",
         *_restrictions(access),
         *_tls(listening),

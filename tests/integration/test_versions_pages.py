@@ -230,6 +230,11 @@ def test_the_endpoint_is_started_watched_and_stopped_from_its_page(
         [model, *_] = httpx.get(f"{address}/api/endpoint").json()["state"]["models"]
         assert model["answered"] >= 1
         assert model["compute_us"] > 0
+        within = model["quantiles_ms"]
+        assert 0 < within["0.5"] <= within["0.99"]
+        half, most = page.locator("#models tr", has_text="products, version 1").locator("td").all_inner_texts()[-2:]
+        assert half.endswith(" ms") and most.endswith(" ms")
+        expect(page.locator("#means-only")).to_be_hidden()
         page.click("#stop")
         page.click("#confirm button[value=yes]")
         expect(page.locator("#about")).to_contain_text("No endpoint is running", timeout=SLOW_MS)

@@ -16,7 +16,7 @@ from contract.environment import NO_PROXY, PRIVATE, TELEMETRY_OFF
 from flows.settings import Settings
 from models.recipe.config import recipe_names
 from serving.access import Access
-from serving.server.command import Listening, arguments
+from serving.server.command import QUANTILES, Listening, arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -183,6 +183,8 @@ def test_compose_restricts_protocols_as_our_own_server_does() -> None:
 
     assert restricted == {option for option in ours if "-restricted-" in option}
     assert len(restricted) == 4
+    assert QUANTILES in command
+    assert QUANTILES in ours
 
 
 @pytest.mark.parametrize("name", ["worker", "watchdog", "prefect"])

@@ -67,7 +67,8 @@ function mean(sum_us, requests) {
 
 function quantile(model, name) {
   const value = model.quantiles_ms[name];
-  return value === undefined || Number.isNaN(value) ? "not measured" : `${value.toFixed(1)} ms`;
+  if (value === undefined) return "not measured";
+  return value === null ? "no recent requests" : `${value.toFixed(1)} ms`;
 }
 
 function modelRow(model) {
@@ -102,12 +103,48 @@ function draw(state) {
   document.getElementById("sparklines").replaceChildren(...(state.models.length ? figures() : []));
   const none = element("tr", {}, element("td", { colspan: 10 }, "No model is loaded."));
   document.getElementById("models").replaceChildren(...(state.models.length ? state.models.map(modelRow) : [none]));
+  document.getElementById("means-only").hidden = !state.models.some((model) => !("0.99" in model.quantiles_ms));
   const why = document.getElementById("no-metrics");
   why.hidden = !state.why;
   why.textContent = state.why;
   for (const [id, isShown] of [["start", !state.running], ["check", state.running], ["ports", !state.running], ["stop", state.running && !state.is_external]]) {
     const part = document.getElementById(id);
     if (part) part.hidden = !isShown;
+  }
+}
+
+function kept({ kept: isKept, most, photos }) {
+  const those = "photos that were recognised on the page Recognise, as small pictures without place and time of the shot";
+  if (isKept) return `This server keeps the last ${most} ${those}.`;
+  if (photos.length) return `No further photos are kept: the option --keep-photos is off. These were kept before.`;
+  return `No photos are kept. With the option --keep-photos, cleanshelf web keeps the last ${most} ${those}.`;
+}
+
+function recentPhoto(photo) {
+  const share = `${(100 * photo.probability).toFixed(0)} %`;
+  const said = photo.label ? `${photo.label}, ${share}` : "none of the products";
+  const when = photo.at.slice(0, 16).replace("T", " ");
+  return element("li", {},
+    element("img", { src: `/api/endpoint/photos/${photo.sha256}`, alt: "", loading: "lazy", width: 96, height: 96 }),
+    element("b", {}, said),
+    photo.known ? null : element("span", { class: "warn" }, "probably not of the assortment"),
+    element("span", { class: "soft" }, `${when} UTC, model version ${photo.model_version}`),
+    forget ? element("button", { type: "button", "aria-label": `Delete the photo of ${when}, ${said}`,
+      onclick: () => remove(`/api/endpoint/photos/${photo.sha256}`) }, "Delete") : null);
+}
+
+function drawPhotos(found) {
+  document.getElementById("kept").textContent = kept(found);
+  document.getElementById("recent").replaceChildren(...found.photos.map(recentPhoto));
+  if (forget) forget.hidden = !found.photos.length;
+}
+
+async function remove(path) {
+  try {
+    drawPhotos(await call(path, { method: "DELETE" }));
+    document.getElementById("last").focus(); // the button that was pressed is gone
+  } catch (error) {
+    notice(error.message, { isError: true });
   }
 }
 
@@ -159,6 +196,16 @@ if (start) {
     during(stop, "Stopping…", () => call("/api/endpoint/stop", { method: "POST" }));
   };
 }
+const forget = document.getElementById("forget");
+if (forget) {
+  const dialog = document.getElementById("forget-dialog");
+  forget.onclick = () => dialog.showModal();
+  dialog.onclose = () => {
+    if (dialog.returnValue === "yes") remove("/api/endpoint/photos");
+    dialog.returnValue = "";
+  };
+}
+call("/api/endpoint/photos").then(drawPhotos).catch((error) => notice(error.message, { isError: true }));
 const state = given("given-state");
 remember(state);
 draw(state);

@@ -78,6 +78,7 @@ function show(photo, shown, answer, version) {
   const told = shown.querySelector(".told");
   told.querySelector("p").replaceWith(verdict(answer));
   told.append(ranking(answer, version), versions(answer));
+  if (answer.products.length) told.append(reasons(photo));
   if (mayDecide) told.append(correction(photo));
 }
 
@@ -102,6 +103,40 @@ function versions(answer) {
   return element("p", { class: "soft" }, "Answered by ",
     element("a", { href: "/versions" }, `model version ${answer.model_version}`),
     `, trained on data version ${answer.data_version.slice(0, 12) || "unknown"}.`);
+}
+
+/** The most similar photos of the ranked products, which are compared when a person asks for them. */
+function reasons(photo) {
+  const found = element("div", { role: "status" });
+  let isAsked = false;
+  return element("details", { ontoggle: async (event) => {
+    if (isAsked || !event.target.open) return;
+    isAsked = true;
+    found.replaceChildren(element("p", { class: "soft" }, "Comparing with photos of these products …"));
+    const body = new FormData();
+    body.append("photo", photo, photo.name || "photo");
+    try {
+      const nearest = await call("/api/recognise/nearest", { method: "POST", body });
+      isAsked = !nearest.found.left_out;
+      found.replaceChildren(...similar(nearest));
+    } catch (error) {
+      isAsked = false; // closed and opened, it asks again
+      found.replaceChildren(element("p", { class: "bad" }, `Not compared: ${error.message}.`.replace("..", ".")));
+    }
+  } }, element("summary", {}, "Why? The most similar photos"), found);
+}
+
+function similar({ version, found }) {
+  const rest = found.left_out ? `There was no time for ${count(found.left_out)} photos; close this and open it again to include them.` : "";
+  if (!found.photos.length) return [element("p", {}, rest || "The selected data have no photos of these products.")];
+  return [
+    element("div", { class: "pictures similar" }, ...found.photos.map(({ photo, label, similarity }) => element("figure", {},
+      element("img", { src: pictureOf(version, photo, 96), alt: `Photo of ${label}`, loading: "lazy", width: 96, height: 96 }),
+      element("figcaption", {}, label, element("span", { class: "soft" }, ` ${similarity.toFixed(2)}`))))),
+    element("p", { class: "soft" }, `Compared with ${count(found.compared)} photos of the products above, in `,
+      element("a", { href: "/versions" }, `data version ${version.slice(0, 12)}`),
+      `, by model version ${found.model_version}. The number says how similar the model finds the two photos, at most 1. ${rest}`),
+  ];
 }
 
 /** The form with which a person says what a photo really shows. */

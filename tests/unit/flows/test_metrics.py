@@ -51,9 +51,9 @@ def test_counters_of_each_version_are_read() -> None:
         request_us=9000,
         queue_us=1000,
         compute_us=6500,
-        quantiles_ms={"0.5": 2.5},
+        quantiles_ms={"0.5": 2.5, "0.99": None},
     )
-    assert (encoded.model, encoded.answered) == ("products-encoded", 2)
+    assert (encoded.model, encoded.answered, encoded.quantiles_ms) == ("products-encoded", 2, {})
     assert parse("") == []
 
 
