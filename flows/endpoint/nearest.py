@@ -26,7 +26,7 @@ PRODUCTS = 5
 PHOTOS_OF = 100  # of each product; ids are hashes, so the first ones are as random as any
 CHUNK = 32  # photos of one question: a few batches, so that the questions of clients are answered in between
 PATIENCE_S = 8.0  # no further question is asked after that; the next search continues where this one ended
-KEPT = 20_000  # vectors in memory, 1 KB each
+KEPT = 20_000  # vectors in memory, 2 KB each
 
 
 class Ask(Protocol):
@@ -53,7 +53,7 @@ class NearestPhotos:
 
     def __init__(self, ask: Ask) -> None:
         self._ask, self._lock = ask, threading.Lock()
-        self._kept: dict[tuple[int | None, int], NDArray[np.float16] | None] = {}  # None: the photo cannot be decoded
+        self._kept: dict[tuple[int | None, int], NDArray[np.float32] | None] = {}  # None: the photo cannot be decoded
 
     def find(self, photo: bytes, photos: Photos, *, patience_s: float = PATIENCE_S) -> Nearest:
         """The photos of a data version that are nearest to an encoded one, among those of its likeliest products.
@@ -93,7 +93,7 @@ class NearestPhotos:
         if isinstance(answer, BadPhoto):
             self._kept[version, photo] = None
         elif answer.embedding is not None:  # of another model version, if the endpoint has just switched
-            self._kept[answer.model_version, photo] = _unit(answer.embedding).astype(np.float16)
+            self._kept[answer.model_version, photo] = _unit(answer.embedding)
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
 
@@ -105,12 +105,12 @@ def candidates(photos: Photos, labels: Sequence[str]) -> list[int]:
 
 
 def _best(
-    photos: Photos, known: Sequence[tuple[int, NDArray[np.float16]]], own: NDArray[np.float32]
+    photos: Photos, known: Sequence[tuple[int, NDArray[np.float32]]], own: NDArray[np.float32]
 ) -> list[Neighbour]:
     """The photos with the greatest cosine."""
     if not known:
         return []
-    similarity = np.stack([vector for _, vector in known]).astype(np.float32) @ _unit(own)
+    similarity = np.stack([vector for _, vector in known]) @ _unit(own)
     order = np.argsort(-similarity, kind="stable")[:COUNT]
     rows = [known[place][0] for place in order]
     return [

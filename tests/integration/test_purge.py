@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from flows.data.garbage import find_unused, free
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
+from flows.endpoint.recent import Recent
 from flows.errors import PurgedVersion, Unconfirmed, UnknownPhoto
 from flows.pages.access import People
 from flows.pages.app import create_app
@@ -25,6 +27,7 @@ from flows.registry.versions import ModelVersions
 from flows.review.decisions import Decision, Decisions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest, read_table
+from serving import Recognition
 from tests.command_line import cleanshelf
 from tests.deliveries import deliver, photo
 from tests.kills import Kills
@@ -91,8 +94,12 @@ def test_a_purged_photo_is_gone_from_every_file_and_the_others_remain(versions: 
     old = versions.log()
     decisions = Decisions(versions.workspace.state)
     decisions.add([Decision(photo, "keep", "tea", "Ana", old[0].id) for photo in (sha256[:16], "0" * 16)])
+    recent = Recent(versions.workspace.state)
+    for kept in (content, photo(99)):
+        recent.add(kept, Recognition((("tea", 0.9),), 0.9, 1, old[0].id))
     purge(versions, [sha256[:16]])
     assert list(decisions.pending()) == ["0" * 16]
+    assert [each.sha256 for each in recent.photos()] == [hashlib.sha256(photo(99)).hexdigest()]
     assert versions.log()[1:] == [entry.__class__(**{**vars(entry), "selected": False}) for entry in old]
     assert versions.log()[0].parent == old[0].id
     check_gone(versions, sha256, content)

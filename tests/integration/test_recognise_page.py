@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -21,7 +22,7 @@ from serving.server.server import LocalServer
 from tests.cleaned import CLASSES, cleaned_workspace
 from tests.command_line import cleanshelf
 from tests.deliveries import photo
-from tests.graphs import write_versions
+from tests.graphs import golden_images, write_graph
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 MB = 1024 * 1024
@@ -52,7 +53,11 @@ def server(
 ) -> Iterator[LocalServer]:
     """A running Triton of the workspace, whose model version 1 answers."""
     repository = ModelRepository(workspace.repository)
-    write_versions(repository, tmp_path_factory.mktemp("graphs"), 1)
+    labels = [*CLASSES, "sold out", "never sold"]
+    path = write_graph(
+        tmp_path_factory.mktemp("graphs") / "1.onnx", metadata={"data_version": "data1", "labels": json.dumps(labels)}
+    )
+    repository.write(path, version=1, labels=labels, lineage={}, golden=golden_images())
     repository.configure([1])
     server = local_server(workspace.repository, workspace.state)
     server.start()
@@ -162,6 +167,27 @@ def test_a_photo_is_recognised_named_and_added_to_the_data(
     expect(page.locator("#count")).to_have_text("0")
     version = DataVersions(workspace).resolve("selected")
     assert "<b>New & odd</b>" in read_photos(DataVersions(workspace).materialise(version), version=version).classes
+
+
+def test_the_most_similar_photos_of_the_ranked_products_are_shown(
+    page: Page, workspace: Workspace, server: LocalServer, tmp_path: Path
+) -> None:
+    """A photo that the data have is the most similar one to itself, if its product is among the ranked ones."""
+    version = DataVersions(workspace).resolve("selected")
+    photos = read_photos(DataVersions(workspace).materialise(version), version=version)
+    answers_to(page, *files(tmp_path, {"shelf.png": photo(7003, side=48)}))
+    ranked = [text for text in page.locator(".ranking .label").all_inner_texts() if text in CLASSES]
+    row = int(photos.of_class(photos.label.code(ranked[0]))[0])
+
+    answers_to(page, *files(tmp_path, {"known.png": photos.read(row)}))
+    page.get_by_text("The most similar photos").click()
+    expect(page.locator(".similar figure")).to_have_count(8)
+    nearest = page.locator(".similar figure").first
+    assert photos.name(row) in str(nearest.locator("img").get_attribute("src"))
+    assert nearest.inner_text().split() == [*photos.label[row].split(), "1.00"]
+    rows = sum(len(photos.of_class(photos.label.code(label))) for label in ranked)
+    expect(page.locator("#answers")).to_contain_text(f"Compared with {rows} photos")
+    expect(page.locator("#answers")).to_contain_text("by model version 1")
 
 
 @pytest.mark.slow  # the server starts again: 13 s

@@ -59,7 +59,7 @@ def test_the_nearest_are_those_of_a_full_comparison(photos: Photos) -> None:
     found = NearestPhotos(network.ask).find(SENT, photos)
     assert [each.photo for each in found.photos] == [photos.name(row) for row in expected]
     assert [each.label for each in found.photos] == [photos.label[row] for row in expected]
-    assert found.photos[0].similarity == pytest.approx(float(unit[expected[0]] @ own), abs=2e-3)
+    assert found.photos[0].similarity == pytest.approx(float(unit[expected[0]] @ own), abs=1e-5)
     assert (found.compared, found.left_out, found.model_version) == (len(rows), 0, 1)
 
 
