@@ -48,7 +48,8 @@ class Ports(BaseModel):
 def endpoint_page(request: Request, site: TheSite, person: Looks) -> Response:
     """The endpoint."""
     view = EndpointView(endpoint_state(site.workspace), last_drift(site.workspace))
-    return page(request, "endpoint.html", title="Endpoint", state=asdict(view.state), drift=view.drift)
+    photos = asdict(recent(site, person))
+    return page(request, "endpoint.html", title="Endpoint", state=asdict(view.state), drift=view.drift, photos=photos)
 
 
 @router.get("/api/endpoint", tags=["endpoint"])

@@ -8,10 +8,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
+from flows.endpoint.recent import Recent
 from flows.pages.site import PAGES
 from flows.workspace import Workspace
+from serving import Recognition
 from tests.browser import chromium, served_pages
 from tests.cleaned import cleaned_workspace
+from tests.deliveries import photo
 
 pytestmark = pytest.mark.browser
 SERIOUS = ("serious", "critical")
@@ -36,7 +39,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return cleaned_workspace(tmp_path_factory.mktemp("accessible"))
+    workspace = cleaned_workspace(tmp_path_factory.mktemp("accessible"))
+    Recent(workspace.state).add(photo(1), Recognition((("Brio Soap", 0.75),), 0.25, 1, "d" * 32))
+    return workspace
 
 
 @pytest.fixture(scope="module")

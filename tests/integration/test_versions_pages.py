@@ -223,7 +223,7 @@ def test_the_endpoint_is_started_watched_and_stopped_from_its_page(
         page.fill(f"#{name}", str(getattr(free, name)))
     page.click("#start")
     try:
-        expect(page.locator("#models")).to_contain_text("products, version 1", timeout=3 * SLOW_MS)
+        expect(page.locator("#models")).to_contain_text("products, version ", timeout=3 * SLOW_MS)
         page.click("#check")
         expect(page.locator("#health")).to_contain_text("repeats the recorded answers", timeout=SLOW_MS)
         expect(page.locator("#about")).to_contain_text("It is restarted if it dies")
@@ -232,7 +232,7 @@ def test_the_endpoint_is_started_watched_and_stopped_from_its_page(
         assert model["compute_us"] > 0
         within = model["quantiles_ms"]
         assert 0 < within["0.5"] <= within["0.99"]
-        half, most = page.locator("#models tr", has_text="products, version 1").locator("td").all_inner_texts()[-2:]
+        half, most = page.locator("#models tr", has_text="products, version ").locator("td").all_inner_texts()[-2:]
         assert half.endswith(" ms") and most.endswith(" ms")
         expect(page.locator("#means-only")).to_be_hidden()
         page.click("#stop")

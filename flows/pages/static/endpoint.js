@@ -205,7 +205,7 @@ if (forget) {
     dialog.returnValue = "";
   };
 }
-call("/api/endpoint/photos").then(drawPhotos).catch((error) => notice(error.message, { isError: true }));
+drawPhotos(given("given-photos"));
 const state = given("given-state");
 remember(state);
 draw(state);
