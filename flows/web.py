@@ -20,6 +20,7 @@ from flows.pages.access import People
 from flows.pages.app import create_app
 from flows.pages.site import Site
 from flows.workspace import Workspace
+from flows.workspace.files import or_disk_full
 from serving.access import LOOPBACK
 from serving.server.command import Listening
 
@@ -46,6 +47,7 @@ def serve_pages(
 
     Raises:
         InputError: another program listens there, the address is not one of this machine, or the certificate is unusable.
+        DiskFull: there is no space for the decisions that people will take.
     """
     people = people_of(workspace, listening)
     _check_certificate(listening)
@@ -54,7 +56,8 @@ def serve_pages(
         bound.close()
         raise InputError(f"host {listening.host}: on this machine it is not the loopback; give --host 127.0.0.1")
     scheme = "https" if listening.certificate else "http"
-    site = Site(workspace, keeps_photos=keeps_photos)
+    with or_disk_full("starting the pages"):
+        site = Site(workspace, keeps_photos=keeps_photos)
     config = uvicorn.Config(
         create_app(site, people),
         log_level="warning",

@@ -11,7 +11,17 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from contract import CleanShelfError
-from flows.errors import Decided, Denied, EndpointMissing, UnknownPhoto, UnknownRun, UnknownVersion, WorkspaceBusy
+from flows.errors import (
+    Decided,
+    Denied,
+    DiskFull,
+    EndpointMissing,
+    UnknownPhoto,
+    UnknownRun,
+    UnknownVersion,
+    WorkspaceBusy,
+)
+from flows.workspace.files import out_of_space
 
 STATUS: dict[type[Exception], int] = {
     Denied: 403,
@@ -21,7 +31,12 @@ STATUS: dict[type[Exception], int] = {
     Decided: 409,
     WorkspaceBusy: 409,
     EndpointMissing: 503,
+    DiskFull: 507,
 }
+FULL = (
+    "the disk of the server is full, so this was not kept; everything before it was. Ask who operates the server to free some "
+    "space, then do it again"
+)
 SAYS = {
     404: "there is nothing at this address; start from the overview",
     405: "this address cannot be called in this way; /api lists the ways",
@@ -66,6 +81,8 @@ def described(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, CleanShelfError):
         known = next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
         return known or (400 if isinstance(error, ValueError) else 500), type(error).__name__, str(error)
+    if out_of_space(error):
+        return STATUS[DiskFull], DiskFull.__name__, FULL
     return 500, type(error).__name__, "something went wrong on the server; its log says what"
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from durable import sync
 from flows.errors import DiskFull
 
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # no space for a page, and for the memory that connections share
+
 
 def sweep(folder: Path) -> None:
     """Removes the temporary files that `overwrite` left in the folder when its process was killed."""
@@ -47,18 +49,18 @@ def or_disk_full(doing: str, *, leaving: Path | None = None) -> Iterator[None]:
     except BaseException as error:
         if leaving is not None:
             shutil.rmtree(leaving, ignore_errors=True)
-        cause = _out_of_space(error)
+        cause = out_of_space(error)
         if cause is None:
             raise
         raise DiskFull(f"no space left while {doing} ({cause}); free some space and run it again") from error
 
 
-def _out_of_space(error: BaseException | None) -> BaseException | None:
+def out_of_space(error: BaseException | None) -> BaseException | None:
     """The error of a full disk, quota or file size limit that `error` is or wraps; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
-        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):  # from DVC's databases
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") in FULL:  # ours, and DVC's databases
             return error
         error = error.__cause__ or error.__context__
     return None

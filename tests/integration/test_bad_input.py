@@ -25,6 +25,7 @@ from models.data.photos import Photos
 from serving.server.environment import Environment
 from tests.command_line import ROOT, cleanshelf, refusal, snapshot
 from tests.deliveries import deliver, photo
+from tests.disks import fill, small_disk
 
 pytestmark = [
     pytest.mark.dvc,
@@ -332,20 +333,10 @@ def test_a_port_in_use(prepared: Path, triton_environment: Environment) -> None:
     assert not (prepared / "state" / "triton.json").exists()
 
 
-def small_disk(folder: Path, megabytes: int) -> bool:
-    """Mounts a disk of that size; False if the machine does not permit it."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 @pytest.mark.prefect
 def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
     """A disk of 20 MB holds 240 photos of 49 kB once but not twice; a fuller disk has no room for Prefect's server."""
-    disk = tmp_path / "disk"
-    if not small_disk(disk, 20):
-        pytest.skip("this machine permits no tmpfs mounts")
-    try:
+    with small_disk(tmp_path / "disk", 20) as disk:
         shop = Path(shutil.copytree(prepared, disk / "shop", symlinks=True))
         source = deliver(tmp_path / "big", {"a": 120, "b b": 120}, first_seed=5000, side=128)
         before = snapshot(shop)
@@ -353,13 +344,11 @@ def test_a_full_disk(prepared: Path, tmp_path: Path) -> None:
         assert "no space left while " in message
         assert message.endswith("free some space and run it again")
         half_written = check_only_whole_objects_were_added(shop, before)
-        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+        filler = fill(disk, leaving=100_000)
         message = refusal_of(shop, "ingest", source)
         assert message.startswith(f"{shop / 'state'}: 0 MB are free, ")
-        (disk / "filler").unlink()
+        filler.unlink()
         assert DataVersions(Workspace.find(shop)).verify("selected") == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert not half_written
 
 

@@ -21,6 +21,7 @@ from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from tests import verbs
 from tests.deliveries import deliver
+from tests.disks import small_disk
 from tests.versions import check_whole, contents, two_versions
 
 pytestmark = [
@@ -132,13 +133,6 @@ sys.exit(5)
 """
 
 
-def small_disk(folder: Path, megabytes: int) -> bool:
-    """Mounts a disk of that size; False if the machine does not permit it."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 @pytest.mark.parametrize(
     ("photos", "occupied"),
     [(260, 0), (132, 0), (60, 9_100_000)],
@@ -146,10 +140,7 @@ def small_disk(folder: Path, megabytes: int) -> bool:
 )
 def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, occupied: int) -> None:
     """Fills a disk of 12 MB: 260 photos of 49 kB do not fit once, 132 do not fit twice, and 60 nearly fill it."""
-    disk = tmp_path / "disk"
-    if not small_disk(disk, 12):
-        pytest.skip("this machine permits no tmpfs mounts")
-    try:
+    with small_disk(tmp_path / "disk", 12) as disk:
         shutil.copytree(prepared / "shop", disk / "shop", symlinks=True)
         versions = DataVersions(Workspace.find(disk / "shop"))
         old, before = versions.log(), contents(versions.workspace.data)
@@ -168,8 +159,6 @@ def test_a_full_disk(prepared: Path, tmp_path: Path, photos: int, occupied: int)
         assert versions.log() == old
         assert contents(versions.workspace.data) == before
         check_whole(versions)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def limit_file_size(limit: int) -> Callable[[], None]:

@@ -84,3 +84,22 @@ def test_an_invitation_signs_in_and_the_button_out(address: str, tokens: dict[st
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/enter")
         assert page.context.cookies() == []
+
+
+def test_a_forged_token_opens_nothing_and_says_so(address: str, tokens: dict[str, str]) -> None:
+    """A token that was never given, one that a letter was changed in, and a cookie that someone made up."""
+    real = tokens["operate"]
+    changed = real[:-1] + ("A" if real[-1] != "A" else "B")
+    with chromium() as browser:
+        page = browser.new_page(base_url=address, ignore_https_errors=True)
+        for forged in ("x" * len(real), changed):
+            page.goto("/api")  # from /enter itself, another fragment would load nothing
+            page.goto(f"/enter#{forged}")
+            page.get_by_text("this token is not valid").wait_for()
+            assert page.context.cookies() == []
+            assert forged not in page.url
+        page.context.add_cookies([{"name": COOKIE, "value": changed, "url": address, "secure": True}])
+        answer = page.goto("/versions")
+        assert answer
+        assert (answer.status, "sign in first" in page.inner_text("main")) == (403, True)
+        assert page.evaluate("fetch('/api/overview').then((answer) => answer.status)") == 403

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from flows.data.versions import DataVersions
 from flows.review.decisions import Decision, Decisions
@@ -161,3 +161,40 @@ def test_a_decision_of_a_reviewer_in_another_window_is_shown(page: Page, shop: P
     expect(page.locator("#facts")).to_contain_text("Cleo: another label: Dune Rice")
     page.goto("/review?state=decided")
     assert shown(page) == photo
+
+
+def test_decided_by_touch_on_a_phone(browser: Browser, address: str, decisions: Decisions) -> None:
+    """Taps decide, leave a tile of the grid out and take it in again, and a finger that scrolls does neither."""
+    with browser.new_context(base_url=address, has_touch=True, viewport={"width": 390, "height": 800}) as phone:
+        page = phone.new_page()
+        page.goto("/review")
+        first = shown(page)
+        page.get_by_role("button", name="Keep the label").tap()
+        expect(page.locator("#one")).not_to_have_attribute("data-photo", first)
+        page.get_by_role("button", name="Undo").tap()
+        expect(page.locator("#one")).to_have_attribute("data-photo", first)
+        assert decisions.pending() == {}
+
+        page.goto("/review?mode=grid")
+        left_out = page.locator(".tile[aria-pressed=true]")
+        for number in (1, 0):
+            page.locator(".tile").first.tap()
+            expect(left_out).to_have_count(number)
+        before = page.evaluate("scrollY")
+        _swipe(page, page.locator(".tile").first, up=300)
+        page.wait_for_timeout(300)  # a tap would be taken by now
+        assert page.evaluate("scrollY") > before
+        assert left_out.count() == 0
+
+
+def _swipe(page: Page, start: Locator, *, up: int) -> None:
+    """Moves a finger from the middle of an element upwards."""
+    box, finger = start.bounding_box(), page.context.new_cdp_session(page)
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, points in [
+        ("touchStart", [{"x": x, "y": y}]),
+        *(("touchMove", [{"x": x, "y": y - up * share / 10}]) for share in range(1, 11)),
+        ("touchEnd", []),
+    ]:
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
