@@ -32,7 +32,9 @@ def web(
     ] = "decide",
     keep_photos: Annotated[
         bool,
-        typer.Option("--keep-photos", help="Keep the last 50 photos of the page Recognise; the page Endpoint shows them."),
+        typer.Option(
+            "--keep-photos", help="Keep the last 50 photos of the page Recognise; the page Endpoint shows them."
+        ),
     ] = False,
     remove: Annotated[str, typer.Option(metavar="NAME", help="Make the token of a person worthless, and end.")] = "",
 ) -> None:

@@ -60,7 +60,9 @@ def out_of_space(error: BaseException | None) -> BaseException | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") in FULL:  # ours, and DVC's databases
+        if (
+            isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") in FULL
+        ):  # ours, and DVC's databases
             return error
         error = error.__cause__ or error.__context__
     return None
