@@ -68,7 +68,7 @@ def test_pages_do_not_start_without_space_for_decisions(shop: Workspace) -> None
 
 
 def test_decisions_go_on_after_a_full_disk(shop: Workspace) -> None:
-    """In one thread, whose transaction must not stay open."""
+    """All in one thread, whose transaction must not stay open."""
     decisions, kept, refused = Decisions(shop.state), 0, 0
     filler = fill(shop.root.parent, leaving=60_000)
     while refused < 3:

@@ -235,6 +235,13 @@ def test_the_endpoint_is_started_watched_and_stopped_from_its_page(
         half, most = page.locator("#models tr", has_text="products, version ").locator("td").all_inner_texts()[-2:]
         assert (half[-3:], most[-3:]) == (" ms", " ms")
         expect(page.locator("#means-only")).to_be_hidden()
+        view = httpx.get(f"{address}/api/endpoint").json()
+        for each in view["state"]["models"]:
+            each["quantiles_ms"] = {}  # as of a server that an earlier release started
+        page.route("**/api/endpoint", lambda route: route.fulfill(json=view))
+        expect(page.locator("#means-only")).to_be_visible()
+        expect(page.locator("#models")).to_contain_text("not measured")
+        page.unroute("**/api/endpoint")
         page.click("#stop")
         page.click("#confirm button[value=yes]")
         expect(page.locator("#about")).to_contain_text("No endpoint is running", timeout=SLOW_MS)

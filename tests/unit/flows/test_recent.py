@@ -1,4 +1,4 @@
-"""The last photos of the page Recognise: at most so many, without what cameras note in them, and deleted for good."""
+"""The last photos of the page Recognise: at most fifty, without what cameras note in them, and deleted for good."""
 
 from __future__ import annotations
 
