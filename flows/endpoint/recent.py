@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from durable import overwrite
 from flows.errors import UnknownPhoto
@@ -107,10 +108,10 @@ class Recent:
         return path
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     """Content of a file; {} if another thread has deleted it."""
     try:
-        found: dict[str, object] = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     return found
