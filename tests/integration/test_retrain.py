@@ -180,7 +180,6 @@ def test_prefect_gets_events_about_data_and_model(first: tuple[Workspace, Report
     url, report = str(PREFECT_API_URL.value()), first[1]
     data, run = f"data.{report.data_after[:12]}", f"run.{report.run}"
     assert until(lambda: "cleanshelf.data.cleaned" in events(url, about=data), timeout_s=30)
-    assert events(url, about=data)["cleanshelf.data.cleaned"]["payload"]["data_version"] == report.data_after
     assert until(lambda: "cleanshelf.model.published" in events(url, about=run), timeout_s=30)
 
 
