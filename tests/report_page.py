@@ -95,6 +95,7 @@ def report(*, labels: list[str] = HOSTILE, **changes: Any) -> Report:
     findings = (
         Finding("mean_class", False, "mean-class accuracy fell", 0.02, 0.5, 0.625, -0.2, 0.1, ("0" * 16,)),
         Finding("parity", True, "parity: <b>equal</b>", 0),
+        Finding("class_floor", False, "another", 0.1, 0.0, products=tuple(labels[:2]), num_products=9),
     )
     made = Report(
         run="20261130-111834-ba5c7b",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -133,7 +133,13 @@ def no_worse(answers: Hits, serving: NDArray[np.bool_], settings: Gate) -> list[
     parts |= {name: third == number for number, name in enumerate(THIRDS)}
     return [
         falls_no_further(
-            name, answers.new[rows], serving[rows], answers.target[rows], settings, photo=answers.photo[rows]
+            name,
+            answers.new[rows],
+            serving[rows],
+            answers.target[rows],
+            settings,
+            photo=answers.photo[rows],
+            labels=answers.labels,
         )
         for name, rows in parts.items()
         if rows.any() or name in NEEDED
@@ -148,6 +154,7 @@ def falls_no_further(
     settings: Gate,
     *,
     photo: NDArray[np.object_],
+    labels: NDArray[np.object_],
 ) -> Finding:
     """Refuses an accuracy that falls by more than allowed, in the test photos and in `gate.confidence` of the bootstrap draws.
 
@@ -165,18 +172,13 @@ def falls_no_further(
     message = f"{after:.3f} against the current model's {before:.3f}"
     if not passed:
         message = f"{after:.3f} is more than {allowed:.3f} below the current model's {before:.3f}"
-    message = f"{words} {message} ({low:+.3f} to {high:+.3f})"
-    return _finding(
-        name,
-        passed,
-        message,
-        allowed,
-        after,
-        before,
-        low,
-        high,
-        photos=() if passed else examples(photo, target, serving & ~new),
+    finding = _finding(
+        name, passed, f"{words} {message} ({low:+.3f} to {high:+.3f})", allowed, after, before, low, high
     )
+    if passed:
+        return finding
+    lost = np.bincount(target, serving, len(labels)) - np.bincount(target, new, len(labels))
+    return _about(finding, examples(photo, target, serving & ~new), labels, lost)
 
 
 def no_class_lost(answers: Hits, settings: Gate) -> Finding:
@@ -200,9 +202,8 @@ def no_class_lost(answers: Hits, settings: Gate) -> Finding:
         message = f"recognised less often than {floor:.2f}: {_listed(answers.labels[classes], lost, right, shown)}"
     after, before = right[worst] / shown[worst], None if held is None else held[worst] / shown[worst]
     photos = examples(answers.photo, answers.target, lost[row] & ~answers.new)
-    return _finding(
-        "class_floor", not lost.any(), message, floor, after, before, low[worst], high[worst], photos=photos
-    )
+    finding = _finding("class_floor", not lost.any(), message, floor, after, before, low[worst], high[worst])
+    return _about(finding, photos, answers.labels[classes], lost * (1 - right / shown))
 
 
 def few_photos_left_out(cleaning: LeftOut, settings: Gate) -> Finding:
@@ -217,9 +218,8 @@ def few_photos_left_out(cleaning: LeftOut, settings: Gate) -> Finding:
         message = f"cleaning left out more than {allowed:.0%} of {which}; check their labels"
     after = away[worst] / given[worst]
     photos = examples(cleaning.photo, cleaning.target, refused[cleaning.target])
-    return _finding(
-        "decided_away", not refused.any(), message, allowed, after, None, low[worst], high[worst], photos=photos
-    )
+    finding = _finding("decided_away", not refused.any(), message, allowed, after, None, low[worst], high[worst])
+    return _about(finding, photos, cleaning.labels, refused * away / given)
 
 
 def examples(photo: NDArray[np.object_], target: NDArray[np.int64], some: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -261,6 +261,16 @@ def _finding(
     plain = [None if each is None else round(float(each), 6) for each in measured]
     after, before, low, high = [*plain, None, None, None][:4]
     return Finding(gate, bool(passed), message, allowed, after, before, low, high, photos)
+
+
+def _about(
+    finding: Finding, photos: tuple[str, ...], labels: NDArray[np.object_], harm: NDArray[np.floating]
+) -> Finding:
+    """The finding with photos that explain it, and the products with the most harm; harm (C,) is 0 where there is none."""
+    concerned = np.flatnonzero(harm > 0)
+    worst = concerned[np.argsort(-harm[concerned], kind="stable")[:NAMED]]
+    names = tuple(str(name) for name in labels[worst])
+    return replace(finding, photos=photos, products=names, num_products=len(concerned))
 
 
 def _listed(labels: NDArray[np.object_], some: NDArray[np.bool_], part: NDArray[Any], whole: NDArray[np.int64]) -> str:

@@ -20,6 +20,7 @@ class Finding:
     low, high: bounds of the change (for "above_chance" and "class_floor" of the accuracy itself), each one-sided at
         `gate.confidence`.
     photos: ids of a few photos that explain a refusal.
+    products, num_products: names of a few products that a refusal is about, the worst first, and how many there are.
     """
 
     gate: str
@@ -31,6 +32,13 @@ class Finding:
     low: float | None = None
     high: float | None = None
     photos: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    num_products: int = 0
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Finding:
+        """Reads a finding from the JSON of its `asdict`, also that of earlier releases."""
+        return cls(**content | {name: tuple(content.get(name, ())) for name in ("photos", "products")})
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,5 @@ class Verdict:
     def of(cls, content: Mapping[str, Any]) -> Verdict:
         """Reads a verdict from the JSON of its `asdict`, also that of earlier releases."""
         override = Override(**content["override"]) if content.get("override") else None
-        findings = tuple(
-            Finding(**each | {"photos": tuple(each.get("photos", ()))}) for each in content.get("findings", ())
-        )
+        findings = tuple(Finding.of(each) for each in content.get("findings", ()))
         return cls(**{**content, "reasons": tuple(content["reasons"]), "findings": findings, "override": override})

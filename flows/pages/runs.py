@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from flows.gate.reasons import Reason, reason_of
 from flows.gate.verdict import Finding
 from flows.pages.access import Looks, Operates
 from flows.pages.site import TheSite, page
@@ -53,11 +54,12 @@ class Runs:
 
 @dataclass(frozen=True)
 class RunDetails:
-    """One run, and what its report says; empty lists if it has none."""
+    """One run, and what its report says; empty lists if it has none. reasons: the findings in plain words."""
 
     run: RunState
     accuracy: list[StepAccuracy] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
     ways_out: list[str] = field(default_factory=list)
     look_at: list[dict[str, Any]] = field(default_factory=list)
     has_report: bool = False
@@ -160,6 +162,7 @@ def details(workspace: Workspace, run: str) -> RunDetails:
         state,
         accuracy=report.steps,
         findings=list(report.verdict.findings),
+        reasons=[reason_of(finding) for finding in report.verdict.findings],
         ways_out=ways_out(report),
         look_at=report.look_at,
         has_report=has_report,

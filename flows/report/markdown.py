@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.orchestrator.events import happened
 from flows.orchestrator.reports import emit, show_text
 from flows.report.cell import cell
-from flows.report.refusal import data_line, outcome_of, ways_out
+from flows.report.refusal import data_line, outcome_of, refusals, ways_out
 
 if TYPE_CHECKING:
     from flows.report.figures import Figure
@@ -49,6 +49,7 @@ def markdown(report: Report) -> str:
     }
     parts = [
         f"# {report.run}: {titles.get(outcome, outcome)}",
+        "\n".join(f"- {reason.says} {reason.todo}" for reason in refusals(report)),
         "\n".join(f"- {reason}" for reason in report.verdict.explanation),
         f"Data: {data_line(report)}",
         f"With pictures: `runs/{report.run}/report.html`",

@@ -1,8 +1,10 @@
-"""Outcome of a run in a few lines: its data versions, and the ways out of a refusal."""
+"""Outcome of a run in a few lines: its data versions, the reasons of a refusal in plain words, and the ways out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from flows.gate.reasons import Reason, reason_of
 
 if TYPE_CHECKING:
     from flows.report.run_report import Report
@@ -38,6 +40,12 @@ def data_line(report: Report) -> str:
     elif outcome_of(report) != "published" and report.data_after != report.data_before:
         line += ", known and not selected"
     return line
+
+
+def refusals(report: Report) -> list[Reason]:
+    """Reasons of a refusal in plain words, one for each gate that refused; none if nothing was refused."""
+    refused = [finding for finding in report.verdict.findings if not finding.passed]
+    return [reason_of(finding) for finding in refused] if outcome_of(report) == "refused" else []
 
 
 def ways_out(report: Report) -> list[str]:

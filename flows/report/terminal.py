@@ -22,7 +22,7 @@ from rich.table import Table
 
 from flows.report.cell import cell
 from flows.report.live import show_live_lines
-from flows.report.refusal import data_line, outcome_of, ways_out
+from flows.report.refusal import data_line, outcome_of, refusals, ways_out
 
 if TYPE_CHECKING:
     from flows.delivery.build import IntakeReport
@@ -160,6 +160,8 @@ def print_report(report: Report) -> None:
         print()
     print(f"data   {data_line(report)}")
     print(outcome(report))
+    for reason in refusals(report):
+        print(f"why    {reason.says}")
     for way_out in ways_out(report):
         print(f"       {way_out}")
     print(f"run    runs/{report.run}/report.html has all of it, with pictures; report.md beside it is the same as text")

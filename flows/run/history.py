@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import UnknownRun
+from flows.gate.reasons import reason_of
+from flows.gate.verdict import Finding
 from flows.run.record import RECORD
 from flows.run.run import INPUTS, RECIPE
 from flows.workspace import Workspace
@@ -187,7 +189,9 @@ def _summary(content: bytes) -> dict[str, Any]:
     verdict, version = report["verdict"], report["model_version"]
     judged = "judged" if verdict["passed"] or verdict.get("override") else "refused"
     outcome = judged if version is None else "published" if report.get("promoted", True) else "staged"
-    reasons = [PASSED] if verdict["passed"] else list(verdict["reasons"])
+    findings = [Finding.of(each) for each in verdict.get("findings", ())]
+    plain = [reason_of(finding).says for finding in findings if not finding.passed]
+    reasons = [PASSED] if verdict["passed"] else plain or list(verdict["reasons"])
     return {"outcome": outcome, "reasons": reasons, "model_version": version}
 
 

@@ -81,7 +81,7 @@ function runRow(run) {
     element("td", { class: TONE[run.state] ?? "" }, run.state === "killed" ? "ended without a word" : run.state),
     element("td", {}, run.recipe),
     element("td", { class: "number whole" }, duration(run.seconds)),
-    element("td", {}, run.why.join("; ")));
+    element("td", {}, run.why.join(" ")));
 }
 
 /** What became of the last start from this page, until its run is in the table. */

@@ -11,10 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from durable import overwrite
+from flows.gate.reasons import reason_of
 from flows.report.cell import cell
 from flows.report.html.pictures import PICTURES, read_pictures, shown_photos, take_pictures, write_pictures
 from flows.report.html.summary import percent, summary
-from flows.report.refusal import data_line, ways_out
+from flows.report.refusal import data_line, refusals, ways_out
 from flows.report.run_report import Report
 
 PAGE = "report.html"
@@ -62,7 +63,9 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
         report=report,
         summary=summary(report, figures),
         data_line=data_line(report),
+        refusals=refusals(report),
         ways_out=ways_out(report),
+        reasons=[reason_of(finding) for finding in report.verdict.findings],
         rows={name: figure.rows for name, figure in figures.items()},
         titles={name: figure.title for name, figure in figures.items()},
         others=[each for each in report.figures if not each.name and each.rows],

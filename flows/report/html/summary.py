@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.report.figures import Figure
-from flows.report.refusal import outcome_of
+from flows.report.refusal import outcome_of, refusals
 from flows.report.run_report import Report
 
 TONES = {"published": "good", "staged": "good", "judged": "plain", "refused": "bad"}
@@ -68,9 +68,10 @@ def labels(figures: Mapping[str, Figure]) -> str:
 
 def reason(report: Report) -> str:
     """The first reason of a refusal, and how many more there are."""
-    first, *others = report.verdict.explanation or ["the checks give none"]
+    plain = [reason.says for reason in refusals(report)]
+    first, *others = plain or [f"{each}." for each in report.verdict.explanation] or ["the checks give none."]
     more = f" There {'is one more reason' if len(others) == 1 else f'are {len(others)} more reasons'} below."
-    return f"The reason: {first}.{more if others else ''}"
+    return f"The reason: {first}{more if others else ''}"
 
 
 def started(run: str) -> str:

@@ -147,7 +147,8 @@ def test_the_other_lines_say_how_good_it_is_and_what_to_look_at() -> None:
     assert good == (
         "It recognises 50.4% of the test photos, as the mean over all products; the model before it 62.5% of the same photos."
     )
-    assert why == "The reason: mean-class accuracy fell. There is one more reason below."
+    assert why.startswith("The reason: On average over all products, the new model recognises 50.0% of the test photos")
+    assert why.endswith("at most 2 points worse are accepted. There is one more reason below.")
     passed = replace(told, verdict=verdict(), steps=[])
     assert summary(passed, figures).lines[1:] == (
         "How good it is could not be measured: there are no test photos.",
@@ -160,6 +161,9 @@ def test_the_other_lines_say_how_good_it_is_and_what_to_look_at() -> None:
 
 def test_a_refusal_names_the_ways_out(whole: str) -> None:
     assert "<code>cleanshelf publish 20261130-111834-ba5c7b --despite REASON</code>" in whole
+    plain = "The new model hardly recognises &lt;script&gt;alert(1)&lt;/script&gt;, "
+    assert whole.count(plain) == 2, "among what you can do, and among the checks"
+    assert "<li>mean_class: mean-class accuracy fell</li>" in whole
     assert "What you can do" not in page(report(verdict=verdict()), {})
 
 
