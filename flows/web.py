@@ -8,8 +8,9 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -39,11 +40,13 @@ def serve_pages(
     *,
     port: int,
     ready: Callable[[str], None],
+    deliveries: Sequence[Path] = (),
     keeps_photos: bool = False,
 ) -> None:
     """Serves the pages until SIGINT or SIGTERM; calls `ready` with the address once it is bound.
 
     port: 0 takes a free one. keeps_photos: those that the page Recognise sends (flows.endpoint.recent).
+    deliveries: folders in which deliveries may lie; without one, anywhere if no tokens are asked for, else nowhere.
 
     Raises:
         InputError: another program listens there, the address is not one of this machine, or the certificate is unusable.
@@ -56,8 +59,9 @@ def serve_pages(
         bound.close()
         raise InputError(f"host {listening.host}: on this machine it is not the loopback; give --host 127.0.0.1")
     scheme = "https" if listening.certificate else "http"
+    allowed = None if people.open_to_all and not deliveries else deliveries
     with or_disk_full("starting the pages"):
-        site = Site(workspace, keeps_photos=keeps_photos)
+        site = Site(workspace, deliveries=allowed, keeps_photos=keeps_photos)
     config = uvicorn.Config(
         create_app(site, people),
         log_level="warning",

@@ -21,6 +21,19 @@ def web(
     tls_cert: Pem = None,
     tls_key: Pem = None,
     show_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
+    *,
+    deliveries: Annotated[
+        list[Path],
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            default_factory=list,
+            show_default=False,
+            help="Folder in which deliveries may lie that the page takes in; may be given several times. Without it, any "
+            "folder of this machine, or none where tokens are asked for.",
+        ),
+    ],
     invite: Annotated[
         str,
         typer.Option(
@@ -57,4 +70,4 @@ def web(
             webbrowser.open(address)
 
     log_to_stderr()
-    serve_pages(found, listening, port=port, ready=ready, keeps_photos=keep_photos)
+    serve_pages(found, listening, port=port, ready=ready, deliveries=deliveries, keeps_photos=keep_photos)

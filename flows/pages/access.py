@@ -142,6 +142,17 @@ def caller(request: Request) -> Person:
     return person
 
 
+def as_author(person: Person) -> dict[str, str]:
+    """Variables under which git, and so every record of ours, names this person; none for the user of this machine."""
+    if person.name == user():
+        return {}
+    own = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    entries = list(enumerate((("user.name", person.name), ("user.email", "")), own))
+    keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in entries}
+    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in entries}
+    return keys | values | {"GIT_CONFIG_COUNT": str(own + len(entries))}
+
+
 def user() -> str:
     """Name of the user of this machine."""
     try:

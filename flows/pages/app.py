@@ -12,7 +12,20 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from contract import CleanShelfError
-from flows.pages import deciding, documentation, duplicates, endpoint, home, pictures, recognise, review, runs, versions
+from flows.pages import (
+    deciding,
+    deliveries,
+    documentation,
+    duplicates,
+    endpoint,
+    home,
+    pictures,
+    publishing,
+    recognise,
+    review,
+    runs,
+    versions,
+)
 from flows.pages.access import People
 from flows.pages.guard import Guard
 from flows.pages.map import router as map_router  # a module named map would hide the built-in function
@@ -25,6 +38,7 @@ ROUTERS = (
     home.router,
     documentation.router,
     pictures.router,
+    deliveries.router,
     review.router,
     deciding.router,
     map_router,
@@ -32,6 +46,7 @@ ROUTERS = (
     recognise.router,
     versions.router,
     runs.router,
+    publishing.router,
     endpoint.router,
 )
 DESCRIPTION = """\

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from flows.gate.reasons import Reason, reason_of
-from flows.gate.verdict import Finding
+from flows.gate.verdict import FINAL, Finding
 from flows.pages.access import Looks, Operates
 from flows.pages.site import TheSite, page
 from flows.report.refusal import ways_out
@@ -90,7 +90,8 @@ def runs_page(request: Request, site: TheSite, person: Looks) -> Response:
 @router.get("/runs/{run}", include_in_schema=False)
 def run_page(request: Request, site: TheSite, person: Looks, run: str) -> Response:
     """One run."""
-    return page(request, "run.html", title=f"Run {run}", **asdict(details(site.workspace, run)))
+    found = details(site.workspace, run)
+    return page(request, "run.html", title=f"Run {run}", offer=offer(found), **asdict(found))
 
 
 @router.get("/runs/{run}/report", include_in_schema=False)
@@ -167,6 +168,19 @@ def details(workspace: Workspace, run: str) -> RunDetails:
         look_at=report.look_at,
         has_report=has_report,
     )
+
+
+def offer(found: RunDetails) -> str:
+    """How the model of a run can be used: "again" after another check, "despite" its refusal, "final" if never; "" if unknown.
+
+    A run that is under way, or whose model is in use, offers nothing.
+    """
+    refused = [finding.gate for finding in found.findings if not finding.passed]
+    if not found.findings or found.run.state in (RUNNING, "published"):
+        return ""
+    if set(refused) & set(FINAL):
+        return "final"
+    return "despite" if found.ways_out else "again"
 
 
 def recipes() -> list[Recipe]:

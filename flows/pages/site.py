@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from flows.workspace import Workspace
 T = TypeVar("T")
 KEPT_VERSIONS = 2  # data versions in memory, about 0.15 GB each at 2.5 million photos
 PAGES = (  # address, name
+    ("/deliveries", "Deliveries"),
     ("/review", "Review"),
     ("/map", "Map"),
     ("/duplicates", "Duplicates"),
@@ -66,11 +67,14 @@ class Site:
     """One workspace as the pages see it. Routes run in several threads.
 
     Args:
+        deliveries: folders in which deliveries may lie that the pages take in; None if they may lie anywhere.
         keeps_photos: the last photos that the page Recognise sends to the endpoint are kept.
     """
 
-    def __init__(self, workspace: Workspace, *, keeps_photos: bool = False) -> None:
-        self.workspace, self.keeps_photos = workspace, keeps_photos
+    def __init__(
+        self, workspace: Workspace, *, deliveries: Sequence[Path] | None = (), keeps_photos: bool = False
+    ) -> None:
+        self.workspace, self.deliveries, self.keeps_photos = workspace, deliveries, keeps_photos
         self.versions = DataVersions(workspace)
         self.decisions = Decisions(workspace.state)
         self._photos, self._queues = _Kept(self._read), _Kept(self._read_queue)

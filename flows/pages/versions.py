@@ -112,8 +112,9 @@ def changes_page(request: Request, site: TheSite, person: Looks, old: str, new: 
 def model_page(request: Request, site: TheSite, person: Looks, version: int) -> Response:
     """One model version: data, recipe, accuracy, verdict and networks that it was made of."""
     lineage = model_lineage(site.workspace, version)
-    was_current = version in ModelVersions(site.versions.ledger).promoted()
-    return page(request, "model.html", title=f"Model version {version}", model=lineage, was_current=was_current)
+    models = ModelVersions(site.versions.ledger)
+    seen = {"was_current": version in models.promoted(), "current": models.current()}
+    return page(request, "model.html", title=f"Model version {version}", model=lineage, **seen)
 
 
 @router.get("/api/versions", tags=["versions"])
@@ -161,7 +162,7 @@ def plan_data(site: TheSite, person: Looks, version: str) -> DataPlan:
 @router.post("/api/versions/data/{version}/rollback", tags=["versions"])
 def roll_back_data(site: TheSite, person: Operates, version: str, body: SeenData) -> RolledBack:
     """Selects this data version again, as a new entry of the history."""
-    _refuse_if_changed(site.versions.selected(), body.in_place_of, what="selected data version")
+    refuse_if_changed(site.versions.selected(), body.in_place_of, what="selected data version")
     entry = rollback_data(site.workspace, version)
     return RolledBack(entry.id, f"Data version {entry.id[:12]} is selected. The next retraining starts from it.")
 
@@ -175,7 +176,7 @@ def plan_model(site: TheSite, person: Looks, version: int) -> ModelPlan:
 @router.post("/api/versions/models/{version}/rollback", tags=["versions"])
 def roll_back_model(site: TheSite, person: Operates, version: int, body: SeenModel) -> RolledBack:
     """Makes this model version the current model again; a running endpoint loses no request."""
-    _refuse_if_changed(ModelVersions(site.versions.ledger).current(), body.in_place_of, what="current model")
+    refuse_if_changed(ModelVersions(site.versions.ledger).current(), body.in_place_of, what="current model")
     done = rollback_model(site.workspace, version)
     return RolledBack(str(done), f"Model version {done} is the current model.")
 
@@ -202,7 +203,8 @@ def _compared(workspace: Workspace, old: str, new: str) -> tuple[Changes, list[N
     return Changes(old, new, totals, found.unchanged, kinds, 0), [np.array(each.ids, "S16") for each in found.changes]
 
 
-def _refuse_if_changed(now: str | int | None, seen: str | int | None, *, what: str) -> None:
+def refuse_if_changed(now: str | int | None, seen: str | int | None, *, what: str) -> None:
+    """Refuses what a person asks for who saw another version in place than there is now."""
     if seen is not None and seen != now:
         raise HTTPException(409, f"the {what} is {now or 'none'} by now, and was {seen} when you looked; look again")
 

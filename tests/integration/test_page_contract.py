@@ -21,6 +21,9 @@ EXAMPLES = 12  # per operation
 WITH_PROCESSES = {
     ("POST", "/api/runs"): "starts a retraining",
     ("POST", "/api/runs/stop"): "ends one",
+    ("POST", "/api/runs/{run}/publish"): "starts a publication",
+    ("POST", "/api/versions/models/{version}/promote"): "starts a promotion",
+    ("POST", "/api/deliveries"): "reads folders of this machine, and starts an ingestion",
     ("POST", "/api/endpoint/start"): "starts Triton",
     ("POST", "/api/endpoint/stop"): "ends it",
     ("POST", "/api/map"): "starts the computation of a map",

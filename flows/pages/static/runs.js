@@ -15,6 +15,11 @@ const SAYS = {
   finished: "has finished",
   unknown: "left no report",
 };
+const WORK = { // verbs that pages start
+  retrain: (recipe) => `The retraining (recipe ${recipe})`,
+  publish: (run) => `The publication of run ${run}`,
+  promote: (version) => `The change to model version ${version}`,
+};
 const TONE = { published: "good", staged: "good", finished: "good", refused: "warn", stopped: "warn", killed: "bad", failed: "bad" };
 
 /** Time for people, as 40 s, 12 min, 2 h 10 min. */
@@ -88,10 +93,10 @@ function runRow(run) {
 function drawStarted(started, runs) {
   const place = document.getElementById("started");
   if (!place) return;
-  const isListed = runs.some((run) => Date.parse(run.started) >= Date.parse(started?.at));
+  const isListed = started?.verb === "retrain" && runs.some((run) => Date.parse(run.started) >= Date.parse(started?.at));
   place.hidden = !started || (!started.is_alive && isListed);
   if (place.hidden) return;
-  const by = `The retraining that ${started.by} started (recipe ${started.recipe})`;
+  const by = `${WORK[started.verb]?.(started.about) ?? started.verb} that ${started.by} started`;
   place.replaceChildren(started.is_alive ? `${by} is under way.` : `${by} has ended: ${started.said || "it printed nothing"}`);
 }
 
@@ -110,13 +115,17 @@ async function onePage(run) {
   }
 }
 
+function isRetraining(started) {
+  return Boolean(started?.is_alive && started.verb === "retrain");
+}
+
 let older = []; // runs that "Show older runs" fetched
 let shown = 0; // runs that the server lists before them
 
 function drawAll(found) {
   const current = found.runs.find((run) => run.state === "running");
   if (current) draw(current);
-  else document.getElementById("current").replaceChildren(element("p", {}, found.started?.is_alive ? "A retraining is starting." : "No retraining is running."));
+  else document.getElementById("current").replaceChildren(element("p", {}, isRetraining(found.started) ? "A retraining is starting." : "No retraining is running."));
   shown = found.runs.length;
   const seen = new Set(found.runs.map((run) => run.run));
   const all = [...found.runs, ...older.filter((run) => !seen.has(run.run))];
@@ -124,7 +133,7 @@ function drawAll(found) {
   document.getElementById("runs").replaceChildren(...(all.length ? all.map(runRow) : [none]));
   document.getElementById("more").hidden = found.more <= older.length;
   const stop = document.getElementById("stop");
-  if (stop) stop.hidden = !found.started?.is_alive;
+  if (stop) stop.hidden = !isRetraining(found.started);
   drawStarted(found.started, found.runs);
   return Boolean(current || found.started?.is_alive);
 }
