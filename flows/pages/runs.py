@@ -22,6 +22,7 @@ from flows.report.refusal import ways_out
 from flows.report.run_report import Report
 from flows.report.steps import StepAccuracy
 from flows.run.background import Started, last, start, stop
+from flows.run.forecast import with_time_left
 from flows.run.history import REPORT, RUNNING, RunState, folder_of, names, state_of
 from flows.workspace import Workspace
 from models.recipe.config import RECIPES, recipe_names
@@ -143,7 +144,7 @@ def stop_run(site: TheSite, person: Operates) -> Stopped:
 def runs(workspace: Workspace, *, limit: int, skip: int = 0) -> Runs:
     """Runs of the workspace, newest first."""
     found = names(workspace)
-    states = [state_of(workspace, name) for name in found[skip : skip + limit]]
+    states = [with_time_left(workspace, state_of(workspace, name)) for name in found[skip : skip + limit]]
     shown = [state if state.state == RUNNING else replace(state, steps=[], lines=[]) for state in states]
     return Runs(shown, more=max(len(found) - skip - limit, 0), started=last(workspace))
 
@@ -154,7 +155,7 @@ def details(workspace: Workspace, run: str) -> RunDetails:
     Raises:
         UnknownRun: there is none of that name.
     """
-    state, folder = state_of(workspace, run), folder_of(workspace, run)
+    state, folder = with_time_left(workspace, state_of(workspace, run)), folder_of(workspace, run)
     has_report = any((folder / name).is_file() for name in ("report.html", "report.md"))
     report = _report(folder / REPORT)
     if report is None:

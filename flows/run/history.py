@@ -56,6 +56,7 @@ class RunState:
     state: running, killed (it ended without a word), published, staged, refused, stopped, failed, finished (a run that
         publishes nothing), or unknown (of an earlier release that left no report).
     why: that it passed every gate, the reasons why it did not, or the error.
+    seconds_left, last_seconds: of a run under way, an estimate by an earlier run, and how long that took (flows.run.forecast).
     """
 
     run: str
@@ -71,6 +72,8 @@ class RunState:
     pid: int | None = None
     steps: list[RunStep] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    seconds_left: float | None = None
+    last_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,15 @@ function sentence(run) {
   const tone = TONE[run.state] ?? "";
   const where = run.state === "running" && run.machine ? ` on ${run.machine}, for ${duration(since(run.started))} so far` : "";
   return element("p", {}, element("a", { href: `/runs/${run.run}` }, run.run), " ",
-    element("span", { class: tone }, `${SAYS[run.state]}${where}`), run.recipe ? ` (recipe ${run.recipe})` : "");
+    element("span", { class: tone }, `${SAYS[run.state]}${where}`), run.recipe ? ` (recipe ${run.recipe})` : "",
+    timeLeft(run));
+}
+
+/** Time left by the last run of the same recipe; nothing if there is none to go by. */
+function timeLeft(run) {
+  if (run.seconds_left === null || run.state !== "running") return "";
+  const left = run.seconds_left < 10 ? "Nearly done" : `About ${duration(run.seconds_left)} left`;
+  return `. ${left}; the last run of this recipe took ${duration(run.last_seconds)}.`;
 }
 
 /** Draws a run into #current: one sentence, reasons, steps and last lines. */
