@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -20,6 +21,11 @@ from flows.orchestrator.server import orchestrated
 from flows.report.run_report import Report
 from flows.report.terminal import print_answers, print_steps
 from flows.retrain import retrain
+from flows.review.filters import Filter
+from flows.review.photos import read_photos
+from flows.review.queue import Queue
+from flows.review.selections import Selections
+from flows.review.suggestions import read_suggestions
 from flows.sample.build import SEED, TRUTH, VAL_SHARE
 from flows.sample.deliver import Truth, deliver, read_truth
 from flows.settings import REPOSITORY
@@ -33,6 +39,7 @@ log = logging.getLogger("cleanshelf")
 
 # Overrides of the first model: labels as delivered, one crop per photo, the classifier as it was trained.
 BASELINE = ("name=baseline", "clean.rounds=0", "balance.method=none", "export.crops=1")
+SHOWN = 3  # confusions
 WRONG = ("flipped", "non-product")  # kinds of planted errors; see flows.sample.deliver
 
 
@@ -117,6 +124,26 @@ def count_found(workspace: Workspace, report: Report, delivered: Truth) -> Found
     return FoundErrors(int(planted.sum()), int(flagged.sum()), int((flagged & planted).sum()))
 
 
+def print_mistakes(workspace: Workspace, cleaned: str) -> None:
+    """Prints the most frequent confusions among the labels in doubt, and where the pages show them.
+
+    The photos with the worst scores show no product at all; they say little about what cleaning can do.
+    """
+    photos = read_photos(DataVersions(workspace).materialise(cleaned), version=cleaned)
+    queue = Queue(photos, read_suggestions(photos, workspace.runs / "stages"), Selections())
+    if not (groups := queue.confusions(Filter())[:SHOWN]):
+        return
+    print(
+        "\nLabels in doubt. The review shows the worst first, many of them planted photos of no product at all. Photos of"
+    )
+    print("a product under another one's label, on the page of `cleanshelf web` (see below):\n")
+    for group in groups:
+        said = f"{group.total} photos of {group.given}, more likely {group.suggested}"
+        print(
+            f"  {said}\n    /review?{urlencode({'given': group.given, 'suggested': group.suggested, 'version': cleaned})}"
+        )
+
+
 def conclude(
     workspace: Workspace,
     server: RunningServer,
@@ -136,8 +163,10 @@ def conclude(
     print(f"models    {baseline.model_version} (baseline, labels as delivered) -> {report.model_version} (answers now)")
     print(f"gate      {'; '.join(report.verdict.reasons)}")
     print(f"endpoint  gRPC {server.url}   HTTP 127.0.0.1:{server.http_port}   model `products`   (still running)")
+    print_mistakes(workspace, report.cleaned)
     print("\nTry next:")
     for command, what in (
+        ("web", "look at the labels in doubt, and all else, in a browser"),
         ("model rollback", "the previous model answers again"),
         (f"data rollback {versions[-1][:12]}", "the labels as they were delivered"),
         ("data log", "every data version and where it came from"),

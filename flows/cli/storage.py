@@ -46,16 +46,18 @@ def data_verify(
 
 @data_verbs.command("gc")
 def data_gc(workspace: At = Path("."), as_json: AsJson = False, dry_run: DryRun = False) -> None:
-    """Free what no version needs: cached files, unfinished folders, copies that no run reads. The remote is untouched."""
+    """Free what no version needs: cached files, unfinished folders, copies that no run reads, maps. The remote is untouched."""
     from flows.data.garbage import find_unused, free
     from flows.data.versions import DataVersions
+    from flows.map.maps import LOCK, Maps
 
     found = watched(workspace)
-    with found.idle("data gc"):
+    with found.idle("data gc"), found.lock("data gc", name=LOCK):
         versions = DataVersions(found)
         if not dry_run:
             versions.repair()
         unused = find_unused(versions)
+        unused += Maps(found).unused(each.path for each in unused)
         if not dry_run:
             free(unused)
     total = sum(each.bytes for each in unused)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.data.garbage import Unused
+from flows.data.pointer import READY
 from flows.data.purge_record import REF
 from flows.errors import InputError, PurgedVersion, WorldError
 from flows.map.points import Points, file_of, read_points
 from flows.map.sources import NETWORK, find_source
-from flows.review.photos import Photos
+from flows.review.photos import Photos, read_photos
 from flows.run.launch import run_child
 from flows.settings import INSTALL_MAP
 from flows.workspace import Workspace
@@ -64,6 +67,21 @@ class Maps:
         if (made := read_points(file)) is None:
             raise WorldError(f"the map was made and {file} cannot be read; try again")
         return made
+
+    def unused(self, gone: Iterable[Path] = ()) -> list[Unused]:
+        """Maps of no data version that has a copy under versions/, and what killed computations left.
+
+        A map is made again when it is looked at. The caller holds the lock LOCK.
+
+        gone: copies that do not count, as they are to be removed.
+        """
+        files = sorted(path for path in self.workspace.maps.glob("*") if path.is_file())
+        copies = set(self.workspace.versions.iterdir()) - set(gone) if files else set()
+        shown = set()
+        for copy in sorted(path for path in copies if (path / READY).exists()):
+            with suppress(InputError):  # it was never cleaned, or its networks are gone, so it shows no map
+                shown.add(self._file(read_photos(copy, version=copy.name)))
+        return [Unused(path, "map of no version here", path.stat().st_size) for path in files if path not in shown]
 
     def _file(self, photos: Photos) -> Path:
         return file_of(self.workspace.maps, find_source(self._stages, photos), photos)

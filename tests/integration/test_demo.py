@@ -60,6 +60,13 @@ def test_the_demo_reports_data_models_endpoint_and_answers(
     assert 100 < planted < 200, "a quarter of about 600 photos"
     assert right <= min(planted, flagged)
 
+    shown = re.findall(
+        r"^  (\d+) photos of (.+), more likely (.+)\n    /review\?given=\S+&version=(\w+)$", output, re.MULTILINE
+    )
+    assert 1 <= len(shown) <= 3
+    assert all(given != suggested and version == cleaned.id for _, given, suggested, version in shown)
+    assert re.search(r"cleanshelf web -w ", output)
+
     assert "models    1 (baseline, labels as delivered) -> 2 (answers now)" in output
     assert [(model["version"], model["serving"]) for model in model_history(workspace)] == [(2, True), (1, False)]
     assert [model["data_version"] for model in model_history(workspace)] == [cleaned.id, delivered.id]
