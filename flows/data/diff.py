@@ -19,8 +19,11 @@ STATES = (*OUTCOMES, ABSENT)
 
 
 @dataclass(frozen=True)
-class Change:
-    """Photos that changed in the same way: labels and outcomes before and after, and ids. An absent photo has no label."""
+class Kind:
+    """Labels and outcomes before and after of photos that changed in the same way, and their number.
+
+    change: one of CHANGES. An absent photo has no label.
+    """
 
     change: str
     from_label: str
@@ -28,6 +31,12 @@ class Change:
     to_label: str
     to_outcome: str
     photos: int
+
+
+@dataclass(frozen=True)
+class Change(Kind):
+    """Photos that changed in the same way, with their ids."""
+
     ids: list[str]
 
 

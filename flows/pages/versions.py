@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from flows.data.diff import ABSENT, CHANGES
+from flows.data.diff import ABSENT, CHANGES, Kind
 from flows.data.versions import DataVersions
 from flows.pages.access import Looks, Operates
 from flows.pages.lanes import lanes
@@ -29,18 +29,6 @@ PHOTOS = 60  # of one answer
 
 
 @dataclass(frozen=True)
-class Change:
-    """Photos that changed in the same way, and where they can be seen; `change` is one of flows.data.diff.CHANGES."""
-
-    change: str
-    from_label: str
-    from_outcome: str
-    to_label: str
-    to_outcome: str
-    photos: int
-
-
-@dataclass(frozen=True)
 class Changes:
     """Changes from one data version to another, the most frequent first; `more` is the number of those left out."""
 
@@ -48,7 +36,7 @@ class Changes:
     new: str
     totals: dict[str, int]
     unchanged: int
-    changes: list[Change]
+    changes: list[Kind]
     more: int
 
 
@@ -195,10 +183,8 @@ def changes(site: Site, old: str, new: str) -> Changes:
 def _compared(workspace: Workspace, old: str, new: str) -> tuple[Changes, list[NDArray[np.bytes_]]]:
     """All changes, and the ids of the photos of each: 40 MB for 2.5 million photos."""
     found = DataVersions(workspace).diff(old, new)
-    kinds = [
-        Change(each.change, each.from_label, each.from_outcome, each.to_label, each.to_outcome, each.photos)
-        for each in found.changes
-    ]
+    parts = fields(Kind)
+    kinds = [Kind(*(getattr(each, part.name) for part in parts)) for each in found.changes]
     totals = {name: getattr(found, name) for name in CHANGES}
     return Changes(old, new, totals, found.unchanged, kinds, 0), [np.array(each.ids, "S16") for each in found.changes]
 

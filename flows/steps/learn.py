@@ -12,6 +12,7 @@ from flows.run.launch import num_parallel, num_workers, run_child
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
 from flows.settings import Settings
+from flows.steps.learnable import learnable
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Served, Trained, Weights
 from models.data.manifest import read_manifest
 from models.data.trusted import selection_photos, with_selection_photos
@@ -114,7 +115,7 @@ def _train(
                   side_by_side=side_by_side(of, workers=workers))  # fmt: skip
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
-    return run.cached(name, data.name, *training_inputs(own), *parts, files=files, work=work)
+    return run.cached(name, learnable(data), *training_inputs(own), *parts, files=files, work=work)
 
 
 def side_by_side(of: int, *, workers: int = 1) -> int:
