@@ -17,7 +17,7 @@ NAMED = 3  # products of a sentence
 LONGEST = 60  # characters of a product's name
 MORE_TEST_PHOTOS = "Deliver test photos of these products, and retrain."
 NEXT = {
-    "parity": "Retrain. If it happens again, show the log of the run to whoever looks after CleanShelf. This check cannot "
+    "parity": "Retrain. If it happens again, show the log of the run to the person who looks after CleanShelf. This check cannot "
     "be overruled.",
     "mean_class": "Look through the labels of these products on the page Review, or deliver more photos; then retrain.",
     "head": "Look through the labels of these products on the page Review, or deliver more photos; then retrain.",

@@ -91,7 +91,7 @@ def _numbered(steps: Iterable[RunStep]) -> list[tuple[Key, RunStep]]:
 
 
 def _recipe(workspace: Workspace, run: str) -> dict[str, Any] | None:
-    """What the durations of a run depend on: its recipe, without the parts that only judge."""
+    """Recipe of a run as far as its durations depend on it: without the parts that only judge."""
     with suppress(OSError, ValueError, AttributeError):
         content = json.loads((workspace.runs / run / RECIPE).read_bytes())
         return {key: value for key, value in content.items() if key not in ONLY_JUDGES}

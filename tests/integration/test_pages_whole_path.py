@@ -1,4 +1,4 @@
-"""From an empty workspace to a served, promoted and rolled-back model by the pages alone, in a headless Chromium."""
+"""The way from an empty workspace to a served, promoted and rolled-back model by the pages alone, in a headless Chromium."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_steps_side_by_side_count_once() -> None:
 
 
 def record(workspace: Workspace, name: str, events: list[tuple[float, dict[str, object]]], *overrides: str) -> RunState:
-    """A run with these events, each so many seconds after NOW."""
+    """A run with these events, each with its seconds after NOW."""
     run = Run(workspace, load_recipe("smoke", overrides=list(overrides)), id=name)
     run.open({"data_version": "0" * 32})
     begun: dict[str, object] = {"event": "begun", "verb": "retrain", "pid": os.getpid(), "born": birth(os.getpid())}

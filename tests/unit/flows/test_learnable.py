@@ -1,4 +1,4 @@
-"""What trainings depend on in a data version."""
+"""The part of a data version that trainings depend on."""
 
 from __future__ import annotations
 

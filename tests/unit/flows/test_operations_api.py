@@ -1,4 +1,4 @@
-"""What operators start from the pages: deliveries, publications and promotions, up to the moment a process would start."""
+"""Work that operators start from the pages: deliveries, publications and promotions, up to the moment a process would start."""
 
 from __future__ import annotations
 
