@@ -133,15 +133,11 @@ def print_mistakes(workspace: Workspace, cleaned: str) -> None:
     queue = Queue(photos, read_suggestions(photos, workspace.runs / "stages"), Selections())
     if not (groups := queue.confusions(Filter())[:SHOWN]):
         return
-    print(
-        "\nLabels in doubt. The review shows the worst first, many of them planted photos of no product at all. Photos of"
-    )
-    print("a product under another one's label, on the page of `cleanshelf web` (see below):\n")
+    print("\nLabels in doubt. The review shows the worst first, many of them planted photos of no product at all.")
+    print("The most frequent confusions of products are on these pages of `cleanshelf web` (see below):\n")
     for group in groups:
-        said = f"{group.total} photos of {group.given}, more likely {group.suggested}"
-        print(
-            f"  {said}\n    /review?{urlencode({'given': group.given, 'suggested': group.suggested, 'version': cleaned})}"
-        )
+        where = urlencode({"given": group.given, "suggested": group.suggested, "version": cleaned})
+        print(f"  {group.total} photos labelled {group.given}, more likely {group.suggested}\n    /review?{where}")
 
 
 def conclude(

@@ -38,7 +38,7 @@ class Finding:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Finding:
         """Reads a finding from the JSON of its `asdict`, also that of earlier releases."""
-        return cls(**content | {name: tuple(content.get(name, ())) for name in ("photos", "products")})
+        return cls(**dict(content) | {name: tuple(content.get(name, ())) for name in ("photos", "products")})
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def details(workspace: Workspace, run: str) -> RunDetails:
 
 
 def offer(found: RunDetails) -> str:
-    """Way in which the model of a run can be used: "again" after another check, "despite" its refusal, "final" if never; "" if unknown.
+    """Way to use the model of a run: "again" after another check, "despite" its refusal, "final" if never; "" if unknown.
 
     A run that is under way, or whose model is in use, offers nothing.
     """

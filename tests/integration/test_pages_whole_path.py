@@ -34,6 +34,7 @@ COLOURS = {
     "Dune Rice": (230, 210, 50),
 }
 PER_CLASS = 24
+QUICK = ("clean.rounds=1", "train.epochs=2", "clean.epochs=1", "balance.epochs=1")
 
 
 def picture(label: str, seed: int) -> bytes:
@@ -85,6 +86,7 @@ def retrain(page: Page, *settings: str, promote: bool = True) -> str:
     page.fill("#overrides", "\n".join(settings))
     page.set_checked("#start [name=promote]", promote)
     page.click("#start button[type=submit]")
+    expect(page.locator("#notices")).to_contain_text("The retraining is starting")
     expect(page.locator("#current")).to_contain_text("so far", timeout=SLOW_MS)
     expect(page.locator("#current")).to_contain_text("No retraining is running", timeout=TRAINING_MS)
     return page.locator("#runs tr").first.inner_text()
@@ -110,7 +112,7 @@ def test_the_whole_path_by_the_pages_alone(
         take_in(page, deliver(tmp_path / "first", first_seed=0, per_class=PER_CLASS))
     assert "quarantined" in page.inner_text("#outcome-text")
     with timed("first retraining"):
-        row = retrain(page)
+        row = retrain(page, *QUICK)
     assert "published" in row
     with timed("start of the endpoint"):
         free = local_server(tmp_path, tmp_path / "state")
@@ -124,7 +126,7 @@ def test_the_whole_path_by_the_pages_alone(
         with timed("second delivery"):
             take_in(page, deliver(tmp_path / "second", first_seed=10_000, per_class=4))
         with timed("second retraining, refused"):
-            row = retrain(page, "gate.mean_class=-2")
+            row = retrain(page, *QUICK, "gate.mean_class=-1")
         assert "refused" in row
         assert "points better are demanded" in row
         page.click("#runs a")
