@@ -263,9 +263,7 @@ def _finding(
     return Finding(gate, bool(passed), message, allowed, after, before, low, high, photos)
 
 
-def _about(
-    finding: Finding, photos: tuple[str, ...], labels: NDArray[np.object_], harm: NDArray[np.floating]
-) -> Finding:
+def _about(finding: Finding, photos: tuple[str, ...], labels: NDArray[np.object_], harm: NDArray[Any]) -> Finding:
     """The finding with photos that explain it, and the products with the most harm; harm (C,) is 0 where there is none."""
     concerned = np.flatnonzero(harm > 0)
     worst = concerned[np.argsort(-harm[concerned], kind="stable")[:NAMED]]

@@ -101,8 +101,14 @@ def model_page(request: Request, site: TheSite, person: Looks, version: int) -> 
     """One model version: data, recipe, accuracy, verdict and networks that it was made of."""
     lineage = model_lineage(site.workspace, version)
     models = ModelVersions(site.versions.ledger)
-    seen = {"was_current": version in models.promoted(), "current": models.current()}
-    return page(request, "model.html", title=f"Model version {version}", model=lineage, **seen)
+    return page(
+        request,
+        "model.html",
+        title=f"Model version {version}",
+        model=lineage,
+        was_current=version in models.promoted(),
+        current=models.current(),
+    )
 
 
 @router.get("/api/versions", tags=["versions"])

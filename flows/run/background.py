@@ -81,19 +81,20 @@ def start_verb(
     Raises:
         WorkspaceBusy: the last one of the lane is still running, or another command holds the workspace.
     """
-    if (before := last(workspace, lane)) and before.is_alive:
-        raise WorkspaceBusy(f"what {before.by} started ({before.verb}) is still running; wait for it to end")
-    with workspace.lock(f"{verb} from the page", name=DATA_LOCK if lane == DELIVERY else "lock"):
-        pass  # only to see that it is free; the verb takes it itself
     command = [sys.executable, "-m", "flows.cli", verb, *options, "--workspace", str(workspace.root), "--", about]
-    out, log = _file(workspace, lane, "out"), _file(workspace, lane, "log")
-    out.unlink(missing_ok=True)
-    pid = process.spawn(
-        ["/bin/sh", "-c", TO_FILE, str(out), *command], variables=process_variables(**variables or {}), log=log
-    )
-    started = Started(verb, about, list(options), by, datetime.now(UTC).isoformat(timespec="seconds"))
-    content = asdict(started) | {"pid": pid, "born": process.birth(pid)}
-    overwrite(_file(workspace, lane, "json"), json.dumps(content, indent=1).encode())
+    with workspace.lock(verb, name=f"web-{lane}.lock"):  # of two that start at once the second sees the first
+        if (before := last(workspace, lane)) and before.is_alive:
+            raise WorkspaceBusy(f"what {before.by} started ({before.verb}) is still running; wait for it to end")
+        with workspace.lock(f"{verb} from the page", name=DATA_LOCK if lane == DELIVERY else "lock"):
+            pass  # only to see that it is free; the verb takes it itself
+        out, log = _file(workspace, lane, "out"), _file(workspace, lane, "log")
+        out.unlink(missing_ok=True)
+        pid = process.spawn(
+            ["/bin/sh", "-c", TO_FILE, str(out), *command], variables=process_variables(**variables or {}), log=log
+        )
+        started = Started(verb, about, list(options), by, datetime.now(UTC).isoformat(timespec="seconds"))
+        content = asdict(started) | {"pid": pid, "born": process.birth(pid)}
+        overwrite(_file(workspace, lane, "json"), json.dumps(content, indent=1).encode())
     return started
 
 
