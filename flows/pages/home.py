@@ -13,10 +13,12 @@ from flows.errors import Denied, UnknownVersion
 from flows.pages.access import COOKIE, Looks, People
 from flows.pages.site import Site, TheSite, page
 from flows.registry.versions import ModelVersions
+from flows.review.filters import ISSUES, Filter
+from flows.review.photos import Photos
 from models.data.manifest import FLAGGED
 
 router = APIRouter()
-WORST = 6  # photos shown
+SHOWN = 6  # confusions
 A_MONTH = 30 * 24 * 3600
 
 
@@ -75,12 +77,23 @@ def _data(site: Site) -> dict[str, Any] | None:
     except UnknownVersion:
         return None
     issues = np.flatnonzero(photos.decision.is_one_of(FLAGGED))
-    worst = issues[np.argsort(photos.score[issues], kind="stable")[:WORST]]
     return {
         "version": photos.version,
         "photos": len(photos),
         "kept": int(photos.kept.sum()),
         "classes": len(photos.classes) - (photos.label.code("") >= 0),  # photos without a label are of none
         "issues": len(issues),
-        "worst": [{"id": photos.name(row), "label": photos.given[row]} for row in worst],
+        "confusions": _confusions(site, photos) if len(issues) else [],
     }
+
+
+def _confusions(site: Site, photos: Photos) -> list[dict[str, Any]]:
+    """The confusions with most label issues left, each with its worst photo; the worst photos of all often show no product."""
+    queue = site.queue(photos.version)
+    queue.refresh(site.decisions)
+    found = []
+    for each in [group for group in queue.confusions(Filter()) if group.given][:SHOWN]:
+        rank = queue.page(Filter(given=each.given, suggested=each.suggested), "open", limit=1)
+        photo = photos.name(queue.ranked[ISSUES].rows[rank[0]])
+        found.append({"given": each.given, "suggested": each.suggested, "photos": each.left, "id": photo})
+    return found
