@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,18 +13,25 @@ from flows.delivery.rows import check_source
 from flows.errors import Denied, InputError
 from flows.pages.access import Looks, Operates, as_author
 from flows.pages.site import Site, TheSite, page
-from flows.run.background import DELIVERY, Started, last, start_verb
+from flows.report.delivered import Sentence, sentences
+from flows.run.background import DELIVERY, Started, document, last, start_verb
 
 router = APIRouter()
 
 
 @dataclass(frozen=True)
 class Deliveries:
-    """folders: those that deliveries may lie in. anywhere: they may lie in every folder of this machine."""
+    """The last delivery that was looked at or taken in from this page, and where deliveries may lie.
+
+    folders: those that deliveries may lie in. anywhere: they may lie in every folder of this machine.
+    found: what the delivery holds, in words, once it has been read; data_version: the version that was made of it, or "".
+    """
 
     folders: list[str]
     anywhere: bool
-    started: Started | None  # the last delivery that was looked at or taken in from this page
+    started: Started | None
+    found: list[Sentence]
+    data_version: str
 
 
 class Delivery(BaseModel):
@@ -52,7 +60,7 @@ def take_in(site: TheSite, person: Operates, body: Delivery) -> Started:
     """Looks at a delivery, or takes it in, in the background; `cleanshelf ingest` does the same."""
     source = source_of(site, body.path)
     check_source(source, unlabelled=body.unlabelled)
-    options = ["--unlabelled"] * body.unlabelled + ["--dry-run"] * body.dry_run
+    options = ["--unlabelled"] * body.unlabelled + ["--dry-run"] * body.dry_run + ["--json"]
     return start_verb(
         site.workspace, DELIVERY, "ingest", str(source), options, by=person.name, variables=as_author(person)
     )
@@ -61,7 +69,12 @@ def take_in(site: TheSite, person: Operates, body: Delivery) -> Started:
 def deliveries(site: Site) -> Deliveries:
     """Folders that deliveries may lie in, and the last delivery."""
     folders = [str(folder) for folder in site.deliveries or ()]
-    return Deliveries(folders, site.deliveries is None, last(site.workspace, DELIVERY))
+    found, version, started = list[Sentence](), "", last(site.workspace, DELIVERY)
+    if started and not started.is_alive and not started.has_failed:
+        with suppress(KeyError, TypeError, AttributeError):  # of another release
+            printed = document(site.workspace, DELIVERY)
+            found, version = sentences(printed.get("report", printed)), printed.get("data_version", "")
+    return Deliveries(folders, site.deliveries is None, started, found, version)
 
 
 def source_of(site: Site, path: str) -> Path:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from contract.environment import process_variables
 from durable import overwrite
@@ -109,6 +110,13 @@ def last(workspace: Workspace, lane: str = RUN) -> Started | None:
         errors = [line.removeprefix("cleanshelf: ") for line in told if line.startswith("cleanshelf: ")]
         state = {"is_alive": is_alive, "has_failed": not is_alive and (bool(errors) or not printed)}
         return Started(**content | state | {"said": (errors or printed or told or [""])[-1], "printed": printed})
+    return None
+
+
+def document(workspace: Workspace, lane: str) -> Any:
+    """The JSON document that the last verb of the lane printed; None if it has printed none, or not all of it."""
+    with suppress(OSError, ValueError):
+        return json.loads(_file(workspace, lane, "out").read_bytes())
     return None
 
 

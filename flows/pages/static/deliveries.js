@@ -17,17 +17,10 @@ function title(started) {
   return isLook(started) ? "What would be taken in" : "Taken in";
 }
 
-/** The lines that the command printed: those that are indented belong to the line before. */
-function list(lines) {
-  const made = element("ul", {});
-  for (const line of lines) {
-    const item = element("li", {}, line.trim());
-    if (line.startsWith(" ") && made.lastChild) {
-      const inner = made.lastChild.querySelector("ul") ?? made.lastChild.appendChild(element("ul", {}));
-      inner.append(item);
-    } else made.append(item);
-  }
-  return made;
+/** Sentences, each with the lines that belong to it. */
+function list(sentences) {
+  return element("ul", {}, ...sentences.map(({ says, details }) => element("li", {}, says,
+    details.length ? element("ul", {}, ...details.map((line) => element("li", {}, line))) : null)));
 }
 
 function nextStep(started) {
@@ -37,31 +30,32 @@ function nextStep(started) {
   return [element("button", { type: "button", onclick: () => { dialog.returnValue = ""; dialog.showModal(); } }, "Take it in…")];
 }
 
-function draw(started) {
+function draw({ started, found = [], data_version: version = "" }) {
   const place = document.getElementById("outcome");
   place.hidden = !started;
   if (!started) return;
-  const said = started.said || "It ended without a word; look at it again.";
+  const said = started.said || (started.is_alive ? "It is starting." : "It ended without a word; look at it again.");
   const key = JSON.stringify([started.at, started.is_alive, started.said]);
   if (key === shown) return;
   shown = key;
   document.getElementById("outcome-title").textContent = title(started);
-  const what = element("p", { class: "soft" }, element("code", {}, started.about), `, started by ${started.by}`);
-  const rest = started.is_alive || started.has_failed ? element("p", { class: started.has_failed ? "bad" : "soft" }, said) : list(started.printed);
+  const what = element("p", { class: "soft" }, element("code", {}, started.about), `, started by ${started.by}`, version ? `, data version ${version.slice(0, 12)}` : "");
+  const rest = started.is_alive || started.has_failed ? element("p", { class: started.has_failed ? "bad" : "soft" }, said) : list(found);
   document.getElementById("outcome-text").replaceChildren(what, rest);
   const steps = nextStep(started);
   next.hidden = !steps.length;
   next.replaceChildren(...steps);
 }
 
-let started = given("given").started;
+let { started } = given("given");
 
 async function follow() {
   while (started?.is_alive) {
     await new Promise((resolve) => setTimeout(resolve, LIVE_MS));
     try {
-      started = (await call("/api/deliveries")).started;
-      draw(started);
+      const now = await call("/api/deliveries");
+      ({ started } = now);
+      draw(now);
     } catch (error) {
       notice(error.message, { isError: true });
     }
@@ -73,7 +67,7 @@ async function start(delivery) {
   if (form) form.querySelector("button[type=submit]").disabled = true;
   try {
     started = await call("/api/deliveries", { method: "POST", body: delivery });
-    draw(started);
+    draw({ started });
     document.getElementById("outcome-title").focus();
   } catch (error) {
     notice(error.message, { isError: true });
@@ -90,5 +84,5 @@ if (form) {
     if (dialog.returnValue === "yes") start({ path: started.about, unlabelled: started.options.includes("--unlabelled"), dry_run: false });
   };
 }
-draw(started);
+draw(given("given"));
 follow();
