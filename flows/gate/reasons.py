@@ -58,7 +58,7 @@ def _accuracy(finding: Finding) -> str:
     if finding.passed:
         return f"On average over {group}, {both}."
     fall = finding.before - finding.after
-    change = f"{100 * abs(fall):.1f} points {'worse' if fall > 0 else 'better'}"
+    change = f"{100 * abs(fall):.1f} points {'worse' if fall > 0 else 'better'}" if fall else "no change"
     at_most, at_least = "at most {:g} points worse are accepted", "at least {:g} points better are demanded"
     limit = (at_most if finding.allowed >= 0 else at_least).format(round(100 * abs(finding.allowed), 4))
     where = f" It lost most with {_products(finding)}." if finding.products else ""
@@ -79,13 +79,13 @@ def _lost(finding: Finding) -> str:
     if finding.after is None:
         return "No single product could be checked, because there are no test photos."
     if finding.passed:
-        return f"No product is recognised in fewer than {finding.allowed:.0%} of its test photos, as far as they can prove it."
+        return f"No product is proven to be recognised in fewer than {finding.allowed:.0%} of its test photos."
     return f"The new model hardly recognises {_products(finding)}: in fewer than {finding.allowed:.0%} of their test photos."
 
 
 def _left_out(finding: Finding) -> str:
     if finding.passed:
-        return f"No product lost more than {finding.allowed:.0%} of its photos to the cleaning, as far as they can prove it."
+        return f"Cleaning is not proven to leave out more than {finding.allowed:.0%} of the photos of any product."
     what = f"Cleaning left out more than {finding.allowed:.0%} of the photos of {_products(finding)}"
     return f"{what}. Either their labels were mixed up at the source, or cleaning does not understand these products."
 
