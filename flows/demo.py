@@ -137,7 +137,8 @@ def print_mistakes(workspace: Workspace, cleaned: str) -> None:
     print("The most frequent confusions of products are on these pages of `cleanshelf web` (see below):\n")
     for group in groups:
         where = urlencode({"given": group.given, "suggested": group.suggested, "version": cleaned})
-        print(f"  {group.total} photos labelled {group.given}, more likely {group.suggested}\n    /review?{where}")
+        photos_of = f"{group.total} photo{'' if group.total == 1 else 's'} labelled {group.given}"
+        print(f"  {photos_of}, more likely {group.suggested}\n    /review?{where}")
 
 
 def conclude(

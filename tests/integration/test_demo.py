@@ -61,7 +61,7 @@ def test_the_demo_reports_data_models_endpoint_and_answers(
     assert right <= min(planted, flagged)
 
     shown = re.findall(
-        r"^  (\d+) photos of (.+), more likely (.+)\n    /review\?given=\S+&version=(\w+)$", output, re.MULTILINE
+        r"^  (\d+) photos? labelled (.+), more likely (.+)\n    /review\?given=\S+&version=(\w+)$", output, re.MULTILINE
     )
     assert 1 <= len(shown) <= 3
     assert all(given != suggested and version == cleaned.id for _, given, suggested, version in shown)
