@@ -5,9 +5,9 @@
 Heads are trained on features of a frozen MobileNetV2 (128 px, and mirrored), as in components.py, without HELD_OUT of the classes.
 Known photos are the test photos of the other classes. Unknown photos are the test photos of the classes held out, which look
 much like the others, and the pictures that --products does not list (of outofset10: animals). Temperatures, scores and
-thresholds are what models.export.calibrate chooses on the validation photos; it sees no unknown photo and no test photo. `means` is
-the cosine to the nearest class mean, which would need a row for each class in the graph. Without --data: drawn clusters, in
-seconds; no targets.
+thresholds are what models.export.calibrate chooses on the validation photos, and on classes that it strikes out of training
+itself; it sees no unknown photo and no test photo. `means` is the cosine to the nearest class mean. Without --data: drawn
+clusters, in seconds; no targets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ import pixels
 from models.errors import ManifestError, WeightsMismatch
 from models.evaluation.bootstrap import auroc
 from models.export.calibrate import Chosen, accept, in_tiles, without
-from models.export.ood import PROBABILITY, SCORES, Calibration, MemberOutput, score_of
+from models.export.discriminant import Rows, fit
+from models.export.ood import DISCRIMINANT, PROBABILITY, SCORES, Calibration, MemberOutput, discriminants, score_of
+from models.export.struck import Shown, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities, nll
 from models.networks.network import Head
 from models.recipe.config import Balance
@@ -60,7 +62,7 @@ class Stall:
 class Asked:
     """Answers of one head to known photos and to both kinds of unknown photos, in that order.
 
-    scores: by name, three arrays. pseudo: AUROC of each on validation photos, from those without their class and in tiles.
+    scores: by name, three arrays. pseudo: AUROC of each on validation photos, from struck classes and in tiles.
     accepted: shares of the three. chosen: the score of `known`. nll: on the labels of test photos, before and after.
     """
 
@@ -173,10 +175,22 @@ def output(head: Head, views: Tensor, *, temperature: float = 1.0) -> list[Membe
     return [MemberOutput(logits / temperature, embedding)]
 
 
-def scores(outputs: Sequence[MemberOutput]) -> NDArray[np.float64]:
-    """(N, S) all SCORES."""
+def scores(outputs: Sequence[MemberOutput], rows: Rows, *, label: Tensor | None = None) -> NDArray[np.float64]:
+    """(N, S) all SCORES; with labels (N,), discriminants without those classes."""
     mean, weights = torch.stack([each.logits.softmax(2).mean(0) for each in outputs]).mean(0), torch.ones(1, 1, 1)
-    return torch.cat([score_of(name, outputs, mean, weights) for name in SCORES], 1).double().numpy()
+    table = discriminants([rows], outputs, weights)
+    table = table if label is None else table.scatter(1, label[:, None], -torch.inf)
+    columns = [score_of(name, outputs, mean, weights) for name in SCORES if name != DISCRIMINANT]
+    return torch.cat([*columns, table.amax(1, keepdim=True)], 1).double().numpy()
+
+
+@torch.inference_mode()
+def fitted(head: Head, photos: FeatureSet) -> Rows:
+    """Discriminants of the training photos as they are."""
+    rows = photos.rows("train")
+    made = fit(head.embedding(photos.views[0, rows]).numpy(), photos.target[rows], num_classes=photos.num_classes)
+    assert made is not None
+    return Rows(made)
 
 
 def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
@@ -188,14 +202,22 @@ def ask(head: Head, stall: Stall, held_out: Tensor) -> Asked:
     (temperature,), sure = fit_temperatures(
         label_probabilities(output(head, val), labels).numpy(), one, num_classes=photos.num_classes
     )
-    outputs = output(head, val, temperature=temperature)
-    known, masked, tiles = map(
-        scores, (outputs, without(outputs, labels), output(head, stall.tiles, temperature=temperature))
+    outputs, rows = output(head, val, temperature=temperature), fitted(head, photos)
+    known, masked, tiles = (
+        scores(outputs, rows),
+        scores(without(outputs, labels), rows, label=labels),
+        scores(output(head, stall.tiles, temperature=temperature), rows),
     )
-    chosen = accept(Chosen(Calibration((temperature,)), len(labels), sure), known, masked, tiles, share=SHARE)
+    shown = [
+        Shown([photos.views[0, photos.rows(split)]], photos.target[photos.rows(split)]) for split in ("train", "val")
+    ]
+    struck = separations(*shown, torch.ones(1, 1, 1), [temperature])
+    chosen = accept(
+        Chosen(Calibration((temperature,)), len(labels), sure), known, masked, tiles, share=SHARE, struck=struck
+    )
     groups = (test, held_out, stall.other)
-    said = [scores(output(head, views, temperature=temperature)) for views in groups]
-    plain = [scores(output(head, views))[:, SCORES.index(PROBABILITY)] for views in groups]
+    said = [scores(output(head, views, temperature=temperature), rows) for views in groups]
+    plain = [scores(output(head, views), rows)[:, SCORES.index(PROBABILITY)] for views in groups]
     by_name = {AS_IS: plain} | {name: [each[:, i] for each in said] for i, name in enumerate(SCORES)}
     by_name[MEANS] = to_means(head, photos, groups)
     column = by_name[chosen.calibration.score]
@@ -249,7 +271,7 @@ def report(name: str, asked: Sequence[Asked]) -> None:
           f"known by {', '.join(each.chosen for each in asked)}; without tiles by {', '.join(alone)}\n")  # fmt: skip
     columns = [f"{what}, {whom}" for whom in STRANGERS for what in ("AUROC", f"accepted at {FALSE:.0%} false")]
     print(
-        f"| score | {' | '.join(columns)} | chosen by: without class, in tiles |\n|---|" + "--:|" * (len(columns) + 1)
+        f"| score | {' | '.join(columns)} | chosen by: struck classes, in tiles |\n|---|" + "--:|" * (len(columns) + 1)
     )
     for score in asked[0].scores:
         cells = [_cell(values) for values in zip(*(_figures(each, score) for each in asked), strict=True)]

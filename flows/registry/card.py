@@ -92,5 +92,5 @@ def _known(known: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
     auroc = calibration["told_apart"][known["score"]]
     return (
         f"{line}; {calibration['accepted']:.1%} of {calibration['photos']} validation photos are accepted; AUROC "
-        f"{auroc['without_class']:.3f} without their class, {auroc['in_tiles']:.3f} in tiles"
+        f"{auroc['without_class']:.3f} for classes left out, {auroc['in_tiles']:.3f} in tiles"
     )

@@ -190,7 +190,7 @@ def choose_crops(run: Run, data: DataFolder, served: Served) -> Crops:
 
 @step("calibrate")
 def calibrate(run: Run, data: DataFolder, served: Served, crops: Crops) -> Calibration:
-    """The temperature of the probabilities and the fit of the score `known`, with the measurements: calibration.json."""
+    """The temperature of the probabilities and the fit of the score `known`: calibration.json, discriminants.npz."""
     networks = [folder / "network.pt" for folder in served.networks]
 
     def work(out: Path) -> None:
@@ -200,7 +200,7 @@ def calibrate(run: Run, data: DataFolder, served: Served, crops: Crops) -> Calib
 
     names = [folder.name for folder in (*served.networks, served.weights, crops)]
     folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file,
-                        files=["calibration.json"], work=work)  # fmt: skip
+                        files=["calibration.json", "discriminants.npz"], work=work)  # fmt: skip
     return Calibration(folder)
 
 

@@ -2,9 +2,10 @@
 --crops FILE --out DIR`.
 
 The temperatures and the score of `known` are fitted on the selection photos, with the graph itself. No photo of an
-unknown product is needed. Two kinds of out-of-distribution photos are made of the selection photos: without their own
-class in any classifier (a product similar to known ones), and cut into shuffled tiles (anything else). Writes
-calibration.json, with the calibration and its evidence, to --out.
+unknown product is needed. The score is the one that best separates selection photos from photos of classes that were
+struck out of training (a product similar to known ones; models.export.struck), and from selection photos cut into
+shuffled tiles (anything else). Writes calibration.json, with the calibration and its evidence, and discriminants.npz,
+with the rows of the score `discriminant`, to --out.
 """
 
 from __future__ import annotations
@@ -26,18 +27,22 @@ from models.data.manifest import Manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos
 from models.export.crops import open_ensemble, with_chosen_crops
+from models.export.discriminant import Discriminant, Rows, fit
 from models.export.graph import DeployGraph
 from models.export.measure import BATCH
 from models.export.ood import (
+    DISCRIMINANT,
     SCORES,
     UNCALIBRATED,
     Calibration,
     MemberOutput,
     Separation,
+    discriminants,
     fit_threshold,
     score_of,
     separation_of,
 )
+from models.export.struck import PER_CLASS, Shown, chosen_classes, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.network import best_device
 from models.networks.results import collect
@@ -49,6 +54,8 @@ from models.training.train import Trained
 log = logging.getLogger(__name__)
 
 TILES = 8  # per side of a photo that is cut into shuffled tiles
+FITTED = 400_000  # photos that discriminants are fitted to at most, spread evenly over the classes
+ROWS_FILE = "discriminants.npz"
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,32 @@ class Chosen:
             "accepted": self.accepted,
             "told_apart": {name: each._asdict() for name, each in self.separation.items()},
         }
-        return {"calibration": dataclasses.asdict(self.calibration), "evidence": evidence}
+        plain = {key: value for key, value in vars(self.calibration).items() if key != "discriminants"}
+        return {"calibration": plain, "evidence": evidence}
+
+
+def write_calibration(chosen: Chosen, out: Path) -> None:
+    """Writes calibration.json, and ROWS_FILE, which has no rows if another score was chosen."""
+    content = json.dumps(chosen.to_dict(), indent=1, allow_nan=False)
+    (out / "calibration.json").write_text(content, encoding="utf-8")
+    used = chosen.calibration.discriminants if chosen.calibration.score == DISCRIMINANT else ()
+    arrays = {f"{key}{number}": array for number, each in enumerate(used) for key, array in vars(each).items()}
+    np.savez(out / ROWS_FILE, **arrays)
 
 
 def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
-    """Calibration in a calibration.json, and its evidence."""
+    """Calibration in a calibration.json, with the discriminants beside it, and its evidence."""
     content = json.loads(path.read_text(encoding="utf-8"))
     plain = content["calibration"]
     temperature = plain["temperature"] and tuple(plain["temperature"])
-    return Calibration(**plain | {"temperature": temperature}), content["evidence"]
+    rows: tuple[Discriminant, ...] = ()
+    if plain["score"] == DISCRIMINANT:
+        with np.load(path.with_name(ROWS_FILE)) as file:
+            numbers = range(len(file.files) // len(dataclasses.fields(Discriminant)))
+            rows = tuple(
+                Discriminant(*(file[f"{each.name}{n}"] for each in dataclasses.fields(Discriminant))) for n in numbers
+            )
+    return Calibration(**plain | {"temperature": temperature, "discriminants": rows}), content["evidence"]
 
 
 def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export) -> Chosen:
@@ -93,9 +117,77 @@ def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Ma
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     graph = DeployGraph(members, settings=settings, weights=weights)
     temperature, nll = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
-    graph = DeployGraph(members, settings=settings, weights=weights, calibration=Calibration(temperature))
-    chosen = Chosen(Calibration(temperature), len(rows), nll)
-    return accept(chosen, *score_photos(graph, photos, target), share=settings.accept)
+    rows_fitted = fit_discriminants(graph, manifest, side=settings.input_size)
+    found = Calibration(temperature, discriminants=rows_fitted)
+    graph = DeployGraph(members, settings=settings, weights=weights, calibration=found)
+    struck = separate_struck(graph, manifest, rows, temperature=temperature, side=settings.input_size)
+    modules = [Rows(each) for each in rows_fitted]
+    return accept(
+        Chosen(found, len(rows), nll),
+        *score_photos(graph, photos, target, modules),
+        share=settings.accept,
+        struck=struck,
+    )
+
+
+def fit_discriminants(graph: DeployGraph, manifest: Manifest, *, side: int) -> tuple[Discriminant, ...]:
+    """Discriminants of all members, fitted to the centre crop of training photos; empty if they cannot be fitted."""
+    rows = train_rows(manifest, per_class=max(1, FITTED // len(manifest.classes)))
+    if not len(rows):
+        return ()
+    widths = [branch.classifier.in_features for branch in graph.branches]
+    parts = ([branch.embedding(each) for branch, each in zip(graph.branches, batch, strict=True)]
+             for batch in pooled(graph, manifest, rows, side=side, what="discriminants"))  # fmt: skip
+    fitted = [
+        fit(each.numpy(), manifest.target[rows], num_classes=len(manifest.classes))
+        for each in kept(parts, len(rows), widths)
+    ]
+    return tuple(each for each in fitted if each is not None) if None not in fitted else ()
+
+
+def separate_struck(
+    graph: DeployGraph, manifest: Manifest, selected: NDArray[np.int64], *, temperature: Sequence[float], side: int
+) -> NDArray[np.float64] | None:
+    """(S,) AUROC of all SCORES from photos of struck classes; None with too few classes."""
+    every = train_rows(manifest, per_class=PER_CLASS)
+    classes = chosen_classes(manifest.target[every], manifest.target[selected]) if len(every) else every
+    train, known = (each[np.isin(manifest.target[each], classes)] for each in (every, selected))
+    widths = [branch.embed.in_features for branch in graph.branches]
+    rows = np.concatenate([train, known])
+    features = kept(pooled(graph, manifest, rows, side=side, what="struck classes"), len(rows), widths)
+    shown = Shown(features, manifest.target[rows])
+    is_train = np.arange(len(rows)) < len(train)
+    return separations(shown.select(is_train), shown.select(~is_train), graph.weights.cpu(), temperature)
+
+
+def train_rows(manifest: Manifest, *, per_class: int) -> NDArray[np.int64]:
+    """Rows of kept training photos, at most `per_class` of a class."""
+    rows = np.flatnonzero((manifest.split == "train") & manifest.kept & (manifest.target >= 0))
+    target = manifest.target[rows]
+    order = np.argsort(target, kind="stable")
+    starts = np.searchsorted(target[order], target[order])
+    return np.sort(rows[order[np.arange(len(order)) - starts < per_class]])
+
+
+@torch.inference_mode()
+def pooled(
+    graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, what: str
+) -> Iterator[list[Tensor]]:
+    """Features (B, d) of each member's backbone for the centre crops of photos, batch by batch."""
+    for image, _ in batches(graph, Photos(manifest, rows, side=side), manifest.target[rows], what=what):
+        values = graph.pixels(image)
+        yield [branch.pooled(values, branch.crops[:1]) for branch in graph.branches]
+
+
+@torch.inference_mode()
+def kept(parts: Iterator[list[Tensor]], num: int, widths: Sequence[int]) -> list[Tensor]:
+    """Features (num, d) of each member from its batches, on the CPU."""
+    out, done = [torch.empty(num, width) for width in widths], 0
+    for batch in parts:
+        for whole, part in zip(out, batch, strict=True):
+            whole[done : done + len(part)] = part
+        done += len(batch[0])
+    return out
 
 
 @torch.inference_mode()
@@ -112,20 +204,27 @@ def measure_temperature(
 
 @torch.inference_mode()
 def score_photos(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64]
+    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], rows: Sequence[Rows] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles."""
+    """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles.
+
+    Args:
+        rows: discriminants of the members; without them, their score is NaN.
+    """
     shown = batches(graph, photos, target, what="score of known")
-    parts = (_three_scores(graph, image, label) for image, label in shown)
+    rows = [each.to(graph.weights.device).eval() for each in rows]
+    parts = (_three_scores(graph, image, label, rows) for image, label in shown)
     known, masked, tiles = collect(parts, torch.empty(len(photos), 3, len(SCORES))).double().numpy().swapaxes(0, 1)
     return known, masked, tiles
 
 
-def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor) -> Tensor:
+def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor, rows: Sequence[Rows]) -> Tensor:
     """(B, 3, S) all SCORES of a batch, as `score_photos` returns them."""
     outputs = graph.output(image)
-    kinds = (outputs, without(outputs, label), graph.output(in_tiles(image)))
-    return torch.stack([scores(graph, kind) for kind in kinds], 1)
+    return torch.stack([
+        scores(graph, outputs, rows), scores(graph, without(outputs, label), rows, label=label),
+        scores(graph, graph.output(in_tiles(image)), rows),
+    ], 1)  # fmt: skip
 
 
 def batches(
@@ -138,10 +237,17 @@ def batches(
         yield image.to(device), label.to(device)
 
 
-def scores(graph: DeployGraph, outputs: Sequence[MemberOutput]) -> Tensor:
-    """(B, S) all SCORES of the photos that gave these outputs."""
+def scores(
+    graph: DeployGraph, outputs: Sequence[MemberOutput], rows: Sequence[Rows] = (), *, label: Tensor | None = None
+) -> Tensor:
+    """(B, S) all SCORES of the photos that gave these outputs; with labels (B,), discriminants without those classes."""
     mean = graph.mean(outputs)
-    return torch.cat([score_of(name, outputs, mean, graph.weights) for name in SCORES], 1)
+    columns = [score_of(name, outputs, mean, graph.weights) for name in SCORES if name != DISCRIMINANT]
+    if not rows:
+        return torch.cat([*columns, torch.full_like(columns[0], torch.nan)], 1)
+    table = discriminants(rows, outputs, graph.weights)
+    table = table if label is None else table.scatter(1, label[:, None], -torch.inf)
+    return torch.cat([*columns, table.amax(1, keepdim=True)], 1)
 
 
 def without(outputs: Sequence[MemberOutput], label: Tensor) -> list[MemberOutput]:
@@ -164,15 +270,25 @@ def in_tiles(image: Tensor) -> Tensor:
 
 
 def accept(
-    chosen: Chosen, known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64], *, share: float
-) -> Chosen:
+    chosen: Chosen, known: NDArray[np.float64], masked: NDArray[np.float64], tiles: NDArray[np.float64], *, share: float,
+    struck: NDArray[np.float64] | None = None,
+) -> Chosen:  # fmt: skip
     """Adds the score that best separates photos from both kinds of out-of-distribution photos, and its threshold.
 
     Args:
         known, masked, tiles: (N, S) as returned by `score_photos`.
         share: share of the photos that the threshold accepts.
+        struck: (S,) AUROC from photos of struck classes; None: `masked` stand for a product similar to known ones.
     """
-    separation = {name: separation_of(known[:, i], masked[:, i], tiles[:, i]) for i, name in enumerate(SCORES)}
+    separation = {}
+    for i, name in enumerate(SCORES):
+        if not all(np.isfinite(each[:, i]).all() for each in (known, masked, tiles)):
+            continue  # a score that is not available
+        separation[name] = separation_of(known[:, i], masked[:, i], tiles[:, i])
+        if struck is not None:
+            separation[name] = separation[name]._replace(without_class=round(float(np.nan_to_num(struck[i])), 6))
+    if not separation:
+        return chosen
     best = max(separation, key=lambda name: separation[name].mean)
     column = SCORES.index(best)
     fitted = fit_threshold(known[:, column], np.concatenate([masked[:, column], tiles[:, column]]), accept=share)
@@ -192,9 +308,7 @@ def main() -> None:
     recipe, members, weights, manifest = open_ensemble(args)
     chosen = calibrate(members, weights, manifest, settings=with_chosen_crops(recipe.export, args.crops))
     log.info("%s", summary(chosen))
-    (args.out / "calibration.json").write_text(
-        json.dumps(chosen.to_dict(), indent=1, allow_nan=False), encoding="utf-8"
-    )
+    write_calibration(chosen, args.out)
 
 
 def summary(chosen: Chosen) -> str:

@@ -22,7 +22,7 @@ from onnx import helper
 
 from contract.labels import KnownLabels, difference, fault, shown
 from models.errors import EnrolmentError
-from models.export.patch import Graph, name_classes, read_graph, read_metadata, replace_classifier, write
+from models.export.patch import Classifier, Graph, name_classes, read_graph, read_metadata, replace_classifier, write
 from models.export.session import open_session
 
 if TYPE_CHECKING:
@@ -54,6 +54,20 @@ def new_row(
     return row, float(np.median(bias) + LIFT * length * reach / np.sqrt(len(embedding)))
 
 
+def new_mean(rows: NDArray[np.floating], whitened: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Row (d,) and bias of a new product for discriminants with rows (C, d) (models.export.discriminant).
+
+    The row is the direction of the mean of its photos, with the mean length of the other rows: the mean of a few photos is
+    longer than that of a class, and would ask too much of the next photo.
+
+    Args:
+        whitened: (G, 1, d) inputs of the discriminants for G photos.
+    """
+    mean = whitened.astype(np.float64).mean((0, 1))
+    row = np.linalg.norm(rows.astype(np.float64), axis=1).mean() * mean / max(np.linalg.norm(mean), 1e-12)
+    return row, -0.5 * float(row @ row)
+
+
 def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequence[str], out: Path) -> None:
     """Writes the graph with an additional last class, and its external data, if any, beside it.
 
@@ -66,8 +80,10 @@ def enrol(graph: Path, photos: NDArray[np.uint8], *, label: str, sha256: Sequenc
     """
     whole = read_graph(graph)
     label = new_product(label, whole.labels)
-    for each, embedding in zip(whole.classifiers, embeddings(graph, photos), strict=True):
-        row, bias = new_row(each.rows, each.bias, embedding)
+    layers = [*whole.classifiers, *whole.discriminants]
+    for number, (each, embedding) in enumerate(zip(layers, embeddings(graph, photos), strict=True)):
+        is_classifier = number < len(whole.classifiers)
+        row, bias = new_row(each.rows, each.bias, embedding) if is_classifier else new_mean(each.rows, embedding)
         replace_classifier(whole, each, rows=np.vstack([each.rows, row]), bias=np.append(each.bias, bias))
     added = [*enrolled(graph), {"label": label, "photos": len(photos), "sha256": list(sha256)}]
     metadata = name_classes([*whole.labels, label]) | {"enrolled": json.dumps(added, ensure_ascii=False)}
@@ -83,7 +99,7 @@ def withdraw(graph: Path, *, label: str, out: Path) -> None:
     whole = read_graph(graph)
     label = leaving_product(label, whole.labels)
     position = whole.labels.index(label)
-    for each in whole.classifiers:
+    for each in (*whole.classifiers, *whole.discriminants):
         replace_classifier(whole, each, rows=np.delete(each.rows, position, 0), bias=np.delete(each.bias, position))
     still_enrolled = [entry for entry in enrolled(graph) if entry["label"] != label]
     labels = [each for each in whole.labels if each != label]
@@ -147,9 +163,13 @@ def enrolled(graph: Path) -> list[dict[str, Any]]:
 
 
 def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Inputs (G, V, d) of each member's classifier, for photos (G, S, S, 3) in the member's V crops."""
+    """Inputs (G, V, d) of each classifier, in its member's V crops, and (G, 1, d) of each discriminant, if there are any.
+
+    Args:
+        photos: (G, S, S, 3).
+    """
     whole = read_graph(graph)
-    names = inputs_of_classifiers(whole)
+    names = inputs_of_classifiers(whole) + inputs_of(whole, whole.discriminants)
     with temporary_session(whole) as session:
         outputs = [session.run(names, {"image": photo[None]}) for photo in photos]
     return [np.stack(of_member) for of_member in zip(*outputs, strict=True)]
@@ -157,10 +177,15 @@ def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float3
 
 def inputs_of_classifiers(graph: Graph) -> list[str]:
     """Names of the tensors that enter the classifiers, which become outputs of the graph in memory too."""
-    for each in graph.classifiers:
+    return inputs_of(graph, graph.classifiers)
+
+
+def inputs_of(graph: Graph, layers: Sequence[Classifier]) -> list[str]:
+    """Names of the tensors that enter some layers, which become outputs of the graph in memory too."""
+    for each in layers:
         kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
         graph.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
-    return [each.source for each in graph.classifiers]
+    return [each.source for each in layers]
 
 
 @contextmanager
@@ -192,7 +217,7 @@ def agreement(larger: Path, smaller: Path, *, label: str, photos: NDArray[np.uin
     """
     whole = read_graph(larger)
     is_label = np.array(whole.labels) == label
-    for each in whole.classifiers:
+    for each in (*whole.classifiers, *whole.discriminants):
         replace_classifier(whole, each, rows=each.rows, bias=np.where(is_label, NEVER, each.bias))
     with temporary_session(whole) as session:
         one = answers(session, whole.labels, photos)

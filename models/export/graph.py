@@ -106,11 +106,21 @@ class Branch(nn.Module):
 
     def forward(self, pixels: Tensor) -> MemberOutput:
         """Logits and embeddings of each crop of pixels (B, 3, S, S) in [0, 1]."""
-        full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
-        views = torch.cat([self._crop(full, *box) for box in self.crops])
-        embedding = self.sphere(self.embed(self.backbone((views - self.mean) / self.std)))
+        embedding = self.embedding(self.pooled(pixels, self.crops))
         n = len(self.crops)
         return MemberOutput(self.classifier(embedding).unflatten(0, (n, -1)), embedding.unflatten(0, (n, -1)))
+
+    def pooled(self, pixels: Tensor, crops: Sequence[tuple[int, int, bool]]) -> Tensor:
+        """(n B, d) features of the backbone for n crops of pixels (B, 3, S, S)."""
+        full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
+        views = torch.cat([self._crop(full, *box) for box in crops])
+        features: Tensor = self.backbone((views - self.mean) / self.std)
+        return features
+
+    def embedding(self, features: Tensor) -> Tensor:
+        """(N, 512) inputs of the classifier."""
+        embedding: Tensor = self.sphere(self.embed(features))
+        return embedding
 
     def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
         view = full[:, :, top : top + self.size, left : left + self.size]
@@ -129,7 +139,8 @@ class GraphOutput(NamedTuple):
 class DeployGraph(nn.Module):
     """Module that computes everything between a uint8 photo and the ranked classes.
 
-    Only the classifiers and the reshape of their logits by crops depend on the number of classes.
+    Only the classifiers, the reshape of their logits by crops and, if `known` uses them, the discriminants depend on the
+    number of classes.
 
     Args:
         weights: weights of the members, with sum 1; None: equal weights.
@@ -167,8 +178,12 @@ class DeployGraph(nn.Module):
 
     def output(self, image: Tensor) -> list[MemberOutput]:
         """Output of each member for uint8 photos (B, S, S, 3)."""
-        pixels = image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
+        pixels = self.pixels(image)
         return [branch(pixels) for branch in self.branches]
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) values in [0, 1] of uint8 photos (B, S, S, 3)."""
+        return image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
 
     def mean(self, outputs: Sequence[MemberOutput]) -> Tensor:
         """(B, C) weighted mean of the members' probabilities, each the mean over its crops, cut to its best classes."""

@@ -4,16 +4,16 @@ probability  probability of the best class, averaged over members (Hendrycks and
 energy       log of the sum of exp(logits) (Liu et al., NeurIPS 2020, arXiv 2010.03759)
 logit        largest logit (Hendrycks et al., ICML 2022, arXiv 1911.11132)
 angle        largest logit divided by the length of the embedding: length of the best class's row times the cosine to it
+discriminant largest linear discriminant of the members' sum, which has a row for each class (models.export.discriminant)
 
-Logits are taken at the calibrated temperature. All scores but the first are averaged over crops and members. No state
-grows with the number of classes. models.export.calibrate describes the photos that replace unknown products when a
-score is chosen.
+Logits are taken at the calibrated temperature. `energy`, `logit` and `angle` are averaged over crops and members.
+models.export.calibrate describes the photos that replace unknown products when a score is chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.evaluation.bootstrap import auroc
+from models.export.discriminant import Discriminant, Rows
 
 
 class MemberOutput(NamedTuple):
@@ -49,7 +50,8 @@ def angle(output: MemberOutput) -> Tensor:
 PROBABILITY = "probability"
 NEWTON_STEPS = 50
 OUTPUT_SCORES: Mapping[str, Callable[[MemberOutput], Tensor]] = {"angle": angle, "energy": energy, "logit": logit}
-SCORES = (PROBABILITY, *OUTPUT_SCORES)
+DISCRIMINANT = "discriminant"
+SCORES = (PROBABILITY, *OUTPUT_SCORES, DISCRIMINANT)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class Calibration:
     """Temperatures of an ensemble, and the parameters of `known`.
 
     temperature: one per member; None: 1. score: name of the score. slope, threshold: `known` is sigmoid(slope (score -
-    threshold)), or the score itself if the slope is None.
+    threshold)), or the score itself if the slope is None. discriminants: one per member, which only the score of that
+    name needs; empty: that score is not available.
     """
 
     temperature: tuple[float, ...] | None = None
     score: str = PROBABILITY
     slope: float | None = None
     threshold: float = 0.5
+    discriminants: tuple[Discriminant, ...] = field(default=(), compare=False, repr=False)
 
     def temperature_of(self, member: int) -> float:
         """Temperature of one member."""
@@ -84,15 +88,21 @@ class KnownScore(nn.Module):
         self.score, self.is_calibrated = calibration.score, calibration.slope is not None
         self.register_buffer("slope", torch.tensor(calibration.slope or 1.0))
         self.register_buffer("threshold", torch.tensor(calibration.threshold))
+        used = calibration.discriminants if self.score == DISCRIMINANT else ()
+        self.discriminants = nn.ModuleList(Rows(each) for each in used)
 
     @property
     def rounding(self) -> float:
         """Change of `known` by a float32 rounding error of the score at the threshold, where the slope is steepest."""
-        return float(self.slope) / 4 * abs(float(self.threshold)) * torch.finfo(torch.float32).eps
+        terms = [float(each.rows.bias.detach().abs().amax()) for each in self.discriminants]
+        return float(self.slope) / 4 * max(abs(float(self.threshold)), *terms, 0.0) * torch.finfo(torch.float32).eps
 
     def forward(self, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:
         """`known` from the members' outputs, their mean probabilities (B, C) and their weights (M, 1, 1)."""
-        score = score_of(self.score, outputs, mean, weights)
+        if self.score == DISCRIMINANT:
+            score = discriminants(self.discriminants, outputs, weights).amax(1, keepdim=True)
+        else:
+            score = score_of(self.score, outputs, mean, weights)
         return torch.sigmoid(self.slope * (score - self.threshold)) if self.is_calibrated else score
 
 
@@ -101,6 +111,14 @@ def score_of(name: str, outputs: Sequence[MemberOutput], mean: Tensor, weights: 
     if name == PROBABILITY:
         return mean.amax(1, keepdim=True)
     return (weights * torch.stack([OUTPUT_SCORES[name](output).mean(0) for output in outputs])).sum(0)
+
+
+def discriminants(
+    modules: Sequence[nn.Module] | nn.ModuleList, outputs: Sequence[MemberOutput], weights: Tensor
+) -> Tensor:
+    """(B, C) weighted sum of the members' discriminants, from their modules."""
+    tables = [module(output.embedding) for module, output in zip(modules, outputs, strict=True)]
+    return (weights * torch.stack(tables)).sum(0)
 
 
 class Separation(NamedTuple):

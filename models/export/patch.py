@@ -1,6 +1,6 @@
-"""Classifiers of a finished ONNX file: reading them, and replacing them by ones with other rows, without torch.
+"""Classifiers and discriminants of a finished ONNX file: reading them, and replacing their rows, without torch.
 
-Apart from the classifiers, only the reshape of logits by crops depends on the number of classes (models.export.graph).
+Apart from these, only the reshape of logits by crops depends on the number of classes (models.export.graph).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from durable import replacing, sha256, sync
 from models.errors import EnrolmentError
 
 BETWEEN = ("Reshape", "Cast")  # operators that may stand between a classifier and its softmax
+ROWS = "known.discriminants."  # start of the names of constants that the score `discriminant` uses
 RETRAIN = "ingest the photos and run `cleanshelf retrain` instead"
 
 
@@ -41,12 +42,14 @@ class Graph:
     """A whole file in memory.
 
     labels: from its metadata. classifiers: one per member. external: name of the file of its external weights, if any.
+    discriminants: one per member, if `known` uses them; their `logits` are the discriminants of the classes.
     """
 
     model: ModelProto
     labels: list[str]
     classifiers: list[Classifier]
     external: str | None
+    discriminants: list[Classifier]
 
 
 def read_graph(path: Path) -> Graph:
@@ -58,7 +61,12 @@ def read_graph(path: Path) -> Graph:
     model = onnx.load(path)
     labels = _labels(model, path)
     external = next(iter(external_files(path)), None)
-    return Graph(model, labels, _classifiers(model, len(labels), path), external)
+    classifiers, discriminants = _classifiers(model, len(labels), path), _discriminants(model, len(labels))
+    if len(discriminants) not in (0, len(classifiers)):
+        raise EnrolmentError(
+            f"{path}: the graph has {len(discriminants)} readable discriminants for {len(classifiers)} members; {RETRAIN}"
+        )
+    return Graph(model, labels, classifiers, external, discriminants)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -104,7 +112,8 @@ def replace_classifier(
     The constants get new names, because members may share them: those adjusted by the same prior have the same bias.
     """
     inner, name = graph.model.graph, classifier.logits
-    new = {f"{name}.weight": rows.astype(classifier.rows.dtype), f"{name}.bias": bias.astype(classifier.rows.dtype)}
+    start = f"{ROWS}{name}.rows" if any(classifier is each for each in graph.discriminants) else name
+    new = {f"{start}.weight": rows.astype(classifier.rows.dtype), f"{start}.bias": bias.astype(classifier.rows.dtype)}
     gemm = helper.make_node("Gemm", [classifier.source, *new], [name], name=f"{name}.classifier", transB=1)
     constants = {tensor.name: tensor for tensor in inner.initializer}
     for node in inner.node:
@@ -168,6 +177,19 @@ def _classifiers(model: ModelProto, num_classes: int, path: Path) -> list[Classi
             f"as it was optimised or quantised; {RETRAIN}"
         )
     return list(classifiers.values())
+
+
+def _discriminants(model: ModelProto, num_classes: int) -> list[Classifier]:
+    """Linear layers of the score `discriminant`, told by the names of their constants, in the order of the graph."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    maker = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if any(name.startswith(ROWS) and name.endswith(".rows.weight") for name in node.input):
+            layer = _linear(node.output[0], maker, constants)
+            if layer and len(layer.rows) == num_classes:
+                found.append(layer)
+    return found
 
 
 def _linear(logits: str, maker: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> Classifier | None:

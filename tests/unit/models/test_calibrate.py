@@ -19,9 +19,10 @@ from models.errors import ParityError
 from models.evaluation.bootstrap import auroc
 from models.export import calibrate, measure, parity
 from models.export.calibrate import Chosen, in_tiles, read_calibration, without
+from models.export.discriminant import Rows
 from models.export.graph import Branch, DeployGraph
 from models.export.onnx_file import write_onnx
-from models.export.ood import SCORES, UNCALIBRATED, Calibration, MemberOutput, fit_threshold, score_of
+from models.export.ood import DISCRIMINANT, SCORES, UNCALIBRATED, Calibration, MemberOutput, fit_threshold, score_of
 from models.export.temperature import ONE, TEMPERATURES, fit_temperatures, label_probabilities, nll
 from models.recipe.config import Export, Recipe, to_dict
 from models.training.train import Trained, save_network
@@ -174,7 +175,7 @@ def test_a_photo_without_its_class_is_never_known_better(members: list[Trained],
     for before, after in zip(outputs, masked, strict=True):
         left = torch.nn.functional.one_hot(first, 4) == 0
         assert torch.equal(after.logits[:, left], before.logits[:, left])
-    for name in SCORES:
+    for name in set(SCORES) - {DISCRIMINANT}:
         own, other = (score_of(name, seen, graph.mean(seen), graph.weights) for seen in (outputs, masked))
         assert other.isfinite().all()
         if name != "probability":  # its mates share what the class had
@@ -191,7 +192,7 @@ def test_the_scores_are_their_formulas(members: list[Trained], photos: torch.Ten
         "logit": lambda logits, _: logits.max(2).values,
         "angle": lambda logits, embedding: logits.max(2).values / embedding.square().sum(2).sqrt(),
     }
-    assert set(SCORES) == {"probability", *formulas}
+    assert set(SCORES) == {"probability", *formulas, DISCRIMINANT}
     for name, formula in formulas.items():
         one, two = (formula(*output).mean(0) for output in outputs)
         torch.testing.assert_close(
@@ -203,7 +204,7 @@ def test_the_scores_are_their_formulas(members: list[Trained], photos: torch.Ten
     assert torch.equal(score_of("probability", outputs, mean, graph.weights)[:, 0], graph(photos).probs[:, 0])
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", sorted({*SCORES} - {DISCRIMINANT}))
 @pytest.mark.parametrize("reject", [False, True])
 def test_the_file_knows_and_rejects_as_the_module(
     score: str, reject: bool, members: list[Trained], photos: torch.Tensor, tmp_path: Path
@@ -287,9 +288,13 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
     assert separation[made.score].mean == max(each.mean for each in separation.values())
     assert separation[made.score].without_class > 0.6, "a photo without its class is less known"
     column = SCORES.index(made.score)
-    scores = calibrate.score_photos(asked[1], Photos(manifest, rows, side=40), manifest.target[rows])
-    known, *unknown = (each[:, column] for each in scores)
-    assert separation[made.score] == pytest.approx([auroc(known, each) for each in unknown], abs=1e-6)
+    modules = [Rows(each) for each in made.discriminants]
+    scores = calibrate.score_photos(asked[1], Photos(manifest, rows, side=40), manifest.target[rows], modules)
+    known, _, tiles = (each[:, column] for each in scores)
+    assert separation[made.score].in_tiles == pytest.approx(auroc(known, tiles), abs=1e-6)
+    struck = calibrate.separate_struck(asked[1], manifest, rows, temperature=made.temperature, side=40)
+    assert struck is not None
+    assert [each.without_class for each in separation.values()] == pytest.approx(struck, abs=1e-6)
 
 
 @pytest.mark.parametrize("change", ["no validation photo", "one class"])
@@ -324,6 +329,9 @@ def test_the_command_line_leaves_what_the_export_reads(
     settings = dataclasses.replace(SETTINGS, enlarge=(1.5,))
     chosen = calibrate.calibrate(lifelike[1:], [1.0], read_manifest(data), settings=settings)
     assert calibration == chosen.calibration
+    assert len(calibration.discriminants) == (chosen.calibration.score == DISCRIMINANT)
+    for read, made in zip(calibration.discriminants, chosen.calibration.discriminants, strict=False):
+        assert all(np.array_equal(getattr(read, name), getattr(made, name)) for name in ("centre", "whiten", "rows"))
     assert evidence == json.loads(json.dumps(chosen.to_dict()["evidence"]))
     assert list(evidence) == ["photos", "surprise", "accepted", "told_apart"], "keys that model versions carry"
 

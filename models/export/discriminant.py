@@ -1,0 +1,98 @@
+"""Linear discriminants of an embedding: the score `discriminant`, which has a row for each class.
+
+Classes are taken as Gaussians with one covariance around the class means (Lee et al., NeurIPS 2018, arXiv 1807.03888),
+of the direction of the embedding from its mean. With W the square root of the inverse covariance, shrunk half-way to a
+multiple of the unit matrix, and m the whitened mean of a class, the log density of a photo's v = W u is v m - |m|^2 / 2
+plus what is equal for all classes. The largest of them, summed over members first, is large only if all members find
+the photo near the mean of the same class. It costs d x d and C x d numbers for each member: 1 MB and 102 MB for 50,030
+classes, as much as the classifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+SHRINKAGE = 0.5  # share of the unit matrix in the covariance
+BLOCK = 1 << 14  # photos whose products are summed at once
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """Discriminants of one member: centre (d,), whiten (d, d) and rows (C, d), the whitened class means, float32."""
+
+    centre: NDArray[np.float32]
+    whiten: NDArray[np.float32]
+    rows: NDArray[np.float32]
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """(C,) -|m|^2 / 2."""
+        return own_bias(self.rows)
+
+
+def own_bias(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(C,) -|row|^2 / 2 of rows (C, d)."""
+    return np.asarray(-0.5 * np.einsum("ij,ij->i", rows, rows, dtype=np.float64), np.float32)
+
+
+def fit(embedding: NDArray[np.float32], target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
+    """Discriminants from embeddings (N, d) of photos of the classes (N,); None if a class has none, or nothing varies.
+
+    Time O(N d^2 + d^3 + C d^2); the covariance is pooled over classes, so a class may have a single photo.
+    """
+    counts = np.bincount(target, minlength=num_classes)
+    if not counts.all() or not np.isfinite(embedding).all():
+        return None
+    centre = embedding.mean(0, dtype=np.float64).astype(np.float32)
+    unit = directions(embedding, centre)
+    means = np.zeros((num_classes, unit.shape[1]))
+    np.add.at(means, target, unit)
+    means /= counts[:, None]
+    covariance = np.zeros((unit.shape[1],) * 2)
+    for start in range(0, len(unit), BLOCK):
+        rest = unit[start : start + BLOCK] - means[target[start : start + BLOCK]]
+        covariance += rest.T @ rest
+    whiten = inverse_root(covariance / len(unit))
+    return None if whiten is None else Discriminant(centre, whiten, (means @ whiten).astype(np.float32))
+
+
+def directions(embedding: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, d) unit vectors from the centre."""
+    found = embedding - centre
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def inverse_root(covariance: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """(d, d) symmetric inverse root of a covariance that is shrunk and has a mean variance of 1; None for one of zeros."""
+    mean = float(np.trace(covariance)) / len(covariance)
+    if mean < 1e-12:
+        return None
+    values, vectors = np.linalg.eigh(covariance / mean)
+    shrunk = (1 - SHRINKAGE) * np.maximum(values, 0) + SHRINKAGE
+    return np.asarray((vectors / np.sqrt(shrunk)) @ vectors.T, np.float32)
+
+
+class Rows(nn.Module):
+    """Module of one member's discriminants."""
+
+    centre: Tensor
+    whiten: Tensor
+
+    def __init__(self, fitted: Discriminant) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.from_numpy(fitted.centre))
+        self.register_buffer("whiten", torch.from_numpy(fitted.whiten))
+        self.rows = nn.Linear(fitted.rows.shape[1], len(fitted.rows))
+        self.rows.weight.data, self.rows.bias.data = torch.from_numpy(fitted.rows), torch.from_numpy(fitted.bias)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(B, C) discriminants of the mean direction of n crops (n, B, d)."""
+        table: Tensor = self.rows(functional.normalize(embedding - self.centre, dim=2).mean(0) @ self.whiten)
+        return table
