@@ -175,6 +175,7 @@ def output(head: Head, views: Tensor, *, temperature: float = 1.0) -> list[Membe
     return [MemberOutput(logits / temperature, embedding)]
 
 
+@torch.inference_mode()
 def scores(outputs: Sequence[MemberOutput], rows: Rows, *, label: Tensor | None = None) -> NDArray[np.float64]:
     """(N, S) all SCORES; with labels (N,), discriminants without those classes."""
     mean, weights = torch.stack([each.logits.softmax(2).mean(0) for each in outputs]).mean(0), torch.ones(1, 1, 1)
@@ -274,11 +275,11 @@ def report(name: str, asked: Sequence[Asked]) -> None:
         f"| score | {' | '.join(columns)} | chosen by: struck classes, in tiles |\n|---|" + "--:|" * (len(columns) + 1)
     )
     for score in asked[0].scores:
-        cells = [_cell(values) for values in zip(*(_figures(each, score) for each in asked), strict=True)]
+        cells = [cell(values) for values in zip(*(_figures(each, score) for each in asked), strict=True)]
         separations = [each.pseudo[score] for each in asked if score in each.pseudo]
         stood = ", ".join(f"{100 * statistics.mean(kind):.1f}" for kind in zip(*separations, strict=True))
         print(f"| {score} | {' | '.join(cells)} | {stood} |", flush=True)
-    shares = [_cell(values) for values in zip(*(each.accepted for each in asked), strict=True)]
+    shares = [cell(values) for values in zip(*(each.accepted for each in asked), strict=True)]
     print(
         f"\naccepted by the line, %: {shares[0]} of test photos, {shares[1]} of held-out classes, {shares[2]} of others\n"
     )
@@ -291,7 +292,8 @@ def _figures(asked: Asked, score: str) -> Iterator[float]:
         yield float((known > np.quantile(each, 1 - FALSE)).mean())
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard deviation in %."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
 
@@ -301,7 +303,7 @@ def report_mixed(tables: Sequence[Sequence[tuple[float, float, float]]]) -> None
     print("\n| both heads as one ensemble | NLL at test labels | top-1, % |\n|---|--:|--:|")
     for number, name in enumerate(("temperature 1", "one for both", "one each")):
         found, top1 = ([table[number][i] for table in tables] for i in (0, 1))
-        print(f"| {name} | {statistics.mean(found):.3f} | {_cell(top1)} |", flush=True)
+        print(f"| {name} | {statistics.mean(found):.3f} | {cell(top1)} |", flush=True)
 
 
 def claim(name: str, asked: Sequence[Asked], *, has_target: bool) -> None:

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from opponents.deft import deft
-from opponents.early import elr, gce
+from opponents import deft, early, lemon, nnk, simifeat, wann
 from opponents.evidence import Evidence, Opinion
-from opponents.lemon import lemon
-from opponents.nnk import nnk
-from opponents.simifeat import simifeat
-from opponents.wann import wann
 
 OPPONENTS: Mapping[str, Callable[[Evidence], Opinion]] = {
-    "WANN": wann,
-    "NNK": nnk,
-    "LEMoN, images alone": lemon,
-    "SimiFeat-V": simifeat,
-    "DeFT, linear": deft,
-    "GCE heads": gce,
-    "ELR head": elr,
+    "WANN": wann.wann,
+    "NNK": nnk.nnk,
+    "LEMoN, images alone": lemon.lemon,
+    "SimiFeat-V": simifeat.simifeat,
+    "DeFT, linear": deft.deft,
+    "GCE heads": early.gce,
+    "ELR head": early.elr,
 }
 
 __all__ = ["OPPONENTS", "Evidence", "Opinion"]

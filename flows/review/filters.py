@@ -1,4 +1,4 @@
-"""Filters of the review, and the columns that they are applied to: photos of one scope, worst score first."""
+"""Filters of the review, and the columns that they are applied to: photos of one scope, in the order of the review."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pydantic import BaseModel, Field, field_validator
 from flows.review.photos import Photos, Words
 from flows.review.selections import Selections
 from flows.review.suggestions import Suggestions
-from models.data.manifest import FLAGGED
+from models.cleaning.budget import worth_looking_at
+from models.data.manifest import CHECKED, FLAGGED
 
-Scope = Literal["issues", "all"]  # label issues of cleaning; every photo of the version
+# label issues of cleaning; the photos that are worth looking at; every photo of the version
+Scope = Literal["issues", "worth", "all"]
 ISSUES: Scope = "issues"
+WORTH: Scope = "worth"
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 Score = Annotated[float, Field(ge=0, le=1)]
+LOOKS = 1000  # photos that are worth looking at
 KEPT_MASKS = 16  # filters whose photos are remembered per scope; 2.5 MB each at 2.5 million photos
 
 
@@ -47,7 +51,10 @@ class Filter(BaseModel, frozen=True):
 
 
 class Ranked:
-    """Photos of one scope in the order of the review: the worst score first, photos without a score last.
+    """Photos of one scope in the order of the review.
+
+    The worst score comes first, photos without a score last; among those that are worth looking at, the one whose decision
+    will probably help most (models.cleaning.budget).
 
     R photos. rows: (R,) their rows in `Photos`; rank: (N,) position of each photo here, -1: it is not in the scope. The
     other columns are (R,) too, so that a filter compares them in the order in which photos are shown.
@@ -55,15 +62,15 @@ class Ranked:
 
     def __init__(self, photos: Photos, suggestions: Suggestions, selections: Selections, *, scope: str) -> None:
         self.photos, self.selections = photos, selections
-        rows = rows_of_scope(photos, scope)
-        self.rows = rows[np.argsort(photos.score[rows], kind="stable")].astype(np.int32)
+        rows = worth(photos, suggestions) if scope == WORTH else rows_of_scope(photos, scope)
+        order = np.arange(len(rows)) if scope == WORTH else np.argsort(photos.score[rows], kind="stable")
+        self.rows = rows[order].astype(np.int32)
         self.rank = np.full(len(photos), -1, np.int32)
         self.rank[self.rows] = np.arange(len(rows), dtype=np.int32)
         self.given, self.suggested = suggestions.asked[self.rows], suggestions.suggested[self.rows]
         words = {"label": photos.label, "source": photos.source, "split": photos.split, "decision": photos.decision}
         self.words = {name: (column, _small(column)[self.rows]) for name, column in words.items()}
         self.score = photos.score[self.rows]
-        self.num_scored = int(np.searchsorted(np.isnan(self.score), True))
         self.confusions = self._confusions()
         self.mask = functools.lru_cache(KEPT_MASKS)(self._mask)
 
@@ -96,6 +103,15 @@ class Ranked:
 
     def _selected(self, token: str) -> NDArray[np.bool_]:
         return self.selections.get(token).marks(self.photos.id[self.rows])
+
+
+def worth(photos: Photos, suggestions: Suggestions) -> NDArray[np.int64]:
+    """Rows of at most LOOKS training photos that cleaning scored and nobody decided, the one that is worth most first."""
+    is_open = photos.split.is_one_of(["train"]) & ~photos.decision.is_one_of([CHECKED])
+    rows = np.flatnonzero(is_open & ~np.isnan(photos.score))
+    asked, suggested = suggestions.asked[rows].astype(np.int64), suggestions.suggested[rows].astype(np.int64)
+    issue = photos.decision.is_one_of(FLAGGED)[rows]
+    return rows[worth_looking_at(asked, photos.score[rows], suggested, count=LOOKS, is_issue=issue)]
 
 
 def rows_of_scope(photos: Photos, scope: str) -> NDArray[np.int64]:

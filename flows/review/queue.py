@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flows.review.classes import Classes
 from flows.review.decisions import KEEP, KINDS, RELABEL, SKIP, TAKE, Decision, Decisions
-from flows.review.filters import SCOPES, Filter, Ranked, Scope
+from flows.review.filters import SCOPES, WORTH, Filter, Ranked, Scope
 from flows.review.photos import Photos
 from flows.review.selections import Selections
 from flows.review.suggestions import Suggestions
@@ -116,8 +116,13 @@ class Queue:
         """Rows of the `count` open photos with the highest scores among those that match, best first."""
         mask, states = self._columns(wanted)
         ranked = self.ranked[wanted.scope]
-        fits = (mask & (states == OPEN))[: ranked.num_scored]
-        return ranked.rows[np.flatnonzero(fits)[::-1][:count]].astype(np.int64)
+        fits = np.flatnonzero(mask & (states == OPEN) & ~np.isnan(ranked.score))
+        best = (
+            np.argsort(-ranked.score[fits], kind="stable")[:count]
+            if wanted.scope == WORTH
+            else slice(None, -count - 1, -1)
+        )
+        return ranked.rows[fits[best]].astype(np.int64)
 
     def progress(self, wanted: Filter) -> Progress:
         """Numbers of photos that match and are decided, skipped and left."""

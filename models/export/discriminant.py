@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 SHRINKAGE = 0.5  # share of the unit matrix in the covariance
 BLOCK = 1 << 14  # photos whose products are summed at once
@@ -94,5 +93,9 @@ class Rows(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, C) discriminants of the mean direction of n crops (n, B, d)."""
-        table: Tensor = self.rows(functional.normalize(embedding - self.centre, dim=2).mean(0) @ self.whiten)
+        away = embedding - self.centre
+        unit = away / away.norm(dim=2, keepdim=True).clamp_min(
+            1e-12
+        )  # normalize() would export the batch size of the photos
+        table: Tensor = self.rows(unit.mean(0) @ self.whiten)
         return table

@@ -49,6 +49,7 @@ export function drawFilter(wanted) {
   const parts = Object.entries(wanted).filter(([name, value]) => !["scope", "state", "version", "selection"].includes(name) && value !== "");
   const texts = parts.map(([name, value]) => `${document.querySelector(`label[for=${name}]`)?.textContent.toLowerCase() ?? name} ${value}`);
   if (wanted.scope === "all") texts.unshift("all photos");
+  if (wanted.scope === "worth") texts.unshift("worth looking at");
   if (wanted.state !== "open") texts.push(wanted.state === "all" ? "decided or not" : wanted.state);
   if (wanted.selection) texts.push("marked on the map");
   document.getElementById("filter-said").textContent = texts.length ? `: ${texts.join(", ")}` : "";

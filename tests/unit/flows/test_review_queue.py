@@ -17,6 +17,7 @@ from flows.review.evidence import evidence
 from flows.review.filters import Filter
 from flows.review.queue import STATES, Queue, decisions_on, label_of
 from flows.review.selections import Selection, Selections
+from models.cleaning.budget import worth_looking_at
 from models.data.manifest import FLAGGED
 from tests.reviewing import VERSION, photos_of, queue_of
 
@@ -196,3 +197,26 @@ def test_evidence_of_a_photo(tmp_path: Path) -> None:
     decisions.undo("Ana")
     (found,) = evidence(queue, decisions, [0], scope="all", seen=0)
     assert (found.decided, found.history[0].undone) == (None, True)
+
+
+def test_photos_worth_looking_at_come_in_the_order_of_their_worth(tmp_path: Path) -> None:
+    queue = queue_of(drawn(1), tmp_path)
+    photos, found = queue.photos, queue.suggestions
+    open_rows = [row for row in range(len(photos)) if photos.split[row] == "train" and photos.decision[row] != "checked"
+                 and not np.isnan(photos.score[row])]  # fmt: skip
+    rows = queue.ranked["worth"].rows[queue.page(Filter(scope="worth"), "open", limit=100)]
+    assert sorted(rows) == open_rows
+    issue = photos.decision.is_one_of(FLAGGED)[open_rows]
+    best = worth_looking_at(
+        found.asked[open_rows], photos.score[open_rows], found.suggested[open_rows], count=100, is_issue=issue
+    )
+    assert rows.tolist() == np.array(open_rows)[best].tolist()
+    scores = photos.score[queue.cleanest(Filter(scope="worth"), 5)]
+    assert scores.tolist() == sorted(photos.score[open_rows], reverse=True)[:5]
+
+
+def test_the_number_of_photos_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.review.filters.LOOKS", 3)
+    queue = queue_of(drawn(1), tmp_path)
+    assert queue.progress(Filter(scope="worth")).total == 3
+    assert queue.progress(Filter(scope="all")).total == 40
