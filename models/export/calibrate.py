@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from models.data.trusted import selection_photos
 from models.export.crops import open_ensemble, with_chosen_crops
 from models.export.discriminant import Discriminant, Rows, fit
 from models.export.graph import DeployGraph
-from models.export.measure import BATCH
 from models.export.ood import (
     DISCRIMINANT,
     SCORES,
@@ -42,11 +41,10 @@ from models.export.ood import (
     score_of,
     separation_of,
 )
+from models.export.passes import batches, kept, pooled, train_rows
 from models.export.struck import PER_CLASS, Shown, chosen_classes, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
-from models.networks.network import best_device
 from models.networks.results import collect
-from models.progress import with_progress
 from models.recipe.config import Export
 from models.training.command import parser_for, run
 from models.training.train import Trained
@@ -150,7 +148,9 @@ def separate_struck(
 ) -> NDArray[np.float64] | None:
     """(S,) AUROC of all SCORES from photos of struck classes; None with too few classes."""
     every = train_rows(manifest, per_class=PER_CLASS)
-    classes = chosen_classes(manifest.target[every], manifest.target[selected]) if len(every) else every
+    if not len(every):
+        return None
+    classes = chosen_classes(manifest.target[every], manifest.target[selected])
     train, known = (each[np.isin(manifest.target[each], classes)] for each in (every, selected))
     widths = [branch.embed.in_features for branch in graph.branches]
     rows = np.concatenate([train, known])
@@ -158,36 +158,6 @@ def separate_struck(
     shown = Shown(features, manifest.target[rows])
     is_train = np.arange(len(rows)) < len(train)
     return separations(shown.select(is_train), shown.select(~is_train), graph.weights.cpu(), temperature)
-
-
-def train_rows(manifest: Manifest, *, per_class: int) -> NDArray[np.int64]:
-    """Rows of kept training photos, at most `per_class` of a class."""
-    rows = np.flatnonzero((manifest.split == "train") & manifest.kept & (manifest.target >= 0))
-    target = manifest.target[rows]
-    order = np.argsort(target, kind="stable")
-    starts = np.searchsorted(target[order], target[order])
-    return np.sort(rows[order[np.arange(len(order)) - starts < per_class]])
-
-
-@torch.inference_mode()
-def pooled(
-    graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, what: str
-) -> Iterator[list[Tensor]]:
-    """Features (B, d) of each member's backbone for the centre crops of photos, batch by batch."""
-    for image, _ in batches(graph, Photos(manifest, rows, side=side), manifest.target[rows], what=what):
-        values = graph.pixels(image)
-        yield [branch.pooled(values, branch.crops[:1]) for branch in graph.branches]
-
-
-@torch.inference_mode()
-def kept(parts: Iterator[list[Tensor]], num: int, widths: Sequence[int]) -> list[Tensor]:
-    """Features (num, d) of each member from its batches, on the CPU."""
-    out, done = [torch.empty(num, width) for width in widths], 0
-    for batch in parts:
-        for whole, part in zip(out, batch, strict=True):
-            whole[done : done + len(part)] = part
-        done += len(batch[0])
-    return out
 
 
 @torch.inference_mode()
@@ -225,16 +195,6 @@ def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor, rows: Sequen
         scores(graph, outputs, rows), scores(graph, without(outputs, label), rows, label=label),
         scores(graph, graph.output(in_tiles(image)), rows),
     ], 1)  # fmt: skip
-
-
-def batches(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, what: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved; with progress of `what`."""
-    device = graph.to(best_device()).eval().weights.device
-    images = with_progress(photos.in_order(BATCH), what, len(photos))
-    for image, label in zip(images, torch.from_numpy(target).split(BATCH), strict=True):
-        yield image.to(device), label.to(device)
 
 
 def scores(
