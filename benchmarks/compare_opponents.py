@@ -20,16 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import human_errors
 import numpy as np
 import torch
 from figure import figure, header
 from find_errors import CACHE, Shelf, drawn_shelves, f1, out_of_fold, read_shelves
+from human_errors import PHOTO_PX
+from noisy.features import cached_features
+from noisy.photos import read_photo_set
 from numpy.typing import NDArray
 from opponents import OPPONENTS, Evidence, Opinion
 
 from models.cleaning import DEFAULT, label_quality
 from models.evaluation.bootstrap import auroc
+from models.networks.network import best_device
 
 SETS = ["sym40", "fine30", "instance35", "longtail50-fine30"]
 HUMAN = ["aggre", "random1", "worst"]
@@ -98,7 +101,17 @@ def shelves(args: argparse.Namespace) -> Iterator[Shelf]:
             yield dataclasses.replace(shelf, name=CLEAN, given=shelf.true)
         yield shelf
     if args.cifar:
-        yield from human_errors.read_shelves(argparse.Namespace(**vars(args) | {"data": args.cifar}))
+        yield from human_shelves(args)
+
+
+def human_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
+    """Yields the first photos of CIFAR-10 with each column of human labels."""
+    photos, rows = read_photo_set(args.cifar), slice(0, args.photos)
+    plain = np.ascontiguousarray(photos.photos[rows])
+    views = [cached_features(view, weights=args.weights, photo_px=PHOTO_PX, cache=args.cache, device=best_device())
+             for view in (plain, np.ascontiguousarray(plain[:, :, ::-1]))]  # fmt: skip
+    for name in args.labels:
+        yield Shelf(name, photos.human_labels(name)[rows], photos.label[rows], (views[0], views[1]))
 
 
 def opinions(shelf: Shelf, *, seed: int) -> Mapping[str, Opinion]:

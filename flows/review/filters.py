@@ -106,7 +106,7 @@ class Ranked:
 
 
 def worth(photos: Photos, suggestions: Suggestions) -> NDArray[np.int64]:
-    """Rows of at most LOOKS training photos that cleaning scored and nobody decided, the one that is worth most first."""
+    """Rows of at most LOOKS training photos that cleaning scored and no person decided, the one that is worth most first."""
     is_open = photos.split.is_one_of(["train"]) & ~photos.decision.is_one_of([CHECKED])
     rows = np.flatnonzero(is_open & ~np.isnan(photos.score))
     asked, suggested = suggestions.asked[rows].astype(np.int64), suggestions.suggested[rows].astype(np.int64)

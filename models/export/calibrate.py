@@ -133,12 +133,10 @@ def fit_discriminants(graph: DeployGraph, manifest: Manifest, *, side: int) -> t
     rows = train_rows(manifest, per_class=max(1, FITTED // len(manifest.classes)))
     if not len(rows):
         return ()
-    widths = [branch.classifier.in_features for branch in graph.branches]
-    parts = ([branch.embedding(each) for branch, each in zip(graph.branches, batch, strict=True)]
+    parts = ([branch.embedding(each) for branch, each in zip(graph.members, batch, strict=True)]
              for batch in pooled(graph, manifest, rows, side=side, what="discriminants"))  # fmt: skip
     fitted = [
-        fit(each.numpy(), manifest.target[rows], num_classes=len(manifest.classes))
-        for each in kept(parts, len(rows), widths)
+        fit(each.numpy(), manifest.target[rows], num_classes=len(manifest.classes)) for each in kept(parts, len(rows))
     ]
     return tuple(each for each in fitted if each is not None) if None not in fitted else ()
 
@@ -152,9 +150,8 @@ def separate_struck(
         return None
     classes = chosen_classes(manifest.target[every], manifest.target[selected])
     train, known = (each[np.isin(manifest.target[each], classes)] for each in (every, selected))
-    widths = [branch.embed.in_features for branch in graph.branches]
     rows = np.concatenate([train, known])
-    features = kept(pooled(graph, manifest, rows, side=side, what="struck classes"), len(rows), widths)
+    features = kept(pooled(graph, manifest, rows, side=side, what="struck classes"), len(rows))
     shown = Shown(features, manifest.target[rows])
     is_train = np.arange(len(rows)) < len(train)
     return separations(shown.select(is_train), shown.select(~is_train), graph.weights.cpu(), temperature)

@@ -166,6 +166,11 @@ class DeployGraph(nn.Module):
         self.register_buffer("weights", parts.view(-1, 1, 1))
         self.known = KnownScore(calibration)
 
+    @property
+    def members(self) -> list[Branch]:
+        """Branches of the members."""
+        return [each for each in self.branches if isinstance(each, Branch)]
+
     def forward(self, image: Tensor) -> GraphOutput:
         """Answers to uint8 photos (B, S, S, 3)."""
         outputs = self.output(image)

@@ -94,7 +94,7 @@ class KnownScore(nn.Module):
     @property
     def rounding(self) -> float:
         """Change of `known` by a float32 rounding error of the score at the threshold, where the slope is steepest."""
-        terms = [float(each.rows.bias.detach().abs().amax()) for each in self.discriminants]
+        terms = [float(each.rows.bias.detach().abs().amax()) for each in self.discriminants if isinstance(each, Rows)]
         return float(self.slope) / 4 * max(abs(float(self.threshold)), *terms, 0.0) * torch.finfo(torch.float32).eps
 
     def forward(self, outputs: Sequence[MemberOutput], mean: Tensor, weights: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -33,14 +33,15 @@ def pooled(
     """Features (B, d) of each member's backbone for the centre crops of photos, batch by batch."""
     for image, _ in batches(graph, Photos(manifest, rows, side=side), manifest.target[rows], what=what):
         values = graph.pixels(image)
-        yield [branch.pooled(values, branch.crops[:1]) for branch in graph.branches]
+        yield [branch.pooled(values, branch.crops[:1]) for branch in graph.members]
 
 
 @torch.inference_mode()
-def kept(parts: Iterator[list[Tensor]], num: int, widths: Sequence[int]) -> list[Tensor]:
-    """Features (num, d) of each member from its batches, on the CPU."""
-    out, done = [torch.empty(num, width) for width in widths], 0
+def kept(parts: Iterator[list[Tensor]], num: int) -> list[Tensor]:
+    """Features (num, d) of each member from its batches, on the CPU; num > 0."""
+    out, done = list[Tensor](), 0
     for batch in parts:
+        out = out or [torch.empty(num, part.shape[1]) for part in batch]
         for whole, part in zip(out, batch, strict=True):
             whole[done : done + len(part)] = part
         done += len(batch[0])

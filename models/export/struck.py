@@ -42,7 +42,7 @@ class Shown:
 
 
 def chosen_classes(train: NDArray[np.int64], selected: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most CLASSES classes with training photos, those with selection photos first."""
+    """Classes with training photos, CLASSES at most; those with selection photos come first."""
     counts = np.bincount(train)
     has_selected = np.isin(np.arange(len(counts)), selected)
     order = np.random.default_rng(0).permutation(len(counts))
