@@ -1,14 +1,13 @@
 """Order of review under a budget: which photos, looked at by a person, raise mean-class accuracy most.
 
-What a class gains from one more right photo falls with the number that it has: 1 / (n + FEW), n the sum of the label
-qualities of its photos that are used. A person's look at a photo of label y and best other class s gives
-
-- to s the photo, if its label is wrong: (1 - quality) / (n_s + FEW);
-- to y, if the photo is used, the loss of a wrong one: (1 - quality) / (n_y + FEW);
-- to y, if the photo is a label issue, which training leaves out, a right one: quality / (n_y + FEW).
+A look is worth what it can change: a label of quality q is right with probability q, and a photo on which the networks
+agree anyway, with its label or against it, teaches them little. So it is worth q (1 - q), times what one more right photo
+gains in the label's class or in the best other one. That falls with the photos that a class has: 1 / (n + FEW), n the sum
+of the label qualities of its photos that are used.
 
 Photos are taken one after another, and each adds to the classes that it will probably help, so no class takes the whole
-budget. The worst scores first would spend it on large classes, where photos are many and one more changes nothing.
+budget. The worst scores first would spend it on photos that are certainly wrong, which training leaves out anyway, and on
+large classes, where one more photo changes nothing.
 """
 
 from __future__ import annotations
@@ -55,29 +54,32 @@ def worth_looking_at(
     used = np.where(issue | (labels < 0), 0.0, score)
     num_classes = int(max(labels.max(initial=-1), suggested.max(initial=-1))) + 1
     having = np.append(np.bincount(labels[labels >= 0], used[labels >= 0], minlength=num_classes) + FEW, np.inf)
-    to_suggested, to_label = 1 - score, np.where(issue, score, 1 - score)
-    value = to_suggested / having[suggested] + to_label / having[labels]
+    open_question = score * (1 - score) + np.where(labels < 0, 1.0, 0.0)
+    value = open_question * (1 / having[suggested] + 1 / having[labels])
     most = min(len(value), CANDIDATES * count)
     rows = np.argpartition(-value, most - 1)[:most] if most else np.zeros(0, np.int64)
-    return _taken(
-        rows, value, np.stack([suggested, labels], 1), np.stack([to_suggested, to_label], 1), having, count=count
-    )
+    gained = np.stack([1 - score, np.where(issue, score, 0)], 1)
+    return _taken(rows, open_question, np.stack([suggested, labels], 1), gained, having, count=count)
 
 
 def _taken(
-    rows: NDArray[np.int64], value: NDArray[np.float64], classes: NDArray[np.integer], gain: NDArray[np.float64],
+    rows: NDArray[np.int64], open_question: NDArray[np.float64], classes: NDArray[np.integer], gained: NDArray[np.float64],
     having: NDArray[np.float64], *, count: int,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Greedy choice: values only fall as classes gain, so a photo whose fresh value is still on top is the best one."""
-    heap = [(-float(value[row]), int(row)) for row in np.sort(rows)]
+
+    def worth(row: int) -> float:
+        return float(open_question[row] * (1 / having[classes[row]]).sum())
+
+    heap = [(-worth(row), row) for row in np.sort(rows).tolist()]
     heapq.heapify(heap)
     taken: list[int] = []
     while heap and len(taken) < count:
         _, row = heapq.heappop(heap)
-        fresh = float((gain[row] / having[classes[row]]).sum())
+        fresh = worth(row)
         if heap and fresh < -heap[0][0]:
             heapq.heappush(heap, (-fresh, row))
             continue
         taken.append(row)
-        np.add.at(having, classes[row], gain[row])
+        np.add.at(having, classes[row], gained[row])
     return np.array(taken, np.int64)

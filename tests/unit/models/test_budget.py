@@ -24,12 +24,12 @@ def slow(labels: np.ndarray, quality: np.ndarray, suggested: np.ndarray, count: 
         values = {}
         for row in set(range(len(labels))) - set(taken):
             q, y, s = quality[row], labels[row], suggested[row]
-            values[row] = (1 - q) / having[s] + (q if q < 0.5 else 1 - q) / having[y]
+            values[row] = q * (1 - q) * (1 / having[s] + 1 / having[y])
         best = max(values, key=lambda row: (values[row], -row))
         taken.append(best)
         q, y, s = quality[best], labels[best], suggested[best]
         having[s] += 1 - q
-        having[y] += q if q < 0.5 else 1 - q
+        having[y] += q if q < 0.5 else 0
     return taken
 
 
@@ -39,22 +39,20 @@ def test_it_is_the_greedy_choice(seed: int) -> None:
     assert worth_looking_at(labels, quality, suggested, count=40).tolist() == slow(labels, quality, suggested, 40)
 
 
-def test_the_tail_comes_before_the_head() -> None:
-    labels, suggested = np.array([0] * 50 + [1] * 4), np.array([1] * 2 + [0] * 52)
-    quality = np.full(54, 0.9)
-    quality[[0, 50]] = 0.1  # one may belong to the tail, one sits in it
-    quality[10:14] = 0.05  # worse scores, but the head has enough
-    suggested[10:14] = 2
-    labels, suggested = np.append(labels, [2] * 60), np.append(suggested, [0] * 60)
-    quality = np.append(quality, np.full(60, 0.95))
-    assert set(worth_looking_at(labels, quality, suggested, count=2)) == {0, 50}
+def test_the_tail_comes_before_the_head_and_doubt_before_certainty() -> None:
+    labels = np.repeat([0, 1, 2], [50, 4, 60])
+    quality, suggested = np.full(114, 0.95), np.where(labels == 0, 2, 0)
+    quality[[0, 50, 60]] = 0.5  # equal doubt in the head, in the tail, in the head
+    quality[[10, 51]] = 0.01  # certainly wrong
+    assert worth_looking_at(labels, quality, suggested, count=3)[0] == 50
+    assert not {10, 51} & set(worth_looking_at(labels, quality, suggested, count=3))
 
 
 def test_a_class_does_not_take_the_whole_budget() -> None:
     labels = np.repeat([0, 1, 2], [40, 3, 3])
     suggested = np.array([1] * 20 + [2] * 20 + [0] * 6)
-    quality = np.where(labels == 0, 0.1, 0.9)
-    quality[:20] = 0.09  # slightly worse throughout
+    quality = np.where(labels == 0, 0.45, 0.95)
+    quality[:20] = 0.46  # slightly more in doubt throughout
     first = worth_looking_at(labels, quality, suggested, count=10)
     assert set(suggested[first]) == {1, 2}
 
