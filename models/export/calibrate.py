@@ -51,6 +51,7 @@ from models.training.train import Trained
 
 log = logging.getLogger(__name__)
 
+FITTED = 5_000  # photos that decide on a temperature and a threshold, at most; each takes 81 passes over all classes
 TILES = 8  # per side of a photo that is cut into shuffled tiles
 FITTED = 400_000  # photos that discriminants are fitted to at most, spread evenly over the classes
 ROWS_FILE = "discriminants.npz"
@@ -108,8 +109,12 @@ def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
 
 
 def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export) -> Chosen:
-    """Calibration of an ensemble with these export settings; none without selection photos or with a single class."""
+    """Calibration of an ensemble with these export settings; none without selection photos or with a single class.
+
+    Of many selection photos every n-th decides; ids are hashes, so their order is a random one.
+    """
     rows = np.flatnonzero(selection_photos(manifest))
+    rows = rows[:: -(-len(rows) // FITTED) or 1]
     if not len(rows) or len(manifest.classes) < 2:
         return Chosen(UNCALIBRATED)
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]

@@ -7,8 +7,8 @@ and of Menon et al., ICLR 2021 (arXiv 2007.07314): logit adjustment of a trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ BATCH = 256
 TINY = 1e-12
 NEVER = -1e4  # bias of a class without photos, which is then never predicted; finite, to fit half precision
 SCALES = np.geomspace(0.02, 50, 40)  # inverse temperatures tried for the class means
+FITTED = 20_000  # photos that decide on one temperature, at most; with 50,030 classes a million would take hours
+ROWS = 16_384  # embeddings that are added to class sums at a time
+PIECE = 32  # rows of logits that many factors are tried on; with 50,030 classes they take 6 MB and stay in the cache
 
 
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
@@ -39,8 +42,13 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     scales all logits equally, so the predicted classes are theirs, but the probabilities keep their temperature, which
     matters for the average over an ensemble.
     """
-    norm = weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays zero
-    return weight / (norm / norm.mean()) ** tau
+    return weight * tau_factors(weight, tau)[:, None]
+
+
+def tau_factors(weight: Tensor, tau: float) -> Tensor:
+    """(C,) factors of the rows (C, d), and so of their logits, that `tau_normalise` applies."""
+    norm = weight.norm(dim=1).clamp_min(1e-12)  # a row of zeros stays zero
+    return (norm / norm.mean()) ** -tau
 
 
 def prior_bias(counts: NDArray[np.int64], tau: float) -> Tensor:
@@ -111,19 +119,31 @@ def class_means(
     """
     centre, targets = embedding.mean(0), torch.from_numpy(target)
     weight = torch.ones(len(target)) if weight is None else weight
-    total = torch.zeros(num_classes, embedding.shape[1]).index_add_(0, targets, weight[:, None] * (embedding - centre))
-    counts = torch.zeros(num_classes).index_add_(0, targets, weight)
+    total, counts = torch.zeros(num_classes, embedding.shape[1]), torch.zeros(num_classes)
+    for part, label, share in zip(embedding.split(ROWS), targets.split(ROWS), weight.split(ROWS), strict=True):
+        total.index_add_(0, label, share[:, None] * (part - centre))
+        counts.index_add_(0, label, share)
     rows = functional.normalize(total, dim=1)
     bias = torch.where(counts > 0, -(rows @ centre), NEVER)
-    share = weight.double() / counts.double().clamp_min(TINY)[targets]
+    few = slice(None, None, -(-len(target) // FITTED) or 1)  # ids are hashes, so their order is a random one
+    nll = _nll_of_scales(embedding[few], targets[few], rows, bias, weight=weight[few])
+    scale = float(SCALES[nll.argmin()])
+    return scale * rows, torch.where(counts > 0, scale * bias, NEVER)
+
+
+def _nll_of_scales(
+    embedding: Tensor, target: Tensor, rows: Tensor, bias: Tensor, *, weight: Tensor
+) -> NDArray[np.float64]:
+    """(S,) NLL of the labels (n,) with each of SCALES, with equal weight for every class that has one of the n photos."""
+    counts = torch.zeros(len(rows)).index_add_(0, target, weight)
+    share = weight.double() / counts.double().clamp_min(TINY)[target]
     nll = np.zeros(len(SCALES))
     for part in _parts(len(target), "class means"):
         logits = embedding[part] @ rows.T + bias
         for number, scale in enumerate(map(float, SCALES)):
-            losses = functional.cross_entropy(scale * logits, targets[part], reduction="none")
+            losses = functional.cross_entropy(scale * logits, target[part], reduction="none")
             nll[number] += float((losses * share[part]).sum())
-    scale = float(SCALES[nll.argmin()])
-    return scale * rows, torch.where(counts > 0, scale * bias, NEVER)
+    return nll
 
 
 def blend(
@@ -150,6 +170,35 @@ def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray
     for part in _parts(len(target), "predicted classes"):
         hit[part] = functional.linear(embedding[part], weight, bias).argmax(1) == targets[part]
     return hit.numpy()
+
+
+def hits_of_changes(
+    weight: Tensor, changes: Sequence[Change], embedding: Tensor, target: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(O, N) `hits` of a classifier (C, d) after each of O changes of its logits, which are computed once for all of them."""
+    targets, hit = torch.from_numpy(target), torch.empty(len(changes), len(target), dtype=torch.bool)
+    changed = torch.empty(PIECE, len(weight))
+    for part in _parts(len(target), "predicted classes"):
+        logits = functional.linear(embedding[part], weight)
+        for start in range(0, len(logits), PIECE):
+            piece, first = logits[start : start + PIECE], part.start + start
+            for number, change in enumerate(changes):
+                predicted = change.of(piece, out=changed[: len(piece)]).argmax(1)
+                hit[number, first : first + len(piece)] = predicted == targets[first : first + len(piece)]
+    return hit.numpy()
+
+
+class Change(NamedTuple):
+    """A change of the logits of all photos: each class has a factor (C,), and a bias (C,) that is added; None for neither."""
+
+    factor: Tensor | None = None
+    bias: Tensor | None = None
+
+    def of(self, logits: Tensor, *, out: Tensor) -> Tensor:
+        """The changed logits (n, C), in `out` unless nothing changes."""
+        if self.factor is not None:
+            logits = torch.mul(logits, self.factor, out=out)
+        return logits if self.bias is None else torch.add(logits, self.bias, out=out)
 
 
 def _parts(n: int, what: str) -> Iterator[slice]:

@@ -34,13 +34,16 @@ from models.networks.predict import embeddings, score
 from models.networks.results import collect
 from models.recipe.config import Balance
 from models.training.classifiers import (
+    Change,
     blend,
     class_means,
     hits,
+    hits_of_changes,
     prior_bias,
     retrain_rows,
     scale_rows,
     set_classifier,
+    tau_factors,
     tau_normalise,
 )
 from models.training.command import log_progress, read_recipe, run, with_features
@@ -88,6 +91,11 @@ class Option:
     def rows(self) -> Tensor:
         """(C, d) rows after tau-normalisation."""
         return tau_normalise(self.weight, self.tau) if self.tau else self.weight
+
+    @property
+    def change(self) -> Change:
+        """Change of the logits of `weight` that gives those of this classifier."""
+        return Change(tau_factors(self.weight, self.tau) if self.tau else None, self.bias)
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,8 @@ def choose_option(
     Only classes with selection photos count. Without any such photo, the first option is chosen.
     """
     target, tried = validation.target, list(candidates)
-    hit = np.stack([hits(option.rows, option.bias, validation.embedding, target) for option in tried])
+    changes = [option.change for option in tried]
+    hit = hits_of_changes(tried[0].weight, changes, validation.embedding, target)  # the rows of a method are the same
     chosen, error, curve = 0, math.nan, tuple[tuple[float, float], ...]()
     if len(target):
         share = class_share(target)

@@ -1,0 +1,91 @@
+"""A whole retraining at 50,030 classes, stage by stage: seconds, memory, bytes written, and how each grows from 1,000 classes.
+
+    python benchmarks/scale.py                      1,000, 10,000 and 50,030 classes, five photos each; an hour or two
+    python benchmarks/scale.py --classes 1000       one size
+    python benchmarks/scale.py --stage cleaning     only the cleaning of a million photos, from drawn scores
+
+Every size has a workspace of its own below build/scale, and whatever has ended there is not run again. The stages are verbs of
+`cleanshelf`: draw, ingest, retrain (each of its steps is a row), serve (load, recognise, enrol, drift).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from figure import figure, header
+from scaling.stages import STAGES, Place, Size, run
+from scaling.watched import Taken
+
+CLAIM = "at 50,030 classes every stage of a retraining ends, within 4 GB, and takes as long per photo as at 1,000"
+CLASSES, EACH = (1_000, 10_000, 50_030), 5
+BUILD = Path(__file__).resolve().parents[1] / "build" / "scale"
+GB = 1e9
+PEAK_GB, OTHERS_MIN, EXPONENT, LARGE_S = 4.0, 15.0, 0.3, 10.0
+LEARNS = ("train member", "score fold", "draw")  # the classifier itself, and the benchmark's own part
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", nargs="*", type=int, default=list(CLASSES))
+    parser.add_argument("--photos", type=int, help=f"by default {EACH} of each class; only with one number of classes")
+    parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epoch-length", type=int, default=20_000)
+    parser.add_argument("--stage", nargs="*", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--place", type=Path, default=BUILD)
+    parser.add_argument("--fresh", action="store_true", help="forget what ended before")
+    args = parser.parse_args(words)
+    if args.fresh:
+        shutil.rmtree(args.place, ignore_errors=True)
+    header(CLAIM)
+    places = []
+    for classes in args.classes:
+        size = Size(classes, args.photos or EACH * classes, args.members, args.epochs, args.epoch_length)
+        places.append(Place(args.place, size))
+        run(places[-1], args.stage)
+        tell(places[-1])
+    if len(places) > 1:
+        grow(places[0], places[-1])
+
+
+def tell(place: Place) -> None:
+    """Prints what every stage of a size took."""
+    size, taken = place.size, place.taken
+    at = f"{size.classes:,} x {size.photos:,}"
+    is_full = (size.classes, size.photos) == (CLASSES[-1], EACH * CLASSES[-1])
+    for name, each in taken.items():
+        figure(f"{at}: {name}, s", round(each.seconds, 1), target="told", met=True, baseline=None)
+        if each.peak_bytes:
+            peak = each.peak_bytes / GB
+            figure(f"{at}: {name}, peak of any process, GB", round(peak, 3), target=f"<= {PEAK_GB:g}",
+                   met=peak <= PEAK_GB, baseline=None)  # fmt: skip
+            written = each.written_bytes / 1e6
+            figure(f"{at}: {name}, written, MB", round(written, 1), target="told", met=True, baseline=None)
+    others = sum(each.seconds for name, each in taken.items() if not name.startswith(LEARNS)) / 60
+    figure(f"{at}: everything but training and scoring, min", round(others, 1),
+           target=f"<= {OTHERS_MIN:g}" if is_full else "told", met=others <= OTHERS_MIN, baseline=None)  # fmt: skip
+
+
+def grow(small: Place, large: Place) -> None:
+    """Prints the exponent of growth of each stage's time per photo, with the number of classes."""
+    ratio = large.size.classes / small.size.classes
+    for name, each in large.taken.items():
+        if (first := small.taken.get(name)) and not name.startswith(LEARNS) and each.seconds >= LARGE_S:
+            exponent = exponent_of(first, each, small.size.photos, large.size.photos, ratio)
+            figure(f"{small.size.classes:,} to {large.size.classes:,} classes: {name}, exponent of time per photo",
+                   round(exponent, 3), target=f"<= {EXPONENT}", met=exponent <= EXPONENT, baseline=None)  # fmt: skip
+
+
+def exponent_of(first: Taken, last: Taken, few: int, many: int, ratio: float) -> float:
+    """Exponent e with which the time per photo grows as (number of classes)^e, if there are `ratio` times as many classes."""
+    per_photo = (last.seconds / many) / (max(first.seconds, 1e-3) / few)
+    return math.log(per_photo) / math.log(ratio)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Stages of the benchmark: each is one command of `cleanshelf` in a workspace of its own, run once and then remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from contract.environment import process_variables
+from scaling.assortment import SIDE, deliver
+from scaling.watched import Taken, Watch
+
+START = (sys.executable, "-c", "from flows.cli import main; main()")
+MEMORY = Path("/dev/shm")  # a quarter of a million small files take minutes on a disk and seconds here
+RECIPE = """name = "scale"
+{members}
+[loss]
+name = "ce"
+
+[train]
+epochs = {epochs}
+epoch_length = {epoch_length}
+batch_size = 128
+
+[clean]
+folds = 2
+epochs = 1
+rule = "posterior"
+params = {{ trust = 1.0 }}
+use = "weigh"
+correct = true
+
+[balance]
+epochs = 0
+
+[export]
+input_size = {side}
+crops = 2
+
+[gate]
+above_chance = -1  # after this little training nothing is proven
+"""
+MEMBER = """
+[[members]]
+backbone = "test_resnet"
+size = {side}
+seed = {seed}
+"""
+PORTS = ("--http-port", "18800", "--grpc-port", "18801", "--metrics-port", "18802")
+REFUSED = 4  # exit code of a gate, which a network that has hardly learnt does not always pass
+FEW = 200  # photos that the endpoint is asked about
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a drawn assortment, and the recipe's parts that decide how long its training takes."""
+
+    classes: int
+    photos: int
+    members: int = 1
+    epochs: int = 2
+    epoch_length: int = 20_000
+
+
+class Place:
+    """The workspace of one size below `root`, and what its stages took so far (scale.json)."""
+
+    def __init__(self, root: Path, size: Size) -> None:
+        self.size = size
+        self.folder = root / f"{size.classes}-{size.photos}-{size.members}"
+        self.workspace, self.delivery = self.folder / "workspace", self.folder / "delivery"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.folder / "scale.json"
+
+    @property
+    def taken(self) -> dict[str, Taken]:
+        """What each finished stage took."""
+        if not self._file.exists():
+            return {}
+        return {name: Taken(**each) for name, each in json.loads(self._file.read_bytes()).items()}
+
+    def note(self, taken: dict[str, Taken]) -> None:
+        """Adds stages to those that are finished."""
+        content = {name: asdict(each) for name, each in (self.taken | taken).items()}
+        self._file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def command(self, stage: str, *words: object, step: Callable[[], str] | None = None) -> None:
+        """Runs a verb, whose output goes to STAGE.log, and notes what it took, also of a verb that fails.
+
+        step: the name of the part that runs now; by default all of it is one stage.
+
+        Raises:
+            SystemExit: the verb failed, and not because a gate refused something; a later call goes on where it ended.
+        """
+        watch, log = Watch(step or (lambda: stage)), self.folder / f"{stage}.log"
+        command = [*START, *map(str, words), "--workspace", str(self.workspace)]
+        code = watch.run(command, log=log, variables=process_variables(CLEANSHELF_PARALLEL="1", OMP_NUM_THREADS="1"))
+        print(f"{stage}: exit code {code}", file=sys.stderr, flush=True)
+        self.note({name: each for name, each in watch.taken.items() if each.seconds > _reused_s(self.taken.get(name))})
+        if code not in (0, REFUSED):
+            raise SystemExit(f"{stage} ended with code {code}; its output is in {log}")
+
+
+def _reused_s(before: Taken | None) -> float:
+    """Seconds above which a step counts as computed rather than found again."""
+    return 0.0 if before is None else before.seconds / 2
+
+
+def draw(place: Place) -> None:
+    """Draws the delivery, in memory where there is room, and links it as `delivery`."""
+    began, size = time.monotonic(), place.size
+    needed = 8192 * size.photos
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * needed
+    folder = MEMORY / f"cleanshelf-scale-{os.getuid()}-{size.classes}" if in_memory else place.folder / "drawn"
+    shutil.rmtree(folder, ignore_errors=True)
+    deliver(folder, classes=size.classes, photos=size.photos)
+    place.delivery.unlink(missing_ok=True)
+    place.delivery.symlink_to(folder)
+    place.note({"draw": Taken(time.monotonic() - began)})
+
+
+def ingest(place: Place) -> None:
+    """Ingests the delivery, and removes it."""
+    place.command("init", "init")
+    place.command("ingest", "ingest", place.delivery.resolve())
+    keep = sorted(place.delivery.rglob("*.jpg"))[:: max(place.size.photos // FEW, 1)]
+    kept = place.folder / "few"
+    kept.mkdir(exist_ok=True)
+    for photo in keep:
+        shutil.copy(photo, kept)
+    shutil.rmtree(place.delivery.resolve())
+
+
+def retrain(place: Place) -> None:
+    """Runs the retraining; each of its steps is a stage of its own."""
+    size, file = place.size, place.folder / "scale.toml"
+    members = "".join(MEMBER.format(side=SIDE, seed=seed) for seed in range(1, size.members + 1))
+    text = RECIPE.format(members=members, epochs=size.epochs, epoch_length=size.epoch_length, side=SIDE)
+    file.write_text(text, encoding="utf-8")
+    place.command("retrain", "retrain", file, step=lambda: step_of(place.workspace))
+
+
+def step_of(workspace: Path) -> str:
+    """The step of the newest run that is under way; "between steps" outside one."""
+    records = sorted((workspace / "runs").glob("*-*/events.jsonl"))
+    running: list[str] = []
+    for line in records[-1].read_text(encoding="utf-8").splitlines() if records else ():
+        with_step = _event(line)
+        if with_step.get("event") == "started":
+            running.append(str(with_step["step"]))
+        elif with_step.get("event") in ("finished", "failed") and with_step["step"] in running:
+            running.remove(str(with_step["step"]))
+    return running[-1] if running else "between steps"
+
+
+def _event(line: str) -> dict[str, object]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:  # it is being written
+        return {}
+
+
+def serve(place: Place) -> None:
+    """Loads the published version into a server, asks it, enrols a product, and ends the server."""
+    few, answers = sorted((place.folder / "few").glob("*.jpg")), place.folder / "answers.parquet"
+    shutil.rmtree(answers, ignore_errors=True) if answers.is_dir() else answers.unlink(missing_ok=True)
+    place.command("serve", "serve", "--detach", *PORTS)
+    try:
+        place.command("recognise", "recognise", place.folder / "few", "--out", answers)
+        place.command("enrol", "enrol", "A new product", *few[:5], "--set", "gate.enrol=1")
+        place.command("drift", "drift", place.folder / "few")
+    finally:
+        place.command("stop", "serve", "--stop")
+
+
+STAGES: dict[str, Callable[[Place], None]] = {"draw": draw, "ingest": ingest, "retrain": retrain, "serve": serve}
+
+
+def run(place: Place, names: Sequence[str]) -> None:
+    """Runs those of these stages that have not ended well yet."""
+    for name in names:
+        marker = place.folder / f"{name}.done"
+        if not marker.exists():
+            STAGES[name](place)
+            marker.touch()
