@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", nargs="*", type=int, default=list(CLASSES))
     parser.add_argument("--photos", type=int, help=f"by default {EACH} of each class; only with one number of classes")
     parser.add_argument("--members", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--epoch-length", type=int, default=20_000)
     parser.add_argument("--stage", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--place", type=Path, default=BUILD)
