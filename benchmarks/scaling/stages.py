@@ -99,7 +99,7 @@ class Place:
         """
         watch, log = Watch(step or (lambda: stage)), self.folder / f"{stage}.log"
         command = [*START, *map(str, words), "--workspace", str(self.workspace)]
-        code = watch.run(command, log=log, variables=process_variables(CLEANSHELF_OMP_NUM_THREADS="1"))
+        code = watch.run(command, log=log, variables=process_variables(OMP_NUM_THREADS="1"))
         print(f"{stage}: exit code {code}", file=sys.stderr, flush=True)
         self.note({name: each for name, each in watch.taken.items() if each.seconds > _reused_s(self.taken.get(name))})
         if code not in (0, REFUSED):
