@@ -38,6 +38,7 @@ class RunStep:
     text: the last progress, of a failed step the error, else "".
     share: of the last progress, in [0, 1].
     is_reused: True if an earlier run had computed all of it; None if it computes nothing that is kept.
+    peak_bytes: largest resident memory of any process that it started; 0 if it started none.
     """
 
     step: str
@@ -47,6 +48,7 @@ class RunStep:
     text: str = ""
     share: float | None = None
     is_reused: bool | None = None
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,8 @@ def _with(step: RunStep, event: dict[str, Any]) -> RunStep:
         return replace(step, is_reused=step.is_reused is not False)
     if kind == "computing":
         return replace(step, is_reused=False)
+    if kind == "used":
+        return replace(step, peak_bytes=max(step.peak_bytes, int(event["peak_bytes"])))
     if kind not in (FINISHED, FAILED):
         return step
     text = str(event["text"]) if kind == FAILED else ""

@@ -17,6 +17,7 @@ from contract.environment import SIDE_BY_SIDE, process_variables
 from flows.errors import ChildFailed, DiskFull, InputError
 from flows.live import LiveLine
 from flows.run.gpus import Gpu, require_gpus, visible_gpus
+from flows.run.record import note_in_step
 from models.training.command import REFUSED
 
 TAIL = 12  # lines of a failed child that are reported
@@ -80,7 +81,7 @@ def run_child(
                 if (lasting := live.take(line.rstrip())) is not None:
                     tail.append(lasting)
                     say(lasting)
-            child.wait()
+            note_in_step("used", peak_bytes=_reap(child))
         except BaseException:
             _end(child)
             child.stdout.read()  # until the last worker has ended, so that none writes after us
@@ -90,6 +91,17 @@ def run_child(
             live.end()
     if child.returncode:
         raise _failure(module, child.returncode, tail)
+
+
+def _reap(child: subprocess.Popen[str]) -> int:
+    """Waits for the end of the child; the largest resident memory, in bytes, of it or of any process that it started."""
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+    except ChildProcessError:  # another thread, which ends it, was faster
+        child.wait()
+        return 0
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss * 1024
 
 
 def end_children() -> None:

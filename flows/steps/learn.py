@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.run.launch import num_parallel, num_workers, run_child
 from flows.run.run import Run, code_hash
 from flows.run.step import step, together
-from flows.settings import Settings
+from flows.settings import LOCAL, Settings
 from flows.steps.learnable import learnable
 from flows.workspace.results import Balanced, Calibration, Crops, DataFolder, Fold, Served, Trained, Weights
 from models.data.manifest import read_manifest
@@ -29,12 +29,21 @@ def check(recipe: Recipe, data: Path) -> None:
     """Checks within seconds that the recipe can be trained on a data version. Leaves no files.
 
     Raises:
-        InputError: it cannot; the message names the key of the recipe, or what the data lack.
+        InputError: it cannot; the message names the key of the recipe, or what the data or this machine lack.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
-        run_child("models.training.check", ["--data", data, "--recipe", file], say=log.debug)
+        here = ["--present", present_bytes(data)] if Settings().dask in ("", LOCAL) else []
+        trainings = max(len(recipe.members), recipe.clean.folds if recipe.clean.rounds else 1)
+        run_child("models.training.check", ["--data", data, "--recipe", file, *here], say=log.debug,
+                  side_by_side=side_by_side(trainings))  # fmt: skip
+
+
+def present_bytes(data: Path) -> int:
+    """Bytes of the results that earlier runs left in the workspace of this data version."""
+    stages = data.resolve().parents[1] / "runs" / "stages"
+    return sum(file.stat().st_size for file in stages.glob("*/*") if file.is_file())
 
 
 def find_weights(recipe: Recipe) -> Recipe:

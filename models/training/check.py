@@ -27,16 +27,20 @@ from models.training.epochs import num_steps
 from models.training.job import require_mixable, split_rows
 from models.training.meta import read_schedule, start_of
 from models.training.optimise import make_optimizer
+from models.training.room import disk_bytes, require_disk, require_memory
 from models.training.sample_weights import make_sample_weights
 from models.training.step import MIN_PHOTOS
 
 
-def check(recipe: Recipe, *, data: Path) -> None:
+def check(recipe: Recipe, *, data: Path, present: int | None = None) -> None:
     """Builds every network and loss that would be trained, and counts the photos.
+
+    present: bytes on the disk that earlier trainings left and that may be found again; memory and disk are checked if it is
+        given, which means that this machine will train.
 
     Raises:
         ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a cleaning rule, sample weights or
-            folds are not available.
+            folds are not available; or this machine cannot hold what they need.
         CheckpointMismatch: train.state belongs to another loss.
         ManifestError: the data version has too few classes or photos.
     """
@@ -45,20 +49,23 @@ def check(recipe: Recipe, *, data: Path) -> None:
     RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
+    needed = 0
     for member, each in enumerate(recipe.members):
         try:
-            check_member(recipe, member, manifest)
+            needed += check_member(recipe, member, manifest, is_here=present is not None)
         except (ConfigError, WeightsMismatch) as error:
             table, _, _ = str(error).partition(".")
             if table in ("loss", "train") and getattr(each, table):
                 raise ConfigError(f"members.{member}.{error}") from None
             raise type(error)(numbered(str(error), Member, "members", member)) from None
+    if present is not None:
+        require_disk(needed - present, data)
     if recipe.distil.backbone:
         check_student(recipe, manifest)
 
 
-def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
-    """Checks the network, loss, sample weights and sizes of one member."""
+def check_member(recipe: Recipe, member: int, manifest: Manifest, *, is_here: bool = False) -> int:
+    """Checks the network, loss, sample weights and sizes of one member; returns the bytes that its trainings will leave."""
     own, num_classes = recipe.of(member), len(manifest.classes)
     scores_folds = recipe.clean.rounds > 0 and member == recipe.clean.member
     check_workers(own, manifest, num_folds=recipe.clean.folds if scores_folds else 0)
@@ -71,6 +78,9 @@ def check_member(recipe: Recipe, member: int, manifest: Manifest) -> None:
     network = build_network(own.members[0], num_classes=num_classes)
     make_optimizer(network, loss, own.train)
     check_sizes(own, network)
+    if is_here:
+        require_memory(network, own.train, num_classes=num_classes, key=f"members.{member}")
+    return disk_bytes(own, network, manifest, folds=recipe.clean.folds * recipe.clean.rounds * scores_folds)
 
 
 def check_student(recipe: Recipe, manifest: Manifest) -> None:
@@ -180,8 +190,9 @@ def check_meta(settings: Meta, loss: Loss, manifest: Manifest) -> None:
 def main() -> None:
     """Command line of the check; silent if the recipe can be trained."""
     parser = parser_for("data recipe", description="Check that a recipe can be trained on a data version.")
+    parser.add_argument("--present", type=int, help="bytes of earlier results; given if this machine will train")
     args = parser.parse_args()
-    check(read_recipe(args.recipe), data=args.data)
+    check(read_recipe(args.recipe), data=args.data, present=args.present)
 
 
 if __name__ == "__main__":

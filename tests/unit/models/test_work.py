@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.export import calibrate
 from models.recipe.config import Balance
 from models.training import classifiers
 from models.training.classifiers import Change, class_means, hits, hits_of_changes, prior_bias, tau_factors
 from models.training.decoupling import Embedded, choose_option, options
 
 CLASSES, WIDTH, PHOTOS = 40, 16, 600
-WEIGHT = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.3, 3, CLASSES)[:, None]
+WEIGHT = (
+    torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.3, 3, CLASSES)[:, None]
+)
 TARGET: NDArray[np.int64] = np.arange(PHOTOS) % CLASSES
 EMBEDDING = WEIGHT[TARGET] + torch.randn(PHOTOS, WIDTH, generator=torch.Generator().manual_seed(1))
 COUNTS: NDArray[np.int64] = np.arange(CLASSES)

@@ -1,0 +1,155 @@
+"""Measure a few training steps and scored photos of one member on this machine, for a plan before a retraining:
+`python -m models.training.pace --data DIR --recipe FILE.json --member 0 --out DIR`.
+
+Writes pace.json to --out. A backbone that trains anew is measured by steps on real photos; of a frozen one, the features
+of a few photos and steps of its head on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.data.manifest import Manifest, read_manifest
+from models.data.photos import Photos
+from models.data.samplers import Sampler
+from models.data.trusted import with_selection_photos
+from models.networks.inputs import EVAL_BATCH, Inputs, Views, extract
+from models.networks.network import EMBEDDING, Network, build_network, count_parameters, set_threads
+from models.networks.predict import score
+from models.recipe.config import Recipe
+from models.training.command import parser_for, read_recipe, run
+from models.training.epochs import initial_state, train_epoch
+from models.training.job import Job, split_rows
+from models.training.meta import Constant
+from models.training.sample_weights import make_sample_weights
+from models.training.train import make_loss, to_device
+
+STEPS = 3  # that are timed, after one that is not
+SCORED = 4  # batches
+ROWS = 32  # of logits, in the passes over all classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Measured seconds and sizes of one member.
+
+    drawn_s, scored_s: per photo of a training and of a scoring pass, decoding included.
+    product_s, pass_s: per photo, of a product of its embedding with all classes, and of an exponential of all its logits.
+    feature_s: per photo, of the features of a frozen backbone; 0 if it is trained.
+    parameters: of the network. peak_bytes: resident memory of this process at its largest.
+    measured_s: seconds of everything above, without the start of the process.
+    """
+
+    drawn_s: float
+    scored_s: float
+    product_s: float
+    pass_s: float
+    feature_s: float
+    parameters: int
+    peak_bytes: int
+    measured_s: float
+
+
+def pace(recipe: Recipe, *, data: Path, member: int, out: Path) -> Pace:
+    """The pace of a member on the photos of a data version. Nothing that it learns is kept."""
+    own = recipe.of(member)
+    settings = dataclasses.replace(own.train, epochs=1, balanced_epochs=0, best_epochs=0, state="", compile=False)
+    recipe = dataclasses.replace(own, train=settings, meta=dataclasses.replace(own.meta, photos="", replay=""))
+    job = Job(data=data, recipe=recipe, member=0, out=out)
+    set_threads(settings.threads)
+    began = time.perf_counter()
+    manifest = with_selection_photos(read_manifest(data), recipe.proof.photos)
+    rows, held_out = some(*split_rows(manifest, fold=None, num_folds=0), batch=settings.batch_size)
+    network = to_device(build_network(job.network, num_classes=len(manifest.classes)))
+    inputs, feature_s = inputs_of(job, network, manifest, rows)
+    drawn_s = time_steps(job, network, inputs, manifest, rows)
+    shown, _ = inputs_of(job, network, manifest, held_out)
+    ids, target = manifest.id[held_out], manifest.target[held_out]
+    scored_s = seconds(lambda: score(network, shown, ids=ids, target=target)) / max(len(held_out), 1)
+    product_s, pass_s = time_classes(len(manifest.classes))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Pace(drawn_s, scored_s, product_s, pass_s, feature_s, count_parameters(network), peak,
+                time.perf_counter() - began)  # fmt: skip
+
+
+def some(
+    rows: NDArray[np.int64], held_out: NDArray[np.int64], *, batch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Some of the photos to train on and to score, from all over the version: ids are hashes, so the first are any."""
+    return rows[: (STEPS + 1) * batch], held_out[: SCORED * EVAL_BATCH["cpu"]]
+
+
+def inputs_of(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[Inputs, float]:
+    """Inputs as a training has them, and the seconds per photo of features of a frozen backbone, which are computed here."""
+    side, device = job.recipe.export.input_size, network.mean.device
+    photos = Photos(manifest, rows, side=side, device=device, loaders=job.train.loaders, is_reduced=True)
+    if job.train.backbone_lr_scale:
+        return Views(photos, network, size=job.network.size, augment=job.own.augment), 0.0
+    began = time.perf_counter()
+    features = extract(photos, network, size=job.network.size, augment=job.own.augment.of_features)
+    return features, (time.perf_counter() - began) / max(len(rows), 1)
+
+
+def time_steps(job: Job, network: Network, inputs: Inputs, manifest: Manifest, rows: NDArray[np.int64]) -> float:
+    """Seconds per photo of a few training steps; the first, which makes the optimiser's state, does not count."""
+    loss = make_loss(job, manifest, rows).to(network.mean.device)
+    target, draws = manifest.target[rows], min(len(rows), (STEPS + 1) * job.train.batch_size)
+    settings = dataclasses.replace(job.train, epoch_length=draws)
+    sampler = Sampler(target=target, score=manifest.score[rows], settings=settings, seed=job.seed)
+    order = np.array_split(sampler.draw(0), max(min(STEPS + 1, draws // 2), 1))
+    weights = make_sample_weights(settings, manifest, rows, clean=job.recipe.clean)
+    meta = Constant(loss)
+    state = initial_state(network, loss, inputs, ids=manifest.id[rows], sample_weights=weights, meta=meta,
+                          sampler=sampler, steps=len(order))  # fmt: skip
+    loss.start_epoch(0)
+    ends = [time.perf_counter()]
+    train_epoch(state, inputs, order, sampler=sampler, progress=_Silent(),
+                after_step=lambda _: ends.append(time.perf_counter()))  # fmt: skip
+    ends.append(time.perf_counter())
+    first = min(1, len(ends) - 2)
+    return (ends[-1] - ends[first]) / sum(len(each) for each in order[first:])
+
+
+class _Silent:
+    """Progress of a few steps, which nobody has to see."""
+
+    def add(self, count: int, *, waited: float = 0.0, loss: Callable[[], float] | None = None) -> None:
+        """Counts nothing."""
+
+
+def time_classes(num_classes: int) -> tuple[float, float]:
+    """Seconds per photo of one product with all classes, and of one exponential of all logits, on the CPU."""
+    embedding, rows = torch.randn(ROWS, EMBEDDING), torch.randn(num_classes, EMBEDDING)
+    logits = embedding @ rows.T
+    return tuple(min(seconds(work) for _ in range(STEPS)) / ROWS
+                 for work in (lambda: embedding @ rows.T, lambda: logits.logsumexp(1)))  # type: ignore[return-value]  # fmt: skip
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Seconds that a function takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Command line that measures one member."""
+    parser = parser_for("data recipe out", description="Measure the pace of a member on this machine.")
+    parser.add_argument("--member", type=int, default=0, help="number of the member in the recipe, from 0")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = pace(read_recipe(args.recipe), data=args.data, member=args.member, out=args.out)
+    (args.out / "pace.json").write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
