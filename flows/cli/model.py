@@ -28,6 +28,7 @@ from flows.cli.app import (
 from flows.cli.show import pairs, refusals_shown, show, table
 
 if TYPE_CHECKING:
+    from flows.plan import Plan
     from flows.report.run_report import Report
 
 
@@ -57,6 +58,44 @@ def retrain(
     with refusals_shown(as_json=as_json):
         report = run_retraining(found, resolved, promote=not no_promote)
     show(dataclasses.asdict(report), as_json=as_json, say=lambda: _print_report(report))
+
+
+@app.command()
+def plan(
+    recipe: Recipe = "robust",
+    workspace: At = Path("."),
+    *,
+    overrides: Set,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a retraining would take on this machine, stage by stage, before it starts."""
+    found = watched(workspace)
+    resolved = resolve(recipe, with_weights(recipe, overrides, weights))
+    from flows.plan import plan as make_plan
+
+    made = make_plan(found, resolved)
+    show(made.to_dict(), as_json=as_json, say=lambda: _print_plan(made))
+
+
+def _print_plan(made: Plan) -> None:
+    from models.progress import duration
+
+    counts = made.counts
+    print(f"data version {made.data_version[:12]}, recipe {made.recipe}: {counts.photos:,} photos of {counts.classes:,} "
+          f"classes; train {counts.train:,}, val {counts.val:,}, test {counts.test:,}\n")  # fmt: skip
+    rows = [
+        {
+            "stage": each.step,
+            "times": each.times,
+            "time": "is there" if each.is_there else duration(each.seconds),
+            "memory GB": f"{each.peak_bytes / 1e9:.1f}",
+            "disk MB": f"{each.disk_bytes / 1e6:,.0f}",
+        }
+        for each in made.stages
+    ]
+    table(("stage", "times", "time", "memory GB", "disk MB"), rows)
+    print(f"\nall of it: {duration(made.seconds)}; longest: {made.longest}; shorter with {made.shorter}")
 
 
 @model_verbs.command("log")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.run.launch import num_parallel, num_workers, run_child
-from flows.run.run import Run, code_hash
+from flows.run.run import ResultCache, Run, code_hash
 from flows.run.step import step, together
 from flows.settings import LOCAL, Settings
 from flows.steps.learnable import learnable
@@ -89,9 +89,21 @@ def train(run: Run, data: DataFolder, member: int) -> Trained:
 @step("score fold {fold}")
 def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
     """Scores of one fold of the training photos, by a network that was not trained on them."""
+    member = run.recipe.clean.member
+    return Fold(_train(run, data, member, name=f"fold-{fold}", parts=_fold_parts(run, fold), options=["--fold", fold]))
+
+
+def _fold_parts(run: Run, fold: int) -> list[object]:
     settings = run.recipe.clean
-    parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
-    return Fold(_train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold]))
+    return [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
+
+
+def is_trained(run: Run, data: DataFolder, member: int, *, fold: int | None = None) -> bool:
+    """True if a training of the member on these labels, or for this fold, has a result, which is not verified here."""
+    name = _name("train", run, member) if fold is None else f"fold-{fold}"
+    parts = [] if fold is None else _fold_parts(run, fold)
+    folder = ResultCache(run.workspace).folder(name, data.name, *training_inputs(run.recipe.of(member)), *parts)
+    return (folder / "done.json").exists()
 
 
 @step("fine-tune member {member}")

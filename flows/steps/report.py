@@ -20,7 +20,8 @@ from flows.report.run_report import Report, to_json
 from flows.report.steps import StepAccuracy
 from flows.run.history import state_of
 from flows.run.measure import measure_graph, read_answers
-from flows.run.run import ResultCache, Run
+from flows.run.plans import against_plan
+from flows.run.run import ResultCache, Run, inputs_of
 from flows.run.step import step
 from flows.workspace.results import Balanced, DataFolder, Exported
 from models.data.manifest import read_manifest
@@ -49,6 +50,7 @@ def all_figures(
         against_last_run(read_manifest(data), final, num_issues(cleaned), last_run(run)),
         *against_current(run, data, graph, verdict),
         costs(run),
+        *planned(run),
     ]
 
 
@@ -78,6 +80,15 @@ def costs(run: Run) -> Figure:
     steps = [each for each in state_of(run.workspace, run.id).steps if each.seconds is not None]
     rows = [{"step": each.step, "seconds": each.seconds, "reused": bool(each.is_reused)} for each in steps]
     return Figure("Seconds per step", rows, ("seconds",), "cost")
+
+
+def planned(run: Run) -> list[Figure]:
+    """What `cleanshelf plan` said of this run, beside what it took; none without a plan."""
+    start, steps = inputs_of(run.workspace, run.id).get("data_version", ""), state_of(run.workspace, run.id).steps
+    rows = against_plan(run.workspace, start, run.recipe, steps)
+    for row in rows:
+        log.info("plan: %s: %.0f s planned, %.0f s taken (%+d %%)", *row.values())
+    return [Figure("Plan and time taken", rows)] if rows else []
 
 
 @step("write report")

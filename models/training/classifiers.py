@@ -30,7 +30,7 @@ BATCH = 256
 TINY = 1e-12
 NEVER = -1e4  # bias of a class without photos, which is then never predicted; finite, to fit half precision
 SCALES = np.geomspace(0.02, 50, 40)  # inverse temperatures tried for the class means
-FITTED = 20_000  # photos that decide on one temperature, at most; with 50,030 classes a million would take hours
+FITTED = 5_000  # photos that decide on one temperature, at most; with 50,030 classes a million would take hours
 ROWS = 16_384  # embeddings that are added to class sums at a time
 PIECE = 32  # rows of logits that many factors are tried on; with 50,030 classes they take 6 MB and stay in the cache
 
