@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py                      1,000, 10,000 and 50,030 classes, five photos each; an hour or two
     python benchmarks/scale.py --classes 1000       one size
-    python benchmarks/scale.py --stage cleaning     only the cleaning of a million photos, from drawn scores
+    python benchmarks/scale.py --classes 50030 --photos 1000000 --stage cleaning    one round from drawn scores
 
 Every size has a workspace of its own below build/scale, and whatever has ended there is not run again. The stages are verbs of
 `cleanshelf`: draw, ingest, retrain (each of its steps is a row), serve (load, recognise, enrol, drift).
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from figure import figure, header
-from scaling.stages import STAGES, Place, Size, run
+from scaling.stages import STAGES, WHOLE, Place, Size, run
 from scaling.watched import Taken
 
 CLAIM = "at 50,030 classes every stage of a retraining ends, within 4 GB, and takes as long per photo as at 1,000"
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--epoch-length", type=int, default=20_000)
-    parser.add_argument("--stage", nargs="*", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--stage", nargs="*", choices=list(STAGES), default=list(WHOLE))
     parser.add_argument("--place", type=Path, default=BUILD)
     parser.add_argument("--fresh", action="store_true", help="forget what ended before")
     args = parser.parse_args(words)

@@ -51,10 +51,12 @@ def fold_embeddings(
 ) -> FoldEmbeddings:
     """The embeddings of the photos of `scores`, by the fold that held them out; for validation photos by the first fold.
 
+    They keep the type of the files, which is half precision: a million photos take 1 GB instead of 2.
+
     shared: all folds used the same network, so that all photos count as of one fold.
     """
     result = FoldEmbeddings(
-        np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64)
+        np.empty((len(scores), embeddings[0].shape[1]), embeddings[0].dtype), np.zeros(len(scores), np.int64)
     )
     for number in reversed(range(len(folds))):
         row = positions(folds[number].id, scores.id)

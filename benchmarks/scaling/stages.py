@@ -97,9 +97,16 @@ class Place:
         Raises:
             SystemExit: the verb failed, and not because a gate refused something; a later call goes on where it ended.
         """
+        self.watch(stage, [*START, *map(str, words), "--workspace", str(self.workspace)], step=step)
+
+    def watch(
+        self, stage: str, command: Sequence[str], *, step: Callable[[], str] | None = None, folders: Sequence[str] = ()
+    ) -> None:
+        """Runs a command as `command` does; `folders`: further ones from which it imports."""
         watch, log = Watch(step or (lambda: stage)), self.folder / f"{stage}.log"
-        command = [*START, *map(str, words), "--workspace", str(self.workspace)]
-        code = watch.run(command, log=log, variables=process_variables(OMP_NUM_THREADS="1"))
+        variables = process_variables(OMP_NUM_THREADS="1")
+        variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *folders])
+        code = watch.run(command, log=log, variables=variables)
         print(f"{stage}: exit code {code}", file=sys.stderr, flush=True)
         self.note({name: each for name, each in watch.taken.items() if each.seconds > _reused_s(self.taken.get(name))})
         if code not in (0, REFUSED):
@@ -178,7 +185,24 @@ def serve(place: Place) -> None:
         place.command("stop", "serve", "--stop")
 
 
-STAGES: dict[str, Callable[[Place], None]] = {"draw": draw, "ingest": ingest, "retrain": retrain, "serve": serve}
+def clean(place: Place) -> None:
+    """Draws the scores of a million photos, or of as many as the size names, and cleans their labels."""
+    folder = place.folder / "scores"
+    for part in ("draw", "clean"):
+        words = [sys.executable, "-m", "scaling.cleaning", folder, place.size.photos, place.size.classes, part]
+        name = {"draw": "draw of scores", "clean": "cleaning"}[part]
+        place.watch(name, list(map(str, words)), folders=[str(Path(__file__).parents[1])])
+    shutil.rmtree(folder)
+
+
+STAGES: dict[str, Callable[[Place], None]] = {
+    "draw": draw,
+    "ingest": ingest,
+    "retrain": retrain,
+    "serve": serve,
+    "cleaning": clean,
+}
+WHOLE = ("draw", "ingest", "retrain", "serve")  # stages of a size, one after the other
 
 
 def run(place: Place, names: Sequence[str]) -> None:

@@ -166,7 +166,7 @@ def embeddings_of(folds: list[Fold], parts: list[Scores], scores: Scores) -> Fol
     """The embeddings to compare photos by: features of the backbone that all folds share, or of each fold's own network."""
     shared = all((folder / "features.npy").exists() for folder in folds)
     name = "features.npy" if shared else "embeddings.npy"
-    return fold_embeddings([np.load(folder / name) for folder in folds], parts, scores, shared=shared)
+    return fold_embeddings([np.load(folder / name, mmap_mode="r") for folder in folds], parts, scores, shared=shared)
 
 
 def same_labels(one: Manifest, other: Manifest) -> bool:
