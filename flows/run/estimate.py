@@ -14,7 +14,7 @@ from models.recipe.config import Recipe
 
 FLOAT, COPIES, EMBEDDING = 4, 3, 512  # bytes of a number; copies of a network in a checkpoint; width of embeddings
 STRENGTHS, SCALES, TEMPERATURES = 75, 40, 81  # classifiers, inverse temperatures and temperatures that are tried
-FITTED = 5_000  # photos on which they are tried, at most
+TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
 CLEAN_S, GATE_S, GRAPH_S = 2e-4, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
 VERSION_S, PUBLISH_S = 5.0, 10.0  # data version of a round; report, registration and switch
 SCORE_BYTES, LABEL_BYTES = 120, 60  # of a photo, on the disk
@@ -132,7 +132,7 @@ class _Work:
                 SCALES * pace["pass_s"] + pace["product_s"]
             )
         if settings.method in ("best", "lws", "crt"):
-            each += (2 if settings.method == "best" else 1) * settings.epochs * c.train * 4 * pace["product_s"]
+            each += (2 if settings.method == "best" else 1) * settings.epochs * c.train * 2 * pace["product_s"]
         peak = int(pace["peak_bytes"] + FLOAT * EMBEDDING * c.train * settings.needs_training_photos)
         return Stage("balance member", 1, each, each, peak, self._network_bytes(pace) + SCORE_BYTES * (c.val + c.test))
 
@@ -145,9 +145,10 @@ class _Work:
 
     def calibrating(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """Temperatures and the threshold of `known`."""
-        photos, crops = min(self.counts.val, FITTED), self.recipe.export.crops
-        passes = sum(pace["pass_s"] for pace in paces) * crops * (TEMPERATURES + 4)
-        each = self.machine.start_s + photos * (passes + 3 * self._graph_s(paces))
+        tuned, photos = (min(self.counts.val, most) for most in (TUNED, FITTED))
+        passes = sum(pace["pass_s"] for pace in paces) * self.recipe.export.crops
+        each = self.machine.start_s + tuned * (passes * TEMPERATURES + self._graph_s(paces))
+        each += photos * (4 * passes + 2 * self._graph_s(paces))
         return Stage("calibrate", 1, each, each, self._graph_peak(paces), 1000)
 
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:

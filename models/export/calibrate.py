@@ -51,7 +51,7 @@ from models.training.train import Trained
 
 log = logging.getLogger(__name__)
 
-FITTED = 5_000  # photos that decide on a temperature and a threshold, at most; each takes 81 passes over all classes
+TUNED, SELECTED = 2_000, 5_000  # photos that choose temperatures, 81 passes over all classes each, and `known`; at most
 TILES = 8  # per side of a photo that is cut into shuffled tiles
 FITTED = 400_000  # photos that discriminants are fitted to at most, spread evenly over the classes
 ROWS_FILE = "discriminants.npz"
@@ -61,9 +61,9 @@ ROWS_FILE = "discriminants.npz"
 class Chosen:
     """A calibration and its evidence.
 
-    photos: number of selection photos. nll: mean negative log-likelihood of their labels, at temperature 1 and at the
-    chosen temperatures. accepted: share of these photos that is accepted. separation: of each score, from both kinds of
-    out-of-distribution photos.
+    photos: number of selection photos that chose the temperatures. nll: mean negative log-likelihood of their labels, at
+    temperature 1 and at the chosen temperatures. accepted: share of the selection photos that is accepted. separation: of
+    each score, from both kinds of out-of-distribution photos.
     """
 
     calibration: Calibration
@@ -114,19 +114,20 @@ def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Ma
     Of many selection photos every n-th decides; ids are hashes, so their order is a random one.
     """
     rows = np.flatnonzero(selection_photos(manifest))
-    rows = rows[:: -(-len(rows) // FITTED) or 1]
     if not len(rows) or len(manifest.classes) < 2:
         return Chosen(UNCALIBRATED)
-    photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
+    few, rows = (rows[:: -(-len(rows) // most)] for most in (TUNED, SELECTED))
+    photos, target = Photos(manifest, few, side=settings.input_size), manifest.target[few]
     graph = DeployGraph(members, settings=settings, weights=weights)
     temperature, nll = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
+    photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
     rows_fitted = fit_discriminants(graph, manifest, side=settings.input_size)
     found = Calibration(temperature, discriminants=rows_fitted)
     graph = DeployGraph(members, settings=settings, weights=weights, calibration=found)
     struck = separate_struck(graph, manifest, rows, temperature=temperature, side=settings.input_size)
     modules = [Rows(each) for each in rows_fitted]
     return accept(
-        Chosen(found, len(rows), nll),
+        Chosen(found, len(few), nll),
         *score_photos(graph, photos, target, modules),
         share=settings.accept,
         struck=struck,

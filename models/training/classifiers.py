@@ -20,6 +20,7 @@ from models import distributed
 from models.data.samplers import draw_epoch
 from models.losses.base import COUNT_FLOOR
 from models.networks.margins import Angular
+from models.networks.network import best_device
 from models.progress import Progress, with_progress
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ def retrain_rows(
 ) -> Tensor:
     """cRT: new rows (C, d), trained on fixed embeddings (N, d) with cross-entropy and class-balanced sampling."""
     torch.manual_seed(seed)
-    weight = torch.empty(num_classes, embedding.shape[1]).normal_(std=0.01).requires_grad_()
+    device = best_device()  # embeddings of millions of photos stay where they are; a batch of them is sent
+    weight = torch.empty(num_classes, embedding.shape[1]).normal_(std=0.01).to(device).requires_grad_()
     optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.05)
-    _fit(optimizer, lambda batch: embedding[batch] @ weight.T, target, epochs=epochs, seed=seed)
-    return weight.detach()
+    _fit(optimizer, lambda batch: embedding[batch].to(device) @ weight.T, target, epochs=epochs, seed=seed)
+    return weight.detach().cpu()
 
 
 def scale_rows(
@@ -75,10 +77,17 @@ def scale_rows(
 
     The trainable parameter is the logarithm of the factor, so the factor stays positive.
     """
-    log_scale = torch.zeros(len(weight), requires_grad=True)
+    device = best_device()
+    rows, log_scale = weight.to(device), torch.zeros(len(weight), device=device, requires_grad=True)
     optimizer = torch.optim.AdamW([log_scale], lr=lr, weight_decay=0.0)
-    _fit(optimizer, lambda batch: (embedding[batch] @ weight.T) * log_scale.exp(), target, epochs=epochs, seed=seed)
-    return weight * log_scale.detach().exp()[:, None]
+    _fit(
+        optimizer,
+        lambda batch: (embedding[batch].to(device) @ rows.T) * log_scale.exp(),
+        target,
+        epochs=epochs,
+        seed=seed,
+    )
+    return weight * log_scale.detach().exp().cpu()[:, None]
 
 
 def _fit(
@@ -96,7 +105,8 @@ def _fit(
         drawn = torch.from_numpy(draw_epoch(target, power=0.0, seed=seed, epoch=epoch))
         progress.note = f"epoch {epoch + 1} of {epochs}"
         for batch in drawn.split(BATCH):
-            loss = functional.cross_entropy(logits(batch), targets[batch])
+            predicted = logits(batch)
+            loss = functional.cross_entropy(predicted, targets[batch].to(predicted.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -137,12 +147,13 @@ def _nll_of_scales(
     """(S,) NLL of the labels (n,) with each of SCALES, with equal weight for every class that has one of the n photos."""
     counts = torch.zeros(len(rows)).index_add_(0, target, weight)
     share = weight.double() / counts.double().clamp_min(TINY)[target]
-    nll = np.zeros(len(SCALES))
+    nll, device = np.zeros(len(SCALES)), best_device()
+    rows, bias = rows.to(device), bias.to(device)
     for part in _parts(len(target), "class means"):
-        logits = embedding[part] @ rows.T + bias
+        logits, label = embedding[part].to(device) @ rows.T + bias, target[part].to(device)
         for number, scale in enumerate(map(float, SCALES)):
-            losses = functional.cross_entropy(scale * logits, target[part], reduction="none")
-            nll[number] += float((losses * share[part]).sum())
+            losses = functional.cross_entropy(scale * logits, label, reduction="none")
+            nll[number] += float((losses.cpu() * share[part]).sum())
     return nll
 
 
@@ -166,10 +177,7 @@ def blend(
 
 def hits(weight: Tensor, bias: Tensor | None, embedding: Tensor, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) True for each embedding (N, d) whose predicted class is its target."""
-    targets, hit = torch.from_numpy(target), torch.empty(len(target), dtype=torch.bool)
-    for part in _parts(len(target), "predicted classes"):
-        hit[part] = functional.linear(embedding[part], weight, bias).argmax(1) == targets[part]
-    return hit.numpy()
+    return hits_of_changes(weight, [Change(bias=bias)], embedding, target)[0]
 
 
 def hits_of_changes(
@@ -177,13 +185,15 @@ def hits_of_changes(
 ) -> NDArray[np.bool_]:
     """(O, N) `hits` of a classifier (C, d) after each of O changes of its logits, which are computed once for all of them."""
     targets, hit = torch.from_numpy(target), torch.empty(len(changes), len(target), dtype=torch.bool)
-    changed = torch.empty(PIECE, len(weight))
+    device = best_device()
+    weight, changes = weight.to(device), [change.to(device) for change in changes]
+    changed = torch.empty(PIECE, len(weight), device=device)
     for part in _parts(len(target), "predicted classes"):
-        logits = functional.linear(embedding[part], weight)
+        logits = embedding[part].to(device) @ weight.T
         for start in range(0, len(logits), PIECE):
             piece, first = logits[start : start + PIECE], part.start + start
             for number, change in enumerate(changes):
-                predicted = change.of(piece, out=changed[: len(piece)]).argmax(1)
+                predicted = change.of(piece, out=changed[: len(piece)]).argmax(1).cpu()
                 hit[number, first : first + len(piece)] = predicted == targets[first : first + len(piece)]
     return hit.numpy()
 
@@ -193,6 +203,10 @@ class Change(NamedTuple):
 
     factor: Tensor | None = None
     bias: Tensor | None = None
+
+    def to(self, device: torch.device) -> Change:
+        """The same on a device."""
+        return Change(*(None if each is None else each.to(device) for each in self))
 
     def of(self, logits: Tensor, *, out: Tensor) -> Tensor:
         """The changed logits (n, C), in `out` unless nothing changes."""

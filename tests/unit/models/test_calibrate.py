@@ -297,6 +297,21 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
     assert [each.without_class for each in separation.values()] == pytest.approx(struck, abs=1e-6)
 
 
+def test_a_part_of_many_photos_calibrates(
+    lifelike: list[Trained], variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = list[int]()
+    batches = calibrate.batches
+    monkeypatch.setattr(calibrate, "TUNED", 4)
+    monkeypatch.setattr(calibrate, "FITTED", 6)
+    monkeypatch.setattr(calibrate, "batches", lambda graph, photos, target, what: (
+        shown.append(len(photos)) or batches(graph, photos, target, what=what)))  # fmt: skip
+    data = variant(lambda manifest: {"split": np.where(np.arange(len(manifest)) % 2 == 0, "val", "train")})
+    chosen = calibrate.calibrate(lifelike, [0.4, 0.6], read_manifest(data), settings=SETTINGS)
+    assert 2 <= shown[0] <= 4 < shown[1] <= 6
+    assert chosen.photos == shown[0]
+
+
 @pytest.mark.parametrize("change", ["no validation photo", "one class"])
 def test_with_nothing_to_judge_by_nothing_is_calibrated(change: str, variant: Variant) -> None:
     def changed(manifest: Manifest) -> dict[str, Any]:
