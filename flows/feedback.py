@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from contract.labels import KnownLabels, difference
 from flows.data.derive import link_unchanged
@@ -102,7 +103,7 @@ def feedback_labels(workspace: Workspace, labels: Mapping[str, HumanLabel]) -> t
 
     def by_row(manifest: Manifest) -> dict[int, HumanLabel]:
         found = dict(zip(positions([*labels], manifest.id).tolist(), labels.items(), strict=True))
-        products = frozenset(manifest.classes)
+        products = frozenset(products_of(manifest))
         fits = {
             row: label
             for row, (_, label) in found.items()
@@ -204,7 +205,7 @@ def read_human_labels(file: Path, manifest: Manifest) -> dict[int, HumanLabel]:
     """
     paths = read_table(manifest.data, name="index")["path"].to_pylist()
     names = {"id": _rows_by_name(manifest.id.tolist()), "path": _rows_by_name(paths)}
-    products = KnownLabels(manifest.classes)
+    products = KnownLabels(products_of(manifest))
     labels: dict[int, HumanLabel] = {}
     read_at: dict[int, int] = {}  # number of the row of the file that gave each label
     for number, record in read_records(file, required=REQUIRED, known=COLUMNS):
@@ -218,6 +219,15 @@ def read_human_labels(file: Path, manifest: Manifest) -> dict[int, HumanLabel]:
     if not labels:
         raise BadDelivery(f"{file} has no rows; give one per photo, with columns {', '.join(COLUMNS)}")
     return labels
+
+
+def products_of(manifest: Manifest) -> list[str]:
+    """Names that people may give: the classes, and all names under which photos in conflict were delivered.
+
+    If a supplier renamed products, the new names are known from conflicts only.
+    """
+    claimed = pc.unique(read_table(manifest.data, name="conflicts")["label"]).to_pylist()
+    return sorted({*manifest.classes, *claimed})
 
 
 def _product(where: str, label: str, products: KnownLabels) -> str:

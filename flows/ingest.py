@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.data.purge_record import Purged
 from flows.data.versions import DataVersions
 from flows.delivery.build import IntakeReport, build_version
+from flows.delivery.changes import describe_changes
 from flows.delivery.decode import Opened, Openers, open_photos
 from flows.delivery.near import LIMIT
 from flows.delivery.rows import check_source
@@ -111,8 +112,9 @@ def prepare_version(
     report = build_version(source, base=base, out=folder, parent=parent, val_share=val_share, test_share=test_share,
                            near_duplicates=near_duplicates, code=code_hash(), purged=purged, openers=openers,
                            unlabelled=unlabelled)  # fmt: skip
+    changes = describe_changes(base, folder, workspace.state / "ingest")
     log.info("ingest: %s", report.in_words())
-    return folder, report
+    return folder, replace(report, warnings=[*report.warnings, *changes])
 
 
 @step("commit data version")

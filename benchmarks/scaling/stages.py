@@ -53,7 +53,10 @@ size = {side}
 seed = {seed}
 """
 PORTS = ("--http-port", "18800", "--grpc-port", "18801", "--metrics-port", "18802")
-REFUSED, MAY_BE_REFUSED = 4, ("enrol",)  # exit code of a gate, and stages of which a network that hardly learnt may fail it
+REFUSED, MAY_BE_REFUSED = (
+    4,
+    ("enrol",),
+)  # exit code of a gate, and stages of which a network that hardly learnt may fail it
 FEW = 200  # photos that the endpoint is asked about
 
 

@@ -35,6 +35,7 @@ from models.data.manifest import TABLES, class_counts, read_table, write_version
 log = logging.getLogger("cleanshelf")
 
 NAMED = 20  # refused rows that are logged one by one; quarantine.parquet has them all
+FEW = 5  # classes that a line about many names
 
 
 @dataclass(frozen=True)
@@ -236,19 +237,28 @@ def _hash(**config: float | None) -> str:
 def _warnings(classes: pa.Table) -> list[str]:
     kept = pc.subtract(classes["photos"], classes["left_out"])
     present = classes.append_column("kept", kept).filter(pc.greater(kept, 0)).to_pylist()
-    single = [
-        f"class {each['class']!r} has one photo; it stays in train"
-        for each in present
-        if each["kept"] == each["train"] == 1
-    ]
-    absent = [f"class {each['class']!r} has no train photo; it cannot be recognised"
-              for each in present if not each["train"]]  # fmt: skip
+    single = [each["class"] for each in present if each["kept"] == each["train"] == 1]
+    absent = [each["class"] for each in present if not each["train"]]
     missing = [
         f"class {each['class']!r} is how programs write a missing value; if it is not a product, deliver without its rows"
         for each in present
         if each["class"].casefold() in MISSING
     ]
-    return [line for lines in (single, absent, missing) for line in _first(lines)]
+    lines = [
+        *_in_one_line(single, "has one photo; it stays in train", "have one photo, which stays in train"),
+        *_in_one_line(
+            absent, "has no train photo; it cannot be recognised", "have no train photo and cannot be recognised"
+        ),
+    ]
+    return [*lines, *_first(missing)]
+
+
+def _in_one_line(classes: list[str], one: str, many: str) -> list[str]:
+    """One line about all of these classes, which names a few of them; none without any."""
+    if len(classes) < 2:
+        return [f"class {name!r} {one}" for name in classes]
+    named = ", ".join(map(repr, classes[:FEW])) + (", ..." if len(classes) > FEW else "")
+    return [f"{len(classes):,} classes {many}: {named}"]
 
 
 def _first(lines: list[str]) -> list[str]:
