@@ -25,7 +25,11 @@ CARDS, RECIPES = (1, 8, 64), ("modern", "tuned", "aliproducts")
 CORES = 8  # of each card, as rented machines have
 HERE, SOURCE, COMPUTED = "measured here", "from a source", "computed"
 CORE_PHOTOS_S = 965.0  # 500 px JPEGs decoded for training, one core of this machine: benchmarks/train_loader.py
+CORE_GMAC_S = (
+    13.6  # billion products and sums of one core: 168 photos/s of mobilenetv2_100 at 96 px, benchmarks/train_scoring.py
+)
 TWO_WORKERS = 0.763  # photos/s per process of two that share a training over one alone: benchmarks/train_workers.py
+FLOAT32 = 2.0  # times as long as in mixed precision, as a graph is asked
 FLOPS = 35.6e12  # of a card, float32
 PRODUCT_S = 9.4e-4  # s of one core, a photo's product with 50,030 classes; of a card it is FLOPS that counts
 BANDWIDTH, FLOAT, WIDTH, HEAD = 936e9, 4, 512, 512 * 50_030
@@ -42,20 +46,21 @@ class Card:
     side: int
     infer_side: int
     parameters: float  # in millions
+    gmac: float  # of a photo at `infer_side`
 
 
 RATES = {
-    "mobilenetv2_100": Card(2313.1, 3.1 * 2313.1, 224, 224, 3.5),
-    "resnest101e": Card(96.09, 860.16, 256, 256, 48.3),
-    "tf_efficientnetv2_m": Card(173.37, 1081.64, 384, 320, 54.1),
-    "deit_small_patch16_224": Card(1050.7, 4640.58, 224, 224, 22.1),
-    "vit_base_patch16_siglip_gap_256": Card(math.nan, 1230.86, 256, 256, 85.8),
-    "vit_base_patch14_reg1_tipsv2": Card(math.nan, 1154.66, 224, 224, 86.6),
+    "mobilenetv2_100": Card(2313.1, 3.1 * 2313.1, 224, 224, 3.5, 0.31),
+    "resnest101e": Card(96.09, 860.16, 256, 256, 48.3, 13.38),
+    "tf_efficientnetv2_m": Card(173.37, 1081.64, 384, 320, 54.1, 11.01),
+    "deit_small_patch16_224": Card(1050.7, 4640.58, 224, 224, 22.1, 4.61),
+    "vit_base_patch16_siglip_gap_256": Card(math.nan, 1230.86, 256, 256, 85.8, 23.13),
+    "vit_base_patch14_reg1_tipsv2": Card(math.nan, 1154.66, 224, 224, 86.6, 23.5),
 }
 
 
-def pace(recipe: Recipe, member: int) -> dict[str, float]:
-    """The pace of a member on one card, as models.training.pace would measure it."""
+def pace(recipe: Recipe, member: int, *, on_card: bool = True) -> dict[str, float]:
+    """The pace of a member on one card, as models.training.pace would measure it; `on_card`: the graph is asked there too."""
     own = recipe.of(member)
     (settings,), train = own.members, own.train
     card = RATES[settings.backbone.partition(".")[0]]
@@ -66,7 +71,10 @@ def pace(recipe: Recipe, member: int) -> dict[str, float]:
     infer_s = (settings.size / card.infer_side) ** 2 / card.infer
     train_s = 0.0 if train.backbone_lr_scale == 0 else (settings.size / card.side) ** 2 / card.train
     feature_s = 2 * infer_s if train.backbone_lr_scale == 0 else 0.0
+    gmac = card.gmac * (settings.size / card.infer_side) ** 2 + HEAD / 1e9
     return {
+        "shown_s": infer_s + logits / 3,
+        "asked_s": FLOAT32 * infer_s + logits / 3 if on_card else gmac / CORES / CORE_GMAC_S,
         "drawn_s": train_s + logits + update,
         "scored_s": logits / 3 + (0.0 if feature_s else infer_s),
         "product_s": 2 * HEAD / FLOPS,
@@ -130,7 +138,7 @@ def page() -> str:
         "",
         *on_eight(),
         "",
-        *END,
+        *end(),
     ]
     return "\n".join(lines) + "\n"
 
@@ -150,6 +158,7 @@ def rates_table() -> list[str]:
         f"| float32 products of a card, teraflops | {FLOPS / 1e12:.1f} | {SOURCE} [3] |",
         f"| memory bandwidth of a card, GB/s | {BANDWIDTH / 1e9:,.0f} | {SOURCE} [3] |",
         f"| photos decoded for training, photos/s of a core | {CORE_PHOTOS_S:,.0f} | {HERE}, `train_loader` |",
+        f"| billion products and sums per s of a core, without gradients | {CORE_GMAC_S} | {HERE}, `train_scoring` |",
         f"| speed of each of two processes that share a training | {TWO_WORKERS} | {HERE}, on CPUs, `train_workers` |",
         f"| product of a photo with 50,030 classes, ms of a core | {1e3 * PRODUCT_S:.2f} | {HERE}, processor time |",
         f"| ingestion, ms per tiny photo on two cores | {1e3 * OTHER_S['ingest']:.2f} | {HERE}, 246,711 photos in 55 s |",
@@ -188,6 +197,17 @@ def on_eight() -> list[str]:
     return rows
 
 
+def end() -> list[str]:
+    """Notes and sources, with the time of the export where the graph is asked on cores."""
+    told = []
+    for name in RECIPES:
+        recipe = load_recipe(name)
+        paces = [pace(recipe, member, on_card=False) for member in range(len(recipe.members))]
+        (export,) = (stage for stage in stages(recipe, COUNTS, paces, Machine(1, START_S)) if stage.step == "export")
+        told.append(f"{days(export.seconds)} for `{name}`")
+    return END.replace("{cores}", ", ".join(told)).splitlines()
+
+
 def days(seconds: float) -> str:
     """Time for people: days from two of them on."""
     return f"{seconds / 86_400:.1f} days" if seconds >= 2 * 86_400 else duration(seconds)
@@ -210,14 +230,20 @@ its passes over the logits and the update of its 25.6 million weights are added,
 `vit_base_patch14_reg1_tipsv2` is that of `vit_base_patch16_reg4_gap_256`, whose rate stands for it. Not counted:
 delivery over a network, waiting for a queue, faults.
 
+The export asks its graph about every test photo, one crop after the other in float32, which is counted as twice the time
+of mixed precision. Where ONNX Runtime cannot use the card it falls back to the cores, and then this one stage would take
+{cores}, however many cards there are; `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it
+uses the card was not tried on one.
+
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core 9 hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.
 
 ## Sources
 
 1. timm, `results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv` of `huggingface/pytorch-image-models`.
-2. timm, `results/benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv` of the same repository.
-3. NVIDIA's data sheet of the GeForce RTX 3090.""".splitlines()
+2. timm, `results/benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv` of the same repository, also for the products and
+   sums of a photo.
+3. NVIDIA's data sheet of the GeForce RTX 3090."""
 
 
 def main() -> None:

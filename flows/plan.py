@@ -33,7 +33,7 @@ log = logging.getLogger("cleanshelf")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a retraining will take."""
+    """Counts and stages of a retraining to come, the longest stage, and a way to shorten it."""
 
     data_version: str
     recipe: str

@@ -153,7 +153,8 @@ class _Work:
 
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """The graph, its comparison with torch, and its answers to the test photos."""
-        each = self.machine.start_s + GRAPH_S * len(paces) + (self.counts.test + 100) * self._graph_s(paces)
+        asked_s = self.recipe.export.crops * sum(pace["asked_s"] for pace in paces)
+        each = self.machine.start_s + GRAPH_S * len(paces) + (self.counts.test + 100) * asked_s
         size = int(sum(FLOAT * pace["parameters"] for pace in paces))
         return Stage("export", 1, each, each, self._graph_peak(paces) + 2 * size, size)
 
@@ -179,7 +180,7 @@ class _Work:
         )
 
     def _graph_s(self, paces: Sequence[Mapping[str, float]]) -> float:
-        return self.recipe.export.crops * sum(pace["scored_s"] for pace in paces)
+        return self.recipe.export.crops * sum(pace["shown_s"] for pace in paces)
 
     def _graph_peak(self, paces: Sequence[Mapping[str, float]]) -> int:
         return int(max(pace["peak_bytes"] for pace in paces) + sum(FLOAT * pace["parameters"] for pace in paces))
@@ -211,7 +212,7 @@ def longest(found: Sequence[Stage]) -> Stage:
 
 
 def advice(stage: Stage, recipe: Recipe, machine: Machine) -> str:
-    """What would make a stage shorter, in the words of the recipe and the settings."""
+    """Ways to make a stage shorter, in the words of the recipe and the settings."""
     of = {"train member": recipe.of(0).train, "score fold": recipe.of(recipe.clean.member).train}.get(stage.step)
     ways = []
     if of is not None:

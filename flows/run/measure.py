@@ -29,7 +29,8 @@ def measure_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measur
     """The answers of a graph to the test photos of a data version: answers.npz, accuracy.json, and features."""
 
     def work(out: Path) -> None:
-        run_child("models.export.measure", ["--graph", graph, "--data", data, "--out", out], say=log.info)
+        arguments = ["--graph", graph, "--data", data, "--out", out]
+        run_child("models.export.measure", arguments, say=log.info, on_gpu=True)
 
     return Measured(results.cached("measure", data.name, sha256(graph), files=MEASURED, work=work))
 

@@ -42,7 +42,8 @@ def export(run: Run, data: DataFolder, served: Served, crops: Crops, calibration
         arguments = ["--data", data, "--recipe", run.recipe_file, "--card", out / "card.json", "--out", out]
         arguments += ["--ensemble", served.weights / "ensemble.json", "--crops", crops / "crops.json"]
         arguments += ["--calibration", calibration / "calibration.json"]
-        run_child("models.export", [*arguments, "--networks", *networks], say=lambda line: log.info("export: %s", line))
+        arguments += ["--networks", *networks]
+        run_child("models.export", arguments, say=lambda line: log.info("export: %s", line), on_gpu=True)
 
     names = [folder.name for folder in parts]
     return Exported(

@@ -33,7 +33,7 @@ def kept_rows(rows: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.
 
 
 def recorded(
-    graph: Path, batches: Iterable[NDArray[np.uint8]], kept: NDArray[np.bool_], out: Path
+    graph: Path, batches: Iterable[NDArray[np.uint8]], kept: NDArray[np.bool_], out: Path, *, on_gpu: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yields the ranked classes (n, k) and the best probability (n,) of each batch (n, S, S, 3) of N photos.
 
@@ -46,7 +46,7 @@ def recorded(
     names = inputs_of_classifiers(whole)
     files: list[np.memmap[tuple[int, ...], np.dtype[np.floating]]] = []
     done = written = 0
-    with temporary_session(whole) as session:
+    with temporary_session(whole, on_gpu=on_gpu) as session:
         for batch in batches:
             ids, probs, *inputs = session.run(["ids", "probs", *names], {"image": batch})
             chosen = kept[done : done + len(batch)]

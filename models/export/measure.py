@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
@@ -65,7 +66,7 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> Answers
 
     The labels of the graph and of the version may differ, as the graph may be older. They are matched by name.
     """
-    session = open_session(graph)
+    session = open_session(graph, on_gpu=torch.cuda.is_available())
     side = session.get_inputs()[0].shape[1]
     ids, probability = ranked_answers(session, Photos(manifest, rows, side=side))
     return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
@@ -78,9 +79,10 @@ def measure_and_keep(graph: Path, manifest: Manifest, rows: NDArray[np.int64], o
     side, number = session.get_inputs()[0].shape[1], session.get_outputs()[0].shape[1]
     batches = Photos(manifest, rows, side=side).in_order(BATCH)
     photos = (batch.numpy() for batch in with_progress(batches, "answers of the graph", len(rows)))
+    answers = recorded(graph, photos, kept, out, on_gpu=torch.cuda.is_available())
     try:
         nothing = np.empty((0, number), np.int64), np.empty(0, np.float32)
-        ids, probability = map(np.concatenate, zip(nothing, *recorded(graph, photos, kept, out), strict=True))
+        ids, probability = map(np.concatenate, zip(nothing, *answers, strict=True))
     except EnrolmentError as error:
         log.info("no features are kept: %s", error)
         return measure(graph, manifest, rows)

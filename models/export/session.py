@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the CPU; nothing here needs torch."""
+"""ONNX Runtime sessions, on the CPU unless asked otherwise; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Session of a graph on the CPU."""
+ON_GPU = ("CUDAExecutionProvider", {"use_tf32": "0"})  # with all bits of float32, as on the CPU
+
+
+def open_session(path: Path, *, on_gpu: bool = False) -> onnxruntime.InferenceSession:
+    """Session of a graph on the CPU, or on the first GPU; if ONNX Runtime cannot use that, it warns and takes the CPU."""
     import onnxruntime  # imported here, as trainings run without it
 
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=[*([ON_GPU] if on_gpu else []), "CPUExecutionProvider"])
 
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """Measure a few training steps and scored photos of one member on this machine, for a plan before a retraining:
 `python -m models.training.pace --data DIR --recipe FILE.json --member 0 --out DIR`.
 
-Writes pace.json to --out. A backbone that trains anew is measured by steps on real photos; of a frozen one, the features
+Writes pace.json to --out. A backbone that is trained is measured by steps on real photos; of a frozen one, the features
 of a few photos and steps of its head on them.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.data import machine
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
@@ -34,7 +35,7 @@ from models.training.sample_weights import make_sample_weights
 from models.training.train import make_loss, to_device
 
 STEPS = 3  # that are timed, after one that is not
-SCORED = 4  # batches
+SCORED, FEW = 4, 8  # batches of a scoring pass; photos that a graph gets at a time
 ROWS = 32  # of logits, in the passes over all classes
 
 
@@ -43,6 +44,8 @@ class Pace:
     """Measured seconds and sizes of one member.
 
     drawn_s, scored_s: per photo of a training and of a scoring pass, decoding included.
+    shown_s, asked_s: per photo of the few that a graph gets at a time: on this device while crops and temperatures are chosen,
+        and where the graph answers the test photos, on this device or on all cores.
     product_s, pass_s: per photo, of a product of its embedding with all classes, and of an exponential of all its logits.
     feature_s: per photo, of the features of a frozen backbone; 0 if it is trained.
     parameters: of the network. peak_bytes: resident memory of this process at its largest.
@@ -51,6 +54,8 @@ class Pace:
 
     drawn_s: float
     scored_s: float
+    shown_s: float
+    asked_s: float
     product_s: float
     pass_s: float
     feature_s: float
@@ -75,9 +80,15 @@ def pace(recipe: Recipe, *, data: Path, member: int, out: Path) -> Pace:
     shown, _ = inputs_of(job, network, manifest, held_out)
     ids, target = manifest.id[held_out], manifest.target[held_out]
     scored_s = seconds(lambda: score(network, shown, ids=ids, target=target)) / max(len(held_out), 1)
+    shown_s = time_few(network, side=job.network.size)
+    asked_s = shown_s
+    if network.mean.device.type == "cpu":  # measured on one core, because threads wait for each other on a busy machine
+        torch.set_num_threads(1)
+        asked_s = time_few(network, side=job.network.size) / machine.cores()
+        set_threads(settings.threads)
     product_s, pass_s = time_classes(len(manifest.classes))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Pace(drawn_s, scored_s, product_s, pass_s, feature_s, count_parameters(network), peak,
+    return Pace(drawn_s, scored_s, shown_s, asked_s, product_s, pass_s, feature_s, count_parameters(network), peak,
                 time.perf_counter() - began)  # fmt: skip
 
 
@@ -119,8 +130,17 @@ def time_steps(job: Job, network: Network, inputs: Inputs, manifest: Manifest, r
     return (ends[-1] - ends[first]) / sum(len(each) for each in order[first:])
 
 
+@torch.inference_mode()
+def time_few(network: Network, *, side: int) -> float:
+    """Seconds per photo of the whole network for FEW photos at a time, with the ranking of all classes."""
+    views = torch.rand(FEW, 3, side, side, device=network.mean.device)
+    return (
+        min(seconds(lambda: network.eval()(views).logits.softmax(1).topk(1).indices.cpu()) for _ in range(STEPS)) / FEW
+    )
+
+
 class _Silent:
-    """Progress of a few steps, which nobody has to see."""
+    """Progress of a few steps that is not shown."""
 
     def add(self, count: int, *, waited: float = 0.0, loss: Callable[[], float] | None = None) -> None:
         """Counts nothing."""
