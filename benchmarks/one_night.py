@@ -1,4 +1,4 @@
-"""What 2.5 million photos of 50,030 products cost on 1, 8 and 64 cards, on paper: writes docs/figures/one-night.md.
+"""Cost of 2.5 million photos of 50,030 products on 1, 8 and 64 cards, on paper: writes docs/figures/one-night.md.
 
     python benchmarks/one_night.py
 
@@ -230,10 +230,10 @@ its passes over the logits and the update of its 25.6 million weights are added,
 `vit_base_patch14_reg1_tipsv2` is that of `vit_base_patch16_reg4_gap_256`, whose rate stands for it. Not counted:
 delivery over a network, waiting for a queue, faults.
 
-The export asks its graph about every test photo, one crop after the other in float32, which is counted as twice the time
-of mixed precision. Where ONNX Runtime cannot use the card it falls back to the cores, and then this one stage would take
-{cores}, however many cards there are; `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it
-uses the card was not tried on one.
+The export asks its graph about every test photo, in float32, which is counted as twice the time of mixed precision.
+Where ONNX Runtime cannot use the card it takes the cores, and then this one stage would take, on any number of cards,
+{cores}.
+`export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the card was not tried on one.
 
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core 9 hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.

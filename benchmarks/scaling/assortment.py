@@ -23,7 +23,7 @@ NOISE = np.float32(12)  # standard deviation of a sample value
 def deliver(folder: Path, *, classes: int, photos: int, seed: int = 0) -> Path:
     """Writes the photos of an assortment and manifest.parquet below `folder`; the same arguments draw the same photos.
 
-    Column `true` of truth.parquet is the class that a photo shows; half of the wrong labels name a product that looks alike.
+    Column `true` of truth.parquet is the class that a photo shows; half of the wrong labels name a similar product.
     """
     random = np.random.default_rng(seed)
     true = _classes(classes, photos, random)

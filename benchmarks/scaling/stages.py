@@ -83,7 +83,7 @@ class Place:
 
     @property
     def taken(self) -> dict[str, Taken]:
-        """What each finished stage took."""
+        """Cost of each finished stage."""
         if not self._file.exists():
             return {}
         return {name: Taken(**each) for name, each in json.loads(self._file.read_bytes()).items()}

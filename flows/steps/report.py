@@ -83,7 +83,7 @@ def costs(run: Run) -> Figure:
 
 
 def planned(run: Run) -> list[Figure]:
-    """What `cleanshelf plan` said of this run, beside what it took; none without a plan."""
+    """The estimates of `cleanshelf plan` for this run beside what it took; none without a plan."""
     start, steps = inputs_of(run.workspace, run.id).get("data_version", ""), state_of(run.workspace, run.id).steps
     rows = against_plan(run.workspace, start, run.recipe, steps)
     for row in rows:
