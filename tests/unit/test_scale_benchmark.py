@@ -36,7 +36,7 @@ def test_an_assortment_has_a_tail_wrong_labels_and_copies(tmp_path: Path) -> Non
     other = [i for i in range(FOLDER) if true[i] != true[0]]
     middle = np.mean([pictures[i] for i in own], 0)
     near, far = (np.mean([np.abs(pictures[i] - middle).mean() for i in rows]) for rows in (own, other))
-    assert near < 0.6 * far, "photos of a class look alike"
+    assert near < 0.6 * far, "photos of a class are similar"
 
 
 def test_what_a_command_takes_is_told_by_stage(tmp_path: Path) -> None:
