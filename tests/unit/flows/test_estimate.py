@@ -46,7 +46,9 @@ def test_a_training_draws_its_photos_and_scores_those_held_out() -> None:
     once = of("train member", recipe(clean={"rounds": 0}))
     assert once.each_s == pytest.approx(10 + 5 * 800 * 0.01 + 200 * 0.002)
     assert once.times == 1
-    assert of("train member", recipe()).seconds == pytest.approx(2 * once.seconds), "cleaned labels are learnt once more"
+    assert of("train member", recipe()).seconds == pytest.approx(2 * once.seconds), (
+        "cleaned labels are learnt once more"
+    )
     short = of("train member", recipe(clean={"rounds": 0}, train={"epochs": 5, "epoch_length": 100}))
     assert short.each_s == pytest.approx(10 + 5 * 100 * 0.01 + 200 * 0.002)
 
