@@ -26,6 +26,7 @@ from models.data.trusted import with_selection_photos
 from models.networks.inputs import EVAL_BATCH, Inputs, Views, extract
 from models.networks.network import EMBEDDING, Network, build_network, count_parameters, set_threads
 from models.networks.predict import score
+from models.progress import Progress
 from models.recipe.config import Recipe
 from models.training.command import parser_for, read_recipe, run
 from models.training.epochs import initial_state, train_epoch
@@ -122,8 +123,8 @@ def time_steps(job: Job, network: Network, inputs: Inputs, manifest: Manifest, r
     state = initial_state(network, loss, inputs, ids=manifest.id[rows], sample_weights=weights, meta=meta,
                           sampler=sampler, steps=len(order))  # fmt: skip
     loss.start_epoch(0)
-    ends = [time.perf_counter()]
-    train_epoch(state, inputs, order, sampler=sampler, progress=_Silent(),
+    ends, silent = [time.perf_counter()], Progress("steps", None, say=lambda _: None, show=lambda _: None)
+    train_epoch(state, inputs, order, sampler=sampler, progress=silent,
                 after_step=lambda _: ends.append(time.perf_counter()))  # fmt: skip
     ends.append(time.perf_counter())
     first = min(1, len(ends) - 2)
@@ -137,13 +138,6 @@ def time_few(network: Network, *, side: int) -> float:
     return (
         min(seconds(lambda: network.eval()(views).logits.softmax(1).topk(1).indices.cpu()) for _ in range(STEPS)) / FEW
     )
-
-
-class _Silent:
-    """Progress of a few steps that is not shown."""
-
-    def add(self, count: int, *, waited: float = 0.0, loss: Callable[[], float] | None = None) -> None:
-        """Counts nothing."""
 
 
 def time_classes(num_classes: int) -> tuple[float, float]:
