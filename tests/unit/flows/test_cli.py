@@ -35,7 +35,7 @@ def test_every_verb_has_help() -> None:
     found = verbs(app)
     assert ["init"] in found
     assert ["data", "rollback"] in found
-    assert len(found) == 38
+    assert len(found) == 39
     for verb in found:
         shown = CliRunner().invoke(app, [*verb, "--help"])
         assert shown.exit_code == 0, verb

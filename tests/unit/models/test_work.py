@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.decisions import fold_embeddings
+from models.evaluation.scores import Scores
 from models.recipe.config import Balance
 from models.training import classifiers
 from models.training.classifiers import Change, class_means, hits, hits_of_changes, prior_bias, tau_factors
@@ -63,6 +65,27 @@ def test_a_temperature_of_class_means_is_fitted_to_a_part_of_many_photos(monkeyp
     torch.testing.assert_close(few, scale * rows)
     torch.testing.assert_close(few_bias, scale * bias)
     assert 0.6 < scale < 1.6
+
+
+def test_embeddings_of_folds_keep_their_precision() -> None:
+    ids = np.array(["a", "b", "c", "d"])
+    parts = [scores_of(ids[[0, 2]]), scores_of(ids[[1, 3]])]
+    halves = [np.full((2, 3), number, np.float16) for number in (1, 2)]
+    found = fold_embeddings(halves, parts, scores_of(ids), shared=False)
+    assert found.embeddings.dtype == np.float16
+    assert found.embeddings[:, 0].tolist() == [1, 2, 1, 2]
+    assert found.fold.tolist() == [0, 1, 0, 1]
+
+
+def scores_of(ids: NDArray[np.str_]) -> Scores:
+    none = np.zeros((len(ids), 1))
+    return Scores(
+        ids,
+        np.zeros(len(ids), np.int64),
+        np.zeros(len(ids), np.float32),
+        none.astype(np.int64),
+        none.astype(np.float32),
+    )
 
 
 def test_sums_of_classes_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
