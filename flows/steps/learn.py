@@ -102,8 +102,13 @@ def is_trained(run: Run, data: DataFolder, member: int, *, fold: int | None = No
     """True if a training of the member on these labels, or for this fold, has a result, which is not verified here."""
     name = _name("train", run, member) if fold is None else f"fold-{fold}"
     parts = [] if fold is None else _fold_parts(run, fold)
-    folder = ResultCache(run.workspace).folder(name, data.name, *training_inputs(run.recipe.of(member)), *parts)
+    folder = ResultCache(run.workspace).folder(name, *_inputs(run, data, member), *parts)
     return (folder / "done.json").exists()
+
+
+def _inputs(run: Run, data: DataFolder, member: int) -> list[object]:
+    """Everything that a training of a member depends on, besides its own parts."""
+    return [learnable(data), *training_inputs(run.recipe.of(member))]
 
 
 @step("fine-tune member {member}")
@@ -136,7 +141,7 @@ def _train(
                   side_by_side=side_by_side(of, workers=workers))  # fmt: skip
 
     files = ["scores.parquet"] if "--fold" in options else TRAINED
-    return run.cached(name, learnable(data), *training_inputs(own), *parts, files=files, work=work)
+    return run.cached(name, *_inputs(run, data, member), *parts, files=files, work=work)
 
 
 def side_by_side(of: int, *, workers: int = 1) -> int:
