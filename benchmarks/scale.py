@@ -31,9 +31,9 @@ INTRODUCTION = """# A whole retraining at any size
 
 Written by `python benchmarks/scale.py --classes 1000 10000 50030 --page`: a drawn assortment of tiny photos with a long
 tail, wrong labels and near-duplicates goes through every stage; one small network, two folds, 20,000 draws an epoch.
-Columns of a size: seconds, peak resident memory of any process, bytes written. A stage that started a child has the peak
-of that; the flow itself keeps 0.3 to 0.6 GB. Folds that run side by side have their seconds once. The exponent is that of
-the time per photo over the number of classes, from the first size to the last: 0 is proportional to the photos, and
+Columns of a size: seconds, peak resident memory of any process, bytes written. A stage that started a child has the
+peak of that; the flow itself keeps 0.3 to 0.6 GB. Folds that run side by side have their seconds once. The exponent is
+that of the time per photo over the number of classes, from the first size to the last: 0 is proportional to the photos, and
 below 0 a stage costs its start above all.
 
 """.splitlines()

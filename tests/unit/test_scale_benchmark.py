@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scale import exponent_of
+from scale import exponent_of, page
 from scaling.assortment import FOLDER, SIDE, deliver, name_of
 from scaling.stages import Place, Size, step_of
 from scaling.watched import Taken, Watch
@@ -60,6 +60,17 @@ def test_the_step_under_way_is_read_from_the_record(tmp_path: Path) -> None:
 def test_growth_is_that_of_the_time_per_photo() -> None:
     assert exponent_of(Taken(seconds=1), Taken(seconds=10), 1000, 10_000, 10) == pytest.approx(0)
     assert exponent_of(Taken(seconds=1), Taken(seconds=100), 1000, 10_000, 10) == pytest.approx(1)
+
+
+def test_the_page_has_a_row_for_each_stage(tmp_path: Path) -> None:
+    small, large = (Place(tmp_path, Size(classes, 5 * classes)) for classes in (100, 1000))
+    small.note({"export": Taken(10.0, 2 * 10**9, 5 * 10**6), "draw": Taken(1.0)})
+    large.note({"export": Taken(200.0, 3 * 10**9, 6 * 10**6)})
+    rows = page([small, large]).splitlines()[-2:]
+    assert rows == [
+        "| export | 10.0 | 2.00 | 5 | 200.0 | 3.00 | 6 | +0.30 |",
+        "| draw | 1.0 | 0.00 | 0 |  |  |  |  |",
+    ]
 
 
 def test_what_ended_is_remembered(tmp_path: Path) -> None:
