@@ -303,7 +303,7 @@ def test_a_part_of_many_photos_calibrates(
     shown = list[int]()
     batches = calibrate.batches
     monkeypatch.setattr(calibrate, "TUNED", 4)
-    monkeypatch.setattr(calibrate, "FITTED", 6)
+    monkeypatch.setattr(calibrate, "SELECTED", 6)
     monkeypatch.setattr(calibrate, "batches", lambda graph, photos, target, what: (
         shown.append(len(photos)) or batches(graph, photos, target, what=what)))  # fmt: skip
     data = variant(lambda manifest: {"split": np.where(np.arange(len(manifest)) % 2 == 0, "val", "train")})
