@@ -40,10 +40,19 @@ def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> 
 
 
 class FoldEmbeddings(NamedTuple):
-    """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared."""
+    """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared.
+
+    more: (N, d) embeddings of each further encoder, which the folds share.
+    """
 
     embeddings: NDArray[np.floating]
     fold: NDArray[np.int64]
+    more: tuple[NDArray[np.floating], ...] = ()
+
+    @property
+    def encoders(self) -> list[NDArray[np.floating]]:
+        """The embeddings of all encoders."""
+        return [self.embeddings, *self.more]
 
 
 def fold_embeddings(
@@ -54,7 +63,7 @@ def fold_embeddings(
     shared: all folds used the same network, so that all photos count as of one fold.
     """
     result = FoldEmbeddings(
-        np.empty((len(scores), embeddings[0].shape[1]), np.float32), np.zeros(len(scores), np.int64)
+        np.empty((len(scores), embeddings[0].shape[1]), embeddings[0].dtype), np.zeros(len(scores), np.int64)
     )
     for number in reversed(range(len(folds))):
         row = positions(folds[number].id, scores.id)
@@ -81,7 +90,8 @@ def decide(
     without a floor, as the floor protects what is learnt.
     """
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
-    embeddings, fold = fold_embeddings or (None, None)
+    embeddings = fold_embeddings.encoders if fold_embeddings else None
+    fold = fold_embeddings.fold if fold_embeddings else None
     quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **settings.params)
     row = manifest.rows_of(scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF
@@ -131,7 +141,7 @@ def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbedd
     return estimate_noise(
         known.target,
         TopK(known.top, known.probs, known.p_label, classes),
-        fold_embeddings.embeddings[train],
+        [each[train] for each in fold_embeddings.encoders],
         groups=fold_embeddings.fold[train],
     )
 

@@ -82,6 +82,8 @@ def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
     """Scores of one fold of the training photos, by a network that was not trained on them."""
     settings = run.recipe.clean
     parts = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
+    if settings.asks_embeddings:
+        parts += [training_inputs(run.recipe.of(number)) for number in run.recipe.other_encoders]
     return Fold(_train(run, data, settings.member, name=f"fold-{fold}", parts=parts, options=["--fold", fold]))
 
 
