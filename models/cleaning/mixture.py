@@ -28,8 +28,8 @@ from models.cleaning.noise import SMOOTHING, Noise, Pairs
 
 STEPS, LAST_STEPS = 20, 8  # of expectation maximisation, with the weights and after they are fixed
 BLOCK_ROWS = 1 << 14
-SHARPER = 6.0  # chosen on drawn errors; 2 to 6 make little difference
-SURE_RATE = 0.05  # share of wrong labels from which their kind is known well enough to sharpen fully
+SHARPER = 3.0  # chosen on drawn errors; 2 to 6 make little difference there
+FEW_WRONG, SURE_RATE = 0.025, 0.05  # share of wrong labels up to which their kind is unknown, and until it is known
 PRIOR = 4.0  # how firmly the weights are held at the start; a few photos must not set them
 LEAST, MOST = 1e-4, 0.95  # of the share of wrong labels
 
@@ -120,7 +120,8 @@ def posterior(evidence: Evidence) -> tuple[NDArray[np.float32], Noise]:
     fit = _first(evidence, pairs)
     for _ in range(STEPS):
         fit = _step(evidence, pairs, fit, learn=True)
-    fit = replace(fit, weights=_sharper(evidence, fit))
+    known = float(np.clip((fit.rate - FEW_WRONG) / SURE_RATE, 0, 1))
+    fit = replace(fit, weights=fit.weights * (1 + SHARPER * fit.photo * known))
     for _ in range(LAST_STEPS):
         fit = _step(evidence, pairs, fit, learn=False)
     return _conclude(evidence, pairs, fit)
@@ -205,16 +206,6 @@ def _newton(weights: NDArray[np.float64], start: NDArray[np.float64], slope: NDA
     slope = slope - PRIOR * (weights / start - 1) / start
     move = np.linalg.solve(curve + PRIOR * np.diag(1 / start**2), slope)
     return np.maximum(weights + np.clip(move, -start / 2, start / 2), 0)
-
-
-MODE = 1
-
-
-def _sharper(evidence, fit):
-    g = fit.photo * min(1.0, fit.rate / SURE_RATE)
-    if MODE == 0:
-        return fit.weights * (1 + SHARPER * g)
-    return (1 - g) * fit.weights + g * SHARPER * evidence.start
 
 
 def _conclude(evidence: Evidence, pairs: Pairs, fit: Fit) -> tuple[NDArray[np.float32], Noise]:

@@ -242,7 +242,9 @@ class Recipe:
         """Members with a frozen backbone of their own, other than that of `clean.member`, that cleaning can look through."""
         known, found = {_encoder(self.members[self.clean.member])}, []
         for number, member in enumerate(self.members):
-            is_frozen = member.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 and member.weights != ""
+            is_frozen = (
+                member.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 and member.weights != ""
+            )
             if is_frozen and _encoder(member) not in known:
                 known.add(_encoder(member))
                 found.append(number)

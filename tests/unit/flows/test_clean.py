@@ -70,4 +70,6 @@ def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path:
     assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])
     for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
         np.save(folder / "features-1.npy", np.full((len(part), 4), number, np.float16))
-    assert [each.tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [[[0] * 4, [1] * 4, [0] * 4]]
+    assert [each.tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [
+        [[0] * 4, [1] * 4, [0] * 4]
+    ]

@@ -7,7 +7,7 @@ import pytest
 
 from models.cleaning import RULES, find_label_errors, label_quality
 from models.cleaning.evidence import gather_evidence
-from models.cleaning.mixture import LAST_STEPS, PRIOR, SHARPER, STEPS, SURE_RATE, Evidence, f1_cut, posterior
+from models.cleaning.mixture import FEW_WRONG, LAST_STEPS, PRIOR, SHARPER, STEPS, SURE_RATE, Evidence, f1_cut, posterior
 from models.cleaning.rule_input import gather
 from models.errors import CleaningError
 from tests.unit.models.clusters import clusters
@@ -71,7 +71,7 @@ class SlowModel:
         """(N,) probability that each label is right."""
         for _ in range(STEPS):
             self.step(learn=True)
-        self.weights = self.weights * (1 + SHARPER * self.photo * min(1, self.rate / SURE_RATE))
+        self.weights = self.weights * (1 + SHARPER * self.photo * min(1, max(0, self.rate - FEW_WRONG) / SURE_RATE))
         for _ in range(LAST_STEPS):
             self.step(learn=False)
         return np.array([self.conclude(i) for i in range(len(self.y))])
