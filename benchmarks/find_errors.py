@@ -93,7 +93,7 @@ class Found:
     f1_floor: float
     lost_worst: float
     lost_median: float
-    emptied: int
+    emptied: float
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -260,8 +260,10 @@ def measured(
     clean = ~shelf.wrong
     left = np.bincount(shelf.given[~dropped], minlength=shelf.num_classes)
     area = 100 * auroc(suspicion[shelf.wrong], suspicion[clean]) if shelf.wrong.any() else float("nan")
-    return Found(f1(mask, shelf.wrong), best_f1(suspicion, shelf.wrong), area, 100 * float(mask.mean()), f1(dropped, shelf.wrong),
-                 *lost(shelf, dropped), int(((left == 0) & (np.bincount(shelf.given, minlength=len(left)) > 0)).sum()))  # fmt: skip
+    emptied = (left == 0) & (np.bincount(shelf.given, minlength=len(left)) > 0)
+    best, flagged = best_f1(suspicion, shelf.wrong), 100 * float(mask.mean())
+    return Found(f1(mask, shelf.wrong), best, area, flagged, f1(dropped, shelf.wrong), *lost(shelf, dropped),
+                 float(emptied.sum()))  # fmt: skip
 
 
 def lost(shelf: Shelf, dropped: NDArray[np.bool_]) -> tuple[float, float]:
@@ -326,7 +328,7 @@ def bound(name: str, value: float, *, most: float | None) -> None:
 
 def mean_of(found: Sequence[Found]) -> Found:
     """Means over the seeds."""
-    return Found(**{each.name: np.mean([getattr(one, each.name) for one in found]) for each in fields(Found)})
+    return Found(**{each.name: float(np.mean([getattr(one, each.name) for one in found])) for each in fields(Found)})
 
 
 if __name__ == "__main__":
