@@ -46,7 +46,7 @@ def _with_others(data: RuleInput, candidates: NDArray[np.floating], other: NDArr
 
 
 def _average(data: RuleInput, left: NDArray[np.floating]) -> NDArray[np.floating]:
-    """(N,) what the candidates leave, shared among all other classes; not negative."""
+    """(N,) shares of all other classes in the part that the candidates leave; not negative."""
     others = data.present - data.candidates.exists.sum(axis=1)
     return np.asarray(np.maximum(left, 0) / np.maximum(others, 1))
 

@@ -4,14 +4,14 @@ Of each photo we see a label y and evidence x_j for some candidate classes j. Th
 
 1. the photo is of class j with probability q_j, proportional to exp(sum of weight * x_j);
 2. with probability e_j the label is wrong; else it is j;
-3. a wrong label is either a habit, drawn from T_j (whoever labels takes class j for a few others), or it comes from the
+3. a wrong label is either a habit, drawn from T_j (class j is taken for a few others), or it comes from the
    photo: drawn from q, without j. The share `photo` of the wrong labels comes from the photo.
 
 All of it is fitted by expectation maximisation to the labels, which no photo's own evidence has seen. So the weights say
 how far each kind of evidence can be trusted: confident and often contradicted evidence gets a small weight, and noise
 none. The share of wrong labels is what remains unexplained where the evidence is strong.
 
-Where the evidence is weak, wrong labels and hard photos look alike, and the fit prefers hard photos. That is right for
+Where the evidence is weak, wrong labels and hard photos look the same, and the fit prefers hard photos. That is right for
 right labels and for errors by habit. If however the errors come from the photos, hard photos are where they are: the
 evidence then counts `SHARPER` times as much, in the measure in which errors do come from the photos.
 """
@@ -36,7 +36,7 @@ LEAST, MOST = 1e-4, 0.95  # of the share of wrong labels
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the classes of N photos, beside their labels.
+    """Evidence for the classes of N photos, beside their labels.
 
     Attributes:
         kinds: (F, N, K + 1) float32 log evidence of each kind for each candidate, and for an average other class in the
@@ -114,7 +114,7 @@ class Explained:
 def posterior(evidence: Evidence) -> tuple[NDArray[np.float32], Noise]:
     """(N, K) probability that each candidate is the class of the photo, and the label noise estimated with it.
 
-    A row may sum to less than 1: the rest belongs to classes that are no candidates. Time O(N K F) for each of 28 steps.
+    A row may sum to less than 1: the rest belongs to classes outside the candidates. Time O(N K F) for each of 28 steps.
     """
     pairs = Pairs(evidence.ids, evidence.num_classes)
     fit = _first(evidence, pairs)

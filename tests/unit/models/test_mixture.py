@@ -101,7 +101,7 @@ def test_the_posterior_is_its_model() -> None:
 @pytest.mark.parametrize("wrong", [0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6])
 def test_as_many_labels_are_flagged_as_are_wrong(wrong: float, kind: str) -> None:
     if kind == "siblings" and wrong > 0.3:
-        pytest.skip("at half and half nobody can tell which label is the usual one")
+        pytest.skip("at half and half the usual label is unknown")
     y, true, p, x = clusters(1600, num_classes=8, wrong=wrong, seed=3)
     if kind == "siblings":
         y = np.where(y != true, (true + 1) % 8, true)
@@ -191,7 +191,7 @@ def test_the_cut_has_the_best_expected_f1() -> None:
 def test_the_cut_of_certainties_and_of_nothing() -> None:
     assert f1_cut(np.array([0.0, 1.0, 0.0])) == 0.5
     assert f1_cut(np.zeros(5)) == f1_cut(np.zeros(0)) == 0.5
-    assert f1_cut(np.full(100, 0.01)) == pytest.approx(1 / 3), "few wrong labels are no reason to flag at random"
+    assert f1_cut(np.full(100, 0.01)) == pytest.approx(1 / 3), "a low rate does not make random flags right"
 
 
 def test_all_labels_wrong() -> None:
