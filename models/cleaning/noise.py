@@ -74,11 +74,12 @@ class Pairs:
 
     def sums(self, rows: slice, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """(E,) sum of the values (n, K - 1) of these rows for each pair."""
-        return np.bincount(self.index[rows].ravel(), values.ravel(), minlength=len(self) + 1)[: len(self)]
+        found = np.bincount(self.index[rows].ravel(), values.ravel(), minlength=len(self) + 1)
+        return found[: len(self)].astype(np.float64, copy=False)
 
     def of_true(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """(C,) sum over the pairs of each true class."""
-        return np.bincount(self.true, values, minlength=self.num_classes)
+        return np.bincount(self.true, values, minlength=self.num_classes).astype(np.float64, copy=False)
 
     def noise(self, right: NDArray[np.float64], wrong: NDArray[np.float64]) -> Noise:
         """Label noise from the expected numbers of photos with a right label (C,) and of each pair (E,)."""
