@@ -40,10 +40,19 @@ def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> 
 
 
 class FoldEmbeddings(NamedTuple):
-    """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared."""
+    """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared.
+
+    more: (N, d) embeddings of each further encoder, which the folds share.
+    """
 
     embeddings: NDArray[np.floating]
     fold: NDArray[np.int64]
+    more: tuple[NDArray[np.floating], ...] = ()
+
+    @property
+    def encoders(self) -> list[NDArray[np.floating]]:
+        """The embeddings of all encoders."""
+        return [self.embeddings, *self.more]
 
 
 def fold_embeddings(
@@ -83,7 +92,8 @@ def decide(
     without a floor, as the floor protects what is learnt.
     """
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
-    embeddings, fold = fold_embeddings or (None, None)
+    embeddings = fold_embeddings.encoders if fold_embeddings else None
+    fold = fold_embeddings.fold if fold_embeddings else None
     quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **settings.params)
     row = manifest.rows_of(scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF
@@ -133,7 +143,7 @@ def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbedd
     return estimate_noise(
         known.target,
         TopK(known.top, known.probs, known.p_label, classes),
-        fold_embeddings.embeddings[train],
+        [each[train] for each in fold_embeddings.encoders],
         groups=fold_embeddings.fold[train],
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from tail.sets import FeatureSet
 
 from ladder.shelf import CROPS, SIZES, Shelf
-from ladder.steps import DEFAULT_TRUST, Belief, Lesson, asked, balance, judge, learn
+from ladder.steps import Belief, Lesson, asked, balance, judge, learn
 from models.evaluation.scores import Scores, mean
 from models.networks.network import Head
 from models.recipe.config import Balance
@@ -100,7 +100,7 @@ def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
     for name, over in ((DROPPED, GIVEN), (AGAIN, DROPPED)):
         rounds.append(f"belief {name}")
         with bill.item(rounds[-1]):
-            belief = judge(photos, seed=seed, before=belief, trust=DEFAULT_TRUST)
+            belief = judge(photos, seed=seed, before=belief)
         lesson = Lesson(photos=photos, seed=seed, belief=belief, drop=True)
         with bill.item(name):
             head = learn(lesson)

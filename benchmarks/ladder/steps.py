@@ -23,7 +23,6 @@ from models.training.decoupling import Embedded, choose_classifier
 
 TRAIN = Train(epochs=25, batch_size=256, lr=1e-3, weight_decay=1e-2, warmup_epochs=0, backbone_lr_scale=0)
 FOLDS, LIGHT_EPOCHS = 5, 8  # of the heads that score labels
-DEFAULT_TRUST = 0.4  # trust of the rule `posterior` in the confusion; 1 where labels are weighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class Lesson:
         return None if self.belief is None or self.drop else self.belief.weight
 
 
-def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None, trust: float = 1.0) -> Belief:
+def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None) -> Belief:
     """Scores of all labels by lightly trained heads that never saw the photo; those heads learn from the scores before."""
     rows = photos.rows("train")
     target, kept = photos.target[rows], np.ones(len(rows), np.bool_) if before is None else ~before.wrong
@@ -74,8 +73,8 @@ def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None, trust:
         head = learnt(photos, rows[kept & (fold != number)], seed=FOLDS * seed + number, train={"epochs": LIGHT_EPOCHS})
         probs[fold == number] = probabilities(head, photos.views[:, rows[fold == number]]).numpy()
     looks = photos.views[:, rows].sum(0).numpy()
-    quality = label_quality(target, probs, looks, trust=trust)
-    return Belief(wrong=find_label_errors(target, probs, looks, trust=trust), weight=label_weights(target, quality),
+    quality = label_quality(target, probs, looks)
+    return Belief(wrong=find_label_errors(target, probs, looks), weight=label_weights(target, quality),
                   noise=estimate_noise(target, probs, looks))  # fmt: skip
 
 

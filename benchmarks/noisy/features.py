@@ -1,4 +1,4 @@
-"""Features of a frozen MobileNetV2, computed once per data set, weights and size."""
+"""Features of a frozen backbone, computed once per data set, weights and size."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from torch.nn import functional
 from models.networks.network import Network, build_network
 from models.recipe.config import Member
 
-BATCH = 100
+BATCH = 4  # larger batches fall out of the cache of a core: three times as slow at 224 px
+PADDING = {"mobilenetv2_100": {"pad_type": "same"}}  # the padding that the weights were trained with
 
 
 def cached_features(
     photos: NDArray[np.uint8], *, weights: Path, photo_px: int, cache: Path, device: torch.device
 ) -> NDArray[np.float32]:
-    """Features (N, 1280) of photos (N, 32, 32, 3), enlarged to photo_px; read from the folder `cache` if they are there.
+    """Features (N, d) of square photos (N, S, S, 3), resized to photo_px; read from the folder `cache` if they are there.
+
+    The name of the weights file begins with timm's name of the backbone, as in mobilenetv2_100_qat.safetensors.
 
     Raises:
         WeightsMismatch: the weights file does not exist or belongs to another network.
     """
-    member = Member(backbone="mobilenetv2_100", weights=str(weights), size=photo_px, args={"pad_type": "same"},
+    backbone = weights.stem.removesuffix("_qat")
+    member = Member(backbone=backbone, weights=str(weights), size=photo_px, args=dict(PADDING.get(backbone, {})),
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
     network = build_network(member, num_classes=2).to(device).eval()
     name = hashlib.sha256(photos.tobytes() + weights.read_bytes() + str(photo_px).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from itertools import count, takewhile
 
 import numpy as np
 
@@ -163,10 +164,19 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
 
 
 def embeddings_of(folds: list[Fold], parts: list[Scores], scores: Scores) -> FoldEmbeddings:
-    """The embeddings to compare photos by: features of the backbone that all folds share, or of each fold's own network."""
-    shared = all((folder / "features.npy").exists() for folder in folds)
-    name = "features.npy" if shared else "embeddings.npy"
-    return fold_embeddings([np.load(folder / name, mmap_mode="r") for folder in folds], parts, scores, shared=shared)
+    """The embeddings to compare photos by: features of the backbones that all folds share, or of each fold's own network."""
+
+    def read(name: str, *, shared: bool = True) -> FoldEmbeddings:
+        vectors = [np.load(folder / name, mmap_mode="r") for folder in folds]
+        return fold_embeddings(vectors, parts, scores, shared=shared)
+
+    def everywhere(name: str) -> bool:
+        return all((folder / name).exists() for folder in folds)
+
+    if not everywhere("features.npy"):
+        return read("embeddings.npy", shared=False)
+    further = takewhile(everywhere, (f"features-{number}.npy" for number in count(1)))
+    return read("features.npy")._replace(more=tuple(read(name).embeddings for name in further))
 
 
 def same_labels(one: Manifest, other: Manifest) -> bool:

@@ -95,7 +95,10 @@ def score_fold(run: Run, data: DataFolder, fold: int) -> Fold:
 
 def _fold_parts(run: Run, fold: int) -> list[object]:
     settings = run.recipe.clean
-    return [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
+    parts: list[object] = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
+    if settings.asks_embeddings:
+        parts += [training_inputs(run.recipe.of(number)) for number in run.recipe.other_encoders]
+    return parts
 
 
 def is_trained(run: Run, data: DataFolder, member: int, *, fold: int | None = None) -> bool:

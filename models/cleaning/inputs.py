@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +65,13 @@ def check_labels(labels: NDArray[np.integer], num_classes: int) -> None:
     refuse(wrong, f"labels: outside [-1, {num_classes})", "correct the labels, or give num_classes")
 
 
-def check_photos(num: int, embeddings: NDArray[np.floating] | None, groups: NDArray[np.integer] | None) -> None:
+def check_photos(num: int, encoders: Sequence[NDArray[np.floating]], groups: NDArray[np.integer] | None) -> None:
     """Refuses embeddings or groups whose shape does not fit the number of labels."""
-    if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != num):
-        raise CleaningError(
-            f"embeddings: shape {embeddings.shape} for {num} labels; give (N, d), one row for each photo"
-        )
+    for embeddings in encoders:
+        if embeddings.ndim != 2 or len(embeddings) != num:
+            raise CleaningError(
+                f"embeddings: shape {embeddings.shape} for {num} labels; give (N, d), one row for each photo"
+            )
     if groups is not None and np.shape(groups) != (num,):
         raise CleaningError(f"groups: shape {np.shape(groups)} for {num} labels; give (N,), one number for each photo")
 

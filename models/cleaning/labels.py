@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from models.cleaning.decide import worst
 from models.cleaning.inputs import TopK
 from models.cleaning.noise import Noise
-from models.cleaning.rule_input import RuleInput, gather
+from models.cleaning.rule_input import Embeddings, RuleInput, gather
 from models.cleaning.rules import DEFAULT, RULES, Posterior, Rule
 from models.errors import CleaningError
 
 HALF = 0.5  # a label of lower quality is a label issue
 
 Probs = NDArray[np.floating] | TopK
-Embeddings = NDArray[np.floating] | None
 
 
 def label_quality(
@@ -37,7 +36,8 @@ def label_quality(
     Args:
         labels: (N,) given labels, 0 to C - 1; -1, a label without a class, is not scored.
         pred_probs: (N, C) rows that sum to 1, or `TopK`.
-        embeddings: (N, d), any scale; needed by rules that compare photos.
+        embeddings: (N, d), any scale, or a list of them, one for each encoder; needed by rules that compare photos, of
+            which only `posterior` uses more than the first.
         rule: a name of `RULES`.
         groups: (N,) group of each photo, such as its fold; only embeddings of one group are compared. None: one group.
         params: parameters of the rule.
@@ -124,11 +124,11 @@ def estimate_noise(
 ) -> Noise:
     """Estimated label noise, as a sparse confusion of classes.
 
-    Uses the rule `posterior` and accepts its parameters, with `trust` = 1 as default. A smaller `trust` finds more of
-    the errors that depend on the photo, but overestimates the noise. Without embeddings the rate is underestimated.
-    Errors as for `label_quality`.
+    Uses the rule `posterior` and accepts its parameters. Errors that hit hard photos above all are underestimated, since
+    hard photos with right labels look the same. Without embeddings the rate is underestimated. Errors as for
+    `label_quality`.
     """
-    return _posterior({"trust": 1.0} | params).estimate(gather(labels, pred_probs, embeddings, groups=groups))[1]
+    return _posterior(params).estimate(gather(labels, pred_probs, embeddings, groups=groups))[1]
 
 
 def _posterior(params: dict[str, Any]) -> Posterior:

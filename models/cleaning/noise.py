@@ -1,4 +1,4 @@
-"""Label noise as a sparse confusion of classes, estimated together with the class of each photo."""
+"""Label noise as a sparse confusion of classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from models.errors import CleaningError
 
 SMOOTHING = 10.0  # pseudo-photos of each class, mislabelled at the overall rate, evenly over the other classes
-STEPS = 5  # of expectation maximisation
 MOST_DENSE = 20_000  # classes; a dense matrix of more would not fit into memory
 
 
@@ -53,66 +52,47 @@ class Noise:
         return dense
 
 
-def posterior(
-    evidence: NDArray[np.float32], ids: NDArray[np.int32], *, num_classes: int, trust: float
-) -> tuple[NDArray[np.float32], Noise]:
-    """(N, K) probability that each candidate is the class of the photo, and the label noise estimated with it.
+class Pairs:
+    """The pairs of another candidate class and the label that occur: what could have been called what.
 
-    Expectation maximisation: P(class j | photo, label y) is proportional to exp(evidence_j) T[j, y]^trust, where T[j,
-    y] is the share of photos of class j with the label y. The fewer photos of class j have the label y, the more
-    evidence it takes to call y a mistake for j: similar products are confused in bulk, random errors hardly hit a pair
-    twice.
-
-    Args:
-        evidence: (N, K) log evidence for each candidate, -inf for none.
-        ids: (N, K) candidate classes, the label in column 0; -1 for none.
-        num_classes: C.
-        trust: in [0, 1]; 1 is Bayes' rule, which assumes that errors do not depend on the photo. 0 ignores T.
+    Attributes:
+        true, given: (E,) classes of each pair.
+        index: (N, K - 1) int32 pair of each other candidate, E for none.
     """
-    keys = np.where(ids[:, 1:] < 0, -1, ids[:, 1:].astype(np.int64) * num_classes + ids[:, :1])
-    pairs, pair = np.unique(keys, return_inverse=True)
-    true: NDArray[np.int32] = (pairs // num_classes).astype(np.int32)
-    pair_index: NDArray[np.int32] = pair.reshape(keys.shape).astype(np.int32)
-    del keys, pair  # these take 8 bytes a value, pair_index 4
-    probs = _softmax(evidence)
-    for _ in range(STEPS):
-        kept, share, _ = _confusion(probs, ids, true, pair_index, num_classes)
-        probs = _softmax(evidence + np.float32(trust) * _log_weight(kept, share, ids, pair_index))
-    kept, share, rest = _confusion(probs, ids, true, pair_index, num_classes)
-    real = pairs >= 0
-    rate = 1 - float(probs[:, 0].mean()) if len(ids) else 0.0
-    noise = Noise(rate, num_classes, kept, pairs[real] // num_classes, pairs[real] % num_classes, share[real], rest)
-    return probs, noise
 
+    def __init__(self, ids: NDArray[np.int32], num_classes: int) -> None:
+        """ids: (N, K) candidate classes, the label in column 0; -1 for none."""
+        none = num_classes * num_classes
+        keys = np.where(ids[:, 1:] < 0, none, ids[:, 1:].astype(np.int64) * num_classes + ids[:, :1])
+        found, index = np.unique(keys, return_inverse=True)
+        self.index: NDArray[np.int32] = index.reshape(keys.shape).astype(np.int32)
+        self.num_classes, found = num_classes, found[found < none]
+        self.true, self.given = found // num_classes, found % num_classes
 
-def _confusion(
-    probs: NDArray[np.float32],
-    ids: NDArray[np.int32],
-    true: NDArray[np.int32],
-    pair: NDArray[np.int32],
-    num_classes: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """P(given | true): (C,) for the class itself, (E,) for the pairs, (C,) for any other class."""
-    kept = np.bincount(ids[:, 0], weights=probs[:, 0], minlength=num_classes)
-    swapped = np.bincount(pair.ravel(), weights=probs[:, 1:].ravel(), minlength=len(true))
-    swapped[true < 0] = 0
-    rate = np.clip(swapped.sum() / max(1, len(ids)), 0.01, 0.9)
-    size = kept + np.bincount(np.maximum(true, 0), weights=swapped, minlength=num_classes) + SMOOTHING
-    rest = SMOOTHING * rate / max(1, num_classes - 1) / size
-    return (kept + SMOOTHING * (1 - rate)) / size, swapped / size[true] + rest[true], rest
+    def __len__(self) -> int:
+        return len(self.true)
 
+    def sums(self, rows: slice, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(E,) sum of the values (n, K - 1) of these rows for each pair."""
+        found = np.bincount(self.index[rows].ravel(), values.ravel(), minlength=len(self) + 1)
+        return found[: len(self)].astype(np.float64, copy=False)
 
-def _log_weight(
-    kept: NDArray[np.float64], share: NDArray[np.float64], ids: NDArray[np.int32], pair: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    """(N, K) log T[candidate, label]."""
-    weight = np.empty(ids.shape, np.float32)
-    weight[:, 0] = np.log(kept).astype(np.float32)[ids[:, 0]]
-    weight[:, 1:] = np.log(share).astype(np.float32)[pair]
-    return weight
+    def of_true(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(C,) sum over the pairs of each true class."""
+        return np.bincount(self.true, values, minlength=self.num_classes).astype(np.float64, copy=False)
 
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    values = np.exp(logits - logits.max(axis=1, keepdims=True))
-    values /= values.sum(axis=1, keepdims=True)
-    return values
+    def noise(self, right: NDArray[np.float64], wrong: NDArray[np.float64]) -> Noise:
+        """Label noise from the expected numbers of photos with a right label (C,) and of each pair (E,)."""
+        total, others = float(right.sum() + wrong.sum()), max(1, self.num_classes - 1)
+        rate = float(np.clip(wrong.sum() / max(1e-9, total), 0.01, 0.9))
+        size = right + self.of_true(wrong) + SMOOTHING
+        rest = SMOOTHING * rate / others / size
+        return Noise(
+            rate=float(wrong.sum() / total) if total else 0.0,
+            num_classes=self.num_classes,
+            kept=(right + SMOOTHING * (1 - rate)) / size,
+            true=self.true,
+            given=self.given,
+            share=wrong / size[self.true] + rest[self.true],
+            rest=rest,
+        )

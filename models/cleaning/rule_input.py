@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, 
 
 KEEP = 5  # most probable other classes of a photo that count as candidates; 10 found no more label issues
 BLOCK_BYTES = 1 << 19  # bytes of the dense table that are processed at a time; they fit into the cache of a core
+
+Embeddings = NDArray[np.floating] | Sequence[NDArray[np.floating]] | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class RuleInput:
         other: (N,) the most probable class that is not the label; -1 for none.
         p_other: (N,) its probability.
         pred_probs: probabilities as given.
-        embeddings: (N, d) or None.
+        embeddings: (N, d) of each encoder; empty if there are none.
         groups: (N,) group of each photo; embeddings of different groups, such as of different networks, are not
             compared.
     """
@@ -55,7 +57,7 @@ class RuleInput:
     other: NDArray[np.int64]
     p_other: NDArray[np.float32]
     pred_probs: NDArray[np.floating] | TopK
-    embeddings: NDArray[np.floating] | None
+    embeddings: tuple[NDArray[np.floating], ...]
     groups: NDArray[np.integer]
 
     def __len__(self) -> int:
@@ -70,6 +72,11 @@ class RuleInput:
     def counts(self) -> NDArray[np.int64]:
         """(C,) number of photos with each label."""
         return np.bincount(self.labels[self.is_labelled], minlength=self.num_classes)
+
+    @property
+    def present(self) -> int:
+        """Number of classes that have photos."""
+        return int(np.count_nonzero(self.counts))
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -92,10 +99,17 @@ class RuleInput:
         yield from blocks(self.labels, self.pred_probs)
 
 
+def as_encoders(embeddings: Embeddings) -> tuple[NDArray[np.floating], ...]:
+    """The embeddings of each encoder: of one array, of several, or of none."""
+    if embeddings is None:
+        return ()
+    return (embeddings,) if isinstance(embeddings, np.ndarray) else tuple(embeddings)
+
+
 def gather(
     labels: NDArray[np.integer],
     pred_probs: NDArray[np.floating] | TopK,
-    embeddings: NDArray[np.floating] | None = None,
+    embeddings: Embeddings = None,
     *,
     groups: NDArray[np.integer] | None = None,
 ) -> RuleInput:
@@ -107,7 +121,8 @@ def gather(
     given, pred_probs = np.asarray(labels), pred_probs if isinstance(pred_probs, TopK) else np.asarray(pred_probs)
     num_classes = check_form(given, pred_probs)
     check_labels(given, num_classes)
-    check_photos(len(given), embeddings, groups)
+    encoders = as_encoders(embeddings)
+    check_photos(len(given), encoders, groups)
     target = given.astype(np.int64, copy=False)
     if isinstance(pred_probs, TopK):
         check_sparse(pred_probs, num_classes)
@@ -124,7 +139,7 @@ def gather(
         found = best if classes is None else classes[np.arange(len(best)), best]
         other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
     data = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
-                     pred_probs=pred_probs, embeddings=embeddings,
+                     pred_probs=pred_probs, embeddings=encoders,
                      groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
     return data

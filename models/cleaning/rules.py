@@ -10,7 +10,9 @@ from typing import Annotated, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning.noise import Noise, posterior
+from models.cleaning.evidence import gather_evidence
+from models.cleaning.mixture import f1_cut, posterior
+from models.cleaning.noise import Noise
 from models.cleaning.rule_input import RuleInput
 from models.cleaning.score import TINY, log_margin
 from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
@@ -156,49 +158,38 @@ class Linear:
 
 @RULES.register("posterior", paper="")
 class Posterior:
-    """P(the label is correct) from probabilities, neighbours, a linear vote and the label noise estimated from them.
+    """P(the label is right) is below the cut with the highest expected F1, from all evidence, weighed as it proves itself.
 
-    Evidence for a class: log p + log (1 + votes of `count` neighbours) + `linear` times the linear vote. It is
-    multiplied by how often photos of that class have the given label (`models.cleaning.noise`), to the power `trust`.
-    Without embeddings the rule is `log_margin`, because p of a lightly trained network is too flat for a posterior.
+    Evidence is log p, and for each encoder log (1 + votes of `count` neighbours) and the linear vote. Their weights, the
+    label noise and the classes of the photos are estimated together (`models.cleaning.mixture`), so the share of label
+    issues follows from the noise that the evidence shows. The quality is the probability, moved so that the cut is at 0.5.
+    Without embeddings the rule is `log_margin`.
 
     If a group has more than `most` photos, neighbours are left out, because their cost grows with the square.
     """
 
-    def __init__(
-        self,
-        count: Number = 10,
-        linear: Annotated[float, Range(0)] = 12.0,
-        ridge: Positive = 0.5,
-        trust: Share = 0.4,
-        most: Annotated[int, Range(0)] = 50_000,
-    ) -> None:
-        self.count, self.linear, self.ridge, self.trust, self.most = count, linear, ridge, trust, most
+    def __init__(self, count: Number = 10, ridge: Positive = 0.5, most: Annotated[int, Range(0)] = 50_000) -> None:
+        self.count, self.ridge, self.most = count, ridge, most
 
     def quality(self, data: RuleInput) -> NDArray[np.floating]:
-        if data.embeddings is None:
+        if not data.embeddings:
             return LogMargin().quality(data)
+        right = self.estimate(data)[0][:, 0]
+        cut = f1_cut(1 - right)
         quality = np.ones(len(data), np.float32)
-        quality[data.is_labelled] = self.estimate(data)[0][:, 0]
+        quality[data.is_labelled] = right * cut / np.maximum(right * cut + (1 - right) * (1 - cut), TINY)
         return quality
 
     def estimate(self, data: RuleInput) -> tuple[NDArray[np.float32], Noise]:
         """(n, K + 1) probability of each candidate of the photos with a known class, and the label noise."""
-        found, labelled = data.candidates, data.is_labelled
-        logs = _log(found.p).astype(np.float32)
-        if data.embeddings is not None:
-            if np.unique(data.groups, return_counts=True)[1].max(initial=0) <= self.most:
-                logs += np.log1p(count_votes(nearest(data, self.count), found.ids))
-            logs += self.linear * _linear(data, self.ridge)
-        logs[~found.exists] = -np.inf
-        return posterior(logs[labelled], found.ids[labelled], num_classes=data.num_classes, trust=self.trust)
+        return posterior(gather_evidence(data, count=self.count, ridge=self.ridge, most=self.most))
 
 
 def photos(data: RuleInput) -> NDArray[np.floating]:
-    """(N, d) embeddings; raises CleaningError if there are none."""
-    if data.embeddings is None:
+    """(N, d) embeddings of the first encoder; raises CleaningError if there are none."""
+    if not data.embeddings:
         raise CleaningError("embeddings: this rule compares photos; give embeddings, or use the rule log_margin")
-    return data.embeddings
+    return data.embeddings[0]
 
 
 def class_means(data: RuleInput) -> NDArray[np.float64]:

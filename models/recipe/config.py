@@ -237,6 +237,19 @@ class Recipe:
                     "are computed once; leave it out"
                 )
 
+    @property
+    def other_encoders(self) -> list[int]:
+        """Members with a frozen backbone of their own, other than that of `clean.member`, that cleaning can look through."""
+        known, found = {_encoder(self.members[self.clean.member])}, []
+        for number, member in enumerate(self.members):
+            is_frozen = (
+                member.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 and member.weights != ""
+            )
+            if is_frozen and _encoder(member) not in known:
+                known.add(_encoder(member))
+                found.append(number)
+        return found
+
     def of(self, member: int) -> Recipe:
         """Recipe with one member only, in which the member's own loss and training keys replace those of the recipe.
 
@@ -253,6 +266,11 @@ class Recipe:
         clean = dataclasses.replace(self.clean, member=0)
         augment = self.augment if train.backbone_lr_scale else self.augment.of_features
         return dataclasses.replace(self, members=(plain,), loss=loss, train=train, augment=augment, clean=clean)
+
+
+def _encoder(member: Member) -> str:
+    """Digest of what the features of a frozen backbone depend on."""
+    return digest(member.backbone, member.args, member.mean, member.std, member.size, member.start)
 
 
 def recipe_names() -> list[str]:

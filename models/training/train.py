@@ -86,9 +86,9 @@ def train(job: Job, network: Network | None = None) -> None:
     held_out_inputs = make_inputs(job, network, manifest, held_out)
     target = manifest.target if job.fold is None else manifest.given_target
     scores = score(network, held_out_inputs, ids=manifest.id[held_out], target=target[held_out])
+    if job.fold is not None and job.recipe.clean.asks_embeddings:
+        save_embeddings(job, network, manifest, held_out, inputs=held_out_inputs)
     if distributed.rank() == 0:
-        if job.fold is not None and job.recipe.clean.asks_embeddings:
-            save_embeddings(job.out, network, held_out_inputs)
         write_scores(scores, job.out / "scores.parquet")
         if loss.memory is not None:
             loss.memory.write(job.out / "samples.parquet", params=job.own.loss.params)
@@ -97,15 +97,31 @@ def train(job: Job, network: Network | None = None) -> None:
         (job.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def save_embeddings(out: Path, network: Network, inputs: Inputs) -> None:
-    """Saves the vectors by which cleaning compares photos.
+def save_embeddings(
+    job: Job, network: Network, manifest: Manifest, held_out: NDArray[np.int64], *, inputs: Inputs
+) -> None:
+    """Saves the vectors by which cleaning compares photos. Every worker has to call this.
 
-    Each fold has its own head, but features of a frozen backbone are comparable across folds, so these are preferred.
+    Each fold has its own head, but features of a frozen backbone are comparable across folds, so these are preferred. Those
+    of the recipe's other frozen members are computed now, if no training did yet, and go to features-1.npy and so on.
     """
-    if isinstance(inputs, Features):
-        np.save(out / "features.npy", inputs.views.mean(0).half().cpu().numpy())
-    else:
-        np.save(out / "embeddings.npy", embeddings(network, inputs).half().numpy())
+    if not isinstance(inputs, Features):
+        if distributed.rank() == 0:
+            np.save(job.out / "embeddings.npy", embeddings(network, inputs).half().numpy())
+        return
+    views = [inputs, *(other_features(job, number, manifest, held_out) for number in job.recipe.other_encoders)]
+    if distributed.rank() == 0:
+        for number, seen in enumerate(views):
+            name = f"features-{number}.npy" if number else "features.npy"
+            np.save(job.out / name, seen.views.mean(0).half().cpu().numpy())
+
+
+def other_features(job: Job, number: int, manifest: Manifest, rows: NDArray[np.int64]) -> Features:
+    """Features of photos by the frozen backbone of another member."""
+    member = job.recipe.members[number]
+    network = to_device(build_network(member, num_classes=len(manifest.classes)))
+    return frozen_features(manifest, rows, network, member=member, side=job.recipe.export.input_size,
+                           folder=job.features, augment=job.own.augment.of_features, loaders=job.train.loaders)  # fmt: skip
 
 
 def to_device(network: Network) -> Network:

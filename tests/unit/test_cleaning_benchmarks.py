@@ -40,13 +40,28 @@ def test_probabilities_are_of_heads_that_did_not_see_the_photo(monkeypatch: pyte
     trained_on: list[np.ndarray] = []
     trained = find_errors.trained
 
-    def recording(shelf: find_errors.Shelf, rows: np.ndarray, *, seed: int) -> find_errors.Head:
+    def recording(
+        shelf: find_errors.Shelf, encoder: find_errors.Views, rows: np.ndarray, *, seed: int
+    ) -> find_errors.Head:
         trained_on.append(rows)
-        return trained(shelf, rows[:256], seed=seed)
+        return trained(shelf, encoder, rows[:256], seed=seed)
 
     monkeypatch.setattr(find_errors, "trained", recording)
-    probs = find_errors.out_of_fold(shelf, seed=0)
+    probs = find_errors.out_of_fold(shelf, shelf.encoders[0], seed=0)
     assert probs.sum(1) == pytest.approx(np.ones(len(probs)), abs=1e-5)
     assert np.bincount(np.concatenate(trained_on), minlength=len(probs)).tolist() == [find_errors.NUM_FOLDS - 1] * len(
         probs
     )
+
+
+def test_the_best_cut_of_a_ranking_is_found() -> None:
+    draw = np.random.default_rng(1)
+    suspicion, wrong = draw.random(50), draw.random(50) < 0.3
+    assert find_errors.best_f1(suspicion, wrong) == max(find_errors.f1(suspicion >= cut, wrong) for cut in suspicion)
+
+
+def test_right_labels_lost_are_counted_by_class() -> None:
+    true = np.repeat([0, 1, 2], [10, 10, 3])  # too few of the last class
+    shelf = find_errors.Shelf("", np.where(np.arange(23) == 0, 1, true), true, ())
+    dropped = np.isin(np.arange(23), [0, 1, 2, 3, 20, 21])
+    assert find_errors.lost(shelf, dropped) == pytest.approx((100 * 3 / 9, 100 * 3 / 18))

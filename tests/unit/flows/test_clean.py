@@ -68,3 +68,8 @@ def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path:
     np.save(folders[1] / "features.npy", np.ones((1, 3), np.float16))
     shared = embeddings_of(folders, parts, concatenate(parts))
     assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])
+    for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
+        np.save(folder / "features-1.npy", np.full((len(part), 4), number, np.float16))
+    assert [each.tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [
+        [[0] * 4, [1] * 4, [0] * 4]
+    ]

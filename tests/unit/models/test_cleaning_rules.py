@@ -96,26 +96,6 @@ def test_a_rule_is_its_formula(rule: str) -> None:
     assert label_quality(y, p, x, rule=rule) == pytest.approx(expected, abs=2e-5)
 
 
-def test_the_posterior_is_bayes_rule_with_the_confusion_it_settles_on() -> None:
-    y, _, p, x = clusters(60, num_classes=5)
-    unit = (x - x.mean(0)) / np.linalg.norm(x - x.mean(0), axis=1, keepdims=True)
-    near = neighbour_labels(x, y, neighbours=10, groups=ONE_GROUP[:60])
-    votes = (near[:, :, None] == np.arange(5)).sum(1)
-    logs = np.log(p) + np.log1p(votes) + 12 * np.array([refit_without(i, y, unit, 5) for i in range(60)])
-    belief = np.exp(logs - logs.max(1, keepdims=True))
-    belief /= belief.sum(1, keepdims=True)
-    for _ in range(5):
-        joint = np.zeros((5, 5))
-        for i in range(60):
-            joint[:, y[i]] += belief[i]
-        rate = min(0.9, max(0.01, 1 - np.trace(joint) / 60))
-        prior = np.full((5, 5), rate / 4) + (1 - rate - rate / 4) * np.eye(5)
-        confusion = (joint + 10 * prior) / (joint.sum(1, keepdims=True) + 10)
-        belief = np.exp(logs - logs.max(1, keepdims=True)) * confusion[:, y].T ** 0.4
-        belief /= belief.sum(1, keepdims=True)
-    assert label_quality(y, p, x) == pytest.approx(belief[np.arange(60), y], abs=2e-4)
-
-
 @pytest.mark.parametrize("rule", RULES.components)
 class TestInvariance:
     def test_to_the_order_and_names_of_classes(self, rule: str) -> None:
@@ -138,7 +118,7 @@ class TestInvariance:
     def test_to_classes_without_photos(self, rule: str) -> None:
         y, _, p, x = clusters()
         wider = np.concatenate([p, np.zeros((len(y), 3), np.float32)], axis=1)
-        tolerance = 0.05 if rule == "posterior" else 1e-6  # errors spread over more classes
+        tolerance = 0.01 if rule == "posterior" else 1e-6
         assert label_quality(y, wider, x, rule=rule) == pytest.approx(label_quality(y, p, x, rule=rule), abs=tolerance)
 
     @pytest.mark.parametrize("num_classes", [8, 14])
