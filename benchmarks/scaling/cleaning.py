@@ -26,7 +26,7 @@ FOLDS, WIDTH, BLOCK = 2, 512, 16_384
 WRONG, VALIDATION = 0.08, 0.05  # shares of photos
 RECIPE = {
     "name": "cleaning",
-    "clean": {"rule": "posterior", "params": {"trust": 1.0}, "use": "weigh", "correct": True, "folds": FOLDS},
+    "clean": {"rule": "posterior", "use": "weigh", "correct": True, "folds": FOLDS},
 }
 
 
