@@ -31,7 +31,6 @@ batch_size = 128
 folds = 2
 epochs = 1
 rule = "posterior"
-params = {{ trust = 1.0 }}
 use = "weigh"
 correct = true
 
