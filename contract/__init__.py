@@ -13,6 +13,8 @@ from collections.abc import Sequence
 INPUT = "image"
 OUTPUTS = ("ids", "probs", "known", "embedding")
 PADDING = -1  # in `ids`: the graph has fewer than k classes, or rejects the photo
+REQUEST_PHOTOS = 8  # a request may hold as many, whatever the model version; one of more photos counts as bulk
+LIVE, BULK = 1, 2  # priorities of requests: live ones overtake bulk
 ACCEPTED = 0.5  # threshold on `known`: at or above it, the photo counts as showing one of the products
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flows.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the clone that CleanShelf runs from
 
@@ -29,6 +33,21 @@ class Settings(BaseSettings):
     triton_gpu: str = ""  # GPU and driver that TensorRT engines are built for; "" to ask nvidia-smi on this machine
     triton_gpu_memory_mb: int = 0  # GPU memory limit of ONNX Runtime in MB; 0 for no limit
     triton_engines: Path = Path("/var/cache/cleanshelf")  # folder of TensorRT engines on the server
-    triton_instances: int = 0  # copies of the graph on the server's CPU; 0 for one per core of this machine
+    triton_latency_ms: float = Field(50, gt=0)  # longest wait for an answer under load, for which batches are chosen
+    triton_batch: int = Field(0, ge=0, le=4096)  # photos computed together at most; 0 to choose by the measured curve
+    triton_instances: int = Field(0, ge=0)  # copies of the graph on the server's CPU; 0 to choose by the curve
     parallel: int = 0  # training processes at a time; 0 for one per GPU, or one per CPU core without a GPU
     dask: str = ""  # where they run: address of a Dask scheduler, "local" for processes on this machine, "" for threads
+
+    def __init__(self, **values: Any) -> None:
+        """Reads the environment.
+
+        Raises:
+            InputError: a variable has a value that is not allowed; the message names the first one.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"CLEANSHELF_{'_'.join(map(str, first['loc'])).upper()}"
+            raise InputError(f"{name}={first['input']}: {first['msg'].lower()}; correct or unset it") from None

@@ -16,6 +16,7 @@ from flows.registry.versions import ModelVersions
 from flows.settings import Settings
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
+from serving.repository.curve import CURVE, measure
 from serving.repository.repository import ModelRepository
 from serving.server.control import Endpoint
 
@@ -47,7 +48,7 @@ def register(
     The caller holds the lock "serving". A graph keeps a version that it has, so that a killed publication can be repeated.
 
     Args:
-        lineage: everything but `version` and `files`; `graph_sha256` is the hash of `graph`.
+        lineage: everything but `version`, `files` and `curve`; `graph_sha256` is the hash of `graph`.
         golden: photos (G, S, S, 3) of the golden answers.
     """
     models, versions = ModelVersions(Ledger(workspace.root)), repository(workspace, settings)
@@ -55,7 +56,8 @@ def register(
     versions.check_contract(graph)
     number = number_for(lineage, models=models, versions=versions)
     if number not in versions.versions():
-        versions.write(graph, version=number, labels=labels, lineage=lineage, golden=golden)
+        facts = {**lineage, **_curve(graph, versions)}
+        versions.write(graph, version=number, labels=labels, lineage=facts, golden=golden)
     models.register(versions.lineage(number))
     return number
 
@@ -83,6 +85,22 @@ def number_for(lineage: Mapping[str, Any], *, models: ModelVersions, versions: M
     written = {version: registered.get(version) or versions.lineage(version) for version in versions.versions()}
     found = [version for version, known in written.items() if _is_same(known, lineage)]
     return max(found, default=1 + max(written.keys() | registered, default=0))
+
+
+def _curve(graph: Path, versions: ModelRepository) -> dict[str, Any]:
+    """Entry of the lineage with the graph's times by batch size; empty if this machine lacks the server's device."""
+    curve = measure(graph, versions.accelerator)
+    if curve is None:
+        log.info("publish: %s is not available here, so batches keep their default size", versions.accelerator.name)
+        return {}
+    limit_ms = versions.latency_ms or 0
+    if curve.wait_ms(1) > limit_ms and not versions.joined:
+        log.warning(
+            "publish: one photo takes %.0f ms here, so under load a photo waits longer than the %.0f ms of "
+            "CLEANSHELF_TRITON_LATENCY_MS; photos are computed one by one. Allow %.0f ms, or train a smaller model",
+            curve.ms[1], limit_ms, curve.wait_ms(1),
+        )  # fmt: skip
+    return {CURVE: curve.facts()}
 
 
 def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

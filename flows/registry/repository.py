@@ -21,7 +21,11 @@ def repository(workspace: Workspace, settings: Settings | None = None) -> ModelR
     """
     settings = settings or Settings()
     return ModelRepository(
-        workspace.repository, instances=settings.triton_instances or None, accelerator=accelerator(settings)
+        workspace.repository,
+        joined=settings.triton_batch or None,
+        instances=settings.triton_instances or None,
+        accelerator=accelerator(settings),
+        latency_ms=settings.triton_latency_ms,
     )
 
 

@@ -46,10 +46,15 @@ class Accelerator:
         """True if TensorRT has to build engines first."""
         return self.name.startswith("tensorrt")
 
-    def execution(self, shapes: Mapping[str, tuple[int, ...]], *, max_batch_size: int) -> list[dict[str, Any]]:
-        """Triton's `gpu_execution_accelerator`, first choice first; `shapes` are those of the inputs without the batch."""
+    def execution(self, shapes: Mapping[str, tuple[int, ...]], *, usual: int, largest: int) -> list[dict[str, Any]]:
+        """Triton's `gpu_execution_accelerator`, first choice first.
+
+        Args:
+            shapes: of the inputs, without the batch.
+            usual, largest: batch sizes that TensorRT optimises for, and allows.
+        """
         chosen = (
-            [{"name": "tensorrt", "parameters": self._tensorrt(shapes, max_batch_size)}] if self.is_tensorrt else []
+            [{"name": "tensorrt", "parameters": self._tensorrt(shapes, usual, largest)}] if self.is_tensorrt else []
         )
         if self.is_gpu:
             limit = {"gpu_mem_limit": str(self.memory_limit_bytes)} if self.memory_limit_bytes else {}
@@ -68,7 +73,7 @@ class Accelerator:
         engines = parameters["tensorrt"]
         return cls(f"tensorrt-{engines['precision_mode'].lower()}", limit, engines["trt_engine_cache_path"])
 
-    def _tensorrt(self, shapes: Mapping[str, tuple[int, ...]], max_batch_size: int) -> dict[str, str]:
+    def _tensorrt(self, shapes: Mapping[str, tuple[int, ...]], usual: int, largest: int) -> dict[str, str]:
         """Parameters for one engine for all batch sizes; without the profile TensorRT would build one for each size."""
 
         def profile(batch: int) -> str:
@@ -81,8 +86,8 @@ class Accelerator:
             "trt_timing_cache_enable": YES,
             "trt_timing_cache_path": self.engine_cache,
             "trt_profile_min_shapes": profile(1),
-            "trt_profile_opt_shapes": profile(max_batch_size),
-            "trt_profile_max_shapes": profile(max_batch_size),
+            "trt_profile_opt_shapes": profile(usual),
+            "trt_profile_max_shapes": profile(largest),
         }
 
 

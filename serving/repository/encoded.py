@@ -15,12 +15,11 @@ from tritonclient.grpc import model_config_pb2
 
 import contract
 import pixels
-from contract import encoded_name
+from contract import REQUEST_PHOTOS, encoded_name
 from durable import overwrite
 from serving.durable import disk_full_named
 from serving.repository.model_config import batching
 
-MAX_BATCH = 8
 MAX_PHOTO_BYTES = 32 * 2**20
 # name -> (Triton's type, dims after the batch dimension; -1: the same as in `<model>`)
 INPUTS = {"photo": ("TYPE_STRING", (1,))}
@@ -40,11 +39,11 @@ def config_text(model: str, *, instances: int | None = None) -> str:
     config = model_config_pb2.ModelConfig(
         name=encoded_name(model),
         backend="python",
-        max_batch_size=MAX_BATCH,
+        max_batch_size=REQUEST_PHOTOS,
         input=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in INPUTS.items()],
         output=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in OUTPUTS.items()],
         instance_group=[{"kind": "KIND_CPU", "count": instances or len(os.sched_getaffinity(0))}],
-        dynamic_batching=batching(MAX_BATCH),
+        dynamic_batching=batching(REQUEST_PHOTOS),
     )
     config.parameters["max_photo_bytes"].string_value = str(MAX_PHOTO_BYTES)
     return cast(str, text_format.MessageToString(config, as_utf8=True))

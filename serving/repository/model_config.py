@@ -15,11 +15,15 @@ from typing import Any, cast
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from contract import BULK, LIVE, REQUEST_PHOTOS
 from serving.repository.accelerator import CPU, Accelerator
 from serving.signature import Signature, TensorSpec
 
 # ONNX Runtime session options under the native backend's names. No memory patterns: one is kept for each batch size.
 SESSION = {"intra_op_thread_count": "1", "enable_mem_arena": "1", "enable_mem_pattern": "0"}
+MAX_QUEUE_SIZE = 256
+QUEUE_TIMEOUT_MS = 10_000
+BULK_PATIENCE = 12
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,26 @@ class TritonConfig:
 
     Args:
         versions: versions to load; a request without a version is answered by the newest.
-        max_batch_size: largest batch of one request, and of several requests computed together.
+        max_batch_size: photos that one request may hold.
+        joined: photos of several requests that are computed together at most.
         instances: copies of the graph that compute in parallel, one thread each (0.96 of the machine's limit).
         accelerator: the accelerator to run on; `from_onnx` makes one instance on a GPU.
-        max_queue_size: requests that may wait; further ones are rejected at once.
-        queue_timeout_ms: longest time in the queue, after which a request is rejected; a client may ask for a shorter one.
-        warmup: run the smallest and the largest batch before the model counts as loaded.
+        max_queue_size: live requests that may wait, and as many of bulk; further ones are rejected at once.
+        queue_timeout_ms: longest time of a live request in the queue, after which it is rejected; a client may ask for a
+            shorter one. Bulk may wait BULK_PATIENCE times as long, while live requests overtake it.
+        warmup: run each of `batches` before the model counts as loaded.
         parameters: strings for clients to read, such as `data_version.7`.
     """
 
     name: str
     versions: tuple[int, ...]
     signature: Signature
-    max_batch_size: int = 8
+    max_batch_size: int = REQUEST_PHOTOS
+    joined: int = REQUEST_PHOTOS
     instances: int = 1
     accelerator: Accelerator = CPU
-    max_queue_size: int = 256
-    queue_timeout_ms: int = 10_000
+    max_queue_size: int = MAX_QUEUE_SIZE
+    queue_timeout_ms: int = QUEUE_TIMEOUT_MS
     warmup: bool = True
     parameters: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,13 +85,18 @@ class TritonConfig:
             output=[_proto(spec) for spec in self.signature.outputs],
             instance_group=[{"kind": "KIND_GPU" if self.accelerator.is_gpu else "KIND_CPU", "count": self.instances}],
             optimization={"execution_accelerators": {"gpu_execution_accelerator": self._execution()}},
-            dynamic_batching=batching(self.max_batch_size, self.max_queue_size, self.queue_timeout_ms),
-            model_warmup=[self._warmup(batch) for batch in sorted({1, self.max_batch_size}) if self.warmup],
+            dynamic_batching=batching(self.joined, self.max_queue_size, self.queue_timeout_ms),
+            model_warmup=[self._warmup(batch) for batch in self.batches if self.warmup],
             response_cache={"enable": False},
         )
         for key, value in {**self.parameters, **SESSION}.items():
             config.parameters[key].string_value = value
         return cast(str, text_format.MessageToString(config, as_utf8=True))
+
+    @property
+    def batches(self) -> list[int]:
+        """Sizes of the batches that the graph usually computes: 1, those that requests are joined to, the largest request."""
+        return sorted({1, *preferred(self.joined), self.max_batch_size})
 
     @classmethod
     def parse(cls, text: str) -> TritonConfig:
@@ -109,6 +121,7 @@ class TritonConfig:
             versions=tuple(config.version_policy.specific.versions),
             signature=Signature(tuple(map(_unproto, config.input)), tuple(map(_unproto, config.output))),
             max_batch_size=config.max_batch_size,
+            joined=max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size),
             instances=config.instance_group[0].count,
             accelerator=Accelerator.read(config.optimization.execution_accelerators.gpu_execution_accelerator),
             max_queue_size=queue.max_queue_size,
@@ -119,7 +132,7 @@ class TritonConfig:
 
     def _execution(self) -> list[dict[str, Any]]:
         shapes = {spec.name: spec.dims for spec in self.signature.inputs}
-        return self.accelerator.execution(shapes, max_batch_size=self.max_batch_size)
+        return self.accelerator.execution(shapes, usual=self.joined, largest=self.max_batch_size)
 
     def _warmup(self, batch: int) -> dict[str, Any]:
         inputs = {
@@ -129,18 +142,34 @@ class TritonConfig:
         return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
 
 
-def batching(max_batch_size: int, max_queue_size: int = 256, queue_timeout_ms: int = 10_000) -> dict[str, Any]:
-    """Settings of Triton's dynamic batching. No delay: with one, one instance takes all requests while the others idle."""
-    sizes = {2**power for power in range(1, max_batch_size.bit_length()) if 2**power < max_batch_size}
+def preferred(joined: int) -> list[int]:
+    """Batch sizes up to `joined` that the batcher forms if it can: powers of two, and the largest."""
+    return sorted({2**power for power in range(1, joined.bit_length())} | {joined})
+
+
+def batching(
+    joined: int, max_queue_size: int = MAX_QUEUE_SIZE, queue_timeout_ms: int = QUEUE_TIMEOUT_MS
+) -> dict[str, Any]:
+    """Settings of Triton's dynamic batching, with two priorities; a request without one is live.
+
+    No delay: with one, one instance takes all requests while the others idle.
+    """
     return {
-        "preferred_batch_size": sorted({*sizes, max_batch_size}),
+        "preferred_batch_size": preferred(joined),
         "max_queue_delay_microseconds": 0,
-        "default_queue_policy": {
-            "timeout_action": "REJECT",
-            "default_timeout_microseconds": queue_timeout_ms * 1000,
-            "allow_timeout_override": True,
-            "max_queue_size": max_queue_size,
-        },
+        "priority_levels": 2,
+        "default_priority_level": LIVE,
+        "default_queue_policy": _queue(max_queue_size, queue_timeout_ms),
+        "priority_queue_policy": {BULK: _queue(max_queue_size, BULK_PATIENCE * queue_timeout_ms)},
+    }
+
+
+def _queue(max_size: int, timeout_ms: int) -> dict[str, Any]:
+    return {
+        "timeout_action": "REJECT",
+        "default_timeout_microseconds": timeout_ms * 1000,
+        "allow_timeout_override": True,
+        "max_queue_size": max_size,
     }
 
 

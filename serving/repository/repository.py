@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract import REQUEST_PHOTOS
 from durable import overwrite, sha256, sync
 from serving.durable import disk_full_named
 from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInUse, VersionNotFound
 from serving.repository.accelerator import CPU, Accelerator
+from serving.repository.curve import Curve
 from serving.repository.encoded import install
 from serving.repository.lineage import lineage_file
 from serving.repository.model_config import TritonConfig
@@ -37,15 +39,18 @@ class ModelRepository:
     The directory of a version appears by one rename, after all its files have reached the disk, and never changes.
 
     Args:
-        max_batch_size, instances, accelerator, warmup: see TritonConfig; written with every `configure`.
+        accelerator, warmup: see TritonConfig; written with every `configure`.
+        joined, instances: see TritonConfig; None: chosen from the version's curve for `latency_ms`.
+        latency_ms: longest wait for an answer under load; None: sizes do not depend on curves.
     """
 
     root: Path
     name: str = "products"
-    max_batch_size: int = 8
+    joined: int | None = None
     instances: int | None = None
     accelerator: Accelerator = CPU
     warmup: bool = True
+    latency_ms: float | None = None
 
     @property
     def model(self) -> Path:
@@ -278,8 +283,7 @@ class ModelRepository:
             self.path(newest) / "model.onnx",
             name=self.name,
             versions=chosen,
-            max_batch_size=self.max_batch_size,
-            instances=self.instances,
+            **self._sizes(newest),
             accelerator=self._accelerator(newest),
             warmup=self.warmup,
             parameters={
@@ -288,6 +292,19 @@ class ModelRepository:
                 for name, value in self._parameters(version, signatures[version]).items()
             },
         )
+
+    def batches(self, version: int) -> list[int]:
+        """Sizes of the batches that this version usually computes; see TritonConfig."""
+        return self._config((version,)).batches
+
+    def _sizes(self, version: int) -> dict[str, int | None]:
+        """Sizes in TritonConfig: given ones, those that the version's curve asks for, or defaults."""
+        curve = Curve.read(self.lineage(version), self.accelerator) if self.latency_ms else None
+        joined, instances = self.joined or REQUEST_PHOTOS, self.instances
+        if curve and self.latency_ms:
+            joined = self.joined or curve.largest_batch(self.latency_ms)
+            instances = self.instances or curve.instances(joined, cores=len(os.sched_getaffinity(0)))
+        return {"joined": joined, "max_batch_size": max(joined, REQUEST_PHOTOS), "instances": instances}
 
     def _accelerator(self, version: int) -> Accelerator:
         """Accelerator whose engine directory belongs to the graph of this version. One level: ONNX Runtime makes no parents."""

@@ -226,12 +226,17 @@ class Endpoint:
             try:
                 trial.load()
                 trial.golden_check(candidate, version)
-                golden = candidate.golden(version).image
-                trial.ask(np.resize(golden, (candidate.max_batch_size, *golden.shape[1:])), version)  # fits in memory
+                trial._ask_in_batches(candidate, version)
             except BaseException as error:
                 trial._unload_after(error)
                 raise
             trial.unload()
+
+    def _ask_in_batches(self, repository: ModelRepository, version: int) -> None:
+        """Asks for each batch size that the version will compute: it fits in memory, and a GPU has its kernels."""
+        golden = repository.golden(version).image
+        for batch in repository.batches(version):
+            self.ask(np.resize(golden, (batch, *golden.shape[1:])), version)
 
     def _beside(self, model: str) -> Endpoint:
         """Control of another model at the same server."""

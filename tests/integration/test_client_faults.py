@@ -40,7 +40,7 @@ TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 @pytest.fixture(scope="module")
 def slow(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Name of a second model in the same server: about 150 ms per photo, and a queue for one request."""
-    repository = ModelRepository(upstream.repository.root, "slow", max_batch_size=1, instances=1)
+    repository = ModelRepository(upstream.repository.root, "slow", joined=1, instances=1)
     write_versions(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"

@@ -61,7 +61,7 @@ def test_the_weights_lie_beside_the_graph(large: Path) -> None:
 
 
 def test_a_model_version_of_it_is_served(large: Path, tmp_path: Path, local_server: Callable[..., LocalServer]) -> None:
-    repository = ModelRepository(tmp_path / "repository", max_batch_size=2, instances=1)
+    repository = ModelRepository(tmp_path / "repository", joined=2, instances=1)
     labels = [str(number) for number in range(CLASSES)]
     version = repository.write(large, version=1, labels=labels, lineage={}, golden=golden_images(2, size=SIDE))
     assert set(repository.lineage(1)["files"]) == {"model.onnx", "model.onnx.data", "labels.txt", "golden.npz"}

@@ -141,7 +141,7 @@ def test_unknown_models_and_versions(triton: Triton) -> None:
 @pytest.fixture(scope="module")
 def slow(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Name of a second model in the same server: about 150 ms per photo, and a queue for one request."""
-    repository = ModelRepository(triton.repository.root, "slow", max_batch_size=1, instances=1)
+    repository = ModelRepository(triton.repository.root, "slow", joined=1, instances=1)
     write_versions(repository, tmp_path_factory.mktemp("slow"), 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"

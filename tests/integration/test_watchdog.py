@@ -31,7 +31,7 @@ def slow(
 ) -> Iterator[tuple[LocalServer, ModelRepository, Access]]:
     """Server, repository and access of a model that takes about 150 ms per photo, with a queue for two requests."""
     folder = tmp_path_factory.mktemp("slow")
-    repository = ModelRepository(folder / "repository", max_batch_size=1, instances=1)
+    repository = ModelRepository(folder / "repository", joined=1, instances=1)
     write_versions(repository, folder, 1, work=60)
     repository.configure([1])
     path = repository.model / "config.pbtxt"

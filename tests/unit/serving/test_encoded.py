@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 from tritonclient.grpc import model_config_pb2
 
 import pixels
-from serving.repository.encoded import MAX_BATCH, config_text, install
+from contract import REQUEST_PHOTOS
+from serving.repository.encoded import config_text, install
 from serving.server.environment import REQUIREMENTS
 from serving.signature import CONTRACT
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_configuration_is_one_of_triton() -> None:
     config = text_format.Parse(config_text("products", instances=3), model_config_pb2.ModelConfig())
-    assert (config.name, config.backend, config.max_batch_size) == ("products-encoded", "python", MAX_BATCH)
+    assert (config.name, config.backend, config.max_batch_size) == ("products-encoded", "python", REQUEST_PHOTOS)
     assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [("photo", [1])]
     answers = {tensor.name: model_config_pb2.DataType.Name(tensor.data_type) for tensor in config.output}
     assert answers.items() >= {name: kind for name, kind in CONTRACT.items() if name != "image"}.items()

@@ -9,6 +9,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
+from contract import BULK, LIVE
 from serving.errors import BadGraph, BadRequest
 from serving.repository.accelerator import NAMES, Accelerator
 from serving.repository.model_config import TritonConfig
@@ -36,7 +37,7 @@ def test_signature_is_the_graphs(tmp_path: Path) -> None:
 def test_text_reads_back_as_written(graph: Path, name: str) -> None:
     accelerator = Accelerator(name, 2**30 if name != "cpu" else 0, "/cache/x" if name.startswith("tensorrt") else "")
     config = TritonConfig.from_onnx(
-        graph, versions=(3, 7), instances=2, accelerator=accelerator, parameters={"data_version.7": 'a"\n é'}
+        graph, versions=(3, 7), joined=4, instances=2, accelerator=accelerator, parameters={"data_version.7": 'a"\n é'}
     )
     assert TritonConfig.parse(config.to_pbtxt()) == config
 
@@ -48,23 +49,28 @@ def test_every_setting_is_written_out(graph: Path) -> None:
     assert [(g.count, g.kind) for g in config.instance_group] == [(2, model_config_pb2.ModelInstanceGroup.KIND_CPU)]
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 4, 8]
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
-    queue = config.dynamic_batching.default_queue_policy
-    assert (queue.timeout_action, queue.default_timeout_microseconds, queue.max_queue_size) == (
-        queue.REJECT,
-        250_000,
-        9,
-    )
-    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8]
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, LIVE)
+    live, bulk = config.dynamic_batching.default_queue_policy, config.dynamic_batching.priority_queue_policy[BULK]
+    for queue, patience_us in ((live, 250_000), (bulk, 3_000_000)):
+        assert (queue.timeout_action, queue.default_timeout_microseconds, queue.max_queue_size) == (
+            queue.REJECT,
+            patience_us,
+            9,
+        )
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 2, 4, 8]
     assert list(config.model_warmup[1].inputs["image"].dims) == [16, 16, 3]
     assert config.parameters["intra_op_thread_count"].string_value == "1"
     assert not config.response_cache.enable
 
 
-@pytest.mark.parametrize(("largest", "preferred"), [(1, [1]), (2, [2]), (6, [2, 4, 6]), (8, [2, 4, 8])])
-def test_preferred_sizes_stay_within_the_largest_batch(graph: Path, largest: int, preferred: list[int]) -> None:
-    config = proto(TritonConfig.from_onnx(graph, versions=(1,), max_batch_size=largest))
+@pytest.mark.parametrize(("joined", "preferred"), [(1, [1]), (2, [2]), (6, [2, 4, 6]), (8, [2, 4, 8])])
+def test_requests_are_joined_within_a_limit_and_each_size_is_warmed_up(
+    graph: Path, joined: int, preferred: list[int]
+) -> None:
+    config = proto(TritonConfig.from_onnx(graph, versions=(1,), joined=joined))
     assert list(config.dynamic_batching.preferred_batch_size) == preferred
-    assert sorted({warmup.batch_size for warmup in config.model_warmup}) == sorted({1, largest})
+    assert config.max_batch_size == 8, "what a request may hold stays the same"
+    assert [warmup.batch_size for warmup in config.model_warmup] == sorted({1, *preferred, 8})
 
 
 def chosen(config: model_config_pb2.ModelConfig) -> list[tuple[str, dict[str, str]]]:
@@ -92,7 +98,7 @@ def test_the_cpu_keeps_no_memory_pattern_per_batch_size(graph: Path) -> None:
 def test_tensorrt_builds_one_engine_for_all_batches_and_keeps_it(graph: Path) -> None:
     accelerator = Accelerator("tensorrt-fp16", engine_cache="/cache/gpu/graph")
     [(first, engines), (second, _)] = chosen(
-        proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=accelerator))
+        proto(TritonConfig.from_onnx(graph, versions=(1,), joined=4, accelerator=accelerator))
     )
     assert (first, second) == ("tensorrt", "cuda")
     assert engines == {
@@ -102,7 +108,7 @@ def test_tensorrt_builds_one_engine_for_all_batches_and_keeps_it(graph: Path) ->
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": "/cache/gpu/graph",
         "trt_profile_min_shapes": "image:1x16x16x3",
-        "trt_profile_opt_shapes": "image:8x16x16x3",
+        "trt_profile_opt_shapes": "image:4x16x16x3",
         "trt_profile_max_shapes": "image:8x16x16x3",
     }
 
