@@ -6,6 +6,7 @@ ServingError
 ├── BadEnvironment (ValueError)         the server's private environment is incomplete or would give wrong answers
 ├── BadGraph (ValueError)               a graph, labels or golden images that break the endpoint's contract
 ├── BadRequest (ValueError)             wrong shape, type, batch size or setting
+│   └── BatchTooLarge                   more photos than the model takes in one request
 ├── Forbidden (ValueError)              the token is missing or wrong; asking again does not help
 ├── Untrusted (ValueError)              the server's certificate is not trusted, or the server does not use TLS
 ├── ContractChanged (ValueError)        the graph's signature differs from the current model's: clients would break
@@ -50,6 +51,10 @@ class BadGraph(ServingError, ValueError):
 
 class BadRequest(ServingError, ValueError):
     """The request, or a setting of it, is invalid."""
+
+
+class BatchTooLarge(BadRequest):
+    """The request holds more photos than the model takes; an earlier version may have taken them."""
 
 
 class Forbidden(ServingError, ValueError):

@@ -15,10 +15,11 @@ from tritonclient import grpc
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
-from contract import encoded_name
+from contract import LIVE, encoded_name
 from serving.access import Access, Tokens
 from serving.errors import (
     BadRequest,
+    BatchTooLarge,
     Forbidden,
     ModelNotReady,
     RequestRejected,
@@ -114,11 +115,20 @@ def infer_encoded(
 
 
 def question(
-    tensor: grpc.InferInput, *, model: str, outputs: Sequence[str], version: str = "", timeout_s: float
+    tensor: grpc.InferInput,
+    *,
+    model: str,
+    outputs: Sequence[str],
+    version: str = "",
+    timeout_s: float,
+    priority: int = LIVE,
 ) -> dict[str, Any]:
     """Arguments for the method `infer` of a tritonclient client, sync or async.
 
     The server gets the deadline too, so that it does not compute a request whose client has given up.
+
+    Args:
+        priority: LIVE or BULK of the contract; servers of earlier releases have one queue for both.
     """
     return {
         "model_name": model,
@@ -127,6 +137,7 @@ def question(
         "outputs": [grpc.InferRequestedOutput(name) for name in outputs],
         "client_timeout": timeout_s,
         "timeout": int(timeout_s * 1_000_000),
+        "priority": priority,
     }
 
 
@@ -194,6 +205,8 @@ def translate(error: InferenceServerException, url: str) -> ServingError:
         return RequestRejected(
             f"{url}: the server joined this request with one of a false batch size ({text}); send it again"
         )
+    if "batch-size must be <=" in words:
+        return BatchTooLarge(f"{url}: {text}; send fewer photos at once")
     if status == "UNAVAILABLE" and any(phrase in words for phrase in NO_CONNECTION):
         return ServerUnavailable(f"no server answers at {url} ({text}); start one with `cleanshelf serve`")
     if status in ("", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"):

@@ -46,12 +46,12 @@ class RecordingRecognizer(Recognizer):
         self.lock = threading.Lock()
         super().__init__(*arguments, **options)
 
-    def _answer(self, batch: Any, embedding: bool) -> Any:
+    def _answer(self, batch: Any, embedding: bool, priority: int) -> Any:
         with self.lock:
             self.in_progress += 1
             self.max_in_progress = max(self.max_in_progress, self.in_progress)
         try:
-            return super()._answer(batch, embedding)
+            return super()._answer(batch, embedding, priority)
         finally:
             with self.lock:
                 self.in_progress -= 1

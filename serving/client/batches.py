@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
 
+from contract import BULK, LIVE, REQUEST_PHOTOS
 from pixels import BadPhoto
 from serving.client.photos import Photo, bad_photo
 from serving.client.recognition import Recognition
@@ -19,6 +20,11 @@ def batches(photos: Iterable[Photo], size: int) -> Iterator[Numbered]:
     numbered = iter(enumerate(photos))
     while batch := list(islice(numbered, size)):
         yield batch
+
+
+def priority_of(photos: Iterable[Photo]) -> int:
+    """LIVE for as many photos as one request may hold; BULK for more, or for a stream of unknown length."""
+    return LIVE if isinstance(photos, Sized) and len(photos) <= REQUEST_PHOTOS else BULK
 
 
 def prepared(batch: Numbered, make: Callable[..., Any], *, size: int) -> list[Any]:

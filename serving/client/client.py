@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from pixels import BadPhoto
 from serving.access import Access
-from serving.client.batches import Answered, Numbered, all_good, batches, merged
+from serving.client.batches import Answered, Numbered, all_good, batches, merged, priority_of
 from serving.client.conversation import Call, Pause, Steps, T, drive, drive_async
 from serving.client.ordering import Progress, in_order, in_order_async
 from serving.client.photos import Photo
@@ -99,13 +99,15 @@ class Recognizer(_Client):
     def recognise(self, photos: Sequence[Photo], *, embedding: bool = False) -> list[Recognition]:
         """One answer per photo, in order; with `embedding`, also the (512,) vectors.
 
+        Up to eight photos are live and overtake bulk at the server.
+
         Raises:
             BadPhoto: the first bad photo; its `answers` are those to all photos, as `stream` yields them.
             ServingError: an error of the server or of the connection.
         """
         served = self._drive(self._session.learn())
         if len(photos) <= served.batch:
-            return all_good(self._answer(list(enumerate(photos)), embedding))
+            return all_good(self._answer(list(enumerate(photos)), embedding, priority_of(photos)))
         with closing(self.stream(photos, embedding=embedding)) as answers:
             return all_good(answers)
 
@@ -114,24 +116,26 @@ class Recognizer(_Client):
     ) -> Generator[Answered, None, None]:
         """Yields one answer per photo, in order; for a bad photo, a BadPhoto.
 
-        Reads `photos` at most `2 * in_flight` batches ahead of the answers taken. Calls `progress` with the number of
-        answers so far.
+        All is bulk, which live requests overtake at the server, unless `photos` is a sequence of up to eight. Reads
+        `photos` at most `2 * in_flight` batches ahead of the answers taken. Calls `progress` with the number of answers so
+        far.
 
         Raises:
             ServingError: an error of the server or of the connection, after all earlier answers.
         """
         served = self._drive(self._session.learn())
-        todo = batches(photos, served.batch)
+        todo, priority = batches(photos, served.batch), priority_of(photos)
         answers = in_order(
-            lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress
+            lambda batch: self._answer(batch, embedding, priority), todo, in_flight=self.in_flight, progress=progress
         )
         self._streams.add(answers)
         return answers
 
-    def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
+    def _answer(self, batch: Numbered, embedding: bool, priority: int) -> list[Answered]:
         prepared = self._session.prepare(batch)
         good = [each for each in prepared if not isinstance(each, BadPhoto)]
-        return merged(batch, prepared, self._drive(self._session.ask(good, embedding=embedding)) if good else [])
+        asked = self._session.ask(good, embedding=embedding, priority=priority)
+        return merged(batch, prepared, self._drive(asked))
 
     def _drive(self, steps: Steps[T]) -> T:
         return drive(steps, self._act)
@@ -177,7 +181,7 @@ class AsyncRecognizer(_Client):
         """Same as Recognizer.recognise."""
         served = await self._drive(self._session.learn())
         if len(photos) <= served.batch:
-            return all_good(await self._answer(list(enumerate(photos)), embedding))
+            return all_good(await self._answer(list(enumerate(photos)), embedding, priority_of(photos)))
         async with aclosing(self.stream(photos, embedding=embedding)) as answers:
             return all_good([each async for each in answers])
 
@@ -193,18 +197,19 @@ class AsyncRecognizer(_Client):
         self, photos: Iterable[Photo], embedding: bool, progress: Progress | None
     ) -> AsyncGenerator[Answered, None]:
         served = await self._drive(self._session.learn())
-        todo = batches(photos, served.batch)
+        todo, priority = batches(photos, served.batch), priority_of(photos)
         found = in_order_async(
-            lambda batch: self._answer(batch, embedding), todo, in_flight=self.in_flight, progress=progress
+            lambda batch: self._answer(batch, embedding, priority), todo, in_flight=self.in_flight, progress=progress
         )
         async with aclosing(found):
             async for each in found:
                 yield each
 
-    async def _answer(self, batch: Numbered, embedding: bool) -> list[Answered]:
+    async def _answer(self, batch: Numbered, embedding: bool, priority: int) -> list[Answered]:
         prepared = await asyncio.to_thread(self._session.prepare, batch)
         good = [each for each in prepared if not isinstance(each, BadPhoto)]
-        return merged(batch, prepared, await self._drive(self._session.ask(good, embedding=embedding)) if good else [])
+        asked = self._session.ask(good, embedding=embedding, priority=priority)
+        return merged(batch, prepared, await self._drive(asked))
 
     async def _drive(self, steps: Steps[T]) -> T:
         return await drive_async(steps, self._act)

@@ -9,13 +9,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient import grpc
 
-from contract import encoded_name
+from contract import REQUEST_PHOTOS, encoded_name
 from pixels import BadPhoto
 from serving.client.batches import Answered, Numbered, prepared
 from serving.client.conversation import Call, Pause, Steps, T
@@ -23,7 +24,15 @@ from serving.client.photos import encoded, square
 from serving.client.recognition import Recognition, outputs, recognitions
 from serving.client.retry import Retry
 from serving.client.shared_memory import Region
-from serving.errors import BadRequest, Forbidden, ModelNotReady, ServerUnavailable, ServingError, VersionNotFound
+from serving.errors import (
+    BadRequest,
+    BatchTooLarge,
+    Forbidden,
+    ModelNotReady,
+    ServerUnavailable,
+    ServingError,
+    VersionNotFound,
+)
 from serving.wire import Answer, answer, question, tensor_of, tensor_of_files, texts
 
 log = logging.getLogger(__name__)
@@ -38,8 +47,16 @@ class Served:
     """Facts for clients in the configuration of a served model."""
 
     size: int  # side of the square input in pixels
-    batch: int  # largest request in photos
+    batch: int  # photos of a request: as many as the server computes together
     parameters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Names of the requested outputs, and the priority of the request."""
+
+    outputs: list[str]
+    priority: int
 
 
 @dataclass
@@ -58,6 +75,7 @@ class Session:
     labels: Callable[[int], Sequence[str]] | None
     served: Served | None = None
     _versions: dict[int, tuple[Sequence[str], str]] = field(default_factory=dict)  # labels, data version
+    _region_bytes: int = 0
     _regions: list[Region] = field(default_factory=list)  # not used by a request now
 
     def __post_init__(self) -> None:
@@ -68,6 +86,7 @@ class Session:
         """Facts needed before the first photo is sent; requested once."""
         if self.served is None:
             self.served = yield from self._again(lambda left_s: self._read_config("", left_s))
+            self._region_bytes = self.served.batch * self.served.size**2 * 3  # no later batch is larger
         return self.served
 
     def prepare(self, batch: Numbered) -> list[Any]:
@@ -76,9 +95,23 @@ class Session:
         make = encoded if self.transport == "encoded" else square
         return prepared(batch, make, size=self.served.size)
 
-    def ask(self, photos: Sequence[NDArray[np.uint8] | bytes], *, embedding: bool) -> Steps[list[Answered]]:
-        """One answer for each square, or for each encoded photo with that transport; takes at most one batch."""
-        return (yield from self._again(lambda left_s: self._ask_once(photos, embedding, left_s)))
+    def ask(
+        self, photos: Sequence[NDArray[np.uint8] | bytes], *, embedding: bool, priority: int
+    ) -> Steps[list[Answered]]:
+        """One answer for each square, or for each encoded photo with that transport.
+
+        They fit in one request, unless the model was switched to a version that takes fewer photos at once.
+        """
+        asked, answers = Asked(outputs(embedding), priority), list[Answered]()
+        while rest := photos[len(answers) :]:
+            batch = rest[: (yield from self.learn()).batch]
+            try:
+                answers += yield from self._again(partial(self._ask_once, batch, asked))
+            except BatchTooLarge:
+                self.served = yield from self._again(lambda left_s: self._read_config("", left_s))
+                if self.served.batch >= len(batch):
+                    raise
+        return answers
 
     def end(self) -> Steps[None]:
         """Unregisters the shared memory of this client; errors of a server that is gone are ignored."""
@@ -105,29 +138,28 @@ class Session:
                 yield Pause(retry.pause_s(error))
 
     def _ask_once(
-        self, photos: Sequence[NDArray[np.uint8] | bytes], embedding: bool, left_s: float
+        self, photos: Sequence[NDArray[np.uint8] | bytes], asked: Asked, left_s: float
     ) -> Steps[list[Answered]]:
-        wanted = outputs(embedding)
         if self.transport == "encoded":
-            return (yield from self._ask_encoded(cast("Sequence[bytes]", photos), wanted, left_s))
+            return (yield from self._ask_encoded(cast("Sequence[bytes]", photos), asked, left_s))
         images = np.stack(photos)
         ask = self._ask_shared if self.transport == "shared memory" else self._ask_uint8
-        found = yield from ask(images, wanted, left_s)
+        found = yield from ask(images, asked, left_s)
         return [*(yield from self._recognitions(found.arrays, found.version, left_s))]
 
-    def _ask_uint8(self, images: NDArray[np.uint8], wanted: list[str], left_s: float) -> Steps[Answer]:
-        return (yield from self._infer(tensor_of(images), self.model, wanted, left_s))
+    def _ask_uint8(self, images: NDArray[np.uint8], asked: Asked, left_s: float) -> Steps[Answer]:
+        return (yield from self._infer(tensor_of(images), self.model, asked, left_s))
 
-    def _ask_shared(self, images: NDArray[np.uint8], wanted: list[str], left_s: float) -> Steps[Answer]:
+    def _ask_shared(self, images: NDArray[np.uint8], asked: Asked, left_s: float) -> Steps[Answer]:
         try:
             region: Region | None = self._regions.pop()
         except IndexError:
             region = yield from self._register(left_s)
         if region is None:
-            return (yield from self._ask_uint8(images, wanted, left_s))
+            return (yield from self._ask_uint8(images, asked, left_s))
         is_lost = False
         try:
-            return (yield from self._infer(region.tensor_of(images), self.model, wanted, left_s))
+            return (yield from self._infer(region.tensor_of(images), self.model, asked, left_s))
         except ServingError as error:
             is_lost = LOST in str(error).lower()
             if is_lost:
@@ -141,22 +173,22 @@ class Session:
             else:
                 self._regions.append(region)
 
-    def _ask_encoded(self, photos: Sequence[bytes], wanted: list[str], left_s: float) -> Steps[list[Answered]]:
+    def _ask_encoded(self, photos: Sequence[bytes], asked: Asked, left_s: float) -> Steps[list[Answered]]:
         """One answer per photo; a photo that cannot be decoded does not affect the others."""
-        names = [*wanted, "error", "version"]
+        names = Asked([*asked.outputs, "error", "version"], asked.priority)
         reply = yield from self._infer(tensor_of_files(photos), encoded_name(self.model), names, left_s)
         found: list[Answered] = [BadPhoto(fault) for fault in texts(reply.arrays["error"]).flat]
         versions = reply.arrays["version"][:, 0]
         for version in sorted({int(v) for v in versions} - {0}):
             rows = np.flatnonzero(versions == version)
-            arrays = {name: reply.arrays[name][rows] for name in wanted}
+            arrays = {name: reply.arrays[name][rows] for name in asked.outputs}
             for row, recognition in zip(rows, (yield from self._recognitions(arrays, version, left_s)), strict=True):
                 found[row] = recognition
         return found
 
-    def _infer(self, tensor: grpc.InferInput, model: str, wanted: list[str], left_s: float) -> Steps[Answer]:
-        result = yield Call("infer", question(tensor, model=model, outputs=wanted, timeout_s=left_s))
-        return answer(result, wanted)
+    def _infer(self, tensor: grpc.InferInput, model: str, asked: Asked, left_s: float) -> Steps[Answer]:
+        arguments = question(tensor, model=model, outputs=asked.outputs, timeout_s=left_s, priority=asked.priority)
+        return answer((yield Call("infer", arguments)), asked.outputs)
 
     def _recognitions(self, arrays: dict[str, NDArray[Any]], version: int, left_s: float) -> Steps[list[Recognition]]:
         known = self._versions.get(version)
@@ -193,16 +225,17 @@ class Session:
             raise BadRequest(
                 f"{self.url}: model {self.model} does not take batches of square images; name another model"
             )
-        return Served(
-            image[0], config.max_batch_size, {key: value.string_value for key, value in config.parameters.items()}
-        )
+        batch = max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size)
+        if self.transport == "encoded":
+            batch = min(batch, REQUEST_PHOTOS)
+        return Served(image[0], batch, {key: value.string_value for key, value in config.parameters.items()})
 
     def _register(self, left_s: float) -> Steps[Region | None]:
         """New memory that the server opened; None if it refuses, and then all further photos travel as uint8."""
-        served = yield from self.learn()
-        size = served.batch * served.size**2 * 3
-        region = Region.of(size)
-        arguments = {"name": region.name, "key": region.key, "byte_size": size, "client_timeout": left_s}
+        region = Region.of(self._region_bytes)
+        arguments = {
+            "name": region.name, "key": region.key, "byte_size": self._region_bytes, "client_timeout": left_s
+        }  # fmt: skip
         try:
             yield Call("register_system_shared_memory", arguments)
         except BaseException as error:

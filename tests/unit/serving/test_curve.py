@@ -35,7 +35,9 @@ def test_a_batch_is_as_large_as_the_wait_allows_and_throughput_needs(
     assert curve.largest_batch(latency_ms) == batch
 
 
-@pytest.mark.parametrize(("curve", "cores", "instances"), [(SMALL, 2, 1), (SMALL, 64, 27), (HEAVY, 2, 2), (HEAVY, 1, 1)])
+@pytest.mark.parametrize(
+    ("curve", "cores", "instances"), [(SMALL, 2, 1), (SMALL, 64, 27), (HEAVY, 2, 2), (HEAVY, 1, 1)]
+)
 def test_a_small_network_leaves_cores_to_the_server(curve: Curve, cores: int, instances: int) -> None:
     assert curve.instances(8 if curve is SMALL else 1, cores=cores) == instances
     assert curve.instances(6 if curve is SMALL else 1, cores=cores) >= instances  # a size between measured ones
