@@ -47,7 +47,7 @@ class Served:
 @contextmanager
 def served(
     graph: Path, *, labels: list[str], golden: NDArray[np.uint8], extra: Mapping[str, Mapping[str, Path]] | None = None,
-    versions: int = 1, **settings: Any,
+    versions: int = 1, lineage: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
     """Runs a server of `graph`, as versions 1 to `versions`; the last one answers.
 
@@ -58,7 +58,7 @@ def served(
     with TemporaryDirectory() as folder:
         repository = ModelRepository(Path(folder) / "repository", **settings)
         for version in range(1, versions + 1):
-            repository.write(graph, version=version, labels=labels, lineage={}, golden=golden)
+            repository.write(graph, version=version, labels=labels, lineage=lineage or {}, golden=golden)
         repository.configure([versions])
         for name, files in (extra or {}).items():
             for place, source in files.items():

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
+from contract import LIVE
 from serving.access import Access
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -79,13 +80,14 @@ class Outcome:
 
 
 def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequence[str] = ("ids", "probs", "known"),
-            tensor: str = "image") -> bytes:  # fmt: skip
+            tensor: str = "image", priority: int = LIVE) -> bytes:  # fmt: skip
     """One request for a batch (B, S, S, 3)."""
     request = service_pb2.ModelInferRequest(
         model_name=model,
         inputs=[{"name": tensor, "datatype": "UINT8", "shape": images.shape}],
         outputs=[{"name": name} for name in outputs],
         raw_input_contents=[images.tobytes()],
+        parameters={"priority": {"uint64_param": priority}},
     )
     return bytes(request.SerializeToString())
 
