@@ -46,5 +46,5 @@ def crops(branch: Branch, image: NDArray[np.uint8]) -> Tensor:
     for top, left, mirrored in branch.crops:
         view = photo[top : top + branch.size, left : left + branch.size]
         views.append(view[:, ::-1] if mirrored else view)
-    pixels = torch.from_numpy(np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))).float() / 255
-    return (pixels - branch.mean) / branch.std
+    pixels = torch.from_numpy(np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))).float()
+    return branch.normalised(pixels)

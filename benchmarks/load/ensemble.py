@@ -31,7 +31,7 @@ class Prepare(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Crops of every member, for photos (B, S, S, 3)."""
-        pixels = image.permute(0, 3, 1, 2).float() / 255
+        pixels = image.permute(0, 3, 1, 2).float()
         return tuple(self.crops(branch, pixels) for branch in self.branches)
 
     @staticmethod
@@ -39,7 +39,7 @@ class Prepare(nn.Module):
         """(B, crops, 3, size, size)."""
         full = branch.resize @ pixels @ branch.resize.T
         views = torch.stack([branch._crop(full, *box) for box in branch.crops], dim=1)
-        return (views - branch.mean) / branch.std
+        return branch.normalised(views)
 
 
 class OneNetwork(nn.Module):

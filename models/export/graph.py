@@ -23,6 +23,7 @@ from torch.nn import functional
 from contract import ACCEPTED, PADDING
 from models.errors import WeightsMismatch
 from models.export.ood import UNCALIBRATED, Calibration, KnownScore, MemberOutput
+from models.export.stem import with_scale_folded
 from models.networks.network import Head
 from models.recipe.config import Export
 from models.training.classifiers import tau_normalise
@@ -87,7 +88,7 @@ class Branch(nn.Module):
 
     resize: Tensor
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
     def __init__(self, trained: Trained, *, settings: Export, temperature: float = 1.0) -> None:
         super().__init__()
@@ -98,14 +99,15 @@ class Branch(nn.Module):
         # skips products with a unit matrix, which take a tenth of the time of a small network
         self.is_resized = full != settings.input_size
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
-        self.register_buffer("mean", trained.network.mean)
-        self.register_buffer("std", trained.network.std)
-        self.backbone = trained.network.backbone
+        self.register_buffer("mean", 255 * trained.network.mean)
+        self.register_buffer("scale", 1 / (255 * trained.network.std))
+        folded = with_scale_folded(trained.network.backbone, self.scale, size=size)
+        self.is_folded, self.backbone = folded is not None, folded or trained.network.backbone
         self.embed, self.classifier = fold_head(trained.network.head, tau=trained.tau, temperature=temperature)
         self.sphere = trained.network.head.sphere
 
     def forward(self, pixels: Tensor) -> MemberOutput:
-        """Logits and embeddings of each crop of pixels (B, 3, S, S) in [0, 1]."""
+        """Logits and embeddings of each crop of pixels (B, 3, S, S) in [0, 255]."""
         embedding = self.embedding(self.pooled(pixels, self.crops))
         n = len(self.crops)
         return MemberOutput(self.classifier(embedding).unflatten(0, (n, -1)), embedding.unflatten(0, (n, -1)))
@@ -114,13 +116,18 @@ class Branch(nn.Module):
         """(n B, d) features of the backbone for n crops of pixels (B, 3, S, S)."""
         full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
         views = torch.cat([self._crop(full, *box) for box in crops])
-        features: Tensor = self.backbone((views - self.mean) / self.std)
+        features: Tensor = self.backbone(self.normalised(views))
         return features
 
     def embedding(self, features: Tensor) -> Tensor:
         """(N, 512) inputs of the classifier."""
         embedding: Tensor = self.sphere(self.embed(features))
         return embedding
+
+    def normalised(self, views: Tensor) -> Tensor:
+        """Pixels in [0, 255] as this backbone takes them; its first convolutions scale them if they can."""
+        centred = views - self.mean
+        return centred if self.is_folded else centred * self.scale
 
     def _crop(self, full: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
         view = full[:, :, top : top + self.size, left : left + self.size]
@@ -187,8 +194,8 @@ class DeployGraph(nn.Module):
         return [branch(pixels) for branch in self.branches]
 
     def pixels(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) values in [0, 1] of uint8 photos (B, S, S, 3)."""
-        return image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 255
+        """(B, 3, S, S) values in [0, 255] of uint8 photos (B, S, S, 3)."""
+        return image.permute(0, 3, 1, 2).to(next(self.parameters()).dtype)
 
     def mean(self, outputs: Sequence[MemberOutput]) -> Tensor:
         """(B, C) weighted mean of the members' probabilities, each the mean over its crops, cut to its best classes."""

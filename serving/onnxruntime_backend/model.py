@@ -47,6 +47,10 @@ class TritonPythonModel:
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
 
+    def is_ready(self) -> bool:
+        """True once the graph is loaded. Triton asks from 26.03 on; a dead process does not answer, so it is not ready."""
+        return hasattr(self, "session")
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Computes all requests as one batch; if that fails, one by one, so that only the faulty one gets the error."""
         try:

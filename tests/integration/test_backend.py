@@ -29,9 +29,13 @@ providers = model._providers(config, kind=sys.argv[3], device="0")
 options = model._options(config["parameters"])
 onnxruntime.set_default_logger_severity(4)
 session = onnxruntime.InferenceSession(sys.argv[4], options, providers=providers)
+instance = model.TritonPythonModel()
+ready = [instance.is_ready()]
+instance.session = session
+ready.append(instance.is_ready())
 print(json.dumps({
     "providers": providers, "first": session.get_providers()[0], "threads": options.intra_op_num_threads,
-    "arena": options.enable_cpu_mem_arena, "pattern": options.enable_mem_pattern,
+    "arena": options.enable_cpu_mem_arena, "pattern": options.enable_mem_pattern, "ready": ready,
 }))
 """
 
@@ -61,6 +65,7 @@ def test_the_session_follows_the_configuration(triton_environment: Environment, 
         "threads": 1,
         "arena": True,
         "pattern": False,
+        "ready": [False, True],
     }
 
 

@@ -130,7 +130,7 @@ def test_photos_are_read_once_and_cropped_as_the_graph_crops_them(delivery: Path
     branch = Branch(Trained(network, member, ["x", "y"], 0.0), settings=Export(input_size=200, crops=CROPS))
     with torch.inference_mode():
         torch.testing.assert_close(whole.views[0, 0], network.features(whole_view(photo, 160))[0], atol=0.05, rtol=0.05)
-        embedding = branch(photo.permute(0, 3, 1, 2).float() / 255).embedding.mean(0)
+        embedding = branch(photo.permute(0, 3, 1, 2).float()).embedding.mean(0)
         torch.testing.assert_close(network.head.embedding(crops.mean(0)), embedding, atol=1e-4, rtol=1e-3)
 
 
