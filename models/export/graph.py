@@ -99,7 +99,8 @@ class Branch(nn.Module):
         # skips products with a unit matrix, which take a tenth of the time of a small network
         self.is_resized = full != settings.input_size
         self.register_buffer("resize", resize_matrix(settings.input_size, full))
-        self.register_buffer("mean", 255 * trained.network.mean)
+        # a row of a view: int8 graphs keep pixels in (S, S, 3), where ONNX Runtime subtracts three numbers very slowly
+        self.register_buffer("mean", 255 * trained.network.mean.expand(1, 3, 1, size).clone())
         self.register_buffer("scale", 1 / (255 * trained.network.std))
         folded = with_scale_folded(trained.network.backbone, self.scale, size=size)
         self.is_folded, self.backbone = folded is not None, folded or trained.network.backbone
