@@ -40,7 +40,7 @@ def answer(made: DeployGraph, image: NDArray[np.uint8], *, at_once: bool = True)
 
 def crops(branch: Branch, image: NDArray[np.uint8]) -> Tensor:
     """(crops, 3, size, size) normalised, cut with Pillow and numpy."""
-    full = branch.resize.shape[0]
+    full = branch.resize.target
     photo = np.asarray(Image.fromarray(image).resize((full, full), Image.Resampling.BILINEAR))
     views = []
     for top, left, mirrored in branch.crops:

@@ -37,7 +37,7 @@ class Prepare(nn.Module):
     @staticmethod
     def crops(branch: Branch, pixels: Tensor) -> Tensor:
         """(B, crops, 3, size, size)."""
-        full = branch.resize @ pixels @ branch.resize.T
+        full = branch.resize(pixels)
         views = torch.stack([branch._crop(full, *box) for box in branch.crops], dim=1)
         return branch.normalised(views)
 

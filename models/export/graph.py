@@ -23,6 +23,7 @@ from torch.nn import functional
 from contract import ACCEPTED, PADDING
 from models.errors import WeightsMismatch
 from models.export.ood import UNCALIBRATED, Calibration, KnownScore, MemberOutput
+from models.export.resize import Resize
 from models.export.stem import with_scale_folded
 from models.networks.network import Head
 from models.recipe.config import Export
@@ -59,17 +60,6 @@ def fold_head(head: Head, *, tau: float, temperature: float = 1.0) -> tuple[nn.L
     return embed, classifier
 
 
-def resize_matrix(source: int, target: int) -> Tensor:
-    """(target, source) weights of an antialiased bilinear resize, with which a resize is two matrix products.
-
-    Computed by torch's own resize of the unit matrix. The ONNX operator Resize(antialias) differs from torch by up to
-    1e-4 and is missing in some runtimes; a matrix product is the same everywhere.
-    """
-    eye = torch.eye(source, dtype=torch.float64)[None, None]
-    rows = functional.interpolate(eye, size=(target, source), mode="bilinear", antialias=True, align_corners=False)
-    return rows[0, 0].float()
-
-
 def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
     """(top, left, mirrored) boxes of 1, 2, 5 or 10 crops: the centre, then the corners, then their mirror images.
 
@@ -86,7 +76,6 @@ def crop_boxes(full: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
 class Branch(nn.Module):
     """One member inside the graph; uses the first ratio of settings.enlarge."""
 
-    resize: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -96,9 +85,7 @@ class Branch(nn.Module):
         # an even margin, so that the centre crop is exactly in the centre
         full = size + 2 * round(size * (settings.enlarge[0] - 1) / 2) if settings.crops > 1 else size
         self.size, self.crops = size, crop_boxes(full, size, settings.crops)
-        # skips products with a unit matrix, which take a tenth of the time of a small network
-        self.is_resized = full != settings.input_size
-        self.register_buffer("resize", resize_matrix(settings.input_size, full))
+        self.resize = Resize(settings.input_size, full)
         # a row of a view: int8 graphs keep pixels in (S, S, 3), where ONNX Runtime subtracts three numbers very slowly
         self.register_buffer("mean", 255 * trained.network.mean.expand(1, 3, 1, size).clone())
         self.register_buffer("scale", 1 / (255 * trained.network.std))
@@ -115,7 +102,7 @@ class Branch(nn.Module):
 
     def pooled(self, pixels: Tensor, crops: Sequence[tuple[int, int, bool]]) -> Tensor:
         """(n B, d) features of the backbone for n crops of pixels (B, 3, S, S)."""
-        full = self.resize @ pixels @ self.resize.T if self.is_resized else pixels
+        full = self.resize(pixels)
         views = torch.cat([self._crop(full, *box) for box in crops])
         features: Tensor = self.backbone(self.normalised(views))
         return features

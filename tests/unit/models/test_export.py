@@ -21,10 +21,11 @@ from models.errors import ParityError, WeightsMismatch
 from models.export import measure, parity
 from models.export.__main__ import describe, export, main
 from models.export.calibrate import Chosen
-from models.export.graph import Branch, DeployGraph, GraphOutput, crop_boxes, fold_head, resize_matrix
+from models.export.graph import Branch, DeployGraph, GraphOutput, crop_boxes, fold_head
 from models.export.onnx_file import write_onnx
 from models.export.ood import UNCALIBRATED, Calibration
 from models.export.patch import read_metadata, stamp
+from models.export.resize import Resize, resize_matrix
 from models.export.session import open_session
 from models.networks.network import build_network
 from models.recipe.config import Export, Member, Recipe, to_dict
@@ -91,6 +92,13 @@ def test_the_resize_matrix_is_torchs_antialiased_resize(source: int, target: int
     expected = functional.interpolate(image, (target, target), mode="bilinear", antialias=True, align_corners=False)
     torch.testing.assert_close(weights @ image.float() @ weights.T, expected.float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights.sum(1), torch.ones(target))
+    torch.testing.assert_close(Resize(source, target)(image.float()), expected.float(), rtol=0, atol=1e-6)
+
+
+def test_a_resize_multiplies_few_zeros() -> None:
+    resize = Resize(160, 96)
+    assert sum(weights.numel() for weights in resize.buffers()) < 160 * 96 / 4
+    assert not list(Resize(160, 160).buffers())
 
 
 @pytest.mark.parametrize("crops", [1, 2, 5, 10])
@@ -104,7 +112,7 @@ def test_crops_lie_inside_and_differ(crops: int) -> None:
 
 def test_one_crop_sees_the_whole_photo() -> None:
     branch = Branch(trained(32, seed=1), settings=dataclasses.replace(SETTINGS, crops=1))
-    assert (branch.resize.shape, branch.crops) == ((32, 40), [(0, 0, False)])
+    assert (branch.resize.source, branch.resize.target, branch.crops) == (40, 32, [(0, 0, False)])
 
 
 def slow_answer(members: list[Trained], photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +182,7 @@ def test_ten_crops_are_torchvisions(size: int, enlarge: float) -> None:
     settings = Export(input_size=40, crops=10, enlarge=(enlarge,))
     branch = Branch(trained(size, seed=1), settings=settings)
     pixels = torch.rand(1, 3, 40, 40)
-    full = branch.resize @ pixels @ branch.resize.T
+    full = branch.resize(pixels)
     ours = [branch._crop(full, *box)[0] for box in branch.crops]
     theirs = [view[0] for view in TenCrop(size)(full)]
     assert len(ours) == len(theirs) == 10
