@@ -1,9 +1,9 @@
 """A light model, where overhead dominates: single-photo requests of 16 clients.
 
 One small network with one view. Each round measures, one after the other: the limit (a bare ONNX Runtime session for each core,
-batches of 8, no server, no clients; for comparison also photo by photo), our endpoint with an instance for each core and with one
-alone, and a FastAPI server with a process for each core. A figure is the median of the rounds' ratios. `--seconds` of each
-measurement, `--rounds`.
+batches of 8, no server, no clients; for comparison also photo by photo), our endpoint with the batches and instances that its
+curve asks for, with one instance and with one for each core, and a FastAPI server with a process for each core. A figure is the
+median of the rounds' ratios. `--seconds` of each measurement, `--rounds`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from load import networks, sessions, web
 from load.endpoint import served
 from load.generator import closed_loop, message, open_loop
 
+from serving.repository.curve import CURVE
+from serving.repository.curve import measure as measure_curve
+
 CLAIM = (
     "a light model behind Triton keeps more than half of what the cores can do, and beats a FastAPI server on all cores"
 )
 CLIENTS = 16
+LATENCY_MS = 50.0
 TARGETS = {"light_share_of_limit": 0.55, "light_over_fastapi": 1.7}
 
 
@@ -46,15 +50,24 @@ def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> 
     """Measures all of them, in turn."""
     bare, cores = sessions.open_sessions(graph), len(os.sched_getaffinity(0))
     messages, bodies = [message(photo[None]) for photo in photos], [photo.tobytes() for photo in photos]
-    make = partial(served, graph, labels=networks.names(5000), golden=photos[:2])
+    make, curve = partial(served, graph, labels=networks.names(5000), golden=photos[:2]), measure_curve(graph)
+    assert curve is not None, "every machine has a CPU"
+    batch = curve.largest_batch(LATENCY_MS)
+    print(f"{curve}: batches of {batch}, {curve.instances(batch, cores=cores)} instances")
+    chosen = {"lineage": {CURVE: curve.facts()}, "latency_ms": LATENCY_MS}
     ratios: dict[str, list[float]] = defaultdict(list)
-    with make() as ours, make(instances=1) as single, web.serving(graph, workers=cores) as ports:
+    with (
+        make(**chosen) as ours,
+        make(instances=1) as single,
+        make(instances=cores) as each,
+        web.serving(graph, workers=cores) as ports,
+    ):
         for number in range(rounds):
             limit = sessions.images_per_second(bare, photos[:8], seconds=seconds)
             alone = sessions.images_per_second(bare, photos[:1], seconds=seconds)
             there = web.closed_loop(ports, bodies, clients=CLIENTS, seconds=seconds)
             print(f"round {number}: limit {limit:.0f}/s, photo by photo {alone:.0f}/s; FastAPI: {there}", flush=True)
-            for name, endpoint in (("", ours), ("_one_instance", single)):
+            for name, endpoint in (("", ours), ("_one_instance", single), ("_instance_per_core", each)):
                 before = endpoint.cpu_seconds()
                 here = closed_loop(endpoint.access, messages, clients=CLIENTS, seconds=seconds)
                 print(f"ours{name}: {here}", flush=True)

@@ -32,6 +32,8 @@ from flows.workspace.ledger import Ledger
 from models.data.manifest import read_manifest
 from models.recipe.config import Clean, Recipe, from_dict
 from serving.errors import CorruptVersion
+from serving.repository.curve import Curve
+from serving.repository.model_config import TritonConfig
 from serving.server.environment import Environment
 from serving.server.process import until
 from tests.command_line import cleanshelf, snapshot
@@ -213,6 +215,10 @@ def test_a_registered_version_becomes_the_current_model_when_promoted(
         rollback_model(shop, 1)
     assert promote_version(shop, 1) == 1
     assert (models.current(), versions.configured()) == (1, (1,))
+    curve = Curve.read(models.lineage(1), versions.accelerator)
+    assert curve is not None
+    assert versions.is_configured(1)
+    assert TritonConfig.parse(versions.configuration()).joined == curve.largest_batch(50)
     assert (data.selected(), data.log()[0].step, data.verify("selected")) == (learnt_from, "clean-1", [])
     before = snapshot(shop.root)
     assert promote_version(shop, 1) == 1
