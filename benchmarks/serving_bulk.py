@@ -27,7 +27,7 @@ from contract import BULK, LIVE
 from serving.access import Access
 from serving.repository.curve import CURVE, measure
 
-CLAIM = "a photo that a person waits for does not wait behind somebody's folder"
+CLAIM = "a photo that a person waits for does not wait behind a folder of photos"
 LATENCY_MS = 50.0
 NETWORKS = {"light": (networks.LIGHT, 1), "heavy": (networks.HEAVY, 10)}
 BULK_CLIENTS = 8  # as many as one stream keeps in flight

@@ -73,7 +73,7 @@ def measure(graph: Path, accelerator: Accelerator = CPU) -> Curve | None:
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # a GPU that is missing here is no error
+    options.log_severity_level = 4  # a GPU may be missing here
     session = onnxruntime.InferenceSession(graph, options, providers=[provider])
     if session.get_providers()[0] != provider:
         return None

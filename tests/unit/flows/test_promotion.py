@@ -1,4 +1,4 @@
-"""What a publication measures, and says of a latency budget that no batch meets."""
+"""Times that a publication measures, and its warning of a latency budget that no batch meets."""
 
 from __future__ import annotations
 
