@@ -60,7 +60,7 @@ def _first_convolutions(backbone: nn.Module, noise: Tensor) -> tuple[dict[str, n
             hook.remove()
 
 
-def _copied(backbone: nn.Module, *, own: list[nn.Parameter]) -> nn.Module:
+def _copied(backbone: nn.Module, *, own: list[Tensor]) -> nn.Module:
     """Copy that shares all tensors except `own`."""
     shared = chain(backbone.parameters(), backbone.buffers())
     keep = {id(tensor) for tensor in own}
