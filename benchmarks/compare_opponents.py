@@ -1,10 +1,10 @@
 """Claim: our rule finds wrong labels better than every published detector that we could build, on the same evidence.
 
-    PYTHONPATH=.:benchmarks python benchmarks/compare_opponents.py --data grocery-noisy --cifar cifar --weights FILE
+    PYTHONPATH=.:benchmarks python benchmarks/compare_opponents.py --data grocery-noisy --human cifar --weights FILE
 
 Evidence is that of find_errors.py: a head on frozen MobileNetV2 features in five folds of eight epochs; its out-of-fold
 probabilities and the features go to our rule, by its public functions and at its defaults, to cleanlab if it is installed, and
-to every module of benchmarks/opponents. --data: folder of planted errors; the clean set has their true labels. --cifar:
+to every module of benchmarks/opponents. --data: folder of planted errors; clean: their true labels. --human:
 CIFAR-10 with human labels (CIFAR-10N). Nothing is tuned here. Without --data: drawn clusters, in seconds; no targets.
 
 F1 is at each method's own cut, without floors; best F1 is what its ranking allows; precision is among the most suspect 1 and 5 %.
@@ -13,7 +13,6 @@ F1 is at each method's own cut, without floors; best F1 is what its ranking allo
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,20 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from figure import figure, header
-from find_errors import CACHE, Shelf, drawn_shelves, f1, out_of_fold, read_shelves
-from human_errors import PHOTO_PX
-from noisy.features import cached_features
-from noisy.photos import read_photo_set
+from find_errors import CACHE, PHOTO_PX, SETS, Shelf, best_f1, drawn_shelves, f1, human_shelves, out_of_fold
+from find_errors import shelves as planted_shelves
 from numpy.typing import NDArray
 from opponents import OPPONENTS, Evidence, Opinion
 
 from models.cleaning import DEFAULT, label_quality
 from models.evaluation.bootstrap import auroc
-from models.networks.network import best_device
 
-SETS = ["sym40", "fine30", "instance35", "longtail50-fine30"]
 HUMAN = ["aggre", "random1", "worst"]
-CLEAN = "clean"
 OURS = f"ours, {DEFAULT}"
 MARGIN = 2  # points of F1 over the best opponent, mean of all sets
 FLAGGED = 1  # % of clean labels that may be called wrong
@@ -79,10 +73,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, help="folder of manifests; without: drawn clusters")
     made.add_argument("--truth", type=Path, help="manifest of true labels; default DIR/../grocery/manifest.parquet")
-    made.add_argument("--cifar", type=Path, help="folder of CIFAR-10 with human labels; without: planted errors only")
+    made.add_argument("--human", type=Path, help="folder of CIFAR-10 with human labels; without: planted errors only")
     made.add_argument("--weights", type=Path, help="MobileNetV2 (timm's mobilenetv2_100), .safetensors")
-    made.add_argument("--sets", nargs="*", default=SETS, help="names of manifests")
-    made.add_argument("--labels", nargs="*", default=HUMAN, help="columns human_... of --cifar")
+    made.add_argument("--sets", nargs="*", default=SETS, help="names of manifests; clean: the true labels")
+    made.add_argument("--labels", nargs="*", default=HUMAN, help="columns human_... of --human")
     made.add_argument(
         "--photos", type=int, default=10_000, help="photos of CIFAR-10, from the start of its training split"
     )
@@ -92,36 +86,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def shelves(args: argparse.Namespace) -> Iterator[Shelf]:
-    """Yields the sets: planted errors, the first of them with its true labels, and human errors."""
+    """Yields the sets: planted errors and true labels, and human errors; or drawn ones."""
     if args.data is None:
         yield from drawn_shelves()
         return
-    for number, shelf in enumerate(read_shelves(args)):
-        if not number:
-            yield dataclasses.replace(shelf, name=CLEAN, given=shelf.true)
-        yield shelf
-    if args.cifar:
-        yield from human_shelves(args)
-
-
-def human_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
-    """Yields the first photos of CIFAR-10 with each column of human labels."""
-    photos, rows = read_photo_set(args.cifar), slice(0, args.photos)
-    plain = np.ascontiguousarray(photos.photos[rows])
-    views = [cached_features(view, weights=args.weights, photo_px=PHOTO_PX, cache=args.cache, device=best_device())
-             for view in (plain, np.ascontiguousarray(plain[:, :, ::-1]))]  # fmt: skip
-    for name in args.labels:
-        yield Shelf(name, photos.human_labels(name)[rows], photos.label[rows], (views[0], views[1]))
+    yield from planted_shelves(args, args.data, [args.weights], PHOTO_PX, "128 px", {})
+    if args.human:
+        yield from human_shelves(args, args.labels)
 
 
 def opinions(shelf: Shelf, *, seed: int) -> Mapping[str, Opinion]:
     """Opinions of our rule, of cleanlab and of all opponents, on one set of probabilities."""
-    probs = out_of_fold(shelf, seed=seed)
-    quality = label_quality(shelf.given, probs, shelf.views[0] + shelf.views[1])
+    views = shelf.encoders[0]
+    probs = out_of_fold(shelf, views, seed=seed)
+    quality = label_quality(shelf.given, probs, views[0] + views[1])
     made = {OURS: Opinion(quality < 0.5, -quality)}
     if importlib.util.find_spec("cleanlab"):
         made |= cleanlab_opinions(shelf.given, probs)
-    evidence = Evidence(shelf.given, probs, np.stack(shelf.views), seed=seed)
+    evidence = Evidence(shelf.given, probs, np.stack(views), seed=seed)
     return made | {name: method(evidence) for name, method in OPPONENTS.items()}
 
 
@@ -148,11 +130,9 @@ def measured(opinion: Opinion, wrong: NDArray[np.bool_]) -> Figures:
     if not wrong.any():
         return Figures(flagged, *[float("nan")] * 5)
     order = np.argsort(-opinion.suspicion, kind="stable")
-    hits = np.cumsum(wrong[order])
-    best = 200 * float((hits / (np.arange(1, len(hits) + 1) + wrong.sum())).max())
     first, top = (100 * float(wrong[order[: max(1, round(share * len(order)))]].mean()) for share in (0.01, 0.05))
     area = 100 * auroc(opinion.suspicion[wrong], opinion.suspicion[~wrong])
-    return Figures(flagged, f1(opinion.wrong, wrong), best, area, first, top)
+    return Figures(flagged, f1(opinion.wrong, wrong), best_f1(opinion.suspicion, wrong), area, first, top)
 
 
 def report(found: Mapping[tuple[str, str], list[Figures]], names: Sequence[str], *, has_target: bool) -> None:

@@ -132,7 +132,7 @@ def asked(args: argparse.Namespace) -> Iterator[Shelf]:
     if args.data and args.large:
         yield from shelves(args, args.large, args.encoders, LARGE_PX, f"{len(args.encoders)} at 224 px", LARGE_TARGETS)
     if args.human:
-        yield from human_shelves(args)
+        yield from human_shelves(args, [*OVER_CLEANLAB, "clean"])
     if not args.data and not args.human:
         yield from drawn_shelves()
 
@@ -167,11 +167,11 @@ def read_given(data: Path, name: str) -> dict[str, str]:
     return {Path(path).name: label for path, label in zip(table["path"], table["label"], strict=True)}
 
 
-def human_shelves(args: argparse.Namespace) -> Iterator[Shelf]:
-    """Yields CIFAR-10 with each column of human labels, and with the true ones."""
+def human_shelves(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Shelf]:
+    """Yields CIFAR-10 with columns of human labels; clean: with the true ones."""
     photos, rows = read_photo_set(args.human), slice(0, args.photos)
     views = seen(photos.photos[rows], args.weights, px=HUMAN_PX, cache=args.cache)
-    for name in (*OVER_CLEANLAB, "clean"):
+    for name in names:
         given = photos.label if name == "clean" else photos.human_labels(name)
         yield Shelf(name, given[rows], photos.label[rows], (views,), "CIFAR-10")
 

@@ -54,8 +54,8 @@ def retrainings(
 
 def refusals(new: NDArray[np.bool_], serving: NDArray[np.bool_], target: NDArray[np.int64]) -> Iterator[bool]:
     """Yields for each rule True if it refuses."""
-    photo = np.arange(len(target)).astype(str).astype(object)
-    found = {each: falls_no_further("tail", new, serving, target, Gate(confidence=each), photo=photo)
+    photo, labels = (np.arange(number).astype(str).astype(object) for number in (len(target), target.max() + 1))
+    found = {each: falls_no_further("tail", new, serving, target, Gate(confidence=each), photo=photo, labels=labels)
              for each in CONFIDENCES}  # fmt: skip
     plain = found[Gate().confidence]
     assert plain.after is not None

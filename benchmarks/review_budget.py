@@ -60,7 +60,8 @@ def curve(photos: FeatureSet, *, seed: int) -> dict[str, NDArray[np.float64]]:
     assert photos.true is not None
     given, true = photos.target[rows], photos.true[rows]
     views = photos.views[:, torch.from_numpy(rows)].numpy()
-    probs = out_of_fold(Shelf(photos.name, given, true, (views[0], views[1])), seed=seed)
+    both = (views[0], views[1])
+    probs = out_of_fold(Shelf(photos.name, given, true, (both,)), both, seed=seed)
     looks = views.sum(0)
     quality, issue = label_quality(given, probs, looks), find_label_errors(given, probs, looks)
     others = probs.copy()

@@ -85,6 +85,7 @@ def cluster() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_files_on_dask_as_in_threads(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = learn(shop)
     shutil.rmtree(shop.runs)

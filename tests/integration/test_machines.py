@@ -172,6 +172,7 @@ def test_two_machines_learn_the_same_as_two_processes_of_one(machines: Machines)
     assert (one / "scores.parquet").read_bytes() == (two / "scores.parquet").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_machine_that_dies_ends_the_other_and_the_training_resumes(machines: Machines) -> None:
     out = machines.folder / "out"

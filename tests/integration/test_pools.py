@@ -133,6 +133,7 @@ def test_the_kubernetes_worker_makes_a_job_of_a_deployment(deployed: dict[str, A
     assert "{{" not in str(job.job_manifest)
 
 
+@pytest.mark.slow
 def test_the_worker_of_compose_executes_due_runs(
     deployed: dict[str, Any], environment: dict[str, str], shop: Workspace
 ) -> None:

