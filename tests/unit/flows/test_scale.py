@@ -50,6 +50,7 @@ from models.data.trusted import selection_photos, trusted_rows, with_selection_p
 from models.decisions import as_delivered
 from models.evaluation.scores import KEEP, Scores, read_scores, write_scores
 from models.export.calibrate import UNCALIBRATED, Chosen, accept
+from models.export.ood import SCORES
 from models.losses import Samples, build_loss
 from models.recipe.config import Clean, Gate, Proof, Recipe, Train
 from models.training.check import check_folds, check_photos, check_workers
@@ -284,7 +285,7 @@ class Bookkeeping:
 
     def calibrate(self) -> None:
         number = int(selection_photos(self.manifest).sum())
-        known = np.random.default_rng(0).normal(size=(number, 4))
+        known = np.random.default_rng(0).normal(size=(number, len(SCORES)))
         accept(Chosen(UNCALIBRATED), known + 1, known, known - 1, share=0.95)
 
     def judge(self) -> None:
