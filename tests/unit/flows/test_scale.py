@@ -186,8 +186,10 @@ class Bookkeeping:
         folder = self.root / name
         folder.mkdir()
         _, held_out = split_rows(self.manifest, fold=fold, num_folds=NUM_FOLDS)
-        write_scores(scores_of(self.manifest, held_out, seed=len(name) + (fold or 0)), folder / "scores.parquet")
-        embeddings = np.random.default_rng(0).normal(size=(len(held_out), 8))
+        found = scores_of(self.manifest, held_out, seed=len(name) + (fold or 0))
+        write_scores(found, folder / "scores.parquet")
+        centres = np.random.default_rng(0).normal(size=(len(self.manifest.classes), 8))
+        embeddings = centres[found.top[:, 0]]  # so that photos agree with the predictions
         np.save(folder / "features.npy", embeddings.astype(np.float16))
         return folder
 
@@ -231,7 +233,7 @@ class Bookkeeping:
         folds: Any = self.folds
         after, noise = decided(run, self.manifest, folds, 1)
         flagged = int((after.decision != "").sum())
-        assert 0.01 * len(after) < flagged < 0.5 * len(after)  # embeddings tell nothing here
+        assert 0.05 * len(after) < flagged < 0.5 * len(after)
         write_labels(self.after, after)
         write_table(self.after, dict(zip(INDEX.names, self.index(), strict=True)), name="index")
         if noise:
