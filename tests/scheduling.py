@@ -58,3 +58,14 @@ def wait_for_outcomes(shop: Path, *outcomes: str) -> bool:
 def scheduler_log(shop: Path) -> str:
     """Output of the scheduler so far."""
     return (shop / "scheduler.log").read_text()
+
+
+def tracebacks(shop: Path) -> list[str]:
+    """Lines of the scheduler's output before a traceback.
+
+    Those of an exception that Python ignores do not count: Prefect's handler of SIGTERM raises, now and then in mid-collection
+    of garbage.
+    """
+    lines = scheduler_log(shop).splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback")]
+    return [before for number in starts if not (before := lines[max(number - 1, 0)]).startswith("Exception ignored in")]

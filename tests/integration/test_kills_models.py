@@ -65,6 +65,7 @@ def result(out: Path) -> tuple[Any, ...]:
     return {name: value.tolist() for name, value in state.items()}, scores.probs.tolist(), epochs, memory
 
 
+@pytest.mark.slow
 def test_training(kills: Kills, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe())))
     train(Job(data=data, recipe=recipe(), member=0, out=tmp_path / "whole"))
@@ -118,6 +119,7 @@ def test_export(kills: Kills, data: Path, tmp_path: Path) -> None:
     kills.strike("export", promises="I12", prepare=prepare, check=check)
 
 
+@pytest.mark.slow
 def test_writing_a_graph_with_external_weights(kills: Kills, tmp_path: Path) -> None:
     """Overwrites another graph with external weights, which must never be taken for those of the new graph."""
     graphs = [write_graph(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2)]

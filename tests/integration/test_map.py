@@ -62,6 +62,20 @@ def test_photos_that_look_the_same_to_the_network_lie_together(photos: Photos, m
     assert same.mean() > 0.5, "features of the fold are clusters by class, up to the photos that it flagged"
 
 
+def test_garbage_collection_frees_maps_that_no_version_here_shows(
+    shop: Workspace, photos: Photos, made: Points
+) -> None:
+    [own] = shop.maps.glob("*.parquet")
+    for name in ("0123456789abcdef.parquet", ".unfinished"):
+        (shop.maps / name).write_bytes(b"points")
+    (shop.versions / ("0" * 32)).mkdir()  # a copy that a kill left unfinished
+    assert cleanshelf("data", "gc", "--dry-run", "-w", str(shop.root)).stdout.count("map of no version here") == 2
+    cleanshelf("data", "gc", "-w", str(shop.root))
+    assert list(shop.maps.iterdir()) == [own]
+    assert Maps(shop).unused() == []
+    assert [each.path for each in Maps(shop).unused([shop.versions / photos.version])] == [own]
+
+
 @pytest.mark.slow  # UMAP compiles again
 def test_the_same_seed_gives_the_same_map(shop: Workspace, photos: Photos, made: Points) -> None:
     maps = Maps(shop)
@@ -99,20 +113,6 @@ def test_photos_beyond_those_that_are_fitted_lie_among_their_like(monkeypatch: p
     nearest = np.linalg.norm(positions[usable, None] - middle[None], axis=2).argmin(axis=1)
     assert (nearest == group[usable]).mean() > 0.95
     assert np.array_equal(lay_out(vectors, seed=0), positions, equal_nan=True)
-
-
-def test_garbage_collection_frees_maps_that_no_version_here_shows(
-    shop: Workspace, photos: Photos, made: Points
-) -> None:
-    [own] = shop.maps.glob("*.parquet")
-    for name in ("0123456789abcdef.parquet", ".unfinished"):
-        (shop.maps / name).write_bytes(b"points")
-    (shop.versions / ("0" * 32)).mkdir()  # a copy that a kill left unfinished
-    assert cleanshelf("data", "gc", "--dry-run", "-w", str(shop.root)).stdout.count("map of no version here") == 2
-    cleanshelf("data", "gc", "-w", str(shop.root))
-    assert list(shop.maps.iterdir()) == [own]
-    assert Maps(shop).unused() == []
-    assert [each.path for each in Maps(shop).unused([shop.versions / photos.version])] == [own]
 
 
 def test_a_purge_deletes_maps(shop: Workspace, photos: Photos, tmp_path: Path) -> None:

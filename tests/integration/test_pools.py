@@ -72,6 +72,7 @@ def deployed(environment: dict[str, str]) -> dict[str, Any]:
         return {each.name: each for each in client.read_deployments()}
 
 
+@pytest.mark.slow
 def test_every_deployment_is_registered_with_the_pool_it_names(deployed: dict[str, Any], shop: Workspace) -> None:
     assert {each.work_pool_name for each in deployed.values()} == set(POOLS)
     assert {each.entrypoint for each in deployed.values()} == {"flows/scheduler/job.py:scheduled"}

@@ -94,6 +94,7 @@ def assert_scored_by_folds(workspace: Workspace, manifest: Manifest) -> None:
             assert all((workspace.runs / "stages" / name / "network.pt").exists() for name in names)
 
 
+@pytest.mark.slow
 def test_the_same_again_adds_no_version(cleaned: tuple[Workspace, Report], tmp_path: Path) -> None:
     workspace, before = copy(cleaned[0], tmp_path / "shop"), cleaned[1]
     versions = history(workspace)
