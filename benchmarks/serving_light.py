@@ -53,7 +53,7 @@ def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> 
     make, curve = partial(served, graph, labels=networks.names(5000), golden=photos[:2]), measure_curve(graph)
     assert curve is not None, "every machine has a CPU"
     batch = curve.largest_batch(LATENCY_MS)
-    print(f"{curve}: batches of {batch}, {curve.instances(batch, cores=cores)} instances")
+    print(f"{curve}: batches of {batch}")
     chosen = {"lineage": {CURVE: curve.facts()}, "latency_ms": LATENCY_MS}
     ratios: dict[str, list[float]] = defaultdict(list)
     with (

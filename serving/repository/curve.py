@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -21,8 +20,6 @@ SLOW_MS = 500.0  # batches larger than one that takes so long are not measured
 SIZE_S = 0.2  # of measuring one size, if that suffices for LEAST runs
 LEAST, MOST = 3, 20  # runs of one size
 NEARLY_ALL = 0.95  # of the best throughput; the rest is not worth a longer wait
-# CPU time of a request outside the network, in client, Triton and backend: about 0.3 ms in full batches, 1.2 ms alone.
-SERVER_MS = 0.7
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # TensorRT would first build engines
 OUTPUTS = ["ids", "probs", "known"]
 
@@ -58,12 +55,6 @@ class Curve:
         fits = [size for size in self.ms if self.wait_ms(size) <= latency_ms] or [min(self.ms)]
         best = max(size / self.ms[size] for size in fits)
         return min(size for size in fits if size / self.ms[size] >= NEARLY_ALL * best)
-
-    def instances(self, batch: int, *, cores: int) -> int:
-        """Instances on a CPU: one per core, less the cores that the server needs while they compute such batches."""
-        measured = max(size for size in self.ms if size <= batch)
-        network_ms = self.ms[measured] / measured
-        return math.ceil(cores * network_ms / (network_ms + SERVER_MS))
 
 
 def measure(graph: Path, accelerator: Accelerator = CPU) -> Curve | None:

@@ -40,7 +40,7 @@ class ModelRepository:
 
     Args:
         accelerator, warmup: see TritonConfig; written with every `configure`.
-        joined, instances: see TritonConfig; None: chosen from the version's curve for `latency_ms`.
+        joined: see TritonConfig; None: chosen from the version's curve for `latency_ms`. instances: None: one per core.
         latency_ms: longest wait for an answer under load; None: sizes do not depend on curves.
     """
 
@@ -300,11 +300,10 @@ class ModelRepository:
     def _sizes(self, version: int) -> dict[str, int | None]:
         """Sizes in TritonConfig: given ones, those that the version's curve asks for, or defaults."""
         curve = Curve.read(self.lineage(version), self.accelerator) if self.latency_ms else None
-        joined, instances = self.joined or REQUEST_PHOTOS, self.instances
+        joined = self.joined or REQUEST_PHOTOS
         if curve and self.latency_ms:
             joined = self.joined or curve.largest_batch(self.latency_ms)
-            instances = self.instances or curve.instances(joined, cores=len(os.sched_getaffinity(0)))
-        return {"joined": joined, "max_batch_size": max(joined, REQUEST_PHOTOS), "instances": instances}
+        return {"joined": joined, "max_batch_size": max(joined, REQUEST_PHOTOS), "instances": self.instances}
 
     def _accelerator(self, version: int) -> Accelerator:
         """Accelerator whose engine directory belongs to the graph of this version. One level: ONNX Runtime makes no parents."""
