@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,9 +86,9 @@ def bulk(server: Access, whole: bytes) -> Iterator[None]:
         child.join()
 
 
-def _send(server: Access, messages: Sequence[bytes], over: object) -> Outcome:
+def _send(server: Access, messages: Sequence[bytes], over: Event) -> Outcome:
     outcome = Outcome()
-    while not over.is_set():  # type: ignore[attr-defined]
+    while not over.is_set():
         outcome.add(closed_loop(server, messages, clients=BULK_CLIENTS, seconds=1))
     return outcome
 

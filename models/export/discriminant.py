@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.cleaning.votes import directions
+
 SHRINKAGE = 0.5  # share of the unit matrix in the covariance
 BLOCK = 1 << 14  # photos whose products are summed at once
 
@@ -59,13 +61,6 @@ def fit(embedding: NDArray[np.float32], target: NDArray[np.int64], *, num_classe
         covariance += rest.T @ rest
     whiten = inverse_root(covariance / len(unit))
     return None if whiten is None else Discriminant(centre, whiten, (means @ whiten).astype(np.float32))
-
-
-def directions(embedding: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, d) unit vectors from the centre."""
-    found = embedding - centre
-    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return found
 
 
 def inverse_root(covariance: NDArray[np.float64]) -> NDArray[np.float32] | None:

@@ -35,7 +35,7 @@ def with_scale_folded(backbone: nn.Module, scale: Tensor, *, size: int) -> nn.Mo
             return None
         folded = _copied(backbone, own=[convolution.weight for convolution in first.values()])
         for name in first:
-            folded.get_submodule(name).weight.data *= scale  # type: ignore[operator]
+            folded.get_parameter(f"{name}.weight").data *= scale
         off = (folded(noise / scale) - expected).abs().max()
     return folded if off <= TOLERANCE * expected.abs().max() else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,10 +87,10 @@ def test_no_photo_of_a_struck_class_is_learnt(monkeypatch: pytest.MonkeyPatch) -
     seen: list[set[int]] = []
     judge = struck.Judge.__init__
 
-    def recording(self: struck.Judge, train: struck.Shown, classes: np.ndarray, *rest: object) -> None:
+    def recording(self: struck.Judge, train: struck.Shown, classes: np.ndarray, *rest: Any) -> None:
         seen.append(set(train.target))
         assert set(train.target) == set(classes)
-        judge(self, train, classes, *rest)  # type: ignore[arg-type]
+        judge(self, train, classes, *rest)
 
     monkeypatch.setattr(struck.Judge, "__init__", recording)
     struck.separations(shown(0), shown(1, each=3), torch.full((2, 1, 1), 0.5), [1.0, 1.0])
