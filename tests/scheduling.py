@@ -63,9 +63,13 @@ def scheduler_log(shop: Path) -> str:
 def tracebacks(shop: Path) -> list[str]:
     """Lines of the scheduler's output before a traceback.
 
-    Those of an exception that Python ignores do not count: Prefect's handler of SIGTERM raises, now and then in mid-collection
-    of garbage.
+    One does not count: Prefect's handler of SIGTERM raises, and if that happens while Python collects garbage, Python prints
+    and ignores the exception.
     """
-    lines = scheduler_log(shop).splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback")]
-    return [before for number in starts if not (before := lines[max(number - 1, 0)]).startswith("Exception ignored in")]
+    parts = scheduler_log(shop).split("Traceback (most recent call last):")
+    befores = [part.rstrip().rpartition("\n")[2] for part in parts]
+    return [
+        before
+        for before, after in zip(befores, parts[1:], strict=False)
+        if not (before.startswith("Exception ignored in") and "_prefect_sigterm_handler" in after)
+    ]

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from serving.repository.accelerator import CPU, Accelerator
 
@@ -79,8 +80,8 @@ def measure(graph: Path, accelerator: Accelerator = CPU) -> Curve | None:
 
 def _median_ms(session: onnxruntime.InferenceSession, size: int, *, clock: Any) -> float:
     """Median time of a batch of random photos, after one that is not counted."""
-    shape = (size, *session.get_inputs()[0].shape[1:])
-    photos = {session.get_inputs()[0].name: np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
+    image = session.get_inputs()[0]
+    photos = {image.name: noise(size, image.shape[1])}
     times: list[float] = []
     session.run(OUTPUTS, photos)
     began = time.perf_counter()
@@ -89,3 +90,8 @@ def _median_ms(session: onnxruntime.InferenceSession, size: int, *, clock: Any) 
         session.run(OUTPUTS, photos)
         times.append(1000 * (clock() - start))
     return statistics.median(times)
+
+
+def noise(count: int, side: int) -> NDArray[np.uint8]:
+    """Random photos (count, side, side, 3); the same numbers give the same photos."""
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
