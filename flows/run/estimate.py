@@ -15,6 +15,7 @@ from models.recipe.config import Recipe
 FLOAT, COPIES, EMBEDDING = 4, 3, 512  # bytes of a number; copies of a network in a checkpoint; width of embeddings
 STRENGTHS, SCALES, TEMPERATURES = 75, 40, 81  # classifiers, inverse temperatures and temperatures that are tried
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
+SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
 CLEAN_S, GATE_S, GRAPH_S = 2e-4, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
 VERSION_S, PUBLISH_S = 5.0, 10.0  # data version of a round; report, registration and switch
 SCORE_BYTES, LABEL_BYTES = 120, 60  # of a photo, on the disk
@@ -144,12 +145,14 @@ class _Work:
         return Stage("choose crops", 1, each, each, self._graph_peak(paces), 1000)
 
     def calibrating(self, paces: Sequence[Mapping[str, float]]) -> Stage:
-        """Temperatures and the threshold of `known`."""
+        """Temperatures, the discriminants of the classes, and the threshold of `known`."""
         tuned, photos = (min(self.counts.val, most) for most in (TUNED, FITTED))
         passes = sum(pace["pass_s"] for pace in paces) * self.recipe.export.crops
         each = self.machine.start_s + tuned * (passes * TEMPERATURES + self._graph_s(paces))
         each += photos * (4 * passes + 2 * self._graph_s(paces))
-        return Stage("calibrate", 1, each, each, self._graph_peak(paces), 1000)
+        each += min(self.counts.train, SEEN) * sum(map(_backbone_s, paces))
+        rows = FLOAT * EMBEDDING * (self.counts.classes + EMBEDDING) * len(paces)
+        return Stage("calibrate", 1, each, each, self._graph_peak(paces) + rows, rows)
 
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """The graph, its comparison with torch, and its answers to the test photos."""

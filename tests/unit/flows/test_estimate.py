@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_steps() -> None:
     from models.export.temperature import TEMPERATURES
 
     assert classifiers.FITTED == estimate.FITTED == calibrate.SELECTED
-    assert calibrate.TUNED == estimate.TUNED
+    assert (calibrate.TUNED, calibrate.FITTED) == (estimate.TUNED, estimate.SEEN)
     assert len(classifiers.SCALES) == estimate.SCALES
     assert len(TEMPERATURES) == estimate.TEMPERATURES
 
