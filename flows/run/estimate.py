@@ -150,9 +150,11 @@ class _Work:
         passes = sum(pace["pass_s"] for pace in paces) * self.recipe.export.crops
         each = self.machine.start_s + tuned * (passes * TEMPERATURES + self._graph_s(paces))
         each += photos * (4 * passes + 2 * self._graph_s(paces))
-        each += min(self.counts.train, SEEN) * sum(map(_backbone_s, paces))
+        seen = min(self.counts.train, SEEN)
+        each += seen * sum(map(_backbone_s, paces))
         rows = FLOAT * EMBEDDING * (self.counts.classes + EMBEDDING) * len(paces)
-        return Stage("calibrate", 1, each, each, self._graph_peak(paces) + rows, rows)
+        vectors = FLOAT * EMBEDDING * seen * (len(paces) + 1)  # of all members, and the directions of one
+        return Stage("calibrate", 1, each, each, self._graph_peak(paces) + rows + vectors, rows)
 
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """The graph, its comparison with torch, and its answers to the test photos."""
