@@ -67,9 +67,9 @@ def tracebacks(shop: Path) -> list[str]:
     and ignores the exception.
     """
     parts = scheduler_log(shop).split("Traceback (most recent call last):")
-    befores = [part.rstrip().rpartition("\n")[2] for part in parts]
+    heads = [part.rstrip().rpartition("\n")[2] for part in parts]
     return [
-        before
-        for before, after in zip(befores, parts[1:], strict=False)
-        if not (before.startswith("Exception ignored in") and "_prefect_sigterm_handler" in after)
+        head
+        for head, after in zip(heads, parts[1:], strict=False)
+        if not (head.startswith("Exception ignored in") and "_prefect_sigterm_handler" in after)
     ]
