@@ -123,7 +123,7 @@ def _reused_s(before: Taken | None) -> float:
 
 def draw(place: Place) -> None:
     """Draws the delivery, in memory where there is room, and links it as `delivery`."""
-    began, size = time.monotonic(), place.size
+    began, size = (time.monotonic(), time.process_time()), place.size
     needed = 8192 * size.photos
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * needed
     folder = MEMORY / f"cleanshelf-scale-{os.getuid()}-{size.classes}" if in_memory else place.folder / "drawn"
@@ -131,7 +131,7 @@ def draw(place: Place) -> None:
     deliver(folder, classes=size.classes, photos=size.photos)
     place.delivery.unlink(missing_ok=True)
     place.delivery.symlink_to(folder)
-    place.note({"draw": Taken(time.monotonic() - began)})
+    place.note({"draw": Taken(time.monotonic() - began[0], time.process_time() - began[1])})
 
 
 def ingest(place: Place) -> None:

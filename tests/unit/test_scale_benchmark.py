@@ -40,10 +40,12 @@ def test_an_assortment_has_a_tail_wrong_labels_and_copies(tmp_path: Path) -> Non
 
 
 def test_what_a_command_takes_is_told_by_stage(tmp_path: Path) -> None:
-    stage, work = ["first"], "b = bytearray(200_000_000); import time; time.sleep(1.5)"
+    stage = ["first"]
+    work = "import time; b = bytearray(200_000_000); time.sleep(1)\nwhile time.process_time() < 1: pass\ntime.sleep(1)"
     watch = Watch(lambda: stage[0])
     assert watch.run([sys.executable, "-c", work], log=tmp_path / "log", variables={}) == 0
-    assert 1 < watch.taken["first"].seconds < 30
+    assert 2.5 < watch.taken["first"].seconds < 60
+    assert 0.9 < watch.taken["first"].processor_s < 1.5
     assert 0.2 < watch.taken["first"].peak_bytes / 1e9 < 0.4
     assert watch.run([sys.executable, "-c", "raise SystemExit(7)"], log=tmp_path / "log", variables={}) == 7
 
@@ -58,26 +60,26 @@ def test_the_step_under_way_is_read_from_the_record(tmp_path: Path) -> None:
 
 
 def test_growth_is_that_of_the_time_per_photo() -> None:
-    assert exponent_of(Taken(seconds=1), Taken(seconds=10), 1000, 10_000, 10) == pytest.approx(0)
-    assert exponent_of(Taken(seconds=1), Taken(seconds=100), 1000, 10_000, 10) == pytest.approx(1)
+    assert exponent_of(Taken(processor_s=1), Taken(processor_s=10), 1000, 10_000, 10) == pytest.approx(0)
+    assert exponent_of(Taken(processor_s=1), Taken(processor_s=100), 1000, 10_000, 10) == pytest.approx(1)
 
 
 def test_the_page_has_a_row_for_each_stage(tmp_path: Path) -> None:
     small, large = (Place(tmp_path, Size(classes, 5 * classes)) for classes in (100, 1000))
-    small.note({"export": Taken(10.0, 2 * 10**9, 5 * 10**6), "draw": Taken(1.0)})
-    large.note({"export": Taken(200.0, 3 * 10**9, 6 * 10**6)})
+    small.note({"export": Taken(12.0, 10.0, 2 * 10**9, 5 * 10**6), "draw": Taken(1.0, 0.5)})
+    large.note({"export": Taken(150.0, 200.0, 3 * 10**9, 6 * 10**6)})
     rows = page([small, large]).splitlines()[-2:]
     assert rows == [
-        "| export | 10.0 | 2.00 | 5 | 200.0 | 3.00 | 6 | +0.30 |",
-        "| draw | 1.0 | 0.00 | 0 |  |  |  |  |",
+        "| export | 12.0 | 10.0 | 2.00 | 5 | 150.0 | 200.0 | 3.00 | 6 | +0.30 |",
+        "| draw | 1.0 | 0.5 | 0.00 | 0 |  |  |  |  |  |",
     ]
 
 
 def test_what_ended_is_remembered(tmp_path: Path) -> None:
     place = Place(tmp_path, Size(10, 50))
-    place.note({"draw": Taken(1.0, 2, 3)})
+    place.note({"draw": Taken(1.0, 0.5, 2, 3)})
     place.note({"ingest": Taken(2.0)})
-    assert Place(tmp_path, Size(10, 50)).taken == {"draw": Taken(1.0, 2, 3), "ingest": Taken(2.0)}
+    assert Place(tmp_path, Size(10, 50)).taken == {"draw": Taken(1.0, 0.5, 2, 3), "ingest": Taken(2.0)}
     assert Place(tmp_path, Size(11, 50)).taken == {}
 
 
