@@ -94,7 +94,8 @@ def decide(
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
     embeddings = fold_embeddings.encoders if fold_embeddings else None
     fold = fold_embeddings.fold if fold_embeddings else None
-    quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, **settings.params)
+    quality = label_quality(scores.target, probs, embeddings, rule=settings.rule, groups=fold, names=manifest.classes,
+                            **settings.params)  # fmt: skip
     row = manifest.rows_of(scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF
     wrong[train] = worst(scores.target[train], quality[train], threshold=HALF, floor_share=settings.floor_share,
@@ -102,7 +103,8 @@ def decide(
     wrong &= train | settings.validation
     label, moved = manifest.given_label[row], np.zeros(len(row), np.bool_)
     if settings.relabel:
-        suggested = suggest_labels(scores.target, probs, embeddings, groups=fold, confidence=settings.relabel)
+        suggested = suggest_labels(scores.target, probs, embeddings, groups=fold, names=manifest.classes,
+                                   confidence=settings.relabel)  # fmt: skip
         barred = attractor_classes(scores.target[train], suggested[train], num_classes=len(manifest.classes))
         moved = wrong & train & (suggested != scores.target) & ~barred[suggested]
         label[moved] = np.array(manifest.classes, object)[suggested[moved]]
@@ -145,6 +147,7 @@ def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbedd
         TopK(known.top, known.probs, known.p_label, classes),
         [each[train] for each in fold_embeddings.encoders],
         groups=fold_embeddings.fold[train],
+        names=manifest.classes,
     )
 
 

@@ -34,7 +34,7 @@ def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> 
                             num_classes=data.num_classes)  # fmt: skip
         kinds.append(_with_others(data, votes, _average(data, 1 - votes.sum(axis=1))))
         start.append(LINEAR / len(data.embeddings))
-    return Evidence(np.stack(kinds), found.ids[labelled], np.array(start), data.num_classes, data.present)
+    return Evidence(np.stack(kinds), found.ids[labelled], np.array(start), data.num_classes, data.present, data.names)
 
 
 def _with_others(data: RuleInput, candidates: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -76,6 +76,16 @@ def check_photos(num: int, encoders: Sequence[NDArray[np.floating]], groups: NDA
         raise CleaningError(f"groups: shape {np.shape(groups)} for {num} labels; give (N,), one number for each photo")
 
 
+def check_names(names: Sequence[str] | None, num_classes: int) -> None:
+    """Refuses names that are not one text for each class."""
+    if names is None:
+        return
+    if isinstance(names, str) or len(names) != num_classes:
+        raise CleaningError(f"names: {len(names)} for {num_classes} classes; give a list with one name for each class")
+    wrong = np.array([not isinstance(name, str) for name in names], np.bool_)
+    refuse(wrong, "names: not a text", "give the name of each class as str")
+
+
 def check_sparse(pred_probs: TopK, num_classes: int) -> None:
     """Refuses classes out of range and values that are not probabilities."""
     wrong = np.asarray(((pred_probs.ids < 0) | (pred_probs.ids >= num_classes)).any(axis=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ def label_quality(
     *,
     rule: str = DEFAULT,
     groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
     **params: Any,
 ) -> NDArray[np.float32]:
     """(N,) label quality in [0, 1]; below 0.5 the label is a label issue. 1 for labels that cannot be scored.
@@ -40,6 +42,8 @@ def label_quality(
             which only `posterior` uses more than the first.
         rule: a name of `RULES`.
         groups: (N,) group of each photo, such as its fold; only embeddings of one group are compared. None: one group.
+        names: of the C classes, such as the products' titles; `posterior` learns whether similar ones are confused more
+            often. None: names are not compared.
         params: parameters of the rule.
 
     Raises:
@@ -47,7 +51,7 @@ def label_quality(
         ConfigError: an unknown rule or parameter, or a value out of range.
     """
     built = cast(Rule, RULES.build(rule, **params))
-    return _quality(built, gather(labels, pred_probs, embeddings, groups=groups))
+    return _quality(built, gather(labels, pred_probs, embeddings, groups=groups, names=names))
 
 
 def find_label_errors(
@@ -57,6 +61,7 @@ def find_label_errors(
     *,
     rule: str = DEFAULT,
     groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
     floor_share: float = 0.3,
     floor_count: int = 5,
     budget: float = 1.0,
@@ -73,7 +78,7 @@ def find_label_errors(
         budget: largest share of all photos that become label issues, in [0, 1].
     """
     built = cast(Rule, RULES.build(rule, **params))
-    data = gather(labels, pred_probs, embeddings, groups=groups)
+    data = gather(labels, pred_probs, embeddings, groups=groups, names=names)
     return worst(data.labels, _quality(built, data), threshold=HALF, floor_share=floor_share,
                  floor_count=floor_count, budget=budget)  # fmt: skip
 
@@ -92,6 +97,7 @@ def suggest_labels(
     embeddings: Embeddings = None,
     *,
     groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
     confidence: float = 0.9,
     **params: Any,
 ) -> NDArray[np.int64]:
@@ -105,7 +111,7 @@ def suggest_labels(
     """
     if not 0 <= confidence <= 1:
         raise CleaningError(f"confidence: {confidence} is outside [0, 1]; give a probability")
-    data = gather(labels, pred_probs, embeddings, groups=groups)
+    data = gather(labels, pred_probs, embeddings, groups=groups, names=names)
     probs, _ = _posterior(params).estimate(data)
     best = probs.argmax(axis=1)
     row, ids = np.arange(len(best)), data.candidates.ids[data.is_labelled]
@@ -120,6 +126,7 @@ def estimate_noise(
     embeddings: Embeddings = None,
     *,
     groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
     **params: Any,
 ) -> Noise:
     """Estimated label noise, as a sparse confusion of classes.
@@ -128,7 +135,7 @@ def estimate_noise(
     hard photos with right labels look the same. Without embeddings the rate is underestimated. Errors as for
     `label_quality`.
     """
-    return _posterior(params).estimate(gather(labels, pred_probs, embeddings, groups=groups))[1]
+    return _posterior(params).estimate(gather(labels, pred_probs, embeddings, groups=groups, names=names))[1]
 
 
 def _posterior(params: dict[str, Any]) -> Posterior:

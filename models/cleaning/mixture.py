@@ -7,6 +7,9 @@ Of each photo we see a label y and evidence x_j for some candidate classes j. Th
 3. a wrong label is either a habit, drawn from T_j (class j is taken for a few others), or it comes from the
    photo: drawn from q, without j. The share `photo` of the wrong labels comes from the photo.
 
+T_j is what was counted, smoothed by a prior that leans towards classes with names like that of j, as far as the counts
+themselves do (`models.cleaning.tilt`).
+
 All of it is fitted by expectation maximisation to the labels, which no photo's own evidence has seen. So the weights say
 how far each kind of evidence can be trusted: confident and often contradicted evidence gets a small weight, and noise
 none. The share of wrong labels is what remains unexplained where the evidence is strong.
@@ -18,13 +21,14 @@ evidence then counts `SHARPER` times as much, in the measure in which errors do 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning.noise import SMOOTHING, Noise, Pairs
+from models.cleaning.tilt import NamePrior, name_prior
 
 STEPS, LAST_STEPS = 20, 8  # of expectation maximisation, with the weights and after they are fixed
 BLOCK_ROWS = 1 << 14
@@ -45,6 +49,7 @@ class Evidence:
         start: (F,) positive weights to start from.
         num_classes: C.
         present: number of classes that have photos.
+        names: of the C classes; None: unknown.
     """
 
     kinds: NDArray[np.float32]
@@ -52,6 +57,7 @@ class Evidence:
     start: NDArray[np.float64]
     num_classes: int
     present: int
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,6 +91,7 @@ class Fit:
         count: (E + 1,) expected wrong labels by habit of each pair.
         size: (C,) the numbers by which counts become habits.
         rate: share of wrong labels.
+        tilt: how far habits lean towards similar names, >= 0.
     """
 
     weights: NDArray[np.float64]
@@ -94,6 +101,7 @@ class Fit:
     count: NDArray[np.float64]
     size: NDArray[np.float64]
     rate: float
+    tilt: float
 
 
 @dataclass(frozen=True)
@@ -116,15 +124,23 @@ def posterior(evidence: Evidence) -> tuple[NDArray[np.float32], Noise]:
 
     A row may sum to less than 1: the rest belongs to classes outside the candidates. Time O(N K F) for each of 28 steps.
     """
+    pairs, fit = fitted(evidence)
+    return _conclude(evidence, pairs, fit)
+
+
+def fitted(evidence: Evidence) -> tuple[Pairs, Fit]:
+    """The parameters after all steps, and the pairs that they are about."""
     pairs = Pairs(evidence.ids, evidence.num_classes)
-    fit = _first(evidence, pairs)
+    present = np.bincount(evidence.ids[:, 0], minlength=evidence.num_classes) > 0
+    prior = name_prior(evidence.names, pairs, present)
+    fit = _first(evidence, prior)
     for _ in range(STEPS):
-        fit = _step(evidence, pairs, fit, learn=True)
+        fit = _step(evidence, prior, fit, learn=True)
     known = float(np.clip((fit.rate - FEW_WRONG) / SURE_RATE, 0, 1))
     fit = replace(fit, weights=fit.weights * (1 + SHARPER * fit.photo * known))
     for _ in range(LAST_STEPS):
-        fit = _step(evidence, pairs, fit, learn=False)
-    return _conclude(evidence, pairs, fit)
+        fit = _step(evidence, prior, fit, learn=False)
+    return pairs, fit
 
 
 def f1_cut(wrong: NDArray[np.floating], *, least: float = 1 / 3) -> float:
@@ -143,12 +159,11 @@ def f1_cut(wrong: NDArray[np.floating], *, least: float = 1 / 3) -> float:
     return float(np.clip((found / (np.arange(1, len(falling) + 1) + found[-1])).max(), least, 0.5))
 
 
-def _first(evidence: Evidence, pairs: Pairs) -> Fit:
+def _first(evidence: Evidence, prior: NamePrior) -> Fit:
     """A fifth of the labels wrong, evenly, a third of them because of the photo."""
-    even = 1 / max(1, evidence.present - 1)
-    habit = np.append(np.full(len(pairs), even), 0)
-    wrong = np.full(evidence.num_classes, 0.2)
-    return Fit(evidence.start, wrong, 0.3, habit, np.zeros(len(pairs) + 1), np.ones(evidence.num_classes), 0.2)
+    habit = np.append(prior.shares(0), 0)
+    wrong, size = np.full(evidence.num_classes, 0.2), np.ones(evidence.num_classes)
+    return Fit(evidence.start, wrong, 0.3, habit, np.zeros(len(habit)), size, 0.2, 0.0)
 
 
 def _explain(evidence: Evidence, pairs: Pairs, fit: Fit, rows: slice, belief: NDArray[np.float32],
@@ -165,9 +180,9 @@ def _explain(evidence: Evidence, pairs: Pairs, fit: Fit, rows: slice, belief: ND
     return Explained(right / total, by_habit / total[:, None], by_photo / total[:, None])
 
 
-def _step(evidence: Evidence, pairs: Pairs, fit: Fit, *, learn: bool) -> Fit:
-    """One step of expectation maximisation, with one Newton step for the weights."""
-    num_kinds = len(evidence.kinds)
+def _step(evidence: Evidence, prior: NamePrior, fit: Fit, *, learn: bool) -> Fit:
+    """One step of expectation maximisation, with one Newton step for the weights and one for the tilt."""
+    num_kinds, pairs = len(evidence.kinds), prior.pairs
     count, photos = np.zeros(len(pairs)), 0.0
     right, erring = np.zeros(evidence.num_classes), np.zeros(len(pairs))
     total_wrong, slope, curve = 0.0, np.zeros(num_kinds), np.zeros((num_kinds, num_kinds))
@@ -186,17 +201,18 @@ def _step(evidence: Evidence, pairs: Pairs, fit: Fit, *, learn: bool) -> Fit:
             apart = kinds - np.einsum("nk,fnk->fn", belief, kinds)[:, :, None]
             curve += np.einsum("fnk,gnk->fg", belief * apart, apart)
     rate = float(np.clip(total_wrong / max(1, len(evidence)), LEAST, MOST))
-    size = pairs.of_true(count) + SMOOTHING * max(rate, 0.01)
-    of_class = pairs.of_true(erring)
-    even = SMOOTHING * max(rate, 0.01) / max(1, evidence.present - 1)
+    smoothing = SMOOTHING * max(rate, 0.01)
+    size, of_class = pairs.of_true(count) + smoothing, pairs.of_true(erring)
+    tilt = prior.learn(fit.tilt, count) if learn else fit.tilt
     return Fit(
         weights=_newton(fit.weights, evidence.start, slope, curve) if learn else fit.weights,
         wrong=np.clip((of_class + SMOOTHING * rate) / (right + of_class + SMOOTHING), LEAST, MOST),
         photo=photos / max(1e-9, total_wrong),
-        habit=np.append((count + even) / size[pairs.true], 0),
+        habit=np.append((count + smoothing * prior.shares(tilt)) / size[pairs.true], 0),
         count=np.append(count, 0),
         size=size,
         rate=rate,
+        tilt=tilt,
     )
 
 

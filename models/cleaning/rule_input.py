@@ -9,7 +9,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cleaning.inputs import TopK, check_dense, check_form, check_labels, check_photos, check_sparse, warn
+from models.cleaning.inputs import (
+    TopK,
+    check_dense,
+    check_form,
+    check_labels,
+    check_names,
+    check_photos,
+    check_sparse,
+    warn,
+)
 
 KEEP = 5  # most probable other classes of a photo that count as candidates; 10 found no more label issues
 BLOCK_BYTES = 1 << 19  # bytes of the dense table that are processed at a time; they fit into the cache of a core
@@ -49,6 +58,7 @@ class RuleInput:
         embeddings: (N, d) of each encoder; empty if there are none.
         groups: (N,) group of each photo; embeddings of different groups, such as of different networks, are not
             compared.
+        names: of the C classes; None: unknown.
     """
 
     labels: NDArray[np.int64]
@@ -59,6 +69,7 @@ class RuleInput:
     pred_probs: NDArray[np.floating] | TopK
     embeddings: tuple[NDArray[np.floating], ...]
     groups: NDArray[np.integer]
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,6 +123,7 @@ def gather(
     embeddings: Embeddings = None,
     *,
     groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
 ) -> RuleInput:
     """Checked input of the rules. Reads the probabilities once; needs O(N + C) memory beside them.
 
@@ -123,6 +135,7 @@ def gather(
     check_labels(given, num_classes)
     encoders = as_encoders(embeddings)
     check_photos(len(given), encoders, groups)
+    check_names(names, num_classes)
     target = given.astype(np.int64, copy=False)
     if isinstance(pred_probs, TopK):
         check_sparse(pred_probs, num_classes)
@@ -140,7 +153,8 @@ def gather(
         other[rows], p_other[rows] = np.where(value < 0, -1, found), np.maximum(value, 0)
     data = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
                      pred_probs=pred_probs, embeddings=encoders,
-                     groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups))  # fmt: skip
+                     groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups),
+                     names=None if names is None else tuple(names))  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
     return data
 
