@@ -57,7 +57,7 @@ Views = tuple[NDArray[np.float32], NDArray[np.float32]]
 class Shelf:
     """Photos with given and true labels (N,), and of each encoder the features (N, d) of two views, the second mirrored.
 
-    kind: what is looked at, and how, for the names of figures.
+    kind: what is looked at, and how, for the names of figures; names: of the classes, if these have any.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Shelf:
     encoders: tuple[Views, ...]
     kind: str = "drawn"
     targets: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
@@ -75,7 +76,7 @@ class Shelf:
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return int(max(self.given.max(), self.true.max())) + 1
+        return len(self.names) if self.names else int(max(self.given.max(), self.true.max())) + 1
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def shelves(
             tuple((plain[rows], mirrored[rows]) for plain, mirrored in encoders),
             kind,
             targets,
+            tuple(classes),
         )
 
 
@@ -240,7 +242,7 @@ def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
     features = [plain + mirrored for plain, mirrored in shelf.encoders]
     made = {}
     for rule in RULES.components:
-        quality = label_quality(shelf.given, probs, features, rule=rule)
+        quality = label_quality(shelf.given, probs, features, rule=rule, names=shelf.names)
         dropped = worst(shelf.given, quality, threshold=HALF)
         made[rule] = measured(shelf, quality < HALF, -quality, dropped)
     if importlib.util.find_spec("cleanlab"):

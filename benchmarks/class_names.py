@@ -1,0 +1,120 @@
+"""Claim: where errors follow the names of the classes, names find more of them; elsewhere they change nothing.
+
+    PYTHONPATH=.:benchmarks python benchmarks/class_names.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
+        [--sets NAME ...] [--seeds 0 1 2]
+
+Labels are scored by the default rule on the folds and features of find_errors.py: without names, with those of the classes,
+and with the same names shuffled among the classes. The tilt is how far the rule leans on names; 0: not at all. Without --data:
+clusters of products named by brand and kind, with errors among products of one kind or of one brand, and at random. Nothing is
+tuned here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from figure import figure, header
+from find_errors import CACHE, PHOTO_PX, SETS, Shelf, best_f1, f1, out_of_fold
+from find_errors import shelves as planted_shelves
+from numpy.typing import NDArray
+
+from models.cleaning import HALF, label_quality
+from models.cleaning.evidence import gather_evidence
+from models.cleaning.mixture import fitted
+from models.cleaning.rule_input import gather
+from models.evaluation.bootstrap import auroc
+
+WITHOUT, WITH, SHUFFLED = "without names", "with names", "names shuffled"
+HARM = 0.2  # points of F1 that names may cost where they say nothing
+GAIN = 0.5  # and that they gain at least where errors follow them
+BRANDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi", "Garant", "Bravo", "Skyr")
+KINDS = ("Oat Milk", "Whole Milk", "Sour Cream", "Butter", "Apple Juice", "Kefir", "Oatghurt", "Vanilla Yoghurt")
+EACH = 8  # drawn photos of a class
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of manifests; without: drawn clusters")
+    parser.add_argument("--truth", type=Path, help="manifest of true labels; default DIR/../grocery/manifest.parquet")
+    parser.add_argument("--weights", type=Path, help="MobileNetV2 (timm's mobilenetv2_100), .safetensors")
+    parser.add_argument("--sets", nargs="+", default=SETS, help="names of manifests; clean: the true labels")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of folds, heads and shuffled names")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for features")
+    args = parser.parse_args(words)
+    if args.data and not args.weights:
+        parser.error("--weights: features need a file of MobileNetV2 weights; give one, or leave --data out")
+    torch.set_num_threads(1)
+    header("where errors follow the names of the classes, names find more of them; elsewhere they change nothing")
+    drawn = not args.data
+    shelves = drawn_shelves() if drawn else planted_shelves(args, args.data, [args.weights], PHOTO_PX, "128 px", {})
+    print("\n| labels | names | F1 | best F1 | AUROC | flagged | tilt, least to most |\n|---|---|--:|--:|--:|--:|--:|")
+    found = {shelf.name: (shelf, [measured(shelf, seed=seed) for seed in args.seeds]) for shelf in shelves}
+    for shelf, ones in found.values():
+        report(shelf, np.array(ones), drawn=drawn)
+
+
+def measured(shelf: Shelf, *, seed: int) -> NDArray[np.float64]:
+    """(3, 5) F1, best F1, AUROC, share flagged in %, and the tilt: without names, with them, and with them shuffled."""
+    assert shelf.names
+    probs = out_of_fold(shelf, shelf.encoders[0], seed=seed)
+    shuffled = tuple(np.random.default_rng(seed).permutation(shelf.names).tolist())
+    rows = np.array([scored(shelf, probs, names) for names in (None, shelf.names, shuffled)])
+    for kind, row in zip((WITHOUT, WITH, SHUFFLED), rows, strict=True):
+        print(f"| {shelf.name}, seed {seed} | {kind} | {' | '.join(f'{value:.2f}' for value in row)} |", flush=True)
+    return rows
+
+
+def scored(shelf: Shelf, probs: NDArray[np.float32], names: Sequence[str] | None) -> tuple[float, ...]:
+    """Figures of the default rule with these names."""
+    features = sum(shelf.encoders[0])
+    quality = label_quality(shelf.given, probs, features, names=names)
+    wrong, flagged = shelf.wrong, quality < HALF
+    area = 100 * auroc(-quality[wrong], -quality[~wrong]) if wrong.any() else float("nan")
+    data = gather(shelf.given, probs, features, names=names)
+    tilt = fitted(gather_evidence(data, count=10, ridge=0.5, most=50_000))[1].tilt
+    return f1(flagged, wrong), best_f1(-quality, wrong), area, 100 * float(flagged.mean()), tilt
+
+
+def report(shelf: Shelf, found: NDArray[np.float64], *, drawn: bool) -> None:
+    """Prints the means over the seeds, and what names gain and cost. found: (seeds, 3, 5)."""
+    for number, kind in enumerate((WITHOUT, WITH, SHUFFLED)):
+        means, tilt = found[:, number, :4].mean(axis=0), found[:, number, 4]
+        print(f"| {shelf.name} | {kind} | {' | '.join(f'{value:.1f}' for value in means)} | "
+              f"{tilt.min():.1f} to {tilt.max():.1f} |", flush=True)  # fmt: skip
+    column = 0 if shelf.wrong.any() else 3
+    base, named, shuffled = found[:, :, column].mean(axis=0)
+    what = "F1" if column == 0 else "share flagged"
+    least = GAIN if shelf.name == "one kind" else -HARM
+    figure(f"{shelf.name}, names change {what} by, points", round(named - base, 2),
+           target=f">= {least}" if column == 0 else f"<= {HARM}", baseline=round(base, 2),
+           met=bool(named - base >= least if column == 0 else named - base <= HARM))  # fmt: skip
+    figure(f"{shelf.name}, shuffled names change {what} by, points", round(shuffled - base, 2),
+           target=f"within {HARM}", met=bool(abs(shuffled - base) <= HARM), baseline=round(base, 2))  # fmt: skip
+
+
+def drawn_shelves() -> Iterator[Shelf]:
+    """Clusters of 64 products: 30 % of the labels are of another brand of the same kind, of another kind, or of any product."""
+    names = tuple(f"{brand} {kind}" for brand in BRANDS for kind in KINDS)
+    draw, num = np.random.default_rng(0), len(names)
+    centres = draw.standard_normal((num, 64))
+    for errors in ("one kind", "one brand", "random"):
+        true = np.repeat(np.arange(num), EACH)
+        features = (centres[true] + 1.5 * draw.standard_normal((len(true), 64))).astype(np.float32)
+        brand, kind = np.divmod(true, len(KINDS))
+        other = {
+            "one kind": (brand + draw.integers(1, len(BRANDS), len(true))) % len(BRANDS) * len(KINDS) + kind,
+            "one brand": brand * len(KINDS) + (kind + draw.integers(1, len(KINDS), len(true))) % len(KINDS),
+            "random": (true + draw.integers(1, num, len(true))) % num,
+        }[errors]
+        yield Shelf(
+            errors, np.where(draw.random(len(true)) < 0.3, other, true), true, ((features, features),), names=names
+        )
+
+
+if __name__ == "__main__":
+    main()
