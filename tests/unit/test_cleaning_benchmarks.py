@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import class_names
 import cleaning
 import find_errors
 import numpy as np
@@ -65,3 +66,21 @@ def test_right_labels_lost_are_counted_by_class() -> None:
     shelf = find_errors.Shelf("", np.where(np.arange(23) == 0, 1, true), true, ())
     dropped = np.isin(np.arange(23), [0, 1, 2, 3, 20, 21])
     assert find_errors.lost(shelf, dropped) == pytest.approx((100 * 3 / 9, 100 * 3 / 18))
+
+
+def test_names_are_compared_with_none_and_with_shuffled_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(class_names.drawn_shelves())
+    monkeypatch.setattr(class_names, "drawn_shelves", lambda: iter([first]))
+    class_names.main(["--seeds", "0"])
+    out = capsys.readouterr().out
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| one kind |")
+    ]
+    assert [row[1] for row in cells] == [class_names.WITHOUT, class_names.WITH, class_names.SHUFFLED]
+    tilts = [float(row[6].split()[0]) for row in cells]
+    assert tilts[0] == 0
+    assert tilts[1] > 2 > 5 * tilts[2]
+    changes = [json.loads(line)["value"] for line in out.splitlines() if line.startswith("{")]
+    assert changes == [pytest.approx(float(row[2]) - float(cells[0][2]), abs=0.11) for row in cells[1:]]

