@@ -58,47 +58,42 @@ class Names:
         found = np.empty(len(left), np.float32)
         start = 0
         while start < len(left):
-            ahead = left[start : start + PAIRS_AT_ONCE]
-            classes, row = np.unique(ahead, return_inverse=True)
+            classes, row = np.unique(left[start : start + PAIRS_AT_ONCE], return_inverse=True)
             size = int(np.searchsorted(row, ROWS_AT_ONCE))
-            dense = self._dense(classes[:ROWS_AT_ONCE])
-            found[start : start + size] = self._products(dense, row[:size], right[start : start + size])
+            table, column = self._table(classes[:ROWS_AT_ONCE])
+            pair, place = self._entries(right[start : start + size])
+            values = table[row[pair], column[self.ids[place]]] * self.weight[place]
+            found[start : start + size] = np.bincount(pair, values, minlength=size)
             start += size
         return found
 
-    def _dense(self, classes: NDArray[np.integer]) -> NDArray[np.float32]:
-        """(n, parts) vectors of these classes."""
-        dense = np.zeros((len(classes), self.num_parts), np.float32)
-        for row, number in zip(dense, classes, strict=True):
-            own = slice(self.starts[number], self.starts[number + 1])
-            row[self.ids[own]] = self.weight[own]
-        return dense
-
-    def _products(
-        self, dense: NDArray[np.float32], row: NDArray[np.integer], right: NDArray[np.integer]
-    ) -> NDArray[np.floating]:
-        """(n,) products of these rows of `dense` with the vectors of the classes `right`."""
-        lengths = self.starts[right + 1] - self.starts[right]
-        pair = np.repeat(np.arange(len(right)), lengths)
-        place = np.arange(len(pair)) + (self.starts[right] - (np.cumsum(lengths) - lengths))[pair]
-        values = dense[row[pair], self.ids[place]] * self.weight[place]
-        return np.bincount(pair, values, minlength=len(right))
-
     def to_all(self, sample: NDArray[np.integer]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Blocks of classes, and the likeness (n, M) of each of them to every class of the sample (M,)."""
-        seen = np.unique(np.concatenate([self.ids[self.starts[each] : self.starts[each + 1]] for each in sample]))
-        column = np.full(self.num_parts, len(seen))
-        column[seen] = np.arange(len(seen))
-        table = np.concatenate([self._dense(sample)[:, seen].T, np.zeros((1, len(sample)), np.float32)])
+        table, column = self._table(sample)
+        by_part = np.ascontiguousarray(table.T)
         for start in range(0, len(self), ROWS_AT_ONCE):
             rows = slice(start, min(start + ROWS_AT_ONCE, len(self)))
             own = slice(self.starts[rows.start], self.starts[rows.stop])
             known = column[self.ids[own]]
-            shared = known < len(seen)
-            ends = np.concatenate([[0], np.cumsum(shared)])[
-                self.starts[rows.start : rows.stop + 1] - self.starts[start]
-            ]
-            values = table[known[shared]] * self.weight[own][shared][:, None]
-            sums = np.add.reduceat(np.concatenate([values, table[-1:]]), ends[:-1], axis=0)
+            shared = known < len(by_part) - 1
+            ends = np.concatenate([[0], np.cumsum(shared)])[self.starts[start : rows.stop + 1] - self.starts[start]]
+            values = by_part[known[shared]] * self.weight[own][shared][:, None]
+            sums = np.add.reduceat(np.concatenate([values, by_part[-1:]]), ends[:-1], axis=0)
             sums[ends[1:] == ends[:-1]] = 0  # reduceat returns the next value where there is none
             yield rows, sums
+
+    def _entries(self, classes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of all parts of these classes: which of the classes has it, and its place in `ids` and `weight`."""
+        lengths = self.starts[classes + 1] - self.starts[classes]
+        row = np.repeat(np.arange(len(classes)), lengths)
+        return row, np.arange(len(row)) + (self.starts[classes] - (np.cumsum(lengths) - lengths))[row]
+
+    def _table(self, classes: NDArray[np.integer]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(n, S + 1) vectors of these classes in their own S parts, and the column of every part; S if it is none of them."""
+        row, place = self._entries(classes)
+        seen = np.unique(self.ids[place])
+        column = np.full(self.num_parts, len(seen))
+        column[seen] = np.arange(len(seen))
+        table = np.zeros((len(classes), len(seen) + 1), np.float32)
+        table[row, column[self.ids[place]]] = self.weight[place]
+        return table, column
