@@ -71,8 +71,8 @@ def test_right_labels_lost_are_counted_by_class() -> None:
 def test_names_are_compared_with_none_and_with_shuffled_ones(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = next(class_names.drawn_shelves())
-    monkeypatch.setattr(class_names, "drawn_shelves", lambda: iter([first]))
+    first = next(class_names.drawn_shelves(0))
+    monkeypatch.setattr(class_names, "drawn_shelves", lambda seed: iter([first]))
     class_names.main(["--seeds", "0"])
     out = capsys.readouterr().out
     cells = [
