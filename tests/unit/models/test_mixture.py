@@ -8,7 +8,9 @@ import pytest
 from models.cleaning import RULES, find_label_errors, label_quality
 from models.cleaning.evidence import gather_evidence
 from models.cleaning.mixture import FEW_WRONG, LAST_STEPS, PRIOR, SHARPER, STEPS, SURE_RATE, Evidence, f1_cut, posterior
+from models.cleaning.names import Names
 from models.cleaning.rule_input import gather
+from models.cleaning.tilt import NamePrior
 from models.errors import CleaningError
 from tests.unit.models.clusters import clusters
 
@@ -16,14 +18,15 @@ from tests.unit.models.clusters import clusters
 class SlowModel:
     """The model of `models.cleaning.mixture`, photo by photo, with dense tables and all classes as candidates."""
 
-    def __init__(self, kinds: np.ndarray, y: np.ndarray, start: np.ndarray) -> None:
-        """kinds: (F, N, C) evidence by class."""
+    def __init__(self, kinds: np.ndarray, y: np.ndarray, start: np.ndarray, prior: np.ndarray) -> None:
+        """kinds: (F, N, C) evidence by class; prior: (C, C) shares of the given labels of each class after the first step."""
         self.kinds, self.y, self.start, self.weights = kinds, y, start, start.copy()
         num_classes = self.num_classes = kinds.shape[2]
         self.habit, self.count = (
             np.full((num_classes, num_classes), 1 / (num_classes - 1)),
             np.zeros((num_classes,) * 2),
         )
+        self.prior = prior
         self.size, self.wrong, self.photo, self.rate = np.ones(num_classes), np.full(num_classes, 0.2), 0.3, 0.2
 
     def stories(self, i: int, habit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -63,7 +66,7 @@ class SlowModel:
         self.rate = erring.sum() / len(self.y)
         least = 10 * max(self.rate, 0.01)
         self.count, self.size = count, count.sum(1) + least
-        self.habit = (count + least / (self.num_classes - 1)) / self.size[:, None]
+        self.habit = (count + least * self.prior) / self.size[:, None]
         self.wrong = np.clip((erring + 10 * self.rate) / (right + erring + 10), 1e-4, 0.95)
         self.photo = photo / erring.sum()
 
@@ -83,15 +86,20 @@ class SlowModel:
         return self.stories(i, self.habit[:, y] - own / self.size)[3]
 
 
-def test_the_posterior_is_its_model() -> None:
+@pytest.mark.parametrize("tilt", [0.0, 3.0])
+def test_the_posterior_is_its_model(tilt: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NamePrior, "learn", lambda self, before, count: tilt)
+    names = ["Oat Milk", "Milk", "Oat Bread", "White Bread", "Soap"]
     y, _, p, x = clusters(90, num_classes=5, wrong=0.3)
-    evidence = gather_evidence(gather(y, p, x), count=10, ridge=0.5, most=1000)
+    evidence = gather_evidence(gather(y, p, x, names=names), count=10, ridge=0.5, most=1000)
     by_class = np.full((3, 90, 5), np.nan)
     for k in range(evidence.ids.shape[1]):
         rows = np.flatnonzero(evidence.ids[:, k] >= 0)
         by_class[:, rows, evidence.ids[rows, k]] = evidence.kinds[:, rows, k]
     assert np.isfinite(by_class).all(), "with five classes all are candidates"
-    expected = SlowModel(by_class, y, evidence.start).fit()
+    likeness = Names(names).likeness(np.repeat(np.arange(5), 5), np.tile(np.arange(5), 5)).reshape(5, 5)
+    prior = np.exp(tilt * likeness) * (1 - np.eye(5))
+    expected = SlowModel(by_class, y, evidence.start, prior / prior.sum(1, keepdims=True)).fit()
     found, _ = posterior(evidence)
     assert found[:, 0] == pytest.approx(expected, abs=1e-3)
     assert ((expected < 0.5) & (expected > 0)).sum() > 10
