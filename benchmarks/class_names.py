@@ -31,7 +31,7 @@ from models.evaluation.bootstrap import auroc
 WITHOUT, WITH, SHUFFLED = "without names", "with names", "names shuffled"
 HARM = 0.2  # points of F1 that names may cost where they say nothing
 GAIN = 0.5  # and that they gain at least where errors follow them
-BRANDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi", "Garant", "Bravo", "Skyr")
+BRANDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi", "Bravo", "Sproud", "Skyr")
 KINDS = ("Oat Milk", "Whole Milk", "Sour Cream", "Butter", "Apple Juice", "Kefir", "Oatghurt", "Vanilla Yoghurt")
 EACH = 8  # drawn photos of a class
 

@@ -163,7 +163,7 @@ class Posterior:
     Evidence is log p, and for each encoder log (1 + votes of `count` neighbours) and the linear vote. Their weights, the
     label noise and the classes of the photos are estimated together (`models.cleaning.mixture`), so the share of label
     issues follows from the noise that the evidence shows. The quality is the probability, moved so that the cut is at 0.5.
-    Without embeddings the rule is `log_margin`.
+    Without embeddings the rule is `log_margin`. Names of the classes, if there are any, say which confusions to expect.
 
     If a group has more than `most` photos, neighbours are left out, because their cost grows with the square.
     """
