@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from models.cleaning import find_label_errors, label_quality
+from models.cleaning import estimate_noise, find_label_errors, label_quality, suggest_labels
 from models.cleaning.evidence import gather_evidence
 from models.cleaning.mixture import fitted
 from models.cleaning.names import Names
@@ -189,3 +189,12 @@ def test_memory_grows_with_the_classes_and_not_with_their_square() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6 < num * num * 4
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, -1], [0, -1, 0]])
+def test_photos_without_a_label_and_classes_without_photos(labels: list[int]) -> None:
+    p, x = np.full((3, 3), 1 / 3, np.float32), np.eye(3, dtype=np.float32)
+    names = ["Oat Milk", "Milk", ""]
+    assert suggest_labels(np.array(labels), p, x, names=names).tolist() == labels
+    noise = estimate_noise(np.array(labels), p, x, names=names)
+    assert np.isfinite(noise.share).all()
