@@ -83,7 +83,7 @@ class Names:
             yield rows, sums
 
     def _entries(self, classes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of all parts of these classes: which of the classes has it, and its place in `ids` and `weight`."""
+        """(n,) position in `classes` of the class that has each part, and (n,) the place of the part in `ids` and `weight`."""
         lengths = self.starts[classes + 1] - self.starts[classes]
         row = np.repeat(np.arange(len(classes)), lengths)
         return row, np.arange(len(row)) + (self.starts[classes] - (np.cumsum(lengths) - lengths))[row]

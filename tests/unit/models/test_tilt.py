@@ -30,7 +30,7 @@ def prior(names: list[str], seed: int = 0, num: int = 200, present: np.ndarray |
 
 
 def confused(prior: NamePrior, tilt: float, names: list[str], *, each: int = 12, seed: int = 0) -> np.ndarray:
-    """(E,) how often each pair occurs if every class has wrong labels drawn with this tilt."""
+    """(E,) number of times that each pair occurs if every class has wrong labels drawn with this tilt."""
     draw, num = np.random.default_rng(seed), len(names)
     count = np.zeros((num, num))
     for true in range(num):
