@@ -97,7 +97,8 @@ def _fold_parts(run: Run, fold: int) -> list[object]:
     settings = run.recipe.clean
     parts: list[object] = [settings.folds, settings.epochs, fold, *(["embeddings"] if settings.asks_embeddings else [])]
     if settings.asks_embeddings:
-        parts += [training_inputs(run.recipe.of(number)) for number in run.recipe.other_encoders]
+        for number in run.recipe.other_encoders:
+            parts += training_inputs(run.recipe.of(number))
     return parts
 
 

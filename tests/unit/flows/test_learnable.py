@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from flows.delivery.build import build_version
+from flows.run.run import Run
+from flows.steps.learn import is_trained
 from flows.steps.learnable import ROWS, learnable
+from flows.workspace import Workspace
+from flows.workspace.results import DataFolder
 from models.data.confusion import NAME
 from models.data.manifest import read_manifest, write_labels
+from models.recipe.config import load_recipe
 from tests.deliveries import deliver
 
 
@@ -55,3 +60,10 @@ def test_estimated_confusions_count(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "next")
     (tmp_path / "next" / NAME).write_bytes(b"pairs of classes")
     assert learnable(tmp_path / "next") != learnable(base)
+
+
+def test_a_fold_that_is_looked_at_through_several_encoders_can_be_named(base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("frozen")
+    assert recipe.other_encoders == [1]
+    run = Run(Workspace(tmp_path), recipe, "run")
+    assert not is_trained(run, DataFolder(base), recipe.clean.member, fold=0)
