@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import distil
 import numpy as np
 import pytest
 import train_loop
@@ -22,10 +24,12 @@ from pace.trainings import Written, read_epochs, recipe_of
 from PIL import Image
 
 from durable import replacing
+from flows.delivery.rows import read_delivery
 from flows.run.launch import KEEP_MEMORY
-from models.data.manifest import read_manifest
+from models.data.manifest import UNLABELLED, read_manifest
 from models.errors import ConfigError
 from models.recipe.config import RECIPES, load_recipe
+from tests.deliveries import deliver
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = [drawn_jpeg(seed, width=40, height=30) for seed in range(3)]
@@ -56,6 +60,21 @@ def test_a_folder_per_class_has_the_same_rows(tmp_path: Path) -> None:
     files = {int(file.stem): file for file in folder.glob("*/*.jpg")}
     assert [files[row].parent.name for row in range(7)] == LABELS
     assert [files[row].read_bytes() for row in range(7)] == [PHOTOS[row % 3] for row in range(7)]
+
+
+def test_a_share_of_each_class_loses_its_label_and_nothing_else_changes(tmp_path: Path) -> None:
+    source = deliver(tmp_path / "stock", {"apple": 10, "bean": 5})
+    lines = [(str(file.relative_to(source)), file.parent.name) for file in sorted(source.glob("*/*"))]
+    rows = [{"path": path, "label": label, "split": "val" if "photo 0" in path else "train"} for path, label in lines]
+    (source / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labelled, bare = distil.halves(source, 0.4, folder=tmp_path)
+    left, gone = read_delivery(labelled).rows.to_pylist(), read_delivery(bare, unlabelled=True).rows.to_pylist()
+    assert [{name: row[name] for name in ("path", "label", "split")} for row in left] == [
+        row for row in rows if row["path"] in {each["path"] for each in left}
+    ]
+    assert Counter(row["path"].split("/")[0] for row in gone) == {"apple": 3, "bean": 2}  # of 9 and 5 train photos
+    assert {row["path"] for row in rows} == {row["path"] for row in (*left, *gone)}
+    assert {(row["label"], row["split"]) for row in gone} == {("", UNLABELLED)}
 
 
 def test_each_of_ours_is_divided_by_those_before_and_after_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,8 @@ from models.training import distil
 from models.training.answers import Answers, open_answers, read_answers, student_rows
 from models.training.check import check
 from models.training.epochs import fit
-from models.training.train import Trained, load_network
+from models.training.job import Job
+from models.training.train import Trained, load_network, train
 
 Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 TEMPERATURES = (1.0, 3.0)
@@ -271,6 +272,29 @@ def test_a_student_sees_every_train_photo_and_neither_validation_nor_test_photos
     trained = load_network(out / "network.pt")
     assert (trained.member, trained.tau, trained.classes) == (RECIPE.distil.member, 0.0, manifest.classes)
     assert not (out / "checkpoint.pt").exists()
+
+
+def test_a_photo_without_a_label_teaches_the_student_and_no_network_with_labels(
+    data: Path, unlabelled: Path, recipe: Recipe, members: list[Trained], tmp_path: Path
+) -> None:
+    """Networks are equal to the bit with and without such photos; the student changes with the answer to one of them."""
+    learnt = []
+    for number, version in enumerate((data, unlabelled)):
+        out = tmp_path / f"network {number}"
+        out.mkdir()
+        train(Job(data=version, recipe=recipe, member=0, out=out))
+        learnt.append(torch.load(out / "network.pt")["state"])
+    assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in learnt), strict=True))
+
+    distilled(unlabelled, tmp_path / "student", members)
+    manifest = read_manifest(unlabelled)
+    row = int(np.flatnonzero(manifest.split[student_rows(manifest)] == UNLABELLED)[0])
+    classes = np.load(tmp_path / "student answers" / "classes.npy", mmap_mode="r+")
+    classes[row] = classes[row, ::-1]
+    (tmp_path / "other").mkdir()
+    distil.distil(RECIPE, unlabelled, answers=tmp_path / "student answers", out=tmp_path / "other")
+    before, after = (torch.load(tmp_path / name / "network.pt")["state"] for name in ("student", "other"))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_student_that_was_killed_resumes_to_the_same_bits(
