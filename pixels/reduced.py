@@ -15,6 +15,7 @@ import pixels
 from pixels import jpeg
 from pixels.colour import is_srgb
 from pixels.errors import BadPhoto
+from pixels.parts import Parts
 
 MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> mode of a profile for them
 # Powers of two only: in between, libjpeg's filters cut sharply and differ more from a full decode (3.4 of 255 at 5/8,
@@ -32,12 +33,22 @@ def decode_reduced(data: bytes, side: int) -> NDArray[np.uint8]:
     return np.array(pixels.decode(data, is_accepted=True)) if found is None else found
 
 
+def upright_jpeg(data: bytes) -> bytes | None:
+    """The JPEG without metadata if any decoder gives its upright sRGB pixels: it is plain and need not be turned; else None."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        parts, _ = _taken_apart(data)
+    except (BadPhoto, ValueError):
+        return None
+    return None if parts is None or parts.orientation in pixels.TURNS else parts.data
+
+
 def _plain(data: bytes, side: int) -> NDArray[np.uint8] | None:
     """The photo, if it is a plain JPEG without any fault; None: Pillow decides."""
     try:
-        parts = jpeg.take_apart(data)
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(parts.data)
-        if colours not in MODES or height * width > pixels.MAX_PIXELS or not is_srgb(parts.profile, MODES[colours]):
+        parts, (height, width) = _taken_apart(data)
+        if parts is None:
             return None
         reduction = next((each for each in REDUCTIONS if min(height, width) >= each * side), 1)
         least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)} if reduction > 1 else {}
@@ -47,3 +58,11 @@ def _plain(data: bytes, side: int) -> NDArray[np.uint8] | None:
     if parts.orientation in pixels.TURNS:
         return np.array(Image.fromarray(decoded).transpose(pixels.TURNS[parts.orientation]))
     return decoded
+
+
+def _taken_apart(data: bytes) -> tuple[Parts | None, tuple[int, int]]:
+    """Parts of a JPEG, None if it is not plain, and its height and width as stored."""
+    parts = jpeg.take_apart(data)
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(parts.data)
+    is_plain = colours in MODES and height * width <= pixels.MAX_PIXELS and is_srgb(parts.profile, MODES[colours])
+    return parts if is_plain else None, (height, width)

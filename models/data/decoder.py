@@ -15,7 +15,7 @@ import pixels
 from models.data.rows import Kept, Rows
 from models.data.shards import Shards
 from pixels import BadPhoto
-from pixels.reduced import decode_reduced
+from pixels.reduced import decode_reduced, upright_jpeg
 
 GREY = 128  # level of a photo that cannot be decoded, where every photo needs a result
 
@@ -37,11 +37,13 @@ class Task(NamedTuple):
 class Decoded(NamedTuple):
     """A decoded batch: where its photos are, which they are, and the positions that failed, with reasons.
 
-    rows: (m,) passing rows; -1 for a photo in its kept row. positions: (m,).
+    rows: (m,) passing rows; -1 for a photo in its kept row. positions: (m,). sizes: (m,) bytes of the JPEG at the start of
+    the row, which the device decodes; 0 for pixels.
     """
 
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     faults: dict[int, str]
 
 
@@ -50,24 +52,46 @@ class Decoder(Dataset[Decoded]):
     """Decoder of photos into kept rows, as far as there are any, and passing rows.
 
     is_reduced: JPEGs much larger than the rows' sides are decoded at a lower resolution, as training needs; otherwise the
-    pixels are exactly those that a client sends.
+    pixels are exactly those that a client sends. leaves_jpegs: plain JPEGs that fit into a row are left for the device.
     """
 
     shards: Shards
     kept: Kept
     passing: Rows
     is_reduced: bool
+    leaves_jpegs: bool = False
 
     def __getitem__(self, task: Task) -> Decoded:
         positions, faults = task.positions[task.needed], dict[int, str]()
         rows = np.where(positions < len(self.kept), -1, task.start + np.arange(len(positions)))
+        sizes = np.zeros(len(positions), np.int64)
         for number in np.flatnonzero(~task.ready).tolist():
-            position, passing = int(positions[number]), task.start + number
-            out = self.kept.pixels[position] if rows[number] < 0 else self.passing.pixels[passing]
-            if not self._decode(position, out, faults):
-                rows[number] = passing
-                positions[number] = self._replace(task, number, faults)
-        return Decoded(rows, positions, faults)
+            position = int(positions[number])
+            if rows[number] < 0 and self._decode(position, self.kept.pixels[position], faults):
+                continue
+            rows[number] = task.start + number
+            sizes[number] = self._leave(position, self.passing.pixels[rows[number]]) if self.leaves_jpegs else 0
+            if not sizes[number]:
+                positions[number] = self.decode(task, number, faults)
+        return Decoded(rows, positions, sizes, faults)
+
+    def decode(self, task: Task, number: int, faults: dict[int, str]) -> int:
+        """Position of the photo in passing row `number` of a task: the one that belongs there, or its replacement."""
+        position = int(task.positions[task.needed[number]])
+        if self._decode(position, self.passing.pixels[task.start + number], faults):
+            return position
+        return self._replace(task, number, faults)
+
+    def _leave(self, position: int, out: NDArray[np.uint8]) -> int:
+        """Bytes of a plain JPEG that is now at the start of the row; 0 if it is another file, too large or unreadable."""
+        if self.shards.size[position] > out.nbytes:
+            return 0
+        try:
+            jpeg = upright_jpeg(self.shards.read(position)) or b""
+        except BadPhoto:
+            return 0
+        out.reshape(-1)[: len(jpeg)] = np.frombuffer(jpeg, np.uint8)
+        return len(jpeg)
 
     def _replace(self, task: Task, number: int, faults: dict[int, str]) -> int:
         """Position of the photo, or of the grey square, that takes the passing row of a photo that failed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from models.data import machine
 from models.data.decoder import Decoded, Decoder, Task
 from models.data.faults import Faults
+from models.data.jpegs import decode, require_nvjpeg, squeeze_into
 from models.data.loader import decoded, num_ahead
 from models.data.manifest import Manifest
 from models.data.rows import Kept, Rows
@@ -31,6 +33,11 @@ class Photos:
         loaders: processes that decode; 0: as many as the cores allow for a GPU, and threads for the CPU.
         is_reduced: JPEGs much larger than `side` are decoded at a lower resolution, as training needs; otherwise the
             pixels are exactly those that a client sends.
+        on_device: plain JPEGs are decoded on the device, at full resolution, unless they take more bytes than the square of
+            `side` px. Decoded photos are not kept then: resumed runs would see others if memory decided who decodes.
+
+    Raises:
+        ConfigError: on_device is set for a GPU that cannot do it.
     """
 
     def __init__(
@@ -42,8 +49,12 @@ class Photos:
         device: torch.device = CPU,
         loaders: int = 0,
         is_reduced: bool = False,
+        on_device: bool = False,
     ) -> None:
+        if on_device and device.type == "cuda":
+            require_nvjpeg()
         self.manifest, self.rows, self.side, self.is_reduced = manifest, rows, side, is_reduced
+        self.on_device = on_device
         self.device, self.loaders = device, machine.num_loaders(loaders, device)
         self.faults = Faults(len(rows), self._name)
 
@@ -77,7 +88,7 @@ class Photos:
 
     @cached_property
     def _kept(self) -> Kept:
-        return Kept(len(self), side=self.side)
+        return Kept(0 if self.on_device else len(self), side=self.side)
 
     def _gathered(
         self, order: Sequence[NDArray[np.int64]], needed: Sequence[NDArray[np.int64]] | None
@@ -85,27 +96,25 @@ class Photos:
         places = [np.arange(len(positions)) for positions in order] if needed is None else needed
         loaders = self.loaders if len(order) > FEW else 0
         width = max((len(each) for each in places), default=0)
-        passing = Rows(width * num_ahead(loaders), side=self.side)
+        passing, sent = Rows(width * num_ahead(loaders), side=self.side), deque[Task]()
 
         def tasks() -> Iterator[Task]:
             for number, (positions, own) in enumerate(zip(order, places, strict=True)):
                 start = number % num_ahead(loaders) * width
-                yield Task(positions, own, self._kept.has(positions[own]), start, is_replaced=needed is not None)
+                sent.append(Task(positions, own, self._kept.has(positions[own]), start, needed is not None))
+                yield sent[-1]
 
-        decoder = Decoder(self._shards, self._kept, passing, self.is_reduced)
+        decoder = Decoder(self._shards, self._kept, passing, self.is_reduced, self.on_device)
         if all(self._kept.has(positions[own]).all() for positions, own in zip(order, places, strict=True)):
             batches: Iterator[Decoded] = map(decoder.__getitem__, tasks())  # nothing to decode, and nothing to start
         else:
             batches = decoded(decoder, tasks(), loaders=loaders)
         for batch in batches:
-            yield self._gather(batch, passing, is_replaced=needed is not None)
+            yield self._gather(batch, sent.popleft(), decoder)
 
-    def _gather(self, batch: Decoded, passing: Rows, *, is_replaced: bool) -> Batch:
+    def _gather(self, batch: Decoded, task: Task, decoder: Decoder) -> Batch:
         """A batch copied out of the shared rows, into pinned memory if a GPU will fetch it."""
-        for position, why in batch.faults.items():
-            self.faults.note(position, why)
-        if is_replaced and not batch.faults.keys().isdisjoint(batch.positions.tolist()):
-            raise self.faults.error("among them all of one batch")
+        self._note(batch, task)
         is_kept, shape = batch.rows < 0, (len(batch.rows), self.side, self.side, 3)
         self._kept.filled[batch.positions[is_kept]] = True
         photos = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
@@ -114,8 +123,32 @@ class Photos:
             np.take(self._kept.pixels, batch.positions, axis=0, out=out, mode="clip")
         else:
             out[is_kept] = self._kept.pixels[batch.positions[is_kept]]
-            out[~is_kept] = passing.pixels[batch.rows[~is_kept]]
-        return Batch(photos, batch.positions)
+            is_here = ~is_kept & (batch.sizes == 0)
+            out[is_here] = decoder.passing.pixels[batch.rows[is_here]]
+        return Batch(
+            photos, batch.positions, partial(self._finish, batch, task, decoder) if batch.sizes.any() else None
+        )
+
+    def _finish(self, batch: Decoded, task: Task, decoder: Decoder, photos: Tensor) -> None:
+        """Decodes the JPEGs of a batch into their places of `photos`, on the device of these.
+
+        The decoder of the CPU has the last word on a file that the device refuses.
+        """
+        numbers, rows = np.flatnonzero(batch.sizes).tolist(), decoder.passing.pixels
+        files = [rows[batch.rows[number]].reshape(-1)[: batch.sizes[number]] for number in numbers]
+        found = decode([torch.from_numpy(file) for file in files], photos.device)
+        good = {number: photo for number, photo in zip(numbers, found, strict=True) if photo is not None}
+        squeeze_into(photos, [*good], [*good.values()])
+        for number in (each for each in numbers if each not in good):
+            batch.positions[number] = decoder.decode(task, number, batch.faults)
+            photos[number] = torch.from_numpy(rows[batch.rows[number]])
+        self._note(batch, task)
+
+    def _note(self, batch: Decoded, task: Task) -> None:
+        for position, why in batch.faults.items():
+            self.faults.note(position, why)
+        if task.is_replaced and not batch.faults.keys().isdisjoint(batch.positions.tolist()):
+            raise self.faults.error("among them all of one batch")
 
     def _name(self, position: int) -> str:
         return f"photo {self.manifest.id[self.rows[position]]} in shards/{self._shards.name(position)}"

@@ -14,21 +14,25 @@ CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Photos (n, side, side, 3) uint8, and their positions (n,), which differ from those asked for after a fault."""
+    """Photos (n, side, side, 3) uint8, and their positions (n,), which differ from those asked for after a fault.
+
+    finish: fills in what is still missing in the photos on their device, and in the positions; None: nothing is.
+    """
 
     photos: Tensor
     positions: NDArray[np.int64]
+    finish: Callable[[Tensor], None] | None = None
 
 
 class Carrier(Protocol):
     """A way of tensors to a device."""
 
-    def send(self, photos: Tensor) -> Callable[[], Tensor]:
-        """Starts to copy photos; the result is called when the device needs them, and gives the copy."""
+    def send(self, batch: Batch) -> Callable[[], Tensor]:
+        """Starts to copy photos, and finishes them; the result is called when the device needs them, and gives the copy."""
 
 
 class Cuda:
-    """Copies from pinned memory to a GPU. Nothing here waits: the GPU's present stream does, for the copy.
+    """Copies from pinned memory to a GPU. The GPU's present stream waits for the copy, the host for unfinished photos alone.
 
     Unmeasured: written without a GPU.
     """
@@ -36,10 +40,13 @@ class Cuda:
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
-    def send(self, photos: Tensor) -> Callable[[], Tensor]:
-        """Starts to copy photos, which are in pinned memory."""
+    def send(self, batch: Batch) -> Callable[[], Tensor]:
+        """Starts to copy photos, which are in pinned memory, and finishes them."""
         with torch.cuda.stream(self.stream):
-            copy = photos.to(self.device, non_blocking=True)
+            copy = batch.photos.to(self.device, non_blocking=True)
+            if batch.finish:
+                self.stream.synchronize()  # nvJPEG writes on a stream of its own, into memory that this one has given away
+                batch.finish(copy)
         copied = self.stream.record_event()
 
         def received() -> Tensor:
@@ -54,11 +61,14 @@ class Cuda:
 def carried(batches: Iterator[Batch], carrier: Carrier | None) -> Iterator[Batch]:
     """Batches on the carrier's device, the next one always under way; without a carrier as they are."""
     if carrier is None:
-        yield from batches
+        for batch in batches:
+            if batch.finish:
+                batch.finish(batch.photos)
+            yield batch
         return
     ahead: tuple[Callable[[], Tensor], NDArray[np.int64]] | None = None
-    for photos, positions in batches:
-        coming = carrier.send(photos), positions
+    for batch in batches:
+        coming = carrier.send(batch), batch.positions
         if ahead is not None:
             yield Batch(ahead[0](), ahead[1])
         ahead = coming

@@ -135,6 +135,7 @@ class Train:
     shard: bool = False  # spread parameters and the optimiser's state over the workers, for what one GPU cannot hold
     threads: Annotated[int, Range(0)] = 1  # CPU threads of one training process; 0: torch decides
     loaders: Annotated[int, Range(0)] = 0  # processes that decode photos for one process; 0: as the cores allow
+    decode: Literal["cpu", "device"] = "cpu"  # where plain JPEGs become pixels
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0  # between checkpoints within an epoch; 0: after every step
 
     def __post_init__(self) -> None:

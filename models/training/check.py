@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from models.cleaning import RULES
+from models.data.jpegs import require_nvjpeg
 from models.data.manifest import Manifest, read_manifest
 from models.data.trusted import trusted_rows, with_selection_photos
 from models.errors import ConfigError, ManifestError, WeightsMismatch
@@ -46,6 +47,9 @@ def check(recipe: Recipe, *, data: Path, present: int | None = None) -> None:
     """
     manifest = with_selection_photos(read_manifest(data), recipe.proof.photos)
     check_photos(manifest)
+    trained = (recipe.train, *(recipe.of(member).train for member in range(len(recipe.members))))
+    if present is not None and any(settings.decode == "device" for settings in trained):
+        require_nvjpeg()
     RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)

@@ -79,7 +79,7 @@ def learn(
 def inputs_of(recipe: Recipe, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Views:
     """Views of these photos, as the student sees them."""
     photos = Photos(manifest, rows, side=recipe.export.input_size, device=network.mean.device,
-                    loaders=recipe.train.loaders, is_reduced=True)  # fmt: skip
+                    loaders=recipe.train.loaders, is_reduced=True, on_device=recipe.train.decode == "device")  # fmt: skip
     return Views(photos, network, size=recipe.distil.size, augment=recipe.augment)
 
 

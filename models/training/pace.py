@@ -103,7 +103,8 @@ def some(
 def inputs_of(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[Inputs, float]:
     """Inputs as a training has them, and the seconds per photo of features of a frozen backbone, which are computed here."""
     side, device = job.recipe.export.input_size, network.mean.device
-    photos = Photos(manifest, rows, side=side, device=device, loaders=job.train.loaders, is_reduced=True)
+    photos = Photos(manifest, rows, side=side, device=device, loaders=job.train.loaders, is_reduced=True,
+                    on_device=job.train.decode == "device")  # fmt: skip
     if job.train.backbone_lr_scale:
         return Views(photos, network, size=job.network.size, augment=job.own.augment), 0.0
     began = time.perf_counter()

@@ -181,7 +181,8 @@ def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np
         folder = job.features if job.start is None else None  # a fine-tuned backbone may be another one
         return frozen_features(manifest, rows, network, member=job.network, side=side, folder=folder,
                                augment=job.own.augment.of_features, loaders=job.train.loaders)  # fmt: skip
-    photos = Photos(manifest, rows, side=side, device=network.mean.device, loaders=job.train.loaders, is_reduced=True)
+    photos = Photos(manifest, rows, side=side, device=network.mean.device, loaders=job.train.loaders, is_reduced=True,
+                    on_device=job.train.decode == "device")  # fmt: skip
     return Views(photos, network, size=job.network.size, augment=job.own.augment)
 
 

@@ -273,13 +273,13 @@ class Pretend:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def send(self, photos: Tensor) -> Callable[[], Tensor]:
-        number = int(photos[0])
+    def send(self, batch: Batch) -> Callable[[], Tensor]:
+        number = int(batch.photos[0])
         self.events.append(f"send {number}")
 
         def received() -> Tensor:
             self.events.append(f"use {number}")
-            return photos + 100
+            return batch.photos + 100
 
         return received
 
@@ -287,7 +287,7 @@ class Pretend:
 def test_the_next_batch_is_under_way_while_one_is_used() -> None:
     device = Pretend()
     batches = (Batch(torch.tensor([number]), np.array([number])) for number in range(3))
-    found = [(int(photos), positions.tolist()) for photos, positions in carried(batches, device)]
+    found = [(int(photos), positions.tolist()) for photos, positions, _ in carried(batches, device)]
     assert found == [(100, [0]), (101, [1]), (102, [2])]
     assert device.events == ["send 0", "send 1", "use 0", "send 2", "use 1", "use 2"]
 
