@@ -9,6 +9,8 @@ exchange data, in the same order. Gathered values travel on the CPU, by gloo.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,9 +21,12 @@ from torch import Tensor, distributed, nn
 
 from models.errors import WorkerLost
 
-# A machine that lost its power or its network sends nothing, not even the end of a stream.
-PATIENCE = timedelta(seconds=40)  # of a step, in which all workers are equally far
-LONG_PATIENCE = timedelta(hours=12)  # at the end of a pass over photos, which takes one longer than another
+# How long an answer may take. A machine that lost its power or its network sends nothing, not even the end of a stream.
+PATIENCE = timedelta(seconds=40)
+BEAT_S = 2.0  # between two signs of life
+END = sys.maxsize  # number of the last meeting
+
+_beats: Beats | None = None
 
 
 @contextmanager
@@ -34,15 +39,99 @@ def workers() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
+    global _beats
+    _beats = beats = Beats()
     try:
         yield
+        beats.meet(END)
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
-            raise WorkerLost("another worker of this training ended, or its machine no longer answers; "
-                             "start the training again, and it continues from its checkpoint") from error  # fmt: skip
+            raise _lost() from error
         raise
     finally:
+        _beats = None
+        beats.end()
         distributed.destroy_process_group()
+
+
+class Beats:
+    """Signs of life: a thread that exchanges a number with those of the other workers every BEAT_S.
+
+    So a lost worker is noticed after PATIENCE, however long a pass over photos still takes, and a slow one is not taken for
+    lost. The number is that of the meetings to which this worker has come; to the least of all, every worker has.
+    """
+
+    def __init__(self) -> None:
+        self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self.come = self.met = 0
+        self.is_over = False
+        self.error: RuntimeError | None = None
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._exchange, name="signs of life", daemon=True)
+        self.thread.start()
+
+    def _exchange(self) -> None:
+        try:
+            while not self.is_over and self.met < END:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.is_over or self.come > self.met, BEAT_S)
+                    number = torch.tensor(self.come)
+                distributed.all_reduce(number, distributed.ReduceOp.MIN, self.group)
+                with self.changed:
+                    self.met = int(number)
+                    self.changed.notify_all()
+        except RuntimeError as error:
+            with self.changed:
+                self.error = error
+                self.changed.notify_all()
+
+    def meet(self, number: int = 0) -> None:
+        """Returns when all workers have come to this meeting: the next, or the one with a number.
+
+        Raises:
+            WorkerLost: one ended or is silent, and this is not the last meeting, at which all work is done.
+        """
+        with self.changed:
+            self.come = number = number or self.come + 1
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.error is not None or self.met >= number)
+        if number < END:
+            self.check()
+
+    def check(self) -> None:
+        """Raises WorkerLost if a worker ended or is silent."""
+        if self.error is not None:
+            raise _lost() from self.error
+
+    def end(self) -> None:
+        """Ends the thread, at the latest after PATIENCE."""
+        with self.changed:
+            self.is_over = True
+            self.changed.notify_all()
+        self.thread.join()
+
+
+def _lost() -> WorkerLost:
+    return WorkerLost(
+        "another worker of this training ended, or its machine no longer answers; start the training again, and it continues "
+        "from its checkpoint"
+    )
+
+
+def meet() -> None:
+    """Returns when all workers have come here, however much longer one takes than another.
+
+    Raises:
+        WorkerLost: one ended or is silent.
+    """
+    if _beats is not None:
+        _beats.meet()
+
+
+def check() -> None:
+    """Raises WorkerLost if a worker ended or is silent. Long passes call this with every batch."""
+    if _beats is not None:
+        _beats.check()
 
 
 def rank() -> int:
@@ -66,7 +155,7 @@ def concat(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
-    distributed.monitored_barrier(timeout=LONG_PATIENCE)
+    meet()
     length = torch.tensor([len(rows)])
     lengths = [torch.zeros_like(length) for _ in range(world())]
     distributed.all_gather(lengths, length)

@@ -163,6 +163,7 @@ def pairs(photos: Photos, network: Network, *, size: int, part: slice) -> Iterat
     device = network.mean.device
     batches = photos.in_order(EVAL_BATCH[device.type], part=part)
     for batch in with_progress(batches, "features", part.stop - part.start):
+        distributed.check()
         with inference(device):
             whole = whole_view(batch, size)
             pair = torch.stack([network.features(whole), network.features(whole.flip(3))], 1).float()

@@ -79,6 +79,7 @@ def _log_probabilities(
     labels = torch.from_numpy(target[own]).to(device)
     with inference(device):
         for batch in with_progress(inputs.evaluation(own), what, len(labels)):
+            distributed.check()
             logits = inputs.part(batch).logits
             for piece in logits.split(PIECE if device.type == "cpu" else len(logits)):
                 rows = slice(done, done + len(piece))
