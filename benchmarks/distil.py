@@ -110,10 +110,10 @@ def select_first(workspace: Workspace) -> None:
 
 
 def halves(source: Path, share: float, *, folder: Path) -> tuple[Path, Path]:
-    """A delivery without a share of each class's train photos, and a folder with these, without their labels."""
+    """A delivery without a share of each class's photos that may be trained on, and a folder with these, without labels."""
     delivery = read_delivery(source)
     rows, rng = delivery.rows.to_pylist(), np.random.default_rng(0)
-    label = np.array([row["label"] if row["split"] == "train" else "" for row in rows])
+    label = np.array(["" if row["split"] in ("val", "test") else row["label"] for row in rows])
     bare = np.zeros(len(rows), np.bool_)
     for each in sorted({*label.tolist()} - {""}):
         photos = rng.permutation(np.flatnonzero(label == each))
