@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from figure import figure, header
+from figure import figure, header, unmeasured
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,6 +60,7 @@ def main() -> None:
         data = data_version(Path(folder) / "data", jpegs, num_rows=4_000)
         bare, alone = speed(jpegs, data)
         device(data, bare=bare, alone=alone)
+        on_gpu(data)
         started(jpegs, Path(folder))
 
 
@@ -163,6 +164,24 @@ def device(data: Path, *, bare: float, alone: float) -> None:
     figure(f"loader of 8 processes on {cores} cores: share of waiting of a device that takes {RATE} photos/s",
            round(waited / seconds, 3), target="<= 0.05, or the cores are the limit",
            met=waited <= 0.05 * seconds or is_limit, baseline=round(perfect, 3))  # fmt: skip
+
+
+def on_gpu(data: Path) -> None:
+    """Figure of JPEGs decoded by the GPU, over those decoded by loader processes."""
+    name = f"loader: photos/s, {JPEG_PX} px JPEG to {SIDE} px, decoded by the GPU over by loader processes"
+    if not torch.cuda.is_available():
+        unmeasured(name, "this machine has no GPU")
+        return
+    manifest, rates = read_manifest(data), list[float]()
+    for on_device in (False, True):
+        photos = Photos(manifest, np.arange(len(manifest)), side=SIDE, device=torch.device("cuda"), is_reduced=True,
+                        on_device=on_device)  # fmt: skip
+        begun = time.perf_counter()
+        load_all(photos)
+        torch.cuda.synchronize()
+        rates.append(len(photos) / (time.perf_counter() - begun))
+    figure(name, round(rates[1] / rates[0], 2), target="told", met=True,
+           baseline=f"{photos.loaders} processes: {rates[0]:.0f}")  # fmt: skip
 
 
 def started(jpegs: Sequence[bytes], folder: Path) -> None:

@@ -62,7 +62,9 @@ class Beats:
     """
 
     def __init__(self) -> None:
-        self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert not isinstance(group, int)  # it would be if this worker were not in it
+        self.group = group
         self.come = self.met = 0
         self.is_over = False
         self.error: RuntimeError | None = None
@@ -72,9 +74,11 @@ class Beats:
 
     def _exchange(self) -> None:
         try:
-            while not self.is_over and self.met < END:
+            while self.met < END:
                 with self.changed:
                     self.changed.wait_for(lambda: self.is_over or self.come > self.met, BEAT_S)
+                    if self.is_over:
+                        return
                     number = torch.tensor(self.come)
                 distributed.all_reduce(number, distributed.ReduceOp.MIN, self.group)
                 with self.changed:
