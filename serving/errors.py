@@ -19,7 +19,7 @@ ServingError
 ├── ModelNotReady (RuntimeError)        the server answers, the model does not
 ├── RequestTimeout (RuntimeError)       no answer within the deadline
 ├── RequestRejected (RuntimeError)      the queue is full, or another request of the batch was invalid; try again
-└── GoldenMismatch (RuntimeError)       the server's answer differs from the one computed locally
+└── GoldenMismatch (RuntimeError)       a runtime's answer differs from the golden one
 
 The user can correct a ValueError (exit 2); a RuntimeError comes from the environment (exit 3).
 """
@@ -106,4 +106,4 @@ class RequestRejected(ServingError, RuntimeError):
 
 
 class GoldenMismatch(ServingError, RuntimeError):
-    """The server's answer differs from the golden answer that was computed when the version was written."""
+    """A runtime, here or at the server, answers a golden image differently than when the version was written."""

@@ -24,9 +24,11 @@ from serving.errors import BadGraph, ContractChanged, CorruptVersion, VersionInU
 from serving.repository.accelerator import CPU, Accelerator
 from serving.repository.curve import Curve
 from serving.repository.encoded import install
+from serving.repository.golden import Golden
 from serving.repository.lineage import lineage_file
 from serving.repository.model_config import TritonConfig
-from serving.repository.version import Golden, read_labels, write_version
+from serving.repository.runtimes import Bound, bound_of, recorded_precision
+from serving.repository.version import read_labels, write_version
 from serving.signature import Signature
 
 CANDIDATE = "-candidate-"  # between the model's name and the version in the name of a candidate
@@ -83,7 +85,7 @@ class ModelRepository:
             golden: (G, S, S, 3) uint8, G >= 1; answered now by local ONNX Runtime, and later by the server.
 
         Raises:
-            VersionInUse, BadGraph, DiskFull: nothing is left behind.
+            VersionInUse, BadGraph, GoldenMismatch, DiskFull: nothing is left behind.
         """
         target = self.model / str(version)
         if version < 1:
@@ -93,7 +95,10 @@ class ModelRepository:
         self.model.mkdir(parents=True, exist_ok=True)
         install(self.root, self.name)
         with self._staging(version) as staging:
-            write_version(staging, graph, labels=labels, lineage={**lineage, "version": version}, golden=golden)
+            write_version(
+                staging, graph, labels=labels, lineage={**lineage, "version": version}, golden=golden,
+                accelerator=self.accelerator,
+            )  # fmt: skip
             self._move(staging, target)
         return target
 
@@ -142,6 +147,10 @@ class ModelRepository:
         """
         with np.load(self._intact(version, "golden.npz")) as arrays:
             return Golden(arrays["image"], arrays["ids"], arrays["probs"])
+
+    def bound(self, version: int) -> Bound:
+        """Bound between the golden answers of the version and those of the server."""
+        return bound_of(self.accelerator, recorded_precision(self.lineage(version)))
 
     def _intact(self, version: int, name: str) -> Path:
         """Path of a file of the version, after comparing its hash with the recorded one."""

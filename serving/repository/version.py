@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,33 @@ from onnx.external_data_helper import uses_external_data
 from contract import labels_sha256
 from durable import sha256, sync, write
 from serving.errors import BadGraph
+from serving.repository.accelerator import Accelerator
+from serving.repository.golden import Golden
 from serving.repository.lineage import LINEAGE, canonical
+from serving.repository.runtimes import RUNTIMES, answers, compare_runtimes, precision_of
 from serving.signature import Signature, load_header
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Golden images, and the answers that local ONNX Runtime gave when the version was written."""
-
-    image: NDArray[np.uint8]  # (G, S, S, 3)
-    ids: NDArray[np.int64]  # (G, k)
-    probs: NDArray[np.float32]  # (G, k)
-
-    def differs(
-        self, number: int, ids: NDArray[Any], probs: NDArray[Any], *, tolerance: float, strict: bool = True
-    ) -> str:
-        """Difference between an answer, `ids` (k,) and `probs` (k,), and the golden one to image `number`; "" if none.
-
-        Args:
-            tolerance: largest difference of a probability.
-            strict: every id needs its rank. Otherwise classes closer than twice the tolerance may swap ranks.
-        """
-        want = self.probs[number].astype(np.float64)
-        gap = -np.diff(want, append=want[-1]) > 2 * tolerance  # the last rank has no known neighbour
-        firm = np.full(len(want), True) if strict else gap & np.append(True, gap[:-1])
-        off = float(np.abs(probs - want).max())
-        if np.array_equal(ids[firm], self.ids[number][firm]) and off <= tolerance:
-            return ""
-        return (
-            f"ids {ids.tolist()}, probabilities off by {off:.2g}; "
-            f"want ids {self.ids[number].tolist()} within {tolerance:.2g}"
-        )
-
-
 def write_version(
-    folder: Path, graph: Path, *, labels: Sequence[str], lineage: Mapping[str, Any], golden: NDArray[np.uint8]
-) -> None:
+    folder: Path, graph: Path, *, labels: Sequence[str], lineage: Mapping[str, Any], golden: NDArray[np.uint8],
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
     """Writes all files of a version into `folder`; they have reached the disk when this returns.
 
     Raises:
         BadGraph: the graph, its labels and its golden images do not match each other or the endpoint's contract.
+        GoldenMismatch: ONNX Runtime computes the graph wrongly on this machine.
     """
     signature = Signature.read(graph)
     _check_labels(labels, signature, graph)
     _copy_graph(graph, folder)
     write(folder / "labels.txt", _labels_text(labels))
-    _write_golden(folder, _answers(folder / "model.onnx", golden, signature), len(labels))
+    copied = folder / "model.onnx"
+    answered = _answers(copied, golden, signature)
+    _write_golden(folder, answered, len(labels))
+    runtimes = compare_runtimes(copied, answered, accelerator, precision_of(load_header(copied)))
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write(folder / LINEAGE, canonical({**lineage, "files": files}))
+    write(folder / LINEAGE, canonical({**lineage, RUNTIMES: runtimes, "files": files}))
     sync(folder)
 
 
@@ -113,12 +91,10 @@ def _answers(graph: Path, images: NDArray[np.uint8], signature: Signature) -> Go
         raise BadGraph(f"golden images are {images.dtype} {images.shape}, want uint8 (G >= 1, {want}); make them again")
     try:
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        answers = [session.run(["ids", "probs"], {"image": image[None]}) for image in images]
+        return Golden(images, *answers(session, images))
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         version = onnxruntime.__version__
         raise BadGraph(f"ONNX Runtime {version} cannot run {graph.name} ({error}); export it again") from None
-    ids, probs = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-    return Golden(images, ids, probs)
 
 
 def _write_golden(folder: Path, golden: Golden, num_classes: int) -> None:

@@ -18,12 +18,10 @@ from serving.access import Access
 from serving.errors import GoldenMismatch, ModelNotReady, RequestRejected, RequestTimeout, ServingError
 from serving.repository.candidate import candidate_files
 from serving.repository.repository import CANDIDATE, ModelRepository
+from serving.repository.runtimes import provider_of, way_out
 from serving.server.process import until
 from serving.wire import connect, errors_named, infer
 
-GOLDEN_TOLERANCE = 1e-5  # of a probability; the same graph on the same processor differs by less
-# A GPU rounds differently, especially with TF32 or half precision. Share of the best probability; chosen, not measured.
-GPU_TOLERANCE = 0.05
 LOAD_TIMEOUT_S = 900.0  # includes the time in which TensorRT builds its engines
 CALL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0  # the first inference on a GPU may build kernels
@@ -119,14 +117,15 @@ class Endpoint:
             GoldenMismatch: an answer differs from the one of ONNX Runtime when the version was written.
             ServingError: there is no answer.
         """
-        golden, on_gpu = repository.golden(version), repository.accelerator.is_gpu
+        golden, bound = repository.golden(version), repository.bound(version)
         for number, image in enumerate(golden.image[:at_most]):
             [ids], [probs] = self.ask(image[None], version)
-            tolerance = GOLDEN_TOLERANCE + (GPU_TOLERANCE * float(golden.probs[number].max()) if on_gpu else 0)
-            if found := golden.differs(number, ids, probs, tolerance=tolerance, strict=not on_gpu):
+            tolerance = bound.tolerance(golden.probs[number])
+            if found := golden.differs(number, ids, probs, tolerance=tolerance, strict=bound.is_strict):
+                provider = provider_of(repository.accelerator)
                 raise GoldenMismatch(
-                    f"{self.model} version {version}, golden image {number}: {found}; "
-                    "keep the other version and publish this graph again"
+                    f"{self.model} version {version}, golden image {number}: the server at {self.url} with {provider} "
+                    f"answers {found}; keep the other version, and {way_out(provider)}"
                 )
 
     def switch(self, repository: ModelRepository, version: int) -> None:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from serving.repository.version import Golden
+from serving.repository.golden import Golden
 
 GOLDEN = Golden(
     np.zeros((1, 1, 1, 3), np.uint8), np.array([[4, 7, 2, 9]]), np.array([[0.6, 0.2, 0.19, 0.001]], np.float32)
