@@ -58,7 +58,9 @@ def ended_before(workspace: Workspace, now: dict[str, Any]) -> str:
     """
     for folder in sorted(path.parent for path in workspace.runs.glob("*/run.json")):
         try:
-            if why := _ended(_read(folder / "run.json"), _read(folder / "inputs.json"), now):
+            before = _read(folder / "inputs.json")  # first, as reports are long and runs may be thousands
+            same = all(before[name] == now[name] for name in DECIDING)
+            if same and (why := _ended(_read(folder / "run.json"), before, now)):
                 return f"data version {now['data_version'][:12]}, recipe and code are those of run {folder.name}, {why}"
         except (FileNotFoundError, ValueError, KeyError):
             continue  # the run was killed before it wrote them, or they are damaged: it proves nothing
@@ -66,8 +68,6 @@ def ended_before(workspace: Workspace, now: dict[str, Any]) -> str:
 
 
 def _ended(run: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> str:
-    if any(before[name] != now[name] for name in DECIDING):
-        return ""
     if run["model_version"]:
         return f"which published model version {run['model_version']}"
     if not run["verdict"]["passed"] and before["serving"] == now["serving"]:

@@ -31,7 +31,7 @@ class TritonPythonModel:
         """Reads the settings; the version to ask is determined for each request."""
         config = json.loads(args["model_config"])
         self.max_photo_bytes = int(config["parameters"]["max_photo_bytes"]["string_value"])
-        self.threads = ThreadPoolExecutor(config["max_batch_size"])  # Triton passes at most this many requests at once
+        self.threads = ThreadPoolExecutor(config["max_batch_size"])  # Triton never passes more requests at once
         self.decoding = Lock()  # one photo at a time: each core has an instance, and a photo may take 700 MB
         self.model = args["model_name"].removesuffix("-encoded")
         self.config = os.path.join(os.path.dirname(args["model_repository"]), self.model, "config.pbtxt")

@@ -21,6 +21,9 @@ from serving.durable import disk_full_named
 from serving.repository.model_config import batching
 
 MAX_PHOTO_BYTES = 32 * 2**20
+# Photos of several requests that an instance takes at once: one is decoded while the other waits for the product model.
+# That model takes all of them as live requests, so no more bulk than these is ahead of a live one.
+JOINED = 2
 # name -> (Triton's type, dims after the batch dimension; -1: the same as in `<model>`)
 INPUTS = {"photo": ("TYPE_STRING", (1,))}
 OUTPUTS = {
@@ -43,7 +46,7 @@ def config_text(model: str, *, instances: int | None = None) -> str:
         input=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in INPUTS.items()],
         output=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in OUTPUTS.items()],
         instance_group=[{"kind": "KIND_CPU", "count": instances or len(os.sched_getaffinity(0))}],
-        dynamic_batching=batching(REQUEST_PHOTOS),
+        dynamic_batching=batching(JOINED),
     )
     config.parameters["max_photo_bytes"].string_value = str(MAX_PHOTO_BYTES)
     return cast(str, text_format.MessageToString(config, as_utf8=True))

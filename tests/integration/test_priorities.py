@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from contract import BULK, LIVE
+from contract import BULK, LIVE, encoded_name
 from serving import Recognizer
 from serving.errors import BatchTooLarge
+from serving.repository.encoded import JOINED as JOINED_FILES
 from serving.repository.repository import ModelRepository
 from serving.server import process
 from serving.server.server import LocalServer
-from serving.wire import connect, question, tensor_of
+from serving.wire import connect, question, tensor_of, tensor_of_files
+from tests.clients import png
 from tests.graphs import golden_images, write_versions
 from tests.triton import Triton, running_triton
 
@@ -49,7 +53,18 @@ class Asked:
         arguments = question(
             tensor_of(golden_images(photos)), model="products", outputs=["ids"], timeout_s=60, priority=priority
         )
+        self._send(name, arguments)
 
+    def send_file(self, name: str, *, priority: int) -> None:
+        """Sends a photo as a file without waiting for its answer."""
+        [photo] = golden_images(1)
+        arguments = question(
+            tensor_of_files([png(photo)]), model=encoded_name("products"), outputs=["ids", "error"], timeout_s=60,
+            priority=priority,
+        )  # fmt: skip
+        self._send(name, arguments)
+
+    def _send(self, name: str, arguments: dict[str, Any]) -> None:
         def done(result: object, error: object) -> None:
             (self.failed if error else self.answered).append(name)
 
@@ -72,6 +87,23 @@ def test_live_requests_overtake_bulk(slow: Triton) -> None:
         asked.wait_for(BULK_REQUESTS + 3)
     last = max(number for number, name in enumerate(asked.answered) if name != "bulk")
     assert last < BULK_REQUESTS // 2, asked.answered
+
+
+def test_bulk_files_let_live_photos_and_live_files_pass(slow: Triton) -> None:
+    """The decoder asks `products` with live requests, so what may be ahead of a live one is what decoders hold."""
+    held = JOINED_FILES * len(os.sched_getaffinity(0))
+    files = 5 * held
+    with connect(slow.access) as client:
+        asked = Asked(client)
+        for _ in range(files):
+            asked.send_file("bulk", priority=BULK)
+        asked.wait_for(1)
+        asked.send("live", priority=LIVE)
+        asked.send_file("live file", priority=LIVE)
+        asked.wait_for(files + 2)
+    places = {name: number for number, name in enumerate(asked.answered)}
+    assert places["live"] <= JOINED_FILES + held + JOINED, "the first answer, what decoders hold, and a running batch"
+    assert places["live file"] <= 3 * held, "it waits for a decoder, and then for what the others hold"
 
 
 def test_requests_are_joined_up_to_the_chosen_size_and_may_hold_more(slow: Triton) -> None:

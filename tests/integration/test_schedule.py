@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from flows.data.versions import DataVersions
 from flows.delivery.build import build_version
+from flows.pages.runs import runs
+from flows.run.inputs import inputs
 from flows.scheduler.record import history, status
 from flows.scheduler.schedule import STOPPED
 from flows.workspace import Workspace
+from models.recipe.config import load_recipe
 from serving.server.process import until
 from tests.command_line import ROOT, cleanshelf, processes, refusal
 from tests.deliveries import deliver
@@ -28,6 +35,7 @@ pytestmark = [
     pytest.mark.prefect,
 ]
 PHOTOS = {"tea": 5, "milk": 5}
+PAST_RUNS = 10_000
 STRANGER = "0" * 8 + "-0000-4000-8000-" + "0" * 12  # id of a flow run
 
 
@@ -193,3 +201,78 @@ def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_
     ], "all runs are of one deployment, in the same database"
     assert strangers.read_bytes() == before
     assert run_of_the_stranger(shop) == "RUNNING"
+
+
+def as_many_past_runs(shop: Workspace, count: int) -> None:
+    """Copies the run that ended last, with its states, into Prefect's database, and its lines into our record."""
+    with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
+        for table, key in (("flow_run", "id"), ("flow_run_state", "flow_run_id")):
+            columns = [name for _, name, *_ in database.execute(f"pragma table_info({table})")]
+            rows = database.execute(f"select * from {table} where {key} = (select id from flow_run)").fetchall()
+            copies = (
+                [past_value(column, value, number) for column, value in zip(columns, row, strict=True)]
+                for number in range(count)
+                for row in rows
+            )
+            database.executemany(f"insert into {table} values ({','.join('?' * len(columns))})", copies)
+    [ended] = history(shop)
+    with (shop.state / "scheduled.jsonl").open("a") as file:
+        for number in range(count):
+            run = asdict(ended) | {"flow_run": past_id(ended.flow_run, number)}
+            file.writelines(f"{json.dumps(run | {'outcome': outcome})}\n" for outcome in ("running", ended.outcome))
+
+
+def past_value(column: str, value: object, number: int) -> object:
+    """Value of a column in the copy of that number: ids are new, and nothing refers to the original."""
+    if column in ("id", "state_id", "flow_run_id"):
+        return past_id(str(value), number)
+    return None if column == "idempotency_key" else value
+
+
+def past_id(original: str, number: int) -> str:
+    """Id of a copy."""
+    return f"{number:08x}{original[8:]}"
+
+
+def past_folders(shop: Workspace, recipe: Path, count: int) -> str:
+    """Folders of as many ended runs; the oldest published a model from the present inputs. Returns its name."""
+    now = inputs(shop, load_recipe(str(recipe)))
+    for number in range(count):
+        folder = shop.runs / f"20260101-000000-{number:05x}"
+        folder.mkdir(parents=True)
+        before = now if number == 0 else now | {"config": str(number)}
+        report = {"model_version": 1, "verdict": {"passed": True, "reasons": []}}
+        (folder / "inputs.json").write_text(json.dumps(before))
+        (folder / "run.json").write_text(json.dumps(report))
+    return f"20260101-000000-{0:05x}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_after_many_past_runs_a_schedule_fires_in_time(shop: Workspace, recipe: Path) -> None:
+    name = past_folders(shop, recipe, PAST_RUNS)
+    with scheduler(shop.root, recipe, "--on-new-data") as process:
+        assert wait_for_outcomes(shop.root, "unchanged"), scheduler_log(shop.root)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    as_many_past_runs(shop, PAST_RUNS)
+    began = datetime.now(UTC)
+    with scheduler(shop.root, recipe, "--every", "20s"):
+        fired = until(
+            lambda: datetime.fromisoformat(history(shop)[0].at) >= began and history(shop)[0].outcome != "running",
+            timeout_s=240,
+        )
+        assert fired, scheduler_log(shop.root)
+    query = (
+        "select (julianday(start_time) - julianday(expected_start_time)) * 86400 from flow_run where start_time >= ?"
+    )
+    with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
+        [(late_s,), *_] = database.execute(query, (f"{began:%Y-%m-%d %H:%M:%S}",)).fetchall()
+    print(f"the first run after {PAST_RUNS:,} past ones began {late_s:.1f} s after it was due")
+    assert late_s < 60
+    assert history(shop)[0].outcome == "unchanged"
+    assert name in history(shop)[0].why
+    began_s = time.perf_counter()
+    assert (len(runs(shop, limit=20).runs), runs(shop, limit=20).more) == (20, PAST_RUNS - 20)
+    assert len(status(shop)["runs"]) > PAST_RUNS
+    assert time.perf_counter() - began_s < 10, "seconds for lists that take a fraction of one"
