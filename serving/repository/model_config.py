@@ -35,7 +35,7 @@ class TritonConfig:
         max_batch_size: photos that one request may hold.
         joined: photos of several requests that are computed together at most.
         instances: copies of the graph that compute in parallel, one thread each (0.96 of the machine's limit).
-        accelerator: the accelerator to run on; `from_onnx` makes one instance on a GPU.
+        accelerator: the accelerator to run on.
         max_queue_size: live requests that may wait, and as many of bulk; further ones are rejected at once.
         queue_timeout_ms: longest time of a live request in the queue, after which it is rejected; a client may ask for a
             shorter one. Bulk may wait BULK_PATIENCE times as long, while live requests overtake it.
@@ -66,8 +66,8 @@ class TritonConfig:
         accelerator: Accelerator = CPU,
         **settings: Any,
     ) -> TritonConfig:
-        """Configuration for the graph at `path`; `instances` defaults to the cores that this process may use."""
-        count = 1 if accelerator.is_gpu else instances or len(os.sched_getaffinity(0))
+        """Configuration for the graph at `path`; `instances` defaults to the cores that this process may use, or one on a GPU."""
+        count = instances or (1 if accelerator.is_gpu else len(os.sched_getaffinity(0)))
         signature = Signature.read(path)
         return cls(
             name=name, versions=versions, signature=signature, instances=count, accelerator=accelerator, **settings
