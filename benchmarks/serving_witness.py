@@ -17,13 +17,14 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from figure import figure, header
+from figure import figure, header, unmeasured
 from load import networks
 from load.endpoint import served
 from load.generator import Outcome, closed_loop, message
@@ -36,7 +37,7 @@ CLAIM = "our load generator and NVIDIA's perf_analyzer measure the same"
 NETWORKS = {"light": (networks.LIGHT, 1), "heavy": (networks.HEAVY, 10)}
 LATENCY_MS = 50.0
 APART = 0.05
-HOW = "give --perf-analyzer COMMAND; the first lines of this file say how to install it"
+HOW = "it is not here; give --perf-analyzer COMMAND, the first lines of this file say how to install it"
 # figure -> where perf_analyzer's output has it
 NUMBERS = {
     "per_second": r"Throughput: ([\d.]+) infer/sec",
@@ -48,7 +49,7 @@ NUMBERS = {
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--perf-analyzer", default="")
+    parser.add_argument("--perf-analyzer", default=shutil.which("perf_analyzer") or "")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=16)
@@ -56,7 +57,7 @@ def main() -> None:
     header(CLAIM)
     command = shlex.split(args.perf_analyzer)
     if not command:
-        print(f"unmeasured: perf_analyzer is not here; {HOW}")
+        unmeasured("ratios to perf_analyzer", HOW)
         return
     for name, (backbones, crops) in NETWORKS.items():
         with TemporaryDirectory() as folder:

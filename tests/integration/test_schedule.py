@@ -206,9 +206,10 @@ def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_
 def as_many_past_runs(shop: Workspace, count: int) -> None:
     """Copies the run that ended last, with its states, into Prefect's database, and its lines into our record."""
     with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:
+        [(original,)] = database.execute("select id from flow_run where end_time is not null")
         for table, key in (("flow_run", "id"), ("flow_run_state", "flow_run_id")):
             columns = [name for _, name, *_ in database.execute(f"pragma table_info({table})")]
-            rows = database.execute(f"select * from {table} where {key} = (select id from flow_run)").fetchall()
+            rows = database.execute(f"select * from {table} where {key} = ?", (original,)).fetchall()
             copies = (
                 [past_value(column, value, number) for column, value in zip(columns, row, strict=True)]
                 for number in range(count)
