@@ -5,9 +5,11 @@ its answer. A figure is the median of the rounds' ratios, ours over perf_analyze
 
 `--perf-analyzer COMMAND` runs it; it needs glibc 2.38 or newer. On an older system:
 
-    debootstrap --variant=minbase --include=python3-venv trixie /tmp/trixie
-    chroot /tmp/trixie sh -c "python3 -m venv /witness && /witness/bin/pip install perf-analyzer"
-    python benchmarks/serving_witness.py --perf-analyzer "chroot /tmp/trixie /witness/bin/perf_analyzer"
+    debootstrap --variant=minbase trixie /tmp/trixie
+    pip download --no-deps --only-binary :all: --platform manylinux_2_38_x86_64 perf-analyzer
+    python -m zipfile -e perf_analyzer-*.whl /tmp/trixie/witness
+    chmod +x /tmp/trixie/witness/perf_analyzer/bin/perf_analyzer
+    python benchmarks/serving_witness.py --perf-analyzer "chroot /tmp/trixie /witness/perf_analyzer/bin/perf_analyzer"
 
 `--seconds` of each measurement, `--rounds`, `--clients`.
 """
@@ -37,6 +39,7 @@ CLAIM = "our load generator and NVIDIA's perf_analyzer measure the same"
 NETWORKS = {"light": (networks.LIGHT, 1), "heavy": (networks.HEAVY, 10)}
 LATENCY_MS = 50.0
 APART = 0.05
+WINDOWS = 3  # that perf_analyzer needs at least
 HOW = "it is not here; give --perf-analyzer COMMAND, the first lines of this file say how to install it"
 # figure -> where perf_analyzer's output has it
 NUMBERS = {
@@ -96,11 +99,12 @@ def numbers(outcome: Outcome) -> dict[str, float]:
 
 
 def analysed(command: list[str], access: Access, *, seconds: float, clients: int) -> dict[str, float]:
-    """Figures of perf_analyzer: one window of `seconds`, as its first one may not be stable yet and counts all the same."""
-    tokens = [part for key, value in access.headers().items() for part in ("-H", f"{key}: {value}")]
+    """Figures of perf_analyzer over `WINDOWS` windows that take as many seconds together, however much they differ."""
+    tokens = [part for key, value in access.headers().items() for part in ("-H", f"{key}:{value}")]
     options = [
         "-m", "products", "-i", "grpc", "-u", access.address, "--concurrency-range", str(clients),
-        "--measurement-interval", str(round(1000 * seconds)), "--max-trials", "1", "--input-data", "random",
+        "--measurement-interval", str(round(1000 * seconds / WINDOWS)), "--stability-percentage", "900",
+        "--input-data", "random",
     ]  # fmt: skip
     done = subprocess.run([*command, *options, *tokens], capture_output=True, text=True, check=False, timeout=300)
     found = {name: re.search(pattern, done.stdout) for name, pattern in NUMBERS.items()}
