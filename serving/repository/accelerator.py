@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +13,9 @@ Name = Literal["cpu", "cuda", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16",
 NAMES: tuple[str, ...] = get_args(Name)
 # kSameAsRequested: batch sizes vary, and an arena that grows to powers of two would take ever more memory.
 CUDA = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+# While its only instance is busy, Triton's batcher can miss its end, and requests then wait half a second
+# (docs/tasks/serve.md#batches-and-instances). The end of another instance's batch wakes it up.
+LEAST_INSTANCES = 2
 YES = "True"  # ONNX Runtime's Python bindings do not accept "1"
 
 
@@ -40,6 +44,11 @@ class Accelerator:
     def is_gpu(self) -> bool:
         """True if the model runs on a GPU."""
         return self.name != "cpu"
+
+    @property
+    def instances(self) -> int:
+        """Copies of a graph unless someone says otherwise: one for each core that this process may use, or two on a GPU."""
+        return max(LEAST_INSTANCES, 0 if self.is_gpu else len(os.sched_getaffinity(0)))
 
     @property
     def is_tensorrt(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.repository.accelerator import CPU, Accelerator
+from serving.repository.accelerator import CPU, LEAST_INSTANCES, Accelerator
 
 CURVE = "curve"  # key of the lineage
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -48,8 +48,11 @@ class Curve:
         return {"device": self.device, "ms": {str(size): ms for size, ms in self.ms.items()}}
 
     def wait_ms(self, size: int) -> float:
-        """Longest wait for an answer if all instances compute batches of this size: the running batch, then its own."""
-        return 2 * self.ms[size]
+        """Longest wait for an answer if all instances compute batches of this size: the running batch, then its own.
+
+        Instances on a CPU have cores of their own; those on a GPU share it.
+        """
+        return 2 * self.ms[size] * (1 if self.device == CPU.name else LEAST_INSTANCES)
 
     def largest_batch(self, latency_ms: float) -> int:
         """The smallest batch with nearly the best throughput that waits of at most `latency_ms` allow; 1 if none fits."""

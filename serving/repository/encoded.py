@@ -6,7 +6,6 @@ installed once and does not change when another version is promoted.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +17,7 @@ import pixels
 from contract import REQUEST_PHOTOS, encoded_name
 from durable import overwrite
 from serving.durable import disk_full_named
+from serving.repository.accelerator import CPU
 from serving.repository.model_config import batching
 
 MAX_PHOTO_BYTES = 32 * 2**20
@@ -38,14 +38,14 @@ OUTPUTS = {
 
 
 def config_text(model: str, *, instances: int | None = None) -> str:
-    """Text of its config.pbtxt; `instances` defaults to the cores that this process may use, as decoding needs a core."""
+    """Text of its config.pbtxt; None for the usual number of instances on a CPU, as decoding needs a core."""
     config = model_config_pb2.ModelConfig(
         name=encoded_name(model),
         backend="python",
         max_batch_size=REQUEST_PHOTOS,
         input=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in INPUTS.items()],
         output=[{"name": name, "data_type": kind, "dims": dims} for name, (kind, dims) in OUTPUTS.items()],
-        instance_group=[{"kind": "KIND_CPU", "count": instances or len(os.sched_getaffinity(0))}],
+        instance_group=[{"kind": "KIND_CPU", "count": instances or CPU.instances}],
         dynamic_batching=batching(JOINED),
     )
     config.parameters["max_photo_bytes"].string_value = str(MAX_PHOTO_BYTES)

@@ -6,7 +6,6 @@ NVIDIA's container with its native onnxruntime backend.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +65,8 @@ class TritonConfig:
         accelerator: Accelerator = CPU,
         **settings: Any,
     ) -> TritonConfig:
-        """Configuration for the graph at `path`; `instances` defaults to the cores that this process may use, or one on a GPU."""
-        count = instances or (1 if accelerator.is_gpu else len(os.sched_getaffinity(0)))
+        """Configuration for the graph at `path`; None for the usual number of instances of the accelerator."""
+        count = instances or accelerator.instances
         signature = Signature.read(path)
         return cls(
             name=name, versions=versions, signature=signature, instances=count, accelerator=accelerator, **settings

@@ -42,8 +42,8 @@ class ModelRepository:
 
     Args:
         accelerator, warmup: see TritonConfig; written with every `configure`.
-        joined: see TritonConfig; None: chosen from the version's curve for `latency_ms`. instances: None: one per core, or
-            one on a GPU.
+        joined: see TritonConfig; None: chosen from the version's curve for `latency_ms`. instances: None: the usual
+            number of the accelerator.
         latency_ms: longest wait for an answer under load; None: sizes do not depend on curves.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from tritonclient.grpc import InferenceServerClient
 from contract import BULK, LIVE, encoded_name
 from serving import Recognizer
 from serving.errors import BatchTooLarge
+from serving.repository.accelerator import CPU
 from serving.repository.encoded import JOINED as JOINED_FILES
 from serving.repository.repository import ModelRepository
 from serving.server import process
@@ -91,7 +91,7 @@ def test_live_requests_overtake_bulk(slow: Triton) -> None:
 
 def test_bulk_files_let_live_photos_and_live_files_pass(slow: Triton) -> None:
     """The decoder asks `products` with live requests, so what may be ahead of a live one is what decoders hold."""
-    held = JOINED_FILES * len(os.sched_getaffinity(0))
+    held = JOINED_FILES * CPU.instances
     files = 5 * held
     with connect(slow.access) as client:
         asked = Asked(client)

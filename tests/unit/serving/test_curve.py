@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,11 @@ HEAVY = Curve("cpu", {1: 80.0, 2: 160.0, 4: 320.0})
         (HEAVY, 50, 1),
         (HEAVY, 1000, 1),
         (Curve("cuda", {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.1, 16: 2.4, 32: 3.0, 64: 5.0}), 50, 64),
-        (Curve("cuda", {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.1, 16: 2.4, 32: 3.0, 64: 5.0}), 6, 32),
+        (
+            Curve("cuda", {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.1, 16: 2.4, 32: 3.0, 64: 5.0}),
+            12,
+            32,
+        ),  # its two instances share the GPU
     ],
 )
 def test_a_batch_is_as_large_as_the_wait_allows_and_throughput_needs(
@@ -61,7 +64,7 @@ def test_the_curve_of_a_version_decides_its_configuration(repository: ModelRepos
         facts = {"run": "r", CURVE: curve.facts()}
         repository.write(graph, version=version, labels=LABELS, lineage=facts, golden=golden_images())
     repository.write(graph, version=3, labels=LABELS, lineage={"run": "r"}, golden=golden_images())
-    cores = len(os.sched_getaffinity(0))
+    usual = CPU.instances
 
     def configured(version: int, **settings: float) -> tuple[int, int, int]:
         other = replace(repository, **{"latency_ms": 50.0, **settings})
@@ -70,9 +73,9 @@ def test_the_curve_of_a_version_decides_its_configuration(repository: ModelRepos
         config = TritonConfig.parse(other.configuration())
         return config.joined, config.instances, config.max_batch_size
 
-    assert configured(1) == (1, cores, 8), "a request may still hold 8 photos"
-    assert configured(2) == (8, cores, 8)
-    assert configured(3) == (8, cores, 8), "a version of an earlier release"
+    assert configured(1) == (1, usual, 8), "a request may still hold 8 photos"
+    assert configured(2) == (8, usual, 8)
+    assert configured(3) == (8, usual, 8), "a version of an earlier release"
     assert configured(1, joined=16, instances=3) == (16, 3, 16), "a person may say otherwise"
-    assert configured(1, latency_ms=0.0) == (8, cores, 8)
+    assert configured(1, latency_ms=0.0) == (8, usual, 8)
     assert repository.batches(1) == [1, 2, 4, 8], "without a limit, the curve does not count"

@@ -78,12 +78,12 @@ def chosen(config: model_config_pb2.ModelConfig) -> list[tuple[str, dict[str, st
     return [(each.name, dict(each.parameters)) for each in found]
 
 
-def test_a_gpu_gets_one_instance_and_takes_no_more_memory_than_it_needs(graph: Path) -> None:
+def test_a_gpu_gets_two_instances_and_takes_no_more_memory_than_it_needs(graph: Path) -> None:
     config = proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda")))
     group = config.instance_group[0]
-    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
-    more = TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda"), instances=2)
-    assert proto(more).instance_group[0].count == 2, "someone asked for it"
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 2)
+    more = TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda"), instances=4)
+    assert proto(more).instance_group[0].count == 4, "someone asked for it"
     cuda = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
     assert chosen(config) == [("cuda", cuda)]
     limited = proto(TritonConfig.from_onnx(graph, versions=(1,), accelerator=Accelerator("cuda", 10**9)))
