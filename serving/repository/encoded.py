@@ -21,9 +21,9 @@ from serving.repository.accelerator import CPU
 from serving.repository.model_config import batching
 
 MAX_PHOTO_BYTES = 32 * 2**20
-# Photos of several requests that an instance takes at once: one is decoded while the other waits for the product model.
+# Photos of several requests that an instance takes at once: some are decoded while others wait for the product model.
 # That model takes all of them as live requests, so no more bulk than these is ahead of a live one.
-JOINED = 2
+JOINED = 4
 # name -> (Triton's type, dims after the batch dimension; -1: the same as in `<model>`)
 INPUTS = {"photo": ("TYPE_STRING", (1,))}
 OUTPUTS = {
