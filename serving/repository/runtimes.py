@@ -48,7 +48,7 @@ class Bound:
 EXACT = Bound(1e-5)  # three versions of ONNX Runtime differ by less than 1e-6 on a CPU (measured: docs/tasks/export.md)
 # Roundings to 8-bit steps fall otherwise in another version: 1e-4 measured there; 1.5 % without optimisations (MobileNetV2).
 SAME_INT8 = Bound(1e-3, 0.02)
-# Bounds between two ways to compute one graph, by the coarser of the two arithmetics. The shares are a hundred roundings
+# Bounds between two ways to compute one graph, by the coarser arithmetic of the two. The shares are a hundred roundings
 # to the 10 bits of mantissa that TF32 and fp16 keep, and four times as much for the 7 bits of bf16 and the steps of int8.
 # They are chosen from these formats, and not measured on a GPU.
 BOUNDS = {
