@@ -41,7 +41,7 @@ from models.export.ood import (
     score_of,
     separation_of,
 )
-from models.export.passes import batches, kept, pooled, train_rows
+from models.export.passes import batches, embeddings, kept, pooled, train_rows
 from models.export.struck import PER_CLASS, Shown, chosen_classes, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.results import collect
@@ -108,10 +108,15 @@ def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
     return Calibration(**plain | {"temperature": temperature, "discriminants": rows}), content["evidence"]
 
 
-def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export) -> Chosen:
+def calibrate(
+    members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export,
+    folder: Path | None = None,
+) -> Chosen:  # fmt: skip
     """Calibration of an ensemble with these export settings; none without selection photos or with a single class.
 
     Of many selection photos every n-th decides; ids are hashes, so their order is a random one.
+
+    folder: of temporary files; None: the system's.
     """
     rows = np.flatnonzero(selection_photos(manifest))
     if not len(rows) or len(manifest.classes) < 2:
@@ -121,7 +126,7 @@ def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Ma
     graph = DeployGraph(members, settings=settings, weights=weights)
     temperature, nll = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
     photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
-    rows_fitted = fit_discriminants(graph, manifest, side=settings.input_size)
+    rows_fitted = fit_discriminants(graph, manifest, side=settings.input_size, folder=folder)
     found = Calibration(temperature, discriminants=rows_fitted)
     graph = DeployGraph(members, settings=settings, weights=weights, calibration=found)
     struck = separate_struck(graph, manifest, rows, temperature=temperature, side=settings.input_size)
@@ -134,16 +139,18 @@ def calibrate(members: Sequence[Trained], weights: Sequence[float], manifest: Ma
     )
 
 
-def fit_discriminants(graph: DeployGraph, manifest: Manifest, *, side: int) -> tuple[Discriminant, ...]:
-    """Discriminants of all members, fitted to the centre crop of training photos; empty if they cannot be fitted."""
+def fit_discriminants(
+    graph: DeployGraph, manifest: Manifest, *, side: int, folder: Path | None = None
+) -> tuple[Discriminant, ...]:
+    """Discriminants of all members, fitted to the centre crop of training photos; empty if they cannot be fitted.
+
+    folder: of temporary files, in which the embeddings wait: in memory, three members would need 2.5 GB.
+    """
     rows = train_rows(manifest, per_class=max(1, FITTED // len(manifest.classes)))
     if not len(rows):
         return ()
-    parts = ([branch.embedding(each) for branch, each in zip(graph.members, batch, strict=True)]
-             for batch in pooled(graph, manifest, rows, side=side, what="discriminants"))  # fmt: skip
-    fitted = [
-        fit(each.numpy(), manifest.target[rows], num_classes=len(manifest.classes)) for each in kept(parts, len(rows))
-    ]
+    with embeddings(graph, manifest, rows, side=side, folder=folder) as spools:
+        fitted = [fit(spool, manifest.target[rows], num_classes=len(manifest.classes)) for spool in spools]
     return tuple(each for each in fitted if each is not None) if None not in fitted else ()
 
 
@@ -269,7 +276,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     recipe, members, weights, manifest = open_ensemble(args)
-    chosen = calibrate(members, weights, manifest, settings=with_chosen_crops(recipe.export, args.crops))
+    settings = with_chosen_crops(recipe.export, args.crops)
+    chosen = calibrate(members, weights, manifest, settings=settings, folder=args.out)
     log.info("%s", summary(chosen))
     write_calibration(chosen, args.out)
 

@@ -10,7 +10,9 @@ classes, as much as the classifier.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from models.cleaning.votes import directions
 
 SHRINKAGE = 0.5  # share of the unit matrix in the covariance
-BLOCK = 1 << 14  # photos whose products are summed at once
+BLOCK = 1 << 14  # photos whose products are summed at a time
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,46 @@ def own_bias(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(-0.5 * np.einsum("ij,ij->i", rows, rows, dtype=np.float64), np.float32)
 
 
-def fit(embedding: NDArray[np.float32], target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
+class Table(Protocol):
+    """Rows (N, d) float32 of an array, or of a file of which only the asked rows come into memory."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
+        """Consecutive rows."""
+
+
+def fit(embedding: Table, target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
     """Discriminants from embeddings (N, d) of photos of the classes (N,); None if a class has none, or nothing varies.
 
-    Time O(N d^2 + d^3 + C d^2); the covariance is pooled over classes, so a class may have a single photo.
+    Time O(N d^2 + d^3 + C d^2), memory O(C d + d^2). The covariance is pooled over classes, so a class may have a single
+    photo.
     """
     counts = np.bincount(target, minlength=num_classes)
-    if not counts.all() or not np.isfinite(embedding).all():
+    if not counts.all() or (centre := mean(embedding)) is None:
         return None
-    centre = embedding.mean(0, dtype=np.float64).astype(np.float32)
-    unit = directions(embedding, centre)
-    means = np.zeros((num_classes, unit.shape[1]))
-    np.add.at(means, target, unit)
-    means /= counts[:, None]
-    covariance = np.zeros((unit.shape[1],) * 2)
-    for start in range(0, len(unit), BLOCK):
-        rest = unit[start : start + BLOCK] - means[target[start : start + BLOCK]]
-        covariance += rest.T @ rest
-    whiten = inverse_root(covariance / len(unit))
-    return None if whiten is None else Discriminant(centre, whiten, (means @ whiten).astype(np.float32))
+    sums, products = np.zeros((num_classes, len(centre))), np.zeros((len(centre),) * 2)
+    for rows in blocks(embedding):
+        unit = directions(embedding[rows], centre).astype(np.float64)
+        np.add.at(sums, target[rows], unit)
+        products += unit.T @ unit
+    sums /= np.sqrt(counts)[:, None]
+    whiten = inverse_root((products - sums.T @ sums) / len(embedding))
+    sums /= np.sqrt(counts)[:, None]
+    return None if whiten is None else Discriminant(centre, whiten, (sums @ whiten).astype(np.float32))
+
+
+def mean(embedding: Table) -> NDArray[np.float32] | None:
+    """(d,) mean of the rows; None if a value is not finite."""
+    total = sum(embedding[rows].sum(0, dtype=np.float64) for rows in blocks(embedding))
+    centre = np.asarray(total / len(embedding), np.float32)
+    return centre if np.isfinite(centre).all() else None
+
+
+def blocks(embedding: Table) -> Iterator[slice]:
+    """Slices of BLOCK rows, from the first to the last."""
+    return (slice(start, start + BLOCK) for start in range(0, len(embedding), BLOCK))
 
 
 def inverse_root(covariance: NDArray[np.float64]) -> NDArray[np.float32] | None:

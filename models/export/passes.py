@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +50,47 @@ def kept(parts: Iterator[list[Tensor]], num: int) -> list[Tensor]:
             whole[done : done + len(part)] = part
         done += len(batch[0])
     return out
+
+
+@contextmanager
+def embeddings(
+    graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, folder: Path | None = None
+) -> Iterator[list[Spool]]:
+    """Embeddings (N, 512) of each member for the centre crops of photos, in temporary files of `folder`."""
+    with ExitStack() as stack:
+        spools = [stack.enter_context(closing(Spool(folder))) for _ in graph.members]
+        for batch in pooled(graph, manifest, rows, side=side, what="discriminants"):
+            for spool, branch, features in zip(spools, graph.members, batch, strict=True):
+                with torch.inference_mode():
+                    spool.add(branch.embedding(features))
+        yield spools
+
+
+class Spool:
+    """Rows (n, d) float32 in a nameless temporary file, added at the end and read as slices; memory holds one slice."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `close`
+        self._num = self._width = 0
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._num
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rows (n, d) of any device."""
+        self._file.write(rows.float().cpu().contiguous().numpy())
+        self._num, self._width = self._num + len(rows), rows.shape[1]
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        self._file.flush()
+        start, stop, _ = rows.indices(self._num)
+        of_row = 4 * self._width
+        read = os.pread(self._file.fileno(), max(stop - start, 0) * of_row, start * of_row)
+        return np.frombuffer(read, np.float32).reshape(-1, self._width)
 
 
 def batches(

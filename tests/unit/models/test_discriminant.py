@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from models.export import discriminant, struck
 from models.export.discriminant import Rows, fit
 from models.export.ood import DISCRIMINANT, SCORES
+from models.export.passes import Spool
 
 
 def drawn(num_classes: int = 6, each: int = 15, *, seed: int = 0, width: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +130,40 @@ def test_classes_that_take_part_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(struck.chosen_classes(train, selected)) >= {1, 2, 6, 8}
     assert len(struck.chosen_classes(train, selected)) == 5
     assert 7 not in struck.chosen_classes(train, selected), "it has no training photo"
+
+
+def test_a_file_is_fitted_like_the_array_that_it_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(discriminant, "BLOCK", 7)
+    embedding, target = drawn()
+    with closing(Spool(tmp_path)) as spool:
+        for part in torch.from_numpy(embedding).split(8):
+            spool.add(part)
+        np.testing.assert_array_equal(spool[3:12], embedding[3:12])
+        assert len(spool) == len(embedding)
+        assert spool[85:200].shape == (5, 20)
+        assert list(tmp_path.iterdir()) == [], "a killed calibration leaves no file"
+        whole, waited = fit(embedding, target, num_classes=6), fit(spool, target, num_classes=6)
+    assert whole is not None
+    assert waited is not None
+    for name, array in vars(whole).items():
+        np.testing.assert_array_equal(array, getattr(waited, name))
+
+
+def test_memory_is_that_of_the_classes_and_not_of_the_photos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(discriminant, "BLOCK", 256)
+    peaks = []
+    for num in (1_000, 20_000):
+        draw = torch.Generator().manual_seed(0)
+        with closing(Spool(tmp_path)) as spool:
+            for _ in range(num // 1_000):
+                spool.add(torch.randn(1_000, 64, generator=draw))
+            tracemalloc.start()
+            fitted = fit(spool, np.arange(num) % 100, num_classes=100)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert fitted is not None
+    assert peaks[1] < peaks[0] + 20_000 * 8 * 3, "a few numbers per photo, of its class"
+    assert peaks[1] < 20_000 * 64 * 4 / 4, "a quarter of the embeddings"
 
 
 def test_blocks_do_not_change_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
