@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from durable import overwrite
+from flows.registry.versions import ModelVersions
 from flows.run.estimate import Counts, Machine, Stage, advice, longest, stages
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.plans import plan_file
 from flows.run.run import Run
 from flows.steps.learn import find_weights, is_trained, side_by_side
 from flows.steps.start import data_to_train_on, preview
 from flows.workspace import Workspace
+from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
 from models.data.manifest import read_manifest
 from models.recipe.config import Recipe, digest, to_dict
@@ -64,7 +66,8 @@ def plan(workspace: Workspace, recipe: Recipe) -> Plan:
     counts = count(data)
     paces, start_s = measure(recipe, data)
     trainings = max(len(recipe.members), recipe.clean.folds if recipe.clean.rounds else 1)
-    machine = Machine(side_by_side(trainings), start_s)
+    compares = ModelVersions(Ledger(workspace.root)).current() is not None
+    machine = Machine(side_by_side(trainings), start_s, num_workers(0), compares)
     found = [with_results(each, workspace, recipe, data) for each in stages(recipe, counts, paces, machine)]
     most = longest(found)
     made = Plan(data.name, recipe.name, counts, found, most.step, advice(most, recipe, machine))

@@ -35,10 +35,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Machine:
-    """Trainings that run side by side, and the seconds until a child has started."""
+    """Trainings that run side by side, and the seconds until a child has started.
+
+    cards: GPUs that share a pass of a graph over photos. 1: one GPU, or the cores, which such a pass uses all.
+    compares: True if there is a current model, which answers the test photos too.
+    """
 
     side_by_side: int
     start_s: float
+    cards: int = 1
+    compares: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def stages(recipe: Recipe, counts: Counts, paces: Sequence[Mapping[str, float]],
         found.append(work.folds(paces[clean.member]))
         found.append(work.cleaning(paces[clean.member]))
     found.append(work.together([work.balancing(member, pace) for member, pace in enumerate(paces)]))
-    found += [work.cropping(paces), work.calibrating(paces), work.exporting(paces), work.publishing()]
+    found += [work.cropping(paces), work.calibrating(paces), work.exporting(paces), work.publishing(paces)]
     return [stage for stage in found if stage.times]
 
 
@@ -141,7 +147,7 @@ class _Work:
         """Choice of crops, if the recipe leaves one."""
         settings = self.recipe.export
         tried = len(settings.enlarge) + 1 if settings.crops > 1 and len(settings.enlarge) > 1 else 0
-        each = self.machine.start_s + tried * self.counts.val * self._graph_s(paces)
+        each = self.machine.start_s + tried * self.counts.val * self._graph_s(paces) / self.machine.cards
         return Stage("choose crops", 1, each, each, self._graph_peak(paces), 1000)
 
     def calibrating(self, paces: Sequence[Mapping[str, float]]) -> Stage:
@@ -153,19 +159,20 @@ class _Work:
         seen = min(self.counts.train, SEEN)
         each += seen * sum(map(_backbone_s, paces))
         rows = FLOAT * EMBEDDING * (self.counts.classes + EMBEDDING) * len(paces)
-        vectors = FLOAT * EMBEDDING * seen * (len(paces) + 1)  # of all members, and the directions of one
-        return Stage("calibrate", 1, each, each, self._graph_peak(paces) + rows + vectors, rows)
+        sums = 2 * 8 * EMBEDDING * self.counts.classes  # of one member, float64; its embeddings wait in a file
+        return Stage("calibrate", 1, each, each, self._graph_peak(paces) + 2 * rows + sums, rows)
 
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """The graph, its comparison with torch, and its answers to the test photos."""
-        asked_s = self.recipe.export.crops * sum(pace["asked_s"] for pace in paces)
-        each = self.machine.start_s + GRAPH_S * len(paces) + (self.counts.test + 100) * asked_s
+        each = self.machine.start_s + GRAPH_S * len(paces) + self._answers_s(paces, self.counts.test + 100)
         size = int(sum(FLOAT * pace["parameters"] for pace in paces))
         return Stage("export", 1, each, each, self._graph_peak(paces) + 2 * size, size)
 
-    def publishing(self) -> Stage:
-        """Gates, report, registration and switch."""
+    def publishing(self, paces: Sequence[Mapping[str, float]]) -> Stage:
+        """Gates, report, registration and switch, with the answers of a current model that is as large as the new one."""
         each = PUBLISH_S + self.counts.test * GATE_S
+        if self.machine.compares:
+            each += self.machine.start_s + self._answers_s(paces, self.counts.test)
         return Stage("gate, report and publish", 1, each, each, int(5e8), 0)
 
     def together(self, parts: Sequence[Stage]) -> Stage:
@@ -183,6 +190,10 @@ class _Work:
             max(part.peak_bytes for part in parts),
             sum(part.disk_bytes for part in parts),
         )
+
+    def _answers_s(self, paces: Sequence[Mapping[str, float]], photos: int) -> float:
+        """Seconds in which a graph answers photos, of which every card gets its part."""
+        return self.recipe.export.crops * sum(pace["asked_s"] for pace in paces) * photos / self.machine.cards
 
     def _graph_s(self, paces: Sequence[Mapping[str, float]]) -> float:
         return self.recipe.export.crops * sum(pace["shown_s"] for pace in paces)
@@ -232,8 +243,10 @@ def advice(stage: Stage, recipe: Recipe, machine: Machine) -> str:
                     f"fewer epochs (clean.epochs={max(recipe.clean.epochs // 2, 1)})")  # fmt: skip
     if stage.step == "balance member":
         ways.append('one method (balance.method="tau") or balance.epochs=0')
-    if stage.step in ("choose crops", "calibrate", "export"):
-        ways.append("fewer crops (export.crops=2)")
+    if stage.step in ("choose crops", "calibrate", "export", "gate, report and publish"):
+        ways.append("fewer crops (export.crops=2)" if recipe.export.crops > 2 else "fewer members")
+    if stage.step in ("export", "gate, report and publish"):
+        ways.append("fewer test photos (ingest --test-share)")
     return ", ".join(ways) or "nothing in the recipe"
 
 

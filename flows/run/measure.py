@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from durable import sha256
 from flows.gate.gates import Hits
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.run import ResultCache, is_finished
 from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest
@@ -30,7 +30,7 @@ def measure_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measur
 
     def work(out: Path) -> None:
         arguments = ["--graph", graph, "--data", data, "--out", out]
-        run_child("models.export.measure", arguments, say=log.info, on_gpu=True)
+        run_child("models.export.measure", arguments, say=log.info, on_gpu=True, workers=num_workers(0))
 
     return Measured(results.cached("measure", data.name, sha256(graph), files=MEASURED, work=work))
 

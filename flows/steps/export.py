@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.data.history import descent
 from flows.data.versions import DataVersions
-from flows.run.launch import run_child
+from flows.run.launch import num_workers, run_child
 from flows.run.measure import MEASURED
 from flows.run.run import Run, code_hash
 from flows.run.step import step
@@ -43,7 +43,8 @@ def export(run: Run, data: DataFolder, served: Served, crops: Crops, calibration
         arguments += ["--ensemble", served.weights / "ensemble.json", "--crops", crops / "crops.json"]
         arguments += ["--calibration", calibration / "calibration.json"]
         arguments += ["--networks", *networks]
-        run_child("models.export", arguments, say=lambda line: log.info("export: %s", line), on_gpu=True)
+        run_child("models.export", arguments, say=lambda line: log.info("export: %s", line), on_gpu=True,
+                  workers=num_workers(0))  # fmt: skip
 
     names = [folder.name for folder in parts]
     return Exported(

@@ -210,7 +210,8 @@ def choose_crops(run: Run, data: DataFolder, served: Served) -> Crops:
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", served.weights / "ensemble.json"]
         arguments += ["--out", out]
-        run_child("models.export.crops", [*arguments, "--networks", *networks], say=say("crops"), on_gpu=True)
+        run_child("models.export.crops", [*arguments, "--networks", *networks], say=say("crops"), on_gpu=True,
+                  workers=num_workers(0))  # fmt: skip
 
     names, proof = [folder.name for folder in (*served.networks, served.weights)], run.recipe.proof
     folder = run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence,

@@ -15,6 +15,8 @@ from models.errors import CleaningError
 
 BLOCK_BYTES = 1 << 26  # bytes of similarities, or of classifier rows, in one block
 BLOCK_ROWS = 1 << 14
+MOST_VOTERS = 500  # photos of a class with which a photo is compared
+NOBODY = np.empty(0, np.int64)
 
 
 def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -87,6 +89,75 @@ def count_votes(neighbour: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray
         votes += ids == column[:, None]
     votes[ids < 0] = 0
     return votes
+
+
+def candidate_votes(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    *,
+    neighbours: int,
+    groups: NDArray[np.integer],
+    most: int = MOST_VOTERS,
+) -> NDArray[np.float32]:
+    """(N, K) number of the most similar other photos of the group whose label is each candidate class; 0 for -1.
+
+    A photo is compared only with the photos of its candidate classes (N, K), with at most `most` of each, drawn once. So
+    time is O(N K most d) at most, and less where classes are smaller; memory is O(N neighbours).
+    """
+    votes = np.zeros(ids.shape, np.float32)
+    for rows in members(groups):
+        for column in _nearest_columns(embeddings, labels, ids, rows, neighbours=neighbours, most=most).T:
+            voted = np.flatnonzero(column >= 0)
+            votes[rows[voted], column[voted]] += 1
+    return votes
+
+
+def _nearest_columns(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    *,
+    neighbours: int,
+    most: int,
+) -> NDArray[np.int8]:
+    """(n, neighbours) columns of the candidates whose photos are most similar to n photos; -1 where there are too few.
+
+    Class by class, as all that name a class are compared with the same photos. A photo's similarities are those of its
+    vector without its length, which changes no order, and so need not be known.
+    """
+    mean = centre(embeddings, rows)
+    best = np.full((len(rows), neighbours), -np.inf, np.float32)
+    column = np.full((len(rows), neighbours), -1, np.int8)
+    drawn = np.random.default_rng(0).permutation(len(rows))
+    asked, voting = _by_class(ids[rows].ravel()), _by_class(labels[rows[drawn]])
+    for name, places in voting.items():
+        voters = np.sort(drawn[places[:most]])
+        unit = directions(embeddings[rows[voters]], mean)
+        shift = unit @ mean
+        for part in _parts(asked.get(name, NOBODY), BLOCK_BYTES // (4 * (len(voters) + unit.shape[1]))):
+            asking, own = np.divmod(part, ids.shape[1])
+            near = np.asarray(embeddings[rows[asking]], np.float32) @ unit.T - shift
+            at = np.minimum(np.searchsorted(voters, asking), len(voters) - 1)
+            itself = np.flatnonzero(voters[at] == asking)
+            near[itself, at[itself]] = -np.inf
+            both = np.concatenate([best[asking], near], axis=1)
+            kept = np.argpartition(-both, neighbours - 1, axis=1)[:, :neighbours]
+            is_new = kept >= neighbours
+            former = np.take_along_axis(column[asking], np.where(is_new, 0, kept), 1)
+            best[asking] = np.take_along_axis(both, kept, 1)
+            column[asking] = np.where(is_new, own[:, None].astype(np.int8), former)
+    column[best == -np.inf] = -1
+    return column
+
+
+def _by_class(classes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
+    """Positions of each class of (n,), in ascending order; those of -1 are left out."""
+    order = np.argsort(classes, kind="stable")
+    order = order[np.searchsorted(classes[order], 0) :]
+    names, starts = np.unique(classes[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def linear_vote(

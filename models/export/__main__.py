@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models import distributed
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import spread_over_classes
@@ -26,7 +27,7 @@ from models.export.graph import DeployGraph, used_networks
 from models.export.measure import test_rows, write_answers
 from models.export.onnx_file import write_onnx
 from models.export.ood import UNCALIBRATED, Calibration
-from models.export.parity import measure_parity, require_parity
+from models.export.parity import Parity, measure_parity, require_parity
 from models.export.patch import name_classes, stamp
 from models.export.session import decisive
 from models.networks.network import set_threads
@@ -48,13 +49,30 @@ def export(
 ) -> None:  # fmt: skip
     """Writes the graph, checks its parity with torch, measures its accuracy, and adds the figures to its metadata.
 
+    Of several workers (models.distributed) the first writes the graph, and all measure it.
+
     Args:
         card: metadata of the graph, such as its data version.
         weights: weights of the networks, with sum 1; None: equal weights.
     """
+    manifest, path = read_manifest(data), out / "model.onnx"
+    parity = None
+    if distributed.rank() == 0:
+        parity = write_checked(networks, manifest, recipe=recipe, card=card, out=out, weights=weights,
+                               calibration=calibration)  # fmt: skip
+    distributed.meet()
+    figures = write_answers(path, manifest, out)
+    if parity:
+        stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
+
+
+def write_checked(
+    networks: list[Path], manifest: Manifest, *, recipe: Recipe, card: dict[str, str], out: Path,
+    weights: Sequence[float] | None, calibration: Calibration,
+) -> Parity:  # fmt: skip
+    """Writes the graph and its golden photos, and returns its parity with torch."""
     set_threads(recipe.train.threads)
     members = [load_network(path) for path in networks]
-    manifest = read_manifest(data)
     graph = DeployGraph(members, settings=recipe.export, weights=weights, calibration=calibration)
     path = out / "model.onnx"
     write_onnx(
@@ -71,8 +89,7 @@ def export(
     require_parity(parity)
     log.info("parity on %d photos: probabilities differ by at most %.1e, known by %.1e", parity.photos, parity.probability,
              parity.known)  # fmt: skip
-    figures = write_answers(path, manifest, out)
-    stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})
+    return parity
 
 
 def describe(
@@ -140,7 +157,6 @@ def main() -> None:
         "--card", type=Path, required=True, help="JSON object of strings to add to the graph's metadata"
     )
     args = parser.parse_args()
-    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
     card = json.loads(args.card.read_text(encoding="utf-8"))
@@ -148,8 +164,11 @@ def main() -> None:
     card["calibration"] = json.dumps(evidence)
     recipe = dataclasses.replace(recipe, export=with_chosen_crops(recipe.export, args.crops))
     networks, weights = used_networks(args.networks, args.ensemble)
-    export(networks, data=args.data, recipe=recipe, card=card, out=args.out, weights=weights,
-           calibration=calibration)  # fmt: skip
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        export(networks, data=args.data, recipe=recipe, card=card, out=args.out, weights=weights,
+               calibration=calibration)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models import distributed
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
@@ -90,12 +91,14 @@ def choose_crops(
 
 
 def first_classes(graph: DeployGraph, photos: Photos) -> NDArray[np.int64]:
-    """(N,) class that the graph ranks first for each photo."""
+    """(N,) class that the graph ranks first for each photo; each worker asks its own about a part of them."""
     graph.to(best_device()).eval()
-    first = torch.empty(len(photos), dtype=torch.int64)
-    batches = with_progress(photos.in_order(BATCH), "crops", len(photos))
+    own = distributed.part(len(photos))
+    first = torch.empty(own.stop - own.start, dtype=torch.int64)
+    batches = with_progress(photos.in_order(BATCH, part=own), "crops", len(first))
     with torch.inference_mode():
-        return collect((graph(each.to(graph.weights.device)).ids[:, 0] for each in batches), first).numpy()
+        found = collect((graph(each.to(graph.weights.device)).ids[:, 0] for each in batches), first)
+    return distributed.concat(found).numpy()
 
 
 def choose_ratio(
@@ -139,7 +142,8 @@ class Ensemble(NamedTuple):
 
 def open_ensemble(args: argparse.Namespace) -> Ensemble:
     """The ensemble that `--networks`, `--ensemble`, `--recipe` and `--data` name; creates the output folder."""
-    log_progress()
+    if distributed.rank() == 0:
+        log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = read_recipe(args.recipe)
     set_threads(recipe.train.threads)
@@ -154,11 +158,14 @@ def main() -> None:
         "data recipe networks ensemble out", description="Choose crops and their enlargement on validation photos."
     )
     args = parser.parse_args()
-    recipe, members, weights, manifest = open_ensemble(args)
-    choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
-    log.info("chose %d crops, enlarged %.2f times, from %d candidates", choice.settings.crops, choice.settings.enlarge[0],
-             len(choice.tried) or 1)  # fmt: skip
-    (args.out / "crops.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
+    with distributed.workers():
+        recipe, members, weights, manifest = open_ensemble(args)
+        choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
+        if distributed.rank():
+            return
+        log.info("chose %d crops, enlarged %.2f times, from %d candidates", choice.settings.crops, choice.settings.enlarge[0],
+                 len(choice.tried) or 1)  # fmt: skip
+        (args.out / "crops.json").write_text(json.dumps(choice.to_dict(), indent=1, allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -189,11 +189,11 @@ def inputs_of(graph: Graph, layers: Sequence[Classifier]) -> list[str]:
 
 
 @contextmanager
-def temporary_session(graph: Graph, *, on_gpu: bool = False) -> Iterator[onnxruntime.InferenceSession]:
+def temporary_session(graph: Graph, *, gpu: int | None = None) -> Iterator[onnxruntime.InferenceSession]:
     """Session of a graph in memory, as of `open_session`. The graph cannot be used afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         write(graph, Path(folder) / "model.onnx")
-        yield open_session(Path(folder) / "model.onnx", on_gpu=on_gpu)
+        yield open_session(Path(folder) / "model.onnx", gpu=gpu)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ without its backbones, which take nearly all of the time.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def kept_rows(rows: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.
 
 
 def recorded(
-    graph: Path, batches: Iterable[NDArray[np.uint8]], kept: NDArray[np.bool_], out: Path, *, on_gpu: bool = False
+    graph: Path, batches: Iterable[NDArray[np.uint8]], kept: NDArray[np.bool_], out: Path, *, gpu: int | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yields the ranked classes (n, k) and the best probability (n,) of each batch (n, S, S, 3) of N photos.
 
@@ -46,7 +47,7 @@ def recorded(
     names = inputs_of_classifiers(whole)
     files: list[np.memmap[tuple[int, ...], np.dtype[np.floating]]] = []
     done = written = 0
-    with temporary_session(whole, on_gpu=on_gpu) as session:
+    with temporary_session(whole, gpu=gpu) as session:
         for batch in batches:
             ids, probs, *inputs = session.run(["ids", "probs", *names], {"image": batch})
             chosen = kept[done : done + len(batch)]
@@ -62,6 +63,19 @@ def recorded(
 
 def _file(out: Path, member: int, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.floating]]:
     return open_memmap(out / FEATURES.format(member), mode="w+", dtype=np.float32, shape=shape)
+
+
+def join(parts: Sequence[Path], out: Path) -> None:
+    """Moves the features that several workers left in folders of their own into `out`, in the order of the folders."""
+    for name in sorted({file.name for part in parts for file in part.iterdir()}):
+        tables = [np.load(part / name, mmap_mode="r") for part in parts if (part / name).exists()]
+        whole = open_memmap(
+            out / name, mode="w+", dtype=np.float32, shape=(sum(map(len, tables)), *tables[0].shape[1:])
+        )
+        np.concatenate(tables, out=whole)
+        whole.flush()
+    for part in parts:
+        shutil.rmtree(part)
 
 
 def answers_from(folder: Path, graph: Path) -> NDArray[np.int64]:

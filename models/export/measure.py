@@ -1,6 +1,7 @@
 """Measure the accuracy of an ONNX file, as it will be served, on the test photos of a data version.
 
-`python -m models.export.measure --graph FILE --data DIR --out DIR`
+`python -m models.export.measure --graph FILE --data DIR --out DIR`, also by several workers (models.distributed): each
+asks the graph on its own GPU about a part of the photos.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models import distributed
+from models.data.machine import num_loaders
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
 from models.evaluation.accuracy import accuracy
-from models.export.features import ROWS, in_classes_of, kept_rows, recorded
-from models.export.session import open_session
+from models.export.features import ROWS, in_classes_of, join, kept_rows, recorded
+from models.export.parity import require_same_on_gpu
+from models.export.session import CUDA, open_session
+from models.networks.network import best_device
 from models.progress import with_progress
 from models.training.command import log_progress, parser_for, run
 
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BATCH = 8
+COMPARED = 24  # photos about which a GPU and the CPU are asked before the GPU answers all
 
 
 class Answers(NamedTuple):
@@ -46,10 +53,11 @@ class Answers(NamedTuple):
 def ranked_answers(
     session: onnxruntime.InferenceSession, photos: Photos
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Classes (N, k) that the graph answers, best first, and the probability (N,) of the best."""
-    answers, done = np.empty((len(photos), session.get_outputs()[0].shape[1]), np.int64), 0
-    probability = np.empty(len(photos), np.float32)
-    for batch in with_progress(photos.in_order(BATCH), "answers of the graph", len(photos)):
+    """Classes (n, k) that the graph answers, best first, and the probability (n,) of the best, of this worker's photos."""
+    own = distributed.part(len(photos))
+    answers, done = np.empty((own.stop - own.start, session.get_outputs()[0].shape[1]), np.int64), 0
+    probability = np.empty(len(answers), np.float32)
+    for batch in with_progress(photos.in_order(BATCH, part=own), "answers of the graph", len(answers)):
         ids, probs = session.run(["ids", "probs"], {"image": batch.numpy()})
         answers[done : done + len(batch)], probability[done : done + len(batch)] = ids, probs[:, 0]
         done += len(batch)
@@ -62,32 +70,66 @@ def test_rows(manifest: Manifest) -> NDArray[np.int64]:
 
 
 def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> Answers:
-    """Answers of the graph for rows of a data version, as classes of that version.
+    """Answers of the graph for rows of a data version, as classes of that version; each worker asks about a part of them.
 
     The labels of the graph and of the version may differ, as the graph may be older. They are matched by name.
     """
-    session = open_session(graph, on_gpu=torch.cuda.is_available())
-    side = session.get_inputs()[0].shape[1]
-    ids, probability = ranked_answers(session, Photos(manifest, rows, side=side))
-    return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
+    photos, gpu = photos_for(graph, manifest, rows)
+    return _joined(graph, manifest, rows, *ranked_answers(open_session(graph, gpu=gpu), photos))
 
 
 def measure_and_keep(graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path) -> Answers:
     """Answers as of `measure`; writes the features of the photos too, if products can be added to the graph."""
-    kept = kept_rows(rows, manifest.target[rows])
-    session = open_session(graph)
-    side, number = session.get_inputs()[0].shape[1], session.get_outputs()[0].shape[1]
-    batches = Photos(manifest, rows, side=side).in_order(BATCH)
-    photos = (batch.numpy() for batch in with_progress(batches, "answers of the graph", len(rows)))
-    answers = recorded(graph, photos, kept, out, on_gpu=torch.cuda.is_available())
+    photos, gpu = photos_for(graph, manifest, rows)
+    number = open_session(graph).get_outputs()[0].shape[1]
+    own, kept = distributed.part(len(rows)), kept_rows(rows, manifest.target[rows])
+    folders = [out / f"part-{worker}" for worker in range(distributed.world())]
+    folders[distributed.rank()].mkdir(exist_ok=True)
+    asked = with_progress(photos.in_order(BATCH, part=own), "answers of the graph", own.stop - own.start)
+    answers = recorded(graph, (each.numpy() for each in asked), kept[own], folders[distributed.rank()], gpu=gpu)
     try:
         nothing = np.empty((0, number), np.int64), np.empty(0, np.float32)
         ids, probability = map(np.concatenate, zip(nothing, *answers, strict=True))
     except EnrolmentError as error:
         log.info("no features are kept: %s", error)
+        folders[distributed.rank()].rmdir()
         return measure(graph, manifest, rows)
-    np.save(out / ROWS, rows[kept])
-    return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
+    joined = _joined(graph, manifest, rows, ids, probability)
+    if distributed.rank() == 0:  # all have written theirs, as their answers are here
+        join(folders, out)
+        np.save(out / ROWS, rows[kept])
+    return joined
+
+
+def photos_for(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[Photos, int | None]:
+    """The photos as the graph takes them, and the number of this worker's GPU on which ONNX Runtime answers; None for the CPU.
+
+    Raises:
+        ParityError: a GPU answers otherwise than the CPU.
+    """
+    device, session = best_device(), open_session(graph)
+    side = session.get_inputs()[0].shape[1]
+    photos = Photos(manifest, rows, side=side, loaders=num_loaders(0, device))
+    if device.type != "cuda" or not len(rows):
+        return photos, None
+    gpu = torch.cuda.current_device()
+    on_gpu = open_session(graph, gpu=gpu)
+    if on_gpu.get_providers()[0] != CUDA:
+        log.warning("ONNX Runtime cannot use the GPU, so the graph is measured on the CPU, which takes far longer; install "
+                    "the CUDA libraries that this release of onnxruntime-gpu asks for")  # fmt: skip
+        return photos, None
+    some = spread_over_classes(rows, manifest.target[rows], count=COMPARED)
+    sample = torch.cat(list(Photos(manifest, some, side=side).in_order(BATCH)))
+    require_same_on_gpu(on_gpu, session, sample.numpy())
+    return photos, gpu
+
+
+def _joined(
+    graph: Path, manifest: Manifest, rows: NDArray[np.int64], ids: NDArray[np.int64], probability: NDArray[np.float32]
+) -> Answers:
+    """The answers of all workers, as classes of the data version."""
+    every, best = (distributed.concat(torch.from_numpy(each)).numpy() for each in (ids, probability))
+    return Answers(in_classes_of(manifest.classes, graph, every), best, manifest.target[rows])
 
 
 def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
@@ -96,9 +138,10 @@ def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float
     Returns the accuracy.
     """
     answers = measure_and_keep(graph, manifest, test_rows(manifest), out)
-    np.savez(out / "answers.npz", **answers._asdict())
     figures = accuracy(answers.ranked, answers.target, train_counts=manifest.train_counts()).to_dict()
-    (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    if distributed.rank() == 0:
+        np.savez(out / "answers.npz", **answers._asdict())
+        (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
 
@@ -107,9 +150,11 @@ def main() -> None:
     parser = parser_for("data out", description="Measure the accuracy of an ONNX file on the test photos.")
     parser.add_argument("--graph", type=Path, required=True, help="ONNX file to measure")
     args = parser.parse_args()
-    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    write_answers(args.graph, read_manifest(args.data), args.out)
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        write_answers(args.graph, read_manifest(args.data), args.out)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract import OUTPUTS
+from contract import ACCEPTED, INPUT, OUTPUTS
 from models.errors import ParityError
 from models.export.graph import DeployGraph
 from models.export.session import open_session
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 TOLERANCE = 1e-6  # of a probability, float32
+GPU_TOLERANCE = 1e-3  # of a probability, between GPU and CPU, whose convolutions sum in another order
 ROUNDINGS = 4  # tolerance as a multiple of torch's own float32 error, if that is larger: deep networks round more
 BATCHES = (1, 2, 7)
 
@@ -78,6 +83,29 @@ def _exact(graph: DeployGraph, photos: NDArray[np.uint8]) -> dict[str, NDArray[n
     double = copy.deepcopy(graph).double()
     answers = [double(batch) for batch in torch.from_numpy(photos).split(max(BATCHES))]
     return {name: torch.cat([getattr(each, name) for each in answers]).numpy() for name in ("probs", "known")}
+
+
+def require_same_on_gpu(
+    on_gpu: onnxruntime.InferenceSession, on_cpu: onnxruntime.InferenceSession, photos: NDArray[np.uint8]
+) -> None:
+    """Raises ParityError unless two sessions answer photos (N, S, S, 3) in the same way, but for rounding.
+
+    A graph is compared with torch on the CPU, and then measured on a GPU.
+    """
+    (ids, probs, known), (others, expected, wanted) = (
+        session.run(["ids", "probs", "known"], {INPUT: photos}) for session in (on_gpu, on_cpu)
+    )
+    largest = float(np.maximum(np.abs(probs - expected).max(), np.abs(known - wanted).max()))
+    is_clear = abs(wanted[:, 0] - ACCEPTED) > GPU_TOLERANCE  # export.reject takes the classes of the others
+    if expected.shape[1] > 1:
+        is_clear &= expected[:, 0] - expected[:, 1] > GPU_TOLERANCE
+    different = int(((ids[:, 0] != others[:, 0]) & is_clear).sum())
+    if different or not largest <= GPU_TOLERANCE:
+        raise ParityError(
+            f"ONNX Runtime answers otherwise on this GPU than on the CPU: {different} of {len(photos)} first classes, "
+            f"probabilities or known by {largest:.1e} (allowed {GPU_TOLERANCE:g}); hide the GPU (CUDA_VISIBLE_DEVICES=) to "
+            "measure on the CPU"
+        )
 
 
 def require_parity(parity: Parity) -> None:

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-ON_GPU = ("CUDAExecutionProvider", {"use_tf32": "0"})  # with all bits of float32, as on the CPU
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def open_session(path: Path, *, on_gpu: bool = False) -> onnxruntime.InferenceSession:
-    """Session of a graph on the CPU, or on the first GPU; if ONNX Runtime cannot use that, it warns and takes the CPU."""
+def open_session(path: Path, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
+    """Session of a graph on the CPU, or on a GPU; if ONNX Runtime cannot use that, it warns and takes the CPU."""
     import onnxruntime  # imported here, as trainings run without it
 
-    return onnxruntime.InferenceSession(path, providers=[*([ON_GPU] if on_gpu else []), "CPUExecutionProvider"])
+    settings = {"device_id": str(gpu), "use_tf32": "0"}  # with all bits of float32, as on the CPU
+    return onnxruntime.InferenceSession(path, providers=[*([(CUDA, settings)] if gpu is not None else []), CPU])
 
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from models.errors import ExportError
-from models.export.session import open_session
+from models.export.session import CPU, open_session
 from models.training.command import parser_for, run
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP = 3
 
 

@@ -24,18 +24,20 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.accuracy import accuracy
+from models.export.features import FEATURES, ROWS
 from models.export.int8 import write_int8
 from models.export.measure import measure, write_answers
 from models.export.patch import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
-from models.export.session import open_session
-from models.export.timing import CPU, CUDA, has_kernels, has_provider, time_each
+from models.export.session import CPU, CUDA, open_session
+from models.export.timing import has_kernels, has_provider, time_each
 from models.recipe.config import Export
 from models.training.command import log_progress, parser_for, read_recipe, run
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_PHOTOS = 128
+MEASURED = ("answers.npz", "accuracy.json", ROWS)
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,13 @@ def publish(settings: Export, made: Sequence[Variant], graph: Path, out: Path, m
     copy_graph(source, out)
     for name in ("golden.npy", "parity.json"):  # of the float32 graph, which was compared with torch
         shutil.copyfile(graph / name, out / name)
-    figures = write_answers(out / "model.onnx", manifest, out)
     if chosen:
+        figures = write_answers(out / "model.onnx", manifest, out)
         stamp(out / "model.onnx", {"metrics": json.dumps(figures), "variant": json.dumps(chosen.to_dict())})
+    else:  # its answers to the test photos are known
+        for file in graph.iterdir():
+            if file.name in MEASURED or file.match(FEATURES.format("*")):
+                shutil.copyfile(file, out / file.name)
 
 
 def copy_graph(source: Path, out: Path) -> None:

@@ -21,13 +21,20 @@ from flows.errors import ChildFailed
 from flows.run.launch import end_children, run_child
 from models.data.manifest import read_manifest
 from models.evaluation.scores import read_scores
-from models.recipe.config import to_dict
+from models.export.calibrate import Chosen
+from models.export.measure import write_answers
+from models.export.ood import UNCALIBRATED
+from models.export.patch import read_metadata
+from models.recipe.config import Export, to_dict
 from models.training import checkpoint
+from models.training.train import save_network
 from serving.server.process import until
 from tests.deliveries import deliver
 from tests.recording_loss import ALL, MARVEL, RECIPE, SHARDED, train, training_job
+from tests.unit.models.test_export import trained
 
 ROOT = Path(__file__).parents[2]
+EXPORT = Export(input_size=40, crops=2)
 
 PROGRAM = """
 import sys, torch
@@ -123,6 +130,34 @@ def test_several_workers_record_and_decide_the_same_as_one(out: Path, name: str)
     for column in ("id", "run", "abandoned"):
         assert several[column] == single[column]
     assert several["margin"].to_numpy() == pytest.approx(single["margin"].to_numpy(), abs=1e-5, nan_ok=True)
+
+
+def test_several_workers_measure_a_graph_as_one_does(data: Path, tmp_path: Path) -> None:
+    """The first worker writes the graph; both ask it about their part of the test photos, and keep features."""
+    network, recipe = (
+        trained(32, seed=1, classes=read_manifest(data).classes),
+        dataclasses.replace(RECIPE, export=EXPORT),
+    )
+    save_network(tmp_path / "network.pt", network.network, member=network.member, classes=network.classes, tau=0.0)
+    written = {"recipe": to_dict(recipe), "card": {"recipe": "tiny"}, "ensemble": {"weights": [1.0]},
+               "crops": {"crops": 2, "enlarge": 1.25}, "calibration": Chosen(UNCALIBRATED).to_dict()}  # fmt: skip
+    for name, content in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    options = [word for name in written for word in (f"--{name}", tmp_path / f"{name}.json")]
+    options += ["--data", data, "--networks", tmp_path / "network.pt", "--out", tmp_path / "two"]
+    run_workers(2, "-m", "models.export", *options)
+    (tmp_path / "one").mkdir()
+    write_answers(tmp_path / "two" / "model.onnx", read_manifest(data), tmp_path / "one")
+    left = {file.name for file in (tmp_path / "one").iterdir()}
+    assert left == {"answers.npz", "accuracy.json", "rows.npy", "features-0.npy"}
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {*left, "model.onnx", "parity.json", "golden.npy"}
+    one, two = (np.load(tmp_path / each / "answers.npz") for each in ("one", "two"))
+    assert len(one["ranked"]) > 2
+    assert np.array_equal(one["ranked"], two["ranked"])
+    for name in ("rows.npy", "features-0.npy"):
+        np.testing.assert_allclose(*(np.load(tmp_path / each / name) for each in ("one", "two")), atol=1e-5)
+    figures = json.loads((tmp_path / "one" / "accuracy.json").read_text())
+    assert json.loads(read_metadata(tmp_path / "two" / "model.onnx")["metrics"]) == figures
 
 
 def test_gathered_and_summed_values_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:

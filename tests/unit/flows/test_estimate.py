@@ -80,6 +80,17 @@ def test_what_a_part_of_the_photos_decides_stops_growing(step: str) -> None:
     assert (more == many) == (step == "calibrate")
 
 
+def test_cards_share_the_answers_of_graphs() -> None:
+    many, tried = dataclasses.replace(COUNTS, test=10**5, val=10**5), {"enlarge": [1.1, 1.2], "crops": 10}
+    for step in ("export", "choose crops"):
+        one, eight = (of(step, recipe(export=tried), counts=many, machine=Machine(1, 10.0, cards)) for cards in (1, 8))
+        assert eight.seconds < one.seconds / 7, step
+    export = of("export", recipe(export=tried), counts=many)
+    first, later = (of("gate, report and publish", recipe(export=tried), counts=many, machine=Machine(1, 10.0, 1, compares))
+                    for compares in (False, True))  # fmt: skip
+    assert later.seconds - first.seconds == pytest.approx(export.seconds, rel=0.01), "the current model answers as well"
+
+
 def test_numbers_are_those_of_the_steps() -> None:
     from models.export import calibrate
     from models.export.temperature import TEMPERATURES

@@ -262,6 +262,21 @@ def test_parity_refuses_a_graph_whose_weights_were_changed(exported: Path, golde
         parity.require_parity(found)
 
 
+@pytest.mark.parametrize("harm", [None, "classifier"])
+def test_a_gpu_that_answers_otherwise_is_not_used(
+    exported: Path, members: list[Trained], golden: np.ndarray, tmp_path: Path, harm: str | None
+) -> None:
+    """A session of another graph stands for a GPU whose kernels compute something else."""
+    session = open_session(exported / "model.onnx")
+    if harm is None:
+        parity.require_same_on_gpu(session, session, golden)
+        return
+    graph = DeployGraph([members[1], members[0]], settings=SETTINGS, weights=[0.9, 0.1])
+    write_onnx(graph, tmp_path / "model.onnx", input_size=40, metadata={})
+    with pytest.raises(ParityError, match=r"answers otherwise on this GPU .* hide the GPU"):
+        parity.require_same_on_gpu(open_session(tmp_path / "model.onnx"), session, golden)
+
+
 @pytest.mark.parametrize(("figure", "word"), [("probability", "probabilities"), ("known", "known")])
 def test_an_answer_that_is_no_number_is_no_agreement(figure: str, word: str) -> None:
     same = parity.Parity(1, 0, probability=0.0, known=0.0, embedding=0.0, rounding=0.0, known_rounding=0.0)
