@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "one-night.md"
 COUNTS = Counts(photos=2_500_000, classes=50_030, train=1_800_000, val=200_000, test=500_000)
 CARDS, RECIPES = (1, 8, 64), ("modern", "tuned", "aliproducts")
 CORES = 8  # of each card, as rented machines have
+NEW = COUNTS.test // 10  # test photos that came since the current model was exported: taken, not measured
 MACHINE_CARDS = 8  # of one machine; a graph is asked on those of one
 HERE, SOURCE, COMPUTED = "measured here", "from a source", "computed"
 CORE_PHOTOS_S = 965.0  # 500 px JPEGs decoded for training, one core of this machine: benchmarks/train_loader.py
@@ -97,7 +98,7 @@ def night(recipe: Recipe, cards: int) -> list[Stage]:
         faster = [
             {**each, **{key: each[key] / speed for key in ("drawn_s", "scored_s", "feature_s")}} for each in paces
         ]
-        machine = Machine(min(cards, number) if name else 1, START_S, min(cards, MACHINE_CARDS), compares=True)
+        machine = Machine(min(cards, number) if name else 1, START_S, min(cards, MACHINE_CARDS), NEW)
         found += [stage for stage in stages(recipe, COUNTS, faster, machine) if stage.step == name]
         if not name:
             found += [stage for stage in stages(recipe, COUNTS, paces, machine)
@@ -232,12 +233,12 @@ its passes over the logits and the update of its 25.6 million weights are added,
 delivery over a network, waiting for a queue, faults.
 
 The export asks its graph about every test photo, in float32, which is counted as twice the time of mixed precision. The
-gate asks the current model the same; it is taken to be as large as the new one. The cards of one machine, eight here,
-share the photos. Before they answer, the graph is compared with torch on the cores, and each card with the cores, on 24
-photos. Where ONNX Runtime cannot use the cards it takes the cores, and then one of the two passes would take, on any
-number of cards, {cores}; a warning
-says so. `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten both. That they use the cards was not
-tried on one.
+gate asks the current model about the test photos that are new since its export, here a tenth of them. The cards of one
+machine, eight here, share the photos. Before they answer, the graph is compared with torch on the cores, and each card
+with the cores, on 24 photos. Where ONNX Runtime cannot use the cards it takes the cores, and then the export would take,
+on any number of cards, {cores}; a
+warning says so. `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the cards was
+not tried on one.
 
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core 9 hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.

@@ -20,8 +20,9 @@ from durable import overwrite
 from flows.registry.versions import ModelVersions
 from flows.run.estimate import Counts, Machine, Stage, advice, longest, stages
 from flows.run.launch import num_workers, run_child
+from flows.run.measure import unanswered
 from flows.run.plans import plan_file
-from flows.run.run import Run
+from flows.run.run import ResultCache, Run
 from flows.steps.learn import find_weights, is_trained, side_by_side
 from flows.steps.start import data_to_train_on, preview
 from flows.workspace import Workspace
@@ -66,8 +67,7 @@ def plan(workspace: Workspace, recipe: Recipe) -> Plan:
     counts = count(data)
     paces, start_s = measure(recipe, data)
     trainings = max(len(recipe.members), recipe.clean.folds if recipe.clean.rounds else 1)
-    compares = ModelVersions(Ledger(workspace.root)).current() is not None
-    machine = Machine(side_by_side(trainings), start_s, num_workers(0), compares)
+    machine = Machine(side_by_side(trainings), start_s, num_workers(0), compared(workspace, data))
     found = [with_results(each, workspace, recipe, data) for each in stages(recipe, counts, paces, machine)]
     most = longest(found)
     made = Plan(data.name, recipe.name, counts, found, most.step, advice(most, recipe, machine))
@@ -84,6 +84,15 @@ def count(data: DataFolder) -> Counts:
         int(np.count_nonzero(manifest.kept & (manifest.split == split))) for split in ("train", "val", "test")
     )
     return Counts(len(manifest), len(manifest.classes), train, val, test)
+
+
+def compared(workspace: Workspace, data: DataFolder) -> int:
+    """Test photos about which the gate will ask the current model; 0 without one."""
+    versions = ModelVersions(Ledger(workspace.root))
+    current = versions.current()
+    if current is None:
+        return 0
+    return unanswered(ResultCache(workspace), data, str(versions.lineage(current).get("graph_sha256")))
 
 
 def measure(recipe: Recipe, data: DataFolder) -> tuple[list[dict[str, float]], float]:

@@ -38,13 +38,13 @@ class Machine:
     """Trainings that run side by side, and the seconds until a child has started.
 
     cards: GPUs that share a pass of a graph over photos. 1: one GPU, or the cores, which such a pass uses all.
-    compares: True if there is a current model, which answers the test photos too.
+    compared: test photos about which the gate asks the current model; it knows its answers of the night of its export.
     """
 
     side_by_side: int
     start_s: float
     cards: int = 1
-    compares: bool = False
+    compared: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class _Work:
     def publishing(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """Gates, report, registration and switch, with the answers of a current model that is as large as the new one."""
         each = PUBLISH_S + self.counts.test * GATE_S
-        if self.machine.compares:
-            each += self.machine.start_s + self._answers_s(paces, self.counts.test)
+        if self.machine.compared:
+            each += self.machine.start_s + self._answers_s(paces, self.machine.compared)
         return Stage("gate, report and publish", 1, each, each, int(5e8), 0)
 
     def together(self, parts: Sequence[Stage]) -> Stage:

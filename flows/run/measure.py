@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from durable import sha256
 from flows.gate.gates import Hits
 from flows.run.launch import num_workers, run_child
-from flows.run.run import ResultCache, is_finished
+from flows.run.run import ResultCache, code_hash, is_finished
 from flows.workspace.results import DataFolder, Exported, Measured
-from models.data.manifest import Manifest
+from models.data.manifest import Manifest, read_manifest
+from models.data.positions import positions
 from models.evaluation.accuracy import thirds
-from models.export.features import ROWS
+from models.export.features import ASKED, ROWS
 from serving.signature import Signature
 
 MEASURED = ("answers.npz", "accuracy.json")  # files of a Measured
@@ -35,6 +36,51 @@ def measure_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measur
     return Measured(results.cached("measure", data.name, sha256(graph), files=MEASURED, work=work))
 
 
+def compare_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measured:
+    """The measurement of a graph as of `measure_graph`. Test photos that it answered when it was exported are not asked again.
+
+    Then no features are kept.
+    """
+    digest = sha256(graph)
+    is_there = (results.folder("measure", data.name, digest) / "done.json").exists()
+    before = None if is_there else answered_before(results, digest)
+    if before is None:
+        return measure_graph(results, data, graph)
+
+    def work(out: Path) -> None:
+        arguments = ["--graph", graph, "--data", data, "--before", before, "--out", out]
+        run_child("models.export.measure", arguments, say=log.info, on_gpu=True, workers=num_workers(0))
+
+    return Measured(results.cached("measure", data.name, digest, "since its export", files=MEASURED, work=work))
+
+
+def answered_before(results: ResultCache, graph: str) -> Path | None:
+    """The answers that a graph (SHA-256) gave when this source exported it; None if they are gone. They are verified."""
+    for folder in _exports(results, [graph]):
+        if (folder / ASKED).exists() and _card(folder).get("code_hash") == code_hash() and is_finished(folder):
+            return folder / ASKED
+    return None
+
+
+def unanswered(results: ResultCache, data: DataFolder, graph: str) -> int:
+    """Number of test photos that `compare_graph` has to ask a graph (SHA-256) about."""
+    manifest = read_manifest(data)
+    tested = manifest.id[(manifest.split == "test") & manifest.kept]
+    before = answered_before(results, graph)
+    if before is None:
+        return len(tested)
+    with np.load(before) as file:
+        return int((positions(tested, file["photo"].astype(str)) < 0).sum())
+
+
+def _exports(results: ResultCache, graphs: Sequence[str]) -> Iterator[Path]:
+    """Folders of the exports of these graphs (SHA-256)."""
+    for marker in results.workspace.runs.glob("stages/*/done.json"):
+        with suppress(OSError, ValueError):
+            if json.loads(marker.read_bytes()).get("model.onnx") in graphs:
+                yield marker.parent
+
+
 def measured_before(results: ResultCache, data: DataFolder, graphs: Iterable[str]) -> Measured | None:
     """A measurement of one of these graphs (SHA-256) on this data version that kept features; None if there is none.
 
@@ -42,19 +88,16 @@ def measured_before(results: ResultCache, data: DataFolder, graphs: Iterable[str
     """
     wanted = list(graphs)
     folders = [results.folder("measure", data.name, graph) for graph in wanted]
-    for marker in results.workspace.runs.glob("stages/*/done.json"):
+    for folder in _exports(results, wanted):
         with suppress(OSError, ValueError):
-            if (
-                json.loads(marker.read_bytes()).get("model.onnx") in wanted
-                and _data_version(marker.parent) == data.name
-            ):
-                folders.append(marker.parent)
+            if _card(folder).get("data_version") == data.name:
+                folders.append(folder)
     return next((Measured(each) for each in folders if (each / ROWS).exists() and is_finished(each, MEASURED)), None)
 
 
-def _data_version(folder: Path) -> str | None:
-    """The data version that the graph in the folder was trained and measured on."""
-    return Signature.read(folder / "model.onnx").metadata.get("data_version")
+def _card(folder: Path) -> Mapping[str, str]:
+    """The metadata of the graph in the folder."""
+    return Signature.read(folder / "model.onnx").metadata
 
 
 def time_graphs(results: ResultCache, graphs: Sequence[Path]) -> tuple[float, ...]:

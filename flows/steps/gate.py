@@ -14,7 +14,7 @@ from flows.gate.gates import GateInput, LeftOut, judge
 from flows.gate.verdict import Verdict
 from flows.registry.repository import repository
 from flows.registry.versions import ModelVersions
-from flows.run.measure import measure_graph, read_answers, time_graphs
+from flows.run.measure import compare_graph, read_answers, time_graphs
 from flows.run.run import ResultCache, Run
 from flows.run.step import step
 from flows.steps.publish import log, read_json
@@ -37,7 +37,7 @@ def gate(run: Run, data: DataFolder, graph: Exported, *, despite: str = "") -> V
     manifest = read_manifest(data)
     evidence = GateInput(
         parity=read_json(graph / "parity.json"),
-        answers=read_answers(manifest, graph, None if current is None else measure_graph(results, data, current)),
+        answers=read_answers(manifest, graph, None if current is None else compare_graph(results, data, current)),
         cleaning=left_out(manifest),
         ms=time_graphs(results, [file, *([current] if current else [])]) if settings.latency_ms else None,
         variant=variant_of(file),

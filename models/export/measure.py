@@ -19,10 +19,11 @@ from models import distributed
 from models.data.machine import num_loaders
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
+from models.data.positions import positions
 from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
 from models.evaluation.accuracy import accuracy
-from models.export.features import ROWS, in_classes_of, join, kept_rows, recorded
+from models.export.features import ASKED, ROWS, in_classes_of, join, kept_rows, recorded
 from models.export.parity import require_same_on_gpu
 from models.export.session import CUDA, open_session
 from models.networks.network import best_device
@@ -74,12 +75,20 @@ def measure(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> Answers
 
     The labels of the graph and of the version may differ, as the graph may be older. They are matched by name.
     """
+    ids, probability = ask(graph, manifest, rows)
+    return Answers(in_classes_of(manifest.classes, graph, ids), probability, manifest.target[rows])
+
+
+def ask(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Classes (N, k) of the graph, best first, and the probability (N,) of the best, for rows of a data version."""
     photos, gpu = photos_for(graph, manifest, rows)
-    return _joined(graph, manifest, rows, *ranked_answers(open_session(graph, gpu=gpu), photos))
+    return _gathered(*ranked_answers(open_session(graph, gpu=gpu), photos))
 
 
-def measure_and_keep(graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path) -> Answers:
-    """Answers as of `measure`; writes the features of the photos too, if products can be added to the graph."""
+def ask_and_keep(
+    graph: Path, manifest: Manifest, rows: NDArray[np.int64], out: Path
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Answers as of `ask`; writes the features of the photos too, if products can be added to the graph."""
     photos, gpu = photos_for(graph, manifest, rows)
     number = open_session(graph).get_outputs()[0].shape[1]
     own, kept = distributed.part(len(rows)), kept_rows(rows, manifest.target[rows])
@@ -93,12 +102,27 @@ def measure_and_keep(graph: Path, manifest: Manifest, rows: NDArray[np.int64], o
     except EnrolmentError as error:
         log.info("no features are kept: %s", error)
         folders[distributed.rank()].rmdir()
-        return measure(graph, manifest, rows)
-    joined = _joined(graph, manifest, rows, ids, probability)
+        return ask(graph, manifest, rows)
+    gathered = _gathered(ids, probability)
     if distributed.rank() == 0:  # all have written theirs, as their answers are here
         join(folders, out)
         np.save(out / ROWS, rows[kept])
-    return joined
+    return gathered
+
+
+def ask_since(
+    before: Path, graph: Path, manifest: Manifest, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Answers as of `ask`, those that the graph gave before from their file (ASKED); a photo's id is the hash of its bytes."""
+    with np.load(before) as file:
+        place = positions(manifest.id[rows], file["photo"].astype(str))
+        known, best = file["ids"], file["probability"]
+    new = place < 0
+    log.info("%d of %d photos were asked about before", len(rows) - int(new.sum()), len(rows))
+    ids, probability = np.empty((len(rows), known.shape[1]), np.int64), np.empty(len(rows), np.float32)
+    ids[~new], probability[~new] = known[place[~new]], best[place[~new]]
+    ids[new], probability[new] = ask(graph, manifest, rows[new])
+    return ids, probability
 
 
 def photos_for(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[Photos, int | None]:
@@ -124,23 +148,28 @@ def photos_for(graph: Path, manifest: Manifest, rows: NDArray[np.int64]) -> tupl
     return photos, gpu
 
 
-def _joined(
-    graph: Path, manifest: Manifest, rows: NDArray[np.int64], ids: NDArray[np.int64], probability: NDArray[np.float32]
-) -> Answers:
-    """The answers of all workers, as classes of the data version."""
+def _gathered(
+    ids: NDArray[np.int64], probability: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The answers of all workers."""
     every, best = (distributed.concat(torch.from_numpy(each)).numpy() for each in (ids, probability))
-    return Answers(in_classes_of(manifest.classes, graph, every), best, manifest.target[rows])
+    return every, best
 
 
-def write_answers(graph: Path, manifest: Manifest, out: Path) -> dict[str, float | None]:
-    """Writes the graph's answers to the test photos (answers.npz), its accuracy (accuracy.json) and features.
+def write_answers(graph: Path, manifest: Manifest, out: Path, *, before: Path | None = None) -> dict[str, float | None]:
+    """Writes the graph's answers to the test photos (answers.npz, ASKED), its accuracy (accuracy.json) and features.
 
     Returns the accuracy.
+
+    before: ASKED of an earlier measurement of the same graph; only other photos are asked about, and no features are kept.
     """
-    answers = measure_and_keep(graph, manifest, test_rows(manifest), out)
+    rows = test_rows(manifest)
+    ids, best = ask_since(before, graph, manifest, rows) if before else ask_and_keep(graph, manifest, rows, out)
+    answers = Answers(in_classes_of(manifest.classes, graph, ids), best, manifest.target[rows])
     figures = accuracy(answers.ranked, answers.target, train_counts=manifest.train_counts()).to_dict()
     if distributed.rank() == 0:
         np.savez(out / "answers.npz", **answers._asdict())
+        np.savez(out / ASKED, photo=manifest.id[rows].astype("S"), ids=ids, probability=best)
         (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
@@ -149,12 +178,13 @@ def main() -> None:
     """Command line that measures one file."""
     parser = parser_for("data out", description="Measure the accuracy of an ONNX file on the test photos.")
     parser.add_argument("--graph", type=Path, required=True, help="ONNX file to measure")
+    parser.add_argument("--before", type=Path, help=f"{ASKED} of an earlier measurement of the same file")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with distributed.workers():
         if distributed.rank() == 0:
             log_progress()
-        write_answers(args.graph, read_manifest(args.data), args.out)
+        write_answers(args.graph, read_manifest(args.data), args.out, before=args.before)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def test_cards_share_the_answers_of_graphs() -> None:
         one, eight = (of(step, recipe(export=tried), counts=many, machine=Machine(1, 10.0, cards)) for cards in (1, 8))
         assert eight.seconds < one.seconds / 7, step
     export = of("export", recipe(export=tried), counts=many)
-    first, later = (of("gate, report and publish", recipe(export=tried), counts=many, machine=Machine(1, 10.0, 1, compares))
-                    for compares in (False, True))  # fmt: skip
+    first, later = (of("gate, report and publish", recipe(export=tried), counts=many, machine=Machine(1, 10.0, 1, number))
+                    for number in (0, many.test))  # fmt: skip
     assert later.seconds - first.seconds == pytest.approx(export.seconds, rel=0.01), "the current model answers as well"
 
 

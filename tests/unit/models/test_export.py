@@ -408,6 +408,26 @@ def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, d
     assert not (ranked == -1).any()
 
 
+@pytest.mark.parametrize("known", [0.0, 0.5, 1.0])
+def test_only_photos_without_an_answer_are_asked_about(
+    exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: float
+) -> None:
+    manifest, asked, ask = read_manifest(data), list[int](), measure.ask
+    monkeypatch.setattr(measure, "ask", lambda graph, manifest, rows: (
+        asked.append(len(rows)) or ask(graph, manifest, rows)))  # fmt: skip
+    with np.load(exported / "asked.npz") as file:
+        num, kept = len(file["photo"]), np.random.default_rng(0).permutation(len(file["photo"]))
+        kept = kept[: round(known * num)]
+        np.savez(tmp_path / "before.npz", **{name: file[name][kept] for name in file.files})
+    measure.write_answers(exported / "model.onnx", manifest, tmp_path, before=tmp_path / "before.npz")
+    assert asked == [num - len(kept)]
+    before, after = (np.load(folder / "answers.npz") for folder in (exported, tmp_path))
+    for name in before.files:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+    assert (tmp_path / "accuracy.json").read_bytes() == (exported / "accuracy.json").read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"before.npz", "answers.npz", "asked.npz", "accuracy.json"}
+
+
 def test_a_version_without_test_photos_has_no_accuracy(exported: Path, variant: Variant, tmp_path: Path) -> None:
     manifest = read_manifest(variant(lambda m: {"split": np.full(len(m), "train", object)}))
     assert set(measure.write_answers(exported / "model.onnx", manifest, tmp_path).values()) == {None}
