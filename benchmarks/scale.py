@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from figure import figure, hardware, header, item
+from scaling import pages
 from scaling.stages import STAGES, WHOLE, Place, Size, run
 from scaling.watched import Taken
 
@@ -62,6 +63,8 @@ def main(words: Sequence[str] | None = None) -> None:
         places.append(Place(args.place, size))
         run(places[-1], args.stage)
         tell(places[-1])
+        if "retrain" in args.stage:
+            pages.measure(places[-1].workspace, f"{classes:,} x {places[-1].size.photos:,}")
     if len(places) > 1:
         grow(places[0], places[-1])
     if args.page:

@@ -1,0 +1,35 @@
+"""Pages of a run in a browser: their sizes, and the time to their first paint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from browser.review_page import first_paint_s
+from browser.told import at_most
+from figure import unmeasured
+
+from tests.browser import CHROMIUM, chromium, served_pages
+
+MEGABYTES, PAINT_S = 1.0, 1.0
+
+
+def measure(workspace: Path, at: str) -> None:
+    """Prints the figures of the newest run that has a report; `at`: words before their names."""
+    reports = sorted(workspace.glob("runs/*-*/report.html"))
+    if not reports:
+        unmeasured(f"{at}: page of a run", "no run has a report")
+        return
+    run = reports[-1].parent
+    for name in ("report.md", "report.html"):
+        at_most(f"{at}: {name}, MB", (run / name).stat().st_size / 1e6, MEGABYTES)
+    if CHROMIUM is None:
+        unmeasured(f"{at}: first paint", "there is no Chromium")
+        return
+    with served_pages(workspace) as address, chromium() as browser:
+        tab = browser.new_page()
+        for name, path in (
+            ("page of the run", f"/runs/{run.name}"),
+            ("its report", f"/runs/{run.name}/report"),
+            ("home", "/"),
+        ):
+            at_most(f"{at}: {name}, first paint, s", first_paint_s(tab, f"{address}{path}"), PAINT_S)
