@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning import HALF, Noise, TopK, attractor_classes, estimate_noise, label_quality, suggest_labels, worst
+from models.cleaning.joined import JoinedRows, Table, selected
 from models.data.manifest import CHECKED, FLAGGED, NEAR, Manifest
 from models.data.positions import positions
 from models.evaluation.scores import Scores, concatenate, mean
@@ -45,12 +46,12 @@ class FoldEmbeddings(NamedTuple):
     more: (N, d) embeddings of each further encoder, which the folds share.
     """
 
-    embeddings: NDArray[np.floating]
+    embeddings: Table
     fold: NDArray[np.int64]
-    more: tuple[NDArray[np.floating], ...] = ()
+    more: tuple[Table, ...] = ()
 
     @property
-    def encoders(self) -> list[NDArray[np.floating]]:
+    def encoders(self) -> list[Table]:
         """The embeddings of all encoders."""
         return [self.embeddings, *self.more]
 
@@ -60,19 +61,17 @@ def fold_embeddings(
 ) -> FoldEmbeddings:
     """The embeddings of the photos of `scores`, by the fold that held them out; for validation photos by the first fold.
 
-    They keep the type of the files, which is half precision: a million photos take 1 GB instead of 2.
+    They stay in the files, which are in half precision: of several encoders and millions of photos they would take tens of
+    gigabytes.
 
     shared: all folds used the same network, so that all photos count as of one fold.
     """
-    result = FoldEmbeddings(
-        np.empty((len(scores), embeddings[0].shape[1]), embeddings[0].dtype), np.zeros(len(scores), np.int64)
-    )
+    fold, place = np.zeros(len(scores), np.int64), np.zeros(len(scores), np.int64)
     for number in reversed(range(len(folds))):
         row = positions(folds[number].id, scores.id)
-        scored = row >= 0
-        result.embeddings[row[scored]] = embeddings[number][scored]
-        result.fold[row[scored]] = 0 if shared else number
-    return result
+        scored = np.flatnonzero(row >= 0)
+        fold[row[scored]], place[row[scored]] = number, scored
+    return FoldEmbeddings(JoinedRows(embeddings, fold, place), np.zeros_like(fold) if shared else fold)
 
 
 def decide(
@@ -145,7 +144,7 @@ def confusion(manifest: Manifest, scores: Scores, *, fold_embeddings: FoldEmbedd
     return estimate_noise(
         known.target,
         TopK(known.top, known.probs, known.p_label, classes),
-        [each[train] for each in fold_embeddings.encoders],
+        [selected(each, train) for each in fold_embeddings.encoders],
         groups=fold_embeddings.fold[train],
         names=manifest.classes,
     )

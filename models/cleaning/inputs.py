@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cleaning.joined import Table
 from models.errors import CleaningError
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def check_labels(labels: NDArray[np.integer], num_classes: int) -> None:
     refuse(wrong, f"labels: outside [-1, {num_classes})", "correct the labels, or give num_classes")
 
 
-def check_photos(num: int, encoders: Sequence[NDArray[np.floating]], groups: NDArray[np.integer] | None) -> None:
+def check_photos(num: int, encoders: Sequence[Table], groups: NDArray[np.integer] | None) -> None:
     """Refuses embeddings or groups whose shape does not fit the number of labels."""
     for embeddings in encoders:
         if embeddings.ndim != 2 or len(embeddings) != num:

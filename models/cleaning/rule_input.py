@@ -19,11 +19,12 @@ from models.cleaning.inputs import (
     check_sparse,
     warn,
 )
+from models.cleaning.joined import JoinedRows, Table
 
 KEEP = 5  # most probable other classes of a photo that count as candidates; 10 found no more label issues
 BLOCK_BYTES = 1 << 19  # bytes of the dense table that are processed at a time; they fit into the cache of a core
 
-Embeddings = NDArray[np.floating] | Sequence[NDArray[np.floating]] | None
+Embeddings = Table | Sequence[Table] | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RuleInput:
     other: NDArray[np.int64]
     p_other: NDArray[np.float32]
     pred_probs: NDArray[np.floating] | TopK
-    embeddings: tuple[NDArray[np.floating], ...]
+    embeddings: tuple[Table, ...]
     groups: NDArray[np.integer]
     names: tuple[str, ...] | None = None
 
@@ -110,11 +111,11 @@ class RuleInput:
         yield from blocks(self.labels, self.pred_probs)
 
 
-def as_encoders(embeddings: Embeddings) -> tuple[NDArray[np.floating], ...]:
+def as_encoders(embeddings: Embeddings) -> tuple[Table, ...]:
     """The embeddings of each encoder: of one array, of several, or of none."""
     if embeddings is None:
         return ()
-    return (embeddings,) if isinstance(embeddings, np.ndarray) else tuple(embeddings)
+    return (embeddings,) if isinstance(embeddings, np.ndarray | JoinedRows) else tuple(embeddings)
 
 
 def gather(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cleaning.evidence import gather_evidence
+from models.cleaning.joined import Table
 from models.cleaning.mixture import f1_cut, posterior
 from models.cleaning.noise import Noise
 from models.cleaning.rule_input import RuleInput
@@ -185,7 +186,7 @@ class Posterior:
         return posterior(gather_evidence(data, count=self.count, ridge=self.ridge, most=self.most))
 
 
-def photos(data: RuleInput) -> NDArray[np.floating]:
+def photos(data: RuleInput) -> Table:
     """(N, d) embeddings of the first encoder; raises CleaningError if there are none."""
     if not data.embeddings:
         raise CleaningError("embeddings: this rule compares photos; give embeddings, or use the rule log_margin")

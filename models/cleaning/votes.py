@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cleaning.joined import Table
 from models.errors import CleaningError
 
 BLOCK_BYTES = 1 << 26  # bytes of similarities, or of classifier rows, in one block
@@ -32,7 +33,7 @@ def members(groups: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
         yield np.flatnonzero(groups == name)
 
 
-def centre(embeddings: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def centre(embeddings: Table, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """(d,) mean embedding of some photos, summed in blocks.
 
     Raises:
@@ -63,7 +64,7 @@ def similar(unit: NDArray[np.float32], *, rows_at_once: int | None = None) -> It
 
 
 def neighbour_labels(
-    embeddings: NDArray[np.floating], labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
+    embeddings: Table, labels: NDArray[np.int64], *, neighbours: int, groups: NDArray[np.integer]
 ) -> NDArray[np.int32]:
     """(N, neighbours) labels of the most similar other photos in the group; -1 if the group is too small.
 
@@ -92,7 +93,7 @@ def count_votes(neighbour: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray
 
 
 def candidate_votes(
-    embeddings: NDArray[np.floating],
+    embeddings: Table,
     labels: NDArray[np.int64],
     ids: NDArray[np.int32],
     *,
@@ -114,7 +115,7 @@ def candidate_votes(
 
 
 def _nearest_columns(
-    embeddings: NDArray[np.floating],
+    embeddings: Table,
     labels: NDArray[np.int64],
     ids: NDArray[np.int32],
     rows: NDArray[np.int64],
@@ -161,7 +162,7 @@ def _by_class(classes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
 
 
 def linear_vote(
-    embeddings: NDArray[np.floating],
+    embeddings: Table,
     labels: NDArray[np.int64],
     ids: NDArray[np.int32],
     *,
@@ -199,7 +200,7 @@ def linear_vote(
 
 
 def _fit(
-    embeddings: NDArray[np.floating],
+    embeddings: Table,
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     mean: NDArray[np.float32],

@@ -321,7 +321,7 @@ def test_photos_are_compared_within_their_fold() -> None:
     decided = decided_on(photos, judged, rule="posterior", fold_embeddings=found, validation=True)
     assert np.array_equal(decided.kept, given == truth), "each fold's own axis tells; mixed up they would cancel"
     together = fold_embeddings(seen, parts, judged, shared=True)
-    assert np.array_equal(together.embeddings, found.embeddings)
+    assert np.array_equal(together.embeddings[:], found.embeddings[:])
     assert not together.fold.any(), "of one network"
 
 

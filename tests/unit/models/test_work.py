@@ -73,7 +73,7 @@ def test_embeddings_of_folds_keep_their_precision() -> None:
     halves = [np.full((2, 3), number, np.float16) for number in (1, 2)]
     found = fold_embeddings(halves, parts, scores_of(ids), shared=False)
     assert found.embeddings.dtype == np.float16
-    assert found.embeddings[:, 0].tolist() == [1, 2, 1, 2]
+    assert found.embeddings[np.arange(4)][:, 0].tolist() == [1, 2, 1, 2]
     assert found.fold.tolist() == [0, 1, 0, 1]
 
 
