@@ -75,7 +75,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
         )
         np.concatenate(tables, out=whole)
         whole.flush()
-    for part in parts:
+    for part in out.glob("part-*"):  # also those of a killed measurement by more workers
         shutil.rmtree(part)
 
 
