@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cleaning.joined import Table
 from models.cleaning.mixture import Evidence
 from models.cleaning.rule_input import RuleInput
-from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
+from models.cleaning.votes import candidate_votes, count_votes, linear_vote, neighbour_labels
 
+COMPARED = 10  # most probable other classes whose photos are compared where not all are
 LEAST = 1e-6  # probabilities below tell no more
 LINEAR = 12.0  # weight of a linear vote to start from; it reaches from 0 to 1, the other kinds over several units
 
@@ -19,22 +21,30 @@ def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> 
     Args:
         count: neighbours that vote.
         ridge: of the linear vote.
-        most: photos in a group beyond which neighbours are left out, because their cost grows with the square.
+        most: photos in a group beyond which neighbours are looked for only in candidate classes, as the cost of all pairs
+            grows with the square.
     """
     found, labelled = data.candidates, data.is_labelled
     kinds, start = [_with_others(data, np.log(np.maximum(found.p, LEAST)), _log_other(data, found.p))], [1.0]
     small = np.unique(data.groups, return_counts=True)[1].max(initial=0) <= most
     for embeddings in data.embeddings:
-        if small:
-            near = neighbour_labels(embeddings, data.labels, neighbours=count, groups=data.groups)
-            votes = count_votes(near, found.ids)
-            kinds.append(_with_others(data, np.log1p(votes), np.log1p(_average(data, count - votes.sum(axis=1)))))
-            start.append(1 / len(data.embeddings))
+        votes = _votes(data, embeddings, count=count, all_pairs=small)
+        kinds.append(_with_others(data, np.log1p(votes), np.log1p(_average(data, count - votes.sum(axis=1)))))
+        start.append(1 / len(data.embeddings))
         votes = linear_vote(embeddings, data.labels, found.ids, groups=data.groups, ridge=ridge,
                             num_classes=data.num_classes)  # fmt: skip
         kinds.append(_with_others(data, votes, _average(data, 1 - votes.sum(axis=1))))
         start.append(LINEAR / len(data.embeddings))
     return Evidence(np.stack(kinds), found.ids[labelled], np.array(start), data.num_classes, data.present, data.names)
+
+
+def _votes(data: RuleInput, embeddings: Table, *, count: int, all_pairs: bool) -> NDArray[np.float32]:
+    """(N, K) votes of the `count` nearest photos for each candidate."""
+    ids = data.candidates.ids
+    if all_pairs:
+        return count_votes(neighbour_labels(embeddings, data.labels, neighbours=count, groups=data.groups), ids)
+    compared = data.best(COMPARED).ids
+    return candidate_votes(embeddings, data.labels, compared, neighbours=count, groups=data.groups)[:, : ids.shape[1]]
 
 
 def _with_others(data: RuleInput, candidates: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float32]:

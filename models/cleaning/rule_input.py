@@ -29,7 +29,7 @@ Embeddings = Table | Sequence[Table] | None
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidate classes of each photo: the label in column 0, then at most KEEP others.
+    """Candidate classes of each photo: the label in column 0, then the most probable others.
 
     Attributes:
         ids: (N, K + 1) int32 classes, -1 for none.
@@ -92,9 +92,13 @@ class RuleInput:
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The label and the most probable other classes, from dense or sparse probabilities."""
+        """The label and the KEEP most probable other classes."""
+        return self.best(KEEP)
+
+    def best(self, count: int) -> Candidates:
+        """The label and the `count` most probable other classes, from dense or sparse probabilities."""
         width = self.pred_probs.ids.shape[1] if isinstance(self.pred_probs, TopK) else self.num_classes
-        others = min(KEEP, width)
+        others = min(count, width)
         ids = np.full((len(self), others + 1), -1, np.int32)
         p = np.zeros((len(self), others + 1), np.float32)
         ids[:, 0], p[:, 0] = self.labels, self.p_label

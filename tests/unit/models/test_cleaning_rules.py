@@ -18,7 +18,9 @@ from models.cleaning import (
     label_weights,
     suggest_labels,
 )
-from models.cleaning.votes import linear_vote, neighbour_labels
+from models.cleaning.joined import JoinedRows
+from models.cleaning.rule_input import gather
+from models.cleaning.votes import candidate_votes, centre, count_votes, directions, linear_vote, neighbour_labels
 from models.errors import CleaningError
 from models.recipe.config import Clean, Rule
 from tests.unit.models.clusters import as_top_k, clusters
@@ -264,6 +266,51 @@ def test_half_the_prior_spares_the_tail() -> None:
     assert (label_quality(y, p, rule="log_margin", prior=0.5)[y == 1] >= 0.5).all()
 
 
-def test_neighbours_are_left_out_of_large_groups() -> None:
-    y, _, p, x = clusters()
-    assert (label_quality(y, p, x, most=10) != label_quality(y, p, x)).any()
+@pytest.mark.parametrize("classes", [3, 8])
+def test_candidate_votes_are_those_of_all_pairs_within_the_candidates(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, _, p, x = clusters(400)
+    y[:30], groups = -1, np.arange(400) % 2
+    ids = gather(y, p, x, groups=groups).best(classes - 1).ids
+    monkeypatch.setattr("models.cleaning.votes.BLOCK_BYTES", 30_000)
+    votes = candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups)
+    for i in range(0, 400, 7):
+        mean = centre(x.astype(np.float16), np.flatnonzero(groups == groups[i]))
+        unit = directions(x.astype(np.float16), mean)
+        able = [k for k in range(400) if k != i and groups[k] == groups[i] and y[k] >= 0 and y[k] in ids[i]]
+        near = sorted(able, key=lambda k: -float(unit[k] @ unit[i]))[:10]
+        assert votes[i].tolist() == [sum(y[k] == j for k in near) if j >= 0 else 0 for j in ids[i]]
+    if classes == 8:
+        every = count_votes(neighbour_labels(x.astype(np.float16), y, neighbours=10, groups=groups), ids)
+        assert (votes[y >= 0] == every[y >= 0]).all(), "the others lack one of the eight classes"
+
+
+def test_a_photo_is_compared_with_some_photos_of_a_large_class() -> None:
+    y, _, p, x = clusters(400)
+    ids = gather(y, p, x).best(7).ids
+    few = candidate_votes(x, y, ids, neighbours=10, groups=ONE_GROUP[:400], most=1)
+    assert few.max() == 1, "one photo of each class"
+    assert few.sum(1).min() >= 7 - 1, "and never itself"
+
+
+def test_large_groups_are_compared_with_candidates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, true, p, x = clusters(900, num_classes=24, wrong=0.3)
+    every, none = (label_quality(y, p, x, most=most) for most in (900, 0))
+    assert (every != none).any()
+    f1 = [2 * ((q < 0.5) & (y != true)).sum() / ((q < 0.5).sum() + (y != true).sum()) for q in (every, none)]
+    assert f1[1] > f1[0] - 0.01
+    monkeypatch.delattr("models.cleaning.evidence.neighbour_labels")
+    assert (label_quality(y, p, x, most=899) == none).all()
+
+
+def test_joined_tables_are_scored_like_an_array() -> None:
+    y, _, p, x = clusters(400)
+    table, row = np.arange(400) % 3, np.arange(400) // 3
+    joined = JoinedRows([x[each::3] for each in range(3)], table, row)
+    assert (joined[:] == x).all()
+    assert (joined.select(y > 3)[np.array([2, 0])] == x[y > 3][[2, 0]]).all()
+    for most in (0, 400):
+        assert (
+            label_quality(y, p, [joined], groups=table, most=most) == label_quality(y, p, x, groups=table, most=most)
+        ).all()
