@@ -19,7 +19,8 @@ SEEN = 400_000  # training photos to which the discriminants of `known` are fitt
 CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
 VERSION_S, PUBLISH_S = 5.0, 10.0  # data version of a round; report, registration and switch
 SCORE_BYTES, LABEL_BYTES = 120, 60  # of a photo, on the disk
-MOST = 50_000  # photos of a fold, up to which all pairs are compared
+MOST = 10_000  # photos of a fold, up to which all pairs are compared
+VOTE_S, CLASS_S = 2e-5, 6e-5  # s of a core per photo, and per class of a fold, where only candidates are compared
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ class _Work:
         """Decisions on the labels of all scored photos, and the data version of each round."""
         clean, scored = self.recipe.clean, self.counts.train + self.counts.val
         group = scored / clean.folds
-        pairs = (
-            scored * group / self.counts.classes * pace["product_s"] if clean.asks_embeddings and group <= MOST else 0
-        )
-        each = VERSION_S + scored * CLEAN_S + 4 * pairs  # ranking all neighbours takes longer than their product
-        peak = int(4e8 + scored * (1000 + FLOAT * EMBEDDING * 2 * clean.asks_embeddings))
+        votes = 0.0
+        if clean.asks_embeddings and group <= MOST:  # ranking all neighbours takes longer than their product
+            votes = 4 * scored * group / self.counts.classes * pace["product_s"]
+        elif clean.asks_embeddings:  # for the decisions and for the confusion
+            votes = 2 * (scored * VOTE_S + clean.folds * self.counts.classes * CLASS_S)
+        each = VERSION_S + scored * CLEAN_S + votes
+        vectors = 2 * EMBEDDING * scored + 2 * FLOAT * EMBEDDING * self.counts.classes  # in mapped files; linear votes
+        peak = int(4e8 + scored * 1500 + vectors * clean.asks_embeddings)
         return Stage("clean, round", clean.rounds, each, clean.rounds * each, peak,
                      clean.rounds * LABEL_BYTES * self.counts.photos)  # fmt: skip
 

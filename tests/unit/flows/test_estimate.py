@@ -80,6 +80,17 @@ def test_what_a_part_of_the_photos_decides_stops_growing(step: str) -> None:
     assert (more == many) == (step == "calibrate")
 
 
+def test_neighbours_of_many_photos_cost_no_more_than_those_of_a_few() -> None:
+    most, many, more = (
+        of(
+            "clean, round", recipe(), counts=dataclasses.replace(COUNTS, classes=50_030, train=5 * number, val=0)
+        ).seconds
+        for number in (estimate.MOST, 5 * estimate.MOST, 10 * estimate.MOST)
+    )
+    assert many < 10 * most
+    assert more < 2 * many, "candidates alone: time grows with the photos"
+
+
 def test_cards_share_the_answers_of_graphs() -> None:
     many, tried = dataclasses.replace(COUNTS, test=10**5, val=10**5), {"enlarge": [1.1, 1.2], "crops": 10}
     for step in ("export", "choose crops"):
@@ -92,6 +103,7 @@ def test_cards_share_the_answers_of_graphs() -> None:
 
 
 def test_numbers_are_those_of_the_steps() -> None:
+    from models.cleaning.rules import Posterior
     from models.export import calibrate
     from models.export.temperature import TEMPERATURES
 
@@ -99,6 +111,7 @@ def test_numbers_are_those_of_the_steps() -> None:
     assert (calibrate.TUNED, calibrate.FITTED) == (estimate.TUNED, estimate.SEEN)
     assert len(classifiers.SCALES) == estimate.SCALES
     assert len(TEMPERATURES) == estimate.TEMPERATURES
+    assert Posterior().most == estimate.MOST
 
 
 def test_the_longest_stage_is_told_with_a_way_to_shorten_it() -> None:
