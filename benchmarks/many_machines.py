@@ -76,7 +76,7 @@ def measure(machines: Machines, delivery: Path, photos: int, rates: dict[str, fl
     """Prints the figures of one number of machines; `rates`: photos per processor second of the first one, by the stage."""
     workspace, recipe = machines.folder / "workspace", machines.folder / "machines.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
-    run(machines, "init", workspace)
+    run(machines, "init", "--workspace", workspace)
     for name, verb in (("ingestion", ["ingest", delivery]), ("scoring", ["clean", recipe])):
         began, busy_s = time.monotonic(), machines.busy_s()
         run(machines, *verb, "--workspace", workspace)

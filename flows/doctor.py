@@ -18,6 +18,7 @@ from flows.settings import INSTALL_DASK, Settings
 from flows.workspace import Workspace
 from serving.server.control import Endpoint
 from serving.server.environment import inspect
+from serving.server.shared_room import PLACE, require_shared_memory
 from serving.server.watch_lock import watcher
 
 PARTS = ("torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect", "fastapi")
@@ -92,6 +93,7 @@ def _workspace(workspace: Workspace | None, settings: Settings) -> Iterator[Chec
         return f"version {selected[:12]}, every hash matches" if selected else "no data yet; run `cleanshelf ingest`"
 
     yield _check("data", data)
+    yield _check("shared memory", lambda: _shared_memory(workspace, settings))
     yield _check("endpoint", lambda: _endpoint(workspace, settings))
     yield _check("watchdog", lambda: _watchdog(workspace))
 
@@ -107,6 +109,13 @@ def _endpoint(workspace: Workspace, settings: Settings) -> str:
         for version in versions.configured():
             control.golden_check(versions, version, at_most=1)
     return f"gRPC at {found.url}, " + (f"model version {active[0]} answers" if active else "no model yet")
+
+
+def _shared_memory(workspace: Workspace, settings: Settings) -> str:
+    """Shared memory that is free and that a local server would take; none is needed while one runs, or by trainings."""
+    if access(workspace, settings) is None:
+        require_shared_memory(repository(workspace, settings), passes_bytes=True)
+    return f"{shutil.disk_usage(PLACE).free / 1e6:.0f} MB free in {PLACE}"
 
 
 def _watchdog(workspace: Workspace) -> str:

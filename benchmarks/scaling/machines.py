@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 NET, BRIDGE, OURS = "10.97.0", "shelfbench", 254
 SCHEDULER, PREFECT = 18786, 14200  # ports
@@ -82,7 +82,7 @@ def cluster(count: int, folder: Path, root: Path) -> Iterator[Machines]:
             words = [python, "-m", "dask", "worker", f"tcp://{NET}.{OURS}:{SCHEDULER}", "--nthreads", "1",
                      "--no-nanny", "--no-dashboard", "--local-directory", folder / f"dask-{number}"]  # fmt: skip
             machines.start(words, on=name, name=f"worker-{number}")
-        _wait_for(f"http://{NET}.{OURS}:{PREFECT}/api/health")
+        _wait_for(f"http://{NET}.{OURS}:{PREFECT}/api/flow_runs/filter")
         yield machines
     finally:
         machines.end()
@@ -119,7 +119,7 @@ def _wait_for(url: str) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         try:
-            with urlopen(url, timeout=2):
+            with urlopen(Request(url, b'{"limit": 1}', {"Content-Type": "application/json"}), timeout=60):
                 return
         except (URLError, OSError):
             time.sleep(0.5)

@@ -33,6 +33,7 @@ from serving.server.command import EXIT_TIMEOUT_S, HOST, Listening, arguments
 from serving.server.control import Endpoint
 from serving.server.encoded_endpoint import EncodedEndpoint
 from serving.server.environment import Environment, inspect
+from serving.server.shared_room import require_shared_memory
 
 START_TIMEOUT_S = 300.0
 LOCAL = Listening()
@@ -114,6 +115,8 @@ class LocalServer:
             _clear(self.state)  # the server of a killed start may hold the ports
             self._check_ports()
             self.repository.mkdir(parents=True, exist_ok=True)
+            models = ModelRepository(self.repository, self.model)
+            require_shared_memory(models, passes_bytes=environment.passes_bytes)
             self._install_backends(environment)
             install(self.repository, self.model)  # in the form of this release, even if there is no version yet
             server = self._spawn(environment)
