@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from distributed import Client
 
 NET, BRIDGE, OURS = "10.97.0", "shelfbench", 254
 SCHEDULER, PREFECT = 18786, 14200  # ports
@@ -43,6 +46,13 @@ class Machines:
         with (self.folder / f"{name}.log").open("wb") as log:
             self.started.append(subprocess.Popen([*place, *map(str, words)], stdout=log, stderr=log, cwd=self.folder,
                                                  env=self.variables, start_new_session=True))  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Lets every worker import what its first task would import."""
+        with Client(f"tcp://{NET}.{OURS}:{SCHEDULER}", set_as_default=False) as client:
+            client.wait_for_workers(len(self.names), timeout=START_S)
+            for module in ("flows.ingest", "flows.steps.learn"):
+                client.run(import_module, module)
 
     def busy_s(self) -> float:
         """Processor seconds that the workers and their ended children have taken."""
@@ -83,6 +93,7 @@ def cluster(count: int, folder: Path, root: Path) -> Iterator[Machines]:
                      "--no-nanny", "--no-dashboard", "--local-directory", folder / f"dask-{number}"]  # fmt: skip
             machines.start(words, on=name, name=f"worker-{number}")
         _wait_for(f"http://{NET}.{OURS}:{PREFECT}/api/flow_runs/filter")
+        machines.warm_up()
         yield machines
     finally:
         machines.end()
