@@ -82,7 +82,7 @@ class Spool:
 
     def add(self, rows: Tensor) -> None:
         """Adds rows (n, d) of any device."""
-        self._file.write(rows.float().cpu().contiguous().numpy())
+        self._file.write(rows.float().cpu().numpy().tobytes())
         self._num, self._width = self._num + len(rows), rows.shape[1]
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
