@@ -235,10 +235,10 @@ delivery over a network, waiting for a queue, faults.
 The export asks its graph about every test photo, in float32, which is counted as twice the time of mixed precision. The
 gate asks the current model about the test photos that are new since its export, here a tenth of them. The cards of one
 machine, eight here, share the photos. Before they answer, the graph is compared with torch on the cores, and each card
-with the cores, on 24 photos. Where ONNX Runtime cannot use the cards it takes the cores, and then the export would take,
-on any number of cards, {cores}; a
-warning says so. `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the cards was
-not tried on one.
+with the cores, on 24 photos. Where ONNX Runtime cannot use the cards it takes the cores and warns; then the export
+would take, on any number of cards,
+{cores}.
+`export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the cards was not tried on one.
 
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core 9 hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +14,9 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import TenCrop
 
-from models.data.manifest import Manifest, read_manifest
+from models.data.manifest import read_manifest
 from models.errors import ParityError, WeightsMismatch
-from models.export import measure, parity
+from models.export import parity
 from models.export.__main__ import describe, export, main
 from models.export.calibrate import Chosen
 from models.export.graph import Branch, DeployGraph, GraphOutput, crop_boxes, fold_head
@@ -370,64 +368,3 @@ def test_a_stamp_adds_and_replaces_and_leaves_the_weights(exported: Path, golden
     one, two = (open_session(path).run(["probs"], {"image": golden})[0] for path in (copy, exported / "model.onnx"))
     assert np.array_equal(one, two)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_answers_of_the_test_photos_are_kept(exported: Path, data: Path) -> None:
-    manifest = read_manifest(data)
-    answers = np.load(exported / "answers.npz")
-    rows = np.flatnonzero(manifest.split == "test")
-    assert np.array_equal(answers["target"], manifest.target[rows])
-    assert answers["ranked"].shape == (len(rows), 5)
-    assert (answers["ranked"][:, 4] == -2).all(), "what pads the answers is never a class"
-    assert ((answers["probability"] > 0.25) & (answers["probability"] <= 1)).all(), "the best of four classes"
-    right = (answers["ranked"][:, 0] == answers["target"]).mean()
-    assert json.loads((exported / "accuracy.json").read_text())["top1"] == pytest.approx(right, abs=1e-6)
-
-
-Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
-
-
-def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, data: Path, variant: Variant) -> None:
-    """The newer version lacks apple, has a new first class, and has a class that only exists in test."""
-    names = {"apple": "aaa", "bean": "bean", "corn": "corn", "dill": "dill"}
-    renamed = lambda labels: np.array([names[label] for label in labels], dtype=object)  # noqa: E731
-
-    def newer(manifest: Manifest) -> dict[str, Any]:
-        label = renamed(manifest.label)
-        label[(manifest.split == "test") & (label == "corn")] = "untrained"
-        return {"label": label, "given_label": renamed(manifest.given_label)}
-
-    manifest = read_manifest(variant(newer))
-    assert manifest.classes == ["aaa", "bean", "corn", "dill"]
-    ranked, _, target = measure.measure(exported / "model.onnx", manifest, measure.test_rows(manifest))
-    before = np.load(exported / "answers.npz")["ranked"]
-    assert np.array_equal(ranked, np.where(before == 0, -2, before)), (
-        "apple is never right, the others keep their names"
-    )
-    assert set(target) == {0, 1, -1}
-    assert not (ranked == -1).any()
-
-
-@pytest.mark.parametrize("known", [0.0, 0.5, 1.0])
-def test_only_photos_without_an_answer_are_asked_about(
-    exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: float
-) -> None:
-    manifest, asked, ask = read_manifest(data), list[int](), measure.ask
-    monkeypatch.setattr(measure, "ask", lambda graph, manifest, rows: (
-        asked.append(len(rows)) or ask(graph, manifest, rows)))  # fmt: skip
-    with np.load(exported / "asked.npz") as file:
-        num, kept = len(file["photo"]), np.random.default_rng(0).permutation(len(file["photo"]))
-        kept = kept[: round(known * num)]
-        np.savez(tmp_path / "before.npz", **{name: file[name][kept] for name in file.files})
-    measure.write_answers(exported / "model.onnx", manifest, tmp_path, before=tmp_path / "before.npz")
-    assert asked == [num - len(kept)]
-    before, after = (np.load(folder / "answers.npz") for folder in (exported, tmp_path))
-    for name in before.files:
-        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
-    assert (tmp_path / "accuracy.json").read_bytes() == (exported / "accuracy.json").read_bytes()
-    assert {file.name for file in tmp_path.iterdir()} == {"before.npz", "answers.npz", "asked.npz", "accuracy.json"}
-
-
-def test_a_version_without_test_photos_has_no_accuracy(exported: Path, variant: Variant, tmp_path: Path) -> None:
-    manifest = read_manifest(variant(lambda m: {"split": np.full(len(m), "train", object)}))
-    assert set(measure.write_answers(exported / "model.onnx", manifest, tmp_path).values()) == {None}
