@@ -19,7 +19,7 @@ from flows.report.markdown import markdown, publish_report
 from flows.report.run_report import Report, to_json
 from flows.report.steps import StepAccuracy
 from flows.run.history import state_of
-from flows.run.measure import measure_graph, read_answers
+from flows.run.measure import compare_graph, read_answers
 from flows.run.plans import against_plan
 from flows.run.run import ResultCache, Run, inputs_of
 from flows.run.step import step
@@ -62,7 +62,7 @@ def against_current(run: Run, data: DataFolder, graph: Exported, verdict: Verdic
     if verdict.against is None:
         return []
     current = repository(run.workspace).path(verdict.against) / "model.onnx"
-    serving = measure_graph(ResultCache(run.workspace), data, current)
+    serving = compare_graph(ResultCache(run.workspace), data, current)
     return changed_products(read_answers(read_manifest(data), graph, serving), named(verdict.against))
 
 
