@@ -20,7 +20,13 @@ pytestmark = [pytest.mark.dvc, pytest.mark.prefect, pytest.mark.triton]
 TINY = ("test_resnet", "test_byobnet", "test_efficientnet")  # one for each member
 SHORT = ("train.epochs=1", "clean.epochs=1", "clean.folds=2", "export.input_size=64", "export.crops=2")
 ANYTHING = (*ANY, "gate.above_chance=-1", "gate.class_floor=0")
-LONG = ("train.balanced_epochs=0", "train.step_epochs=[]", "train.warmup_epochs=0", "clean.rounds=1", "finetune.epochs=1")
+LONG = (
+    "train.balanced_epochs=0",
+    "train.step_epochs=[]",
+    "train.warmup_epochs=0",
+    "clean.rounds=1",
+    "finetune.epochs=1",
+)
 
 
 def toy(name: str, weights: Path) -> list[str]:
