@@ -7,11 +7,11 @@ of a model. A region grows by what requests bring; where it cannot, the request 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from pathlib import Path
 
 from serving.errors import BadEnvironment
+from serving.repository.accelerator import CPU
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
 
@@ -31,7 +31,7 @@ def needed_bytes(repository: ModelRepository, *, passes_bytes: bool) -> int:
     Raises:
         CorruptVersion: the model's config.pbtxt cannot be read.
     """
-    decoders = REGION * len(os.sched_getaffinity(0)) * passes_bytes
+    decoders = REGION * CPU.instances * passes_bytes
     if not repository.configured():
         return decoders
     config = TritonConfig.parse(repository.configuration())

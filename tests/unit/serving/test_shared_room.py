@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from serving.errors import BadEnvironment
+from serving.repository.accelerator import CPU
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
 from serving.server.shared_room import REGION, needed_bytes, require_shared_memory
 from tests.graphs import write_graph
 
-CORES = len(os.sched_getaffinity(0))
+CORES = CPU.instances
 SMALL = """
 import sys
 from pathlib import Path
