@@ -20,7 +20,7 @@ CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity an
 VERSION_S, PUBLISH_S = 5.0, 10.0  # data version of a round; report, registration and switch
 SCORE_BYTES, LABEL_BYTES = 120, 60  # of a photo, on the disk
 MOST = 10_000  # photos of a fold, up to which all pairs are compared
-VOTE_S, CLASS_S = 2e-5, 6e-5  # s of a core per photo, and per class of a fold, where only candidates are compared
+VOTE_S, CLASS_S = 7e-5, 6e-5  # s of a core per photo, and per class of a fold, where only candidates are compared
 
 
 @dataclass(frozen=True)

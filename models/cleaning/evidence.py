@@ -21,8 +21,8 @@ def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> 
     Args:
         count: neighbours that vote.
         ridge: of the linear vote.
-        most: photos in a group beyond which neighbours are looked for only in candidate classes, as the cost of all pairs
-            grows with the square.
+        most: photos in a group beyond which neighbours are looked for among those of candidate classes and some others, as
+            the cost of all pairs grows with the square.
     """
     found, labelled = data.candidates, data.is_labelled
     kinds, start = [_with_others(data, np.log(np.maximum(found.p, LEAST)), _log_other(data, found.p))], [1.0]

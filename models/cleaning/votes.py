@@ -6,7 +6,7 @@ networks lie in different spaces. No array of N x N or N x C is kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from models.errors import CleaningError
 BLOCK_BYTES = 1 << 26  # bytes of similarities, or of classifier rows, in one block
 BLOCK_ROWS = 1 << 14
 MOST_VOTERS = 500  # photos of a class with which a photo is compared
+STRANGERS = 2000  # photos that stand for the classes that are no candidates
 NOBODY = np.empty(0, np.int64)
 
 
@@ -100,57 +101,84 @@ def candidate_votes(
     neighbours: int,
     groups: NDArray[np.integer],
     most: int = MOST_VOTERS,
+    strangers: int = STRANGERS,
 ) -> NDArray[np.float32]:
     """(N, K) number of the most similar other photos of the group whose label is each candidate class; 0 for -1.
 
-    A photo is compared only with the photos of its candidate classes (N, K), with at most `most` of each, drawn once. So
-    time is O(N K most d) at most, and less where classes are smaller; memory is O(N neighbours).
+    A photo is compared only with the photos of its candidate classes (N, K), at most `most` of each, and with `strangers`
+    photos that stand for all other classes; all are drawn once. Without strangers, unlike photos of candidates would become
+    neighbours wherever classes are small. Time is O(N (K most + strangers) d) at most, and less where classes are smaller;
+    memory is O(N neighbours).
     """
     votes = np.zeros(ids.shape, np.float32)
     for rows in members(groups):
-        for column in _nearest_columns(embeddings, labels, ids, rows, neighbours=neighbours, most=most).T:
+        near = _Nearest(embeddings, rows, neighbours)
+        drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels[rows] >= 0))
+        asked, voting = _by_class(ids[rows].ravel()), _by_class(labels[rows[drawn]])
+        asking = {name: np.divmod(places, ids.shape[1]) for name, places in asked.items()}
+        for name, places in voting.items():
+            if name in asking:
+                near.compare(np.sort(drawn[places[:most]]), *asking[name])
+        if strangers and len(drawn):
+            voters = np.sort(drawn[:strangers])
+            near.compare_strangers(voters, [asking.get(name, (NOBODY,))[0] for name in labels[rows[voters]].tolist()])
+        for column in near.column.T:
             voted = np.flatnonzero(column >= 0)
             votes[rows[voted], column[voted]] += 1
     return votes
 
 
-def _nearest_columns(
-    embeddings: Table,
-    labels: NDArray[np.int64],
-    ids: NDArray[np.int32],
-    rows: NDArray[np.int64],
-    *,
-    neighbours: int,
-    most: int,
-) -> NDArray[np.int8]:
-    """(n, neighbours) columns of the candidates whose photos are most similar to n photos; -1 where there are too few.
+class _Nearest:
+    """The photos of a group that were found most similar to each of its n photos, without itself.
 
-    Class by class, as all that name a class are compared with the same photos. A photo's similarities are those of its
-    vector without its length, which changes no order, and so need not be known.
+    A photo's similarities are those of its vector without its length, which changes no order, and so need not be known.
+
+    Attributes:
+        best: (n, neighbours) their similarities; -inf where there are too few.
+        column: (n, neighbours) int8 column of the candidate that they vote for; -1 for none.
     """
-    mean = centre(embeddings, rows)
-    best = np.full((len(rows), neighbours), -np.inf, np.float32)
-    column = np.full((len(rows), neighbours), -1, np.int8)
-    drawn = np.random.default_rng(0).permutation(len(rows))
-    asked, voting = _by_class(ids[rows].ravel()), _by_class(labels[rows[drawn]])
-    for name, places in voting.items():
-        voters = np.sort(drawn[places[:most]])
-        unit = directions(embeddings[rows[voters]], mean)
-        shift = unit @ mean
-        for part in _parts(asked.get(name, NOBODY), BLOCK_BYTES // (4 * (len(voters) + unit.shape[1]))):
-            asking, own = np.divmod(part, ids.shape[1])
-            near = np.asarray(embeddings[rows[asking]], np.float32) @ unit.T - shift
-            at = np.minimum(np.searchsorted(voters, asking), len(voters) - 1)
-            itself = np.flatnonzero(voters[at] == asking)
+
+    def __init__(self, embeddings: Table, rows: NDArray[np.int64], neighbours: int) -> None:
+        self.embeddings, self.rows, self.mean = embeddings, rows, centre(embeddings, rows)
+        self.best = np.full((len(rows), neighbours), -np.inf, np.float32)
+        self.column = np.full((len(rows), neighbours), -1, np.int8)
+
+    def compare(self, voters: NDArray[np.int64], asking: NDArray[np.int64], column: NDArray[np.int64]) -> None:
+        """Compares photos with the voters of one class, which is the candidate in that column (m,) of each."""
+        for part, near in self._similarities(voters, asking):
+            self._add(asking[part], near, column[part].astype(np.int8))
+
+    def compare_strangers(self, voters: NDArray[np.int64], asking: Sequence[NDArray[np.int64]]) -> None:
+        """Compares all photos with voters, but for the photos `asking` for the class of each voter: these have compared it."""
+        row = np.concatenate([*asking, NOBODY])
+        order = np.argsort(row, kind="stable")
+        row, voter = row[order], np.repeat(np.arange(len(voters)), [len(each) for each in asking])[order]
+        for part, near in self._similarities(voters, np.arange(len(self.rows))):
+            known = slice(*np.searchsorted(row, [part[0], part[-1] + 1]))
+            near[row[known] - part[0], voter[known]] = -np.inf
+            self._add(part, near, np.full(len(part), -1, np.int8))
+
+    def _similarities(
+        self, voters: NDArray[np.int64], asking: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Blocks of positions in `asking`, and their similarities (m, voters); -inf for the photo itself."""
+        unit = directions(self.embeddings[self.rows[voters]], self.mean)
+        shift = unit @ self.mean
+        for part in _parts(np.arange(len(asking)), BLOCK_BYTES // (4 * (len(voters) + unit.shape[1]))):
+            near = np.asarray(self.embeddings[self.rows[asking[part]]], np.float32) @ unit.T - shift
+            at = np.minimum(np.searchsorted(voters, asking[part]), len(voters) - 1)
+            itself = np.flatnonzero(voters[at] == asking[part])
             near[itself, at[itself]] = -np.inf
-            both = np.concatenate([best[asking], near], axis=1)
-            kept = np.argpartition(-both, neighbours - 1, axis=1)[:, :neighbours]
-            is_new = kept >= neighbours
-            former = np.take_along_axis(column[asking], np.where(is_new, 0, kept), 1)
-            best[asking] = np.take_along_axis(both, kept, 1)
-            column[asking] = np.where(is_new, own[:, None].astype(np.int8), former)
-    column[best == -np.inf] = -1
-    return column
+            yield part, near
+
+    def _add(self, asking: NDArray[np.int64], near: NDArray[np.float32], column: NDArray[np.int8]) -> None:
+        both = np.concatenate([self.best[asking], near], axis=1)
+        neighbours = self.best.shape[1]
+        kept = np.argpartition(-both, neighbours - 1, axis=1)[:, :neighbours]
+        is_new = kept >= neighbours
+        former = np.take_along_axis(self.column[asking], np.where(is_new, 0, kept), 1)
+        self.best[asking] = found = np.take_along_axis(both, kept, 1)
+        self.column[asking] = np.where(found == -np.inf, -1, np.where(is_new, column[:, None], former))
 
 
 def _by_class(classes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:

@@ -62,7 +62,7 @@ def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path:
         folder.mkdir()
         np.save(folder / "embeddings.npy", np.full((len(part), 2), number, np.float16))
     own = embeddings_of(folders, parts, concatenate(parts))
-    assert (own.embeddings[:, 0].tolist(), own.fold.tolist()) == ([0, 1, 0], [0, 1, 0])
+    assert (own.embeddings[:][:, 0].tolist(), own.fold.tolist()) == ([0, 1, 0], [0, 1, 0])
     np.save(folders[0] / "features.npy", np.ones((2, 3), np.float16))
     assert embeddings_of(folders, parts, concatenate(parts)).fold.tolist() == [0, 1, 0], "one of two is not enough"
     np.save(folders[1] / "features.npy", np.ones((1, 3), np.float16))
@@ -70,6 +70,6 @@ def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path:
     assert (shared.embeddings.shape, shared.fold.tolist()) == ((3, 3), [0, 0, 0])
     for number, (folder, part) in enumerate(zip(folders, parts, strict=True)):
         np.save(folder / "features-1.npy", np.full((len(part), 4), number, np.float16))
-    assert [each.tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [
+    assert [each[:].tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [
         [[0] * 4, [1] * 4, [0] * 4]
     ]

@@ -274,34 +274,44 @@ def test_candidate_votes_are_those_of_all_pairs_within_the_candidates(
     y[:30], groups = -1, np.arange(400) % 2
     ids = gather(y, p, x, groups=groups).best(classes - 1).ids
     monkeypatch.setattr("models.cleaning.votes.BLOCK_BYTES", 30_000)
-    votes = candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups)
+    votes = candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups, strangers=0)
     for i in range(0, 400, 7):
         mean = centre(x.astype(np.float16), np.flatnonzero(groups == groups[i]))
         unit = directions(x.astype(np.float16), mean)
         able = [k for k in range(400) if k != i and groups[k] == groups[i] and y[k] >= 0 and y[k] in ids[i]]
         near = sorted(able, key=lambda k: -float(unit[k] @ unit[i]))[:10]
         assert votes[i].tolist() == [sum(y[k] == j for k in near) if j >= 0 else 0 for j in ids[i]]
-    if classes == 8:
-        every = count_votes(neighbour_labels(x.astype(np.float16), y, neighbours=10, groups=groups), ids)
-        assert (votes[y >= 0] == every[y >= 0]).all(), "the others lack one of the eight classes"
+    every = count_votes(neighbour_labels(x.astype(np.float16), y, neighbours=10, groups=groups), ids)
+    assert (candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups)[y >= 0] == every[y >= 0]).all()
+
+
+def test_unlike_photos_of_small_classes_are_no_neighbours() -> None:
+    draw = np.random.default_rng(0)
+    y = np.repeat(np.arange(400), 4)
+    x = np.repeat(draw.normal(size=(400, 16)), 4, axis=0) + 0.1 * draw.normal(size=(1600, 16))
+    ids = np.stack([y, (y + 1) % 400, (y + 2) % 400], axis=1).astype(np.int32)
+    own, *others = candidate_votes(x, y, ids, neighbours=10, groups=np.zeros(1600, np.int64)).T
+    assert (own == 3).all()
+    assert np.mean(others) < 0.2, "with the photos of candidates alone, 3.5 of the 10 nearest"
 
 
 def test_a_photo_is_compared_with_some_photos_of_a_large_class() -> None:
     y, _, p, x = clusters(400)
     ids = gather(y, p, x).best(7).ids
-    few = candidate_votes(x, y, ids, neighbours=10, groups=ONE_GROUP[:400], most=1)
+    few = candidate_votes(x, y, ids, neighbours=10, groups=ONE_GROUP[:400], most=1, strangers=0)
     assert few.max() == 1, "one photo of each class"
     assert few.sum(1).min() >= 7 - 1, "and never itself"
 
 
-def test_large_groups_are_compared_with_candidates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_groups_are_compared_with_candidates_and_some_others(monkeypatch: pytest.MonkeyPatch) -> None:
     y, true, p, x = clusters(900, num_classes=24, wrong=0.3)
-    every, none = (label_quality(y, p, x, most=most) for most in (900, 0))
-    assert (every != none).any()
-    f1 = [2 * ((q < 0.5) & (y != true)).sum() / ((q < 0.5).sum() + (y != true).sum()) for q in (every, none)]
+    monkeypatch.setattr(candidate_votes, "__kwdefaults__", {**candidate_votes.__kwdefaults__, "strangers": 100})
+    every, some = (label_quality(y, p, x, most=most) for most in (900, 0))
+    assert (every != some).any()
+    f1 = [2 * ((q < 0.5) & (y != true)).sum() / ((q < 0.5).sum() + (y != true).sum()) for q in (every, some)]
     assert f1[1] > f1[0] - 0.01
     monkeypatch.delattr("models.cleaning.evidence.neighbour_labels")
-    assert (label_quality(y, p, x, most=899) == none).all()
+    assert (label_quality(y, p, x, most=899) == some).all()
 
 
 def test_joined_tables_are_scored_like_an_array() -> None:
