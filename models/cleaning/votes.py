@@ -6,7 +6,7 @@ networks lie in different spaces. No array of N x N or N x C is kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ from models.errors import CleaningError
 BLOCK_BYTES = 1 << 26  # bytes of similarities, or of classifier rows, in one block
 BLOCK_ROWS = 1 << 14
 MOST_VOTERS = 500  # photos of a class with which a photo is compared
-STRANGERS = 2000  # photos that stand for the classes that are no candidates
-NOBODY = np.empty(0, np.int64)
+OTHERS = 2000  # photos that stand for the classes other than the candidates
 
 
 def directions(embeddings: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -101,13 +100,13 @@ def candidate_votes(
     neighbours: int,
     groups: NDArray[np.integer],
     most: int = MOST_VOTERS,
-    strangers: int = STRANGERS,
+    others: int = OTHERS,
 ) -> NDArray[np.float32]:
     """(N, K) number of the most similar other photos of the group whose label is each candidate class; 0 for -1.
 
-    A photo is compared only with the photos of its candidate classes (N, K), at most `most` of each, and with `strangers`
-    photos that stand for all other classes; all are drawn once. Without strangers, unlike photos of candidates would become
-    neighbours wherever classes are small. Time is O(N (K most + strangers) d) at most, and less where classes are smaller;
+    A photo is compared only with the photos of its candidate classes (N, K), at most `most` of each, and with `others`
+    photos that stand for all other classes; all are drawn once. Without these, unlike photos of candidates would become
+    neighbours wherever classes are small. Time is O(N (K most + others) d) at most, and less where classes are smaller;
     memory is O(N neighbours).
     """
     votes = np.zeros(ids.shape, np.float32)
@@ -115,13 +114,11 @@ def candidate_votes(
         near = _Nearest(embeddings, rows, neighbours)
         drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels[rows] >= 0))
         asked, voting = _by_class(ids[rows].ravel()), _by_class(labels[rows[drawn]])
-        asking = {name: np.divmod(places, ids.shape[1]) for name, places in asked.items()}
-        for name, places in voting.items():
-            if name in asking:
-                near.compare(np.sort(drawn[places[:most]]), *asking[name])
-        if strangers and len(drawn):
-            voters = np.sort(drawn[:strangers])
-            near.compare_strangers(voters, [asking.get(name, (NOBODY,))[0] for name in labels[rows[voters]].tolist()])
+        for name in sorted(asked.keys() & voting.keys()):
+            near.compare(np.sort(drawn[voting[name][:most]]), *np.divmod(asked[name], ids.shape[1]))
+        if others and len(drawn):
+            voters = np.sort(drawn[:others])
+            near.compare_others(voters, labels[rows[voters]], ids[rows])
         for column in near.column.T:
             voted = np.flatnonzero(column >= 0)
             votes[rows[voted], column[voted]] += 1
@@ -148,14 +145,16 @@ class _Nearest:
         for part, near in self._similarities(voters, asking):
             self._add(asking[part], near, column[part].astype(np.int8))
 
-    def compare_strangers(self, voters: NDArray[np.int64], asking: Sequence[NDArray[np.int64]]) -> None:
-        """Compares all photos with voters, but for the photos `asking` for the class of each voter: these have compared it."""
-        row = np.concatenate([*asking, NOBODY])
-        order = np.argsort(row, kind="stable")
-        row, voter = row[order], np.repeat(np.arange(len(voters)), [len(each) for each in asking])[order]
+    def compare_others(self, voters: NDArray[np.int64], labels: NDArray[np.int64], ids: NDArray[np.int32]) -> None:
+        """Compares all photos with voters with these labels, except those of their candidates (n, K): these come class by class."""
+        order = np.argsort(labels, kind="stable")
+        names, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
         for part, near in self._similarities(voters, np.arange(len(self.rows))):
-            known = slice(*np.searchsorted(row, [part[0], part[-1] + 1]))
-            near[row[known] - part[0], voter[known]] = -np.inf
+            place = np.minimum(np.searchsorted(names, ids[part]), len(names) - 1)
+            row, column = np.nonzero(names[place] == ids[part])
+            first, count = starts[place[row, column]], sizes[place[row, column]]
+            each = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
+            near[np.repeat(row, count), order[each]] = -np.inf
             self._add(part, near, np.full(len(part), -1, np.int8))
 
     def _similarities(
@@ -164,7 +163,7 @@ class _Nearest:
         """Blocks of positions in `asking`, and their similarities (m, voters); -inf for the photo itself."""
         unit = directions(self.embeddings[self.rows[voters]], self.mean)
         shift = unit @ self.mean
-        for part in _parts(np.arange(len(asking)), BLOCK_BYTES // (4 * (len(voters) + unit.shape[1]))):
+        for part in _parts(np.arange(len(asking)), BLOCK_BYTES // (20 * (len(voters) + unit.shape[1]))):
             near = np.asarray(self.embeddings[self.rows[asking[part]]], np.float32) @ unit.T - shift
             at = np.minimum(np.searchsorted(voters, asking[part]), len(voters) - 1)
             itself = np.flatnonzero(voters[at] == asking[part])

@@ -274,7 +274,7 @@ def test_candidate_votes_are_those_of_all_pairs_within_the_candidates(
     y[:30], groups = -1, np.arange(400) % 2
     ids = gather(y, p, x, groups=groups).best(classes - 1).ids
     monkeypatch.setattr("models.cleaning.votes.BLOCK_BYTES", 30_000)
-    votes = candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups, strangers=0)
+    votes = candidate_votes(x.astype(np.float16), y, ids, neighbours=10, groups=groups, others=0)
     for i in range(0, 400, 7):
         mean = centre(x.astype(np.float16), np.flatnonzero(groups == groups[i]))
         unit = directions(x.astype(np.float16), mean)
@@ -298,14 +298,14 @@ def test_unlike_photos_of_small_classes_are_no_neighbours() -> None:
 def test_a_photo_is_compared_with_some_photos_of_a_large_class() -> None:
     y, _, p, x = clusters(400)
     ids = gather(y, p, x).best(7).ids
-    few = candidate_votes(x, y, ids, neighbours=10, groups=ONE_GROUP[:400], most=1, strangers=0)
+    few = candidate_votes(x, y, ids, neighbours=10, groups=ONE_GROUP[:400], most=1, others=0)
     assert few.max() == 1, "one photo of each class"
     assert few.sum(1).min() >= 7 - 1, "and never itself"
 
 
 def test_large_groups_are_compared_with_candidates_and_some_others(monkeypatch: pytest.MonkeyPatch) -> None:
     y, true, p, x = clusters(900, num_classes=24, wrong=0.3)
-    monkeypatch.setattr(candidate_votes, "__kwdefaults__", {**candidate_votes.__kwdefaults__, "strangers": 100})
+    monkeypatch.setattr(candidate_votes, "__kwdefaults__", {**candidate_votes.__kwdefaults__, "others": 100})
     every, some = (label_quality(y, p, x, most=most) for most in (900, 0))
     assert (every != some).any()
     f1 = [2 * ((q < 0.5) & (y != true)).sum() / ((q < 0.5).sum() + (y != true).sum()) for q in (every, some)]
