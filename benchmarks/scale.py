@@ -1,7 +1,7 @@
 """A whole retraining at 50,030 classes, stage by stage: time, memory, bytes written, and how each grows from 1,000 classes.
 
     python benchmarks/scale.py                                      1,000 classes, five photos each; minutes
-    python benchmarks/scale.py --classes 1000 10000 50030 --page    all three, and docs/figures/scale.md; an hour or two
+    python benchmarks/scale.py --classes 1000 50030 --page          both, and docs/figures/scale.md; an hour or two
     python benchmarks/scale.py --classes 50030 --photos 1000000 --stage cleaning    one round from drawn scores
 
 Every size has a workspace of its own below build/scale, and whatever has ended there is not run again. The stages are verbs of
@@ -30,7 +30,7 @@ PEAK_GB, OTHERS_MIN, EXPONENT, LARGE_S = 4.0, 15.0, 0.3, 10.0
 PAGE = BUILD.parents[1] / "docs" / "figures" / "scale.md"
 INTRODUCTION = """# A whole retraining at any size
 
-Written by `python benchmarks/scale.py --classes 1000 10000 50030 --page`: a drawn assortment of tiny photos with a long
+Written by `python benchmarks/scale.py --classes 1000 50030 --page`: a drawn assortment of tiny photos with a long
 tail, wrong labels and near-duplicates goes through every stage; one small network, two folds, 20,000 draws an epoch.
 Columns of a size: seconds on the clock, processor seconds of all processes, peak resident memory of any process, bytes
 written. A stage that started a child has the peak of that; the flow itself keeps 0.3 to 0.6 GB. Folds that run side by
