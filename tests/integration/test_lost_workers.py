@@ -95,6 +95,7 @@ def test_a_lost_worker_ends_the_other_long_before_the_pass_is_over(
     assert "WorkerLost: another worker of this training ended, or its machine no longer answers; " in pair.said(0)
 
 
+@pytest.mark.slow
 def test_a_slow_worker_is_waited_for(pair: Pair) -> None:
     pair.start(80, FAST_S, SLOW_S)  # 8 s, which is more than a lost one is given
     assert [worker.wait(timeout=90) for worker in pair.workers] == [0, 0], pair.said(0)

@@ -363,6 +363,7 @@ def kill_retraining(
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happened(
     half_done: Workspace, first: tuple[Workspace, Report], tmp_path: Path
 ) -> None:
