@@ -49,6 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name",
     ["frozen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("modern", "robust", "tuned", "aliproducts"))],
