@@ -20,7 +20,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 SLOW_MS = 500.0  # batches larger than one that takes so long are not measured
 SIZE_S = 0.2  # of measuring one size, if that suffices for LEAST runs
 LEAST, MOST = 3, 20  # runs of one size
-NEARLY_ALL = 0.9  # of the best throughput; the last tenth would double or quadruple what live requests wait for
+NEARLY_ALL = 0.9  # of the best throughput; for the last tenth, live requests would wait longer (docs/inside/log.md)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # TensorRT would first build engines
 OUTPUTS = ["ids", "probs", "known"]
 
