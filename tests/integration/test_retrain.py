@@ -375,8 +375,7 @@ def test_killed_in_training_and_in_publication_it_ends_as_if_nothing_had_happene
     kill_retraining(
         workspace, tmp_path / "1.log", once=lambda: any(workspace.runs.glob("stages/train-*/checkpoint.pt"))
     )
-    orphans = "a training or Prefect's server still runs without its flow"
-    assert until(lambda: not processes(workspace.state), timeout_s=20), orphans
+    assert until(lambda: not processes(workspace.state), timeout_s=20), "processes of the flow still run"
     made = [entry.id for entry in DataVersions(workspace).listed() if entry.run]
     assert (made, history(workspace)) == ([first[1].data_after], history(undisturbed)[1:]), "cleaned, and not selected"
 
