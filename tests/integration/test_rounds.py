@@ -37,6 +37,7 @@ __all__ = ["delivered"]  # the fixture
 pytestmark = [
     pytest.mark.dvc,
     pytest.mark.prefect,
+    pytest.mark.slow,
     pytest.mark.triton,
 ]
 
