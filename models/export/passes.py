@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -56,9 +57,9 @@ def kept(parts: Iterator[list[Tensor]], num: int) -> list[Tensor]:
 def embeddings(
     graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, folder: Path | None = None
 ) -> Iterator[list[Spool]]:
-    """Embeddings (N, 512) of each member for the centre crops of photos, in temporary files of `folder`."""
+    """Embeddings (N, d) of each member for the centre crops of photos, in temporary files of `folder`."""
     with ExitStack() as stack:
-        spools = [stack.enter_context(closing(Spool(folder))) for _ in graph.members]
+        spools = [stack.enter_context(open_spool(folder)) for _ in graph.members]
         for batch in pooled(graph, manifest, rows, side=side, what="discriminants"):
             for spool, branch, features in zip(spools, graph.members, batch, strict=True):
                 with torch.inference_mode():
@@ -66,16 +67,19 @@ def embeddings(
         yield spools
 
 
+@contextmanager
+def open_spool(folder: Path | None = None) -> Iterator[Spool]:
+    """An empty table in a nameless temporary file of a folder; None: the system's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield Spool(file)
+
+
 class Spool:
-    """Rows (n, d) float32 in a nameless temporary file, added at the end and read as slices; memory holds one slice."""
+    """Rows (n, d) float32 in an open file, added at the end and read as slices; memory holds one slice."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `close`
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._num = self._width = 0
-
-    def close(self) -> None:
-        """Gives the file back."""
-        self._file.close()
 
     def __len__(self) -> int:
         return self._num

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from models.export import discriminant, struck
 from models.export.discriminant import Rows, fit
 from models.export.ood import DISCRIMINANT, SCORES
-from models.export.passes import Spool
+from models.export.passes import open_spool
 
 
 def drawn(num_classes: int = 6, each: int = 15, *, seed: int = 0, width: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +134,7 @@ def test_classes_that_take_part_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_is_fitted_like_the_array_that_it_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(discriminant, "BLOCK", 7)
     embedding, target = drawn()
-    with closing(Spool(tmp_path)) as spool:
+    with open_spool(tmp_path) as spool:
         for part in torch.from_numpy(embedding).split(8):
             spool.add(part)
         np.testing.assert_array_equal(spool[3:12], embedding[3:12])
@@ -154,7 +153,7 @@ def test_memory_is_that_of_the_classes_and_not_of_the_photos(monkeypatch: pytest
     peaks = []
     for num in (1_000, 20_000):
         draw = torch.Generator().manual_seed(0)
-        with closing(Spool(tmp_path)) as spool:
+        with open_spool(tmp_path) as spool:
             for _ in range(num // 1_000):
                 spool.add(torch.randn(1_000, 64, generator=draw))
             tracemalloc.start()

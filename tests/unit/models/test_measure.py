@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.data.manifest import Manifest, read_manifest
 from models.export import measure
@@ -50,7 +51,9 @@ Variant = Callable[[Callable[[Manifest], dict[str, Any]]], Path]
 def test_an_older_graph_is_measured_by_the_names_of_its_labels(exported: Path, data: Path, variant: Variant) -> None:
     """The newer version lacks apple, has a new first class, and has a class that only exists in test."""
     names = {"apple": "aaa", "bean": "bean", "corn": "corn", "dill": "dill"}
-    renamed = lambda labels: np.array([names[label] for label in labels], dtype=object)  # noqa: E731
+
+    def renamed(labels: NDArray[np.object_]) -> NDArray[np.object_]:
+        return np.array([names[label] for label in labels], dtype=object)
 
     def newer(manifest: Manifest) -> dict[str, Any]:
         label = renamed(manifest.label)
