@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.repository.accelerator import CPU, LEAST_INSTANCES, Accelerator
+from serving.repository.runtimes import provider_of
 
 CURVE = "curve"  # key of the lineage
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -21,7 +22,6 @@ SLOW_MS = 500.0  # batches larger than one that takes so long are not measured
 SIZE_S = 0.2  # of measuring one size, if that suffices for LEAST runs
 LEAST, MOST = 3, 20  # runs of one size
 NEARLY_ALL = 0.9  # of the best throughput; for the last tenth, live requests would wait longer (docs/inside/log.md)
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # TensorRT would first build engines
 OUTPUTS = ["ids", "probs", "known"]
 
 
@@ -63,8 +63,8 @@ class Curve:
 
 def measure(graph: Path, accelerator: Accelerator = CPU) -> Curve | None:
     """Curve of a graph, measured in about a second on this machine; None if ONNX Runtime does not run it here so."""
-    provider = PROVIDERS.get(accelerator.name)
-    if provider not in onnxruntime.get_available_providers():
+    provider = provider_of(accelerator)
+    if accelerator.is_tensorrt or provider not in onnxruntime.get_available_providers():  # engines take minutes
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
