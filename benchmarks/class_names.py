@@ -26,6 +26,7 @@ from models.cleaning import HALF, label_quality
 from models.cleaning.evidence import gather_evidence
 from models.cleaning.mixture import fitted
 from models.cleaning.rule_input import gather
+from models.cleaning.rules import Posterior
 from models.evaluation.bootstrap import auroc
 
 WITHOUT, WITH, SHUFFLED = "without names", "with names", "names shuffled"
@@ -86,7 +87,8 @@ def scored(shelf: Shelf, probs: NDArray[np.float32], names: Sequence[str] | None
     wrong, flagged = shelf.wrong, quality < HALF
     area = 100 * auroc(-quality[wrong], -quality[~wrong]) if wrong.any() else float("nan")
     data = gather(shelf.given, probs, features, names=names)
-    tilt = fitted(gather_evidence(data, count=10, ridge=0.5, most=50_000))[1].tilt
+    rule = Posterior()
+    tilt = fitted(gather_evidence(data, count=rule.count, ridge=rule.ridge, most=rule.most))[1].tilt
     return f1(flagged, wrong), best_f1(-quality, wrong), area, 100 * float(flagged.mean()), tilt
 
 

@@ -1,9 +1,9 @@
 """Claim: labels are scored in one pass over the probabilities, and for 50,030 classes without ever holding N x C.
 
 Passes over random probabilities with a fifth of the labels wrong: the dense table by log margin and by confident learning,
-and the sparse ten best of each photo by the default rule, without embeddings, with them (linear vote; --sparse-rows above
-50,000 leaves the neighbours out), and with names of the classes too. Measured: CPU seconds of one thread, and the peak of what
-numpy allocates beyond the input.
+and the sparse ten best of each photo by the default rule: without embeddings, with them (linear vote, neighbours among the
+photos of candidate classes and some others), and with names of the classes too. Measured: CPU seconds of one thread, and the
+peak of what numpy allocates beyond the input.
 cleanlab's default stands beside the dense pass if it can be imported. The full sizes:
 
     python benchmarks/cleaning.py --rows 1000000 --sparse-rows 1000000
@@ -91,11 +91,11 @@ def sparse(num: int, num_classes: int, width: int) -> None:
     labels, found, embeddings = sparse_input(num, num_classes, width)
     size = (found.ids.nbytes + found.probs.nbytes + found.p_label.nbytes) / 1e9
     where = f"{num:,} x {num_classes:,}"
-    linear: dict[str, Any] = {"embeddings": embeddings, "most": 0}
+    seen: dict[str, Any] = {"embeddings": embeddings, "most": 0}
     asked: dict[str, dict[str, Any]] = {
         "without embeddings": {},
-        f"with {width}-d embeddings, linear vote": linear,
-        f"with {width}-d embeddings, linear vote and names": linear | {"names": product_names(num_classes)},
+        f"with {width}-d embeddings": seen,
+        f"with {width}-d embeddings and names": seen | {"names": product_names(num_classes)},
     }
     for name, evidence in asked.items():
         cost = measure(partial(find_label_errors, labels, found, **evidence))
