@@ -23,10 +23,10 @@ from models.errors import WorkerLost
 
 # How long an answer may take. A machine that lost its power or its network sends nothing, not even the end of a stream.
 PATIENCE = timedelta(seconds=40)
-BEAT_S = 2.0  # between two signs of life
-END = sys.maxsize  # number of the last meeting
+BEAT_S = 2.0  # between two heartbeats
+END = sys.maxsize  # number of the last barrier
 
-_beats: Beats | None = None
+_heartbeat: Heartbeat | None = None
 
 
 @contextmanager
@@ -39,66 +39,66 @@ def workers() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
-    global _beats
-    _beats = beats = Beats()
+    global _heartbeat
+    _heartbeat = heartbeat = Heartbeat()
     try:
         yield
-        beats.meet(END)
+        heartbeat.barrier(END)
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
             raise _lost() from error
         raise
     finally:
-        _beats = None
-        beats.end()
+        _heartbeat = None
+        heartbeat.end()
         distributed.destroy_process_group()
 
 
-class Beats:
-    """Signs of life: a thread that exchanges a number with those of the other workers every BEAT_S.
+class Heartbeat:
+    """A thread that exchanges a number with those of the other workers every BEAT_S.
 
     So a lost worker is noticed after PATIENCE, however long a pass over photos still takes, and a slow one is not taken for
-    lost. The number is that of the meetings to which this worker has come; to the least of all, every worker has.
+    lost. The number is that of the last barrier this worker has reached; every worker has reached the least of them.
     """
 
     def __init__(self) -> None:
         group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         assert not isinstance(group, int)  # it would be if this worker were not in it
         self.group = group
-        self.come = self.met = 0
+        self.reached = self.passed = 0
         self.is_over = False
         self.error: RuntimeError | None = None
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self._exchange, name="signs of life", daemon=True)
+        self.thread = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
         self.thread.start()
 
     def _exchange(self) -> None:
         try:
-            while self.met < END:
+            while self.passed < END:
                 with self.changed:
-                    self.changed.wait_for(lambda: self.is_over or self.come > self.met, BEAT_S)
+                    self.changed.wait_for(lambda: self.is_over or self.reached > self.passed, BEAT_S)
                     if self.is_over:
                         return
-                    number = torch.tensor(self.come)
+                    number = torch.tensor(self.reached)
                 distributed.all_reduce(number, distributed.ReduceOp.MIN, self.group)
                 with self.changed:
-                    self.met = int(number)
+                    self.passed = int(number)
                     self.changed.notify_all()
         except RuntimeError as error:
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
 
-    def meet(self, number: int = 0) -> None:
-        """Returns when all workers have come to this meeting: the next, or the one with a number.
+    def barrier(self, number: int = 0) -> None:
+        """Waits until all workers have reached this barrier: the next one, or the one with this number.
 
         Raises:
-            WorkerLost: one ended or is silent, and this is not the last meeting, at which all work is done.
+            WorkerLost: one ended or is silent, and this is not the last barrier, at which all work is done.
         """
         with self.changed:
-            self.come = number = number or self.come + 1
+            self.reached = number = number or self.reached + 1
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.error is not None or self.met >= number)
+            self.changed.wait_for(lambda: self.error is not None or self.passed >= number)
         if number < END:
             self.check()
 
@@ -122,20 +122,20 @@ def _lost() -> WorkerLost:
     )
 
 
-def meet() -> None:
-    """Returns when all workers have come here, however much longer one takes than another.
+def barrier() -> None:
+    """Waits until all workers have reached this point, however much longer one takes than another.
 
     Raises:
         WorkerLost: one ended or is silent.
     """
-    if _beats is not None:
-        _beats.meet()
+    if _heartbeat is not None:
+        _heartbeat.barrier()
 
 
 def check() -> None:
     """Raises WorkerLost if a worker ended or is silent. Long passes call this with every batch."""
-    if _beats is not None:
-        _beats.check()
+    if _heartbeat is not None:
+        _heartbeat.check()
 
 
 def rank() -> int:
@@ -159,7 +159,7 @@ def concat(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all workers, concatenated in the order of the ranks, on all workers; n may differ."""
     if world() == 1:
         return rows
-    meet()
+    barrier()
     length = torch.tensor([len(rows)])
     lengths = [torch.zeros_like(length) for _ in range(world())]
     distributed.all_gather(lengths, length)

@@ -37,9 +37,9 @@ def measure_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measur
 
 
 def compare_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measured:
-    """The measurement of a graph as of `measure_graph`. Test photos that it answered when it was exported are not asked again.
+    """The measurement of a graph, which is asked only about test photos that are new since its export.
 
-    Then no features are kept.
+    If the answers of its export are gone, the graph is measured in full, as by `measure_graph`. Only then features are kept.
     """
     digest = sha256(graph)
     is_there = (results.folder("measure", data.name, digest) / "done.json").exists()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A number, or letters with the marks that some scripts set on them; only ASCII punctuation is told from marks.
+# A number, or letters with the combining marks of any script. Other punctuation than ASCII counts as such marks.
 WORD = re.compile(r"\d+(?:[.,]\d+)?|[^\W\d_](?:[^\W\d_]|[^\w\s!-/:-@\[-`{-~])*")
 MOST_CHARS = 200  # of a name that are read
 GRAM = 3  # letters

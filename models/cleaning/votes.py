@@ -126,9 +126,9 @@ def candidate_votes(
 
 
 class _Nearest:
-    """The photos of a group that were found most similar to each of its n photos, without itself.
+    """The most similar other photos found so far for each of the n photos of a group.
 
-    A photo's similarities are those of its vector without its length, which changes no order, and so need not be known.
+    The length of a photo's own vector is left out of its similarities: it does not change their order.
 
     Attributes:
         best: (n, neighbours) their similarities; -inf where there are too few.
@@ -146,7 +146,7 @@ class _Nearest:
             self._add(asking[part], near, column[part].astype(np.int8))
 
     def compare_others(self, voters: NDArray[np.int64], labels: NDArray[np.int64], ids: NDArray[np.int32]) -> None:
-        """Compares all photos with voters with these labels, except those of their candidates (n, K): these come class by class."""
+        """Compares all photos with voters of these labels, except of their own candidates (n, K), which `compare` covers."""
         order = np.argsort(labels, kind="stable")
         names, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
         for part, near in self._similarities(voters, np.arange(len(self.rows))):

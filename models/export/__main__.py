@@ -60,7 +60,7 @@ def export(
     if distributed.rank() == 0:
         parity = write_checked(networks, manifest, recipe=recipe, card=card, out=out, weights=weights,
                                calibration=calibration)  # fmt: skip
-    distributed.meet()
+    distributed.barrier()
     figures = write_answers(path, manifest, out)
     if parity:
         stamp(path, {"metrics": json.dumps(figures), "parity": json.dumps(vars(parity))})

@@ -97,7 +97,7 @@ def _write(file: Path, photos: Photos, network: Network, *, size: int) -> None:
         for old in file.parent.glob(f"{file.stem}.done*"):
             old.unlink()
         np.lib.format.open_memmap(part, "w+", np.float32, shape)
-    distributed.meet()  # the file is there
+    distributed.barrier()  # the file is there
     table = np.lib.format.open_memmap(part, "r+")
     done = own.start + (int(progress.read_text()) if progress.exists() else 0)
     due = Interval(MINUTES)
@@ -109,14 +109,14 @@ def _write(file: Path, photos: Photos, network: Network, *, size: int) -> None:
             progress.write_text(str(done - own.start))
     table.flush()
     progress.write_text(str(done - own.start))
-    distributed.meet()  # all parts are there
+    distributed.barrier()  # all parts are there
     if distributed.rank() == 0:
         with replacing(file.with_suffix(".sum")) as out:
             out.write(_checksum(part).encode())
         part.replace(file)
         for old in file.parent.glob(f"{file.stem}.done*"):
             old.unlink()
-    distributed.meet()
+    distributed.barrier()
 
 
 def _fits(part: Path, shape: tuple[int, ...]) -> bool:

@@ -13,8 +13,8 @@ Name = Literal["cpu", "cuda", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16",
 NAMES: tuple[str, ...] = get_args(Name)
 # kSameAsRequested: batch sizes vary, and an arena that grows to powers of two would take ever more memory.
 CUDA = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-# While its only instance is busy, Triton's batcher can miss its end, and requests then wait half a second
-# (docs/tasks/serve.md#batches-and-instances). The end of another instance's batch wakes it up.
+# With a single instance, Triton's batcher can miss the end of a batch, and requests then wait half a second
+# (docs/tasks/serve.md#batches-and-instances). A second instance wakes it up.
 LEAST_INSTANCES = 2
 YES = "True"  # ONNX Runtime's Python bindings do not accept "1"
 

@@ -1,7 +1,7 @@
 """Shared memory that a server needs, so that a container with too little of it is refused before anything starts.
 
 Triton's python backend, which runs our graphs and the decoder of encoded photos, keeps a region of /dev/shm for each instance
-of a model. A region grows by what requests bring; where it cannot, the request fails, and at the start the server.
+of a model. A region grows with the requests. If it cannot grow, the request fails; at startup, the server does.
 """
 
 from __future__ import annotations
