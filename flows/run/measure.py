@@ -19,7 +19,7 @@ from flows.workspace.results import DataFolder, Exported, Measured
 from models.data.manifest import Manifest, read_manifest
 from models.data.positions import positions
 from models.evaluation.accuracy import thirds
-from models.export.features import ASKED, ROWS
+from models.export.features import ROWS
 from serving.signature import Signature
 
 MEASURED = ("answers.npz", "accuracy.json")  # files of a Measured
@@ -57,8 +57,8 @@ def compare_graph(results: ResultCache, data: DataFolder, graph: Path) -> Measur
 def answered_before(results: ResultCache, graph: str) -> Path | None:
     """The answers that a graph (SHA-256) gave when this source exported it; None if they are gone. They are verified."""
     for folder in _exports(results, [graph]):
-        if (folder / ASKED).exists() and _card(folder).get("code_hash") == code_hash() and is_finished(folder):
-            return folder / ASKED
+        if _card(folder).get("code_hash") == code_hash() and is_finished(folder):
+            return folder / "answers.npz"
     return None
 
 

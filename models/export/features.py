@@ -24,7 +24,6 @@ from models.export.patch import RETRAIN, Graph, read_graph, read_metadata
 
 PHOTOS = 10_000  # kept at most, spread over the classes: 2 kB per photo, member and crop
 ROWS = "rows.npy"  # (K,) rows of the manifest
-ASKED = "asked.npz"  # ids of the photos (N,), and the graph's own classes (N, k) and probability (N,)
 FEATURES = "features-{}.npy"  # (K, V, d) for each member: K photos in V crops
 LOGITS = 1 << 24  # computed at a time
 

@@ -23,7 +23,7 @@ from models.data.positions import positions
 from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
 from models.evaluation.accuracy import accuracy
-from models.export.features import ASKED, ROWS, in_classes_of, join, kept_rows, recorded
+from models.export.features import ROWS, in_classes_of, join, kept_rows, recorded
 from models.export.parity import require_same_on_gpu
 from models.export.session import CUDA, open_session
 from models.networks.network import best_device
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BATCH = 8
+ANSWERS = "answers.npz"  # Answers, the ids of their photos (N,), and the graph's own classes (N, k)
 COMPARED = 24  # photos about which a GPU and the CPU are asked before the GPU answers all
 
 
@@ -113,7 +114,7 @@ def ask_and_keep(
 def ask_since(
     before: Path, graph: Path, manifest: Manifest, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Answers as of `ask`, those that the graph gave before from their file (ASKED); a photo's id is the hash of its bytes."""
+    """Answers as of `ask`, those that the graph gave before from their file (ANSWERS); a photo's id is the hash of its bytes."""
     with np.load(before) as file:
         place = positions(manifest.id[rows], file["photo"].astype(str))
         known, best = file["ids"], file["probability"]
@@ -157,19 +158,18 @@ def _gathered(
 
 
 def write_answers(graph: Path, manifest: Manifest, out: Path, *, before: Path | None = None) -> dict[str, float | None]:
-    """Writes the graph's answers to the test photos (answers.npz, ASKED), its accuracy (accuracy.json) and features.
+    """Writes the graph's answers to the test photos (ANSWERS), its accuracy (accuracy.json) and features.
 
     Returns the accuracy.
 
-    before: ASKED of an earlier measurement of the same graph; only other photos are asked about, and no features are kept.
+    before: ANSWERS of an earlier measurement of the same graph; only other photos are asked about, and no features are kept.
     """
     rows = test_rows(manifest)
     ids, best = ask_since(before, graph, manifest, rows) if before else ask_and_keep(graph, manifest, rows, out)
     answers = Answers(in_classes_of(manifest.classes, graph, ids), best, manifest.target[rows])
     figures = accuracy(answers.ranked, answers.target, train_counts=manifest.train_counts()).to_dict()
     if distributed.rank() == 0:
-        np.savez(out / "answers.npz", **answers._asdict())
-        np.savez(out / ASKED, photo=manifest.id[rows].astype("S"), ids=ids, probability=best)
+        np.savez(out / ANSWERS, **answers._asdict(), photo=manifest.id[rows].astype("S"), ids=ids)
         (out / "accuracy.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
@@ -178,7 +178,7 @@ def main() -> None:
     """Command line that measures one file."""
     parser = parser_for("data out", description="Measure the accuracy of an ONNX file on the test photos.")
     parser.add_argument("--graph", type=Path, required=True, help="ONNX file to measure")
-    parser.add_argument("--before", type=Path, help=f"{ASKED} of an earlier measurement of the same file")
+    parser.add_argument("--before", type=Path, help=f"{ANSWERS} of an earlier measurement of the same file")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with distributed.workers():

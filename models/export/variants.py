@@ -24,9 +24,9 @@ from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.accuracy import accuracy
-from models.export.features import ASKED, FEATURES, ROWS
+from models.export.features import FEATURES, ROWS
 from models.export.int8 import write_int8
-from models.export.measure import measure, write_answers
+from models.export.measure import ANSWERS, measure, write_answers
 from models.export.patch import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
 from models.export.session import CPU, CUDA, open_session
@@ -37,7 +37,7 @@ from models.training.command import log_progress, parser_for, read_recipe, run
 log = logging.getLogger(__name__)
 
 CALIBRATION_PHOTOS = 128
-MEASURED = ("answers.npz", ASKED, "accuracy.json", ROWS)
+MEASURED = (ANSWERS, "accuracy.json", ROWS)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_several_workers_measure_a_graph_as_one_does(data: Path, tmp_path: Path)
     (tmp_path / "one").mkdir()
     write_answers(tmp_path / "two" / "model.onnx", read_manifest(data), tmp_path / "one")
     left = {file.name for file in (tmp_path / "one").iterdir()}
-    assert left == {"answers.npz", "asked.npz", "accuracy.json", "rows.npy", "features-0.npy"}
+    assert left == {"answers.npz", "accuracy.json", "rows.npy", "features-0.npy"}
     assert {file.name for file in (tmp_path / "two").iterdir()} == {*left, "model.onnx", "parity.json", "golden.npy"}
     one, two = (np.load(tmp_path / each / "answers.npz") for each in ("one", "two"))
     assert len(one["ranked"]) > 2

@@ -32,12 +32,14 @@ def export(results: ResultCache, photos: list[str], *, code: str) -> str:
     write_graph(folder / "model.onnx")
     stamp(folder / "model.onnx", {"code_hash": code})
     np.savez(
-        folder / "asked.npz",
+        folder / "answers.npz",
         photo=np.array(photos, "S64"),
         ids=np.zeros((len(photos), 5)),
         probability=np.zeros(len(photos)),
     )
-    (folder / "done.json").write_text(json.dumps({name: sha256(folder / name) for name in ("model.onnx", "asked.npz")}))
+    (folder / "done.json").write_text(
+        json.dumps({name: sha256(folder / name) for name in ("model.onnx", "answers.npz")})
+    )
     return sha256(folder / "model.onnx")
 
 
@@ -50,7 +52,7 @@ def test_only_photos_that_came_since_the_export_are_asked_about(results: ResultC
     graph = export(results, [*tested[2:], "0" * 64], code=code_hash())
     found = answered_before(results, graph)
     assert found is not None
-    assert found.name == "asked.npz"
+    assert found.name == "answers.npz"
     assert unanswered(results, data, graph) == 2
     assert unanswered(results, data, "f" * 64) == len(tested), "a graph that was not exported here"
 
@@ -60,7 +62,7 @@ def test_answers_that_may_differ_are_not_used(results: ResultCache, fault: str) 
     graph = export(results, ["a"], code="of another source" if fault == "other source" else code_hash())
     (folder,) = results.workspace.runs.glob("stages/*")
     if fault == "damaged":
-        (folder / "asked.npz").write_bytes(b"something else")
+        (folder / "answers.npz").write_bytes(b"something else")
     if fault == "no answers":
-        (folder / "asked.npz").unlink()
+        (folder / "answers.npz").unlink()
     assert answered_before(results, graph) is None
