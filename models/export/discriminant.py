@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cleaning.votes import directions
+
+if TYPE_CHECKING:
+    from models.export.passes import Spool
 
 SHRINKAGE = 0.5  # share of the unit matrix in the covariance
 BLOCK = 1 << 14  # photos whose products are summed at a time
@@ -44,21 +47,11 @@ def own_bias(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(-0.5 * np.einsum("ij,ij->i", rows, rows, dtype=np.float64), np.float32)
 
 
-class Table(Protocol):
-    """Rows (N, d) float32 of an array, or of a file of which only the asked rows come into memory."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
-        """Consecutive rows."""
-
-
-def fit(embedding: Table, target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
+def fit(embedding: NDArray[np.float32] | Spool, target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
     """Discriminants from embeddings (N, d) of photos of the classes (N,); None if a class has none, or nothing varies.
 
-    Time O(N d^2 + d^3 + C d^2), memory O(C d + d^2). The covariance is pooled over classes, so a class may have a single
-    photo.
+    Time O(N d^2 + d^3 + C d^2), memory O(C d + d^2), as only slices of the embeddings are read. The covariance is pooled over
+    classes, so a class may have a single photo.
     """
     counts = np.bincount(target, minlength=num_classes)
     if not counts.all() or (centre := mean(embedding)) is None:
@@ -68,20 +61,20 @@ def fit(embedding: Table, target: NDArray[np.int64], *, num_classes: int) -> Dis
         unit = directions(embedding[rows], centre).astype(np.float64)
         np.add.at(sums, target[rows], unit)
         products += unit.T @ unit
-    sums /= np.sqrt(counts)[:, None]
+    sums /= np.sqrt(counts)[:, None]  # so that sums.T @ sums is the scatter of the class means
     whiten = inverse_root((products - sums.T @ sums) / len(embedding))
-    sums /= np.sqrt(counts)[:, None]
+    sums /= np.sqrt(counts)[:, None]  # the class means
     return None if whiten is None else Discriminant(centre, whiten, (sums @ whiten).astype(np.float32))
 
 
-def mean(embedding: Table) -> NDArray[np.float32] | None:
+def mean(embedding: NDArray[np.float32] | Spool) -> NDArray[np.float32] | None:
     """(d,) mean of the rows; None if a value is not finite."""
     total = sum(embedding[rows].sum(0, dtype=np.float64) for rows in blocks(embedding))
     centre = np.asarray(total / len(embedding), np.float32)
     return centre if np.isfinite(centre).all() else None
 
 
-def blocks(embedding: Table) -> Iterator[slice]:
+def blocks(embedding: NDArray[np.float32] | Spool) -> Iterator[slice]:
     """Slices of BLOCK rows, from the first to the last."""
     return (slice(start, start + BLOCK) for start in range(0, len(embedding), BLOCK))
 
