@@ -1,6 +1,6 @@
 """Requests lost while versions change: clients ask without a pause during switches, rollbacks, broken versions and a full queue.
 
-The target is none of at least 20,000, and no wait longer than twice the 99th percentile before the changes; the baseline of
+The target is none of at least 40,000, and no wait longer than twice the 99th percentile before the changes; the baseline of
 that ratio is the longest wait before them. Requests that are refused at once because the queue is full are counted apart: a client
 without bounds of its own gets that answer, and it may ask again.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="seconds of asking in each part; a part goes on until it is done"
     )
-    parser.add_argument("--requests", type=int, default=20_000, help="requests to send at least while versions change")
+    parser.add_argument("--requests", type=int, default=40_000, help="requests to send at least while versions change")
     args = parser.parse_args()
     header(CLAIM)
     photos = networks.photos(BATCH)
