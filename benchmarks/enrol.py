@@ -190,7 +190,8 @@ def classifiers(head: Head, embedding: Tensor, split: Split, *, count: int) -> d
     weight = head.classifier.weight.detach()
     known, target = learnable(embedding, split, count=count)
     tau = {f"tau {tau:g}": (tau_normalise(weight, tau), torch.zeros(len(weight))) for tau in (0.0, 0.5, 1.0)}
-    return tau | {BLEND: blend(weight, known, target, counts=np.bincount(target, minlength=len(weight)))}
+    means = class_means(known, target, num_classes=len(weight))
+    return tau | {BLEND: blend(weight, means, counts=np.bincount(target, minlength=len(weight)))}
 
 
 def enrolled_row(base: Classifier, embedding: Tensor) -> Classifier:

@@ -200,23 +200,21 @@ def score_photos(
 
 def _three_scores(graph: DeployGraph, image: Tensor, label: Tensor, rows: Sequence[Rows]) -> Tensor:
     """(B, 3, S) all SCORES of a batch, as `score_photos` returns them."""
-    outputs = graph.output(image)
+    outputs, tiles = graph.output(image), graph.output(in_tiles(image))
+    if not rows:
+        table = tiles_table = torch.full_like(outputs[0].logits[0], torch.nan)
+    else:
+        table, tiles_table = (discriminants(rows, each, graph.weights) for each in (outputs, tiles))
+    masked = table.scatter(1, label[:, None], -torch.inf)
     return torch.stack([
-        scores(graph, outputs, rows), scores(graph, without(outputs, label), rows, label=label),
-        scores(graph, graph.output(in_tiles(image)), rows),
+        scores(graph, outputs, table), scores(graph, without(outputs, label), masked), scores(graph, tiles, tiles_table),
     ], 1)  # fmt: skip
 
 
-def scores(
-    graph: DeployGraph, outputs: Sequence[MemberOutput], rows: Sequence[Rows] = (), *, label: Tensor | None = None
-) -> Tensor:
-    """(B, S) all SCORES of the photos that gave these outputs; with labels (B,), discriminants without those classes."""
+def scores(graph: DeployGraph, outputs: Sequence[MemberOutput], table: Tensor) -> Tensor:
+    """(B, S) all SCORES of the photos that gave these outputs and these discriminants (B, C)."""
     mean = graph.mean(outputs)
     columns = [score_of(name, outputs, mean, graph.weights) for name in SCORES if name != DISCRIMINANT]
-    if not rows:
-        return torch.cat([*columns, torch.full_like(columns[0], torch.nan)], 1)
-    table = discriminants(rows, outputs, graph.weights)
-    table = table if label is None else table.scatter(1, label[:, None], -torch.inf)
     return torch.cat([*columns, table.amax(1, keepdim=True)], 1)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from models.networks.predict import embeddings, score
 from models.networks.results import collect
 from models.recipe.config import Balance
 from models.training.classifiers import (
+    BATCH,
     Change,
     blend,
     class_means,
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 
 # factor of the learning rate: weights are about 0.01 in size, but log factors have to move by whole units
 LWS_RATE = 10.0
+RANKED = 5  # best classes of a photo, of which accuracy is told
 METHODS = ("none", "tau", "logit_adjustment", "blend", "ncm", "lws", "crt")  # those that change least come first
 
 
@@ -121,13 +124,15 @@ class ClassifierChoice:
 
 
 def options(
-    method: str, trained: Tensor, known: Embedded, *, counts: NDArray[np.int64], settings: Balance, seed: int
-) -> Iterator[Option]:
+    method: str, trained: Tensor, known: Embedded, *, means: Callable[[], tuple[Tensor, Tensor]],
+    counts: NDArray[np.int64], settings: Balance, seed: int,
+) -> Iterator[Option]:  # fmt: skip
     """Candidate classifiers of a method, in order of strength.
 
     Args:
         trained: (C, d) trained rows.
         known: training photos, used by the methods that train on them.
+        means: returns the `class_means` of these photos; two methods use them.
         counts: (C,) training photos per class.
     """
     learning = {"epochs": settings.epochs, "seed": seed}
@@ -140,9 +145,9 @@ def options(
             Option(trained, prior_bias(counts, t), strength=t) for t in grid(settings.adjust_max, settings.tau_step)
         )
     elif method == "blend":
-        yield Option(*blend(trained, known.embedding, known.target, counts=counts, weight=known.weight))
+        yield Option(*blend(trained, means(), counts=counts))
     elif method == "ncm":
-        yield Option(*class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
+        yield Option(*means())
     elif method == "lws":
         trusted = known.trusted
         yield Option(scale_rows(trained, trusted.embedding, trusted.target, lr=LWS_RATE * settings.lr, **learning))
@@ -166,8 +171,11 @@ def choose_option(
     Only classes with selection photos count. Without any such photo, the first option is chosen.
     """
     target, tried = validation.target, list(candidates)
-    changes = [option.change for option in tried]
-    hit = hits_of_changes(tried[0].weight, changes, validation.embedding, target)  # the rows of a method are the same
+    if len(tried) == 1:
+        ranked = _ranked(tried[0], validation)
+        hit = (ranked[:, 0] == target)[None]
+    else:  # the rows of a method are the same
+        hit = hits_of_changes(tried[0].weight, [option.change for option in tried], validation.embedding, target)
     chosen, error, curve = 0, math.nan, tuple[tuple[float, float], ...]()
     if len(target):
         share = class_share(target)
@@ -177,16 +185,19 @@ def choose_option(
         chosen = int(np.flatnonzero(accuracies >= accuracies[best] - np.array(errors))[0])
         error = errors[chosen]
         curve = tuple((option.strength, round(float(a), 6)) for option, a in zip(tried, accuracies, strict=True))
-    option = tried[chosen]
-    return ClassifierChoice(method, option, _figures(option, validation, counts), error, curve, hit[chosen])
+    if len(tried) > 1:
+        ranked = _ranked(tried[chosen], validation)
+    return ClassifierChoice(
+        method, tried[chosen], accuracy(ranked, target, train_counts=counts), error, curve, hit[chosen]
+    )
 
 
-def _figures(option: Option, validation: Embedded, counts: NDArray[np.int64]) -> Accuracy:
-    """Accuracy of an option on the selection photos."""
-    k, embedding = min(5, len(counts)), validation.embedding
-    parts = (functional.linear(e, option.rows, option.bias).topk(k).indices for e in embedding.split(256) if len(e))
-    ranked = collect(parts, torch.empty(len(embedding), k, dtype=torch.int64))
-    return accuracy(ranked.numpy(), validation.target, train_counts=counts)
+def _ranked(option: Option, validation: Embedded) -> NDArray[np.int64]:
+    """(N, k) the five best classes by an option, or all of fewer classes, for each selection photo, best first."""
+    k, embedding, device = min(RANKED, len(option.weight)), validation.embedding, best_device()
+    rows, bias = option.rows.to(device), None if option.bias is None else option.bias.to(device)
+    parts = (functional.linear(e.to(device), rows, bias).topk(k).indices for e in embedding.split(BATCH) if len(e))
+    return collect(parts, torch.empty(len(embedding), k, dtype=torch.int64)).numpy()
 
 
 def choose_classifier(
@@ -206,11 +217,13 @@ def choose_classifier(
     stays.
     """
     tried = []
+    means = cache(lambda: class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
     for method in methods_to_try(settings, num_photos=len(validation.target)):
-        candidates = options(method, trained, known, counts=counts, settings=settings, seed=seed)
+        candidates = options(method, trained, known, means=means, counts=counts, settings=settings, seed=seed)
         tried.append(choose_option(method, candidates, validation, counts=counts, seed=seed))
     best = first_within_error(tried, validation.target, seed=seed)
-    before = hits(trained, None, validation.embedding, validation.target)
+    is_known = tried[0].method == "none"
+    before = tried[0].hit if is_known else hits(trained, None, validation.embedding, validation.target)
     gained = gain(before, best.hit, validation.target, confidence=confidence, seed=seed)
     if settings.method == "best" and not gained.stays:
         best = tried[0]

@@ -98,6 +98,16 @@ def test_it_is_the_mean_of_the_ensemble_that_is_calibrated() -> None:
     assert after < nll(table, weights, [int(np.argmin(abs(TEMPERATURES - each))) for each in alone])
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0, 1000.0])
+def test_probabilities_at_all_temperatures_are_those_of_a_softmax(spread: float) -> None:
+    logits = spread * torch.randn(2, 40, 300, generator=torch.Generator().manual_seed(3))
+    label = torch.arange(40)
+    label[::2] = logits[0].argmax(1)[::2]
+    found = label_probabilities([MemberOutput(logits, torch.ones(2, 40, 512))], label)
+    slow = [(logits.double() / t).softmax(2).mean(0).gather(1, label[:, None])[:, 0] for t in map(float, TEMPERATURES)]
+    torch.testing.assert_close(found[:, 0].double(), torch.stack(slow, 1), rtol=2e-4, atol=1e-30)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_temperature_is_worse_than_one(seed: int) -> None:
     outputs, label, _ = drawn(12, scales=[1.0, 3.0], seed=seed)

@@ -121,7 +121,7 @@ def test_a_blend_answers_by_the_mean_of_both_logits(plain: Tensor) -> None:
     asked, counts = HELD_OUT[0], np.array(COUNTS)
     adjusted = functional.linear(asked, plain, prior_bias(counts, 1.0))
     means = functional.linear(asked, *class_means(*KNOWN, num_classes=10))
-    found = functional.linear(asked, *blend(plain, *KNOWN, counts=counts))
+    found = functional.linear(asked, *blend(plain, class_means(*KNOWN, num_classes=10), counts=counts))
     torch.testing.assert_close(found, (adjusted + means) / 2, rtol=1e-4, atol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_every_way_lifts_the_mean_class_and_the_tail(plain: Tensor, name: str) -
     weight, bias = {
         "tau": lambda: (tau_normalise(plain, 1.0), None),
         "logit_adjustment": lambda: (plain, prior_bias(np.array(COUNTS), 1.0)),
-        "blend": lambda: blend(plain, *KNOWN, counts=np.array(COUNTS)),
+        "blend": lambda: blend(plain, class_means(*KNOWN, num_classes=10), counts=np.array(COUNTS)),
         "ncm": lambda: class_means(*KNOWN, num_classes=10),
         "lws": lambda: (scale_rows(plain, *KNOWN, epochs=20, lr=0.05, seed=0), None),
         "crt": lambda: (retrain_rows(*KNOWN, num_classes=10, epochs=20, lr=0.05, seed=0), None),
@@ -179,6 +179,16 @@ def test_hits_are_counted_in_pieces() -> None:
     assert len(hits(weight, None, embedding[:0], target[:0])) == 0
 
 
+def test_a_tie_is_a_miss() -> None:
+    embedding, target = torch.ones(3, 2), np.array([0, 1, 2])
+    assert hits(torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]), None, embedding, target).tolist() == [False] * 3
+    assert hits(torch.tensor([[1.0, 1.0], [1.0, 2.0], [0.0, 1.0]]), None, embedding, target).tolist() == [
+        False,
+        True,
+        False,
+    ]
+
+
 def network() -> Network:
     torch.manual_seed(1)
     made = build_network(Member(backbone="test_resnet", size=32), num_classes=7).train()
@@ -199,7 +209,7 @@ def methods() -> dict[str, tuple[Tensor, Tensor | None, float]]:
         "none": (weight, None, 0.0),
         "tau": (weight, None, 0.7),
         "logit_adjustment": (weight, prior_bias(np.array(counts), 0.8), 0.0),
-        "blend": (*blend(weight, *known, counts=np.array(counts)), 0.0),
+        "blend": (*blend(weight, class_means(*known, num_classes=7), counts=np.array(counts)), 0.0),
         "ncm": (*class_means(*known, num_classes=7), 0.0),
         "lws": (scale_rows(weight, *known, epochs=3, lr=0.1, seed=0), None, 0.0),
         "crt": (retrain_rows(*known, num_classes=7, epochs=3, lr=2e-3, seed=0), None, 0.0),
