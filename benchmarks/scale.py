@@ -64,7 +64,9 @@ def main(words: Sequence[str] | None = None) -> None:
         run(places[-1], args.stage)
         tell(places[-1])
         if "retrain" in args.stage:
-            pages.measure(places[-1].workspace, f"{classes:,} x {places[-1].size.photos:,}")
+            at = f"{classes:,} x {places[-1].size.photos:,}"
+            pages.compare_plan(places[-1].workspace, at)
+            pages.measure(places[-1].workspace, at)
     if len(places) > 1:
         grow(places[0], places[-1])
     if args.page:

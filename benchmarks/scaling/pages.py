@@ -1,16 +1,30 @@
-"""Pages of a run in a browser: their sizes, and the time to their first paint."""
+"""What a run shows of itself: its pages in a browser, and how far the plan was off."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from browser.review_page import first_paint_s
 from browser.told import at_most
-from figure import unmeasured
+from figure import figure, unmeasured
 
 from tests.browser import CHROMIUM, chromium, served_pages
 
 MEGABYTES, PAINT_S = 1.0, 1.0
+LONG_S, OFF = 60.0, 25.0  # of a stage, and % that its plan may be off
+
+
+def compare_plan(workspace: Path, at: str) -> None:
+    """Prints how far the plan of the newest run was off, in % of the seconds taken; only long stages have a target."""
+    runs = sorted(workspace.glob("runs/*-*/run.json"))
+    figures = json.loads(runs[-1].read_bytes()).get("figures", ()) if runs else []
+    rows = next((each["rows"] for each in figures if each["title"] == "Plan and time taken"), [])
+    for row in rows:
+        is_long = row["took s"] >= LONG_S
+        figure(f"{at}: plan of {row['stage']}, off by %", row["off by %"],
+               target=f"within {OFF:g}" if is_long else "told",
+               met=not is_long or abs(row["off by %"]) <= OFF, baseline=row["took s"])  # fmt: skip
 
 
 def measure(workspace: Path, at: str) -> None:

@@ -147,11 +147,12 @@ def ingest(place: Place) -> None:
 
 
 def retrain(place: Place) -> None:
-    """Runs the retraining; each of its steps is a stage of its own."""
+    """Plans the retraining, and runs it; each of its steps is a stage of its own."""
     size, file = place.size, place.folder / "scale.toml"
     members = "".join(MEMBER.format(side=SIDE, seed=seed) for seed in range(1, size.members + 1))
     text = RECIPE.format(members=members, epochs=size.epochs, epoch_length=size.epoch_length, side=SIDE)
     file.write_text(text, encoding="utf-8")
+    place.command("plan", "plan", file)
     place.command("retrain", "retrain", file, step=lambda: step_of(place.workspace))
 
 
