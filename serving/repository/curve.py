@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.repository.accelerator import CPU, LEAST_INSTANCES, Accelerator
+from serving.repository.accelerator import CPU, ON_GPU, Accelerator
 from serving.repository.runtimes import provider_of
 
 CURVE = "curve"  # key of the lineage
@@ -52,7 +52,7 @@ class Curve:
 
         Instances on a CPU have cores of their own; those on a GPU share it.
         """
-        return 2 * self.ms[size] * (1 if self.device == CPU.name else LEAST_INSTANCES)
+        return 2 * self.ms[size] * (1 if self.device == CPU.name else ON_GPU)
 
     def largest_batch(self, latency_ms: float) -> int:
         """The smallest batch with nearly the best throughput that waits of at most `latency_ms` allow; 1 if none fits."""
