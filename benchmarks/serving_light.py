@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ CLAIM = (
 )
 CLIENTS = 16
 LATENCY_MS = 50.0
+STALLED_S = 0.4  # Triton's batcher sleeps for half a second where it misses the end of a batch
 TARGETS = {"light_share_of_limit": 0.55, "light_over_fastapi": 1.1, "light_over_fastapi_queued": 1.3}
 
 
@@ -57,6 +58,7 @@ def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> 
     print(f"{curve}: batches of {batch}")
     chosen = {"lineage": {CURVE: curve.facts()}, "latency_ms": LATENCY_MS}
     ratios: dict[str, list[float]] = defaultdict(list)
+    stalled, asked = Counter[str](), Counter[str]()
     with (
         make(**chosen) as ours,
         make(instances=1) as single,
@@ -74,6 +76,8 @@ def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> 
                 before = endpoint.cpu_seconds()
                 here = closed_loop(endpoint.access, messages, clients=CLIENTS, seconds=seconds)
                 print(f"ours{name}: {here}", flush=True)
+                stalled[name] += sum(each > STALLED_S for each in here.latencies)
+                asked[name] += len(here.latencies)
                 ratios[f"light_share_of_limit{name}"].append(here.per_second / limit)
                 ratios[f"light_share_of_limit_photo_by_photo{name}"].append(here.per_second / alone)
                 ratios[f"light_over_fastapi{name}"].append(here.per_second / there.per_second)
@@ -85,6 +89,8 @@ def measure(graph: Path, photos: np.ndarray, *, seconds: float, rounds: int) -> 
     for name, values in ratios.items():
         value, least = round(statistics.median(values), 3), TARGETS.get(name)
         figure(name, value, target=f">= {least}" if least else "told", met=value >= (least or 0), baseline=1.0)
+    for name, count in stalled.items():
+        figure(f"light_stalled_requests{name}", count, target="told", met=True, baseline=asked[name])
     for percent in (50, 99, 99.9):
         value = round(open_.percentile_ms(percent), 2)
         figure(f"light_open_loop_p{percent}_ms", value, target="told", met=True, baseline=None)
