@@ -107,7 +107,7 @@ class Place:
     ) -> None:
         """Runs a command as `command` does; `folders`: further ones from which it imports."""
         watch, log = Watch(step or (lambda: stage)), self.folder / f"{stage}.log"
-        variables = process_variables(OMP_NUM_THREADS="1")
+        variables = process_variables()
         variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *folders])
         code = watch.run(command, log=log, variables=variables)
         print(f"{stage}: exit code {code}", file=sys.stderr, flush=True)

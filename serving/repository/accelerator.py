@@ -13,9 +13,9 @@ Name = Literal["cpu", "cuda", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16",
 NAMES: tuple[str, ...] = get_args(Name)
 # kSameAsRequested: batch sizes vary, and an arena that grows to powers of two would take ever more memory.
 CUDA = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-# Triton's batcher can miss the end of a batch, and requests then wait half a second, unless another instance wakes it up
-# (docs/tasks/serve.md#batches-and-instances). On two busy cores a third instance does; a GPU was not measured.
-LEAST_ON_CPU, ON_GPU = 3, 2
+# With a single instance, Triton's batcher can miss the end of a batch, and requests then wait half a second
+# (docs/tasks/serve.md#batches-and-instances). A second instance wakes it up.
+LEAST_INSTANCES = 2
 YES = "True"  # ONNX Runtime's Python bindings do not accept "1"
 
 
@@ -47,8 +47,8 @@ class Accelerator:
 
     @property
     def instances(self) -> int:
-        """Copies of a graph unless someone says otherwise: one for each core that this process may use, at least three; on a GPU two."""
-        return ON_GPU if self.is_gpu else max(LEAST_ON_CPU, len(os.sched_getaffinity(0)))
+        """Copies of a graph unless someone says otherwise: one for each core that this process may use, or two on a GPU."""
+        return max(LEAST_INSTANCES, 0 if self.is_gpu else len(os.sched_getaffinity(0)))
 
     @property
     def is_tensorrt(self) -> bool:

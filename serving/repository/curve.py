@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.repository.accelerator import CPU, ON_GPU, Accelerator
+from serving.repository.accelerator import CPU, LEAST_INSTANCES, Accelerator
 from serving.repository.runtimes import provider_of
 
 CURVE = "curve"  # key of the lineage
@@ -23,6 +23,7 @@ SIZE_S = 0.2  # of measuring one size, if that suffices for LEAST runs
 LEAST, MOST = 3, 20  # runs of one size
 NEARLY_ALL = 0.9  # of the best throughput; for the last tenth, live requests would wait longer (docs/inside/log.md)
 OUTPUTS = ["ids", "probs", "known"]
+AWAKE = 3  # instances with which Triton's batcher let no request wait for half a second, on two busy cores
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,17 @@ class Curve:
 
         Instances on a CPU have cores of their own; those on a GPU share it.
         """
-        return 2 * self.ms[size] * (1 if self.device == CPU.name else ON_GPU)
+        return 2 * self.ms[size] * (1 if self.device == CPU.name else LEAST_INSTANCES)
+
+    def instances(self, latency_ms: float) -> int | None:
+        """Instances if it takes more than the usual number to keep Triton's batcher awake; None: the usual number.
+
+        Only on a CPU, and for a graph that keeps waits of at most `latency_ms`. A slower one loses more to a third batch on
+        two cores than to a rare wait.
+        """
+        usual = CPU.instances
+        is_fast = self.device == CPU.name and self.wait_ms(min(self.ms)) <= latency_ms
+        return AWAKE if is_fast and usual < AWAKE else None
 
     def largest_batch(self, latency_ms: float) -> int:
         """The smallest batch with nearly the best throughput that waits of at most `latency_ms` allow; 1 if none fits."""

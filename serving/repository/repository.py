@@ -310,10 +310,11 @@ class ModelRepository:
     def _sizes(self, version: int) -> dict[str, int | None]:
         """Sizes in TritonConfig: given ones, those that the version's curve asks for, or defaults."""
         curve = Curve.read(self.lineage(version), self.accelerator) if self.latency_ms else None
-        joined = self.joined or REQUEST_PHOTOS
+        joined, instances = self.joined or REQUEST_PHOTOS, self.instances
         if curve and self.latency_ms:
             joined = self.joined or curve.largest_batch(self.latency_ms)
-        return {"joined": joined, "max_batch_size": max(joined, REQUEST_PHOTOS), "instances": self.instances}
+            instances = self.instances or curve.instances(self.latency_ms)
+        return {"joined": joined, "max_batch_size": max(joined, REQUEST_PHOTOS), "instances": instances}
 
     def _accelerator(self, version: int) -> Accelerator:
         """Accelerator whose engine directory belongs to the graph of this version. One level: ONNX Runtime makes no parents."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.repository.accelerator import CPU, Accelerator
-from serving.repository.curve import CURVE, SIZES, Curve, measure
+from serving.repository.curve import AWAKE, CURVE, SIZES, Curve, measure
 from serving.repository.model_config import TritonConfig
 from serving.repository.repository import ModelRepository
 from tests.graphs import LABELS, golden_images, write_graph
@@ -65,6 +65,7 @@ def test_the_curve_of_a_version_decides_its_configuration(repository: ModelRepos
         repository.write(graph, version=version, labels=LABELS, lineage=facts, golden=golden_images())
     repository.write(graph, version=3, labels=LABELS, lineage={"run": "r"}, golden=golden_images())
     usual = CPU.instances
+    awake = max(usual, AWAKE)
 
     def configured(version: int, **settings: float) -> tuple[int, int, int]:
         other = replace(repository, **{"latency_ms": 50.0, **settings})
@@ -74,7 +75,7 @@ def test_the_curve_of_a_version_decides_its_configuration(repository: ModelRepos
         return config.joined, config.instances, config.max_batch_size
 
     assert configured(1) == (1, usual, 8), "a request may still hold 8 photos"
-    assert configured(2) == (8, usual, 8)
+    assert configured(2) == (8, awake, 8), "a fast graph keeps Triton's batcher awake"
     assert configured(3) == (8, usual, 8), "a version of an earlier release"
     assert configured(1, joined=16, instances=3) == (16, 3, 16), "a person may say otherwise"
     assert configured(1, latency_ms=0.0) == (8, usual, 8)
