@@ -124,8 +124,8 @@ class _Work:
         votes = 0.0
         if clean.asks_embeddings and group <= MOST:  # ranking all neighbours takes longer than their product
             votes = 4 * scored * group / self.counts.classes * pace["product_s"]
-        elif clean.asks_embeddings:  # for the decisions and for the confusion
-            votes = 2 * (scored * VOTE_S + clean.folds * self.counts.classes * CLASS_S)
+        elif clean.asks_embeddings:  # once, for the decisions and for the confusion
+            votes = scored * VOTE_S + clean.folds * self.counts.classes * CLASS_S
         each = VERSION_S + scored * CLEAN_S + votes
         vectors = 2 * EMBEDDING * scored + 2 * FLOAT * EMBEDDING * self.counts.classes  # in mapped files; linear votes
         peak = int(4e8 + scored * 1500 + vectors * clean.asks_embeddings)

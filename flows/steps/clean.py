@@ -30,6 +30,7 @@ from models.data.trusted import with_selection_photos
 from models.decisions import (
     FoldEmbeddings,
     as_delivered,
+    assess,
     changed_labels,
     confusion,
     decide,
@@ -155,11 +156,12 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
     scores = scores.select(~checked[seen.rows_of(scores.id)])
     embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
     names = scored_by([folder.name for folder in folds], parts, scores)
-    after = decide(seen, scores, settings=settings, round=round, scored_by=names, fold_embeddings=embeddings)
+    assessment = assess(seen, scores, settings=settings, fold_embeddings=embeddings)
+    after = decide(seen, scores, assessment, settings=settings, round=round, scored_by=names)
     scored = manifest.rows_of(scores.id)
     kept = manifest.kept.copy()
     kept[scored] = after.kept[scored]
-    noise = confusion(seen, scores, fold_embeddings=embeddings) if settings.correct and embeddings else None
+    noise = confusion(seen, scores, assessment) if settings.correct else None
     return dataclasses.replace(after, split=manifest.split, kept=kept), noise
 
 

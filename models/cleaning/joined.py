@@ -45,14 +45,5 @@ class JoinedRows:
             found[own] = each[row[own]]
         return found
 
-    def select(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> JoinedRows:
-        """The table of these rows alone."""
-        return JoinedRows(self.tables, self.table[rows], self.row[rows])
-
 
 Table = NDArray[np.floating] | JoinedRows
-
-
-def selected(table: Table, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Table:
-    """The table of these rows alone: a copy of an array, and nothing of joined tables."""
-    return table.select(rows) if isinstance(table, JoinedRows) else table[rows]

@@ -8,16 +8,31 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cleaning.assessment import Assessment
 from models.cleaning.decide import worst
 from models.cleaning.inputs import TopK
 from models.cleaning.noise import Noise
-from models.cleaning.rule_input import Embeddings, RuleInput, gather
-from models.cleaning.rules import DEFAULT, RULES, Posterior, Rule
-from models.errors import CleaningError
+from models.cleaning.rule_input import Embeddings, gather
+from models.cleaning.rules import DEFAULT, RULES, Rule
 
 HALF = 0.5  # a label of lower quality is a label issue
 
 Probs = NDArray[np.floating] | TopK
+
+
+def assess(
+    labels: NDArray[np.integer],
+    pred_probs: Probs,
+    embeddings: Embeddings = None,
+    *,
+    rule: str = DEFAULT,
+    groups: NDArray[np.integer] | None = None,
+    names: Sequence[str] | None = None,
+    **params: Any,
+) -> Assessment:
+    """Assessment of labels, for several of its results: each function below gives one. Arguments as for `label_quality`."""
+    built = cast(Rule, RULES.build(rule, **params))
+    return Assessment(gather(labels, pred_probs, embeddings, groups=groups, names=names), built)
 
 
 def label_quality(
@@ -50,8 +65,7 @@ def label_quality(
         CleaningError: arrays of a wrong shape, type or range.
         ConfigError: an unknown rule or parameter, or a value out of range.
     """
-    built = cast(Rule, RULES.build(rule, **params))
-    return _quality(built, gather(labels, pred_probs, embeddings, groups=groups, names=names))
+    return assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, **params).quality
 
 
 def find_label_errors(
@@ -77,18 +91,9 @@ def find_label_errors(
         floor_count: photos of a class that are always kept, >= 1.
         budget: largest share of all photos that become label issues, in [0, 1].
     """
-    built = cast(Rule, RULES.build(rule, **params))
-    data = gather(labels, pred_probs, embeddings, groups=groups, names=names)
-    return worst(data.labels, _quality(built, data), threshold=HALF, floor_share=floor_share,
+    found = assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, **params)
+    return worst(found.data.labels, found.quality, threshold=HALF, floor_share=floor_share,
                  floor_count=floor_count, budget=budget)  # fmt: skip
-
-
-def _quality(rule: Rule, data: RuleInput) -> NDArray[np.float32]:
-    if data.num_classes == 1 or not data.is_labelled.any():
-        return np.ones(len(data), np.float32)  # no other class is possible
-    quality = np.clip(rule.quality(data), 0, 1).astype(np.float32)
-    quality[~data.is_labelled] = 1
-    return quality
 
 
 def suggest_labels(
@@ -109,15 +114,7 @@ def suggest_labels(
     Raises:
         CleaningError: as for `label_quality`, or a confidence outside [0, 1].
     """
-    if not 0 <= confidence <= 1:
-        raise CleaningError(f"confidence: {confidence} is outside [0, 1]; give a probability")
-    data = gather(labels, pred_probs, embeddings, groups=groups, names=names)
-    probs, _ = _posterior(params).estimate(data)
-    best = probs.argmax(axis=1)
-    row, ids = np.arange(len(best)), data.candidates.ids[data.is_labelled]
-    suggested = data.labels.copy()
-    suggested[data.is_labelled] = np.where(probs[row, best] >= confidence, ids[row, best], ids[:, 0])
-    return suggested
+    return assess(labels, pred_probs, embeddings, groups=groups, names=names, **params).suggested(confidence)
 
 
 def estimate_noise(
@@ -135,8 +132,4 @@ def estimate_noise(
     hard photos with right labels look the same. Without embeddings the rate is underestimated. Errors as for
     `label_quality`.
     """
-    return _posterior(params).estimate(gather(labels, pred_probs, embeddings, groups=groups, names=names))[1]
-
-
-def _posterior(params: dict[str, Any]) -> Posterior:
-    return cast(Posterior, RULES.build("posterior", **params))
+    return assess(labels, pred_probs, embeddings, groups=groups, names=names, **params).noise()

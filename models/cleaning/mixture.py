@@ -38,6 +38,11 @@ PRIOR = 4.0  # how firmly the weights are held at the start; a few photos must n
 LEAST, MOST = 1e-4, 0.95  # of the share of wrong labels
 
 
+def blocks(num: int) -> Iterator[slice]:
+    """Rows to process at a time."""
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, num, BLOCK_ROWS))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Evidence for the classes of N photos, beside their labels.
@@ -61,10 +66,6 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def blocks(self) -> Iterator[slice]:
-        """Rows to process at a time."""
-        return (slice(start, start + BLOCK_ROWS) for start in range(0, len(self), BLOCK_ROWS))
 
     def belief(self, weights: NDArray[np.float64], rows: slice) -> NDArray[np.float32]:
         """(n, K + 1) probability of each candidate without regard to the label; all other classes in the last column."""
@@ -119,13 +120,34 @@ class Explained:
     photo: NDArray[np.floating]
 
 
-def posterior(evidence: Evidence) -> tuple[NDArray[np.float32], Noise]:
-    """(N, K) probability that each candidate is the class of the photo, and the label noise estimated with it.
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated classes of N photos.
 
-    A row may sum to less than 1: the rest belongs to classes outside the candidates. Time O(N K F) for each of 28 steps.
+    Attributes:
+        ids: (N, K) candidate classes, the label in column 0; -1 for none.
+        probs: (N, K) float32 probability of each. A row may sum to less than 1: the rest belongs to other classes.
+        pairs: the pairs of another candidate and the label.
     """
+
+    ids: NDArray[np.int32]
+    probs: NDArray[np.float32]
+    pairs: Pairs
+
+    def noise(self, counted: NDArray[np.bool_] | None = None) -> Noise:
+        """The label noise among the counted photos (N,), or among all, as these probabilities have it."""
+        right, wrong = np.zeros(self.pairs.num_classes), np.zeros(len(self.pairs))
+        for rows in blocks(len(self.ids)):
+            probs = self.probs[rows] if counted is None else self.probs[rows] * counted[rows, None]
+            right += np.bincount(self.ids[rows, 0], probs[:, 0], minlength=len(right))
+            wrong += self.pairs.sums(rows, probs[:, 1:])
+        return self.pairs.noise(right, wrong)
+
+
+def posterior(evidence: Evidence) -> Estimate:
+    """Estimate from all evidence and the labels. Time O(N K F) for each of 28 steps."""
     pairs, fit = fitted(evidence)
-    return _conclude(evidence, pairs, fit)
+    return Estimate(evidence.ids, _conclude(evidence, pairs, fit), pairs)
 
 
 def fitted(evidence: Evidence) -> tuple[Pairs, Fit]:
@@ -186,7 +208,7 @@ def _step(evidence: Evidence, prior: NamePrior, fit: Fit, *, learn: bool) -> Fit
     count, photos = np.zeros(len(pairs)), 0.0
     right, erring = np.zeros(evidence.num_classes), np.zeros(len(pairs))
     total_wrong, slope, curve = 0.0, np.zeros(num_kinds), np.zeros((num_kinds, num_kinds))
-    for rows in evidence.blocks():
+    for rows in blocks(len(evidence)):
         belief = evidence.belief(fit.weights, rows)
         seen = _explain(evidence, pairs, fit, rows, belief, fit.habit[pairs.index[rows]])
         wrong = seen.habit + seen.photo
@@ -224,18 +246,15 @@ def _newton(weights: NDArray[np.float64], start: NDArray[np.float64], slope: NDA
     return np.maximum(weights + np.clip(move, -start / 2, start / 2), 0)
 
 
-def _conclude(evidence: Evidence, pairs: Pairs, fit: Fit) -> tuple[NDArray[np.float32], Noise]:
-    """Probabilities in which no photo confirms the habit that condemns it: its own part is taken out of T."""
+def _conclude(evidence: Evidence, pairs: Pairs, fit: Fit) -> NDArray[np.float32]:
+    """(N, K) probabilities in which no photo confirms the habit that condemns it: its own part is taken out of T."""
     probs = np.empty(evidence.ids.shape, np.float32)
-    right, wrong = np.zeros(evidence.num_classes), np.zeros(len(pairs))
     size = np.append(fit.size[pairs.true], 1)
-    for rows in evidence.blocks():
+    for rows in blocks(len(evidence)):
         belief, index = evidence.belief(fit.weights, rows), pairs.index[rows]
         own = _explain(evidence, pairs, fit, rows, belief, fit.habit[index]).habit[:, :-1]
         habit = np.maximum(fit.habit[index] - np.minimum(own, fit.count[index]) / size[index], 0)
         seen = _explain(evidence, pairs, fit, rows, belief, habit)
         probs[rows, 0] = seen.right
         probs[rows, 1:] = (seen.habit + seen.photo)[:, :-1]
-        right += np.bincount(evidence.ids[rows, 0], probs[rows, 0], minlength=evidence.num_classes)
-        wrong += pairs.sums(rows, probs[rows, 1:])
-    return probs, pairs.noise(right, wrong)
+    return probs

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from models.cleaning.evidence import gather_evidence
 from models.cleaning.joined import Table
-from models.cleaning.mixture import f1_cut, posterior
-from models.cleaning.noise import Noise
+from models.cleaning.mixture import Estimate, f1_cut, posterior
 from models.cleaning.rule_input import RuleInput
 from models.cleaning.score import TINY, log_margin
 from models.cleaning.votes import count_votes, linear_vote, neighbour_labels
@@ -174,16 +173,18 @@ class Posterior:
         self.count, self.ridge, self.most = count, ridge, most
 
     def quality(self, data: RuleInput) -> NDArray[np.floating]:
-        if not data.embeddings:
-            return LogMargin().quality(data)
-        right = self.estimate(data)[0][:, 0]
+        return self.quality_by(self.estimate(data), data) if data.embeddings else LogMargin().quality(data)
+
+    def quality_by(self, estimate: Estimate, data: RuleInput) -> NDArray[np.float32]:
+        """(N,) label quality that an estimate gives; 1 for photos with the label -1."""
+        right = estimate.probs[:, 0]
         cut = f1_cut(1 - right)
         quality = np.ones(len(data), np.float32)
         quality[data.is_labelled] = right * cut / np.maximum(right * cut + (1 - right) * (1 - cut), TINY)
         return quality
 
-    def estimate(self, data: RuleInput) -> tuple[NDArray[np.float32], Noise]:
-        """(n, K + 1) probability of each candidate of the photos with a known class, and the label noise."""
+    def estimate(self, data: RuleInput) -> Estimate:
+        """Estimate of the n photos with a known class."""
         return posterior(gather_evidence(data, count=self.count, ridge=self.ridge, most=self.most))
 
 

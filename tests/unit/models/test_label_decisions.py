@@ -12,11 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.cleaning import TopK, label_quality
+from models.cleaning import TopK, estimate_noise, label_quality
+from models.cleaning.evidence import gather_evidence
+from models.cleaning.mixture import Evidence
+from models.cleaning.rule_input import RuleInput
 from models.data.manifest import Manifest
 from models.decisions import (
     FoldEmbeddings,
     as_delivered,
+    assess,
     changed_labels,
     confusion,
     decide,
@@ -27,6 +31,8 @@ from models.decisions import (
 from models.evaluation.scores import Scores
 from models.recipe.config import Clean
 from tests.unit.models.clusters import NAMES, named_clusters
+
+POSTERIOR = Clean(rule="posterior")
 
 
 def manifest(labels: list[str], split: list[str]) -> Manifest:
@@ -66,7 +72,8 @@ def decided_on(
     if settings.relabel and fold_embeddings is None:
         fold_embeddings = FoldEmbeddings(np.eye(len(judged), dtype=np.float32), np.zeros(len(judged), np.int64))
     judge = np.full(len(judged), "fold", object)
-    return decide(photos, judged, settings=settings, round=round, scored_by=judge, fold_embeddings=fold_embeddings)
+    assessment = assess(photos, judged, settings=settings, fold_embeddings=fold_embeddings)
+    return decide(photos, judged, assessment, settings=settings, round=round, scored_by=judge)
 
 
 def test_folds_give_scores_of_their_own_photos_and_the_mean_of_the_validation_photos() -> None:
@@ -325,17 +332,58 @@ def test_photos_are_compared_within_their_fold() -> None:
     assert not together.fold.any(), "of one network"
 
 
-def test_confusion_is_of_training_photos_alone() -> None:
-    """Three of ten photos of class 0 are labelled 1. Validation photos, all labelled wrongly, do not count."""
+def of_training_and_validation(*, right: bool) -> tuple[Manifest, Scores, FoldEmbeddings]:
+    """130 training photos, three of ten photos of class 0 labelled 1, and 30 validation photos, with right labels or wrong."""
     draw = np.random.default_rng(0)
     true = np.repeat([0, 1], [100, 60])
     given = np.where(np.arange(160) < 30, 1, true)
-    given[130:] = 0  # validation photos
-    labels, split = [("a", "b")[each] for each in given], ["train"] * 130 + ["val"] * 30
-    photos = manifest(labels, split)
+    given[130:] = int(right)
+    photos = manifest([("a", "b")[each] for each in given], ["train"] * 130 + ["val"] * 30)
     judged = scores({f"p{i}": (int(given[i]), 0.9 if given[i] == true[i] else 0.1) for i in range(160)})
     order = np.argsort(judged.id)
-    seen = FoldEmbeddings(np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2)), np.zeros(160, np.int64))
-    noise = confusion(photos, judged.select(order), fold_embeddings=FoldEmbeddings(seen.embeddings[order], seen.fold))
+    embeddings = np.eye(2)[true] + 0.1 * draw.normal(size=(160, 2))
+    return photos, judged.select(order), FoldEmbeddings(embeddings[order], np.zeros(160, np.int64))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_confusion_is_of_training_photos_alone(right: bool) -> None:
+    photos, judged, seen = of_training_and_validation(right=right)
+    noise = confusion(photos, judged, assess(photos, judged, settings=POSTERIOR, fold_embeddings=seen))
     assert noise.matrix()[0].tolist() == pytest.approx([0.7, 0.3], abs=0.05)
     assert noise.kept[1] > 0.85
+
+
+def test_the_estimate_of_the_decisions_gives_the_noise_up_to_what_validation_photos_say() -> None:
+    photos, judged, seen = of_training_and_validation(right=True)
+    probs = TopK(judged.top, judged.probs, judged.p_label, 2)
+    every = confusion(manifest([*photos.given_label], ["train"] * 160), judged,
+                      assess(photos, judged, settings=POSTERIOR, fold_embeddings=seen))  # fmt: skip
+    alone = estimate_noise(judged.target, probs, seen.embeddings, names=photos.classes)
+    assert np.array_equal(every.matrix(), alone.matrix()), "without validation photos it is as it was"
+    train = photos.split[photos.rows_of(judged.id)] == "train"
+    known = judged.select(train)
+    former = estimate_noise(known.target, TopK(known.top, known.probs, known.p_label, 2), seen.embeddings[train],
+                            names=photos.classes)  # fmt: skip
+    noise = confusion(photos, judged, assess(photos, judged, settings=POSTERIOR, fold_embeddings=seen))
+    assert noise.matrix() == pytest.approx(former.matrix(), abs=0.02)
+    assert every.rate < noise.rate == pytest.approx(former.rate, abs=0.01), "right validation photos would dilute it"
+
+
+@pytest.mark.parametrize(("rule", "params"), [("posterior", {"count": 5}), ("log_margin", {})])
+def test_a_round_gathers_its_evidence_once(rule: str, params: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+
+    def counting(data: RuleInput, *, count: int, ridge: float, most: int) -> Evidence:
+        gathered.append(count)
+        return gather_evidence(data, count=count, ridge=ridge, most=most)
+
+    monkeypatch.setattr("models.cleaning.rules.gather_evidence", counting)
+    photos, judged, seen = of_training_and_validation(right=True)
+    settings = Clean(rule=rule, params=params, relabel=0.9, correct=True)
+    assessment = assess(photos, judged, settings=settings, fold_embeddings=seen)
+    decided = decide(photos, judged, assessment, settings=settings, round=1, scored_by=np.full(160, "fold", object))
+    assert confusion(photos, judged, assessment).rate > 0.1
+    assert gathered == [params.get("count", 10)], "with the parameters of the rule, or the defaults of posterior"
+    expected = label_quality(judged.target, TopK(judged.top, judged.probs, judged.p_label, 2), seen.embeddings, rule=rule,
+                             names=photos.classes, **params)  # fmt: skip
+    assert np.array_equal(decided.score[photos.rows_of(judged.id)], expected)
