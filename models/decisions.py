@@ -44,12 +44,14 @@ def scored_by(names: Sequence[str], folds: Sequence[Scores], scores: Scores) -> 
 class FoldEmbeddings(NamedTuple):
     """Embeddings (N, d), and the fold (N,) whose network made them. Those of different networks cannot be compared.
 
-    more: (N, d) embeddings of each further encoder, which the folds share.
+    more: (N, d) embeddings of each further encoder, which the folds share. name_vectors: (C, d) vectors of the classes' names
+    in the space of each encoder, or None; () for none at all.
     """
 
     embeddings: Table
     fold: NDArray[np.int64]
     more: tuple[Table, ...] = ()
+    name_vectors: tuple[NDArray[np.float32] | None, ...] = ()
 
     @property
     def encoders(self) -> list[Table]:
@@ -80,9 +82,11 @@ def assess(
 ) -> Assessment:
     """Assessment of the labels of the photos of `scores` by the rule of the recipe; decisions and confusion come from it."""
     probs = TopK(scores.top, scores.probs, scores.p_label, len(manifest.classes))
-    embeddings, fold = (fold_embeddings.encoders, fold_embeddings.fold) if fold_embeddings else (None, None)
-    return assess_labels(scores.target, probs, embeddings, rule=settings.rule, groups=fold, names=manifest.classes,
-                         **settings.params)  # fmt: skip
+    seen: dict[str, Any] = {}
+    if fold_embeddings:
+        seen = {"embeddings": fold_embeddings.encoders, "groups": fold_embeddings.fold,
+                "name_vectors": fold_embeddings.name_vectors or None}  # fmt: skip
+    return assess_labels(scores.target, probs, rule=settings.rule, names=manifest.classes, **seen, **settings.params)
 
 
 def decide(

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from itertools import count, takewhile
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flows.data.derive import link_unchanged
 from flows.data.history import CLEANED, DELIVERED, is_cleaned, overtaken, uncleaned
@@ -26,6 +28,7 @@ from models.cleaning import Noise
 from models.data.confusion import NAME as CONFUSION
 from models.data.confusion import write_confusion
 from models.data.manifest import CHECKED, FLAGGED, Manifest, read_manifest, write_labels, write_version
+from models.data.name_vectors import read_name_vectors
 from models.data.trusted import with_selection_photos
 from models.decisions import (
     FoldEmbeddings,
@@ -39,7 +42,7 @@ from models.decisions import (
     scored_by,
 )
 from models.evaluation.scores import Scores, read_scores
-from models.recipe.config import digest
+from models.recipe.config import Recipe, content, digest
 
 log = logging.getLogger("cleanshelf")
 PATIENCE_S = 60.0  # how long to wait for a command that changes data versions
@@ -81,7 +84,8 @@ def clean(run: Run, data: DataFolder, folds: list[Fold], round: int) -> DataFold
     change = changed_labels(before, after)
     message = f"{change.flagged} labels flagged, {change.restored} restored"
     log.info("clean, round %d: %s; %.1f%% of the labels changed", round, message, 100 * change.share)
-    config = digest(run.recipe.clean, [fold.name for fold in folds], round)
+    names = [content(file) for file in run.recipe.name_vectors]
+    config = digest(run.recipe.clean, [fold.name for fold in folds], round, *names)
     return derive(run, data, after, step=f"{CLEANED}{round}", message=message, config=config, noise=noise)
 
 
@@ -155,6 +159,8 @@ def decided(run: Run, manifest: Manifest, folds: list[Fold], round: int) -> tupl
         checked |= seen.split == "val"
     scores = scores.select(~checked[seen.rows_of(scores.id)])
     embeddings = embeddings_of(folds, parts, scores) if settings.asks_embeddings else None
+    if embeddings:
+        embeddings = embeddings._replace(name_vectors=name_vectors(run.recipe, seen.classes))
     names = scored_by([folder.name for folder in folds], parts, scores)
     assessment = assess(seen, scores, settings=settings, fold_embeddings=embeddings)
     after = decide(seen, scores, assessment, settings=settings, round=round, scored_by=names)
@@ -179,6 +185,18 @@ def embeddings_of(folds: list[Fold], parts: list[Scores], scores: Scores) -> Fol
         return read("embeddings.npy", shared=False)
     further = takewhile(everywhere, (f"features-{number}.npy" for number in count(1)))
     return read("features.npy")._replace(more=tuple(read(name).embeddings for name in further))
+
+
+def name_vectors(recipe: Recipe, classes: list[str]) -> tuple[NDArray[np.float32] | None, ...]:
+    """Vectors of the names of the classes for each encoder of the recipe; () if it has none."""
+    found: list[NDArray[np.float32] | None] = []
+    for file in recipe.name_vectors:
+        vectors = read_name_vectors(Path(file), classes, key="members.name_vectors") if file else None
+        if vectors is not None and (missing := ~vectors.any(axis=1)).any():
+            log.info("%s: %d of %d classes have no vector, first %s; names say nothing about these", file, missing.sum(),
+                     len(classes), classes[int(missing.argmax())])  # fmt: skip
+        found.append(vectors)
+    return tuple(found)
 
 
 def same_labels(one: Manifest, other: Manifest) -> bool:

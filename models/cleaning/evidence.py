@@ -1,4 +1,7 @@
-"""Evidence for the classes of photos: probabilities of the folds, and of each encoder its neighbours and its linear vote."""
+"""Evidence for the classes of photos: probabilities of the folds, and of each encoder its neighbours and its linear vote.
+
+An encoder of images and texts also has the vote of names, if the user gives their vectors.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from numpy.typing import NDArray
 
 from models.cleaning.joined import Table
 from models.cleaning.mixture import Evidence
+from models.cleaning.name_votes import name_vote
 from models.cleaning.rule_input import RuleInput
 from models.cleaning.votes import candidate_votes, count_votes, linear_vote, neighbour_labels
 
 COMPARED = 10  # most probable other classes whose photos are compared where not all are
 LEAST = 1e-6  # probabilities below tell no more
 LINEAR = 12.0  # weight of a linear vote to start from; it reaches from 0 to 1, the other kinds over several units
+SHARED = 0.5  # of the learnt weight of names, as all photos of a class share the error of its vector; chosen on drawn clusters
 
 
 def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> Evidence:
@@ -35,7 +40,14 @@ def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> 
                             num_classes=data.num_classes)  # fmt: skip
         kinds.append(_with_others(data, votes, _average(data, 1 - votes.sum(axis=1))))
         start.append(LINEAR / len(data.embeddings))
-    return Evidence(np.stack(kinds), found.ids[labelled], np.array(start), data.num_classes, data.present, data.names)
+    for embeddings, vectors in data.named:
+        votes = name_vote(embeddings, vectors, found.ids)
+        kinds.append(_with_others(data, votes, -votes.sum(axis=1) / _num_others(data)))
+        start.append(1 / len(data.named))
+    discount = np.repeat([1.0, SHARED], [len(kinds) - len(data.named), len(data.named)])
+    return Evidence(
+        np.stack(kinds), found.ids[labelled], np.array(start), data.num_classes, data.present, data.names, discount
+    )
 
 
 def _votes(data: RuleInput, embeddings: Table, *, count: int, all_pairs: bool) -> NDArray[np.float32]:
@@ -57,8 +69,12 @@ def _with_others(data: RuleInput, candidates: NDArray[np.floating], other: NDArr
 
 def _average(data: RuleInput, left: NDArray[np.floating]) -> NDArray[np.floating]:
     """(N,) shares of all other classes in the part that the candidates leave; not negative."""
-    others = data.present - data.candidates.exists.sum(axis=1)
-    return np.asarray(np.maximum(left, 0) / np.maximum(others, 1))
+    return np.asarray(np.maximum(left, 0) / _num_others(data))
+
+
+def _num_others(data: RuleInput) -> NDArray[np.integer]:
+    """(N,) number of classes that have photos and are no candidates; at least 1."""
+    return np.maximum(data.present - data.candidates.exists.sum(axis=1), 1)
 
 
 def _log_other(data: RuleInput, p: NDArray[np.float32]) -> NDArray[np.floating]:

@@ -87,6 +87,27 @@ def check_names(names: Sequence[str] | None, num_classes: int) -> None:
     refuse(wrong, "names: not a text", "give the name of each class as str")
 
 
+def check_vectors(
+    name_vectors: Sequence[NDArray[np.floating] | None], encoders: Sequence[Table], num_classes: int
+) -> None:
+    """Refuses vectors of names that do not fit the classes and the embeddings, or are no numbers."""
+    if len(name_vectors) != len(encoders):
+        raise CleaningError(
+            f"name_vectors: {len(name_vectors)} for {len(encoders)} encoders; give one for each, or None for an encoder that "
+            "knows no names"
+        )
+    for vectors, embeddings in zip(name_vectors, encoders, strict=True):
+        if vectors is None:
+            continue
+        if vectors.shape != (num_classes, embeddings.shape[1]):
+            raise CleaningError(
+                f"name_vectors: shape {vectors.shape} for {num_classes} classes and embeddings of {embeddings.shape[1]} numbers; "
+                "give (C, d), made by the text tower that belongs to the encoder"
+            )
+        wrong = ~np.isfinite(vectors).all(axis=1)
+        refuse(wrong, "name_vectors: NaN or infinity", "make them again, or give zeros for a name without a vector")
+
+
 def check_sparse(pred_probs: TopK, num_classes: int) -> None:
     """Refuses classes out of range and values that are not probabilities."""
     wrong = np.asarray(((pred_probs.ids < 0) | (pred_probs.ids >= num_classes)).any(axis=1))

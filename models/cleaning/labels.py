@@ -12,7 +12,7 @@ from models.cleaning.assessment import Assessment
 from models.cleaning.decide import worst
 from models.cleaning.inputs import TopK
 from models.cleaning.noise import Noise
-from models.cleaning.rule_input import Embeddings, gather
+from models.cleaning.rule_input import Embeddings, NameVectors, gather
 from models.cleaning.rules import DEFAULT, RULES, Rule
 
 HALF = 0.5  # a label of lower quality is a label issue
@@ -28,11 +28,13 @@ def assess(
     rule: str = DEFAULT,
     groups: NDArray[np.integer] | None = None,
     names: Sequence[str] | None = None,
+    name_vectors: NameVectors = None,
     **params: Any,
 ) -> Assessment:
     """Assessment of labels, for several of its results: each function below gives one. Arguments as for `label_quality`."""
     built = cast(Rule, RULES.build(rule, **params))
-    return Assessment(gather(labels, pred_probs, embeddings, groups=groups, names=names), built)
+    data = gather(labels, pred_probs, embeddings, groups=groups, names=names, name_vectors=name_vectors)
+    return Assessment(data, built)
 
 
 def label_quality(
@@ -43,6 +45,7 @@ def label_quality(
     rule: str = DEFAULT,
     groups: NDArray[np.integer] | None = None,
     names: Sequence[str] | None = None,
+    name_vectors: NameVectors = None,
     **params: Any,
 ) -> NDArray[np.float32]:
     """(N,) label quality in [0, 1]; below 0.5 the label is a label issue. 1 for labels that cannot be scored.
@@ -59,13 +62,16 @@ def label_quality(
         groups: (N,) group of each photo, such as its fold; only embeddings of one group are compared. None: one group.
         names: of the C classes, such as the products' titles; `posterior` learns whether similar ones are confused more
             often. None: names are not compared.
+        name_vectors: (C, d) vectors of the names by the text tower of the (first) encoder, or a list of one for each encoder,
+            None where there is none; a row of zeros for a name without a vector. `posterior` learns what they are worth.
         params: parameters of the rule.
 
     Raises:
         CleaningError: arrays of a wrong shape, type or range.
         ConfigError: an unknown rule or parameter, or a value out of range.
     """
-    return assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, **params).quality
+    return assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, name_vectors=name_vectors,
+                  **params).quality  # fmt: skip
 
 
 def find_label_errors(
@@ -108,8 +114,8 @@ def suggest_labels(
 ) -> NDArray[np.int64]:
     """(N,) the most probable class if its probability is at least `confidence`, otherwise the label.
 
-    Uses the rule `posterior` and accepts its parameters. Relabelling rarely helped where we measured it; show the
-    suggestions to people instead.
+    Uses the rule `posterior` and accepts its parameters and all arguments of `label_quality`. Relabelling rarely helped where
+    we measured it; show the suggestions to people instead.
 
     Raises:
         CleaningError: as for `label_quality`, or a confidence outside [0, 1].
@@ -128,8 +134,8 @@ def estimate_noise(
 ) -> Noise:
     """Estimated label noise, as a sparse confusion of classes.
 
-    Uses the rule `posterior` and accepts its parameters. Errors that hit hard photos above all are underestimated, since
-    hard photos with right labels look the same. Without embeddings the rate is underestimated. Errors as for
-    `label_quality`.
+    Uses the rule `posterior` and accepts its parameters and all arguments of `label_quality`. Errors that hit hard photos above
+    all are underestimated, since hard photos with right labels look the same. Without embeddings the rate is underestimated.
+    Errors as for `label_quality`.
     """
     return assess(labels, pred_probs, embeddings, groups=groups, names=names, **params).noise()

@@ -55,6 +55,8 @@ class Evidence:
         num_classes: C.
         present: number of classes that have photos.
         names: of the C classes; None: unknown.
+        discount: (F,) factors of the learnt weights, below 1 for evidence whose errors are those of whole classes: the fit takes
+            them for errors of single photos, of which there are more, and trusts such evidence too much.
     """
 
     kinds: NDArray[np.float32]
@@ -63,6 +65,7 @@ class Evidence:
     num_classes: int
     present: int
     names: Sequence[str] | None = None
+    discount: NDArray[np.float64] | float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -159,7 +162,7 @@ def fitted(evidence: Evidence) -> tuple[Pairs, Fit]:
     for _ in range(STEPS):
         fit = _step(evidence, prior, fit, learn=True)
     known = float(np.clip((fit.rate - FEW_WRONG) / SURE_RATE, 0, 1))
-    fit = replace(fit, weights=fit.weights * (1 + SHARPER * fit.photo * known))
+    fit = replace(fit, weights=fit.weights * evidence.discount * (1 + SHARPER * fit.photo * known))
     for _ in range(LAST_STEPS):
         fit = _step(evidence, prior, fit, learn=False)
     return pairs, fit

@@ -17,6 +17,7 @@ from models.cleaning.inputs import (
     check_names,
     check_photos,
     check_sparse,
+    check_vectors,
     warn,
 )
 from models.cleaning.joined import JoinedRows, Table
@@ -25,6 +26,7 @@ KEEP = 5  # most probable other classes of a photo that count as candidates; 10 
 BLOCK_BYTES = 1 << 19  # bytes of the dense table that are processed at a time; they fit into the cache of a core
 
 Embeddings = Table | Sequence[Table] | None
+NameVectors = NDArray[np.floating] | Sequence[NDArray[np.floating] | None] | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class RuleInput:
         groups: (N,) group of each photo; embeddings of different groups, such as of different networks, are not
             compared.
         names: of the C classes; None: unknown.
+        name_vectors: (C, d) vectors of the names in the space of each encoder, or None; as many as encoders.
     """
 
     labels: NDArray[np.int64]
@@ -71,6 +74,7 @@ class RuleInput:
     embeddings: tuple[Table, ...]
     groups: NDArray[np.integer]
     names: tuple[str, ...] | None = None
+    name_vectors: tuple[NDArray[np.floating] | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,6 +88,12 @@ class RuleInput:
     def counts(self) -> NDArray[np.int64]:
         """(C,) number of photos with each label."""
         return np.bincount(self.labels[self.is_labelled], minlength=self.num_classes)
+
+    @property
+    def named(self) -> list[tuple[Table, NDArray[np.floating]]]:
+        """Embeddings of the encoders that know the names, and the vectors of these."""
+        pairs = zip(self.embeddings, self.name_vectors, strict=True)
+        return [(embeddings, vectors) for embeddings, vectors in pairs if vectors is not None]
 
     @property
     def present(self) -> int:
@@ -122,6 +132,13 @@ def as_encoders(embeddings: Embeddings) -> tuple[Table, ...]:
     return (embeddings,) if isinstance(embeddings, np.ndarray | JoinedRows) else tuple(embeddings)
 
 
+def of_encoders(name_vectors: NameVectors, num: int) -> tuple[NDArray[np.floating] | None, ...]:
+    """Vectors of the names for each of the encoders; those of one array belong to the first."""
+    if name_vectors is None:
+        return (None,) * num
+    return (name_vectors, *[None] * (num - 1)) if isinstance(name_vectors, np.ndarray) else tuple(name_vectors)
+
+
 def gather(
     labels: NDArray[np.integer],
     pred_probs: NDArray[np.floating] | TopK,
@@ -129,6 +146,7 @@ def gather(
     *,
     groups: NDArray[np.integer] | None = None,
     names: Sequence[str] | None = None,
+    name_vectors: NameVectors = None,
 ) -> RuleInput:
     """Checked input of the rules. Reads the probabilities once; needs O(N + C) memory beside them.
 
@@ -141,6 +159,8 @@ def gather(
     encoders = as_encoders(embeddings)
     check_photos(len(given), encoders, groups)
     check_names(names, num_classes)
+    vectors = of_encoders(name_vectors, len(encoders))
+    check_vectors(vectors, encoders, num_classes)
     target = given.astype(np.int64, copy=False)
     if isinstance(pred_probs, TopK):
         check_sparse(pred_probs, num_classes)
@@ -159,7 +179,7 @@ def gather(
     data = RuleInput(labels=target, num_classes=num_classes, p_label=p_label, other=other, p_other=p_other,
                      pred_probs=pred_probs, embeddings=encoders,
                      groups=np.zeros(len(target), np.int8) if groups is None else np.asarray(groups),
-                     names=None if names is None else tuple(names))  # fmt: skip
+                     names=None if names is None else tuple(names), name_vectors=vectors)  # fmt: skip
     warn(target, p_label, p_other, num_classes=num_classes)
     return data
 

@@ -40,7 +40,7 @@ def centre(embeddings: Table, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         CleaningError: NaN or infinity.
     """
     total = np.zeros(embeddings.shape[1])
-    for part in _parts(rows, BLOCK_ROWS):
+    for part in in_parts(rows, BLOCK_ROWS):
         values = embeddings[part]
         if not np.isfinite(values).all():
             wrong = ~np.isfinite(values).all(axis=1)
@@ -163,7 +163,7 @@ class _Nearest:
         """Blocks of positions in `asking`, and their similarities (m, voters); -inf for the photo itself."""
         unit = directions(self.embeddings[self.rows[voters]], self.mean)
         shift = unit @ self.mean
-        for part in _parts(np.arange(len(asking)), BLOCK_BYTES // (20 * (len(voters) + unit.shape[1]))):
+        for part in in_parts(np.arange(len(asking)), BLOCK_BYTES // (20 * (len(voters) + unit.shape[1]))):
             near = np.asarray(self.embeddings[self.rows[asking[part]]], np.float32) @ unit.T - shift
             at = np.minimum(np.searchsorted(voters, asking[part]), len(voters) - 1)
             itself = np.flatnonzero(voters[at] == asking[part])
@@ -216,7 +216,7 @@ def linear_vote(
     for rows in members(groups):
         mean = centre(embeddings, rows)
         inverse, classifier = _fit(embeddings, labels, rows, mean, ridge=ridge, num_classes=num_classes)
-        for part in _parts(rows, BLOCK_BYTES // (4 * ids.shape[1] * len(inverse))):
+        for part in in_parts(rows, BLOCK_BYTES // (4 * ids.shape[1] * len(inverse))):
             x = _with_constant(directions(embeddings[part], mean))
             leverage = np.where(labels[part] >= 0, np.einsum("ij,ij->i", x @ inverse, x), 0).astype(np.float32)
             answer = np.einsum("ikj,ij->ik", classifier[ids[part]], x)
@@ -239,7 +239,7 @@ def _fit(
     width = embeddings.shape[1] + 1
     moments, sums = np.zeros((width, width)), np.zeros((num_classes, width), np.float32)
     fitted = rows[labels[rows] >= 0]
-    for part in _parts(fitted, BLOCK_ROWS):
+    for part in in_parts(fitted, BLOCK_ROWS):
         part = part[np.argsort(labels[part], kind="stable")]
         x = _with_constant(directions(embeddings[part], mean))
         moments += x.T @ x
@@ -250,7 +250,8 @@ def _fit(
     return inverse, sums @ inverse
 
 
-def _parts(rows: NDArray[np.int64], height: int) -> Iterator[NDArray[np.int64]]:
+def in_parts(rows: NDArray[np.int64], height: int) -> Iterator[NDArray[np.int64]]:
+    """Yields `height` rows at a time, at least one."""
     for start in range(0, len(rows), max(1, height)):
         yield rows[start : start + max(1, height)]
 

@@ -179,6 +179,15 @@ def _config_error(field: str) -> Iterator[None]:
         raise ConfigError(f"{field}: {_first_line(error)}; correct them") from None
 
 
+def feature_width(member: Member) -> int:
+    """Width of the pooled features of a member's backbone, without its weights.
+
+    Raises:
+        ConfigError: as `build_network`.
+    """
+    return set_size(_backbone(member), member)
+
+
 def _backbone(member: Member) -> nn.Module:
     if not timm.is_model(member.backbone):
         raise unknown_backbone(member.backbone, timm.list_models())

@@ -56,6 +56,11 @@ class Clean:
         return self.rule in ("neighbours", "product", "linear", "posterior") or self.relabel > 0 or self.correct
 
     @property
+    def asks_names(self) -> bool:
+        """True if cleaning estimates the classes of photos, to which vectors of names contribute."""
+        return self.rule == "posterior" or self.relabel > 0 or self.correct
+
+    @property
     def weighing(self) -> list[Any]:
         """Settings that a training on downweighted photos depends on beside its data; empty if they are dropped."""
         weighs = [self.use, self.floor_share, self.floor_count] if self.use == "weigh" else []
@@ -223,6 +228,8 @@ class Recipe:
                 "train.shard: true does not work with meta.photos, which needs whole parameters; set shard=false"
             )
         for member, own in enumerate(self.members):
+            if own.name_vectors:
+                self._check_names(member)
             if own.head == "arcface" and own.train.get("har", self.train.har):
                 raise ConfigError('train.har: works with members.head = "linear" only; set har=0, or that head')
             if own.loss or own.train:
@@ -237,18 +244,48 @@ class Recipe:
                     "are computed once; leave it out"
                 )
 
+    def _check_names(self, member: int) -> None:
+        """Refuses vectors of names that no features can be compared with, or that cleaning would not read."""
+        key = f"members.{member}.name_vectors"
+        for number in (member, self.clean.member):
+            if not self._is_frozen(number):
+                raise ConfigError(
+                    f"{key}: names can be compared with features of a frozen backbone only, which all folds share, and that of "
+                    f"members.{number} is not frozen; set members.{number}.train.backbone_lr_scale=0 and its weights, or leave "
+                    "name_vectors out"
+                )
+        if self.clean.rounds and not self.clean.asks_names:
+            raise ConfigError(
+                f'{key}: the rule clean.rule = "{self.clean.rule}" does not look at names; set clean.rule="posterior", or leave '
+                "name_vectors out"
+            )
+
+    def _is_frozen(self, member: int) -> bool:
+        own = self.members[member]
+        return own.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 and own.weights != ""
+
     @property
     def other_encoders(self) -> list[int]:
         """Members with a frozen backbone of their own, other than that of `clean.member`, that cleaning can look through."""
         known, found = {_encoder(self.members[self.clean.member])}, []
         for number, member in enumerate(self.members):
-            is_frozen = (
-                member.train.get("backbone_lr_scale", self.train.backbone_lr_scale) == 0 and member.weights != ""
-            )
-            if is_frozen and _encoder(member) not in known:
+            if self._is_frozen(number) and _encoder(member) not in known:
                 known.add(_encoder(member))
                 found.append(number)
         return found
+
+    @property
+    def name_vectors(self) -> list[str]:
+        """Files of vectors of names, by encoder: that of `clean.member`, then `other_encoders`; "" for none, [] if all have none.
+
+        A file belongs to every member with the same backbone, weights and size.
+        """
+        files: dict[str, str] = {}
+        for member in self.members:
+            if member.name_vectors:
+                files.setdefault(_encoder(member), member.name_vectors)
+        encoders = [self.clean.member, *self.other_encoders] if files else []
+        return [files.get(_encoder(self.members[number]), "") for number in encoders]
 
     def of(self, member: int) -> Recipe:
         """Recipe with one member only, in which the member's own loss and training keys replace those of the recipe.
@@ -326,7 +363,7 @@ def training_inputs(recipe: Recipe, *, network: Member | None = None, train: Tra
     Args:
         network, train: the member and the training settings, if they are not those of the recipe.
     """
-    member = network or recipe.members[0]
+    member = dataclasses.replace(network or recipe.members[0], name_vectors="")  # only cleaning reads these
     settings = (train or recipe.train).decisive
     files = [member.start, content(settings.state), content(settings.photo_weights)]
     parts = [

@@ -27,6 +27,9 @@ class Member:
     seed: Annotated[int, Range(0)] = 0
     weights: str = ""  # to start from: "pretrained" for timm's own, or a file; "": random weights
     weights_sha256: str = ""  # of the file that they are in; a run fills it in, and its trainings demand it
+    name_vectors: str = (
+        ""  # a Parquet file: vectors of the names of classes, by the text tower that belongs to the backbone
+    )
     args: dict = field(default_factory=dict)  # passed to timm.create_model, e.g. {pad_type = "same"}
     mean: tuple[float, ...] = ()  # of the normalisation, RGB in [0, 1]; (): timm's values for the backbone
     std: tuple[float, ...] = ()
