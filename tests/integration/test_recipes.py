@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 from safetensors.torch import save_model
@@ -11,7 +14,8 @@ from safetensors.torch import save_model
 from flows.registry.repository import repository
 from flows.retrain import retrain
 from flows.workspace import Workspace
-from models.recipe.config import load_recipe
+from models.networks.network import feature_width
+from models.recipe.config import Member, load_recipe
 from tests.integration.test_retrain import ANY, SKUS, copy, delivered
 
 __all__ = ["delivered"]  # the fixture
@@ -37,7 +41,18 @@ def toy(name: str, weights: Path) -> list[str]:
         found += [f"members.{number}.{key}={value}" for key, value in
                   (("backbone", backbone), ("weights", weights / f"{backbone}.safetensors"), ("size", 32))]  # fmt: skip
         found += [f"members.{number}.train.epochs=1"] if "epochs" in member.train else []
+    if name == "frozen":
+        found.append(f"members.0.name_vectors={name_vectors(weights)}")
     return [*found, *LONG] if name == "aliproducts" else found
+
+
+def name_vectors(folder: Path) -> Path:
+    """A file with vectors of the names of all products but the first, as a text tower of the first backbone would make it."""
+    width = feature_width(Member(backbone=TINY[0], size=32))
+    vectors = np.random.default_rng(0).normal(size=(len(SKUS) - 1, width)).tolist()
+    file = folder / "names.parquet"
+    pq.write_table(pa.table({"class": [sku.label for sku in SKUS[1:]], "vector": vectors}), file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +76,5 @@ def test_a_recipe_that_ships_makes_a_model(name: str, delivered: Workspace, weig
     assert {answer.label for answer in report.seen} <= {sku.label for sku in SKUS}
     lineage = repository(shop).lineage(1)
     assert len({stage for stage in lineage["stages"] if stage.startswith("balance-")}) == len(load_recipe(name).members)
+    [events] = shop.runs.glob("*/events.jsonl")
+    assert ("names.parquet: 1 of 6 classes have no vector" in events.read_text(encoding="utf-8")) == (name == "frozen")

@@ -303,6 +303,17 @@ def test_names_of_products_reach_the_rule() -> None:
     assert np.array_equal(decided_on(photos, judged, rule="posterior", fold_embeddings=seen).score, named)
 
 
+def test_vectors_of_names_reach_the_rule() -> None:
+    photos, judged, seen, _ = planted()
+    vectors = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
+    named = seen._replace(more=(seen.embeddings[:, :3],), name_vectors=(vectors, None))
+    expected = label_quality(judged.target, TopK(judged.top, judged.probs, judged.p_label, 4), named.encoders,
+                             names=photos.classes, name_vectors=[vectors, None])  # fmt: skip
+    assert np.array_equal(decided_on(photos, judged, rule="posterior", fold_embeddings=named).score, expected)
+    plain = decided_on(photos, judged, rule="posterior", fold_embeddings=named._replace(name_vectors=()))
+    assert not np.array_equal(plain.score, expected)
+
+
 def test_each_photo_names_the_folds_that_judged_it() -> None:
     photos = manifest(["a", "b", "a", "b"], ["train", "train", "train", "val"])
     folds = [scores({"p0": (0, 0.9), "p2": (0, 0.2), "p3": (1, 0.25)}), scores({"p1": (1, 0.6), "p3": (1, 0.75)})]

@@ -11,17 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.data.manifest import read_manifest
 from models.data.name_vectors import read_name_vectors
 from models.errors import ConfigError
+from models.networks.network import feature_width
 from models.recipe.config import Clean, Member, Recipe, Train, digest, training_inputs
+from models.training.names import check_names
 
 CLASSES = ["Arla Milk", "Caf\u00e9", "soap"]
 ROWS: list[tuple[Any, Any]] = [("soap", [1.0, 2.0]), ("Arla Milk", [0.5, -1.0])]
 
 
-def written(path: Path, rows: list[tuple[Any, Any]] = ROWS, kind: pa.DataType = pa.list_(pa.float32())) -> Path:
+def written(path: Path, rows: list[tuple[Any, Any]] = ROWS, kind: pa.DataType | None = None) -> Path:
     names, vectors = zip(*rows, strict=True) if rows else ((), ())
-    pq.write_table(pa.table({"class": pa.array(names, pa.string()), "vector": pa.array(vectors, kind)}), path)
+    column = pa.array(vectors, kind or pa.list_(pa.float32()))
+    pq.write_table(pa.table({"class": pa.array(names, pa.string()), "vector": column}), path)
     return path
 
 
@@ -41,13 +45,13 @@ def test_names_are_folded_like_every_label(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "another width": ([("soap", [1.0, 2.0]), ("Arla Milk", [1.0])], "row 2: a vector of 1 numbers, but a feature of the backbone has 2"),
+    "another width": ([("soap", [1.0, 2.0]), ("Arla Milk", [1.0])], "row 2: a vector of 1 numbers, but a feature"),
     "NaN": ([*ROWS, ("Caf\u00e9", [1.0, float("nan")])], "1 of 3 vectors hold NaN or infinity, first in row 3, 'Caf\u00e9'"),
     "infinity": ([("soap", [float("inf"), 1.0])], "hold NaN or infinity"),
     "a number left out": ([("soap", [None, 1.0])], "hold NaN or infinity"),
     "zeros": ([("soap", [0.0, 0.0])], "1 of 1 vectors are all zeros, first in row 1, 'soap'"),
     "a class twice": ([*ROWS, ("soap", [1.0, 1.0])], "2 of 3 rows are of a class that has more than one, first in row 1, 'soap'"),
-    "no class of the data": ([*ROWS, ("tea", [1.0, 1.0])], "1 of 3 names are of no class of this data version, first in row 3, 'tea'"),
+    "no class of the data": ([*ROWS, ("tea", [1.0, 1.0])], "1 of 3 names are of no class of this data version, first in row 3"),
     "no name": ([(None, [1.0, 2.0])], "or an empty cell"),
     "no vector": ([("soap", None)], "or an empty cell"),
     "no rows": ([], "has 0 rows"),
@@ -86,6 +90,24 @@ def test_files_that_are_not_such_a_table_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"class": ["soap"], "vector": ["1 2"]}), tmp_path / "texts.parquet")
     with pytest.raises(ConfigError, match="class as string and vector as string"):
         read(tmp_path / "texts.parquet")
+
+
+def test_a_recipe_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
+    member = Member(backbone="test_resnet", size=32, weights="net.pt")
+    file, width = tmp_path / "v.parquet", feature_width(member)
+    classes = read_manifest(data).classes
+    named = recipe(dataclasses.replace(member, name_vectors=str(file)))
+    written(file, [(name, [1.0] * width) for name in classes[1:]])
+    check_names(named, data=data)
+    written(file, [(classes[0], [1.0] * (width + 1))])
+    with pytest.raises(
+        ConfigError, match=rf"members\.0\.name_vectors: .* but a feature of the backbone has {width}; take the text"
+    ):
+        check_names(named, data=data)
+    twice = recipe(*named.members, dataclasses.replace(member, seed=1, name_vectors="other.parquet"))
+    written(file, [(classes[0], [1.0] * width)])
+    with pytest.raises(ConfigError, match=r"members\.1\.name_vectors: other\.parquet, but an earlier member"):
+        check_names(twice, data=data)
 
 
 def recipe(*members: Member, **clean: Any) -> Recipe:
