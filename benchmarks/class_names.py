@@ -5,8 +5,9 @@
 
 Labels are scored by the default rule on the folds and features of find_errors.py: without names, with those of the classes,
 and with the same names shuffled among the classes. The tilt is how far the rule leans on names; 0: not at all. Without --data:
-clusters of products named by brand and kind, with errors among products of one kind or of one brand, and at random. Nothing is
-tuned here.
+clusters of products named by brand and kind, with errors among products of one kind or of one brand, and at random; and at
+random with vectors of the names, as an image-text encoder gives them: near the centre of their class, far from it, or those of
+other classes. Nothing is tuned here.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ GAIN = 0.5  # and that they gain at least where errors follow them
 BRANDS = ("Arla", "Valio", "Oatly", "Alpro", "Yoggi", "Bravo", "Sproud", "Skyr")
 KINDS = ("Oat Milk", "Whole Milk", "Sour Cream", "Butter", "Apple Juice", "Kefir", "Oatghurt", "Vanilla Yoghurt")
 EACH = 8  # drawn photos of a class
+WIDTH = 64  # of drawn features
+VECTORS = {"good": 1.0, "poor": 3.0}  # error of drawn vectors, as a share of the length of a centre
+HARMLESS = 0.5  # points of F1 that vectors of other classes may cost
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -57,6 +61,8 @@ def main(words: Sequence[str] | None = None) -> None:
         found.setdefault(shelf.name, []).append(measured(shelf, seed=seed))
     for name, ones in found.items():
         report(name, np.array(ones), is_clean=name == "clean")
+    if not args.data:
+        report_vectors([with_vectors(seed) for seed in args.seeds])
 
 
 def asked(args: argparse.Namespace) -> Iterator[tuple[Shelf, int]]:
@@ -108,14 +114,47 @@ def report(name: str, found: NDArray[np.float64], *, is_clean: bool) -> None:
            target=f"within {HARM}", met=bool(abs(shuffled - base) <= HARM), baseline=round(base, 2))  # fmt: skip
 
 
+def with_vectors(seed: int) -> dict[str, tuple[float, float, float]]:
+    """F1, best F1 and AUROC of drawn errors at random, by vectors of names."""
+    *_, shelf = drawn_shelves(seed)
+    probs, features = out_of_fold(shelf, shelf.encoders[0], seed=seed), sum(shelf.encoders[0])
+    draw, centres = np.random.default_rng(seed + 1), drawn_centres(seed)
+    vectors = {name: centres + error * draw.standard_normal(centres.shape) for name, error in VECTORS.items()}
+    kinds = {"none": None} | vectors | {"of other classes": draw.permutation(vectors["good"])}
+    found = {}
+    for kind, each in kinds.items():
+        quality = label_quality(shelf.given, probs, features, name_vectors=each)
+        found[kind] = (f1(quality < HALF, shelf.wrong), best_f1(-quality, shelf.wrong),
+                       100 * auroc(-quality[shelf.wrong], -quality[~shelf.wrong]))  # fmt: skip
+    return found
+
+
+def report_vectors(found: Sequence[dict[str, tuple[float, float, float]]]) -> None:
+    """Prints the means over the seeds, and what vectors of names gain and cost."""
+    print("\n| vectors of names | F1 | best F1 | AUROC |\n|---|--:|--:|--:|")
+    means = {kind: np.mean([one[kind] for one in found], axis=0) for kind in found[0]}
+    for kind, values in means.items():
+        print(f"| {kind} | {' | '.join(f'{value:.1f}' for value in values)} |", flush=True)
+    base = means["none"][0]
+    for kind in ("good", "poor", "of other classes"):
+        change, least = means[kind][0] - base, 0.0 if kind == "good" else -HARMLESS
+        figure(f"vectors of names, {kind}, change F1 by, points", round(change, 2), target=f">= {least}",
+               baseline=round(base, 2), met=bool(change >= least))  # fmt: skip
+
+
+def drawn_centres(seed: int) -> NDArray[np.float64]:
+    """(64, d) centres of the drawn products."""
+    return np.random.default_rng(seed).standard_normal((len(BRANDS) * len(KINDS), WIDTH))
+
+
 def drawn_shelves(seed: int) -> Iterator[Shelf]:
     """Clusters of 64 products: 30 % of the labels are of another brand of the same kind, of another kind, or of any product."""
     names = tuple(f"{brand} {kind}" for brand in BRANDS for kind in KINDS)
     draw, num = np.random.default_rng(seed), len(names)
-    centres = draw.standard_normal((num, 64))
+    centres = draw.standard_normal((num, WIDTH))  # those of drawn_centres
     for errors in ("one kind", "one brand", "random"):
         true = np.repeat(np.arange(num), EACH)
-        features = (centres[true] + 1.5 * draw.standard_normal((len(true), 64))).astype(np.float32)
+        features = (centres[true] + 1.5 * draw.standard_normal((len(true), WIDTH))).astype(np.float32)
         brand, kind = np.divmod(true, len(KINDS))
         other = {
             "one kind": (brand + draw.integers(1, len(BRANDS), len(true))) % len(BRANDS) * len(KINDS) + kind,

@@ -290,6 +290,8 @@ class Recipe:
     def of(self, member: int) -> Recipe:
         """Recipe with one member only, in which the member's own loss and training keys replace those of the recipe.
 
+        It has no vectors of names, because no training reads them.
+
         Raises:
             ConfigError: one of these keys is unknown or out of range; the message names members.<member>.<key>.
         """
@@ -299,7 +301,7 @@ class Recipe:
             train = build(Train, vars(self.train) | own.train, f"{where}train.")
         except ConfigError as error:  # a check of several keys does not name the member
             raise ConfigError(f"{where}{str(error).removeprefix(where)}") from None
-        plain = dataclasses.replace(own, data="cleaned", loss={}, train={})
+        plain = dataclasses.replace(own, data="cleaned", loss={}, train={}, name_vectors="")
         clean = dataclasses.replace(self.clean, member=0)
         augment = self.augment if train.backbone_lr_scale else self.augment.of_features
         return dataclasses.replace(self, members=(plain,), loss=loss, train=train, augment=augment, clean=clean)
@@ -363,7 +365,7 @@ def training_inputs(recipe: Recipe, *, network: Member | None = None, train: Tra
     Args:
         network, train: the member and the training settings, if they are not those of the recipe.
     """
-    member = dataclasses.replace(network or recipe.members[0], name_vectors="")  # only cleaning reads these
+    member = network or recipe.members[0]
     settings = (train or recipe.train).decisive
     files = [member.start, content(settings.state), content(settings.photo_weights)]
     parts = [

@@ -82,5 +82,9 @@ def test_names_are_compared_with_none_and_with_shuffled_ones(
     tilts = [float(row[6].split()[0]) for row in cells]
     assert tilts[0] == 0
     assert tilts[1] > 2 > 5 * tilts[2]
-    changes = [json.loads(line)["value"] for line in out.splitlines() if line.startswith("{")]
+    figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    vectors = {each["figure"].split(", ")[1]: each["value"] for each in figures if "vectors of names" in each["figure"]}
+    assert vectors.keys() == {"good", "poor", "of other classes"}
+    assert abs(vectors["of other classes"]) < class_names.HARMLESS
+    changes = [each["value"] for each in figures if "vectors" not in each["figure"]]
     assert changes == [pytest.approx(float(row[2]) - float(cells[0][2]), abs=0.11) for row in cells[1:]]

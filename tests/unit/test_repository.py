@@ -279,7 +279,14 @@ def keys_of_shipped_recipes() -> set[str]:
 
 def test_recipes_page_marks_the_keys_that_no_recipe_sets() -> None:
     """Keys for a shop's own files, photos and servers are not marked, although no recipe can set them for all shops."""
-    for_a_shop = {"members.weights_sha256", "members.mean", "members.std", "proof.photos", "train.checkpoint_minutes"}
+    for_a_shop = {
+        "members.weights_sha256",
+        "members.name_vectors",
+        "members.mean",
+        "members.std",
+        "proof.photos",
+        "train.checkpoint_minutes",
+    }
     for_a_shop |= {"augment.flip", "train.loaders", "train.micro_batch"}
     for_a_shop |= {key for key in recipe_keys() if key.startswith(("distil.", "export.", "gate."))}
     page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")

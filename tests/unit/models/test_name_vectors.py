@@ -157,4 +157,4 @@ def test_a_rule_that_ignores_names_is_fine_where_something_else_reads_them() -> 
 
 def test_trainings_do_not_depend_on_names() -> None:
     named, plain = (recipe(each) for each in (NAMED, dataclasses.replace(NAMED, name_vectors="")))
-    assert digest(*training_inputs(named)) == digest(*training_inputs(plain))
+    assert digest(*training_inputs(named.of(0))) == digest(*training_inputs(plain.of(0)))
