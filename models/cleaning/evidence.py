@@ -41,8 +41,8 @@ def gather_evidence(data: RuleInput, *, count: int, ridge: float, most: int) -> 
         kinds.append(_with_others(data, votes, _average(data, 1 - votes.sum(axis=1))))
         start.append(LINEAR / len(data.embeddings))
     for embeddings, vectors in data.named:
-        votes = name_vote(embeddings, vectors, found.ids)
-        kinds.append(_with_others(data, votes, -votes.sum(axis=1) / _num_others(data)))
+        votes = name_vote(embeddings, vectors, found.ids, data.counts > 0)
+        kinds.append(_with_others(data, votes[:, :-1], votes[:, -1]))
         start.append(1 / len(data.named))
     discount = np.repeat([1.0, SHARED], [len(kinds) - len(data.named), len(data.named)])
     return Evidence(
@@ -69,12 +69,8 @@ def _with_others(data: RuleInput, candidates: NDArray[np.floating], other: NDArr
 
 def _average(data: RuleInput, left: NDArray[np.floating]) -> NDArray[np.floating]:
     """(N,) shares of all other classes in the part that the candidates leave; not negative."""
-    return np.asarray(np.maximum(left, 0) / _num_others(data))
-
-
-def _num_others(data: RuleInput) -> NDArray[np.integer]:
-    """(N,) number of classes that have photos and are no candidates; at least 1."""
-    return np.maximum(data.present - data.candidates.exists.sum(axis=1), 1)
+    others = data.present - data.candidates.exists.sum(axis=1)
+    return np.asarray(np.maximum(left, 0) / np.maximum(others, 1))
 
 
 def _log_other(data: RuleInput, p: NDArray[np.float32]) -> NDArray[np.floating]:

@@ -47,29 +47,41 @@ def f1(seeds: range, change: str = "", **keys: float) -> float:
 
 
 def test_the_vote_is_a_cosine_from_both_means_in_units_of_its_spread() -> None:
-    draw = np.random.default_rng(0)
-    x, vectors = draw.normal(size=(30, 6)).astype(np.float16), draw.normal(size=(5, 6))
+    draw, present = np.random.default_rng(0), np.array([True] * 6 + [False])
+    x, vectors = draw.normal(size=(30, 6)).astype(np.float16), draw.normal(size=(7, 6))
     vectors[2] = 0
-    ids = np.array([draw.permutation(5)[:4] for _ in x], np.int32)
+    ids = np.array([draw.permutation(6)[:4] for _ in x], np.int32)
     ids[:3, 3] = -1
     table = np.array([[photo @ name / np.linalg.norm(photo) / max(np.linalg.norm(name), 1e-9) for name in vectors]
                       for photo in x.astype(np.float64)])  # fmt: skip
     has = vectors.any(axis=1)
     table[:, has] -= table[:, has].mean(axis=1, keepdims=True)
     table[:, has] -= table[:, has].mean(axis=0)
-    slow = [[table[i, j] if j >= 0 and has[j] else 0.0 for j in row] for i, row in enumerate(ids)]
-    known = [[vote for vote, j in zip(votes, row, strict=True) if j >= 0 and has[j]]
-             for votes, row in zip(slow, ids, strict=True)]  # fmt: skip
-    spread = np.sqrt(np.mean(np.concatenate([np.array(each) - np.mean(each) for each in known]) ** 2))
-    assert name_vote(x, vectors, ids) == pytest.approx(np.array(slow) / spread, abs=1e-4)
-    assert name_vote(x, 100 * vectors, ids) == pytest.approx(name_vote(x, vectors, ids), abs=1e-4)
+    known = [[table[i, j] for j in row if j >= 0 and has[j]] for i, row in enumerate(ids)]
+    table /= np.sqrt(np.mean(np.concatenate([np.array(each) - np.mean(each) for each in known]) ** 2))
+    slow = [[*(table[i, j] if j >= 0 else 0.0 for j in row),
+             np.log(np.mean([np.exp(table[i, j]) for j in range(7) if present[j] and j not in row]))]
+            for i, row in enumerate(ids)]  # fmt: skip
+    assert name_vote(x, vectors, ids, present) == pytest.approx(np.array(slow), abs=1e-4)
+    assert name_vote(x, 100 * vectors, ids, present) == pytest.approx(np.array(slow), abs=1e-4)
+
+
+def test_a_sample_stands_for_many_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, present = np.random.default_rng(0), np.ones(300, np.bool_)
+    x, vectors = draw.normal(size=(50, 8)), draw.normal(size=(300, 8))
+    ids = draw.integers(0, 300, (50, 1)).astype(np.int32)
+    every = name_vote(x, vectors, ids, present)
+    monkeypatch.setattr("models.cleaning.name_votes.SAMPLE", 150)
+    some = name_vote(x, vectors, ids, present)
+    assert np.array_equal(some[:, :-1], every[:, :-1])
+    assert some[:, -1] == pytest.approx(every[:, -1], abs=0.3)
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((4, 3)), np.ones((4, 3))])
 def test_vectors_that_are_none_or_all_the_same_do_not_vote(vectors: np.ndarray) -> None:
-    x, ids = np.random.default_rng(0).normal(size=(9, 3)), np.tile(np.arange(4, dtype=np.int32), (9, 1))
-    assert not name_vote(x, vectors, ids).any()
-    assert name_vote(x[:0], vectors, ids[:0]).shape == (0, 4)
+    x, ids, present = np.random.default_rng(0).normal(size=(9, 3)), np.tile([0, 1, 2], (9, 1)), np.ones(4, np.bool_)
+    assert not name_vote(x, vectors, ids, present).any()
+    assert name_vote(x[:0], vectors, ids[:0], present).shape == (0, 4)
 
 
 def test_names_find_more_errors_where_the_evidence_is_weak() -> None:
@@ -87,7 +99,7 @@ def test_vectors_of_other_classes_change_next_to_nothing(change: str) -> None:
 
 def test_poor_vectors_cost_next_to_nothing() -> None:
     seeds = range(4)
-    assert f1(seeds, each=12, text=3) > f1(seeds, "none", each=12) - 0.75
+    assert f1(seeds, each=12, text=3) > f1(seeds, "none", each=12) - 0.5
 
 
 def test_classes_without_a_vector_stand_at_the_mean_of_their_photos() -> None:
@@ -95,12 +107,7 @@ def test_classes_without_a_vector_stand_at_the_mean_of_their_photos() -> None:
     vectors[::2] = 0
     data = gather(y, p, x, name_vectors=vectors)
     evidence = gather_evidence(data, count=10, ridge=0.5, most=1000)
-    ids, names = evidence.ids, evidence.kinds[-1]
-    assert not names[:, :-1][vectors[ids][..., 0] == 0].any()
-    others = 40 - (ids >= 0).sum(axis=1)
-    assert (names[:, :-1].sum(axis=1) + others * names[:, -1]) == pytest.approx(0, abs=1e-4), (
-        "its mean over all classes is 0"
-    )
+    assert not evidence.kinds[-1][:, :-1][~vectors.any(axis=1)[evidence.ids]].any()
     none = label_quality(y, p, x, name_vectors=np.zeros_like(vectors))
     assert none == pytest.approx(label_quality(y, p, x), abs=1e-5)
 
