@@ -15,7 +15,7 @@ from models.errors import CleaningError
 
 
 class Assessment:
-    """What a rule and the evidence say about the labels of N photos.
+    """Assessment of the labels of N photos by a rule and by the evidence.
 
     Evidence is gathered and the classes are estimated when a result first needs it, and once: a million photos take minutes.
     The rule `posterior` estimates with its own parameters. With another rule, which gives the quality without an estimate,

@@ -90,7 +90,7 @@ def check_names(names: Sequence[str] | None, num_classes: int) -> None:
 def check_vectors(
     name_vectors: Sequence[NDArray[np.floating] | None], encoders: Sequence[Table], num_classes: int
 ) -> None:
-    """Refuses vectors of names that do not fit the classes and the embeddings, or are no numbers."""
+    """Refuses vectors of names that do not fit the classes and the embeddings, or hold NaN or infinity."""
     if len(name_vectors) != len(encoders):
         raise CleaningError(
             f"name_vectors: {len(name_vectors)} for {len(encoders)} encoders; give one for each, or None for an encoder that "

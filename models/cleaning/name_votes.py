@@ -60,7 +60,7 @@ def _others(
     embeddings: Table, apart: NDArray[np.float32], usual: NDArray[np.float32], ids: NDArray[np.int32],
     votes: NDArray[np.float32], present: NDArray[np.bool_],
 ) -> NDArray[np.float32]:  # fmt: skip
-    """(N,) log mean exp of the votes for classes that are no candidates, or for a sample of them; 0 if there are none."""
+    """(N,) log mean exp of the votes for all other classes, or for a sample of them; 0 if there are none."""
     sample = np.flatnonzero(present)
     if len(sample) > SAMPLE:
         sample = np.sort(np.random.default_rng(0).choice(sample, SAMPLE, replace=False))
@@ -93,7 +93,7 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def _spread(votes: NDArray[np.float32], voting: NDArray[np.bool_]) -> float:
     """Root mean square difference of a vote from the mean of its photo's candidates that have one.
 
-    The mean over all names would not do: candidates look and read alike, and differ from each other by far less.
+    The mean over all names would not do: candidates look and read much the same, and differ from each other by far less.
     """
     mean = votes.sum(axis=1) / np.maximum(voting.sum(axis=1), 1)
     apart = np.where(voting, votes - mean[:, None], 0)
