@@ -33,7 +33,7 @@ def name_vote(
     """
     apart = _apart(vectors)
     votes, usual = _votes(embeddings, apart, ids)
-    voting = (ids >= 0) & vectors.any(axis=1)[ids]
+    voting = (ids >= 0) & np.asarray(vectors.any(axis=1))[ids]
     votes[~voting] = 0
     spread = _spread(votes, voting)
     found = np.zeros((len(ids), ids.shape[1] + 1), np.float32)

@@ -33,9 +33,11 @@ def read_name_vectors(path: Path, classes: Sequence[str], *, key: str, width: in
     table, where = _read(path, key), f"{key}: {path}"
     names = table.column("class").to_pylist()
     vectors = _vectors(table.column("vector"), where, width)
-    wrong = ~np.isfinite(vectors).all(axis=1)
+    wrong = np.asarray(~np.isfinite(vectors).all(axis=1))
     _refuse(wrong, names, where, "vectors hold NaN or infinity", MAKE)
-    _refuse(~vectors.any(axis=1), names, where, "vectors are all zeros", "leave out classes that have no vector")
+    _refuse(
+        np.asarray(~vectors.any(axis=1)), names, where, "vectors are all zeros", "leave out classes that have no vector"
+    )
     rows = _rows(names, classes)
     _refuse(rows < 0, names, where, "names are of no class of this data version",
             "write them as in labels.parquet, column label, or leave them out")  # fmt: skip
@@ -99,7 +101,7 @@ def _rows(names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """(n,) class of each name, spelt as the class or folded; -1 for none."""
     rows = positions(names, classes)
     unknown = np.flatnonzero(rows < 0)
-    rows[unknown] = positions([fold(names[row]) for row in unknown], classes)
+    rows[unknown] = positions([fold(names[row]) for row in unknown.tolist()], classes)
     return rows
 
 
