@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows.data.history import Entry, made_by_cleaning, uncleaned
 from flows.delivery.build import build_version
-from flows.steps.clean import embeddings_of, settled
+from flows.steps.clean import embeddings_of, name_vectors, settled
 from models.data.manifest import read_manifest, write_labels
 from models.evaluation.scores import Scores, concatenate
+from models.recipe.config import Clean, Member, Recipe, Train
 from tests.deliveries import deliver
 
 
@@ -72,4 +76,22 @@ def test_photos_are_compared_by_shared_features_if_all_folds_left_them(tmp_path:
         np.save(folder / "features-1.npy", np.full((len(part), 4), number, np.float16))
     assert [each[:].tolist() for each in embeddings_of(folders, parts, concatenate(parts)).more] == [
         [[0] * 4, [1] * 4, [0] * 4]
+    ]
+
+
+def test_each_encoder_gets_its_vectors_of_names_and_those_that_lack_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "names.parquet"
+    pq.write_table(pa.table({"class": ["tea"], "vector": [[1.0, 2.0]]}), file)
+    named = Member(weights="pretrained", name_vectors=str(file))
+    recipe = Recipe(name="x", members=(dataclasses.replace(named, size=128, name_vectors=""), named),
+                    train=Train(backbone_lr_scale=0.0), clean=Clean(rule="posterior"))  # fmt: skip
+    with caplog.at_level(logging.INFO, "cleanshelf"):
+        none, vectors = name_vectors(recipe, ["milk", "soap", "tea"])
+    assert none is None
+    assert vectors is not None
+    assert vectors.tolist() == [[0, 0], [0, 0], [1, 2]]
+    assert [line.rpartition("/")[2] for line in caplog.messages] == [
+        "names.parquet: 2 of 3 classes have no vector, first milk; names say nothing about these"
     ]
