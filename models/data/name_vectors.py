@@ -20,14 +20,16 @@ MAKE = "make the file again as docs/tasks/clean-labels.md shows"
 
 
 def read_name_vectors(path: Path, classes: Sequence[str], *, key: str, width: int | None = None) -> NDArray[np.float32]:
-    """(C, d) the vector of each class; zeros for a class that the file does not have.
+    """(C, d) the vector of each class; zeros for a class that the file does not have. Names of other classes are ignored.
+
+    A shop makes one file for its whole assortment, of which a data version may have a part.
 
     Args:
         key: key of the recipe that names the file, for messages.
         width: d of the features of the backbone; None: not checked here.
 
     Raises:
-        ConfigError: the file cannot be read or lacks a column; a name is missing, repeated or of no class; a vector is missing,
+        ConfigError: the file cannot be read or lacks a column; a name is missing or repeated, or all are of no class; a vector is missing,
             of another width, zero or not finite.
     """
     table, where = _read(path, key), f"{key}: {path}"
@@ -39,12 +41,21 @@ def read_name_vectors(path: Path, classes: Sequence[str], *, key: str, width: in
         np.asarray(~vectors.any(axis=1)), names, where, "vectors are all zeros", "leave out classes that have no vector"
     )
     rows = _rows(names, classes)
-    _refuse(rows < 0, names, where, "names are of no class of this data version",
-            "write them as in labels.parquet, column label, or leave them out")  # fmt: skip
-    counts = np.bincount(rows, minlength=len(classes))
-    _refuse(counts[rows] > 1, names, where, "rows are of a class that has more than one", "leave one of each")
+    is_known = rows >= 0
+    if not is_known.any():
+        _refuse(
+            ~is_known,
+            names,
+            where,
+            "names are of no class of this data version",
+            "write them as in labels.parquet, column label",
+        )
+    counts = np.bincount(rows[is_known], minlength=len(classes))
+    _refuse(
+        is_known & (counts[rows] > 1), names, where, "rows are of a class that has more than one", "leave one of each"
+    )
     found = np.zeros((len(classes), vectors.shape[1]), np.float32)
-    found[rows] = vectors
+    found[rows[is_known]] = vectors[is_known]
     return found
 
 
