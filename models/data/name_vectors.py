@@ -29,8 +29,8 @@ def read_name_vectors(path: Path, classes: Sequence[str], *, key: str, width: in
         width: d of the features of the backbone; None: not checked here.
 
     Raises:
-        ConfigError: the file cannot be read or lacks a column; a name is missing or repeated, or all are of no class; a vector is missing,
-            of another width, zero or not finite.
+        ConfigError: the file cannot be read or lacks a column; a name is missing or repeated, or all are of no class; a
+            vector is missing, of another width, zero or not finite.
     """
     table, where = _read(path, key), f"{key}: {path}"
     names = table.column("class").to_pylist()
