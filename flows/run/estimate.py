@@ -13,7 +13,13 @@ from typing import Any
 from models.recipe.config import Recipe
 
 FLOAT, COPIES, EMBEDDING = 4, 3, 512  # bytes of a number; copies of a network in a checkpoint; width of embeddings
-STRENGTHS, SCALES, TEMPERATURES = 75, 40, 81  # classifiers, inverse temperatures and temperatures that are tried
+STRENGTHS, SCALES = 75, 40  # classifiers and inverse temperatures that are tried
+CHANGED, TEMPERED, RANKED = (
+    0.3,
+    17,
+    1.4,
+)  # passes of exponentials that these take: a changed classifier, all temperatures, a ranking
+RANKINGS = {"best": 7, "none": 2}  # products of selection photos with all classes that a method takes; others 3
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
 SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
 CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
@@ -136,12 +142,12 @@ class _Work:
         """Choice of a classifier on validation photos, with embeddings of training photos if a method needs them."""
         settings, c = self.recipe.balance, self.counts
         each = self.machine.start_s + (2 * c.val + c.test) * pace["scored_s"]
-        each += c.val * (STRENGTHS * pace["pass_s"] + 4 * pace["product_s"]) if settings.method != "none" else 0
+        rankings = RANKINGS.get(settings.method, 3) + 2 * (settings.method == "best" and settings.epochs > 0)
+        each += c.val * (
+            STRENGTHS * CHANGED * pace["pass_s"] + rankings * (pace["product_s"] + RANKED * pace["pass_s"])
+        )
         if settings.needs_training_photos:
-            fitted = 2 if settings.method == "best" else 1
-            each += c.train * _backbone_s(pace) + fitted * min(c.train, FITTED) * (
-                SCALES * pace["pass_s"] + pace["product_s"]
-            )
+            each += c.train * _backbone_s(pace) + min(c.train, FITTED) * (SCALES * pace["pass_s"] + pace["product_s"])
         if settings.method in ("best", "lws", "crt"):
             each += (2 if settings.method == "best" else 1) * settings.epochs * c.train * 2 * pace["product_s"]
         peak = int(pace["peak_bytes"] + FLOAT * EMBEDDING * c.train * settings.needs_training_photos)
@@ -158,10 +164,10 @@ class _Work:
         """Temperatures, the discriminants of the classes, and the threshold of `known`."""
         tuned, photos = (min(self.counts.val, most) for most in (TUNED, FITTED))
         passes = sum(pace["pass_s"] for pace in paces) * self.recipe.export.crops
-        each = self.machine.start_s + tuned * (passes * TEMPERATURES + self._graph_s(paces))
-        each += photos * (4 * passes + 2 * self._graph_s(paces))
+        each = self.machine.start_s + tuned * (passes * TEMPERED + self._graph_s(paces))
+        each += photos * (4 * passes + 2 * self._graph_s(paces) + 2 * sum(pace["product_s"] for pace in paces))
         seen = min(self.counts.train, SEEN)
-        each += seen * sum(map(_backbone_s, paces))
+        each += seen * sum(max(_backbone_s(pace), pace["scored_s"] / 2) for pace in paces)  # in small batches
         rows = FLOAT * EMBEDDING * (self.counts.classes + EMBEDDING) * len(paces)
         sums = 2 * 8 * EMBEDDING * self.counts.classes  # of one member, float64; its embeddings wait in a file
         return Stage("calibrate", 1, each, each, self._graph_peak(paces) + 2 * rows + sums, rows)

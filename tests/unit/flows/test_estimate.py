@@ -105,12 +105,10 @@ def test_cards_share_the_answers_of_graphs() -> None:
 def test_numbers_are_those_of_the_steps() -> None:
     from models.cleaning.rules import Posterior
     from models.export import calibrate
-    from models.export.temperature import TEMPERATURES
 
     assert classifiers.FITTED == estimate.FITTED == calibrate.SELECTED
     assert (calibrate.TUNED, calibrate.FITTED) == (estimate.TUNED, estimate.SEEN)
     assert len(classifiers.SCALES) == estimate.SCALES
-    assert len(TEMPERATURES) == estimate.TEMPERATURES
     assert Posterior().most == estimate.MOST
 
 
