@@ -42,8 +42,8 @@ def answer_photos(run: Run, data: DataFolder, ensemble: Served) -> Answers:
 
     names = [folder.name for folder in (*ensemble.networks, ensemble.weights)]
     views = [recipe.distil.crops, recipe.export.input_size, recipe.export.enlarge[0], recipe.export.keep]
-    folder = run.cached("answers", data.name, names, recipe.distil.temperature, views, recipe.proof.file,
-                        files=ANSWERS, work=work)  # fmt: skip
+    folder = run.cached("answers", data.name, names, recipe.distil.temperature, views, recipe.train.decode,
+                        recipe.proof.file, files=ANSWERS, work=work)  # fmt: skip
     return Answers(folder)
 
 

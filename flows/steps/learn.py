@@ -216,8 +216,8 @@ def choose_crops(run: Run, data: DataFolder, served: Served) -> Crops:
                   workers=num_workers(0))  # fmt: skip
 
     names, proof = [folder.name for folder in (*served.networks, served.weights)], run.recipe.proof
-    folder = run.cached("crops", data.name, names, run.recipe.export, proof.file, proof.confidence,
-                        files=["crops.json"], work=work)  # fmt: skip
+    folder = run.cached("crops", data.name, names, run.recipe.export, run.recipe.train.decode, proof.file,
+                        proof.confidence, files=["crops.json"], work=work)  # fmt: skip
     return Crops(folder)
 
 
@@ -232,8 +232,8 @@ def calibrate(run: Run, data: DataFolder, served: Served, crops: Crops) -> Calib
         run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=say("calibrate"), on_gpu=True)
 
     names = [folder.name for folder in (*served.networks, served.weights, crops)]
-    folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.proof.file,
-                        files=["calibration.json", "discriminants.npz"], work=work)  # fmt: skip
+    folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.train.decode,
+                        run.recipe.proof.file, files=["calibration.json", "discriminants.npz"], work=work)  # fmt: skip
     return Calibration(folder)
 
 

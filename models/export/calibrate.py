@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from models.export.ood import (
     score_of,
     separation_of,
 )
-from models.export.passes import batches, embeddings, kept, pooled, train_rows
+from models.export.passes import batches, embeddings, kept, pooled, shown, train_rows
 from models.export.struck import PER_CLASS, Shown, chosen_classes, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.results import collect
@@ -55,6 +56,8 @@ TUNED, SELECTED = 2_000, 5_000  # photos that choose temperatures, 81 passes ove
 TILES = 8  # per side of a photo that is cut into shuffled tiles
 FITTED = 400_000  # photos that discriminants are fitted to at most, spread evenly over the classes
 ROWS_FILE = "discriminants.npz"
+
+Show = Callable[[NDArray[np.int64]], Photos]  # photos of rows of a manifest
 
 
 @dataclass(frozen=True)
@@ -110,73 +113,76 @@ def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
 
 def calibrate(
     members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export,
-    folder: Path | None = None,
+    folder: Path | None = None, on_device: bool = False,
 ) -> Chosen:  # fmt: skip
     """Calibration of an ensemble with these export settings; none without selection photos or with a single class.
 
     Of many selection photos every n-th decides; ids are hashes, so their order is a random one.
 
-    folder: of temporary files; None: the system's.
+    folder: of temporary files; None: the system's. on_device: as for `models.export.passes.shown`.
     """
     rows = np.flatnonzero(selection_photos(manifest))
     if not len(rows) or len(manifest.classes) < 2:
         return Chosen(UNCALIBRATED)
     few, rows = (rows[:: -(-len(rows) // most)] for most in (TUNED, SELECTED))
-    photos, target = Photos(manifest, few, side=settings.input_size), manifest.target[few]
+    show = partial(shown, manifest, side=settings.input_size, on_device=on_device)
     graph = DeployGraph(members, settings=settings, weights=weights)
-    temperature, nll = measure_temperature(graph, photos, target, num_classes=len(manifest.classes))
-    photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
-    rows_fitted = fit_discriminants(graph, manifest, side=settings.input_size, folder=folder)
+    temperature, nll = measure_temperature(graph, show(few), num_classes=len(manifest.classes))
+    rows_fitted = fit_discriminants(graph, manifest, show, folder=folder)
     found = Calibration(temperature, discriminants=rows_fitted)
     graph = DeployGraph(members, settings=settings, weights=weights, calibration=found)
-    struck = separate_struck(graph, manifest, rows, temperature=temperature, side=settings.input_size)
+    struck = separate_struck(graph, manifest, rows, show=show, temperature=temperature)
     modules = [Rows(each) for each in rows_fitted]
     return accept(
         Chosen(found, len(few), nll),
-        *score_photos(graph, photos, target, modules),
+        *score_photos(graph, show(rows), modules),
         share=settings.accept,
         struck=struck,
     )
 
 
 def fit_discriminants(
-    graph: DeployGraph, manifest: Manifest, *, side: int, folder: Path | None = None
+    graph: DeployGraph, manifest: Manifest, show: Show, *, folder: Path | None = None
 ) -> tuple[Discriminant, ...]:
     """Discriminants of all members, fitted to the centre crop of training photos; empty if they cannot be fitted.
 
-    folder: of temporary files, in which the embeddings wait: in memory, three members would need 2.5 GB.
+    show: gives the photos of rows of the manifest. folder: of temporary files, in which the embeddings wait: in memory,
+    three members would need 2.5 GB.
     """
     rows = train_rows(manifest, per_class=max(1, FITTED // len(manifest.classes)))
     if not len(rows):
         return ()
-    with embeddings(graph, manifest, rows, side=side, folder=folder) as spools:
+    with embeddings(graph, show(rows), folder=folder) as spools:
         fitted = [fit(spool, manifest.target[rows], num_classes=len(manifest.classes)) for spool in spools]
     return tuple(each for each in fitted if each is not None) if None not in fitted else ()
 
 
 def separate_struck(
-    graph: DeployGraph, manifest: Manifest, selected: NDArray[np.int64], *, temperature: Sequence[float], side: int
+    graph: DeployGraph, manifest: Manifest, selected: NDArray[np.int64], *, show: Show, temperature: Sequence[float]
 ) -> NDArray[np.float64] | None:
-    """(S,) AUROC of all SCORES from photos of struck classes; None with too few classes."""
+    """(S,) AUROC of all SCORES from photos of struck classes; None with too few classes.
+
+    show: gives the photos of rows of the manifest.
+    """
     every = train_rows(manifest, per_class=PER_CLASS)
     if not len(every):
         return None
     classes = chosen_classes(manifest.target[every], manifest.target[selected])
     train, known = (each[np.isin(manifest.target[each], classes)] for each in (every, selected))
     rows = np.concatenate([train, known])
-    features = kept(pooled(graph, manifest, rows, side=side, what="struck classes"), len(rows))
-    shown = Shown(features, manifest.target[rows])
+    features = kept(pooled(graph, show(rows), what="struck classes"), len(rows))
+    seen = Shown(features, manifest.target[rows])
     is_train = np.arange(len(rows)) < len(train)
-    return separations(shown.select(is_train), shown.select(~is_train), graph.weights.cpu(), temperature)
+    return separations(seen.select(is_train), seen.select(~is_train), graph.weights.cpu(), temperature)
 
 
 @torch.inference_mode()
 def measure_temperature(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, num_classes: int
+    graph: DeployGraph, photos: Photos, *, num_classes: int
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """Temperatures for the members of an uncalibrated graph, and the NLL of the labels (N,) before and after."""
-    shown = batches(graph, photos, target, what="temperature")
-    parts = (label_probabilities(graph.output(image), label) for image, label in shown)
+    """Temperatures for the members of an uncalibrated graph, and the NLL of the photos' labels before and after."""
+    pairs = batches(graph, photos, what="temperature")
+    parts = (label_probabilities(graph.output(image), label) for image, label in pairs)
     probabilities = collect(parts, torch.empty(len(photos), len(graph.branches), len(TEMPERATURES)))
     weights = graph.weights.flatten().double().cpu().numpy()
     return fit_temperatures(probabilities.numpy(), weights, num_classes=num_classes)
@@ -184,16 +190,16 @@ def measure_temperature(
 
 @torch.inference_mode()
 def score_photos(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], rows: Sequence[Rows] = ()
+    graph: DeployGraph, photos: Photos, rows: Sequence[Rows] = ()
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(N, S) all SCORES of the photos, of the photos without the class (N,) of their label, and of their shuffled tiles.
+    """(N, S) all SCORES of the photos, of the photos without the class of their label, and of their shuffled tiles.
 
     Args:
         rows: discriminants of the members; without them, their score is NaN.
     """
-    shown = batches(graph, photos, target, what="score of known")
+    pairs = batches(graph, photos, what="score of known")
     rows = [each.to(graph.weights.device).eval() for each in rows]
-    parts = (_three_scores(graph, image, label, rows) for image, label in shown)
+    parts = (_three_scores(graph, image, label, rows) for image, label in pairs)
     known, masked, tiles = collect(parts, torch.empty(len(photos), 3, len(SCORES))).double().numpy().swapaxes(0, 1)
     return known, masked, tiles
 
@@ -275,7 +281,8 @@ def main() -> None:
     args = parser.parse_args()
     recipe, members, weights, manifest = open_ensemble(args)
     settings = with_chosen_crops(recipe.export, args.crops)
-    chosen = calibrate(members, weights, manifest, settings=settings, folder=args.out)
+    chosen = calibrate(members, weights, manifest, settings=settings, folder=args.out,
+                       on_device=recipe.train.decode == "device")  # fmt: skip
     log.info("%s", summary(chosen))
     write_calibration(chosen, args.out)
 

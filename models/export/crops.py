@@ -29,6 +29,7 @@ from models.data.trusted import selection_photos, with_selection_photos
 from models.evaluation.bootstrap import Gain, class_share, gain, standard_error
 from models.export.graph import DeployGraph, used_networks
 from models.export.measure import BATCH
+from models.export.passes import shown
 from models.networks.network import best_device, set_threads
 from models.networks.results import collect
 from models.progress import with_progress
@@ -74,14 +75,18 @@ def with_chosen_crops(settings: Export, chosen: Path) -> Export:
 
 
 def choose_crops(
-    members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float
-) -> CropChoice:
-    """Crops and ratio for an ensemble; the recipe's first ratio if there is no other or there are no selection photos."""
+    members: Sequence[Trained], weights: Sequence[float], manifest: Manifest, *, settings: Export, confidence: float,
+    on_device: bool = False,
+) -> CropChoice:  # fmt: skip
+    """Crops and ratio for an ensemble; the recipe's first ratio if there is no other or there are no selection photos.
+
+    on_device: as for `models.export.passes.shown`.
+    """
     first = dataclasses.replace(settings, enlarge=settings.enlarge[:1])
     rows = np.flatnonzero(selection_photos(manifest))
     if settings.crops == 1 or len(settings.enlarge) == 1 or not len(rows):
         return CropChoice(first)
-    photos, target = Photos(manifest, rows, side=settings.input_size), manifest.target[rows]
+    photos, target = shown(manifest, rows, side=settings.input_size, on_device=on_device), manifest.target[rows]
     candidates = [dataclasses.replace(settings, enlarge=(ratio,)) for ratio in sorted(set(settings.enlarge))]
     single = dataclasses.replace(first, crops=1)
     hits = []
@@ -160,7 +165,8 @@ def main() -> None:
     args = parser.parse_args()
     with distributed.workers():
         recipe, members, weights, manifest = open_ensemble(args)
-        choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence)
+        choice = choose_crops(members, weights, manifest, settings=recipe.export, confidence=recipe.proof.confidence,
+                              on_device=recipe.train.decode == "device")  # fmt: skip
         if distributed.rank():
             return
         log.info("chose %d crops, enlarged %.2f times, from %d candidates", choice.settings.crops, choice.settings.enlarge[0],

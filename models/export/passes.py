@@ -31,12 +31,19 @@ def train_rows(manifest: Manifest, *, per_class: int) -> NDArray[np.int64]:
     return np.sort(rows[order[np.arange(len(order)) - starts < per_class]])
 
 
+def shown(manifest: Manifest, rows: NDArray[np.int64], *, side: int, on_device: bool = False) -> Photos:
+    """Photos of `side` px for a graph in torch, on the best device.
+
+    on_device: plain JPEGs are decoded there, as `train.decode` asks; their pixels are those of a client up to rounding. The
+    answers of the exported graph (models.export.measure) and its golden photos are always from a client's own decoder.
+    """
+    return Photos(manifest, rows, side=side, device=best_device(), on_device=on_device)
+
+
 @torch.inference_mode()
-def pooled(
-    graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, what: str
-) -> Iterator[list[Tensor]]:
+def pooled(graph: DeployGraph, photos: Photos, *, what: str) -> Iterator[list[Tensor]]:
     """Features (B, d) of each member's backbone for the centre crops of photos, batch by batch."""
-    for image, _ in batches(graph, Photos(manifest, rows, side=side), manifest.target[rows], what=what):
+    for image, _ in batches(graph, photos, what=what):
         values = graph.pixels(image)
         yield [branch.pooled(values, branch.crops[:1]) for branch in graph.members]
 
@@ -54,13 +61,11 @@ def kept(parts: Iterator[list[Tensor]], num: int) -> list[Tensor]:
 
 
 @contextmanager
-def embeddings(
-    graph: DeployGraph, manifest: Manifest, rows: NDArray[np.int64], *, side: int, folder: Path | None = None
-) -> Iterator[list[Spool]]:
+def embeddings(graph: DeployGraph, photos: Photos, *, folder: Path | None = None) -> Iterator[list[Spool]]:
     """Embeddings (N, d) of each member for the centre crops of photos, in temporary files of `folder`."""
     with ExitStack() as stack:
         spools = [stack.enter_context(open_spool(folder)) for _ in graph.members]
-        for batch in pooled(graph, manifest, rows, side=side, what="discriminants"):
+        for batch in pooled(graph, photos, what="discriminants"):
             for spool, branch, features in zip(spools, graph.members, batch, strict=True):
                 with torch.inference_mode():
                     spool.add(branch.embedding(features))
@@ -97,11 +102,9 @@ class Spool:
         return np.frombuffer(read, np.float32).reshape(-1, self._width)
 
 
-def batches(
-    graph: DeployGraph, photos: Photos, target: NDArray[np.int64], *, what: str
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(graph: DeployGraph, photos: Photos, *, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved; with progress of `what`."""
-    device = graph.to(best_device()).eval().weights.device
+    device, target = graph.to(best_device()).eval().weights.device, photos.manifest.target[photos.rows]
     images = with_progress(photos.in_order(BATCH), what, len(photos))
     for image, label in zip(images, torch.from_numpy(target).split(BATCH), strict=True):
         yield image.to(device), label.to(device)

@@ -17,6 +17,7 @@ from models.data.photos import Photos
 from models.export.crops import Ensemble, open_ensemble
 from models.export.graph import DeployGraph
 from models.export.ood import Calibration
+from models.export.passes import shown
 from models.networks.network import best_device
 from models.progress import with_progress
 from models.recipe.config import Export, Recipe, content, digest
@@ -68,10 +69,11 @@ def main() -> None:
     args = parser.parse_args()
     ensemble = open_ensemble(args)
     rows = student_rows(ensemble.manifest)
-    photos = Photos(ensemble.manifest, rows, side=ensemble.recipe.export.input_size)
+    decode = ensemble.recipe.train.decode
+    photos = shown(ensemble.manifest, rows, side=ensemble.recipe.export.input_size, on_device=decode == "device")
     parts = [*map(content, map(str, (*args.networks, args.ensemble, args.data / "index.parquet")))]
     chosen = hashlib.sha256(rows.tobytes()).hexdigest()
-    key = digest(*parts, chosen, ensemble.recipe.distil.temperature, views(ensemble.recipe))
+    key = digest(*parts, chosen, decode, ensemble.recipe.distil.temperature, views(ensemble.recipe))
     answers = open_answers(args.out, num_photos=len(rows), num_classes=len(ensemble.manifest.classes), key=key)
     log.info("%d members answer %d photos in %d crops", len(ensemble.members), len(rows), ensemble.recipe.distil.crops)
     answer(make_teacher(ensemble), photos, answers)

@@ -260,13 +260,13 @@ def rebalance(network: Path, *, data: Path, recipe: Path, member: int, out: Path
     manifest = with_selection_photos(read_manifest(data), settings.proof.photos)
     rows, held_out = split_rows(manifest, fold=None, num_folds=0)
 
-    unchanged = settings.of(member).train.backbone_lr_scale == 0 and not settings.finetune.epochs
+    own = settings.of(member).train
+    unchanged = own.backbone_lr_scale == 0 and not settings.finetune.epochs
     folder = shared if unchanged else None
 
     def features(chosen: NDArray[np.int64]) -> Features:
-        return frozen_features(
-            manifest, chosen, net, member=trained.member, side=settings.export.input_size, folder=folder
-        )
+        return frozen_features(manifest, chosen, net, member=trained.member, side=settings.export.input_size,
+                               folder=folder, loaders=own.loaders, on_device=own.decode == "device")  # fmt: skip
 
     held_out_features, weight = features(held_out), net.head.classifier.weight.detach().cpu().clone()
     selection = selection_photos(manifest)[held_out]

@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once for all photos of a data version and found again by every training of it.
 
-All folds, rounds and members with the same backbone, weights and sizes share one file, whose name is a digest of what
-the features depend on. The first training computes it, and others wait for it meanwhile; the kernel releases the lock of
+All folds, rounds and members with the same backbone, weights, sizes and decoder share one file, whose name is a digest
+of what the features depend on. The first training computes it, and others wait for it meanwhile; the kernel releases the lock of
 a killed one, and the next goes on where it was. A damaged file is computed again: its size and pieces of it are checked.
 
 Trainings map the file into memory: they read what a batch needs, and the system shares it between them. Features are
@@ -48,6 +48,7 @@ def frozen_features(
     folder: Path | None,
     augment: Augment = MIRRORED,
     loaders: int = 0,
+    on_device: bool = False,
 ) -> Features:
     """Features of the photos `rows` of a manifest from a backbone that training leaves as its file gave it.
 
@@ -56,15 +57,17 @@ def frozen_features(
         side: of the decoded photos, in pixels.
         folder: of the shared files; None: the features are computed for these rows and not kept.
         loaders: processes that decode photos, as `train.loaders`.
+        on_device: plain JPEGs are decoded on the network's device, as `train.decode` asks.
     """
 
     def photos(chosen: NDArray[np.int64]) -> Photos:
-        return Photos(manifest, chosen, side=side, device=network.mean.device, loaders=loaders, is_reduced=True)
+        return Photos(manifest, chosen, side=side, device=network.mean.device, loaders=loaders, is_reduced=True,
+                      on_device=on_device)  # fmt: skip
 
     if folder is None or not member.weights:
         return extract(photos(rows), network, size=member.size, augment=augment)
     index = content(str(manifest.data / "index.parquet"))
-    parts = (member.backbone, member.args, member.mean, member.std, member.size, member.start, side, index)
+    parts = (member.backbone, member.args, member.mean, member.std, member.size, member.start, side, index, on_device)
     file = folder / f"{digest(*parts)}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file.with_suffix(".lock")):

@@ -121,7 +121,8 @@ def other_features(job: Job, number: int, manifest: Manifest, rows: NDArray[np.i
     member = job.recipe.members[number]
     network = to_device(build_network(member, num_classes=len(manifest.classes)))
     return frozen_features(manifest, rows, network, member=member, side=job.recipe.export.input_size,
-                           folder=job.features, augment=job.own.augment.of_features, loaders=job.train.loaders)  # fmt: skip
+                           folder=job.features, augment=job.own.augment.of_features, loaders=job.train.loaders,
+                           on_device=job.recipe.of(number).train.decode == "device")  # fmt: skip
 
 
 def to_device(network: Network) -> Network:
@@ -176,13 +177,14 @@ def tolerance(loss: Loss) -> str:
 
 def make_inputs(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.int64]) -> Inputs:
     """Random views of photos, or their fixed features if the backbone is frozen."""
-    side = job.recipe.export.input_size
+    side, on_device = job.recipe.export.input_size, job.train.decode == "device"
     if job.train.backbone_lr_scale == 0:
         folder = job.features if job.start is None else None  # a fine-tuned backbone may be another one
         return frozen_features(manifest, rows, network, member=job.network, side=side, folder=folder,
-                               augment=job.own.augment.of_features, loaders=job.train.loaders)  # fmt: skip
+                               augment=job.own.augment.of_features, loaders=job.train.loaders,
+                               on_device=on_device)  # fmt: skip
     photos = Photos(manifest, rows, side=side, device=network.mean.device, loaders=job.train.loaders, is_reduced=True,
-                    on_device=job.train.decode == "device")  # fmt: skip
+                    on_device=on_device)  # fmt: skip
     return Views(photos, network, size=job.network.size, augment=job.own.augment)
 
 

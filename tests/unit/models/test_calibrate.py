@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from models.export.discriminant import Rows
 from models.export.graph import Branch, DeployGraph
 from models.export.onnx_file import write_onnx
 from models.export.ood import DISCRIMINANT, SCORES, UNCALIBRATED, Calibration, MemberOutput, fit_threshold, score_of
+from models.export.passes import shown
 from models.export.temperature import ONE, TEMPERATURES, fit_temperatures, label_probabilities, nll
 from models.recipe.config import Export, Recipe, to_dict
 from models.training.train import Trained, save_network
@@ -298,11 +300,12 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
     assert separation[made.score].mean == max(each.mean for each in separation.values())
     column = SCORES.index(made.score)
     modules = [Rows(each) for each in made.discriminants]
-    scores = calibrate.score_photos(asked[1], Photos(manifest, rows, side=40), manifest.target[rows], modules)
+    scores = calibrate.score_photos(asked[1], Photos(manifest, rows, side=40), modules)
     known, masked, tiles = (each[:, column] for each in scores)
     assert auroc(known, masked) > 0.5, "a photo without its class is less known"
     assert separation[made.score].in_tiles == pytest.approx(auroc(known, tiles), abs=1e-6)
-    struck = calibrate.separate_struck(asked[1], manifest, rows, temperature=made.temperature, side=40)
+    show = partial(shown, manifest, side=40)
+    struck = calibrate.separate_struck(asked[1], manifest, rows, show=show, temperature=made.temperature)
     assert struck is not None
     assert [each.without_class for each in separation.values()] == pytest.approx(struck, abs=1e-6)
 
@@ -310,16 +313,16 @@ def test_an_ensemble_is_calibrated_on_its_validation_photos(lifelike: list[Train
 def test_a_part_of_many_photos_calibrates(
     lifelike: list[Trained], variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = list[int]()
+    seen = list[int]()
     batches = calibrate.batches
     monkeypatch.setattr(calibrate, "TUNED", 4)
     monkeypatch.setattr(calibrate, "SELECTED", 6)
-    monkeypatch.setattr(calibrate, "batches", lambda graph, photos, target, what: (
-        shown.append(len(photos)) or batches(graph, photos, target, what=what)))  # fmt: skip
+    monkeypatch.setattr(calibrate, "batches", lambda graph, photos, what: (
+        seen.append(len(photos)) or batches(graph, photos, what=what)))  # fmt: skip
     data = variant(lambda manifest: {"split": np.where(np.arange(len(manifest)) % 2 == 0, "val", "train")})
     chosen = calibrate.calibrate(lifelike, [0.4, 0.6], read_manifest(data), settings=SETTINGS)
-    assert 2 <= shown[0] <= 4 < shown[1] <= 6
-    assert chosen.photos == shown[0]
+    assert 2 <= seen[0] <= 4 < seen[1] <= 6
+    assert chosen.photos == seen[0]
 
 
 @pytest.mark.parametrize("change", ["no validation photo", "one class"])

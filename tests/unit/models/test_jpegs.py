@@ -5,13 +5,18 @@ The device is the CPU here, where torchvision decodes a list of files by libjpeg
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from pace.data import write_data
 from PIL import Image
@@ -24,12 +29,17 @@ from models.data.jpegs import decode, require_nvjpeg, squeeze_into
 from models.data.manifest import read_manifest
 from models.data.photos import Photos
 from models.errors import ConfigError, ManifestError
+from models.export import calibrate, crops, teacher
 from models.networks.inputs import Views
 from models.networks.network import build_network
-from models.recipe.config import Augment, Member, load_recipe
+from models.recipe.config import Augment, Export, Member, load_recipe, to_dict
 from models.training.check import check
-from tests.recording_loss import train, training_job
+from models.training.decoupling import rebalance
+from models.training.features import frozen_features
+from models.training.train import save_network
+from tests.recording_loss import RECIPE, train, training_job
 from tests.unit.models.pretend_card import CARD, pretend_card
+from tests.unit.models.test_export import trained
 
 SIDE = 48  # a row has 6,912 bytes
 CPU = torch.device("cpu")
@@ -98,6 +108,13 @@ def version(folder: Path, photos: dict[int, bytes]) -> Path:
     """A data version whose row i shows photo i."""
     every = [photos[row] for row in sorted(photos)]
     return write_data(folder, every, [f"class {row % 2}" for row in range(len(every))], ["train"] * len(every))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A data version of plain JPEGs on which a network can be trained, balanced and calibrated."""
+    splits = ["train"] * 21 + ["val"] * 6 + ["test"] * 3
+    return write_data(tmp_path / "data", [*PLAIN.values()], [f"class {row % 2}" for row in range(30)], splits)
 
 
 def photos_of(data: Path, *, on_device: bool, loaders: int = 0) -> Photos:
@@ -216,18 +233,66 @@ def test_the_host_does_not_wait_for_a_resize() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_training_with_photos_from_the_device_resumes_to_the_same_bits(
-    tmp_path: Path, asked: list[int], steps: int
+    shop: Path, tmp_path: Path, asked: list[int], steps: int
 ) -> None:
-    rows = range(24)
-    splits = ["train"] * 21 + ["val"] * 3
-    data = write_data(tmp_path / "data", [*PLAIN.values()], [f"class {row % 2}" for row in rows], splits)
-    whole, halted = (training_job(data, tmp_path / name, decode="device") for name in ("whole", "halted"))
+    whole, halted = (training_job(shop, tmp_path / name, decode="device") for name in ("whole", "halted"))
     train(whole)
     train(halted, halt_after=steps)
     train(halted)
     assert sum(asked) > 0
     resumed, uninterrupted = (torch.load(job.out / "network.pt")["state"] for job in (halted, whole))
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
+
+
+def test_features_from_the_device_have_a_file_of_their_own(tmp_path: Path, asked: list[int]) -> None:
+    manifest = read_manifest(version(tmp_path / "data", PLAIN | OTHERS))
+    torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), tmp_path / "weights.pt")
+    member = Member(backbone="test_resnet", size=32, weights=str(tmp_path / "weights.pt"))
+    network, found = build_network(member, num_classes=2), []
+    for on_device in (False, True, True):
+        features = frozen_features(manifest, np.arange(9), network, member=member, side=SIDE, folder=tmp_path / "shared",
+                                   on_device=on_device)  # fmt: skip
+        found.append(features.views.clone())
+    assert asked == [len(PLAIN)], "once, and not by loaders"
+    assert len([*(tmp_path / "shared").glob("*.npy")]) == 2
+    assert torch.equal(found[1], found[2])
+    assert 0 < (found[0] - found[1]).abs().max() < 0.02 * found[0].abs().max(), "pixels differ by rounding"
+
+
+@pytest.mark.parametrize("decode", ["cpu", "device"])
+def test_a_frozen_training_and_its_balance_decode_where_the_recipe_says(
+    shop: Path, tmp_path: Path, asked: list[int], decode: str
+) -> None:
+    job = training_job(shop, tmp_path / "trained", backbone_lr_scale=0.0, decode=decode, epochs=1, best_epochs=0)
+    train(job)
+    assert bool(asked) == (decode == "device")
+    asked.clear()
+    network, classes = build_network(job.network, num_classes=2), read_manifest(shop).classes
+    save_network(tmp_path / "network.pt", network, member=job.network, classes=classes)
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(job.recipe)))
+    (tmp_path / "balanced").mkdir()
+    rebalance(tmp_path / "network.pt", data=shop, recipe=tmp_path / "recipe.json", member=0, out=tmp_path / "balanced")
+    assert bool(asked) == (decode == "device")
+
+
+@pytest.mark.parametrize("decode", ["cpu", "device"])
+@pytest.mark.parametrize("module", [crops, calibrate, teacher], ids=["crops", "calibrate", "teacher"])
+def test_passes_of_an_ensemble_decode_where_the_recipe_says(
+    shop: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch, module: ModuleType, decode: str
+) -> None:
+    one = trained(32, seed=1, classes=read_manifest(shop).classes)
+    settings = Export(input_size=40, crops=2, enlarge=(1.25, 1.5))
+    save_network(tmp_path / "network.pt", one.network, member=one.member, classes=one.classes)
+    recipe = dataclasses.replace(RECIPE, export=settings, train=dataclasses.replace(RECIPE.train, decode=decode))
+    written = {"recipe": to_dict(recipe), "ensemble": {"weights": [1.0]}}
+    written |= {"crops": {"crops": 2, "enlarge": 1.25}} if module is calibrate else {}
+    words = ["--data", shop, "--networks", tmp_path / "network.pt", "--out", tmp_path / "out"]
+    for name, content in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        words += [f"--{name}", tmp_path / f"{name}.json"]
+    monkeypatch.setattr(sys, "argv", ["module", *map(str, words)])
+    module.main()
+    assert bool(asked) == (decode == "device")
 
 
 def test_a_machine_that_cannot_decode_on_a_gpu_is_told_so_first(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
