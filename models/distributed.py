@@ -19,19 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from models.errors import WorkerLost
+from models.errors import ModelError, WorkerLost
 
 # How long an answer may take. A machine that lost its power or its network sends nothing, not even the end of a stream.
 PATIENCE = timedelta(seconds=40)
 BEAT_S = 2.0  # between two heartbeats
 END = sys.maxsize  # number of the last barrier
+FAILED = -1  # number of a worker that ends with an error
 
 _heartbeat: Heartbeat | None = None
 
 
 @contextmanager
 def workers() -> Iterator[None]:
-    """Context in which the workers started by torchrun are connected: by nccl for tensors on GPUs, by gloo for others."""
+    """Context in which the workers started by torchrun are connected: by nccl for tensors on GPUs, by gloo for others.
+
+    An error of one worker ends all of them, with the same message; otherwise that of the last to end, which reads that another
+    one was lost, would hide it.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
@@ -44,9 +49,10 @@ def workers() -> Iterator[None]:
     try:
         yield
         heartbeat.barrier(END)
-    except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
-            raise _lost() from error
+    except Exception as error:
+        if _is_of_exchange(error):
+            raise heartbeat.reason() from error
+        heartbeat.tell(error)
         raise
     finally:
         _heartbeat = None
@@ -58,7 +64,8 @@ class Heartbeat:
     """A thread that exchanges a number with those of the other workers every BEAT_S.
 
     So a lost worker is noticed after PATIENCE, however long a pass over photos still takes, and a slow one is not taken for
-    lost. The number is that of the last barrier this worker has reached; every worker has reached the least of them.
+    lost. The number is that of the last barrier this worker has reached; every worker has reached the least of them. If that
+    is FAILED, the error follows.
     """
 
     def __init__(self) -> None:
@@ -67,7 +74,8 @@ class Heartbeat:
         self.group = group
         self.reached = self.passed = 0
         self.is_over = False
-        self.error: RuntimeError | None = None
+        self.own: ModelError | None = None  # with which this worker ends
+        self.error: Exception | None = None  # of the exchange, or of a worker
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
         self.thread.start()
@@ -76,24 +84,46 @@ class Heartbeat:
         try:
             while self.passed < END:
                 with self.changed:
-                    self.changed.wait_for(lambda: self.is_over or self.reached > self.passed, BEAT_S)
+                    self.changed.wait_for(lambda: self.is_over or self.own or self.reached > self.passed, BEAT_S)
                     if self.is_over:
                         return
-                    number = torch.tensor(self.reached)
+                    own, number = self.own, torch.tensor(FAILED if self.own else self.reached)
                 distributed.all_reduce(number, distributed.ReduceOp.MIN, self.group)
+                if int(number) == FAILED:
+                    raise self._told(own)
                 with self.changed:
                     self.passed = int(number)
                     self.changed.notify_all()
-        except RuntimeError as error:
+        except Exception as error:
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
+
+    def _told(self, own: ModelError | None) -> ModelError:
+        """The error of the first worker that has one; all exchange theirs."""
+        errors: list[ModelError | None] = [None] * world()
+        distributed.all_gather_object(errors, own, self.group)
+        return next(error for error in errors if error is not None)
+
+    def tell(self, error: Exception) -> None:
+        """Ends the other workers with this error, unless they already end. Waits until they know it."""
+        with self.changed:
+            self.own = error if isinstance(error, ModelError) else _lost(f"{type(error).__name__}: {error}")
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.error is not None or not self.thread.is_alive())
+
+    def reason(self) -> Exception:
+        """Error for an exchange that failed: that of the worker that ended, if it told it."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.error is not None, BEAT_S)
+        return self.error if isinstance(self.error, ModelError) else _lost()
 
     def barrier(self, number: int = 0) -> None:
         """Waits until all workers have reached this barrier: the next one, or the one with this number.
 
         Raises:
             WorkerLost: one ended or is silent, and this is not the last barrier, at which all work is done.
+            ModelError: one ended with this error.
         """
         with self.changed:
             self.reached = number = number or self.reached + 1
@@ -103,7 +133,9 @@ class Heartbeat:
             self.check()
 
     def check(self) -> None:
-        """Raises WorkerLost if a worker ended or is silent."""
+        """Raises WorkerLost if a worker ended or is silent, or the error with which it ended."""
+        if isinstance(self.error, ModelError):
+            raise self.error
         if self.error is not None:
             raise _lost() from self.error
 
@@ -115,10 +147,15 @@ class Heartbeat:
         self.thread.join()
 
 
-def _lost() -> WorkerLost:
+def _is_of_exchange(error: Exception) -> bool:
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _lost(why: str = "") -> WorkerLost:
+    """Error for a worker that ended; why: the error that it told."""
+    what = f"ended ({why})" if why else "ended, or its machine no longer answers"
     return WorkerLost(
-        "another worker of this training ended, or its machine no longer answers; start the training again, and it continues "
-        "from its checkpoint"
+        f"another worker of this training {what}; start the training again, and it continues from its checkpoint"
     )
 
 

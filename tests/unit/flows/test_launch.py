@@ -11,7 +11,7 @@ from queue import Queue
 
 import pytest
 
-from flows.errors import ChildFailed, InputError
+from flows.errors import ChildFailed, DiskFull, InputError
 from flows.run import launch
 from flows.run.launch import end_children, run_child
 from serving.server.process import birth, until
@@ -198,3 +198,38 @@ def test_workers_do_not_repeat_an_error() -> None:
     with pytest.raises(ChildFailed, match="ended with code 1; its last lines"):
         run_child("timeit", ["-n", "1", "-r", "1", failing], say=lines.append, workers=2)
     assert lines.count("begun") == 2
+
+
+SHARED_WORK = """
+import torch
+from models import distributed
+from models.errors import ManifestError, ParityError
+from models.training.command import run
+
+def main():
+    with distributed.workers():
+        if distributed.rank() == FAILS:
+            raise ERROR
+        while True:
+            WAIT
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "wait", "raised", "message"),
+    [
+        (0, "ParityError('the graph differs')", "distributed.barrier()", ChildFailed, r"ParityError: the graph differs$"),
+        (1, "ManifestError('3 photos are broken')", "distributed.summed(torch.ones(1))", InputError,
+         "^3 photos are broken$"),
+        (0, "OSError(28, 'No space')", "distributed.check()", DiskFull, "^no space left on the device"),
+    ],
+    ids=["others wait at a barrier", "others add up", "others compute"],
+)  # fmt: skip
+def test_the_error_of_one_worker_is_told_and_not_that_the_others_lost_it(
+    fails: int, error: str, wait: str, raised: type[Exception], message: str
+) -> None:
+    work = SHARED_WORK.replace("FAILS", str(fails)).replace("ERROR", error).replace("WAIT", wait)
+    with pytest.raises(raised, match=message):
+        run_child("timeit", ["-n", "1", "-r", "1", work], say=lambda line: None, workers=2)
