@@ -81,7 +81,8 @@ def choose_variant(run: Run, data: DataFolder, graph: Exported, others: list[Exp
 
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--graph", graph, "--out", out, "--levels", *others]
-        run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line), on_gpu=True)
+        run_child("models.export.variants", arguments, say=lambda line: log.info("variants: %s", line), on_gpu=True,
+                  workers=num_workers(0))  # fmt: skip
 
     names = [folder.name for folder in (graph, *others)]
     return Exported(

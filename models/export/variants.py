@@ -5,6 +5,9 @@ Variants are fp16 and bf16 for GPUs, int8 for CPUs, and levels: the same network
 beforehand. Each is evaluated on the selection photos and timed side by side with the float32 graph. Files written to
 --out: variants.json, NAME.onnx for each precision, and the files of an export, for the variant that `export.precision`
 names if it is offered, otherwise for the float32 graph.
+
+Several workers (models.distributed) share every pass over photos. The first writes the graphs, and times them while the
+others wait.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models import distributed
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos, with_selection_photos
@@ -31,7 +35,7 @@ from models.export.patch import external_files, read_metadata, stamp
 from models.export.precision import HALVES, write_half, write_rounded
 from models.export.session import CPU, CUDA, open_session
 from models.export.timing import has_kernels, has_provider, time_each
-from models.recipe.config import Export
+from models.recipe.config import Export, Recipe
 from models.training.command import log_progress, parser_for, read_recipe, run
 
 log = logging.getLogger(__name__)
@@ -93,14 +97,21 @@ class Base:
         return cls(graph, manifest, side, rows, answers.ranked, answers.target)
 
     def compare(self, name: str, path: Path) -> Variant:
-        """Figures of another graph; NaN without selection photos."""
+        """Figures of another graph; NaN without selection photos.
+
+        All workers begin once the first has written the graph, and none computes any more when it returns.
+        """
+        distributed.barrier()
         ranked, _, target = measure(path, self.manifest, self.rows)
         figures = accuracy(ranked, target, train_counts=self.manifest.train_counts())
         same = ranked[:, 0] == self.ranked[:, 0]
+        distributed.barrier()
         return Variant(name, figures.top1, figures.mean_class, float(np.mean(same)) if len(same) else np.nan)
 
     def timed(self, variant: Variant, path: Path, *, provider: str) -> Variant:
-        """The variant with its time per photo and that of the float32 graph."""
+        """The variant with its time per photo and that of the float32 graph; only the first worker times them."""
+        if distributed.rank():
+            return variant
         ms, fp32_ms = time_each((path, self.graph), provider=provider)
         return dataclasses.replace(variant, ms=ms, fp32_ms=fp32_ms)
 
@@ -111,26 +122,34 @@ class Base:
 
 
 def make_precision(name: str, base: Base, out: Path, *, largest_fall: float) -> Variant:
-    """Writes the variant out/NAME.onnx and evaluates it.
+    """Writes the variant out/NAME.onnx and evaluates it; workers other than the first learn only its accuracy.
 
     It is offered if it loses at most `largest_fall` of the top-1 accuracy of the float32 graph and is faster.
     """
-    path = out / f"{name}.onnx"
-    if name in HALVES:
-        write_half(base.graph, path, precision=name)
-        rounded = out / f".rounded-{name}.onnx"  # a CPU can evaluate this one
-        write_rounded(base.graph, rounded, precision=name)
-        variant, provider = base.compare(name, rounded), CUDA
-        for file in out.glob(f"{rounded.name}*"):  # with its external data, if any
+    path, provider = out / f"{name}.onnx", CUDA if name in HALVES else CPU
+    asked = out / f".rounded-{name}.onnx" if name in HALVES else path  # a CPU can evaluate this one
+    if distributed.rank() == 0:
+        write_variant(name, base, path, rounded=asked)
+    variant = base.compare(name, asked)
+    if distributed.rank():
+        return variant
+    if asked != path:
+        for file in out.glob(f"{asked.name}*"):  # with its external data, if any
             file.unlink()
-    else:
-        write_int8(base.graph, path, photos=calibration_photos(base.manifest, side=base.side))
-        variant, provider = base.compare(name, path), CPU
     if not has_kernels(path):
         return dataclasses.replace(variant, refused="ONNX Runtime cannot run it on a CPU to check its golden answers")
     if has_provider(provider):
         variant = base.timed(variant, path, provider=provider)
     return dataclasses.replace(variant, refused=why_refused(variant, base.top1, largest_fall=largest_fall))
+
+
+def write_variant(name: str, base: Base, path: Path, *, rounded: Path) -> None:
+    """Writes a variant, and for a half precision the float32 graph with the same rounding."""
+    if name in HALVES:
+        write_half(base.graph, path, precision=name)
+        write_rounded(base.graph, rounded, precision=name)
+    else:
+        write_int8(base.graph, path, photos=calibration_photos(base.manifest, side=base.side))
 
 
 def why_refused(variant: Variant, before: float, *, largest_fall: float) -> str:
@@ -181,21 +200,32 @@ def publish(settings: Export, made: Sequence[Variant], graph: Path, out: Path, m
 
     A run with export.precision=int8 then still gives a new model: a lower precision only saves time, so its refusal
     should not keep an old model in service.
+
+    made: as the first worker knows them; it writes the files, and all measure a variant.
     """
     chosen = next((each for each in made if each.name == settings.precision and each.offered), None)
+    if distributed.rank() == 0:
+        write_chosen(settings, chosen, graph, out)
+    distributed.barrier()  # after the last graph was timed
+    (is_variant,) = distributed.any_of(distributed.rank() == 0 and chosen is not None)
+    if not is_variant:
+        return
+    figures = write_answers(out / "model.onnx", manifest, out)
+    if chosen and distributed.rank() == 0:
+        stamp(out / "model.onnx", {"metrics": json.dumps(figures), "variant": json.dumps(chosen.to_dict())})
+
+
+def write_chosen(settings: Export, chosen: Variant | None, graph: Path, out: Path) -> None:
+    """Copies the chosen variant of a graph, or the float32 graph with its answers to the test photos, which are known."""
     if chosen is None and settings.precision != "fp32":
         log.warning("export.precision: %s is not offered, so the float32 graph is published", settings.precision)
     source = out / f"{chosen.name}.onnx" if chosen else graph / "model.onnx"
     copy_graph(source, out)
     for name in ("golden.npy", "parity.json"):  # of the float32 graph, which was compared with torch
         shutil.copyfile(graph / name, out / name)
-    if chosen:
-        figures = write_answers(out / "model.onnx", manifest, out)
-        stamp(out / "model.onnx", {"metrics": json.dumps(figures), "variant": json.dumps(chosen.to_dict())})
-    else:  # its answers to the test photos are known
-        for file in graph.iterdir():
-            if file.name in MEASURED or file.match(FEATURES.format("*")):
-                shutil.copyfile(file, out / file.name)
+    for file in graph.iterdir() if chosen is None else ():
+        if file.name in MEASURED or file.match(FEATURES.format("*")):
+            shutil.copyfile(file, out / file.name)
 
 
 def copy_graph(source: Path, out: Path) -> None:
@@ -214,19 +244,26 @@ def main() -> None:
         "--levels", type=Path, nargs="*", default=[], help="output folders of models.export with other numbers of crops"
     )
     args = parser.parse_args()
-    log_progress()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = read_recipe(args.recipe)
-    manifest = with_selection_photos(read_manifest(args.data), recipe.proof.photos)
-    base = Base.measured(args.graph / "model.onnx", manifest)
-    made = [make_precision(name, base, args.out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]
-    levels = undominated([measure_level(folder / "model.onnx", base) for folder in (args.graph, *args.levels)])
-    variants = [*made, *(levels if args.levels else [])]
-    for variant in variants:
-        log.info("%s", variant)
-    content = json.dumps([variant.to_dict() for variant in variants], indent=1, allow_nan=False)
-    (args.out / "variants.json").write_text(content, encoding="utf-8")
-    publish(recipe.export, made, args.graph, args.out, manifest)
+    with distributed.workers():
+        if distributed.rank() == 0:
+            log_progress()
+        make_variants(read_recipe(args.recipe), args.data, graph=args.graph, levels=args.levels, out=args.out)
+
+
+def make_variants(recipe: Recipe, data: Path, *, graph: Path, levels: Sequence[Path], out: Path) -> None:
+    """Makes and evaluates all variants of an export, whose other numbers of crops are `levels`, and publishes one."""
+    manifest = with_selection_photos(read_manifest(data), recipe.proof.photos)
+    base = Base.measured(graph / "model.onnx", manifest)
+    made = [make_precision(name, base, out, largest_fall=recipe.export.fall) for name in recipe.export.precisions]
+    by_crops = [measure_level(folder / "model.onnx", base) for folder in (graph, *levels)]
+    if distributed.rank() == 0:
+        variants = [*made, *(undominated(by_crops) if levels else [])]
+        for variant in variants:
+            log.info("%s", variant)
+        content = json.dumps([variant.to_dict() for variant in variants], indent=1, allow_nan=False)
+        (out / "variants.json").write_text(content, encoding="utf-8")
+    publish(recipe.export, made, graph, out, manifest)
 
 
 if __name__ == "__main__":
