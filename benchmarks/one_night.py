@@ -24,7 +24,7 @@ COUNTS = Counts(photos=2_500_000, classes=50_030, train=1_800_000, val=200_000, 
 CARDS, RECIPES = (1, 8, 64), ("modern", "tuned", "aliproducts")
 CORES = 8  # of each card, as rented machines have
 NEW = COUNTS.test // 10  # test photos that came since the current model was exported: taken, not measured
-MACHINE_CARDS = 8  # of one machine; a graph is asked on those of one
+MACHINE_CARDS = 8  # of one machine; a graph is asked, and an ensemble calibrated, on those of one
 HERE, SOURCE, COMPUTED = "measured here", "from a source", "computed"
 CORE_PHOTOS_S = 965.0  # 500 px JPEGs decoded for training, one core of this machine: benchmarks/train_loader.py
 CORE_GMAC_S = (
@@ -234,11 +234,14 @@ delivery over a network, waiting for a queue, faults.
 
 The export asks its graph about every test photo, in float32, which is counted as twice the time of mixed precision. The
 gate asks the current model about the test photos that are new since its export, here a tenth of them. The cards of one
-machine, eight here, share the photos. Before they answer, the graph is compared with torch on the cores, and each card
-with the cores, on 24 photos. Where ONNX Runtime cannot use the cards it takes the cores and warns; then the export
-would take, on any number of cards,
+machine, eight here, share the photos; so they do while crops are chosen and the ensemble is calibrated. Before they
+answer, the graph is compared with torch on the cores, and each card with the cores, on 24 photos. Where ONNX Runtime
+cannot use the cards it takes the cores and warns; then the export would take, on any number of cards,
 {cores}.
 `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the cards was not tried on one.
+
+Photos are decoded by the cores in all of these times. `train.decode="device"` leaves plain JPEGs to the cards, in
+trainings, features of frozen backbones and the passes that follow them; it has no rate here, as it never ran on a card.
 
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core 9 hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.

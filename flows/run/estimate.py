@@ -44,7 +44,7 @@ class Counts:
 class Machine:
     """Trainings that run side by side, and the seconds until a child has started.
 
-    cards: GPUs that share a pass of a graph over photos. 1: one GPU, or the cores, which such a pass uses all.
+    cards: GPUs that share a pass of a graph or an ensemble over photos. 1: one GPU, or the cores, which such a pass uses all.
     compared: test photos about which the gate asks the current model; it knows its answers of the night of its export.
     """
 
@@ -164,10 +164,11 @@ class _Work:
         """Temperatures, the discriminants of the classes, and the threshold of `known`."""
         tuned, photos = (min(self.counts.val, most) for most in (TUNED, FITTED))
         passes = sum(pace["pass_s"] for pace in paces) * self.recipe.export.crops
-        each = self.machine.start_s + tuned * (passes * TEMPERED + self._graph_s(paces))
-        each += photos * (4 * passes + 2 * self._graph_s(paces) + 2 * sum(pace["product_s"] for pace in paces))
+        work = tuned * (passes * TEMPERED + self._graph_s(paces))
+        work += photos * (4 * passes + 2 * self._graph_s(paces) + 2 * sum(pace["product_s"] for pace in paces))
         seen = min(self.counts.train, SEEN)
-        each += seen * sum(max(_backbone_s(pace), pace["scored_s"] / 2) for pace in paces)  # in small batches
+        work += seen * sum(max(_backbone_s(pace), pace["scored_s"] / 2) for pace in paces)  # in small batches
+        each = self.machine.start_s + work / self.machine.cards
         rows = FLOAT * EMBEDDING * (self.counts.classes + EMBEDDING) * len(paces)
         sums = 2 * 8 * EMBEDDING * self.counts.classes  # of one member, float64; its embeddings wait in a file
         return Stage("calibrate", 1, each, each, self._graph_peak(paces) + 2 * rows + sums, rows)

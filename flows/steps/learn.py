@@ -229,7 +229,8 @@ def calibrate(run: Run, data: DataFolder, served: Served, crops: Crops) -> Calib
     def work(out: Path) -> None:
         arguments = ["--data", data, "--recipe", run.recipe_file, "--ensemble", served.weights / "ensemble.json"]
         arguments += ["--crops", crops / "crops.json", "--out", out]
-        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=say("calibrate"), on_gpu=True)
+        run_child("models.export.calibrate", [*arguments, "--networks", *networks], say=say("calibrate"), on_gpu=True,
+                  workers=num_workers(0))  # fmt: skip
 
     names = [folder.name for folder in (*served.networks, served.weights, crops)]
     folder = run.cached("calibrate", data.name, names, run.recipe.export, run.recipe.train.decode,

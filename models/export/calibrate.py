@@ -5,7 +5,7 @@ The temperatures and the score of `known` are fitted on the selection photos, wi
 unknown product is needed. The score is the one that best separates selection photos from photos of classes that were
 struck out of training (a product similar to known ones; models.export.struck), and from selection photos cut into
 shuffled tiles (anything else). Writes calibration.json, with the calibration and its evidence, and discriminants.npz,
-with the rows of the score `discriminant`, to --out.
+with the rows of the score `discriminant`, to --out. Several workers (models.distributed) share the passes over photos.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import distributed
 from models.data.manifest import Manifest
 from models.data.photos import Photos
 from models.data.trusted import selection_photos
 from models.export.crops import open_ensemble, with_chosen_crops
-from models.export.discriminant import Discriminant, Rows, fit
+from models.export.discriminant import Discriminant, Rows, fit, over_workers
 from models.export.graph import DeployGraph
 from models.export.ood import (
     DISCRIMINANT,
@@ -42,7 +43,7 @@ from models.export.ood import (
     score_of,
     separation_of,
 )
-from models.export.passes import batches, embeddings, kept, pooled, shown, train_rows
+from models.export.passes import batches, embeddings, kept, num_own, shown, train_rows
 from models.export.struck import PER_CLASS, Shown, chosen_classes, separations
 from models.export.temperature import TEMPERATURES, fit_temperatures, label_probabilities
 from models.networks.results import collect
@@ -117,7 +118,8 @@ def calibrate(
 ) -> Chosen:  # fmt: skip
     """Calibration of an ensemble with these export settings; none without selection photos or with a single class.
 
-    Of many selection photos every n-th decides; ids are hashes, so their order is a random one.
+    Of many selection photos every n-th decides; ids are hashes, so their order is a random one. Workers (models.distributed)
+    share all passes over photos, and come to the same calibration.
 
     folder: of temporary files; None: the system's. on_device: as for `models.export.passes.shown`.
     """
@@ -153,7 +155,8 @@ def fit_discriminants(
     if not len(rows):
         return ()
     with embeddings(graph, show(rows), folder=folder) as spools:
-        fitted = [fit(spool, manifest.target[rows], num_classes=len(manifest.classes)) for spool in spools]
+        own = manifest.target[rows[distributed.part(len(rows))]]
+        fitted = [fit(spool, own, num_classes=len(manifest.classes), total=over_workers) for spool in spools]
     return tuple(each for each in fitted if each is not None) if None not in fitted else ()
 
 
@@ -170,8 +173,7 @@ def separate_struck(
     classes = chosen_classes(manifest.target[every], manifest.target[selected])
     train, known = (each[np.isin(manifest.target[each], classes)] for each in (every, selected))
     rows = np.concatenate([train, known])
-    features = kept(pooled(graph, show(rows), what="struck classes"), len(rows))
-    seen = Shown(features, manifest.target[rows])
+    seen = Shown(kept(graph, show(rows), what="struck classes"), manifest.target[rows])
     is_train = np.arange(len(rows)) < len(train)
     return separations(seen.select(is_train), seen.select(~is_train), graph.weights.cpu(), temperature)
 
@@ -183,7 +185,8 @@ def measure_temperature(
     """Temperatures for the members of an uncalibrated graph, and the NLL of the photos' labels before and after."""
     pairs = batches(graph, photos, what="temperature")
     parts = (label_probabilities(graph.output(image), label) for image, label in pairs)
-    probabilities = collect(parts, torch.empty(len(photos), len(graph.branches), len(TEMPERATURES)))
+    own = collect(parts, torch.empty(num_own(photos), len(graph.branches), len(TEMPERATURES)))
+    probabilities = distributed.concat(own)
     weights = graph.weights.flatten().double().cpu().numpy()
     return fit_temperatures(probabilities.numpy(), weights, num_classes=num_classes)
 
@@ -200,7 +203,8 @@ def score_photos(
     pairs = batches(graph, photos, what="score of known")
     rows = [each.to(graph.weights.device).eval() for each in rows]
     parts = (_three_scores(graph, image, label, rows) for image, label in pairs)
-    known, masked, tiles = collect(parts, torch.empty(len(photos), 3, len(SCORES))).double().numpy().swapaxes(0, 1)
+    every = distributed.concat(collect(parts, torch.empty(num_own(photos), 3, len(SCORES))))
+    known, masked, tiles = every.double().numpy().swapaxes(0, 1)
     return known, masked, tiles
 
 
@@ -279,12 +283,14 @@ def main() -> None:
         "data recipe networks ensemble crops out", description="Calibrate an ensemble on validation photos."
     )
     args = parser.parse_args()
-    recipe, members, weights, manifest = open_ensemble(args)
-    settings = with_chosen_crops(recipe.export, args.crops)
-    chosen = calibrate(members, weights, manifest, settings=settings, folder=args.out,
-                       on_device=recipe.train.decode == "device")  # fmt: skip
-    log.info("%s", summary(chosen))
-    write_calibration(chosen, args.out)
+    with distributed.workers():
+        recipe, members, weights, manifest = open_ensemble(args)
+        settings = with_chosen_crops(recipe.export, args.crops)
+        chosen = calibrate(members, weights, manifest, settings=settings, folder=args.out,
+                           on_device=recipe.train.decode == "device")  # fmt: skip
+        if distributed.rank() == 0:
+            log.info("%s", summary(chosen))
+            write_calibration(chosen, args.out)
 
 
 def summary(chosen: Chosen) -> str:

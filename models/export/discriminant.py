@@ -10,15 +10,16 @@ classes, as much as the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import distributed
 from models.cleaning.votes import directions
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 SHRINKAGE = 0.5  # share of the unit matrix in the covariance
 BLOCK = 1 << 14  # photos whose products are summed at a time
+
+Total = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,42 @@ def own_bias(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(-0.5 * np.einsum("ij,ij->i", rows, rows, dtype=np.float64), np.float32)
 
 
-def fit(embedding: NDArray[np.float32] | Spool, target: NDArray[np.int64], *, num_classes: int) -> Discriminant | None:
+def fit(
+    embedding: NDArray[np.float32] | Spool, target: NDArray[np.int64], *, num_classes: int, total: Total = np.asarray
+) -> Discriminant | None:
     """Discriminants from embeddings (N, d) of photos of the classes (N,); None if a class has none, or nothing varies.
 
     Time O(N d^2 + d^3 + C d^2), memory O(C d + d^2), as only slices of the embeddings are read. The covariance is pooled over
     classes, so a class may have a single photo.
+
+    total: gives the total of an array of sums; `over_workers` if these are photos of one worker of several.
     """
-    counts = np.bincount(target, minlength=num_classes)
-    if not counts.all() or (centre := mean(embedding)) is None:
+    counts = total(np.bincount(target, minlength=num_classes))
+    if not counts.all() or (centre := mean(embedding, counts.sum(), total=total)) is None:
         return None
     sums, products = np.zeros((num_classes, len(centre))), np.zeros((len(centre),) * 2)
     for rows in blocks(embedding):
         unit = directions(embedding[rows], centre).astype(np.float64)
         np.add.at(sums, target[rows], unit)
         products += unit.T @ unit
+    sums, products = total(sums), total(products)
     sums /= np.sqrt(counts)[:, None]  # so that sums.T @ sums is the scatter of the class means
-    whiten = inverse_root((products - sums.T @ sums) / len(embedding))
+    whiten = inverse_root((products - sums.T @ sums) / counts.sum())
     sums /= np.sqrt(counts)[:, None]  # the class means
     return None if whiten is None else Discriminant(centre, whiten, (sums @ whiten).astype(np.float32))
 
 
-def mean(embedding: NDArray[np.float32] | Spool) -> NDArray[np.float32] | None:
-    """(d,) mean of the rows; None if a value is not finite."""
-    total = sum(embedding[rows].sum(0, dtype=np.float64) for rows in blocks(embedding))
-    centre = np.asarray(total / len(embedding), np.float32)
+def over_workers(own: NDArray[Any]) -> NDArray[Any]:
+    """Sum over the workers of arrays of one shape."""
+    distributed.barrier()  # one part may take longer than an exchange waits
+    added: NDArray[Any] = distributed.summed(torch.from_numpy(own)).numpy()
+    return added
+
+
+def mean(embedding: NDArray[np.float32] | Spool, num: int, *, total: Total) -> NDArray[np.float32] | None:
+    """(d,) mean of all `num` rows, of which these may be a part; None if a value is not finite."""
+    own = sum((embedding[rows].sum(0, dtype=np.float64) for rows in blocks(embedding)), np.zeros(embedding.shape[1]))
+    centre = np.asarray(total(own) / num, np.float32)
     return centre if np.isfinite(centre).all() else None
 
 

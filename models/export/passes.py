@@ -1,4 +1,7 @@
-"""Passes of photos through the branches of a graph: batches on its device, and the features of its backbones."""
+"""Passes of photos through the branches of a graph: batches on its device, and the features of its backbones.
+
+Workers (models.distributed) share a pass: each shows its graph a part of the photos, in their order.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import distributed
 from models.data.manifest import Manifest
 from models.data.photos import Photos
 from models.export.graph import DeployGraph
@@ -42,29 +46,29 @@ def shown(manifest: Manifest, rows: NDArray[np.int64], *, side: int, on_device: 
 
 @torch.inference_mode()
 def pooled(graph: DeployGraph, photos: Photos, *, what: str) -> Iterator[list[Tensor]]:
-    """Features (B, d) of each member's backbone for the centre crops of photos, batch by batch."""
+    """Features (B, d) of each member's backbone for the centre crops of this worker's photos, batch by batch."""
     for image, _ in batches(graph, photos, what=what):
         values = graph.pixels(image)
         yield [branch.pooled(values, branch.crops[:1]) for branch in graph.members]
 
 
 @torch.inference_mode()
-def kept(parts: Iterator[list[Tensor]], num: int) -> list[Tensor]:
-    """Features (num, d) of each member from its batches, on the CPU; num > 0."""
-    out, done = list[Tensor](), 0
-    for batch in parts:
-        out = out or [torch.empty(num, part.shape[1]) for part in batch]
+def kept(graph: DeployGraph, photos: Photos, *, what: str) -> list[Tensor]:
+    """Features (N, d) of each member as of `pooled`, on the CPU, of the photos of all workers."""
+    num, done = num_own(photos), 0
+    out = [torch.empty(num, branch.embed.in_features) for branch in graph.members]
+    for batch in pooled(graph, photos, what=what):
         for whole, part in zip(out, batch, strict=True):
             whole[done : done + len(part)] = part
         done += len(batch[0])
-    return out
+    return [distributed.concat(each) for each in out]
 
 
 @contextmanager
 def embeddings(graph: DeployGraph, photos: Photos, *, folder: Path | None = None) -> Iterator[list[Spool]]:
-    """Embeddings (N, d) of each member for the centre crops of photos, in temporary files of `folder`."""
+    """Embeddings (n, d) of each member for the centre crops of this worker's photos, in temporary files of `folder`."""
     with ExitStack() as stack:
-        spools = [stack.enter_context(open_spool(folder)) for _ in graph.members]
+        spools = [stack.enter_context(open_spool(branch.embed.out_features, folder)) for branch in graph.members]
         for batch in pooled(graph, photos, what="discriminants"):
             for spool, branch, features in zip(spools, graph.members, batch, strict=True):
                 with torch.inference_mode():
@@ -73,26 +77,30 @@ def embeddings(graph: DeployGraph, photos: Photos, *, folder: Path | None = None
 
 
 @contextmanager
-def open_spool(folder: Path | None = None) -> Iterator[Spool]:
-    """An empty table in a nameless temporary file of a folder; None: the system's."""
+def open_spool(width: int, folder: Path | None = None) -> Iterator[Spool]:
+    """An empty table of `width` columns in a nameless temporary file of a folder; None: the system's."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        yield Spool(file)
+        yield Spool(file, width)
 
 
 class Spool:
     """Rows (n, d) float32 in an open file, added at the end and read as slices; memory holds one slice."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._num = self._width = 0
+    def __init__(self, file: IO[bytes], width: int) -> None:
+        self._file, self._num, self._width = file, 0, width
 
     def __len__(self) -> int:
         return self._num
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        return self._num, self._width
+
     def add(self, rows: Tensor) -> None:
         """Adds rows (n, d) of any device."""
         self._file.write(rows.float().cpu().numpy().tobytes())
-        self._num, self._width = self._num + len(rows), rows.shape[1]
+        self._num += len(rows)
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         self._file.flush()
@@ -103,8 +111,19 @@ class Spool:
 
 
 def batches(graph: DeployGraph, photos: Photos, *, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Photos (B, S, S, 3) and their labels (B,) on the best device, to which the graph is moved; with progress of `what`."""
-    device, target = graph.to(best_device()).eval().weights.device, photos.manifest.target[photos.rows]
-    images = with_progress(photos.in_order(BATCH), what, len(photos))
-    for image, label in zip(images, torch.from_numpy(target).split(BATCH), strict=True):
+    """This worker's photos (B, S, S, 3) with their labels (B,), on the best device, to which the graph is moved.
+
+    what: name of the pass in its progress.
+    """
+    device, own = graph.to(best_device()).eval().weights.device, distributed.part(len(photos))
+    labels = torch.from_numpy(photos.manifest.target[photos.rows[own]]).split(BATCH) if num_own(photos) else ()
+    images = with_progress(photos.in_order(BATCH, part=own), what, num_own(photos))
+    for image, label in zip(images, labels, strict=True):
+        distributed.check()
         yield image.to(device), label.to(device)
+
+
+def num_own(photos: Photos) -> int:
+    """Number of photos of this worker's part."""
+    own = distributed.part(len(photos))
+    return own.stop - own.start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +20,19 @@ import torch
 from flows.delivery.build import build_version
 from flows.errors import ChildFailed
 from flows.run.launch import end_children, run_child
-from models.data.manifest import read_manifest
+from models.data.manifest import read_manifest, write_labels
 from models.evaluation.scores import read_scores
-from models.export.calibrate import Chosen
+from models.export import calibrate
+from models.export.__main__ import describe
+from models.export.calibrate import Chosen, read_calibration
+from models.export.graph import DeployGraph
 from models.export.measure import write_answers
-from models.export.ood import UNCALIBRATED
+from models.export.onnx_file import write_onnx
+from models.export.ood import SCORES, UNCALIBRATED
 from models.export.patch import read_metadata
 from models.recipe.config import Export, to_dict
 from models.training import checkpoint
-from models.training.train import save_network
+from models.training.train import load_network, save_network
 from serving.server.process import until
 from tests.deliveries import deliver
 from tests.recording_loss import ALL, MARVEL, RECIPE, SHARDED, train, training_job
@@ -158,6 +163,106 @@ def test_several_workers_measure_a_graph_as_one_does(data: Path, tmp_path: Path)
         np.testing.assert_allclose(*(np.load(tmp_path / each / name) for each in ("one", "two")), atol=1e-5)
     figures = json.loads((tmp_path / "one" / "accuracy.json").read_text())
     assert json.loads(read_metadata(tmp_path / "two" / "model.onnx")["metrics"]) == figures
+
+
+def saved(folder: Path, data: Path, **export: Any) -> list[object]:
+    """Options of the command lines for two networks, which are written to the folder with a recipe and an ensemble."""
+    classes = read_manifest(data).classes
+    recipe = dataclasses.replace(RECIPE, export=dataclasses.replace(EXPORT, **export))
+    written = {"recipe": to_dict(recipe), "ensemble": {"weights": [0.4, 0.6]}, "crops": {"crops": 2, "enlarge": 1.25}}
+    options: list[object] = ["--data", data]
+    for name, content in written.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+        options += [f"--{name}", folder / f"{name}.json"]
+    options += ["--networks"]
+    for seed, size in ((1, 32), (2, 24)):
+        network = trained(size, seed=seed, classes=classes)
+        save_network(folder / f"{seed}.pt", network.network, member=network.member, classes=classes)
+        options.append(folder / f"{seed}.pt")
+    return options
+
+
+def test_several_workers_calibrate_as_one_does(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(data)
+    halved = Path(shutil.copytree(data, tmp_path / "data"))
+    split = np.where((np.arange(len(manifest)) % 2 == 0) & (manifest.target != 3), "val", "train")
+    write_labels(halved, dataclasses.replace(manifest, split=split))
+    options = saved(tmp_path, halved)
+    run_workers(2, "-m", "models.export.calibrate", *options, "--out", tmp_path / "two")
+    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, options), "--out", str(tmp_path / "one")])
+    calibrate.main()
+    assert [file.name for file in sorted((tmp_path / "two").iterdir())] == ["calibration.json", "discriminants.npz"]
+    (one, shown), (two, shown_to_two) = (
+        read_calibration(tmp_path / each / "calibration.json") for each in ("one", "two")
+    )
+    assert (one.score, one.temperature, shown["photos"]) == (two.score, two.temperature, shown_to_two["photos"])
+    assert len(shown["told_apart"]) == len(SCORES), "discriminants were fitted as well"
+    assert shown_to_two["surprise"] == pytest.approx(shown["surprise"], abs=1e-5)
+    assert (two.slope, two.threshold) == pytest.approx((one.slope, one.threshold), rel=1e-3)
+    for name, figures in shown["told_apart"].items():
+        assert shown_to_two["told_apart"][name] == pytest.approx(figures, abs=1e-6)
+    for found, expected in zip(two.discriminants, one.discriminants, strict=True):
+        for name, array in vars(expected).items():
+            np.testing.assert_allclose(getattr(found, name), array, rtol=1e-4, atol=1e-4)
+
+
+MAKING = """
+import sys, time
+from models import distributed
+from models.export import variants
+from models.training.command import run
+
+out = sys.argv[sys.argv.index("--out") + 1]
+
+def noted(what, work):
+    def wrapped(*arguments, **options):
+        began = time.monotonic()
+        found = work(*arguments, **options)
+        with open(f"{out}/times", "a") as file:
+            file.write(f"{what} {distributed.rank()} {began} {time.monotonic()}" + chr(10))
+        return found
+    return wrapped
+
+def time_each(graphs, **_):
+    time.sleep(0.3)
+    return [1.0, 2.0]
+
+variants.time_each = noted("time", time_each)
+variants.measure = noted("measure", variants.measure)
+run(variants.main)
+"""
+
+
+def test_several_workers_make_variants_as_one_does_and_the_first_times_them_alone(data: Path, tmp_path: Path) -> None:
+    """An int8 variant is published, as it is said to be faster, and each worker asks it about its test photos."""
+    (tmp_path / "program.py").write_text(MAKING)
+    members = [load_network(file) for file in saved(tmp_path, data, precision="int8", fall=1.0)[-2:]]  # type: ignore[arg-type]
+    (tmp_path / "graph").mkdir()
+    graph = DeployGraph(members, settings=EXPORT)
+    write_onnx(graph, tmp_path / "graph" / "model.onnx", input_size=40, metadata=describe(
+        members, graph, settings=EXPORT, calibration=UNCALIBRATED))  # fmt: skip
+    for name in ("golden.npy", "parity.json"):
+        (tmp_path / "graph" / name).touch()
+    options = ["--data", data, "--recipe", tmp_path / "recipe.json", "--graph", tmp_path / "graph"]
+    options += ["--levels", tmp_path / "graph"]
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        run_workers(count, tmp_path / "program.py", *options, "--out", tmp_path / str(count))
+    one, two = (json.loads((tmp_path / each / "variants.json").read_text()) for each in ("1", "2"))
+    assert [each["name"] for each in one] == ["int8", "crops2", "crops2"]
+    assert one[0]["offered"]
+    assert one == two
+    left = [{file.name for file in (tmp_path / each).iterdir()} for each in ("1", "2")]
+    assert left[0] == left[1] >= {"model.onnx", "int8.onnx", "answers.npz", "accuracy.json", "rows.npy"}
+    metadata = [read_metadata(tmp_path / each / "model.onnx") for each in ("1", "2")]
+    assert metadata[0] == metadata[1]
+    assert json.loads(metadata[1]["variant"]) == two[0]
+    spans = [line.split() for line in (tmp_path / "2" / "times").read_text().splitlines()]
+    timed = [(float(began), float(ended)) for what, rank, began, ended in spans if what == "time" and rank == "0"]
+    asked = [(rank, float(began), float(ended)) for what, rank, began, ended in spans if what == "measure"]
+    assert len(timed) == 3 == len(spans) - len(asked)
+    assert [rank for rank, *_ in asked].count("0") == [rank for rank, *_ in asked].count("1") == 4
+    assert all(end <= began or start >= ended for _, start, end in asked for began, ended in timed)
 
 
 def test_gathered_and_summed_values_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:

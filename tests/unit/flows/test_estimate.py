@@ -92,8 +92,9 @@ def test_neighbours_of_many_photos_cost_no_more_than_those_of_a_few() -> None:
 
 
 def test_cards_share_the_answers_of_graphs() -> None:
-    many, tried = dataclasses.replace(COUNTS, test=10**5, val=10**5), {"enlarge": [1.1, 1.2], "crops": 10}
-    for step in ("export", "choose crops"):
+    many = dataclasses.replace(COUNTS, train=10**6, test=10**5, val=10**5)
+    tried = {"enlarge": [1.1, 1.2], "crops": 10}
+    for step in ("export", "choose crops", "calibrate"):
         one, eight = (of(step, recipe(export=tried), counts=many, machine=Machine(1, 10.0, cards)) for cards in (1, 8))
         assert eight.seconds < one.seconds / 7, step
     export = of("export", recipe(export=tried), counts=many)

@@ -134,7 +134,7 @@ def test_classes_that_take_part_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_is_fitted_like_the_array_that_it_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(discriminant, "BLOCK", 7)
     embedding, target = drawn()
-    with open_spool(tmp_path) as spool:
+    with open_spool(20, tmp_path) as spool:
         for part in torch.from_numpy(embedding).split(8):
             spool.add(part)
         np.testing.assert_array_equal(spool[3:12], embedding[3:12])
@@ -153,7 +153,7 @@ def test_memory_is_that_of_the_classes_and_not_of_the_photos(monkeypatch: pytest
     peaks = []
     for num in (1_000, 20_000):
         draw = torch.Generator().manual_seed(0)
-        with open_spool(tmp_path) as spool:
+        with open_spool(64, tmp_path) as spool:
             for _ in range(num // 1_000):
                 spool.add(torch.randn(1_000, 64, generator=draw))
             tracemalloc.start()
