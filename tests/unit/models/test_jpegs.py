@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -278,7 +278,12 @@ def test_a_frozen_training_and_its_balance_decode_where_the_recipe_says(
 @pytest.mark.parametrize("decode", ["cpu", "device"])
 @pytest.mark.parametrize("module", [crops, calibrate, teacher], ids=["crops", "calibrate", "teacher"])
 def test_passes_of_an_ensemble_decode_where_the_recipe_says(
-    shop: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch, module: ModuleType, decode: str
+    shop: Path,
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    decode: Literal["cpu", "device"],
 ) -> None:
     one = trained(32, seed=1, classes=read_manifest(shop).classes)
     settings = Export(input_size=40, crops=2, enlarge=(1.25, 1.5))
