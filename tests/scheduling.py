@@ -19,15 +19,16 @@ PATIENCE_S = 120.0  # several processes have to import Prefect, perhaps on a bus
 
 @contextmanager
 def scheduler(
-    shop: Path, recipe: str | Path, *options: str, folder: Path = ROOT, **variables: str
+    shop: Path, recipe: str | Path, *options: str, folder: Path = ROOT, python: str = sys.executable, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `cleanshelf schedule` for the duration of the block, and kills it if it is still running then.
 
     folder: its current folder.
+    python: the interpreter, whose packages it uses.
     variables: added to its environment.
     """
     command = [
-        sys.executable,
+        python,
         "-P",
         "-m",
         "flows.cli",

@@ -25,7 +25,9 @@ from typing import Any
 from uuid import UUID
 
 from httpx import HTTPStatusError
-from prefect.client.orchestration import get_client
+from prefect import __version__ as OURS
+from prefect.client.base import ServerType
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -63,6 +65,7 @@ def orchestrated(workspace: Workspace) -> Iterator[str]:
         yield url
     elif running:
         with reporting_to(running.url):
+            _check_scheduler()
             yield running.url
     else:
         with prefect_server(workspace) as server, reporting_to(server.url), _running_flows(workspace):
@@ -73,6 +76,13 @@ def check_server(url: str) -> None:
     """Raises WorldError if flows cannot report to the server that the user named."""
     if why := why_unusable(url):
         raise WorldError(f"{NAMED}: {why}; {WAY_OUT}")
+
+
+def _check_scheduler() -> None:
+    """Raises WorldError if the workspace's scheduler was started with another version of Prefect."""
+    with get_client(sync_client=True) as client:
+        if why := other_version(client):
+            raise WorldError(f"the workspace's scheduler: {why}; stop `cleanshelf schedule` and start it again")
 
 
 def why_unusable(url: str) -> str:
@@ -92,7 +102,8 @@ def _ask(url: str) -> str:
     try:
         with once, get_client(sync_client=True, httpx_settings={"timeout": LIMIT_S}) as client:
             client.read_flow_runs(limit=1)
-            client.raise_for_api_version_mismatch()
+            why = other_version(client)
+            return f"{why}; install the same version on both sides" if why else ""
     except HTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):
@@ -103,7 +114,19 @@ def _ask(url: str) -> str:
     except Exception as error:  # httpx, Prefect and the parsers of its answers share no base
         cause = str(error.__cause__ or error).partition("\n")[0]
         return f"{url} does not answer as Prefect's API does ({cause or type(error).__name__})"
-    return ""
+
+
+def other_version(client: SyncPrefectClient) -> str:
+    """The reason why the client's server does not go with our Prefect, "" if it does; patch releases may differ.
+
+    Prefect itself refuses another major version only, and warns of unexpected behaviour if the server is older.
+    """
+    if client.server_type is ServerType.CLOUD:
+        return ""
+    theirs = client.api_version()
+    if theirs.split(".")[:2] == OURS.split(".")[:2]:
+        return ""
+    return f"{str(client.api_url).rstrip('/')} runs Prefect {theirs}, and CleanShelf here runs {OURS}"
 
 
 @contextmanager
@@ -180,7 +203,11 @@ def _wait_ready(child: subprocess.Popen[bytes], port: int, log: Path, stop: Even
     cause = next((line for line in reversed(lines) if FAILURE.match(line)), "no error in its log")
     how = "ended during its start" if child.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
     history = log.with_name("prefect") / "prefect.db"
-    way_out = f"; {history} contains only the history of runs: move it away" if "sqlite3" in cause else ""
+    newer = "alembic" in cause  # it does not know the state that the database is in
+    what = (
+        "was written by a newer Prefect: install that one again, or" if newer else "contains only the history of runs:"
+    )
+    way_out = f"; {history} {what} move it away" if newer or "sqlite3" in cause else ""
     raise WorldError(f"Prefect's server {how}: {cause}; see {log}{way_out}")
 
 
@@ -233,8 +260,11 @@ def mark_crashed(runs: Sequence[UUID]) -> None:
 
 
 def mark_cancelled(runs: Sequence[UUID], why: str) -> None:
-    """Marks flow runs that were ended on purpose as cancelled, with their tasks, also if they took that for a crash."""
-    _end_runs(runs, Cancelled(message=why), instead_of=(*UNFINISHED, "CRASHED"))
+    """Marks flow runs that were ended on purpose as cancelled, with their tasks, also if they took that for a crash.
+
+    Prefect 3.9 cancels them by itself, without the reason.
+    """
+    _end_runs(runs, Cancelled(message=why), instead_of=(*UNFINISHED, "CRASHED", "CANCELLED"))
 
 
 def _end_runs(runs: Sequence[UUID], state: State[None], *, instead_of: Sequence[str]) -> None:

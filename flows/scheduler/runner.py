@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runner import Runner
+from prefect.schedules import Cron, Interval, Schedule
 
 from durable import overwrite
 from flows.data.versions import REF
@@ -47,18 +48,48 @@ def is_news(record: logging.LogRecord) -> bool:
 
 
 async def run(plan: Plan) -> None:
-    """Executes the plan until the process ends. Of what it missed while it was down, it makes up for new data only."""
+    """Executes the plan until the process ends; first the runs, and the new data, that were missed while it was down."""
+    times = timetable(plan, anchor=anchor(plan))
+    since = datetime.now(UTC)  # later than the times were made: a new period does not begin with a run
     runner = Runner(name="cleanshelf", limit=1, query_seconds=TICK_S, pause_on_shutdown=False)
     deployment = await runner.aadd_flow(
-        scheduled, name=NAME, cron=plan.cron, interval=plan.every_s,
+        scheduled, name=NAME, schedule=times,
         parameters={"workspace": plan.workspace, "recipe": plan.recipe, "overrides": plan.overrides,
                     "folder": plan.folder},
     )  # fmt: skip
+    await plan_runs(deployment, since=since)
     watching = asyncio.create_task(watch(plan, deployment))
     try:
         await runner.start()
     finally:
         watching.cancel()
+
+
+def timetable(plan: Plan, *, anchor: datetime | None) -> Schedule | None:
+    """The times of the plan; a period counts from `anchor`, else from now."""
+    if plan.every_s:
+        return Interval(plan.every_s, anchor_date=anchor)
+    return Cron(plan.cron) if plan.cron else None
+
+
+def anchor(plan: Plan) -> datetime | None:
+    """Time at which the last scheduler's next run was due, if its period was the same, so that a restart moves no run."""
+    try:
+        before = json.loads(_file(Workspace(Path(plan.workspace))).read_bytes())
+        return datetime.fromisoformat(before["next"]) if before["every_s"] == plan.every_s else None
+    except (FileNotFoundError, ValueError, KeyError):  # `next` is "" while no run is due
+        return None
+
+
+async def plan_runs(deployment: UUID, *, since: datetime) -> None:
+    """Makes Prefect write down the runs that are due after `since`, shortly before the deployment was registered.
+
+    The registration removes the future runs, and Prefect writes down new ones seconds later, without those due meanwhile.
+    """
+    async with get_client() as client:
+        await client.request(
+            "POST", "/deployments/{id}/schedule", path_params={"id": deployment}, json={"start_time": since.isoformat()}
+        )
 
 
 async def watch(plan: Plan, deployment: UUID) -> None:
@@ -99,7 +130,11 @@ async def next_due(client: Any, deployment: UUID) -> datetime | None:
 
 def write_plan(workspace: Workspace, plan: Plan, *, due: str) -> None:
     """Writes the plan and the time of the next run to state/schedule.json, for `cleanshelf schedule --status`."""
-    overwrite(workspace.state / "schedule.json", json.dumps(asdict(plan) | {"next": due}, indent=1).encode())
+    overwrite(_file(workspace), json.dumps(asdict(plan) | {"next": due}, indent=1).encode())
+
+
+def _file(workspace: Workspace) -> Path:
+    return workspace.state / "schedule.json"
 
 
 if __name__ == "__main__":

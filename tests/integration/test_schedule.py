@@ -203,6 +203,23 @@ def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_
     assert run_of_the_stranger(shop) == "RUNNING"
 
 
+def test_a_restart_moves_no_run(shop: Workspace, recipe: Path) -> None:
+    first, second = (next_of_a_new_scheduler(shop, recipe) for _ in range(2))
+    assert first == second, "a period counts on, so that one longer than the days between restarts ends too"
+
+
+def next_of_a_new_scheduler(shop: Workspace, recipe: Path) -> str:
+    """Time of the next run, as a scheduler says that is started for this."""
+    file, began = shop.state / "schedule.json", time.time()
+    with scheduler(shop.root, recipe, "--every", "6h") as process:
+        written = until(lambda: file.exists() and file.stat().st_mtime > began and status(shop)["next"], timeout_s=120)
+        assert written, scheduler_log(shop.root)
+        found = str(status(shop)["next"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, scheduler_log(shop.root)
+    return found
+
+
 def as_many_past_runs(shop: Workspace, count: int) -> None:
     """Copies the run that ended last, with its states, into Prefect's database, and its lines into our record."""
     with sqlite3.connect(shop.state / "prefect" / "prefect.db") as database:

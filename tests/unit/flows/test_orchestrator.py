@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
@@ -293,3 +295,36 @@ def test_a_named_server_that_cannot_be_used_is_told_within_seconds(tmp_path: Pat
     for url, reason in zip(urls[3:], (other, silence, down, nonsense), strict=True):
         assert reason.startswith(f"{url} does not answer "), reason
     assert "Connection refused" in down
+
+
+class Dated(Receiver):
+    """A server without runs that claims to be the version of Prefect in the path."""
+
+    def answer(self) -> None:
+        if "/csrf-token" in self.path:
+            return self.send_error(404)  # as servers without this protection do
+        body = json.dumps([] if self.command == "POST" else self.path.split("/")[1]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_named_server_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    ours = version("prefect")
+    major, minor = map(int, ours.split(".")[:2])
+    older, newer, patch, next_major = f"{major}.{minor - 1}.9", f"{major}.{minor + 1}.0", f"{major}.{minor}.99", "9.0.0"
+    with HTTPServer(("127.0.0.1", 0), Dated) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        urls = [f"{base}/{each}/api" for each in (older, newer, next_major, patch, ours)]
+        script = [sys.executable, "-P", "-c", UNUSABLE, str(tmp_path), *urls]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
+        server.shutdown()
+    assert done.stdout.splitlines() == [
+        *(f"{base}/{each}/api runs Prefect {each}, and CleanShelf here runs {ours}; install the same version on both sides"
+          for each in (older, newer, next_major)),
+        "", "",
+    ]  # fmt: skip
