@@ -1,4 +1,4 @@
-"""What a run shows of itself: its pages in a browser, and how far the plan was off."""
+"""Pages of a run in a browser, and its plan against what it took."""
 
 from __future__ import annotations
 
