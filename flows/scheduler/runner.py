@@ -77,7 +77,7 @@ def anchor(plan: Plan) -> datetime | None:
     try:
         before = json.loads(_file(Workspace(Path(plan.workspace))).read_bytes())
         return datetime.fromisoformat(before["next"]) if before["every_s"] == plan.every_s else None
-    except (FileNotFoundError, ValueError, KeyError):  # `next` is "" while no run is due
+    except (OSError, ValueError, KeyError, TypeError):  # `next` is "" while no run is due
         return None
 
 

@@ -203,6 +203,7 @@ def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_
     assert run_of_the_stranger(shop) == "RUNNING"
 
 
+@pytest.mark.slow
 def test_a_restart_moves_no_run(shop: Workspace, recipe: Path) -> None:
     first, second = (next_of_a_new_scheduler(shop, recipe) for _ in range(2))
     assert first == second, "a period counts on, so that one longer than the days between restarts ends too"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,17 @@ def test_broken_lines_of_the_schedule_are_passed_over(shop: Workspace) -> None:
         note(shop, ScheduledRun("2026-01-01T03:00:00Z", "unchanged", "same", run, "2@x"))
     for way in ways(shop.state / "scheduled.jsonl", flips=200):
         assert len(history(shop)) >= (2 if "bit" in way else 0), way
+
+
+def test_a_period_counts_on_from_the_last_scheduler(shop: Workspace) -> None:
+    from flows.scheduler.runner import anchor, timetable, write_plan
+
+    plan, due = make_plan(shop, "demo", overrides=[], every="7d"), datetime(2026, 12, 3, 4, 5, tzinfo=UTC)
+    assert anchor(plan) is None, "there was none"
+    write_plan(shop, plan, due=due.isoformat())
+    assert anchor(plan) == due
+    assert timetable(plan, anchor=due).anchor_date == due  # type: ignore[union-attr]
+    assert anchor(make_plan(shop, "demo", overrides=[], every="6d")) is None, "another period counts from now"
+    for text in ("[]", '{"next": null, "every_s": 604800.0}', "{", json.dumps({"next": "", "every_s": 604800.0})):
+        (shop.state / "schedule.json").write_text(text)
+        assert anchor(plan) is None, text
