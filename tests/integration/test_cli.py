@@ -244,6 +244,7 @@ def test_the_graph_alone_is_enough_to_recognise(trained: Path, delivery: Path, t
         assert answer["model_version"] is None
 
 
+@pytest.mark.slow
 def test_the_schedule_fires_twice_on_its_own_and_skips_what_has_not_changed(shop: Path) -> None:
     with scheduler(shop, "smoke", "--every", "5s") as process:
         assert wait_for_outcomes(shop, "unchanged", "unchanged"), scheduler_log(shop)

@@ -162,6 +162,7 @@ def test_a_product_is_enrolled_and_withdrawn_while_requests_are_answered(
     assert len([*workspace.runs.glob("stages/measure-*")]) == 1, "the model was measured once, for both changes"
 
 
+@pytest.mark.slow
 def test_no_test_photo_goes_through_a_graph_that_was_measured_at_its_publication(
     workspace: Workspace, new_photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

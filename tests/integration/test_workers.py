@@ -233,6 +233,7 @@ run(variants.main)
 """
 
 
+@pytest.mark.slow
 def test_several_workers_make_variants_as_one_does_and_the_first_times_them_alone(data: Path, tmp_path: Path) -> None:
     """An int8 variant is published, as it is said to be faster, and each worker asks it about its test photos."""
     (tmp_path / "program.py").write_text(MAKING)
