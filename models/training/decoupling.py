@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,10 @@ class Embedded:
         positions = torch.from_numpy(rows)
         weight = None if self.weight is None else self.weight[positions]
         return Embedded(self.embedding[positions], self.target[rows], weight)
+
+    def means(self, num_classes: int) -> tuple[Tensor, Tensor]:
+        """`class_means` of the photos, by their label confidence."""
+        return class_means(self.embedding, self.target, num_classes=num_classes, weight=self.weight)
 
     @property
     def trusted(self) -> Embedded:
@@ -217,7 +221,7 @@ def choose_classifier(
     stays.
     """
     tried = []
-    means = cache(lambda: class_means(known.embedding, known.target, num_classes=len(trained), weight=known.weight))
+    means = cache(partial(known.means, len(trained)))
     for method in methods_to_try(settings, num_photos=len(validation.target)):
         candidates = options(method, trained, known, means=means, counts=counts, settings=settings, seed=seed)
         tried.append(choose_option(method, candidates, validation, counts=counts, seed=seed))

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ LONG_TAIL = torch.eye(4) * torch.tensor([8.0, 2.0, 1.0, 0.5])[:, None]  # rows a
 
 
 def chosen_tau(weight: Tensor, validation: Embedded, settings: Balance) -> ClassifierChoice:
-    candidates = options("tau", weight, validation, counts=COUNTS, settings=settings, seed=0)
+    means = partial(validation.means, len(weight))
+    candidates = options("tau", weight, validation, means=means, counts=COUNTS, settings=settings, seed=0)
     return choose_option("tau", candidates, validation, counts=COUNTS[: len(weight)], seed=0)
 
 
@@ -87,7 +89,8 @@ def test_tau_stays_at_0_without_a_reason_to_move() -> None:
 def test_strength_0_gives_the_trained_classifier() -> None:
     known = Embedded(*clusters([10, 10, 10, 10], seed=1))
     for method in ("tau", "logit_adjustment"):
-        first = next(options(method, LONG_TAIL, known, counts=COUNTS, settings=Balance(), seed=0))
+        means = partial(known.means, len(COUNTS))
+        first = next(options(method, LONG_TAIL, known, means=means, counts=COUNTS, settings=Balance(), seed=0))
         assert torch.equal(first.rows, LONG_TAIL)
         assert first.bias is None or not first.bias.any()
 
@@ -223,7 +226,7 @@ def test_what_is_half_believed_counts_half_in_means_and_what_is_not_is_not_learn
     ask = {"counts": COUNTS[:3], "settings": Balance(epochs=2), "seed": 0}
 
     def rows(method: str, of: Embedded) -> Tensor:
-        return next(options(method, torch.eye(3), of, **ask)).rows
+        return next(options(method, torch.eye(3), of, means=partial(of.means, 3), **ask)).rows
 
     centre = embedding.mean(0)
     slow = torch.stack(
