@@ -36,7 +36,7 @@ from pace.trainings import read_epochs, recipe_of
 from flows.run.launch import run_child
 from models.data.manifest import read_manifest
 from models.data.noise import symmetric
-from models.decisions import decide
+from models.decisions import assess, decide
 from models.evaluation.scores import Scores, read_scores
 from models.recipe.config import Clean, Recipe, to_dict
 
@@ -166,7 +166,9 @@ def judged(data: Path, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """True for each scored training photo that is flagged (N,), and for each validation photo that is recognised (M,)."""
     manifest = read_manifest(data)
     scored_by = np.full(len(scores), "fold 0", object)
-    after = decide(manifest, scores, settings=Clean(rule="log_margin", floor_share=0), round=1, scored_by=scored_by)
+    settings = Clean(rule="log_margin", floor_share=0)
+    assessment = assess(manifest, scores, settings=settings)
+    after = decide(manifest, scores, assessment, settings=settings, round=1, scored_by=scored_by)
     is_train = manifest.split[manifest.rows_of(scores.id)] == "train"
     return after.decision[after.rows_of(scores.id)][is_train] != "", scores.hit[~is_train]
 

@@ -92,7 +92,7 @@ def assess(
 def decide(
     manifest: Manifest,
     scores: Scores,
-    assessment: Assessment | None = None,
+    assessment: Assessment,
     *,
     settings: Clean,
     round: int,
@@ -105,9 +105,8 @@ def decide(
     a score and stay, because networks that chose them would be flattered by them. With `clean.validation` they are dropped
     without a floor, as the floor protects what is learnt.
 
-    assessment: of these labels (`assess`); None: made here, without embeddings.
+    assessment: of these labels, by `assess`.
     """
-    assessment = assessment or assess(manifest, scores, settings=settings)
     quality = assessment.quality
     row = manifest.rows_of(scores.id)
     train, wrong = manifest.split[row] == "train", quality < HALF

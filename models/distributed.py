@@ -154,9 +154,7 @@ def _is_of_exchange(error: Exception) -> bool:
 def _lost(why: str = "") -> WorkerLost:
     """Error for a worker that ended; why: the error that it told."""
     what = f"ended ({why})" if why else "ended, or its machine no longer answers"
-    return WorkerLost(
-        f"another worker of this training {what}; start the training again, and it continues from its checkpoint"
-    )
+    return WorkerLost(f"another worker {what}; run the same command again: a training continues from its checkpoint")
 
 
 def barrier() -> None:

@@ -9,7 +9,7 @@ ModelError
 ├── BatchError (ValueError)           logits or targets that a loss cannot use
 ├── CheckpointMismatch (ValueError)   a checkpoint of other data or another configuration
 ├── EnrolmentError (ValueError)       a product that cannot be added to or removed from a graph
-├── WorkerLost (RuntimeError)         another worker of the same training ended, or its machine does not answer
+├── WorkerLost (RuntimeError)         another worker of the same command ended, or its machine does not answer
 ├── LoaderError (RuntimeError)         a loader process died or does not answer
 └── ExportError (RuntimeError)
     └── ParityError                   the ONNX graph and the torch module give different answers

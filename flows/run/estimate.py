@@ -14,12 +14,17 @@ from models.recipe.config import Recipe
 
 FLOAT, COPIES, EMBEDDING = 4, 3, 512  # bytes of a number; copies of a network in a checkpoint; width of embeddings
 STRENGTHS, SCALES = 75, 40  # classifiers and inverse temperatures that are tried
-CHANGED, TEMPERED, RANKED = (
-    0.3,
+TEMPERED, CHANGED, RANKED = (
     17,
+    0.3,
     1.4,
-)  # passes of exponentials that these take: a changed classifier, all temperatures, a ranking
-RANKINGS = {"best": 7, "none": 2}  # products of selection photos with all classes that a method takes; others 3
+)  # in exponentials: all temperatures, a changed classifier, the five best classes
+RANKINGS = {
+    "best": 7,
+    "none": 1,
+    "tau": 3,
+    "logit_adjustment": 3,
+}  # products of selection photos with all classes; others 2
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
 SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
 CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
@@ -142,10 +147,10 @@ class _Work:
         """Choice of a classifier on validation photos, with embeddings of training photos if a method needs them."""
         settings, c = self.recipe.balance, self.counts
         each = self.machine.start_s + (2 * c.val + c.test) * pace["scored_s"]
-        rankings = RANKINGS.get(settings.method, 3) + 2 * (settings.method == "best" and settings.epochs > 0)
-        each += c.val * (
-            STRENGTHS * CHANGED * pace["pass_s"] + rankings * (pace["product_s"] + RANKED * pace["pass_s"])
-        )
+        rankings = RANKINGS.get(settings.method, 2) + 2 * (settings.method == "best" and settings.epochs > 0)
+        each += c.val * rankings * (pace["product_s"] + RANKED * pace["pass_s"])
+        if settings.method in ("best", "tau", "logit_adjustment"):
+            each += c.val * STRENGTHS * CHANGED * pace["pass_s"]
         if settings.needs_training_photos:
             each += c.train * _backbone_s(pace) + min(c.train, FITTED) * (SCALES * pace["pass_s"] + pace["product_s"])
         if settings.method in ("best", "lws", "crt"):

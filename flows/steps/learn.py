@@ -38,8 +38,6 @@ def check(recipe: Recipe, data: Path) -> None:
         trainings = max(len(recipe.members), recipe.clean.folds if recipe.clean.rounds else 1)
         run_child("models.training.check", ["--data", data, "--recipe", file, *here], say=log.debug,
                   side_by_side=side_by_side(trainings))  # fmt: skip
-        if recipe.clean.rounds and any(member.name_vectors for member in recipe.members):
-            run_child("models.training.names", ["--data", data, "--recipe", file], say=log.debug)
 
 
 def present_bytes(data: Path) -> int:

@@ -16,6 +16,7 @@ from models.cleaning.rule_input import Embeddings, NameVectors, gather
 from models.cleaning.rules import DEFAULT, RULES, Rule
 
 HALF = 0.5  # a label of lower quality is a label issue
+POSTERIOR = "posterior"  # the rule that estimates classes and noise
 
 Probs = NDArray[np.floating] | TopK
 
@@ -31,24 +32,7 @@ def assess(
     name_vectors: NameVectors = None,
     **params: Any,
 ) -> Assessment:
-    """Assessment of labels, for several of its results: each function below gives one. Arguments as for `label_quality`."""
-    built = cast(Rule, RULES.build(rule, **params))
-    data = gather(labels, pred_probs, embeddings, groups=groups, names=names, name_vectors=name_vectors)
-    return Assessment(data, built)
-
-
-def label_quality(
-    labels: NDArray[np.integer],
-    pred_probs: Probs,
-    embeddings: Embeddings = None,
-    *,
-    rule: str = DEFAULT,
-    groups: NDArray[np.integer] | None = None,
-    names: Sequence[str] | None = None,
-    name_vectors: NameVectors = None,
-    **params: Any,
-) -> NDArray[np.float32]:
-    """(N,) label quality in [0, 1]; below 0.5 the label is a label issue. 1 for labels that cannot be scored.
+    """Assessment of labels, from which several results come at the cost of one; each function below returns one of them.
 
     The probabilities have to be out-of-sample (`models.data.samplers.folds`), from lightly trained networks: in sample,
     a wrong label is memorised and looks right.
@@ -70,8 +54,19 @@ def label_quality(
         CleaningError: arrays of a wrong shape, type or range.
         ConfigError: an unknown rule or parameter, or a value out of range.
     """
-    return assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, name_vectors=name_vectors,
-                  **params).quality  # fmt: skip
+    built = cast(Rule, RULES.build(rule, **params))
+    data = gather(labels, pred_probs, embeddings, groups=groups, names=names, name_vectors=name_vectors)
+    return Assessment(data, built)
+
+
+def label_quality(
+    labels: NDArray[np.integer], pred_probs: Probs, embeddings: Embeddings = None, **arguments: Any
+) -> NDArray[np.float32]:
+    """(N,) label quality in [0, 1]; below 0.5 the label is a label issue. 1 for labels that cannot be scored.
+
+    Arguments and errors as for `assess`.
+    """
+    return assess(labels, pred_probs, embeddings, **arguments).quality
 
 
 def find_label_errors(
@@ -79,25 +74,22 @@ def find_label_errors(
     pred_probs: Probs,
     embeddings: Embeddings = None,
     *,
-    rule: str = DEFAULT,
-    groups: NDArray[np.integer] | None = None,
-    names: Sequence[str] | None = None,
     floor_share: float = 0.3,
     floor_count: int = 5,
     budget: float = 1.0,
-    **params: Any,
+    **arguments: Any,
 ) -> NDArray[np.bool_]:
     """(N,) bool: True for a label issue; lowest qualities first, down to the floor of each class, within the budget.
 
-    A class of n photos keeps at least min(n, max(floor_count, floor_share n)). Other arguments and errors as for
-    `label_quality`. Only benchmarks and notebooks call this function.
+    A class of n photos keeps at least min(n, max(floor_count, floor_share n)). Other arguments and errors as for `assess`.
+    Only benchmarks and notebooks call this function.
 
     Args:
         floor_share: share of a class that is always kept, in [0, 1].
         floor_count: photos of a class that are always kept, >= 1.
         budget: largest share of all photos that become label issues, in [0, 1].
     """
-    found = assess(labels, pred_probs, embeddings, rule=rule, groups=groups, names=names, **params)
+    found = assess(labels, pred_probs, embeddings, **arguments)
     return worst(found.data.labels, found.quality, threshold=HALF, floor_share=floor_share,
                  floor_count=floor_count, budget=budget)  # fmt: skip
 
@@ -107,35 +99,26 @@ def suggest_labels(
     pred_probs: Probs,
     embeddings: Embeddings = None,
     *,
-    groups: NDArray[np.integer] | None = None,
-    names: Sequence[str] | None = None,
     confidence: float = 0.9,
-    **params: Any,
+    **arguments: Any,
 ) -> NDArray[np.int64]:
     """(N,) the most probable class if its probability is at least `confidence`, otherwise the label.
 
-    Uses the rule `posterior` and accepts its parameters and all arguments of `label_quality`. Relabelling rarely helped where
-    we measured it; show the suggestions to people instead.
+    The rule is always `posterior`; other arguments as for `assess`. Relabelling rarely helped where we measured it; show the
+    suggestions to people instead.
 
     Raises:
-        CleaningError: as for `label_quality`, or a confidence outside [0, 1].
+        CleaningError: as for `assess`, or a confidence outside [0, 1].
     """
-    return assess(labels, pred_probs, embeddings, groups=groups, names=names, **params).suggested(confidence)
+    return assess(labels, pred_probs, embeddings, rule=POSTERIOR, **arguments).suggested(confidence)
 
 
 def estimate_noise(
-    labels: NDArray[np.integer],
-    pred_probs: Probs,
-    embeddings: Embeddings = None,
-    *,
-    groups: NDArray[np.integer] | None = None,
-    names: Sequence[str] | None = None,
-    **params: Any,
+    labels: NDArray[np.integer], pred_probs: Probs, embeddings: Embeddings = None, **arguments: Any
 ) -> Noise:
     """Estimated label noise, as a sparse confusion of classes.
 
-    Uses the rule `posterior` and accepts its parameters and all arguments of `label_quality`. Errors that hit hard photos above
-    all are underestimated, since hard photos with right labels look the same. Without embeddings the rate is underestimated.
-    Errors as for `label_quality`.
+    The rule is always `posterior`; other arguments and errors as for `assess`. Errors that hit hard photos above all are
+    underestimated, since hard photos with right labels look the same. Without embeddings the rate is underestimated.
     """
-    return assess(labels, pred_probs, embeddings, groups=groups, names=names, **params).noise()
+    return assess(labels, pred_probs, embeddings, rule=POSTERIOR, **arguments).noise()

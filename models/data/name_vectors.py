@@ -16,6 +16,7 @@ from models.data.positions import positions
 from models.errors import ConfigError
 
 COLUMNS = ("class", "vector")
+SPELL = "write them as in labels.parquet, column label"
 MAKE = "make the file again as docs/tasks/clean-labels.md shows"
 
 
@@ -35,25 +36,16 @@ def read_name_vectors(path: Path, classes: Sequence[str], *, key: str, width: in
     table, where = _read(path, key), f"{key}: {path}"
     names = table.column("class").to_pylist()
     vectors = _vectors(table.column("vector"), where, width)
-    wrong = np.asarray(~np.isfinite(vectors).all(axis=1))
-    _refuse(wrong, names, where, "vectors hold NaN or infinity", MAKE)
-    _refuse(
-        np.asarray(~vectors.any(axis=1)), names, where, "vectors are all zeros", "leave out classes that have no vector"
-    )
-    rows = _rows(names, classes)
+    rows, broken, zero = _rows(names, classes), ~np.isfinite(vectors).all(axis=1), ~vectors.any(axis=1)
     is_known = rows >= 0
-    if not is_known.any():
-        _refuse(
-            ~is_known,
-            names,
-            where,
-            "names are of no class of this data version",
-            "write them as in labels.parquet, column label",
-        )
-    counts = np.bincount(rows[is_known], minlength=len(classes))
-    _refuse(
-        is_known & (counts[rows] > 1), names, where, "rows are of a class that has more than one", "leave one of each"
-    )
+    repeated = is_known & (np.bincount(rows[is_known], minlength=len(classes))[rows] > 1)
+    for wrong, problem, way_out in (
+        (broken, "vectors hold NaN or infinity", MAKE),
+        (zero, "vectors are all zeros", "leave out classes that have no vector"),
+        (~is_known & (not is_known.any()), "names are of no class of this data version", SPELL),
+        (repeated, "rows are of a class that has more than one", "leave one of each"),
+    ):
+        _refuse(np.asarray(wrong), names, where, problem, way_out)
     found = np.zeros((len(classes), vectors.shape[1]), np.float32)
     found[rows[is_known]] = vectors[is_known]
     return found
@@ -116,9 +108,9 @@ def _rows(names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     return rows
 
 
-def _refuse(wrong: NDArray[np.bool_], names: Sequence[str], where: str, problem: str, remedy: str) -> None:
+def _refuse(wrong: NDArray[np.bool_], names: Sequence[str], where: str, problem: str, way_out: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ConfigError(
-            f"{where}: {int(wrong.sum())} of {len(names)} {problem}, first in row {row + 1}, {shown(names[row])}; {remedy}"
+            f"{where}: {int(wrong.sum())} of {len(names)} {problem}, first in row {row + 1}, {shown(names[row])}; {way_out}"
         )

@@ -15,11 +15,12 @@ import torch
 from models.cleaning import RULES
 from models.data.jpegs import require_nvjpeg
 from models.data.manifest import Manifest, read_manifest
+from models.data.name_vectors import read_name_vectors
 from models.data.trusted import trusted_rows, with_selection_photos
 from models.errors import ConfigError, ManifestError, WeightsMismatch
 from models.losses import Loss, Samples, build_loss
 from models.networks.inputs import view_size
-from models.networks.network import Network, build_network, set_size
+from models.networks.network import Network, build_network, feature_width, set_size
 from models.recipe.config import Finetune, Member, Meta, Recipe
 from models.recipe.tables import numbered
 from models.training.answers import student_rows
@@ -40,8 +41,8 @@ def check(recipe: Recipe, *, data: Path, present: int | None = None) -> None:
         given, which means that this machine will train.
 
     Raises:
-        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a cleaning rule, sample weights or
-            folds are not available; or this machine cannot hold what they need.
+        ConfigError, WeightsMismatch: a backbone, its arguments or weights, a loss, a cleaning rule, vectors of names, sample
+            weights or folds are not available; or this machine cannot hold what they need.
         CheckpointMismatch: train.state belongs to another loss.
         ManifestError: the data version has too few classes or photos.
     """
@@ -53,6 +54,7 @@ def check(recipe: Recipe, *, data: Path, present: int | None = None) -> None:
     RULES.build(recipe.clean.rule, **recipe.clean.params)
     if recipe.clean.rounds:
         check_folds(manifest, num_folds=recipe.clean.folds)
+        check_names(recipe, manifest)
     needed = 0
     for member, each in enumerate(recipe.members):
         try:
@@ -152,6 +154,25 @@ def check_folds(manifest: Manifest, *, num_folds: int) -> None:
                 f"clean.folds: fold {fold} of {num_folds} would score {num_scored} of {len(rows) + num_scored} train photos "
                 f"after training on {len(rows)}; set fewer folds, set clean.rounds=0, or ingest more photos"
             )
+
+
+def check_names(recipe: Recipe, manifest: Manifest) -> None:
+    """Reads the vectors of names of every member that has some, as cleaning does hours later.
+
+    Raises:
+        ConfigError: a file cannot be used, or two files are of one backbone.
+    """
+    used = recipe.name_vectors
+    for number, member in enumerate(recipe.members):
+        if not member.name_vectors:
+            continue
+        key = f"members.{number}.name_vectors"
+        if member.name_vectors not in used:
+            raise ConfigError(
+                f"{key}: {member.name_vectors}, but an earlier member with the same backbone, weights and size names another file; "
+                "leave one of them out"
+            )
+        read_name_vectors(Path(member.name_vectors), manifest.classes, key=key, width=feature_width(member))
 
 
 def check_state(recipe: Recipe, loss: Loss, manifest: Manifest) -> None:

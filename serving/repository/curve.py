@@ -56,14 +56,12 @@ class Curve:
         return 2 * self.ms[size] * (1 if self.device == CPU.name else LEAST_INSTANCES)
 
     def instances(self, latency_ms: float) -> int | None:
-        """Instances if it takes more than the usual number to keep Triton's batcher awake; None: the usual number.
+        """Number of instances: at least AWAKE for a graph that answers on a CPU within `latency_ms`; None, the usual one, for others.
 
-        Only on a CPU, and for a graph that keeps waits of at most `latency_ms`. A slower one loses more to a third batch on
-        two cores than to a rare wait.
+        A slower graph loses more to a third batch on two cores than to a rare wait.
         """
-        usual = CPU.instances
         is_fast = self.device == CPU.name and self.wait_ms(min(self.ms)) <= latency_ms
-        return AWAKE if is_fast and usual < AWAKE else None
+        return max(CPU.instances, AWAKE) if is_fast else None
 
     def largest_batch(self, latency_ms: float) -> int:
         """The smallest batch with nearly the best throughput that waits of at most `latency_ms` allow; 1 if none fits."""

@@ -92,7 +92,7 @@ def test_a_lost_worker_ends_the_other_long_before_the_pass_is_over(
     assert until(pair.is_scoring, timeout_s=60), pair.said(0)
     pair.workers[1].send_signal(ending)
     assert pair.workers[0].wait(timeout=60) == 1  # the pass would take minutes
-    assert "WorkerLost: another worker of this training ended, or its machine no longer answers; " in pair.said(0)
+    assert "WorkerLost: another worker ended, or its machine no longer answers; " in pair.said(0)
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_a_machine_that_dies_ends_the_other_and_the_training_resumes(machines: M
     out = machines.folder / "out"
     survivor, _ = break_off(machines, out)
     assert survivor < 30
-    assert "WorkerLost: another worker of this training ended, or its machine no longer answers; " in machines.said(0)
+    assert "WorkerLost: another worker ended, or its machine no longer answers; " in machines.said(0)
     assert resumed(machines, out)
 
 
@@ -188,5 +188,5 @@ def test_machines_whose_cable_is_cut_end_within_a_minute(machines: Machines) -> 
     """Nothing arrives from a machine without network or power, not even the end of its connections."""
     out = machines.folder / "out"
     assert max(break_off(machines, out, cut=True)) < 60
-    assert all("WorkerLost: another worker of this training ended" in machines.said(number) for number in range(2))
+    assert all("WorkerLost: another worker ended" in machines.said(number) for number in range(2))
     assert resumed(machines, out)

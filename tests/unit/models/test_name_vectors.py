@@ -16,7 +16,7 @@ from models.data.name_vectors import read_name_vectors
 from models.errors import ConfigError
 from models.networks.network import feature_width
 from models.recipe.config import Clean, Member, Recipe, Train, digest, training_inputs
-from models.training.names import check_names
+from models.training.check import check_names
 
 CLASSES = ["Arla Milk", "Caf\u00e9", "soap"]
 ROWS: list[tuple[Any, Any]] = [("soap", [1.0, 2.0]), ("Arla Milk", [0.5, -1.0])]
@@ -100,19 +100,20 @@ def test_files_that_are_not_such_a_table_are_refused(tmp_path: Path) -> None:
 def test_a_recipe_is_refused_before_anything_starts(data: Path, tmp_path: Path) -> None:
     member = Member(backbone="test_resnet", size=32, weights="net.pt")
     file, width = tmp_path / "v.parquet", feature_width(member)
-    classes = read_manifest(data).classes
+    manifest = read_manifest(data)
+    classes = manifest.classes
     named = recipe(dataclasses.replace(member, name_vectors=str(file)))
     written(file, [(name, [1.0] * width) for name in classes[1:]])
-    check_names(named, data=data)
+    check_names(named, manifest)
     written(file, [(classes[0], [1.0] * (width + 1))])
     with pytest.raises(
         ConfigError, match=rf"members\.0\.name_vectors: .* but a feature of the backbone has {width}; take the text"
     ):
-        check_names(named, data=data)
+        check_names(named, manifest)
     twice = recipe(*named.members, dataclasses.replace(member, seed=1, name_vectors="other.parquet"))
     written(file, [(classes[0], [1.0] * width)])
     with pytest.raises(ConfigError, match=r"members\.1\.name_vectors: other\.parquet, but an earlier member"):
-        check_names(twice, data=data)
+        check_names(twice, manifest)
 
 
 def recipe(*members: Member, **clean: Any) -> Recipe:

@@ -33,11 +33,11 @@ def weight(y: np.ndarray, p: np.ndarray, x: np.ndarray, vectors: np.ndarray) -> 
     return float(fitted(evidence)[1].weights[-1])
 
 
-def f1(seeds: range, change: str = "", **keys: float) -> float:
+def f1(seeds: range, change: str = "", *, each: int = 5, text: float = 1.0) -> float:
     """Mean F1 with vectors as they are, shuffled among the classes, random, or none."""
     found = []
     for seed in seeds:
-        y, true, p, x, vectors = shelf(seed, **keys)  # type: ignore[arg-type]
+        y, true, p, x, vectors = shelf(seed, each=each, text=text)
         draw = np.random.default_rng(seed)
         changed = {"": vectors, "shuffled": draw.permutation(vectors), "none": None,
                    "random": draw.normal(size=vectors.shape)}[change]  # fmt: skip
