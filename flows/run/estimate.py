@@ -14,17 +14,10 @@ from models.recipe.config import Recipe
 
 FLOAT, COPIES, EMBEDDING = 4, 3, 512  # bytes of a number; copies of a network in a checkpoint; width of embeddings
 STRENGTHS, SCALES = 75, 40  # classifiers and inverse temperatures that are tried
-TEMPERED, CHANGED, RANKED = (
-    17,
-    0.3,
-    1.4,
-)  # in exponentials: all temperatures, a changed classifier, the five best classes
-RANKINGS = {
-    "best": 7,
-    "none": 1,
-    "tau": 3,
-    "logit_adjustment": 3,
-}  # products of selection photos with all classes; others 2
+# Passes of exponentials over all classes that these take: all temperatures, a changed classifier, the five best classes.
+TEMPERED, CHANGED, RANKED = 17, 0.3, 1.4
+# Products of the selection photos with all classes that a method takes; others take 2.
+RANKINGS = {"best": 7, "none": 1, "tau": 3, "logit_adjustment": 3}
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
 SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
 CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member

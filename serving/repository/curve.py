@@ -56,7 +56,7 @@ class Curve:
         return 2 * self.ms[size] * (1 if self.device == CPU.name else LEAST_INSTANCES)
 
     def instances(self, latency_ms: float) -> int | None:
-        """Number of instances: at least AWAKE for a graph that answers on a CPU within `latency_ms`; None, the usual one, for others.
+        """Number of instances for a graph that answers on a CPU within `latency_ms`, at least AWAKE; None, the usual, for others.
 
         A slower graph loses more to a third batch on two cores than to a rare wait.
         """
