@@ -40,6 +40,8 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_asgi("/api/openapi.json", app, headers={"host": "127.0.0.1"})
 
 
+# The pages' own threads may draw random numbers while hypothesis makes a case, and it cannot tell theirs from a strategy's.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 def test_answers_are_as_documented(schema: schemathesis.BaseSchema, caplog: pytest.LogCaptureFixture) -> None:
     load_all_checks()
     excluded = [check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ in NOT_CHECKED]
