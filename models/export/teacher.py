@@ -18,6 +18,7 @@ from models.export.crops import Ensemble, open_ensemble
 from models.export.graph import DeployGraph
 from models.export.ood import Calibration
 from models.export.passes import shown
+from models.networks.inputs import EVAL_BATCH
 from models.networks.network import best_device
 from models.progress import with_progress
 from models.recipe.config import Export, Recipe, content, digest
@@ -26,7 +27,6 @@ from models.training.command import parser_for, run
 
 log = logging.getLogger(__name__)
 
-BATCH = 32
 BLOCK = 4096  # photos that a kill can cost
 
 
@@ -47,8 +47,9 @@ def views(recipe: Recipe) -> Export:
 def answer(teacher: DeployGraph, photos: Photos, answers: Answers) -> None:
     """Fills in the answers that are missing."""
     device, done, saved = teacher.to(best_device()).eval().weights.device, answers.done, answers.done
+    at_once = max(1, EVAL_BATCH[device.type] // len(teacher.members[0].crops))
     with torch.inference_mode():
-        batches = photos.in_order(BATCH, part=slice(done, None))
+        batches = photos.in_order(at_once, part=slice(done, None))
         for image in with_progress(batches, "answering", len(photos) - done):
             probs, classes = teacher.mean(teacher.output(image.to(device))).topk(answers.classes.shape[1])
             rest = (1 - probs.sum(1, keepdim=True)).clamp_min(0)

@@ -203,7 +203,7 @@ def test_a_teacher_that_was_killed_goes_on_where_it_was(
     members: list[Trained], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ensemble = Ensemble(RECIPE, members, [0.5, 0.5], read_manifest(data))
-    monkeypatch.setattr(teacher, "BATCH", 4)
+    monkeypatch.setattr(teacher, "EVAL_BATCH", {"cpu": 4 * RECIPE.distil.crops})
     monkeypatch.setattr(teacher, "BLOCK", 8)
     whole, photos, asked = answered(tmp_path / "whole", ensemble), Photos.batches, list[int]()
 
