@@ -110,13 +110,19 @@ def test_prefect_is_one_version_everywhere() -> None:
     assert f"prefect             yes  {pinned}\n" in (ROOT / "docs" / "start" / "install.md").read_text(encoding="utf-8")
 
 
-def test_schedules_would_never_fire_with_the_sqlalchemy_that_prefect_allows() -> None:
+@pytest.mark.parametrize(
+    ("name", "works", "fails"),
+    [
+        pytest.param("sqlalchemy", "2.0.58", "2.1.9", id="schedules would never fire"),
+        pytest.param("whenever", "0.11.0", "0.10.5", id="cron schedules would end with an error on Python 3.11 and 3.12"),
+    ],
+)
+def test_versions_that_prefect_needs_but_does_not_require(name: str, works: str, fails: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    flows = project["optional-dependencies"]["flows"]
-    required = next(Requirement(text) for text in flows if text.startswith("sqlalchemy"))
+    required = next(Requirement(text) for text in project["optional-dependencies"]["flows"] if text.startswith(name))
 
-    assert required.specifier.contains("2.0.58")
-    assert not required.specifier.contains("2.1.9")
+    assert required.specifier.contains(works)
+    assert not required.specifier.contains(fails)
 
 
 def test_deployments_name_a_flow_and_its_parameters() -> None:
