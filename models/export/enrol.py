@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # cosine by which a photo is closer to a row made of it; divided by sqrt(n) for n photos (docs/inside/log.md)
 LIFT = 0.05
 NEVER = -1e4  # bias of a class that is never predicted; finite, to fit half precision
-TOLERANCE = 1e-6  # of a probability
+TOLERANCE = 1e-5  # of a probability
 MIN_PRODUCTS = 2  # in a graph
 
 
