@@ -116,18 +116,18 @@ class Memory:
 
         A note kept as it comes, between the large buffers of two steps, would make the process grow by such a buffer.
         """
-        self._noted = 0 if index is None else len(index)
-        room, width = max(len(self), self._noted), sum(self.widths.values())
+        self.noted = 0 if index is None else len(index)  # a smaller number forgets the last ones
+        room, width = max(len(self), self.noted), sum(self.widths.values())
         self._index, self._rows = torch.empty(room, dtype=torch.int64), torch.empty(room, width)
         if index is not None and rows is not None:
-            self._index[: self._noted], self._rows[: self._noted] = index, rows
+            self._index[: self.noted], self._rows[: self.noted] = index, rows
 
     def note(self, index: Tensor, **values: Tensor) -> None:
         """Adds observations, (n,) or (n, w) each, of n samples; a sample may occur more than once.
 
         They stay on their device until the end of the epoch, so that no step waits for them.
         """
-        start, stop = self._noted, self._noted + len(index)
+        start, stop = self.noted, self.noted + len(index)
         if self._index.device != index.device:
             self._index, self._rows = self._index.to(index.device), self._rows.to(index.device)
         if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
@@ -141,17 +141,17 @@ class Memory:
         for name, width in self.widths.items():
             self._rows[start:stop, first : first + width] = values[name].detach().reshape(len(index), -1)
             first += width
-        self._noted = stop
+        self.noted = stop
 
     def merge(self) -> Notes:
         """Notes of all workers at the end of an epoch. Every worker has to call this."""
         index, rows = self._gather()
-        self._noted = 0
+        self.noted = 0
         parts = np.split(rows.numpy(), np.cumsum(list(self.widths.values()))[:-1], axis=1)
         return Notes(index.numpy(), dict(zip(self.widths, parts, strict=True)))
 
     def _gather(self) -> tuple[Tensor, Tensor]:
-        index, rows = self._index[: self._noted].cpu(), self._rows[: self._noted].cpu()
+        index, rows = self._index[: self.noted].cpu(), self._rows[: self.noted].cpu()
         if not self.widths:  # the same on every worker
             return index, rows
         return distributed.gather(index, rows)

@@ -33,6 +33,7 @@ from models.training.optimise import learning_rate, make_optimizer, trainable_pa
 from models.training.parallel import freeze_unused, gather, in_parallel, shard, spread
 from models.training.sample_weights import SampleWeights
 from models.training.saving import saving
+from models.training.snapshot import Snapshot
 from models.training.step import MIN_PHOTOS, Learner, take_step
 from models.training.train_state import TrainState, seed_step
 from models.training.watch import LossWatch
@@ -145,7 +146,7 @@ def initial_state(
         network=network, loss=loss, learner=in_parallel(learner), optimizer=optimizer, meta=meta,
         schedule=LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, settings=settings)),
         average=Average(trained, settings), watch=LossWatch(ids, room=room, device=device),
-        passes=math.ceil(room / (settings.micro_batch or room)),
+        snapshot=Snapshot(inputs.part, loss), passes=math.ceil(room / (settings.micro_batch or room)),
     )  # fmt: skip
 
 

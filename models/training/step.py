@@ -116,12 +116,13 @@ def add_gradients(state: TrainState, batch: Tensor, labels: Sequence[Label], *, 
     """Gradients of the mean loss over all workers; returns the loss (n,) of each photo of this worker, detached.
 
     A batch for which the device lacks memory passes through the network in more and smaller parts, now and in all later
-    steps. The batch of the optimiser stays the same; batch norm sees the parts.
+    steps. The batch of the optimiser stays the same; batch norm sees the parts. Nothing is left of the passes before.
 
     Raises:
         ConfigError: the memory does not suffice for the smallest part, or several workers share the training: the others
             would wait for this one.
     """
+    state.snapshot.take()
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:
@@ -131,6 +132,7 @@ def add_gradients(state: TrainState, batch: Tensor, labels: Sequence[Label], *, 
             if more <= state.passes or distributed.world() > 1:
                 raise out_of_memory(batch, state.passes) from None
         state.passes = more
+        state.snapshot.restore()
         torch.cuda.empty_cache()
         log.warning("out of memory on %s: batches pass through the network in %d parts from now on",
                     batch.device, state.passes)  # fmt: skip

@@ -20,6 +20,7 @@ from models.training import checkpoint, parallel
 from models.training.averages import Average
 from models.training.checkpoint import Writer
 from models.training.meta import Constant
+from models.training.snapshot import Snapshot
 from models.training.watch import LossWatch
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class TrainState:
     meta: Constant  # of the loss's hyperparameters
     average: Average  # of the weights
     watch: LossWatch
+    snapshot: Snapshot  # for a batch that runs out of memory
     epoch: int = 0  # present epoch, from 0
     step: int = 0  # steps done in this epoch
     seconds: float = 0.0  # spent in this epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import models.training.epochs
+import models.training.train
 from models.errors import BatchError, ConfigError
 from models.recipe.config import Loss, Recipe, to_dict
 from models.training import checkpoint
 from models.training.checkpoint import Writer
 from models.training.saving import EXIT_CODE, stop_requested
-from models.training.step import most_parts, parts_of, take_step
+from models.training.step import Losses, most_parts, parts_of, take_step
 from models.training.watch import EVERY, LossWatch
 from tests.recording_loss import RECIPE, train, training_job
 
@@ -57,7 +60,7 @@ def test_a_batch_is_cut_into_parts_of_two_photos_at_least() -> None:
     assert most_parts(2, 1) == 1
 
 
-def lacking_memory(network: Any, monkeypatch: pytest.MonkeyPatch, *, photos: int) -> list[int]:
+def lacking_memory(monkeypatch: pytest.MonkeyPatch, *, photos: int) -> list[int]:
     """Makes the network run out of memory with more photos than these at a time; returns the numbers that it was given."""
     seen: list[int] = []
 
@@ -77,7 +80,7 @@ def lacking_memory(network: Any, monkeypatch: pytest.MonkeyPatch, *, photos: int
 def test_a_device_without_memory_gets_smaller_parts(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = lacking_memory(None, monkeypatch, photos=3)
+    seen = lacking_memory(monkeypatch, photos=3)
     train(training_job(data, tmp_path, PLAIN))
     assert seen[:5] == [7, 4, 3, 2, 2], "the first batch is refused twice"
     assert max(seen[5:]) <= 3, "later batches are not tried whole again"
@@ -85,8 +88,54 @@ def test_a_device_without_memory_gets_smaller_parts(
     assert_same(tmp_path, whole)
 
 
+def refusing_a_part(monkeypatch: pytest.MonkeyPatch, *, backward: bool) -> None:
+    """Makes the second part of the first step run out of memory after its losses, or in its backward pass."""
+    passes = itertools.count(1)
+
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def after(_: Any, __: Any, losses: Losses) -> None:
+        is_second = next(passes) == 2
+        if is_second and backward:
+            losses.values.register_hook(refuse)
+        elif is_second:
+            refuse()
+
+    def step(state: Any, *args: Any, **named: Any) -> torch.Tensor:
+        with state.learner.register_forward_hook(after):
+            return take_step(state, *args, **named)
+
+    monkeypatch.setattr(models.training.epochs, "take_step", step)
+
+
+@pytest.mark.parametrize(
+    ("loss", "head_rows", "backward"), [("marvel", 0, False), ("car", 0, True), ("marvel", 2, True)]
+)
+def test_passes_without_memory_leave_nothing_behind(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, head_rows: int, backward: bool
+) -> None:
+    """Neither notes of the loss nor batch norm statistics nor another dropout: as if the parts had been that small."""
+    (member,) = RECIPE.members
+    recipe = dataclasses.replace(
+        RECIPE,
+        members=(dataclasses.replace(member, args={"drop_rate": 0.3}),),
+        loss=Loss(name=loss, params={"start_epoch": 1}),
+    )
+    outs = []
+    for micro_batch in (3, 4):
+        job = training_job(data, tmp_path / str(micro_batch), recipe, micro_batch=micro_batch, head_rows=head_rows)
+        if micro_batch == 4:
+            refusing_a_part(monkeypatch, backward=backward)
+        models.training.train.train(job)
+        outs.append(job.out)
+    small, refused = outs
+    torch.testing.assert_close(weights(refused), weights(small), rtol=0, atol=0)
+    assert pq.read_table(refused / "samples.parquet").equals(pq.read_table(small / "samples.parquet"))
+
+
 def test_a_device_without_any_memory_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking_memory(None, monkeypatch, photos=0)
+    lacking_memory(monkeypatch, photos=0)
     with pytest.raises(
         ConfigError, match=r"train\.micro_batch: cpu has too little memory for . photos of 32 px at a time"
     ):
