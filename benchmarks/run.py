@@ -34,11 +34,12 @@ TABLE = ("| figure | value | target | met | baseline |", "|---|--:|--:|---|--:|"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Output of one benchmark, and its exit status."""
+    """Output of one benchmark, its exit status, and how it was run."""
 
     name: str
     lines: tuple[str, ...]
     status: int
+    command: str
 
     @property
     def figures(self) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ class Outcome:
 
     def section(self) -> str:
         """Section of the page."""
-        facts = [line for line in self.lines if line.startswith(FACTS)]
+        facts = [f"command: {self.command}", *(line for line in self.lines if line.startswith(FACTS))]
         text = [f"## {self.name}", "", *map(item, facts), ""]
         if self.failure:
             text += [f"**No result**: {self.failure}", ""]
@@ -93,7 +94,7 @@ def run(path: Path) -> Outcome:
     """Runs one benchmark and shows its output as it comes."""
     print(f"== {path.name}", flush=True)
     paths = os.pathsep.join([str(ROOT), str(FOLDER)])
-    command = [sys.executable, "-u", str(path)]
+    command, commit = [sys.executable, "-u", str(path)], _commit()
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                           env=process_variables(PYTHONPATH=paths)) as child:  # fmt: skip
@@ -101,7 +102,15 @@ def run(path: Path) -> Outcome:
         for line in child.stdout:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
-    return Outcome(path.stem, tuple(lines), child.returncode)
+    return Outcome(path.stem, tuple(lines), child.returncode, f"`python benchmarks/{path.name}`{commit}")
+
+
+def _commit() -> str:
+    """ ", commit " and the commit of the code; "" outside a repository of git."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short=8", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
+    return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
 
 
 def _row(figure: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """Claim: a training is as fast as its network: reading, decoding, augmenting and bookkeeping cost next to nothing.
 
     python benchmarks/train_loop.py
+    python benchmarks/train_loop.py --set train.compile=true    # our side with torch.compile
+    python benchmarks/train_loop.py --bf16                      # the bare step in bfloat16 beside float32, and nothing else
 
 Ours: `models.training.train.train` with its defaults, on drawn JPEGs of 500 x 400 px in a shard, cross-entropy. Every draw of a
 measured epoch is a photo that was not decoded before. Bare: the same network, head and optimiser on one synthetic batch in
@@ -24,14 +26,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from figure import figure, header, unmeasured
 from pace import environment
 from pace.bare import BareStep
 from pace.data import drawn_jpeg, write_data
-from pace.rounds import ratios, told
+from pace.rounds import ratios, spread, told
 from pace.trainings import Epochs, Written, recipe_of, run
 
+from models.networks.network import best_device
 from models.recipe.config import Recipe
 
 CLAIM = "our loop, reading and decoding included, is nearly as fast as the bare step; checkpoints cost nothing"
@@ -79,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, case in enumerate(CASES[args.device]):
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
             measured = Measured(case, Path(folder), steps=args.steps or case.steps, settings=args.set)
+            if args.bf16:
+                precision(measured, rounds=args.rounds)
+                continue
             loop(measured, rounds=args.rounds)
             if number == 0:
                 checkpoints(measured, rounds=math.ceil(args.rounds / 2))
@@ -91,6 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--steps", type=int, default=0, help="steps of an epoch; 0: as many as take a few seconds")
     made.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe keys of our side")
+    made.add_argument("--bf16", action="store_true", help="compare the precisions of the bare step instead")
     return made.parse_args(arguments)
 
 
@@ -110,6 +116,16 @@ class Measured:
         splits = ["train"] * rows + ["val"] * VALIDATION
         write_data(self.folder / "data", [drawn_jpeg(seed) for seed in range(min(DISTINCT, rows))], labels, splits)
 
+    def bare(self, device: str, *, half: bool) -> BareStep:
+        """The bare step of the same network."""
+        recipe = self.case.recipe(self.steps, settings=self.settings)
+        num_classes = min(CLASSES, EPOCHS * self.steps * self.case.batch)
+        return BareStep(recipe, num_classes=num_classes, device=device, half=half)
+
+    def where(self, device: str) -> str:
+        """Network, device and settings, for the name of a figure."""
+        return ", ".join([f"{self.case.backbone} at {self.case.size} px", device, *self.settings])
+
     def photos_per_s(self, *, checkpoint_s: float = RARELY_S) -> float:
         """Speed of a new training."""
         recipe = self.case.recipe(self.steps, settings=self.settings, checkpoint_s=checkpoint_s)
@@ -119,21 +135,29 @@ class Measured:
 
 def loop(measured: Measured, *, rounds: int) -> None:
     """Prints the ratio of a training to the bare step, and the share of time in which it waited for photos."""
-    case = measured.case
-    recipe = case.recipe(measured.steps, settings=measured.settings)
-    num_classes = min(CLASSES, EPOCHS * measured.steps * case.batch)
-    bare = BareStep(recipe, num_classes=num_classes, device="cuda" if torch.cuda.is_available() else "cpu")
+    case, device = measured.case, best_device().type
+    bare, where = measured.bare(device, half=device == "cuda"), measured.where(device)
     found = ratios(measured.photos_per_s, {"bare": lambda: bare.photos_per_s(measured.steps)}, rounds=rounds)["bare"]
-    where = f"{case.backbone} at {case.size} px, {bare.device}"
     ratio = told(f"our loop / bare step, {where}", found)
     speed = max(epochs.photos_per_s for epochs in measured.trainings)
     figure(f"our loop / bare step, {where}", round(ratio, 3), target=f">= {case.target}", met=ratio >= case.target,
-           baseline=f"bare step; ours at best {speed:.0f} photos/s")  # fmt: skip
+           baseline=f"bare step; {spread(found)}; ours at best {speed:.0f} photos/s")  # fmt: skip
     waiting = measured.trainings[-1].waiting
     if math.isnan(waiting):
         unmeasured(f"share of time waiting for photos, {where}", "metrics.jsonl does not tell it")
     else:
         figure(f"share of time waiting for photos, {where}", round(waiting, 3), target="told", met=True, baseline=None)
+
+
+def precision(measured: Measured, *, rounds: int) -> None:
+    """Prints the speed of the bare step in bfloat16 over that in float32."""
+    device = best_device().type
+    half, single = (measured.bare(device, half=half) for half in (True, False))
+    found = ratios(
+        lambda: half.photos_per_s(measured.steps), {"": lambda: single.photos_per_s(measured.steps)}, rounds=rounds
+    )[""]
+    what = f"bare step in bfloat16 / in float32, {measured.where(device)}"
+    figure(what, round(told(what, found), 3), target="told", met=True, baseline=spread(found))
 
 
 def checkpoints(measured: Measured, *, rounds: int) -> None:
@@ -150,9 +174,8 @@ def checkpoints(measured: Measured, *, rounds: int) -> None:
         seconds += draws / speed
         return speed
 
-    ratio = told(
-        "speed with checkpoints / without", ratios(often, {"without": measured.photos_per_s}, rounds=rounds)["without"]
-    )
+    found = ratios(often, {"without": measured.photos_per_s}, rounds=rounds)["without"]
+    ratio = told("speed with checkpoints / without", found)
     if written < 1:
         unmeasured("cost of checkpoints", "epochs are too short for one; raise --steps")
         return
@@ -160,7 +183,7 @@ def checkpoints(measured: Measured, *, rounds: int) -> None:
     print(f"{written:.0f} checkpoints in {seconds:.1f} s, each costs {cost_s:.3f} s")
     share = 100 * cost_s / RARELY_S
     figure(f"cost of checkpoints, one in 10 minutes, % of the time, {measured.case.backbone}", round(share, 4),
-           target="<= 1", met=share <= 1, baseline=0.0)  # fmt: skip
+           target="<= 1", met=share <= 1, baseline=f"0; speed with many / with none, {spread(found)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Claim: a scoring pass takes as long as the bare forward, and its memory does not depend on the number of photos.
 
 MobileNetV2 at 96 px with 50,030 classes: `score` over the same batches that a bare forward in inference mode gets, process
-time, interleaved. Then the head alone scores 200,000 photos at 50,030 classes, of which the memory is watched.
+time, interleaved. Then the head alone scores 200,000 photos at 50,030 classes, of which the memory is watched. The allocator
+is set as in trainings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from figure import figure, header
+from pace import environment
 from torch import Tensor
 
 from models.networks.inputs import EVAL_BATCH, FEATURES_BATCH, Features, inference
@@ -121,4 +123,5 @@ def memory() -> None:
 
 
 if __name__ == "__main__":
+    environment.enter()
     main()

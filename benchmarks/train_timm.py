@@ -24,7 +24,7 @@ from pathlib import Path
 from figure import figure, header
 from pace import environment
 from pace.data import drawn_jpeg, write_data, write_folder
-from pace.rounds import ratios, told
+from pace.rounds import ratios, spread, told
 from pace.timm_loop import TimmLoop
 from pace.trainings import recipe_of, run
 
@@ -97,8 +97,8 @@ def compare(case: Case, folder: Path, args: argparse.Namespace) -> None:
     for name, values in found.items():
         what = f"our loop / timm's loop, {name}, {case.backbone} at {size} px, {args.device}"
         ratio = told(what, values)
-        figure(what, round(ratio, 3), target=f">= {TARGETS[name]}", met=ratio >= TARGETS[name],
-               baseline=f"timm's loop, {case.workers} workers; at best {theirs[name].best:.0f} photos/s")  # fmt: skip
+        beside = f"timm's loop, {case.workers} workers; {spread(values)}; at best {theirs[name].best:.0f} photos/s"
+        figure(what, round(ratio, 3), target=f">= {TARGETS[name]}", met=ratio >= TARGETS[name], baseline=beside)
 
 
 if __name__ == "__main__":

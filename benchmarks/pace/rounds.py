@@ -24,6 +24,11 @@ def ratios(ours: Measure, others: Mapping[str, Measure], *, rounds: int) -> dict
     return found
 
 
+def spread(values: list[float]) -> str:
+    """The lowest and the highest of the rounds."""
+    return f"rounds: {min(values):.3f} to {max(values):.3f}"
+
+
 def told(name: str, values: list[float]) -> float:
     """Median of the rounds; prints all of them."""
     print(f"{name}, each round: {' '.join(f'{value:.3f}' for value in values)}", flush=True)

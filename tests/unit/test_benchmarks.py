@@ -77,12 +77,21 @@ def test_the_page_holds_every_figure(folder: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "## good" in page(folder)
-    assert "- claim: one and one is two" in page(folder)
+    assert "- command: `python benchmarks/good.py`\n- claim: one and one is two" in page(folder)
     assert "- unmeasured: sum, on a GPU: there is none" in page(folder)
     assert "| sum, pieces | 2 | == 2 | yes |  |" in page(folder)
     assert "| time \\| s | 0.1235 | 0.1 | **no** | 0.5 |" in page(folder)
     assert "| share | 0.5 | told |  |  |" in page(folder)
     assert "## figure" not in page(folder)
+
+
+def test_the_page_names_the_commit_of_the_code(folder: Path) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert run(folder / "run.py").returncode == 0
+    assert f"- command: `python benchmarks/good.py`, commit {commit[:8]}\n" in page(folder)
 
 
 def test_the_other_sections_stay_when_one_benchmark_is_repeated(folder: Path) -> None:

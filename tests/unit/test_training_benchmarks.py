@@ -15,11 +15,12 @@ from pathlib import Path
 import distil
 import numpy as np
 import pytest
+import train_loader
 import train_loop
 import train_timm
 import train_workers
 from pace.data import drawn_jpeg, write_data, write_folder
-from pace.rounds import ratios, told
+from pace.rounds import ratios, spread, told
 from pace.trainings import Written, read_epochs, recipe_of
 from PIL import Image
 
@@ -82,6 +83,7 @@ def test_each_of_ours_is_divided_by_those_before_and_after_it(capsys: pytest.Cap
     found = ratios(lambda: next(ours), {"theirs": lambda: next(theirs)}, rounds=2)
     assert found == {"theirs": [3.0, 2.0]}
     assert told("speed", found["theirs"]) == 2.5
+    assert spread(found["theirs"]) == "rounds: 2.000 to 3.000"
     assert capsys.readouterr().out == "speed, each round: 3.000 2.000\n"
 
 
@@ -152,11 +154,24 @@ def test_three_backbones_differ_from_tuned_in_backbones_alone() -> None:
         assert getattr(three, table) == getattr(tuned, table)
 
 
+@pytest.mark.slow
+def test_a_training_ends_after_its_first_steps(tmp_path: Path) -> None:
+    data = train_loader.data_version(tmp_path / "data", PHOTOS, num_rows=900)
+    found = train_loader.start(900, data)
+    assert found["seconds"] > 0
+    assert found["loaders_mb"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
         pytest.param(
             ("train_loop.py", "--rounds", "1", "--steps", "2"), ["our loop / bare step"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("train_loop.py", "--bf16", "--rounds", "1", "--steps", "1"),
+            ["bare step in bfloat16 / in float32"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ("train_timm.py", "--rounds", "1", "--steps", "1", "--size", "64"),
