@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flows.run.launch import run_child
 from models.evaluation.scores import read_scores
 from models.recipe.config import Augment, Loss, Meta, Recipe, to_dict
 from models.training.decoupling import rebalance
@@ -54,3 +55,16 @@ def test_the_techniques_of_training_work_on_the_gpu(data: Path, recipe: Recipe, 
         settings = dataclasses.replace(everything, train=dataclasses.replace(everything.train, head_rows=rows))
         train(Job(data=data, recipe=settings, member=0, out=tmp_path / name))
         assert np.isfinite(read_scores(tmp_path / name / "scores.parquet").probs).all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices here")
+def test_two_gpus_learn_as_one_does(data: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Batch norm takes its statistics over both, so only rounding differs."""
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe)))
+    losses = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        words = ["--data", data, "--recipe", tmp_path / "recipe.json", "--member", 0, "--out", out]
+        run_child("models.training.train", words, say=lambda line: None, workers=workers)
+        losses.append([json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -5,21 +5,30 @@ A step follows another of the same epoch: what happens once an epoch may wait.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.nn.modules.batchnorm import _BatchNorm
 
+import models.training.train
+import models.training.watch
+from models import distributed
 from models.cleaning import Noise
 from models.data.augment import draw_views, random_view, whole_view
 from models.data.mixing import Mixed, labels_of, mix_batch, needed_positions
 from models.data.samplers import Sampler
+from models.data.transfer import Batch, Cuda
+from models.errors import BatchError
 from models.losses import LOSSES, Loss, Samples, build_loss
 from models.losses.correction import Correction
+from models.losses.distilled import Distilled
 from models.networks.inputs import Features, view_size
 from models.networks.margins import margin_of
 from models.networks.network import LINEAR, Head, Network, build_network
@@ -29,6 +38,7 @@ from models.training.finetune import freeze_all_but_norms
 from models.training.meta import Adjuster, Constant
 from models.training.sample_weights import SampleWeights
 from models.training.step import take_step
+from models.training.train import to_device
 from tests.unit.models.pretend_card import CARD, Card, pretend_card, run_backward
 
 # Places that may wait for the device, in one of meta.every steps, and why.
@@ -36,6 +46,7 @@ ALLOWED_IN_META = {
     "models.training.hypergradient._dot": "lengths and angles of gradients decide on the CPU",
     "models.training.hypergradient._hyperparameter_gradient": "hyperparameters are numbers on the CPU",
 }
+ALLOWED_IN_WATCH = {"models.training.watch.LossWatch.check": "losses that are not finite are named, once in many steps"}
 PLAIN = Augment()
 N, CLASSES, WIDTH, BATCH = 20, 11, 6, 6
 # Parameters with which a loss does all that it can from the first epoch on.
@@ -126,6 +137,11 @@ def test_no_loss_waits(card: Card, name: str) -> None:
     assert waits_with_features(card, loss_of(name)) == {}
 
 
+def test_the_loss_of_a_student_does_not_wait(card: Card) -> None:
+    classes, probs = torch.zeros(N, 3, dtype=torch.int32), torch.ones(N, 4, dtype=torch.float16)
+    assert waits_with_features(card, Distilled(CLASSES, classes, probs).to(CARD).train()) == {}
+
+
 @pytest.mark.parametrize("name", ["ce", "ce+sr", "bi_tempered", "aum", "car", "marvel+"])
 def test_no_loss_in_pieces_waits(card: Card, name: str) -> None:
     assert waits_with_features(card, loss_of(name), head_rows=4) == {}
@@ -180,11 +196,55 @@ def test_no_head_waits(card: Card, member: Member, rows: int) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optimizer": "sgd"}, {"l1": 1e-3}, {"har": 0.1}, {"ema": 0.9}, {"soup_epochs": 2}, {"schedule": "step"}],
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "lamb"},
+        {"l1": 1e-3},
+        {"har": 0.1},
+        {"ema": 0.9},
+        {"soup_epochs": 2},
+        {"schedule": "step"},
+    ],
     ids=str,
 )
 def test_no_setting_of_training_waits(card: Card, settings: dict[str, Any]) -> None:
     assert waits_with_features(card, loss_of("gce"), **settings) == {}
+
+
+def test_losses_are_looked_at_once_in_many_steps(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.training.watch, "EVERY", 2)
+    with pytest.raises(BatchError, match="not finite"):  # what is copied from a pretend card is zero, here False
+        waits_with_features(card, loss_of("gce"))
+    assert card.waits.keys() == ALLOWED_IN_WATCH.keys()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_the_host_waits_for_photos_that_the_card_decodes_alone(
+    card: Card, monkeypatch: pytest.MonkeyPatch, is_finished: bool
+) -> None:
+    """Their copy is there before nvJPEG writes into it; of all others the card itself waits for the copy."""
+    stream, present, used = mock.Mock(), mock.Mock(), list[Any]()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: present)
+    monkeypatch.setattr(Tensor, "record_stream", lambda _, by: used.append(by))
+    finish = mock.Mock()
+    batch = Batch(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), np.arange(2), None if is_finished else finish)
+    photos = Cuda(CARD).send(batch)()
+    assert photos.device == CARD
+    assert card.waits == {}
+    assert stream.synchronize.called == finish.called == (not is_finished)
+    present.wait_event.assert_called_once_with(stream.record_event())
+    assert used == [present]
+
+
+def test_the_gpus_of_a_training_share_batch_norm(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.training.train, "best_device", lambda: CARD)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    network = to_device(build_network(Member(backbone="test_resnet", size=32), num_classes=CLASSES))
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
 
 
 def test_mixed_features_do_not_wait(card: Card) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from flows.delivery.build import build_version
-from models.recipe.config import Recipe, load_recipe, recipe_names
+from models.recipe.config import RECIPES, Recipe, load_recipe, recipe_names
 from models.training.check import check
 from models.training.job import Job
 from models.training.train import load_network, train
@@ -47,9 +48,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "version"
 
 
-def toy(name: str) -> Recipe:
+def toy(name: str, *more: str) -> Recipe:
     """The recipe with two batches an epoch, and with tiny backbones where its own start from pretrained weights."""
-    overrides = list(TOY)
+    overrides = [*more, *TOY]
     for number, member in enumerate(load_recipe(name).members):
         overrides += [f"members.{number}.size=32"]
         if member.weights:
@@ -62,13 +63,20 @@ def toy(name: str) -> Recipe:
 TOY_OF_MEMBER = (f"epochs={EPOCHS}", "batch_size=6", "warmup_epochs=0", "balanced_epochs=0")
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_learns(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# What the recipe's own comment says for fine-tuning.
+FINE_TUNED = tuple(re.findall(r"--set (train\S+)", (RECIPES / "modern.toml").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, ()) for name in recipe_names()), ("modern", FINE_TUNED)])
+def test_a_recipe_learns(
+    name: str, more: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for backbone in {OTHERWISE, *TINY.values()}:
         hub.fill(tmp_path, backbone)
-    recipe = resolve(toy(name))
+    recipe = resolve(toy(name, *more))
+    assert not more or recipe.train.backbone_lr_scale > 0
     check(recipe, data=data)
     for member, each in enumerate(recipe.members):
         (out := tmp_path / str(member)).mkdir()
