@@ -6,13 +6,15 @@ its own memory does not depend on the number of photos, and /dev/shm carries non
 
 from __future__ import annotations
 
+import atexit
 import gc
 import signal
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
@@ -67,10 +69,11 @@ def _by_processes(decoder: Decoder, tasks: Iterator[Task], loaders: int) -> Iter
                             prefetch_factor=AHEAD, timeout=PATIENCE_S, worker_init_fn=_start,
                             generator=torch.Generator(), multiprocessing_context="fork"))  # fmt: skip
     _explain_deaths()
+    processes: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]  # no public way to the exit codes
+    end = atexit.register(partial(_end, processes))
     try:
         yield from batches
     except RuntimeError as error:
-        processes: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]  # no public way to the exit codes
         dead = [f"pid {each.pid}, {_ending(each.exitcode)}" for each in processes if each.exitcode]
         with _unnoticed():
             for process in processes:
@@ -84,6 +87,18 @@ def _by_processes(decoder: Decoder, tasks: Iterator[Task], loaders: int) -> Iter
         if dead:
             raise _dead("; ".join(dead)) from None
         raise
+    finally:
+        atexit.unregister(end)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ends loader processes when this one exits with an unhandled error, whose traceback keeps them alive.
+
+    Python would ask them with SIGTERM, which they ignore, and wait for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in processes:
+        process.kill()
 
 
 class _Once:

@@ -1,4 +1,4 @@
-"""What passes of a batch change beside the gradients, so that a batch that ran out of memory can begin again."""
+"""State that passes of a batch change beside the gradients, so that a batch that ran out of memory can begin again."""
 
 from __future__ import annotations
 

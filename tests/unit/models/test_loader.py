@@ -243,19 +243,27 @@ from models.data.photos import Photos
 
 manifest = read_manifest(Path(sys.argv[1]))
 photos = Photos(manifest, np.arange(len(manifest)), side=256, loaders=2)
-print(sum(len(batch) for batch in photos.in_order(4)), len(manifest))
 """
+COUNTS = PROGRAM + "print(sum(len(batch) for batch in photos.in_order(4)), len(manifest))"
+FAILS = PROGRAM + "batches = photos.in_order(4); next(batches); raise TypeError('unforeseen')"
 
 
 def test_loaders_need_no_shared_memory_of_the_container(data: Path) -> None:
     """Docker gives /dev/shm 64 MB; here it has less than one photo takes."""
     command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 99; exec "$@"', "sh"]
-    words = [*command, sys.executable, "-c", PROGRAM, str(data)]
+    words = [*command, sys.executable, "-c", COUNTS, str(data)]
     ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     if ended.returncode == 99 or "unshare" in ended.stderr:
         pytest.skip("this machine permits no mount")
     loaded, every = ended.stdout.split()
     assert loaded == every, ended.stderr
+
+
+def test_an_unhandled_error_ends_the_loaders_too(data: Path) -> None:
+    command = [sys.executable, "-c", FAILS, str(data)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("TypeError: unforeseen\n")
 
 
 def test_a_pass_that_is_given_up_leaves_no_process(manifest: Manifest) -> None:
