@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from serving.repository.repository import ModelRepository
 from serving.server.server import LocalServer
 
 TICKS = os.sysconf("SC_CLK_TCK")
+STUB = "(triton_python_b"  # the kernel keeps 15 letters of a name
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,14 @@ class Served:
         """The server and its backends: they share its session."""
         return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _session(path) == self.pid]
 
-    def cpu_seconds(self) -> float:
-        """Processor time that all of them have used so far."""
-        fields = (stat for pid in self.processes() if (stat := _stat(Path("/proc") / str(pid))))
-        return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICKS
+    def stubs(self) -> list[int]:
+        """The processes that run backends in Python, one for each instance of a model."""
+        return [pid for pid in self.processes() if STUB in _read(Path(f"/proc/{pid}/stat"))]
+
+    def cpu_seconds(self, *, stubs: bool | None = None) -> float:
+        """Processor time that they have used so far: all of them, or only the stubs or the others."""
+        backends = set(self.stubs()) if stubs is not None else set()
+        return cpu_seconds(pid for pid in self.processes() if stubs is None or (pid in backends) == stubs)
 
     def memory_mb(self) -> float:
         """Memory of all of them; shared memory is counted once (proportional set size)."""
@@ -75,12 +80,15 @@ def served(
             server.stop()
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that processes have used so far; one that is gone counts as none."""
+    fields = (stat for pid in pids if (stat := _stat(Path(f"/proc/{pid}"))))
+    return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICKS
+
+
 def _stat(process: Path) -> list[str]:
     """Fields of /proc/<pid>/stat after the command; [] when the process is gone."""
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    return _read(process / "stat").rpartition(")")[2].split()
 
 
 def _session(process: Path) -> int:
@@ -89,8 +97,13 @@ def _session(process: Path) -> int:
 
 
 def _pss_kb(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+    lines = _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def _read(path: Path) -> str:
+    """Text of a file of a process; "" when the process is gone."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
@@ -45,6 +46,7 @@ class Outcome:
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)  # when they were answered, by time.perf_counter
     versions: Counter[str] = field(default_factory=Counter)  # answers by model version
     rejected: int = 0  # refused at once because the queue is full
     failed: Counter[str] = field(default_factory=Counter)  # failures by the server's message
@@ -63,9 +65,15 @@ class Outcome:
         """A percentile of the latencies, in milliseconds."""
         return float(np.percentile(self.latencies, percent) * 1000)
 
+    def answered(self, *, since: float) -> None:
+        """Adds a request that has just been answered and was sent, or due, at `since`."""
+        self.ends.append(time.perf_counter())
+        self.latencies.append(self.ends[-1] - since)
+
     def add(self, other: Outcome) -> None:
         """Adds the results of later requests, or of another client at the same time (whose `seconds` are 0)."""
         self.latencies += other.latencies
+        self.ends += other.ends
         self.versions += other.versions
         self.rejected += other.rejected
         self.failed += other.failed
@@ -92,10 +100,13 @@ def message(images: NDArray[np.uint8], *, model: str = "products", outputs: Sequ
     return bytes(request.SerializeToString())
 
 
-def closed_loop(server: Access | str, messages: Sequence[bytes], *, clients: int, seconds: float) -> Outcome:
-    """Results of `clients` that ask without a pause for `seconds`."""
+def closed_loop(
+    server: Access | str, messages: Sequence[bytes], *, clients: int, seconds: float, channels: int = CHANNELS,
+    options: Sequence[tuple[str, Any]] = (),
+) -> Outcome:  # fmt: skip
+    """Results of `clients` that ask without a pause for `seconds`; `options` of gRPC in addition to OPTIONS."""
     tokens = _tokens(server)
-    with _channels(server, count=min(clients, CHANNELS)) as asks:
+    with _channels(server, count=min(clients, channels), options=options) as asks:
 
         def ask(client: int, turn: int, outcome: Outcome) -> None:
             sent = time.perf_counter()
@@ -164,9 +175,9 @@ def _tokens(server: Access | str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _channels(server: Access | str, *, count: int) -> Iterator[list[Ask]]:
+def _channels(server: Access | str, *, count: int, options: Sequence[tuple[str, Any]] = ()) -> Iterator[list[Ask]]:
     """One call for each of `count` connections; requests and answers are bytes."""
-    channels = [grpc.insecure_channel(Access.of(server).address, options=OPTIONS) for _ in range(count)]
+    channels = [grpc.insecure_channel(Access.of(server).address, options=[*OPTIONS, *options]) for _ in range(count)]
     try:
         for channel in channels:
             grpc.channel_ready_future(channel).result(timeout=DEADLINE_S)
@@ -177,7 +188,7 @@ def _channels(server: Access | str, *, count: int) -> Iterator[list[Ask]]:
 
 
 def _answered(outcome: Outcome, answer: bytes, *, since: float) -> None:
-    outcome.latencies.append(time.perf_counter() - since)
+    outcome.answered(since=since)
     outcome.versions[service_pb2.ModelInferResponse.FromString(answer).model_version] += 1
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import os
 import subprocess
 import sys
 import time
 from asyncio import Future, Queue
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,23 @@ VERSION = "1"
 
 Waiting = tuple[float, NDArray[np.uint8], Future]
 sessions = open_sessions(Path(os.environ[GRAPH]), count=1) if GRAPH in os.environ else []
+computed = Counter[int]()  # batches by size
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Running servers, each with a port of its own."""
+
+    ports: Sequence[int]
+    pids: Sequence[int]
+
+    def batches(self) -> Counter[int]:
+        """Number of batches that they have computed so far, by size."""
+        found = Counter[int]()
+        for port in self.ports:
+            for size, count in json.loads(_get(port, "/computed")).items():
+                found[int(size)] += count
+        return found
 
 
 @asynccontextmanager
@@ -55,6 +75,7 @@ async def recognise(request: Request) -> dict[str, list]:
     """The ranked classes of one photo."""
     image = np.frombuffer(await request.body(), np.uint8).reshape(1, SIDE, SIDE, 3)
     ids, probs = sessions[0].run(["ids", "probs"], {"image": image})
+    computed[1] += 1
     return {"ids": ids[0].tolist(), "probs": probs[0].tolist()}
 
 
@@ -69,6 +90,12 @@ async def queued(request: Request) -> dict[str, list | str]:
         raise HTTPException(503, "too many requests wait") from error
     ids, probs = await answer
     return {"ids": ids.tolist(), "probs": probs.tolist(), "version": VERSION}
+
+
+@app.get("/computed")
+async def batches() -> dict[int, int]:
+    """Number of batches by size."""
+    return computed
 
 
 async def _compute(queue: Queue[Waiting]) -> None:
@@ -86,6 +113,7 @@ async def _compute(queue: Queue[Waiting]) -> None:
         if not due:
             continue
         images = np.concatenate([image for _, image, _ in due])
+        computed[len(due)] += 1
         ids, probs = await asyncio.to_thread(sessions[0].run, ["ids", "probs"], {"image": images})
         for (_, _, answer), *found in zip(due, ids, probs, strict=True):
             if not answer.done():
@@ -93,8 +121,8 @@ async def _compute(queue: Queue[Waiting]) -> None:
 
 
 @contextmanager
-def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
-    """Runs `workers` processes, each on a port of its own, and yields the ports.
+def serving(graph: Path, *, workers: int) -> Iterator[Processes]:
+    """Runs `workers` processes, each on a port of its own.
 
     Not uvicorn's own workers: their shared socket waits 40 ms with the second packet of each answer (Nagle), which no proxy in
     front of single processes would see.
@@ -107,7 +135,7 @@ def serving(graph: Path, *, workers: int) -> Iterator[list[int]]:
     try:
         for port in ports:
             _wait(port)
-        yield ports
+        yield Processes(ports, [child.pid for child in children])
     finally:
         for child in children:
             child.terminate()
@@ -126,7 +154,7 @@ def closed_loop(
         answer = connection.getresponse()
         answer.read()
         if answer.status == http.client.OK:
-            outcome.latencies.append(time.perf_counter() - sent)
+            outcome.answered(since=sent)
         else:
             outcome.failed[str(answer.status)] += 1
 
@@ -136,14 +164,16 @@ def closed_loop(
 def _wait(port: int) -> None:
     deadline = time.monotonic() + START_S
     while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
         try:
-            connection.request("GET", "/openapi.json")
-            connection.getresponse().read()
+            _get(port, "/openapi.json")
             return
         except OSError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-        finally:
-            connection.close()
+
+
+def _get(port: int, path: str) -> bytes:
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().read()
