@@ -3,15 +3,20 @@
 The target is none of at least 40,000, and no wait longer than twice the 99th percentile before the changes; the baseline of
 that ratio is the longest wait before them. Requests that are refused at once because the queue is full are counted apart: a client
 without bounds of its own gets that answer, and it may ask again.
+
+Each phase of a switch is timed, with the share of the cores that new processes took and that stayed idle; each slow request counts
+for the phase that it overlaps most. The clients are a process of their own, so that the switching one cannot hold them up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,10 +25,10 @@ from figure import figure, header
 from load import networks
 from load.endpoint import Served, served
 from load.generator import Outcome, closed_loop, message, open_loop
+from load.phases import Switching, phase_of
 
 from durable import sha256
 from serving.errors import ServingError
-from serving.server.control import Endpoint
 
 CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that sends more than can be answered"
 CLIENTS = 8
@@ -49,7 +54,9 @@ def main() -> None:
             with asking(ours, photos, seconds=args.seconds) as (answers, _):
                 before = answers.result()
             print(f"before: {before}", flush=True)
-            total, changes = during_changes(ours, photos, seconds=args.seconds, least=args.requests)
+            control = Switching(ours)
+            with control:
+                total, changes = during_changes(ours, control, photos, seconds=args.seconds, least=args.requests)
             flood, others = during_a_flood(ours, photos, seconds=args.seconds)
     sent, lost = total.sent + others.sent, total.failed.total() + others.failed.total() + flood.failed.total()
     for name, count in changes.items():
@@ -70,27 +77,47 @@ def main() -> None:
     ratio = round(longest / usual, 2)
     figure("longest_wait_during_changes_over_p99_before", ratio, target=f"<= {LONGEST:g}", met=ratio <= LONGEST,
            baseline=round(before.percentile_ms(100) / usual, 2))  # fmt: skip
+    tell_phases(control, total, slow_s=LONGEST * before.percentile_ms(99) / 1000)
 
 
-def during_changes(ours: Served, photos: np.ndarray, *, seconds: float, least: int) -> tuple[Outcome, Counter[str]]:
+def tell_phases(control: Switching, total: Outcome, *, slow_s: float) -> None:
+    """Prints figures of each phase, and of requests between changes: its time, its share of the cores, its slow requests."""
+    waits: dict[str, list[float]] = {name: [] for name in control.names()}
+    waits |= {"between changes": []}
+    for latency, end in zip(total.latencies, total.ends, strict=True):
+        waits[phase_of(control.phases, end - latency, end) or "between changes"].append(latency)
+    for name, found in waits.items():
+        phases = [phase for phase in control.phases if phase.name == name]
+        parts = {"s": "seconds", "new_processes_share_of_cores": "new", "idle_share_of_cores": "idle"} if phases else {}
+        for unit, field in parts.items():
+            middle = round(statistics.median(getattr(phase, field) for phase in phases), 3)
+            figure(f"{name}_{unit}", middle, target="told", met=True, baseline=None)
+        slow = sum(latency > slow_s for latency in found)
+        figure(f"{name}_slow_requests", slow, target="told", met=True, baseline=len(found))
+        if found:
+            figure(f"{name}_longest_ms", round(1000 * max(found), 1), target="told", met=True, baseline=None)
+
+
+def during_changes(
+    ours: Served, control: Switching, photos: np.ndarray, *, seconds: float, least: int
+) -> tuple[Outcome, Counter[str]]:
     """Switches, rolls back and tries a broken version, again and again, while clients ask."""
     changes: Counter[str] = Counter()
     broken = break_a_version(ours, photos)
     total = Outcome()
-    with Endpoint(ours.access) as control:
-        while total.sent < least:
-            with asking(ours, photos, seconds=seconds) as (answers, over):
-                while not over.is_set():
-                    control.switch(ours.repository, 1)
-                    changes["rollback"] += 1
-                    try:
-                        control.switch(ours.repository, broken)
-                    except ServingError:
-                        changes["broken"] += 1
-                    control.switch(ours.repository, 2)
-                    changes["switch"] += 1
-            total.add(answers.result())
-            print(f"{dict(changes)}: {total}; versions {dict(total.versions)}", flush=True)
+    while total.sent < least:
+        with asking(ours, photos, seconds=seconds) as (answers, over):
+            while not over.is_set():
+                control.switch(ours.repository, 1)
+                changes["rollback"] += 1
+                try:
+                    control.switch(ours.repository, broken)
+                except ServingError:
+                    changes["broken"] += 1
+                control.switch(ours.repository, 2)
+                changes["switch"] += 1
+        total.add(answers.result())
+        print(f"{dict(changes)}: {total}; versions {dict(total.versions)}", flush=True)
     return total, changes
 
 
@@ -112,7 +139,8 @@ class asking:  # reads as a phrase
         self.seconds, self.over = seconds, threading.Event()
 
     def __enter__(self) -> tuple[Future[Outcome], threading.Event]:
-        self.pool = ThreadPoolExecutor(1)
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self.pool.submit(closed_loop, *self.arguments, clients=CLIENTS, seconds=0.1).result()  # it has started
         future = self.pool.submit(closed_loop, *self.arguments, clients=CLIENTS, seconds=self.seconds)
         future.add_done_callback(lambda _: self.over.set())
         return future, self.over
