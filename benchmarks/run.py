@@ -22,7 +22,8 @@ from contract.environment import process_variables
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 CONVENTIONS = ("figure.py", "run.py")
-FACTS = ("claim: ", "hardware: ", "versions: ", "unmeasured: ")  # lines that are repeated above a table
+UNMEASURED = "unmeasured: "  # a benchmark may say that this machine lacks what it needs
+FACTS = ("claim: ", "hardware: ", "versions: ", UNMEASURED)  # lines that are repeated above a table
 TOLD = "told"  # target of a figure without one
 PREAMBLE = """# Benchmarks
 
@@ -51,7 +52,8 @@ class Outcome:
         """Reason why there is no result; "" if there is one."""
         if self.status:
             return f"ended with status {self.status}: {self.lines[-1] if self.lines else 'without a word'}"
-        return "" if self.figures else "printed no figure"
+        is_told = self.figures or any(line.startswith(UNMEASURED) for line in self.lines)
+        return "" if is_told else "printed no figure"
 
     def section(self) -> str:
         """Section of the page."""

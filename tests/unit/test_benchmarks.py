@@ -126,6 +126,14 @@ def test_a_benchmark_without_a_result_is_reported_and_the_others_still_run(
     assert "| sum, pieces | 2 |" in page(folder)
 
 
+def test_a_benchmark_that_lacks_what_it_measures_is_a_result(folder: Path) -> None:
+    (folder / "good.py").write_text("from figure import unmeasured\nunmeasured('speed', 'there is no GPU')\n")
+
+    assert run(folder / "run.py").returncode == 0
+    assert "- unmeasured: speed: there is no GPU" in page(folder)
+    assert "No result" not in page(folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "first"),
     [
