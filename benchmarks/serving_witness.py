@@ -1,7 +1,8 @@
 """Witness of our load generator: NVIDIA's perf_analyzer asks the same server, in turn with it.
 
 Both ask for single photos of noise and all outputs over gRPC, with as many clients, each of which asks again as soon as it has
-its answer. A figure is the median of the rounds' ratios, ours over perf_analyzer's, for the small and the fused network.
+its answer. A figure is the median of the rounds' ratios, ours over perf_analyzer's, for the small and the fused network. Both
+share the cores with the server, so the cores that each takes are told too.
 
 `--perf-analyzer COMMAND` runs it; it needs glibc 2.38 or newer. On an older system:
 
@@ -18,16 +19,19 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import shlex
 import shutil
 import statistics
 import subprocess
+import time
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from figure import figure, header, unmeasured
 from load import networks
+from load.anatomy import spent
 from load.endpoint import served
 from load.generator import Outcome, closed_loop, message
 
@@ -74,13 +78,18 @@ def compare(name: str, graph: Path, command: list[str], *, seconds: float, round
     assert curve is not None, "every machine has a CPU"
     messages = [message(photo[None], outputs=OUTPUTS) for photo in photos]
     ratios: dict[str, list[float]] = defaultdict(list)
+    cores, their_cores = list[float](), list[float]()
     make = served(graph, labels=networks.names(5000), golden=photos[:1], lineage={CURVE: curve.facts()},
                   latency_ms=LATENCY_MS)  # fmt: skip
     with make as endpoint:
         closed_loop(endpoint.access, messages, clients=clients, seconds=1)
         for number in range(rounds):
-            ours = numbers(closed_loop(endpoint.access, messages, clients=clients, seconds=seconds))
-            theirs = analysed(command, endpoint.access, seconds=seconds, clients=clients)
+            with spent(cpu=time.process_time, clock=time.perf_counter) as mine:
+                ours = numbers(closed_loop(endpoint.access, messages, clients=clients, seconds=seconds))
+            with spent(cpu=_children_cpu, clock=time.perf_counter) as its:
+                theirs = analysed(command, endpoint.access, seconds=seconds, clients=clients)
+            for each, used in ((cores, mine), (their_cores, its)):
+                each.append(used["cpu"] / used["clock"])
             print(f"{name}, round {number}: ours {ours}, perf_analyzer {theirs}", flush=True)
             for key, value in theirs.items():
                 ratios[key].append(ours[key] / value)
@@ -88,6 +97,14 @@ def compare(name: str, graph: Path, command: list[str], *, seconds: float, round
         ratio = round(statistics.median(values), 3)
         is_near = abs(ratio - 1) <= APART
         figure(f"{name}_witness_{key}", ratio, target=f"within {APART:.0%} of 1", met=is_near, baseline=1.0)
+    here, there = round(statistics.median(cores), 3), round(statistics.median(their_cores), 3)
+    figure(f"{name}_witness_cores_of_clients", here, target="told", met=True, baseline=there)
+
+
+def _children_cpu() -> float:
+    """Processor time of children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def numbers(outcome: Outcome) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where the time of requests goes, from the counters of the kernel, of Triton and of the FastAPI server.
+"""Split of the time of requests over what it goes into, from the counters of the kernel, of Triton and of the FastAPI server.
 
 Processor time: each part in seconds of a core. The client makes its requests in the loop here, as programs do; what that costs
 alone, and what ONNX Runtime needs for the batches that were computed, is measured apart, the latter on all cores at once. Other
