@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.repository.accelerator import Accelerator
-from serving.repository.runtimes import CUDA, TENSORRT, provider_of
+from serving.repository.runtimes import CUDA, TENSORRT, load_gpu_libraries, provider_of
 
 OUTPUTS = ["ids", "probs", "known"]
 
@@ -30,6 +30,7 @@ def open_on_gpu(graph: Path, accelerator: Accelerator) -> onnxruntime.InferenceS
     wanted = provider_of(accelerator)
     if wanted not in onnxruntime.get_available_providers():
         return None
+    load_gpu_libraries()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # the library may be there without a GPU
     precision = accelerator.name.rpartition("-")[2]

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.repository.accelerator import CPU, LEAST_INSTANCES, Accelerator
-from serving.repository.runtimes import provider_of
+from serving.repository.runtimes import load_gpu_libraries, provider_of
 
 CURVE = "curve"  # key of the lineage
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -75,6 +75,8 @@ def measure(graph: Path, accelerator: Accelerator = CPU) -> Curve | None:
     provider = provider_of(accelerator)
     if accelerator.is_tensorrt or provider not in onnxruntime.get_available_providers():  # engines take minutes
         return None
+    if accelerator.is_gpu:
+        load_gpu_libraries()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # a GPU may be missing here

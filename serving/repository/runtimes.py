@@ -8,7 +8,9 @@ the watchdog (serving.server.control).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,12 @@ BOUNDS = {
 def provider_of(accelerator: Accelerator) -> str:
     """ONNX Runtime's name of the accelerator's execution provider."""
     return TENSORRT if accelerator.is_tensorrt else CUDA if accelerator.is_gpu else CPU
+
+
+def load_gpu_libraries() -> None:
+    """Loads the CUDA libraries of installed packages, such as torch's; ONNX Runtime does not look for them there."""
+    with redirect_stdout(io.StringIO()):  # it prints what a machine without them lacks
+        onnxruntime.preload_dlls()
 
 
 def bound_of(accelerator: Accelerator, precision: str) -> Bound:
@@ -153,6 +161,7 @@ def _on_gpu(graph: Path) -> onnxruntime.InferenceSession | None:
     """Session on the first GPU; None if ONNX Runtime does not find it."""
     if CUDA not in onnxruntime.get_available_providers():
         return None
+    load_gpu_libraries()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # it is listed without a GPU too
     session = onnxruntime.InferenceSession(graph, options, providers=[CUDA])

@@ -80,3 +80,15 @@ def test_the_curve_of_a_version_decides_its_configuration(repository: ModelRepos
     assert configured(1, joined=16, instances=3) == (16, 3, 16), "a person may say otherwise"
     assert configured(1, latency_ms=0.0) == (8, usual, 8)
     assert repository.batches(1) == [1, 2, 4, 8], "without a limit, the curve does not count"
+
+
+def test_a_gpu_is_looked_for_with_the_libraries_that_packages_brought(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: loaded.append(print("Failed to load libcudart")))
+    measure(graph)
+    assert not loaded
+    measure(graph, Accelerator("cuda"))
+    assert loaded
+    assert capsys.readouterr().out == ""
