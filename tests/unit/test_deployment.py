@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,19 @@ def test_a_gpu_changes_one_setting() -> None:
     assert set(gpu) <= set(base)
     for name in ("worker", "watchdog"):
         assert gpu[name]["environment"] == {"CLEANSHELF_TRITON_ACCELERATOR": default}
-    assert gpu["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    for name in ("triton", "worker"):
+        assert gpu[name]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
     assert gpu["triton"]["volumes"] == [f"engines:{Settings().triton_engines}"]
+
+
+def test_shared_memory_of_clients_adds_one_option() -> None:
+    shell, option, script = load("compose.shm.yaml")["services"]["triton"]["entrypoint"]
+    told = script.replace("$$", "$").replace("/opt/nvidia/nvidia_entrypoint.sh", "printf '%s\\n'")
+    command = load("compose.yaml")["services"]["triton"]["command"]
+    done = subprocess.run(
+        [shell, option, told.replace("exec ", ""), *command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [*command, "--allow-client-shm=true"]
 
 
 def test_services_mount_the_workspace_where_the_image_expects_it() -> None:
