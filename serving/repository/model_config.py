@@ -33,7 +33,7 @@ class TritonConfig:
         versions: versions to load; a request without a version is answered by the newest.
         max_batch_size: photos that one request may hold.
         joined: photos of several requests that are computed together at most.
-        instances: copies of the graph that compute in parallel, one thread each (0.96 of the machine's limit).
+        instances: copies of the graph that compute in parallel, one thread each.
         accelerator: the accelerator to run on.
         max_queue_size: live requests that may wait, and as many of bulk; further ones are rejected at once.
         queue_timeout_ms: longest time of a live request in the queue, after which it is rejected; a client may ask for a
