@@ -94,14 +94,14 @@ def measure(ours: Served, graph: Path, made: DeployGraph, photos: np.ndarray, *,
     for number in range(rounds):
         with used(cpu=time.process_time) as alone:
             limit = sessions.images_per_second(bare, photos[:1], seconds=seconds)
-        with used(cpu=lambda: time.process_time() + ours.cpu_seconds()) as served:
+        with used(cpu=lambda: time.process_time() + ours.cpu_seconds()) as full:
             fused, cpu = under_load(ours, asked["products"], seconds=seconds)
         print(f"round {number}: limit {limit:.2f}/s; fused, {cpu:.0f} ms of CPU an image: {fused}", flush=True)
         ratios["limit"].append(fused.per_second / limit)
-        bare_cpu, served_cpu = alone["cpu"] / (limit * alone["clock"]), served["cpu"] / len(fused.latencies)
+        bare_cpu, served_cpu = alone["cpu"] / (limit * alone["clock"]), full["cpu"] / len(fused.latencies)
         print(f"CPU s an image: bare {bare_cpu:.4f}; ours with clients {served_cpu:.4f}", flush=True)
         ratios["cpu"].append(served_cpu / bare_cpu)
-        for name, each in (("idle alone", alone), ("idle", served)):
+        for name, each in (("idle alone", alone), ("idle", full)):
             ratios[name].append(each["idle"] / (each["clock"] * (os.cpu_count() or 1)))
         for name in ENSEMBLES:
             split, split_cpu = under_load(ours, asked[name], seconds=seconds)

@@ -121,11 +121,12 @@ def profile(
         ("fastapi_queued", "fastapi"): partial(anatomy.of_fastapi, fastapi, photos, path="/queued", **asked),
         ("fastapi", "fastapi"): partial(anatomy.of_fastapi, fastapi, photos, path="/recognise", **asked),
     }
-    found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    total: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for _ in range(rounds):
         for key, ask in asks.items():
-            found[key].update(ask())
-    for (name, server), counts in found.items():
+            for part, count in ask().items():
+                total[key][part] += count
+    for (name, server), counts in total.items():
         print(f"profile of {name}: {dict(sorted(counts.items()))}", flush=True)
         anatomy.tell(f"light_profile_{name}", counts, bare, photos, server=server)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +62,7 @@ class Fresh(Sequence[bytes]):
         return message(self.photos[number][None])
 
 
-def of_ours(server: Served, photos: NDArray[np.uint8], *, clients: int, seconds: float) -> Counter[str]:
+def of_ours(server: Served, photos: NDArray[np.uint8], *, clients: int, seconds: float) -> dict[str, float]:
     """Counts of a closed loop of single photos at our endpoint, in seconds and photos."""
     before = _statistics(server)
     with _counted(
@@ -71,35 +70,39 @@ def of_ours(server: Served, photos: NDArray[np.uint8], *, clients: int, seconds:
     ) as found:
         outcome = closed_loop(server.access, Fresh(photos), clients=clients, seconds=seconds)
     after = _statistics(server)
-    after.subtract(before)
-    return _with(outcome, found, after)
+    return _with(outcome, found, {key: count - before.get(key, 0) for key, count in after.items()})
 
 
 def of_fastapi(
     there: web.Processes, photos: NDArray[np.uint8], *, clients: int, seconds: float, path: str
-) -> Counter[str]:
+) -> dict[str, float]:
     """The same of a FastAPI server's `path`."""
     before = there.batches()
     with _counted(server=partial(cpu_seconds, there.pids)) as found:
         bodies = [photo.tobytes() for photo in photos]
         outcome = web.closed_loop(there.ports, bodies, clients=clients, seconds=seconds, path=path)
-    after = there.batches()
-    after.subtract(before)
-    return _with(outcome, found, {f"{BATCH}{size}": count for size, count in after.items()})
+    computed = there.batches() - before
+    return _with(outcome, found, {f"{BATCH}{size}": count for size, count in computed.items()})
 
 
 def tell(
-    name: str, found: Counter[str], bare: list[onnxruntime.InferenceSession], photos: NDArray[np.uint8], *, server: str
+    name: str,
+    found: Mapping[str, float],
+    bare: list[onnxruntime.InferenceSession],
+    photos: NDArray[np.uint8],
+    *,
+    server: str,
 ) -> None:
     """Prints the figures: ms of a core for each photo by part, ms of the clock of a request by part, and the mean batch.
 
     server: part that processes other than the stubs are: "triton", or "fastapi", which computes itself.
     """
-    count, sizes = found[PHOTOS], {int(key.removeprefix(BATCH)): n for key, n in found.items() if key.startswith(BATCH)}
+    count = found[PHOTOS]
+    sizes = {int(key.removeprefix(BATCH)): n for key, n in found.items() if key.startswith(BATCH) and n}
     each = {key: 1000 * value / count for key, value in found.items()}
     runtime = sum(
         size * number * sessions.cpu_ms_per_image(bare, np.resize(photos, (size, *photos.shape[1:])), seconds=BARE_S)
-        for size, number in sizes.items() if number
+        for size, number in sizes.items()
     ) / count  # fmt: skip
     ours = server == "triton"
     client = _client_ms(photos) if ours else {}
@@ -137,20 +140,19 @@ def _counted(**processes: Callable[[], float]) -> Iterator[dict[str, float]]:
         yield found
 
 
-def _with(outcome: Outcome, found: Mapping[str, float], more: Mapping[str, float]) -> Counter[str]:
+def _with(outcome: Outcome, found: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
     assert not outcome.failed
     assert not outcome.rejected
-    counts = {PHOTOS: len(outcome.latencies), WAITED: sum(outcome.latencies)}
-    return Counter({**found, **more, **counts})  # type: ignore[arg-type]  # seconds are counts too
+    return {**found, **more, PHOTOS: len(outcome.latencies), WAITED: sum(outcome.latencies)}
 
 
-def _statistics(server: Served) -> Counter[str]:
+def _statistics(server: Served) -> dict[str, float]:
     """Triton's counters of the model: seconds by part of a request, and batches by size."""
     with connect(server.access) as client:
         [found] = client.get_inference_statistics("products").model_stats
     clocks = {TRITON + clock: getattr(found.inference_stats, clock).ns / 1e9 for clock in (*CLOCKS, ALL)}
     sizes = {f"{BATCH}{batch.batch_size}": batch.compute_infer.count for batch in found.batch_stats}
-    return Counter(clocks | sizes)  # type: ignore[arg-type]
+    return {**clocks, **sizes}
 
 
 def _client_ms(photos: NDArray[np.uint8]) -> dict[str, float]:
