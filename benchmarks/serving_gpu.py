@@ -40,14 +40,11 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             graph = networks.write(networks.graph(backbones, crops=crops), Path(folder) / "graph.onnx")
             for accelerator in (Accelerator(each, engine_cache=f"{folder}/engines") for each in ACCELERATORS):
-                session, figure_name = (
-                    sessions.open_on_gpu(graph, accelerator),
-                    f"{name}_{accelerator.name}_share_of_limit",
-                )
+                share, session = f"{name}_{accelerator.name}_share_of_limit", sessions.open_on_gpu(graph, accelerator)
                 if session is None:
-                    unmeasured(figure_name, "ONNX Runtime finds no such device here")
+                    unmeasured(share, "ONNX Runtime finds no such device here")
                 else:
-                    compare(figure_name, graph, accelerator, session, seconds=args.seconds, rounds=args.rounds)
+                    compare(share, graph, accelerator, session, seconds=args.seconds, rounds=args.rounds)
 
 
 def compare(
@@ -63,7 +60,8 @@ def compare(
     photos = networks.photos(max(SIZES))
     alone = {size: sessions.images_per_second([session], photos[:size], seconds=seconds / 4) for size in SIZES}
     best = max(alone, key=lambda size: alone[size])
-    print(f"{name}: bare images/s by batch { ({size: round(rate) for size, rate in alone.items()}) }", flush=True)
+    rates = {size: round(rate) for size, rate in alone.items()}
+    print(f"{name}: bare images/s by batch {rates}", flush=True)
     whole, ratios = [message(photos[:best], priority=BULK)], []
     make = served(graph, labels=networks.names(5000), golden=photos[:1], joined=best, accelerator=accelerator)
     with make as ours:

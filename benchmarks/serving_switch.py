@@ -35,6 +35,7 @@ CLIENTS = 8
 FLOOD = 3.0  # times the rate that the server can answer
 BATCH = 8
 LONGEST = 2.0  # times the 99th percentile before the changes
+BETWEEN = "between_phases"
 CONV = b"\x22\x04Conv"  # operator of a node, as protobuf writes it
 
 
@@ -83,9 +84,9 @@ def main() -> None:
 def tell_phases(control: Switching, total: Outcome, *, slow_s: float) -> None:
     """Prints figures of each phase, and of requests between changes: its time, its share of the cores, its slow requests."""
     waits: dict[str, list[float]] = {name: [] for name in control.names()}
-    waits |= {"between changes": []}
+    waits |= {BETWEEN: []}
     for latency, end in zip(total.latencies, total.ends, strict=True):
-        waits[phase_of(control.phases, end - latency, end) or "between changes"].append(latency)
+        waits[phase_of(control.phases, end - latency, end) or BETWEEN].append(latency)
     for name, found in waits.items():
         phases = [phase for phase in control.phases if phase.name == name]
         parts = {"s": "seconds", "new_processes_share_of_cores": "new", "idle_share_of_cores": "idle"} if phases else {}
