@@ -219,7 +219,9 @@ class ModelRepository:
         """Names of the parameters of config.pbtxt that differ from the files of the configured versions."""
         found, expected = TritonConfig.parse(self.configuration()), self._config(self.configured())
         names = found.parameters.keys() | expected.parameters.keys()
-        return sorted(name for name in names if found.parameters.get(name) != expected.parameters.get(name))
+        return sorted(
+            name for name in names if not _agree(found.parameters.get(name, ""), expected.parameters.get(name, ""))
+        )
 
     def _parameters(self, version: int, signature: Signature) -> dict[str, str]:
         """Facts of a version for clients, which can read the configuration but not this disk."""
@@ -227,7 +229,7 @@ class ModelRepository:
         facts = {
             "data_version": signature.metadata.get("data_version", ""),
             "graph_sha256": lineage["files"].get("model.onnx", ""),
-            "labels": json.dumps(self.labels(version), ensure_ascii=False),
+            "labels": json.dumps(self.labels(version), ensure_ascii=False, separators=(",", ":")),
             "lineage_sha256": sha256(lineage_file(self.path(version))),
             "run": lineage.get("run", ""),
         }
@@ -352,6 +354,11 @@ class ModelRepository:
                 raise VersionInUse(f"{target} was written by another process; take the next free number") from None
             raise
         sync(self.model)
+
+
+def _agree(found: str, expected: str) -> bool:
+    """True if a parameter says the same; releases until 0.1 wrote a space after each comma between labels."""
+    return found == expected or found.replace('", "', '","') == expected
 
 
 def _is_held(folder: Path) -> bool:

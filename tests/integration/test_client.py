@@ -214,6 +214,7 @@ def test_fifty_thousand_labels_reach_the_client(tmp_path: Path, local_server: Ma
     repository = ModelRepository(tmp_path / "repository")
     labels = [f"product {number:05}, of a brand, 500 g" for number in range(50_030)]
     write_version(repository, tmp_path, labels)
+    assert len(repository.configuration().encode()) <= sum(map(len, labels)) + 5 * len(labels) + 5000
     server = local_server(repository.root, tmp_path / "state")
     try:
         with Recognizer(server.start().access) as recognizer:

@@ -321,6 +321,8 @@ def test_a_version_of_an_earlier_release_is_read(staged: ModelRepository) -> Non
     staged.verify(1)
     assert staged.lineage(1) == lineage
     load_on_start(staged, 1)
+    staged.restore(staged.configuration().replace('\\",\\"', '\\", \\"'))
+    assert '\\", \\"' in staged.configuration(), "labels had a space after each comma"
     assert staged.astray() == []
 
 
