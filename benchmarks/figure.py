@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import textwrap
 from pathlib import Path
+from typing import Any
 
+PRINTED: list[dict[str, Any]] = []  # every figure of this process, as `figure` printed it
 PARTS = ("cleanshelf", "numpy", "torch", "timm", "onnx", "onnxruntime-gpu", "tritonclient", "dvc", "prefect")
 
 
@@ -57,6 +59,7 @@ def figure(name: str, value: float, *, target: float | str, met: bool, baseline:
     """
     line = {"figure": name, "value": value, "target": target, "met": met, "baseline": baseline}
     print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
+    PRINTED.append(line)
 
 
 def unmeasured(name: str, reason: str) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Outcome:
         if self.failure:
             text += [f"**No result**: {self.failure}", ""]
         if self.figures:
-            text += [*TABLE, *map(_row, self.figures), ""]
+            text += [*TABLE, *map(row, self.figures), ""]
         return "\n".join(text)
 
 
@@ -115,7 +115,8 @@ def _commit() -> str:
     return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
 
 
-def _row(figure: dict[str, Any]) -> str:
+def row(figure: Mapping[str, Any]) -> str:
+    """Row of a figure below TABLE."""
     value, target, baseline = (_cell(figure[key]) for key in ("value", "target", "baseline"))
     met = "" if figure["target"] == TOLD else "yes" if figure["met"] else "**no**"
     return f"| {_cell(figure['figure'])} | {value} | {target} | {met} | {baseline} |"

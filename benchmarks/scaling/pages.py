@@ -1,30 +1,56 @@
-"""Pages of a run in a browser, and its plan against what it took."""
+"""Contents of a workspace after a whole retraining: its files against their bounds, pages in a browser, its plan."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from browser.review_page import first_paint_s
-from browser.told import at_most
-from figure import figure, unmeasured
+from browser.told import at_most, told
+from figure import unmeasured
 
+from flows.registry.versions import MODEL
+from flows.workspace import Workspace
 from tests.browser import CHROMIUM, chromium, served_pages
 
 MEGABYTES, PAINT_S = 1.0, 1.0
+WEIGHTS = 1.1  # size of a graph, of its weights at most
 LONG_S, OFF = 60.0, 25.0  # of a stage, and % that its plan may be off
+
+
+def plan_rows(workspace: Path) -> list[dict[str, Any]]:
+    """Rows of planned and taken seconds of the newest run."""
+    runs = sorted(workspace.glob("runs/*-*/run.json"))
+    figures = json.loads(runs[-1].read_bytes()).get("figures", ()) if runs else []
+    return next((each["rows"] for each in figures if each["title"] == "Plan and time taken"), [])
 
 
 def compare_plan(workspace: Path, at: str) -> None:
     """Prints how far the plan of the newest run was off, in % of the seconds taken; only long stages have a target."""
-    runs = sorted(workspace.glob("runs/*-*/run.json"))
-    figures = json.loads(runs[-1].read_bytes()).get("figures", ()) if runs else []
-    rows = next((each["rows"] for each in figures if each["title"] == "Plan and time taken"), [])
+    rows = plan_rows(workspace)
     for row in rows:
-        is_long = row["took s"] >= LONG_S
-        figure(f"{at}: plan of {row['stage']}, off by %", row["off by %"],
-               target=f"within {OFF:g}" if is_long else "told",
-               met=not is_long or abs(row["off by %"]) <= OFF, baseline=row["took s"])  # fmt: skip
+        told(f"{at}: plan of {row['stage']}, off by %", row["off by %"], row["took s"])
+    long = [abs(row["off by %"]) for row in rows if row["took s"] >= LONG_S]
+    if long:
+        at_most(f"{at}: plan of stages over a minute, off by % at most", max(long), OFF)
+
+
+def weigh(workspace: Path, at: str) -> None:
+    """Prints the size of the newest exported graph beside that of its weights, and that of config.pbtxt."""
+    stages = workspace / "runs" / "stages"
+    members = {folder.name.split("-")[1] for folder in stages.glob("balance-*")}
+    weights = [_newest(stages, f"balance-{member}-*") / "network.pt" for member in sorted(members)]
+    weights.append(_newest(stages, "calibrate-*") / "discriminants.npz")
+    needed = sum(file.stat().st_size for file in weights)
+    graph = sum(file.stat().st_size for file in _newest(stages, "export-*").glob("model.onnx*"))
+    at_most(f"{at}: graph, of the size of its weights", graph / needed, WEIGHTS, needed)
+    config = Workspace(workspace).repository / MODEL / "config.pbtxt"
+    at_most(f"{at}: config.pbtxt, MB", config.stat().st_size / 1e6, MEGABYTES)
+
+
+def _newest(stages: Path, pattern: str) -> Path:
+    return max(stages.glob(pattern), key=lambda folder: folder.stat().st_mtime)
 
 
 def measure(workspace: Path, at: str) -> None:

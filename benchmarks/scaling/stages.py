@@ -56,6 +56,7 @@ REFUSED, MAY_BE_REFUSED = (
     4,
     ("enrol",),
 )  # exit code of a gate, and stages of which a network that hardly learnt may fail it
+EACH = 5  # photos of a class, on average, unless another number is asked for
 FEW = 200  # photos that the endpoint is asked about
 
 
@@ -79,6 +80,11 @@ class Place:
         self.workspace, self.delivery = self.folder / "workspace", self.folder / "delivery"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = self.folder / "scale.json"
+
+    @property
+    def at(self) -> str:
+        """The size in words."""
+        return f"{self.size.classes:,} x {self.size.photos:,}"
 
     @property
     def taken(self) -> dict[str, Taken]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -30,6 +31,18 @@ class Taken:
     processor_s: float = 0.0
     peak_bytes: int = 0
     written_bytes: int = 0
+
+
+def merged(taken: Mapping[str, Taken]) -> dict[str, Taken]:
+    """Costs with one entry for all members, or folds, of a step: side by side, what runs when is credited to the last started."""
+    found: dict[str, Taken] = {}
+    for name, each in taken.items():
+        whole = found.setdefault(re.sub(r" \d+$", "", name), Taken())
+        whole.seconds += each.seconds
+        whole.processor_s += each.processor_s
+        whole.peak_bytes = max(whole.peak_bytes, each.peak_bytes)
+        whole.written_bytes += each.written_bytes
+    return found
 
 
 @dataclass
