@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,25 @@ from typing import Any
 import numpy as np
 
 from durable import overwrite
+from flows.errors import InputError
 from flows.registry.versions import ModelVersions
 from flows.run.estimate import Counts, Machine, Stage, advice, longest, stages
 from flows.run.launch import num_workers, run_child
 from flows.run.measure import unanswered
 from flows.run.plans import plan_file
 from flows.run.run import ResultCache, Run
+from flows.settings import LOCAL, Settings
 from flows.steps.learn import find_weights, is_trained, side_by_side
 from flows.steps.start import data_to_train_on, preview
 from flows.workspace import Workspace
 from flows.workspace.ledger import Ledger
 from flows.workspace.results import DataFolder
+from models.data.machine import available_bytes
 from models.data.manifest import read_manifest
 from models.recipe.config import Recipe, digest, to_dict
 
 log = logging.getLogger("cleanshelf")
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def plan(workspace: Workspace, recipe: Recipe) -> Plan:
     """The plan of a retraining of the selected data version.
 
     Raises:
-        InputError: recipe and data do not fit together, or this machine cannot hold what the trainings need.
+        InputError: recipe and data do not fit together, or this machine cannot hold what the trainings or a later stage need.
     """
     recipe = find_weights(recipe)
     preview(workspace, recipe)
@@ -74,7 +79,28 @@ def plan(workspace: Workspace, recipe: Recipe) -> Plan:
     file = plan_file(workspace, data.name, recipe)
     file.parent.mkdir(parents=True, exist_ok=True)
     overwrite(file, json.dumps(made.to_dict(), indent=1).encode())
+    require_memory(found, machine.side_by_side)
     return made
+
+
+def require_memory(found: Sequence[Stage], side_by_side: int) -> None:
+    """Checks that the stages which are not trainings fit into the free memory; models.training.room checks trainings.
+
+    Raises:
+        InputError: one does not; the message has both figures and a way out.
+    """
+    free, is_here = available_bytes(), Settings().dask in ("", LOCAL)
+    for stage in found:
+        is_balance = stage.step == "balance member"
+        if stage.is_there or stage.step in ("train member", "score fold") or (is_balance and not is_here):
+            continue
+        number = min(stage.times, side_by_side) if is_balance else 1
+        if number * stage.peak_bytes > free:
+            way = "set CLEANSHELF_PARALLEL=1, " if stage.peak_bytes <= free else ""
+            raise InputError(
+                f"{stage.step}: it needs about {number * stage.peak_bytes / GB:.1f} GB of memory, and this machine has "
+                f"{free / GB:.1f} GB left; {way}free some, or use a larger machine"
+            )
 
 
 def count(data: DataFolder) -> Counts:

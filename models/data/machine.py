@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from contract.environment import SIDE_BY_SIDE
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_LOADERS = 32  # a device takes no more, and each costs memory
 CGROUPS = Path("/sys/fs/cgroup")
@@ -27,6 +29,8 @@ def cores(root: Path = CGROUPS) -> int:
 def sharing() -> int:
     """Processes that train on this machine and share its cores and memory with this one, itself included."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    import torch  # only here, as flows ask about memory without it
+
     told = os.environ.get(SIDE_BY_SIDE, "")
     return max(int(told), 1) * local if told.isdecimal() else max(torch.cuda.device_count(), local, 1)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import plan
+from flows.errors import InputError
 from flows.run import estimate
 from flows.run.estimate import Counts, Machine, advice, compared, longest, stages
 from flows.run.history import RunStep
@@ -121,6 +123,24 @@ def test_the_longest_stage_is_told_with_a_way_to_shorten_it() -> None:
     assert "clean.folds=2" in advice(of("score fold", recipe()), recipe(), MACHINE)
     frozen = recipe(train={"backbone_lr_scale": 0.0})
     assert "frozen" not in advice(of("train member", frozen), frozen, MACHINE)
+
+
+def test_a_stage_that_memory_cannot_hold_is_refused_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = recipe(members=[{"backbone": "test_resnet", "seed": seed} for seed in (1, 2)])
+    found = stages(members, COUNTS, [PACE] * 2, Machine(side_by_side=2, start_s=10.0))
+    others = [each for each in found if each.step not in ("train member", "score fold")]
+    balance = next(each.peak_bytes for each in others if each.step == "balance member")
+    most = max(2 * balance, *(each.peak_bytes for each in others))
+    monkeypatch.setattr(plan, "available_bytes", lambda: most)
+    plan.require_memory(found, 2)
+    monkeypatch.setattr(plan, "available_bytes", lambda: 2 * balance - 1)
+    with pytest.raises(InputError, match=r"balance member: it needs about 2\.0 GB of memory, .* CLEANSHELF_PARALLEL=1"):
+        plan.require_memory([each for each in found if each.step == "balance member"], 2)
+    plan.require_memory([dataclasses.replace(each, is_there=True) for each in found], 2)
+    monkeypatch.setattr(plan, "available_bytes", lambda: 10**8)
+    with pytest.raises(InputError, match=r"about [\d.]+ GB of memory, and this machine has 0\.1 GB left; free some"):
+        plan.require_memory(found, 1)
+    plan.require_memory([each for each in found if each not in others], 2)
 
 
 def test_a_plan_is_compared_with_what_was_computed() -> None:
