@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,7 +29,7 @@ from flows.delivery.decode import Decoding, Openers
 from flows.delivery.merge import NextVersion
 from flows.delivery.near import LIMIT, notes
 from flows.delivery.rows import Delivery, Refused, read_delivery
-from flows.errors import BadDelivery
+from flows.errors import BadDelivery, DiskFull
 from flows.workspace.files import or_disk_full
 from models.data.manifest import TABLES, class_counts, read_table, write_version
 
@@ -36,6 +37,7 @@ log = logging.getLogger("cleanshelf")
 
 NAMED = 20  # refused rows that are logged one by one; quarantine.parquet has them all
 FEW = 5  # classes that a line about many names
+SAMPLED = 1000  # photos whose sizes tell that of a whole delivery
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,29 @@ def _decoded(
 ) -> tuple[pa.Table, _Rest]:
     """Writes new photos to shards in `folder`; the claims on all usable photos (columns of CLAIMS), and the rest."""
     delivery = read_delivery(source, known=version.known_labels(), unlabelled=unlabelled)
+    if not len(version.base["index"]):
+        _require_room(delivery, folder.parents[1])
     decoding = Decoding.of(delivery)
     packed = pack(decoding.new(version.holds, purged, openers), folder=folder, max_bytes=max_shard_bytes)
     broken, claims = decoding.refused(), decoding.claims()
     if not len(claims):
         raise BadDelivery(f"{source}: no photo could be decoded; the first is {broken[0].path!r}: {broken[0].reason}")
     return claims, _Rest(delivery, [*delivery.refused, *broken], packed.shards, decoding.locations(packed))
+
+
+def _require_room(delivery: Delivery, disk: Path) -> None:
+    """Raises DiskFull if a first delivery has more bytes than its disk has left, by the sizes of some photos of it."""
+    paths = pc.unique(delivery.rows["path"])
+    places = [round(each) for each in np.linspace(0, len(paths) - 1, min(len(paths), SAMPLED))]
+    sizes = [
+        file.stat().st_size for path in paths.take(places).to_pylist() if (file := delivery.folder / path).is_file()
+    ]
+    needed, free = len(paths) * sum(sizes) / max(len(sizes), 1), shutil.disk_usage(disk).free
+    if needed > free:
+        raise DiskFull(
+            f"{delivery.folder}: its photos take about {needed / 1e9:.1f} GB, and the disk of {disk} has {free / 1e9:.1f} GB "
+            "left; free some space and run it again"
+        )
 
 
 def _link_shards(base: Path | None, out: Path) -> None:

@@ -38,6 +38,13 @@ def describe_changes(base: Path | None, out: Path, files: Path) -> list[str]:
     new = classes["class"].filter(pa.array(is_new))
     if len(new) > FEW:
         lines.append(f"{len(new):,} classes are new, such as {_named(new)}; {files / CLASSES} lists them")
+    untested = classes["class"].filter(
+        pc.and_(pc.equal(classes["test"], 0), pc.greater(classes["photos"], classes["left_out"]))
+    )
+    if len(untested) > FEW:
+        lines.append(
+            f"{len(untested):,} classes have no test photo, such as {_named(untested)}; {files / CLASSES} lists them"
+        )
     if len(renamed):
         _write(pa.table({"id": renamed["id"], "label": renamed["label"]}), files / RENAMED)
         old = pc.unique(renamed["given_label"])

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from flows.delivery.build import build_version
+from flows.delivery.changes import describe_changes
 from flows.feedback import feedback
 from flows.ingest import Ingested, ingest
 from flows.workspace import Workspace
-from models.data.manifest import CHECKED, read_manifest
+from models.data.manifest import CHECKED, read_manifest, write_table
 from tests.deliveries import deliver
 
 FIRST = {"Milk": 6, "Rice": 5, "Tea": 1, "Salt": 1, "Oil": 4}
@@ -46,14 +47,46 @@ def test_many_single_classes_are_one_line(tmp_path: Path) -> None:
 def test_new_classes_are_counted_and_listed(workspace: Workspace, tmp_path: Path) -> None:
     more = deliver(tmp_path / "more", {"Beer": 3, "Wine": 3, "Rum": 3, "Gin": 1}, first_seed=500)
     warnings = ingest(workspace, more).report.warnings
-    (line,) = (each for each in warnings if "new" in each)
+    (line,) = (each for each in warnings if "are new" in each)
     assert line.startswith("4 classes are new, such as 'Beer', 'Gin', 'Rum'; ")
     assert line.endswith("classes.csv lists them")
+    (line,) = (each for each in warnings if "have no test photo" in each)
+    assert line.startswith("6 classes have no test photo, such as ")
     notes = {row["class"]: row["note"] for row in rows(workspace, "classes.csv")}
     assert notes["Gin"] == "new; one photo; no test photo"
     assert notes["Wine"] == "new; no test photo"
     assert notes["Milk"] == ""
     assert not (workspace.state / "ingest" / "renamed.csv").exists()
+
+
+def write_tables(folder: Path, label: list[str], conflicts: list[tuple[str, str]]) -> Path:
+    """Tables of a version of kept train photos, photo i with label i; conflicts: ids and labels of claims."""
+    folder.mkdir()
+    count, ids = len(label), [f"{number:016d}" for number in range(len(label))]
+    contested = {photo for photo, _ in conflicts}
+    kept = [photo not in contested for photo in ids]
+    decision = ["" if each else "conflict" for each in kept]
+    labels = {"id": ids, "given_label": label, "label": label, "split": ["train"] * count, "kept": kept, "decision": decision,
+              "score": [None] * count, "round": [0] * count, "scored_by": [""] * count}  # fmt: skip
+    write_table(folder, labels, name="labels")
+    names = {"id": [photo for photo, _ in conflicts], "label": [each for _, each in conflicts]}
+    write_table(folder, names | dict.fromkeys(("source", "path"), [""] * len(conflicts)), name="conflicts")
+    return folder
+
+
+def test_ten_thousand_new_classes_and_half_an_assortment_renamed_are_a_line_each(tmp_path: Path) -> None:
+    old = [f"Product {number // 2:05d}" for number in range(40_000)]
+    base = write_tables(tmp_path / "base", old, [])
+    claims = [(f"{i:016d}", label) for i in range(20_000) for label in (old[i], f"{old[i]}, new design")]
+    out = write_tables(tmp_path / "out", old + [f"Novelty {number:05d}" for number in range(10_000)], claims)
+    lines = describe_changes(base, out, tmp_path)
+    heads = ("10,000 classes are new", "20,000 classes have no test photo", "10,000 classes look renamed")
+    assert [head for line, head in zip(lines, heads, strict=True) if line.startswith(head)] == list(heads)
+    assert all(len(line) < 400 + len(str(tmp_path)) * 2 for line in lines)
+    assert len((tmp_path / "renamed.csv").read_text().splitlines()) == 20_001
+    classes = (tmp_path / "classes.csv").read_text()
+    assert len(classes.splitlines()) == 30_001
+    assert classes.count("new; one photo; no test photo") == 10_000
 
 
 def test_renamed_classes_are_told_and_feedback_takes_the_new_names(workspace: Workspace, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image
 from flows.data.fingerprints import Fingerprints
 from flows.data.shards import pack
 from flows.delivery.build import IntakeReport, build_version
+from flows.delivery.decode import Decoding
 from flows.delivery.splits import hold_out
-from flows.errors import BadDelivery
+from flows.errors import BadDelivery, DiskFull
 from models.data.manifest import read_manifest, read_photo, read_table
 from tests.deliveries import deliver, photo
 from tests.versions import as_format_1
@@ -53,6 +55,23 @@ def test_a_version_holds_every_photo_byte_for_byte(tmp_path: Path) -> None:
     for name in {path.name for path in (tmp_path / "v" / "shards").iterdir()}:
         with tarfile.open(tmp_path / "v" / "shards" / name) as tar:
             assert sorted(member.name.removesuffix(".png") for member in tar) == index["id"]
+
+
+def test_a_first_delivery_larger_than_the_disk_is_refused_before_a_photo_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, more = deliver(tmp_path / "s", {"a": 5, "b": 5}), deliver(tmp_path / "m", {"a": 6, "b": 5})
+    build(source, tmp_path / "v1")
+    needed = sum(path.stat().st_size for path in source.rglob("*.png"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    monkeypatch.setattr(Decoding, "of", lambda _: pytest.fail("a photo is opened"))
+    with pytest.raises(DiskFull, match=r"its photos take about 0\.0 GB, and the disk of .* has 0\.0 GB left"):
+        build(source, tmp_path / "v2")
+    assert not (tmp_path / "v2").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    assert build(more, tmp_path / "v2", base=tmp_path / "v1").added == 1, "most photos of a later delivery may be known"
 
 
 def test_the_same_delivery_gives_the_same_bytes_in_any_order(tmp_path: Path) -> None:
