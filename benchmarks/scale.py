@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.fresh:
         shutil.rmtree(args.place, ignore_errors=True)
     header(CLAIM)
-    places, before = [], len(PRINTED)
+    places, before = list[Place](), len(PRINTED)
     for classes in args.classes:
         size = Size(classes, args.photos or EACH * classes, args.members, args.epochs, args.epoch_length)
         places.append(Place(args.place, size))

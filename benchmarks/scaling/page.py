@@ -56,8 +56,8 @@ def introduction(places: Sequence[Place]) -> str:
 
 def sections(places: Sequence[Place], figures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Text of each section that these places measured."""
-    last, found = places[-1], {}
-    bounds = [each | {"figure": each["figure"].removeprefix(f"{last.at}: ")} for each in figures
+    last, found = places[-1], dict[str, str]()
+    bounds = [{**each, "figure": each["figure"].removeprefix(f"{last.at}: ")} for each in figures
               if each["target"] != TOLD and each["figure"].startswith(last.at)]  # fmt: skip
     targets = "\n".join([*TABLE, *map(row, bounds)])
     if "cleaning" in last.taken:
