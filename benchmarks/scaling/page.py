@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,10 @@ PLANNED = """`cleanshelf plan` against what the run took. Stages above {long:g} 
 
 """
 CLEANED = "A round of cleaning from drawn scores"
-NAMES = ("Targets", "Stages", "Plan", CLEANED, "Notes")
+PROFILED = """Seconds of torch's operators while the first member is balanced and the ensemble calibrated once more, by
+`{command} --stage profile`, on {hardware}; the largest {most} of each:"""
+MOST = 6  # operators
+NAMES = ("Targets", "Stages", "Plan", "Profile", CLEANED, "Notes")
 
 
 def write(page: Path, places: Sequence[Place], figures: Sequence[Mapping[str, Any]]) -> None:
@@ -50,8 +54,11 @@ def introduction(places: Sequence[Place]) -> str:
     size = places[-1].size
     text = INTRODUCTION.format(command=command(places), members=size.members, draws=size.epoch_length)
     facts = [item(f"hardware: {hardware()}"), item(f"versions: {versions()}")]
-    filled = textwrap.fill(text, 120, break_on_hyphens=False)
-    return "\n".join(["# A whole retraining at any size", "", filled, "", *facts])
+    return "\n".join(["# A whole retraining at any size", "", _filled(text), "", *facts])
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def sections(places: Sequence[Place], figures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -61,12 +68,16 @@ def sections(places: Sequence[Place], figures: Sequence[Mapping[str, Any]]) -> d
               if each["target"] != TOLD and each["figure"].startswith(last.at)]  # fmt: skip
     targets = "\n".join([*TABLE, *map(row, bounds)])
     if "cleaning" in last.taken:
-        found[CLEANED] = f"`{command(places)} --stage cleaning`, on {hardware()}:\n\n{targets}"
+        text = f"By `{command(places)} --stage cleaning`, on {hardware()}:"
+        found[CLEANED] = f"{_filled(text)}\n\n{targets}"
     if "export" in last.taken:
         found["Targets"] = f"{last.at} (classes x photos):\n\n{targets}"
         found["Stages"] = COLUMNS + "\n".join(stage_table(places))
         rows = plan_table(pages.plan_rows(last.workspace))
         found["Plan"] = PLANNED.format(long=pages.LONG_S, off=pages.OFF) + "\n".join(rows)
+    if files := sorted(last.folder.glob("*.profile.json")):
+        text = PROFILED.format(command=command(places), hardware=hardware(), most=MOST)
+        found["Profile"] = "\n".join([_filled(text), "", *profile_table(files)])
     return found
 
 
@@ -113,4 +124,15 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         within = "yes" if abs(each["off by %"]) <= pages.OFF else "**no**"
         lines.append(f"| {each['stage']} | {each['planned s']:,} | {each['took s']:,} | {each['off by %']:+} | "
                      f"{within if each['took s'] >= pages.LONG_S else 'short'} |")  # fmt: skip
+    return lines
+
+
+def profile_table(files: Sequence[Path]) -> list[str]:
+    """Rows of the operators that take most of the time."""
+    lines = ["| stage | operator | s | share |", "|---|---|--:|--:|"]
+    for file in files:
+        taken: dict[str, float] = json.loads(file.read_bytes())
+        for name in sorted(taken, key=taken.__getitem__, reverse=True)[:MOST]:
+            share = taken[name] / sum(taken.values())
+            lines.append(f"| {file.name.partition('.')[0]} | {name} | {taken[name]:,.1f} | {share:.0%} |")
     return lines

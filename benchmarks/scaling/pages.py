@@ -12,6 +12,7 @@ from figure import unmeasured
 
 from flows.registry.versions import MODEL
 from flows.workspace import Workspace
+from scaling.stages import newest
 from tests.browser import CHROMIUM, chromium, served_pages
 
 MEGABYTES, PAINT_S = 1.0, 1.0
@@ -40,17 +41,13 @@ def weigh(workspace: Path, at: str) -> None:
     """Prints the size of the newest exported graph beside that of its weights, and that of config.pbtxt."""
     stages = workspace / "runs" / "stages"
     members = {folder.name.split("-")[1] for folder in stages.glob("balance-*")}
-    weights = [_newest(stages, f"balance-{member}-*") / "network.pt" for member in sorted(members)]
-    weights.append(_newest(stages, "calibrate-*") / "discriminants.npz")
+    weights = [newest(stages, f"balance-{member}-*/network.pt") for member in sorted(members)]
+    weights.append(newest(stages, "calibrate-*/discriminants.npz"))
     needed = sum(file.stat().st_size for file in weights)
-    graph = sum(file.stat().st_size for file in _newest(stages, "export-*").glob("model.onnx*"))
+    graph = sum(file.stat().st_size for file in newest(stages, "export-*/model.onnx").parent.glob("model.onnx*"))
     at_most(f"{at}: graph, of the size of its weights", graph / needed, WEIGHTS, needed)
     config = Workspace(workspace).repository / MODEL / "config.pbtxt"
     at_most(f"{at}: config.pbtxt, MB", config.stat().st_size / 1e6, MEGABYTES)
-
-
-def _newest(stages: Path, pattern: str) -> Path:
-    return max(stages.glob(pattern), key=lambda folder: folder.stat().st_mtime)
 
 
 def measure(workspace: Path, at: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -205,12 +206,39 @@ def clean(place: Place) -> None:
     shutil.rmtree(folder)
 
 
+def profile(place: Place) -> None:
+    """Balances the first member and calibrates once more, each in a process that notes the seconds of torch's operators."""
+    stages, report = place.workspace / "runs" / "stages", newest(place.workspace, "runs/*-*/run.json")
+    data = place.workspace / "versions" / json.loads(report.read_bytes())["data_after"]
+    balanced = [newest(stages, f"balance-{number}-*/network.pt") for number in range(1, place.size.members + 1)]
+    ensemble, crops = newest(stages, "ensemble-*/ensemble.json"), newest(stages, "crops-*/crops.json")
+    modules = {
+        "balance": ("models.training.decoupling", "--network", newest(stages, "train-1-*/network.pt")),
+        "calibrate": ("models.export.calibrate", "--ensemble", ensemble, "--crops", crops, "--networks", *balanced),
+    }
+    variables = process_variables()
+    variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], str(Path(__file__).parents[1])])
+    for name, words in modules.items():
+        out, again = place.folder / f"{name}.profile.json", place.folder / f"{name}-again"
+        again.mkdir(exist_ok=True)
+        words = (*words, "--data", data, "--recipe", report.with_name("recipe.json"), "--out", again)
+        command = [sys.executable, "-m", "scaling.profiled", out, *words]
+        with (place.folder / f"profile of {name}.log").open("wb") as log:
+            subprocess.run(list(map(str, command)), env=variables, stdout=log, stderr=log, check=True)
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """The file that was written last of those whose path below the folder fits the pattern."""
+    return max(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
+
+
 STAGES: dict[str, Callable[[Place], None]] = {
     "draw": draw,
     "ingest": ingest,
     "retrain": retrain,
     "serve": serve,
     "cleaning": clean,
+    "profile": profile,
 }
 WHOLE = ("draw", "ingest", "retrain", "serve")  # stages of a size, one after the other
 

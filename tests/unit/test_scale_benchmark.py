@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_a_page_keeps_the_sections_that_were_not_measured(tmp_path: Path) -> Non
     page, place = tmp_path / "page.md", Place(tmp_path, Size(1000, 5000, members=2))
     page.write_text("# Old\n\n## Notes\n\nJobs ran beside it.\n\n## Plan\n\nold\n\n## Further\n\nkept\n")
     place.note({"export": Taken(12.0, 10.0, 10**9), "gate": Taken(2.0)})
+    (place.folder / "balance.profile.json").write_text(json.dumps({"aten::mm": 3.0, "aten::exp": 1.0}))
     run = place.workspace / "runs" / "20260101-000000-abc" / "run.json"
     run.parent.mkdir(parents=True)
     rows = [{"stage": "calibrate", "planned s": 130.0, "took s": 100.0, "off by %": 30}]
@@ -97,11 +99,12 @@ def test_a_page_keeps_the_sections_that_were_not_measured(tmp_path: Path) -> Non
     write(page, [place], scale.PRINTED[before:])
     text = page.read_text()
     headings = [line.strip("# ") for line in text.splitlines() if line.startswith("#")]
-    assert headings == ["A whole retraining at any size", "Targets", "Stages", "Plan", "Notes", "Further"]
+    assert headings == ["A whole retraining at any size", "Targets", "Stages", "Plan", "Profile", "Notes", "Further"]
     assert "python benchmarks/scale.py --classes 1000 --members 2 --page" in text
     assert "| export, parity and gate, min | 0.233 | <= 5 | yes |  |" in text
     assert "| plan of stages over a minute, off by % at most | 30 | <= 25 | **no** |  |" in text
     assert "| calibrate | 130.0 | 100.0 | +30 | **no** |" in text
+    assert "| balance | aten::mm | 3.0 | 75% |" in text
     assert "\n## Notes\n\nJobs ran beside it.\n" in text
     write(page, [place], scale.PRINTED[before:])
     assert page.read_text() == text
@@ -112,7 +115,11 @@ def test_a_page_keeps_the_sections_that_were_not_measured(tmp_path: Path) -> Non
     write(page, [cleaning], scale.PRINTED[before:])
     after = page.read_text()
     assert "| cleaning, min | 11 | <= 10 | **no** |  |" in after
-    assert "`python benchmarks/scale.py --classes 1000 --photos 6000 --members 1 --page --stage cleaning`" in after
+    assert (
+        "`python benchmarks/scale.py --classes 1000 --photos 6000 --members 1 --page --stage cleaning`"
+        in after.replace("\n", " ")
+    )
+    assert max(len(line) for line in after.splitlines() if not line.startswith("|")) <= 120
     assert after.replace(after[after.index("## A round") : after.index("## Notes")], "") == text
 
 
@@ -137,3 +144,39 @@ def test_a_small_size_runs_and_what_ended_is_not_run_again(tmp_path: Path) -> No
     again = subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
     assert again.stderr == ""
     assert again.stdout.splitlines()[3:] == done.stdout.splitlines()[3:]
+
+
+@pytest.mark.slow
+@pytest.mark.dvc
+@pytest.mark.prefect
+@pytest.mark.triton
+@pytest.mark.timeout(1200)
+def test_a_whole_retraining_of_a_small_size_is_measured_and_makes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    words = [sys.executable, "benchmarks/scale.py", "--classes", "12", "--photos", "300", "--members", "2"]
+    words += ["--epoch-length", "256", "--place", str(tmp_path / "scale"), "--page", str(page)]
+    words += ["--stage", "draw", "ingest", "retrain", "profile", "serve"]
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    figures = {line["figure"].removeprefix("12 x 300: "): line["value"] for line in lines}
+    for name in ("ingest", "plan", "train member", "score fold", "balance member", "calibrate", "export", "serve"):
+        assert figures[f"{name}, s"] > 0, name
+    assert figures["plan of train member, off by %"] > -100
+    assert 0 < figures["config.pbtxt, MB"] < 0.1
+    assert 0 < figures["report.md, MB"] < 1
+    assert 1 < figures["graph, of the size of its weights"] < 2
+    text = page.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Targets",
+        "## Stages",
+        "## Plan",
+        "## Profile",
+    ]
+    for row in ("| export, parity and gate, min |", "| load and check of the version, s |", "| config.pbtxt, MB |"):
+        assert row in text
+    assert "| score fold |" in text
+    assert "| score fold 0 |" not in text
+    assert "| train member |" in text.partition("## Plan")[2]
