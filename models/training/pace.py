@@ -115,8 +115,8 @@ def inputs_of(job: Job, network: Network, manifest: Manifest, rows: NDArray[np.i
 def time_steps(job: Job, network: Network, inputs: Inputs, manifest: Manifest, rows: NDArray[np.int64]) -> float:
     """Seconds per photo of a few training steps; the first, which makes the optimiser's state, does not count."""
     loss = make_loss(job, manifest, rows).to(network.mean.device)
-    target, draws = manifest.target[rows], min(len(rows), (STEPS + 1) * job.train.batch_size)
-    settings = dataclasses.replace(job.train, epoch_length=draws)
+    target, draws = manifest.target[rows], len(rows)
+    settings = dataclasses.replace(job.train, epoch_length=0)  # these photos, which may not fill a batch
     sampler = Sampler(target=target, score=manifest.score[rows], settings=settings, seed=job.seed)
     order = np.array_split(sampler.draw(0), max(min(STEPS + 1, draws // 2), 1))
     weights = make_sample_weights(settings, manifest, rows, clean=job.recipe.clean)

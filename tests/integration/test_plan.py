@@ -17,7 +17,7 @@ from models.recipe.config import Train, load_recipe
 from tests.deliveries import deliver
 
 pytestmark = [pytest.mark.dvc]
-RECIPE = load_recipe("smoke")
+RECIPE = load_recipe("smoke", overrides=("train.batch_size=64",))  # more than there are train photos
 
 
 @pytest.fixture(scope="module")
