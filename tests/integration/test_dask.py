@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
@@ -143,6 +144,104 @@ def test_trainings_on_other_machines_end_with_their_flow(shop: Workspace, cluste
     finally:
         flow.kill()
         flow.wait()
+
+
+@pytest.fixture
+def two_machines(prefect_server: None, tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Address of a scheduler, and its two workers, started as on other machines: nothing starts a lost one again."""
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as scheduler:
+        address = scheduler.scheduler_address
+        command = [sys.executable, "-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
+        workers = [
+            subprocess.Popen([*command, "--local-directory", str(tmp_path / f"worker-{number}")], env=variables)
+            for number in range(2)
+        ]
+        try:
+            with Client(address, set_as_default=False) as client:
+                client.wait_for_workers(2, timeout=60)
+            yield address, workers
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_worker_that_dies_costs_its_fold_only_and_the_other_resumes_it(
+    shop: Workspace, two_machines: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    address, workers = two_machines
+    command = [sys.executable, "-m", "flows.cli", "clean", "smoke", "-w", str(shop.root), "--set", "clean.epochs=60"]
+    settings = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
+    undisturbed = Path(shutil.copytree(shop.root, shop.root.parent / "undisturbed", symlinks=True))
+    log, started = shop.root / "log", dict[str, set[int]]()
+    with log.open("wb") as out:
+        variables = os.environ | settings | {"CLEANSHELF_DASK": address}
+        flow = subprocess.Popen(command, env=variables, stdout=out, stderr=out, start_new_session=True)
+
+    def have_checkpoints() -> bool:
+        note_trainings(shop, started)
+        return len(list(shop.runs.glob("stages/fold-*/checkpoint.pt"))) == 2
+
+    def has_ended() -> bool:
+        note_trainings(shop, started)
+        return flow.poll() is not None
+
+    try:
+        assert until(have_checkpoints, timeout_s=120), log.read_text()
+        workers[0].kill()
+        assert until(has_ended, timeout_s=300), log.read_text()
+    finally:
+        flow.kill()
+        flow.wait()
+    assert flow.returncode == 0, log.read_text()
+    assert sorted(map(len, started.values())) == [1, 2], "one fold was trained by one process, the other by two"
+    assert "resuming after epoch" in log.read_text()
+    command[command.index(str(shop.root))] = str(undisturbed)
+    subprocess.run(command, env=os.environ | settings, capture_output=True, check=True)
+    assert DataVersions(shop).selected() == DataVersions(Workspace(undisturbed)).selected()
+
+
+def note_trainings(shop: Workspace, started: dict[str, set[int]]) -> None:
+    """Adds the pids of the trainings of folds that run now, by fold."""
+    for pid, argv in commands():
+        if "models.training.train" in argv and "--fold" in argv and any(str(shop.root) in word for word in argv):
+            started.setdefault(argv[argv.index("--fold") + 1], set()).add(pid)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_photos_of_a_worker_that_dies_are_opened_by_the_other(
+    filled: Workspace,
+    delivery: Path,
+    two_machines: tuple[str, list[subprocess.Popen[bytes]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker holds a batch when it dies: it stands still from the first batch on."""
+    address, workers = two_machines
+    submit = flows.ingest.open_batch.submit
+    submitted: list[list[str]] = []
+
+    def submit_and_stop(files: list[str]) -> object:
+        if not submitted:
+            workers[0].send_signal(signal.SIGSTOP)
+            threading.Timer(5, workers[0].kill).start()
+        submitted.append(files)
+        return submit(files)
+
+    monkeypatch.setenv("CLEANSHELF_DASK", address)
+    monkeypatch.setattr(flows.ingest, "BATCH", 8)
+    monkeypatch.setattr(flows.ingest, "AT_ONCE", 4)
+    monkeypatch.setattr(flows.ingest.open_batch, "submit", submit_and_stop)
+    began = time.monotonic()
+    ingested = ingest(Workspace.init(tmp_path / "shop"), delivery)
+    assert time.monotonic() - began > 4, "nothing waited for the worker"
+    assert workers[0].wait(10) == -signal.SIGKILL
+    assert ingested.data_version == DataVersions(filled).selected()
+    assert len(submitted) == 12, "each batch is submitted once"
 
 
 def refusal(shop: Workspace, monkeypatch: pytest.MonkeyPatch, cluster: str) -> str:
