@@ -169,11 +169,12 @@ def two_machines(prefect_server: None, tmp_path: Path) -> Iterator[tuple[str, li
 
 @pytest.mark.slow
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_worker_that_dies_costs_its_fold_only_and_the_other_resumes_it(
     shop: Workspace, two_machines: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:
     address, workers = two_machines
-    command = [sys.executable, "-m", "flows.cli", "clean", "smoke", "-w", str(shop.root), "--set", "clean.epochs=60"]
+    command = [sys.executable, "-m", "flows.cli", "clean", "smoke", "-w", str(shop.root), "--set", "clean.epochs=200"]
     settings = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
     undisturbed = Path(shutil.copytree(shop.root, shop.root.parent / "undisturbed", symlinks=True))
     log, started = shop.root / "log", dict[str, set[int]]()
