@@ -1,9 +1,9 @@
 """A whole retraining at 50,030 classes, stage by stage: time, memory, bytes written, and how each grows with the classes.
 
-    python benchmarks/scale.py                                      1,000 classes, five photos each; minutes
-    python benchmarks/scale.py --classes 1000 10000 50030 --page    all, and docs/figures/scale.md; an hour or two
-    python benchmarks/scale.py --classes 50030 --photos 1000000 --stage cleaning    one round from drawn scores
-    python benchmarks/scale.py --classes 50030 --stage profile      operators of balancing and calibration, after a whole run
+    python benchmarks/scale.py                                      # 1,000 classes, five photos each; minutes
+    python benchmarks/scale.py --classes 1000 10000 50030 --page    # all, and docs/figures/scale.md; an hour or two
+    python benchmarks/scale.py --classes 50030 --photos 1000000 --stage cleaning    # one round from drawn scores
+    python benchmarks/scale.py --classes 50030 --stage profile      # operators of balancing, calibration; after a whole run
 
 Every size has a workspace of its own below build/scale, and whatever has ended there is not run again. The stages are verbs of
 `cleanshelf`: draw, ingest, retrain (each of its steps is a row), serve (load, recognise, enrol, drift). --page writes the
