@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from figure import figure, header
-from find_errors import CACHE, PHOTO_PX, SETS, Shelf, best_f1, f1, out_of_fold
-from find_errors import shelves as planted_shelves
+from find_errors import CACHE, best_f1, f1, out_of_fold
+from noisy.shelves import PHOTO_PX, SETS, Shelf, planted
 from numpy.typing import NDArray
 
 from models.cleaning import HALF, label_quality
@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def asked(args: argparse.Namespace) -> Iterator[tuple[Shelf, int]]:
     """Yields each set with each seed; drawn sets are drawn afresh."""
     if args.data:
-        for shelf in planted_shelves(args, args.data, [args.weights], PHOTO_PX, "128 px", {}):
+        for shelf in planted(args, args.data, [args.weights], PHOTO_PX, "128 px", {}):
             yield from ((shelf, seed) for seed in args.seeds)
         return
     for seed in args.seeds:

@@ -2,14 +2,15 @@
 
     PYTHONPATH=. python benchmarks/find_errors.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
         --large grocery224 --encoders mobilenetv2_100_qat.safetensors tf_efficientnet_lite0.safetensors \\
-        tf_efficientnet_lite2.safetensors --human cifar [--seeds 0 1 2 3 4] [--cache DIR]
+        tf_efficientnet_lite2.safetensors --human cifar --garments fashion_mnist [--seeds 0 1 2 3 4] [--cache DIR]
 
 --data holds NAME.parquet (columns path, label, split; paths relative to it) for each kind of error. --truth holds the same
 photos with their true labels, matched by file name; the set `clean` is these. A head is trained on frozen features
 (--weights, 128 px) in five folds of eight epochs, and all rules score the same out-of-fold probabilities and features.
 --large holds the same photos at 224 px, which --encoders look at together: their heads' probabilities are averaged, and the
-default rule weighs their features. --human holds CIFAR-10 with the labels that people gave it (noisy/photos.py); its first
---photos go through --weights at 160 px. Features stay in --cache. Nothing is tuned here: rules run with their defaults.
+default rule weighs their features. --human holds CIFAR-10 with the labels that people gave it, --garments Fashion-MNIST, on
+whose labels noise is drawn; noisy/photos.py has both layouts, and --photos of them go through --weights at 160 px. Features
+stay in --cache. Nothing is tuned here: rules run with their defaults.
 
 Without --data it draws clusters with errors of the same kinds, in ten seconds; their figures have no targets.
 """
@@ -19,64 +20,34 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from figure import figure, header
-from noisy.features import cached_features
-from noisy.photos import read_photo_set
+from noisy import shelves
+from noisy.shelves import LARGE_PX, PHOTO_PX, SETS, Shelf, Views
 from numpy.typing import NDArray
 from torch.nn import functional
 
 from models.cleaning import DEFAULT, HALF, RULES, label_quality, worst
+from models.cleaning.votes import directions
 from models.data.samplers import folds
 from models.evaluation.bootstrap import auroc
-from models.networks.network import Head, best_device
-from pixels import decode, to_square
+from models.export.discriminant import inverse_root
+from models.networks.network import Head
 
 CACHE = Path(__file__).resolve().parents[1] / "build"
-PHOTO_PX, LARGE_PX, HUMAN_PX = 128, 224, 160
 NUM_FOLDS, EPOCHS, BATCH, LR, WEIGHT_DECAY = 5, 8, 256, 1e-3, 1e-2
-SETS = ("sym40", "fine30", "instance35", "longtail50-fine30", "clean")
 TARGETS = {"sym40": 94, "fine30": 84, "instance35": 89, "longtail50-fine30": 74}  # F1 in %
 LARGE_TARGETS = {"sym40": 96, "fine30": 90, "instance35": 92, "longtail50-fine30": 80}
+HUMAN = ("aggre", "random1", "worst", "clean")
 OVER_CLEANLAB = {"aggre": 3, "worst": 8}  # points of F1 over cleanlab's default
 RATIO, FLAGGED, TAIL = 0.99, 1.0, 1.5  # F1 over the best cut's; % of right labels flagged; worst decile over median
 CLEANLAB = "cleanlab default"
 FEW = 5  # right labels of a class, below which its share lost says little
-
-
-Views = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """Photos with given and true labels (N,), and of each encoder the features (N, d) of two views, the second mirrored.
-
-    kind: what is looked at, and how, for the names of figures; names: of the classes, if these have any.
-    """
-
-    name: str
-    given: NDArray[np.int64]
-    true: NDArray[np.int64]
-    encoders: tuple[Views, ...]
-    kind: str = "drawn"
-    targets: Mapping[str, int] = field(default_factory=dict)
-    names: tuple[str, ...] | None = None
-
-    @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """(N,) true where the given label is wrong."""
-        return self.given != self.true
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.names) if self.names else int(max(self.given.max(), self.true.max())) + 1
 
 
 @dataclass(frozen=True)
@@ -106,13 +77,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--large", type=Path, help="folder of the same photos at 224 px, for --encoders")
     parser.add_argument("--encoders", type=Path, nargs="+", default=[], help="weights of backbones, named as timm does")
     parser.add_argument("--human", type=Path, help="folder of CIFAR-10 with human labels")
-    parser.add_argument("--photos", type=int, default=10_000, help="photos of --human, from the start")
+    parser.add_argument("--garments", type=Path, help="folder of Fashion-MNIST")
+    parser.add_argument(
+        "--photos", type=int, default=10_000, help="photos of --human, from the start, and of --garments"
+    )
     parser.add_argument("--sets", nargs="+", default=SETS, help="names of manifests; clean: the true labels")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of folds and heads")
+    parser.add_argument("--whiten", action="store_true", help="also the default rule on whitened features")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for features")
     args = parser.parse_args(words)
-    if (args.data or args.human) and not args.weights:
-        parser.error("--weights: features need a file of MobileNetV2 weights; give one, or leave --data out")
+    if (args.data or args.human or args.garments) and not args.weights:
+        parser.error("--weights: features need a file of MobileNetV2 weights; give one, or leave all folders out")
     torch.set_num_threads(1)
     header("one rule finds wrong labels better than every known rule, and its own cut is where its ranking is best")
     if not importlib.util.find_spec("cleanlab"):
@@ -121,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
         found: dict[str, list[Found]] = {}
         for seed in args.seeds:
             probs = np.mean([out_of_fold(shelf, views, seed=seed) for views in shelf.encoders], axis=0)
-            for rule, one in judged(shelf, probs).items():
+            for rule, one in judged(shelf, probs, whiten=args.whiten).items():
                 found.setdefault(rule, []).append(one)
         report(shelf, found)
 
@@ -129,78 +104,16 @@ def main(words: Sequence[str] | None = None) -> None:
 def asked(args: argparse.Namespace) -> Iterator[Shelf]:
     """Yields every set that the command line asks for, or drawn ones."""
     if args.data:
-        yield from shelves(args, args.data, [args.weights], PHOTO_PX, "128 px", TARGETS)
+        yield from shelves.planted(args, args.data, [args.weights], PHOTO_PX, "128 px", TARGETS)
     if args.data and args.large:
-        yield from shelves(args, args.large, args.encoders, LARGE_PX, f"{len(args.encoders)} at 224 px", LARGE_TARGETS)
+        kind = f"{len(args.encoders)} at 224 px"
+        yield from shelves.planted(args, args.large, args.encoders, LARGE_PX, kind, LARGE_TARGETS)
     if args.human:
-        yield from human_shelves(args, [*OVER_CLEANLAB, "clean"])
-    if not args.data and not args.human:
-        yield from drawn_shelves()
-
-
-def shelves(
-    args: argparse.Namespace, photos: Path, weights: Sequence[Path], px: int, kind: str, targets: Mapping[str, int]
-) -> Iterator[Shelf]:
-    """Yields every set of --data, seen by some encoders; features are computed once and kept."""
-    truth = pq.read_table(args.truth or args.data.parent / "grocery" / "manifest.parquet").to_pydict()
-    label_of = {Path(path).name: label for path, label in zip(truth["path"], truth["label"], strict=True)}
-    train = [Path(path).name for path, split in zip(truth["path"], truth["split"], strict=True) if split == "train"]
-    classes = {label: number for number, label in enumerate(sorted(set(label_of.values())))}
-    names = sorted(label_of)
-    pixels = np.stack([to_square(decode((photos / "images" / name).read_bytes()), px) for name in names])
-    encoders = [seen(pixels, file, px=px, cache=args.cache) for file in weights]
-    for name in args.sets:
-        given = {file: label_of[file] for file in train} if name == "clean" else read_given(args.data, name)
-        rows = np.searchsorted(names, list(given))
-        yield Shelf(
-            name,
-            np.array([classes[label] for label in given.values()]),
-            np.array([classes[label_of[file]] for file in given]),
-            tuple((plain[rows], mirrored[rows]) for plain, mirrored in encoders),
-            kind,
-            targets,
-            tuple(classes),
-        )
-
-
-def read_given(data: Path, name: str) -> dict[str, str]:
-    """Given label of each training photo, by file name."""
-    table = pq.read_table(data / f"{name}.parquet", filters=[("split", "=", "train")]).to_pydict()
-    return {Path(path).name: label for path, label in zip(table["path"], table["label"], strict=True)}
-
-
-def human_shelves(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Shelf]:
-    """Yields CIFAR-10 with columns of human labels; clean: with the true ones."""
-    photos, rows = read_photo_set(args.human), slice(0, args.photos)
-    views = seen(photos.photos[rows], args.weights, px=HUMAN_PX, cache=args.cache)
-    for name in names:
-        given = photos.label if name == "clean" else photos.human_labels(name)
-        yield Shelf(name, given[rows], photos.label[rows], (views,), "CIFAR-10")
-
-
-def seen(photos: NDArray[np.uint8], weights: Path, *, px: int, cache: Path) -> Views:
-    """Features of photos as they are and mirrored."""
-    plain, mirrored = (cached_features(view, weights=weights, photo_px=px, cache=cache, device=best_device())
-                       for view in (photos, np.ascontiguousarray(photos[:, :, ::-1])))  # fmt: skip
-    return plain, mirrored
-
-
-def drawn_shelves() -> Iterator[Shelf]:
-    """Clusters in pairs of siblings: errors at random, inside the pairs, where the truth is unsure, and on a long tail."""
-    draw = np.random.default_rng(0)
-    centres = np.repeat(draw.standard_normal((10, 64)), 2, axis=0) + 0.5 * draw.standard_normal((20, 64))
-    for name, size in (("random", 60), ("siblings", 60), ("unsure", 60), ("tail", 0)):
-        counts = np.full(20, size) if size else np.rint(80 * 40.0 ** (-np.arange(20) / 19)).astype(int)
-        true = np.repeat(np.arange(20), counts)
-        features = (centres[true] + 0.9 * draw.standard_normal((len(true), 64))).astype(np.float32)
-        given = true.copy()
-        moved = draw.random(len(true)) < (0.4 if name == "random" else 0.3)
-        if name == "unsure":
-            cosine = features @ centres.T
-            moved = np.argsort(np.argsort(cosine[np.arange(len(true)), true] - cosine[np.arange(len(true)), true ^ 1]))
-            moved = moved < 0.3 * len(true)
-        given[moved] = (true[moved] + draw.integers(1, 20, moved.sum())) % 20 if name == "random" else true[moved] ^ 1
-        yield Shelf(name, given, true, ((features, features),))
+        yield from shelves.human(args, HUMAN)
+    if args.garments:
+        yield from shelves.garments(args)
+    if not args.data and not args.human and not args.garments:
+        yield from shelves.drawn()
 
 
 def out_of_fold(shelf: Shelf, views: Views, *, seed: int) -> NDArray[np.float32]:
@@ -237,14 +150,17 @@ def trained(shelf: Shelf, encoder: Views, rows: NDArray[np.int64], *, seed: int)
     return head.eval()
 
 
-def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
-    """Figures of every rule on the same probabilities."""
+def judged(shelf: Shelf, probs: NDArray[np.float32], *, whiten: bool = False) -> dict[str, Found]:
+    """Figures of every rule on the same probabilities; whiten: and of the default on whitened features."""
     features = [plain + mirrored for plain, mirrored in shelf.encoders]
+    tried = [(rule, rule, features) for rule in RULES.components]
+    if whiten:
+        tried.append((f"{DEFAULT}, whitened", DEFAULT, [whitened(each) for each in features]))
     made = {}
-    for rule in RULES.components:
-        quality = label_quality(shelf.given, probs, features, rule=rule, names=shelf.names)
+    for name, rule, seen in tried:
+        quality = label_quality(shelf.given, probs, seen, rule=rule, names=shelf.names)
         dropped = worst(shelf.given, quality, threshold=HALF)
-        made[rule] = measured(shelf, quality < HALF, -quality, dropped)
+        made[name] = measured(shelf, quality < HALF, -quality, dropped)
     if importlib.util.find_spec("cleanlab"):
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -253,6 +169,13 @@ def judged(shelf: Shelf, probs: NDArray[np.float32]) -> dict[str, Found]:
             issues = find_label_issues(shelf.given, probs, n_jobs=1)
         made[CLEANLAB] = measured(shelf, issues, -get_label_quality_scores(shelf.given, probs), issues)
     return made
+
+
+def whitened(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, d) directions from the mean of all, times the inverse root of their covariance, which is shrunk half-way."""
+    unit = directions(features, features.mean(0))
+    root = inverse_root(np.cov(unit.T, bias=True))
+    return unit if root is None else np.asarray(unit @ root, np.float32)
 
 
 def measured(

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from figure import figure, header
-from find_errors import CACHE, Shelf, out_of_fold
+from find_errors import CACHE, out_of_fold
+from noisy.shelves import Shelf
 from numpy.typing import NDArray
-from opponents.evidence import directions
+from opponents import after
 from tail.sets import FeatureSet, drawn_set, read_set
 
 from models.cleaning import find_label_errors, label_quality
@@ -29,7 +30,6 @@ SETS = ("fine30", "longtail50-fine30")
 COUNTS = (0, 50, 200, 1000)
 AT = 200  # looks at which the gain counts
 GAIN = 1.3  # times that of the worst scores
-RIDGE = 0.5  # in units of the mean eigenvalue, as the default rule's
 WORTH, WORST, RANDOM = "worth looking at", "worst score first", "at random"
 
 
@@ -88,21 +88,9 @@ def looked_at(
 
 
 def accuracy(photos: FeatureSet, label: NDArray[np.int64], kept: NDArray[np.bool_]) -> float:
-    """Mean-class accuracy on the test photos of a ridge classifier in which all classes have the same weight."""
-    rows, test = photos.rows("train")[kept], photos.rows("test")
-    features = photos.views.sum(0).numpy()
-    unit = directions(features[np.concatenate([rows, test])])
-    x, y, target = unit[: len(rows)].astype(np.float64), label[kept], photos.target[test]
-    counts = np.bincount(y, minlength=photos.num_classes)
-    weight = 1 / np.maximum(counts, 1)[y]
-    sums = np.zeros((photos.num_classes, x.shape[1]))
-    np.add.at(sums, y, x * weight[:, None])
-    moments = (x * weight[:, None]).T @ x
-    moments[np.diag_indices(len(moments))] += RIDGE * weight.sum() / len(moments)
-    answer = (unit[len(rows) :] @ np.linalg.solve(moments, sums.T)).argmax(1)
-    hits = np.bincount(target, answer == target, minlength=photos.num_classes)
-    sizes = np.bincount(target, minlength=photos.num_classes)
-    return float((hits[sizes > 0] / sizes[sizes > 0]).mean())
+    """Mean-class accuracy on the test photos, learnt from the photos kept."""
+    rows, test, features = photos.rows("train")[kept], photos.rows("test"), photos.views.sum(0).numpy()
+    return after.accuracy(features[rows], label[kept], features[test], photos.target[test])
 
 
 def report(name: str, curves: Mapping[str, NDArray[np.float64]], *, seeds: int, has_target: bool) -> None:

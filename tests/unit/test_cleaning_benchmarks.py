@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 import class_names
 import cleaning
 import find_errors
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from noisy import shelves
+from noisy.photos import PhotoSet
+from noisy.shelves import Shelf
+from PIL import Image
 
 
 def test_costs_are_measured_at_a_small_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,13 +45,11 @@ def test_f1_follows_its_definition() -> None:
 
 
 def test_probabilities_are_of_heads_that_did_not_see_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = next(find_errors.drawn_shelves())
+    shelf = next(shelves.drawn())
     trained_on: list[np.ndarray] = []
     trained = find_errors.trained
 
-    def recording(
-        shelf: find_errors.Shelf, encoder: find_errors.Views, rows: np.ndarray, *, seed: int
-    ) -> find_errors.Head:
+    def recording(shelf: Shelf, encoder: shelves.Views, rows: np.ndarray, *, seed: int) -> find_errors.Head:
         trained_on.append(rows)
         return trained(shelf, encoder, rows[:256], seed=seed)
 
@@ -61,11 +67,61 @@ def test_the_best_cut_of_a_ranking_is_found() -> None:
     assert find_errors.best_f1(suspicion, wrong) == max(find_errors.f1(suspicion >= cut, wrong) for cut in suspicion)
 
 
+def test_whitened_features_vary_less_unevenly() -> None:
+    draw = np.random.default_rng(0)
+    features = (draw.standard_normal((400, 6)) * [9, 3, 1, 1, 1, 1]).astype(np.float32)
+    before, after = (np.linalg.eigvalsh(np.cov(find_errors.directions(each, each.mean(0)).T)) for each in
+                     (features, find_errors.whitened(features)))  # fmt: skip
+    assert after.max() / after.min() < 0.3 * before.max() / before.min()
+
+
 def test_right_labels_lost_are_counted_by_class() -> None:
     true = np.repeat([0, 1, 2], [10, 10, 3])  # too few of the last class
-    shelf = find_errors.Shelf("", np.where(np.arange(23) == 0, 1, true), true, ())
+    shelf = Shelf("", np.where(np.arange(23) == 0, 1, true), true, ())
     dropped = np.isin(np.arange(23), [0, 1, 2, 3, 20, 21])
     assert find_errors.lost(shelf, dropped) == pytest.approx((100 * 3 / 9, 100 * 3 / 18))
+
+
+@pytest.fixture
+def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Three products of one photo each and a fourth that is tested, a picture of none, and features that are mean colours."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate("abcdx"):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / "images" / f"{name}.png")
+    truth = {"path": [f"{name}.png" for name in "abcd"], "label": [*"pqrp"], "split": ["train"] * 3 + ["test"]}
+    given = {"path": ["x.png", "b.png", "a.png", "d.png"], "label": [*"rqqp"], "split": ["train"] * 3 + ["test"]}
+    pq.write_table(pa.table(truth), tmp_path / "truth.parquet")
+    pq.write_table(pa.table(given), tmp_path / "mixed.parquet")
+    monkeypatch.setattr(shelves, "cached_features", lambda photos, **_: photos.mean(axis=(1, 2)).astype(np.float32))
+    return argparse.Namespace(data=tmp_path, truth=tmp_path / "truth.parquet", sets=["mixed", "clean"], cache=tmp_path)
+
+
+def test_pictures_of_no_product_count_as_wrong(delivery: argparse.Namespace) -> None:
+    mixed, clean = shelves.planted(delivery, delivery.data, [Path("weights")], 8, "", {})
+    assert mixed.given.tolist() == [2, 1, 1]
+    assert mixed.true.tolist() == [shelves.NO_CLASS, 1, 0]
+    assert mixed.wrong.tolist() == [True, False, True]
+    assert mixed.encoders[0][0][:, 0].tolist() == [160, 40, 0]
+    assert (clean.given.tolist(), clean.wrong.any()) == ([0, 1, 2], False)
+    assert mixed.test is not None
+    assert (mixed.test[0][:, 0].tolist(), mixed.test[1].tolist()) == ([240], [0])  # the sum of both views
+
+
+def test_noise_of_garments_is_drawn_on_all_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = np.repeat(np.arange(10), 60)
+    photos = PhotoSet(name="", classes=tuple("abcdefghij"), photos=np.zeros((600, 32, 32, 3), np.uint8), label=label,
+                      test_photos=np.zeros((600, 32, 32, 3), np.uint8), test_label=label)  # fmt: skip
+    monkeypatch.setattr(shelves, "read_photo_set", lambda folder: photos)
+    monkeypatch.setattr(shelves, "seen", lambda photos, weights, **_: (np.zeros((len(photos), 2)),) * 2)
+    args = argparse.Namespace(garments=Path(), weights=Path(), cache=Path(), photos=300)
+    found = {shelf.name: shelf for shelf in shelves.garments(args)}
+    shares = {name: shelf.wrong.mean() for name, shelf in found.items()}
+    assert shares == {"symmetric:0.4": pytest.approx(0.4, abs=0.06), "pair:0.3": pytest.approx(0.3, abs=0.06), "clean": 0}
+    pair = found["pair:0.3"]
+    assert np.array_equal(pair.given[pair.wrong], (pair.true[pair.wrong] + 1) % 10)
+    assert np.bincount(pair.true).tolist() == [30] * 10
+    assert pair.test is not None
+    assert np.bincount(pair.test[1]).tolist() == [6] * 10
 
 
 def test_names_are_compared_with_none_and_with_shuffled_ones(
