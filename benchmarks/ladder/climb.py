@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tail.sets import FeatureSet
+from torch import Tensor
 
 from ladder.shelf import CROPS, SIZES, Shelf
 from ladder.steps import Belief, Lesson, asked, balance, judge, learn
@@ -17,10 +18,11 @@ from models.networks.network import Head
 from models.recipe.config import Balance
 
 BLEND = Balance(method="blend")
-GIVEN = "cross-entropy on the given labels"
+GIVEN, UNCLEANED = "cross-entropy on the given labels", "+ blend, without cleaning"
 DROPPED, AGAIN, ALSO = "+ cleaning: label issues dropped", "+ a second round", "+ blend, on what is left"
 WEIGHED = "weighed and corrected instead of dropped"
 CRT, TAU, BEST, RECIPE = "+ cRT", "+ tau", "+ balance.method=best", "+ blend: **the recipe**"
+TEN_UNCLEANED = "+ ten crops, without cleaning"
 TEN, LARGE, THREE, EIGHT = "+ ten crops", f"+ at {SIZES[1]} px", "+ 3 members", "+ 8 members"
 WAYS = {CRT: Balance(method="crt"), TAU: Balance(method="tau"), BEST: Balance(), RECIPE: BLEND}
 
@@ -63,14 +65,16 @@ class Bill:
         yield
         self.items[name] = time.process_time() - start
 
-    def total(self, *names: str, features: Iterable[tuple[int, int]] = ((SIZES[0], 2),)) -> float:
-        """CPU seconds of these items and of these features, by (size, crops)."""
-        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[each] for each in features)
+    def total(self, *names: str, features: Iterable[tuple[int, int]] = ()) -> float:
+        """CPU seconds of these items and of these features, by (size, crops); by default those of the first size."""
+        used = [*features] or [(self.shelf.sizes[0], 2)]
+        return sum(self.items[name] for name in names) + sum(self.shelf.seconds[each] for each in used)
 
 
 def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
     """Yields all rungs."""
-    bill, photos = Bill(shelf), shelf.at(SIZES[0])
+    size = shelf.sizes[0]
+    bill, photos = Bill(shelf), shelf.at(size)
     yield from of_labels(photos, bill, seed=seed)
     with bill.item("belief"):
         belief = judge(photos, seed=seed)
@@ -84,17 +88,22 @@ def climb(shelf: Shelf, *, seed: int) -> Iterator[Rung]:
         with bill.item(name):
             balance(head, lesson, settings)
         yield Rung(name, WEIGHED, single(head, photos), bill.total("belief", "training", name))
-    ten = asked(head, photos, shelf.crops(SIZES[0]))
-    features = [(SIZES[0], 2), (SIZES[0], CROPS)]
+    ten = asked(head, photos, shelf.crops(size))
+    features = [(size, 2), (size, CROPS)]
     yield Rung(TEN, RECIPE, ten, bill.total("belief", "training", RECIPE, features=features))
-    yield from of_members(bill, belief, seed=seed)
+    if shelf.sizes == SIZES:
+        yield from of_members(bill, belief, seed=seed)
 
 
 def of_labels(photos: FeatureSet, bill: Bill, *, seed: int) -> Iterator[Rung]:
     """Yields rungs for the given labels, and after one and two rounds of cleaning with its defaults."""
+    lesson = Lesson(photos=photos, seed=seed)
     with bill.item(GIVEN):
-        head = learn(Lesson(photos=photos, seed=seed))
+        head = learn(lesson)
     yield Rung(GIVEN, GIVEN, single(head, photos), bill.total(GIVEN))
+    with bill.item(UNCLEANED):
+        balance(head, lesson, BLEND)
+    yield Rung(UNCLEANED, GIVEN, single(head, photos), bill.total(GIVEN, UNCLEANED))
     belief: Belief | None = None
     rounds: list[str] = []
     for name, over in ((DROPPED, GIVEN), (AGAIN, DROPPED)):
@@ -129,17 +138,30 @@ def of_members(bill: Bill, belief: Belief, *, seed: int) -> Iterator[Rung]:
             yield Rung(*ENSEMBLES[number + 1], mean(answers), spent)
 
 
-def recipe(photos: FeatureSet, *, seed: int) -> Scores:
-    """Answers of the recipe alone: one head, one view."""
-    lesson = Lesson(photos=photos, seed=seed, belief=judge(photos, seed=seed))
-    head = learn(lesson)
-    balance(head, lesson, BLEND)
-    return single(head, photos)
+def ends(shelves: Sequence[Shelf], *, seed: int, crops: bool = False) -> Iterator[Rung]:
+    """Yields the ends of the ladder for one head on each camera, averaged: without cleaning and with it; then both in ten crops.
 
+    All cameras together score the labels.
+    """
+    size = shelves[0].sizes[0]
+    photos = [shelf.at(size) for shelf in shelves]
+    whole = [each.views[:1, each.rows("test")] for each in photos]
+    ten = [shelf.crops(size) for shelf in shelves] if crops else []
 
-def given(photos: FeatureSet, *, seed: int) -> Scores:
-    """Answers of cross-entropy on the labels as they are."""
-    return single(learn(Lesson(photos=photos, seed=seed)), photos)
+    def answers(heads: Sequence[Head], views: Sequence[Tensor]) -> Scores:
+        said = [asked(*each) for each in zip(heads, photos, views, strict=True)]
+        return mean(said) if len(said) > 1 else said[0]
+
+    for name, belief, after in ((UNCLEANED, None, TEN_UNCLEANED), (RECIPE, judge(*photos, seed=seed), TEN)):
+        lessons = [Lesson(photos=each, seed=seed + 100 * number, belief=belief) for number, each in enumerate(photos)]
+        heads = [learn(lesson) for lesson in lessons]
+        if name == UNCLEANED:
+            yield Rung(GIVEN, GIVEN, answers(heads, whole), 0.0)
+        for head, lesson in zip(heads, lessons, strict=True):
+            balance(head, lesson, BLEND)
+        yield Rung(name, GIVEN if name == UNCLEANED else UNCLEANED, answers(heads, whole), 0.0)
+        if crops:
+            yield Rung(after, name, answers(heads, ten), 0.0)
 
 
 def single(head: Head, photos: FeatureSet) -> Scores:

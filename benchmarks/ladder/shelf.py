@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from noisy.features import member_of
 from numpy.typing import NDArray
 from tail.sets import FeatureSet, drawn_set
 from torch import Tensor
@@ -20,9 +21,10 @@ import pixels
 from models.errors import ManifestError
 from models.export.graph import crop_boxes
 from models.networks.network import Network, build_network
-from models.recipe.config import Member
 
 SIZES = (128, 160, 192)  # pixels; the first is the reference
+LARGE = (224,)  # of photos that come from a larger source
+CLEAN = "clean"  # name of the set with the true labels
 ENLARGE, CROPS = 1.25, 10
 BATCH = 64
 
@@ -35,13 +37,15 @@ class Camera(Protocol):
 
 @dataclass(frozen=True)
 class Shelf:
-    """A data set in any size; `seconds` by (size, crops) is what features cost if no cache has them."""
+    """A data set in any size; `seconds` by (size, crops) is what features cost if no cache has them. kind: of camera, if several."""
 
     name: str
     target: NDArray[np.int64]
     split: NDArray[np.str_]
     num_classes: int
     camera: Camera
+    kind: str = ""
+    sizes: tuple[int, ...] = SIZES
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def at(self, size: int) -> FeatureSet:
@@ -68,7 +72,7 @@ class Shelf:
 
 
 class Backbone:
-    """A frozen MobileNetV2 that reads files; features lie in a cache folder, each with its seconds."""
+    """A frozen network that reads files; features lie in a cache folder, each with its seconds."""
 
     def __init__(self, files: Sequence[Path], *, weights: Path, cache: Path) -> None:
         self.files, self.weights, self.cache = files, weights, cache
@@ -82,15 +86,11 @@ class Backbone:
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            torch.save(_features_of(self._network(size), files, size=size, crops=crops), part)
+            network = build_network(member_of(self.weights, size), num_classes=2).eval()
+            torch.save(_features_of(network, files, size=size, crops=crops), part)
             part.replace(path)
         features, seconds = torch.load(path, weights_only=True)
         return features[:, torch.from_numpy(np.argsort(order))], seconds
-
-    def _network(self, size: int) -> Network:
-        member = Member(backbone="mobilenetv2_100", size=size, weights=str(self.weights), args={"pad_type": "same"},
-                        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
-        return build_network(member, num_classes=2).eval()
 
 
 @torch.inference_mode()
@@ -107,21 +107,38 @@ def _features_of(network: Network, files: Sequence[Path], *, size: int, crops: i
     return torch.cat(found, 1), time.process_time() - start
 
 
-def read_shelves(folder: Path, names: Sequence[str], *, weights: Path, cache: Path) -> Iterator[Shelf]:
-    """Yields one shelf per manifest folder/<name>.parquet with the columns path, label and split. Test labels count as true.
+def read_shelves(
+    folder: Path, names: Sequence[str], *, weights: Sequence[Path], cache: Path, truth: Path, large: Path | None = None
+) -> Iterator[list[Shelf]]:
+    """Yields a shelf for each of the weights, per manifest folder/<name>.parquet with the columns path, label and split.
+
+    Test labels count as true. CLEAN is the manifest `truth` of the same photos, which lie in folder/images. large: another
+    folder with photos, of 224 px; those that it lacks are read from `folder`.
 
     Raises:
         ManifestError: no such manifest.
     """
     for name in names:
-        path = folder / f"{name}.parquet"
+        path = truth if name == CLEAN else folder / f"{name}.parquet"
         if not path.is_file():
             raise ManifestError(f"--data: {path} does not exist; give a folder of manifests, and --sets from its names")
         table = pq.read_table(path, columns=["path", "label", "split"])
-        files, labels, split = (np.array(table[column].to_pylist()) for column in ("path", "label", "split"))
+        paths, labels, split = (np.array(table[column].to_pylist()) for column in ("path", "label", "split"))
+        paths = [f"images/{Path(each).name}" if name == CLEAN else each for each in paths]
+        files = [large / each if large and (large / each).is_file() else folder / each for each in paths]
         classes = np.unique(labels)
-        camera = Backbone([folder / file for file in files], weights=weights, cache=cache)
-        yield Shelf(name, np.searchsorted(classes, labels), split, len(classes), camera)
+        yield [
+            Shelf(
+                name,
+                np.searchsorted(classes, labels),
+                split,
+                len(classes),
+                Backbone(files, weights=each, cache=cache),
+                f"{each.stem} at {LARGE[0]} px" if large else "",
+                LARGE if large else SIZES,
+            )
+            for each in weights
+        ]
 
 
 def drawn_shelf(photos: FeatureSet | None = None) -> Shelf:

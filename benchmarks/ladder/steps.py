@@ -62,17 +62,22 @@ class Lesson:
         return None if self.belief is None or self.drop else self.belief.weight
 
 
-def judge(photos: FeatureSet, *, seed: int, before: Belief | None = None) -> Belief:
-    """Scores of all labels by lightly trained heads that never saw the photo; those heads learn from the scores before."""
+def judge(photos: FeatureSet, *others: FeatureSet, seed: int, before: Belief | None = None) -> Belief:
+    """Scores of all labels by lightly trained heads that never saw the photo; those heads learn from the scores before.
+
+    others: the same photos, seen by other encoders.
+    """
     rows = photos.rows("train")
     target, kept = photos.target[rows], np.ones(len(rows), np.bool_) if before is None else ~before.wrong
+    encoders = (photos, *others)
     probs = np.zeros((len(rows), photos.num_classes), np.float32)
     ids = np.random.default_rng(seed).permutation(len(rows)).astype(str).astype(object)
     fold = folds(target, ids, num_folds=FOLDS)
     for number in range(FOLDS):
-        head = learnt(photos, rows[kept & (fold != number)], seed=FOLDS * seed + number, train={"epochs": LIGHT_EPOCHS})
-        probs[fold == number] = probabilities(head, photos.views[:, rows[fold == number]]).numpy()
-    looks = photos.views[:, rows].sum(0).numpy()
+        for each in encoders:
+            head = learnt(each, rows[kept & (fold != number)], seed=FOLDS * seed + number, train={"epochs": LIGHT_EPOCHS})
+            probs[fold == number] += probabilities(head, each.views[:, rows[fold == number]]).numpy() / len(encoders)
+    looks = [each.views[:, rows].sum(0).numpy() for each in encoders]
     quality = label_quality(target, probs, looks)
     return Belief(wrong=find_label_errors(target, probs, looks), weight=label_weights(target, quality),
                   noise=estimate_noise(target, probs, looks))  # fmt: skip

@@ -27,10 +27,7 @@ def cached_features(
     Raises:
         WeightsMismatch: the weights file does not exist or belongs to another network.
     """
-    backbone = weights.stem.removesuffix("_qat")
-    member = Member(backbone=backbone, weights=str(weights), size=photo_px, args=dict(PADDING.get(backbone, {})),
-                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
-    network = build_network(member, num_classes=2).to(device).eval()
+    network = build_network(member_of(weights, photo_px), num_classes=2).to(device).eval()
     name = hashlib.sha256(photos.tobytes() + weights.read_bytes() + str(photo_px).encode()).hexdigest()[:16]
     path = cache / f"features-{name}.npy"
     if not path.exists():
@@ -40,6 +37,13 @@ def cached_features(
         part.replace(path)
     features: NDArray[np.float32] = np.load(path)
     return features
+
+
+def member_of(weights: Path, photo_px: int) -> Member:
+    """Member of the backbone that its weights file is named after."""
+    backbone = weights.stem.removesuffix("_qat")
+    return Member(backbone=backbone, weights=str(weights), size=photo_px, args=dict(PADDING.get(backbone, {})),
+                  mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
 
 
 @torch.inference_mode()

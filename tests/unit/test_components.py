@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_it_runs_every_step_and_prints_the_figures_of_its_table(
     ends = [climb.TEN, climb.LARGE, climb.THREE, climb.EIGHT]
     assert [row[0] for row in rows] == [
         climb.GIVEN,
+        climb.UNCLEANED,
         climb.DROPPED,
         climb.AGAIN,
         climb.ALSO,
@@ -55,7 +57,7 @@ def test_it_runs_every_step_and_prints_the_figures_of_its_table(
 
 def test_the_recipe_alone_gives_the_scores_of_the_whole_benchmark(small: Shelf) -> None:
     whole = {rung.name: rung for rung in climb.climb(small, seed=3)}
-    ends = {rung.name: rung for rung in components.ends(small, seed=3)}
+    ends = {rung.name: rung for rung in climb.ends([small], seed=3)}
     for name, rung in ends.items():
         assert np.array_equal(rung.scores.probs, whole[name].scores.probs)
 
@@ -87,6 +89,29 @@ def test_steps_include_the_cost_of_the_crops_that_they_need(small: Shelf) -> Non
     assert seconds[climb.EIGHT] > seconds[climb.THREE]
 
 
+def test_cameras_answer_together_and_the_recovered_share_is_of_what_noise_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = drawn_set(num_classes=6, imbalance=2, largest=30)
+    right = dataclasses.replace(drawn_shelf(photos), target=photos.true, name="clean", kind="a")
+    shelves = [dataclasses.replace(drawn_shelf(photos), name="fine30", kind=kind) for kind in "ab"]
+    monkeypatch.setattr(components, "read_shelves", lambda *_, **__: [[right, right], shelves])
+    words = "--data x --large y --encoders a b --sets fine30 clean --seeds 0"
+    assert components.main(words.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = {line["figure"]: line["value"] for line in (json.loads(each) for each in lines if each.startswith('{"'))}
+    (costs,) = [line.split(": ")[1] for line in lines if line.startswith("fine30, 2 encoders: ") and "without" in line]
+    off, on, whole = (float(part.split()[0]) for part in costs.split(", "))
+    share = values["fine30, 2 encoders, share of the noise gap recovered, %, mean of 1 seeds"]
+    assert share == pytest.approx(100 * (on - off) / (whole - off), abs=2)
+    assert whole > off
+    table = lines[next(row for row, line in enumerate(lines) if line.startswith("fine30, 2 encoders: ")) :]
+    rows = {cells[1].strip(): float(cells[3].split(" ±")[0]) for cells in (each.split("|") for each in table) if len(cells) > 8
+            and "±" in cells[3]}  # fmt: skip
+    assert list(rows) == [climb.GIVEN, climb.UNCLEANED, climb.TEN_UNCLEANED, climb.RECIPE, climb.TEN]
+    assert (rows[climb.TEN_UNCLEANED], rows[climb.TEN]) == pytest.approx((off, on), abs=0.051)
+
+
 def test_wrong_labels_are_flagged_downweighted_and_counted(small: Shelf) -> None:
     photos = drawn_set(num_classes=6, imbalance=10, largest=60)
     rows = photos.rows("train")
@@ -99,6 +124,16 @@ def test_wrong_labels_are_flagged_downweighted_and_counted(small: Shelf) -> None
     assert (dropped.kept.sum(), dropped.weight) == ((~belief.wrong).sum(), None)
 
 
+def test_another_look_at_the_same_photos_joins_the_label_scores() -> None:
+    photos = drawn_set(num_classes=6, imbalance=10, largest=60)
+    noise = dataclasses.replace(photos, views=torch.randn(photos.views.shape, generator=torch.Generator().manual_seed(0)))
+    clearer = dataclasses.replace(photos, views=torch.from_numpy(np.eye(6, 24, dtype=np.float32)[photos.true]) + 0.3 * noise.views)
+    rows = photos.rows("train")
+    wrong = photos.target[rows] != photos.true[rows]
+    missed = [(steps.judge(photos, *other, seed=0).wrong != wrong).mean() for other in ([], [clearer])]
+    assert missed[1] < missed[0]
+
+
 @pytest.fixture
 def delivery(tmp_path: Path) -> Path:
     """Folder with three photos, a manifest, and weights of the right network."""
@@ -109,13 +144,14 @@ def delivery(tmp_path: Path) -> Path:
     pq.write_table(pa.table(table), tmp_path / "m.parquet")
     save_file(
         build_network(Member(backbone="mobilenetv2_100"), num_classes=2).backbone.state_dict(),
-        tmp_path / "w.safetensors",
+        tmp_path / "mobilenetv2_100_qat.safetensors",
     )
     return tmp_path
 
 
 def test_photos_are_read_once_and_cropped_as_the_graph_crops_them(delivery: Path) -> None:
-    (read,) = read_shelves(delivery, ["m"], weights=delivery / "w.safetensors", cache=delivery / "cache")
+    weights = delivery / "mobilenetv2_100_qat.safetensors"
+    ((read,),) = read_shelves(delivery, ["m"], weights=[weights], cache=delivery / "cache", truth=delivery / "none")
     whole, crops = read.at(160), read.crops(160)
     assert (whole.views.shape, crops.shape) == ((2, 3, 1280), (CROPS, 1, 1280))
     kept = {path: path.stat().st_mtime_ns for path in (delivery / "cache").iterdir()}
@@ -123,7 +159,7 @@ def test_photos_are_read_once_and_cropped_as_the_graph_crops_them(delivery: Path
     assert torch.equal(read.at(160).views, whole.views)
     assert {path: path.stat().st_mtime_ns for path in (delivery / "cache").iterdir()} == kept
 
-    member = Member(backbone="mobilenetv2_100", size=160, weights=str(delivery / "w.safetensors"), args={"pad_type": "same"},
+    member = Member(backbone="mobilenetv2_100", size=160, weights=str(weights), args={"pad_type": "same"},
                     mean=(0.5,) * 3, std=(0.5,) * 3)  # fmt: skip
     network = build_network(member, num_classes=2).eval()
     photo = torch.from_numpy(np.array(Image.open(delivery / "c.png")))[None]
@@ -132,6 +168,21 @@ def test_photos_are_read_once_and_cropped_as_the_graph_crops_them(delivery: Path
         torch.testing.assert_close(whole.views[0, 0], network.features(whole_view(photo, 160))[0], atol=0.05, rtol=0.05)
         embedding = branch(photo.permute(0, 3, 1, 2).float()).embedding.mean(0)
         torch.testing.assert_close(network.head.embedding(crops.mean(0)), embedding, atol=1e-4, rtol=1e-3)
+
+
+def test_true_labels_and_larger_photos_are_read_where_they_are(delivery: Path) -> None:
+    for folder in ("images", "large/images"):
+        (delivery / folder).mkdir(parents=True)
+    for name, folder in (("a", "large/images"), ("a", "images"), ("b", "images")):
+        (delivery / folder / f"{name}.png").write_bytes((delivery / "a.png").read_bytes())
+    table = {"path": ["elsewhere/b.png", "elsewhere/a.png"], "label": ["x", "y"], "split": ["test", "train"]}
+    pq.write_table(pa.table(table), delivery / "truth.parquet")
+    weights = [delivery / "mobilenetv2_100_qat.safetensors"] * 2
+    ((first, second),) = read_shelves(delivery, ["clean"], weights=weights, cache=delivery / "cache",
+                                      truth=delivery / "truth.parquet", large=delivery / "large")  # fmt: skip
+    assert isinstance(first.camera, shelf.Backbone)
+    assert first.camera.files == [delivery / "images" / "b.png", delivery / "large" / "images" / "a.png"]
+    assert (first.target.tolist(), first.sizes, second.kind) == ([0, 1], (224,), "mobilenetv2_100_qat at 224 px")
 
 
 def test_a_missing_file_is_named(delivery: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,9 +194,9 @@ def test_a_missing_file_is_named(delivery: Path, capsys: pytest.CaptureFixture[s
         "--sets",
         "m",
         "--weights",
-        "gone.safetensors",
+        "mobilenetv2_100.safetensors",
         "--cache",
         str(delivery / "cache"),
     ]
     assert components.main(arguments) == 2
-    assert "gone.safetensors does not exist" in capsys.readouterr().err
+    assert "mobilenetv2_100.safetensors does not exist" in capsys.readouterr().err
