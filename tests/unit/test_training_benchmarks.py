@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -13,7 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import distil
+import noise_gap
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import train_loader
 import train_loop
@@ -76,6 +80,45 @@ def test_a_share_of_each_class_loses_its_label_and_nothing_else_changes(tmp_path
     assert Counter(row["path"].split("/")[0] for row in gone) == {"apple": 3, "bean": 2}  # of 9 and 5 train photos
     assert {row["path"] for row in rows} == {row["path"] for row in (*left, *gone)}
     assert {(row["label"], row["split"]) for row in gone} == {("", UNLABELLED)}
+
+
+def test_the_recovered_share_is_of_what_wrong_labels_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def retrained(workspace: str, recipe: list[str], keys: tuple[str, ...]) -> dict[str, object]:
+        asked.append((workspace, noise_gap.OFF in keys))
+        return {"steps": [{"mean_class": 0.1}, {"mean_class": {1: 0.8, 2: 0.4, 3: 0.7}[len(asked)]}]}
+
+    shops: dict[str, list[dict[str, object]]] = {}
+
+    def shop(root: Path, source: Path) -> str:
+        shops.setdefault(root.name, read_delivery(source).rows.to_pylist())
+        return root.name
+
+    monkeypatch.setattr(noise_gap, "retrained", retrained)
+    monkeypatch.setattr(noise_gap, "shop", shop)
+    noise_gap.main(["--workspace", str(tmp_path)])
+    assert asked == [("right", True), ("wrong", True), ("wrong", False)]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["value"] == 75
+    assert [row["path"] for row in shops["right"]] == [row["path"] for row in shops["wrong"]]
+    differ = [one["split"] for one, other in zip(*shops.values(), strict=True) if one["label"] != other["label"]]
+    assert 0.15 < len(differ) / len([row for row in shops["right"] if row["split"] != "test"]) < 0.35
+    assert "test" not in differ
+
+
+def test_a_manifest_is_delivered_with_its_labels_and_with_the_true_ones(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    given = {"path": ["images/a.jpg", "images/b.jpg", "images/c.jpg"], "label": ["x", "x", "x"], "split": ["train"] * 3}
+    true = {"path": ["../b.jpg", "../a.jpg"], "label": ["y", "x"], "split": ["train"] * 2}
+    pq.write_table(pa.table(given), shop / "m.parquet")
+    pq.write_table(pa.table(true), tmp_path / "t.parquet")
+    args = argparse.Namespace(data=shop, manifest="m", truth=tmp_path / "t.parquet", photos=tmp_path / "large")
+    right, wrong = noise_gap.planted(args)
+    assert [(row["path"].name, row["label"]) for row in right] == [("a.jpg", "x"), ("b.jpg", "y")]
+    assert [(row["path"], row["label"]) for row in wrong] == [(tmp_path / "large" / "images" / f"{name}.jpg", "x") for name in "ab"]
 
 
 def test_each_of_ours_is_divided_by_those_before_and_after_it(capsys: pytest.CaptureFixture[str]) -> None:
