@@ -10,7 +10,11 @@ import review_budget
 import torch
 import unknown
 import unknown_encoders
+from struck import scores
 from tail.sets import drawn_set
+
+from models.export.struck import Shown
+from models.networks.network import Head
 
 
 def figures(text: str) -> list[dict[str, object]]:
@@ -60,3 +64,44 @@ def test_two_encoders_are_asked_alone_and_together(
             "the same encoder twice is one encoder"
         )
     assert len(figures(out)) == 3
+    assert all(("all", score) in cells for score in (*scores.MORE, unknown_encoders.CHOSEN, unknown_encoders.ANY))
+
+
+def test_the_guided_and_the_scaled_score_are_their_formulas() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features, target = torch.rand(40, 6, generator=draw), np.arange(40) % 4
+    torch.manual_seed(0)
+    head = Head(6, num_classes=4).eval()
+    found = scores.Guide([head], Shown([features], target), torch.ones(1, 1, 1), [0.5]).scores([features])
+    with torch.inference_mode():
+        logits, embedding = (each.double().numpy() for each in head(features))
+    energy = np.log(np.exp(logits / 0.5).sum(1))
+    away = embedding - embedding.mean(0)
+    for row in range(0, 40, 9):
+        guides = []
+        for label in range(4):
+            mean = away[target == label].sum(0)
+            cosine = away[row] @ mean / np.linalg.norm(away[row]) / np.linalg.norm(mean)
+            guides.append(cosine * energy[target == label].mean())
+        photo = features[row].double().numpy()
+        r = photo.sum() / photo[photo >= np.quantile(photo, 0.85)].sum()
+        scaled = np.log(np.exp(logits[row] / 0.5 * np.exp(r)).sum())
+        assert found[row] == pytest.approx([energy[row] * max(guides), scaled], rel=1e-4)
+
+
+def test_a_sum_is_in_standard_deviations_of_known_photos() -> None:
+    known = np.random.default_rng(0).normal(3, 2, (200, len(scores.EVERY)))
+    some = scores.with_sums(known[:5], known)
+    column = scores.NAMES.index("angle + scale")
+    terms = [(known[:5, i] - known[:, i].mean()) / known[:, i].std() for i in map(scores.EVERY.index, ("angle", "scale"))]
+    assert some[:, column] == pytest.approx(terms[0] + terms[1])
+    assert np.array_equal(some[:, : len(scores.EVERY)], known[:5])
+
+
+def test_the_best_score_is_chosen_by_struck_classes_and_tiles() -> None:
+    draw = np.random.default_rng(0)
+    known, struck, tiles = (draw.standard_normal((100, len(scores.NAMES))) for _ in range(3))
+    struck[:, 4] -= 1
+    tiles[:, 4] -= 1
+    struck[:, 7] -= 1.5
+    assert unknown_encoders.best_of([(known, struck)], known, tiles) == scores.NAMES[4]
