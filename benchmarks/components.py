@@ -125,8 +125,8 @@ def measured(rungs: Callable[..., Iterator[Rung]], seeds: Sequence[int]) -> Foun
 def report(shelf: Shelf, found: Found) -> None:
     """Prints the table in %, mean and standard deviation over the seeds."""
     counts, seeds = train_counts(shelf), len(found[GIVEN])
-    print(f"\n{title(shelf)}: {counts.sum()} training photos, {counts.max()} to {counts.min()} a class, {shelf.num_classes} classes; "
-          f"{(shelf.split == 'test').sum()} test photos; {seeds} seeds\n")  # fmt: skip
+    print(f"\n{title(shelf)}: {counts.sum()} training photos, {counts.max()} to {counts.min()} a class, "
+          f"{shelf.num_classes} classes; {(shelf.split == 'test').sum()} test photos; {seeds} seeds\n")  # fmt: skip
     print("| | top-1 | mean class | head | middle | tail | gain [95 %] | CPU s |\n|---|--:|--:|--:|--:|--:|--:|--:|")
     for name, rungs in found.items():
         figures = [figures_of(shelf, rung) for rung in rungs]

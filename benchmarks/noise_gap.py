@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +31,7 @@ SHARE = 95  # % of the gap
 OFF = "clean.rounds=0"
 QUICK = ("train.epochs=4", "export.crops=1")
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def main(words: Sequence[str] | None = None) -> None:

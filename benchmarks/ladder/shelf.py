@@ -37,7 +37,7 @@ class Camera(Protocol):
 
 @dataclass(frozen=True)
 class Shelf:
-    """A data set in any size; `seconds` by (size, crops) is what features cost if no cache has them. kind: of camera, if several."""
+    """A data set in any size; `seconds` by (size, crops) is what features cost if no cache has them. kind: of camera."""
 
     name: str
     target: NDArray[np.int64]
