@@ -53,7 +53,11 @@ KNOWN = {
     "longtail50-fine30": 35.9,
     "outofset10": 56.4,
 }  # best of 120 chains
-GRAPH_TARGETS = {"sym40": 81.0, "fine30": 80.0, "longtail50-fine30": 65.0}  # of all encoders in ten crops, mean class, %
+GRAPH_TARGETS = {
+    "sym40": 81.0,
+    "fine30": 80.0,
+    "longtail50-fine30": 65.0,
+}  # of all encoders in ten crops, mean class, %
 SAME_PHOTOS = ("sym40", "fine30", "instance35")  # as `clean`
 GAP, LOST = 95.0, 0.2  # % of the noise gap recovered by all encoders; points that cleaning may cost right labels
 COLUMNS = ("top1", "mean_class", "head", "middle", "tail")

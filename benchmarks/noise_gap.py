@@ -71,7 +71,9 @@ def planted(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     truth = pq.read_table(args.truth or args.data.parent / "grocery" / "manifest.parquet").to_pylist()
     true = {Path(row["path"]).name: row["label"] for row in truth}
     given = pq.read_table(args.data / f"{args.manifest}.parquet").to_pylist()
-    given = [row | {"path": (args.photos or args.data) / row["path"]} for row in given if Path(row["path"]).name in true]
+    given = [
+        row | {"path": (args.photos or args.data) / row["path"]} for row in given if Path(row["path"]).name in true
+    ]
     return [row | {"label": true[Path(row["path"]).name]} for row in given], given
 
 

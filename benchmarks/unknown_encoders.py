@@ -209,7 +209,9 @@ def ask(heads: Sequence[unknown.Head], shelves: Sequence[unknown.Stall], held_ou
 
 
 def best_of(
-    struck: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], known: NDArray[np.float64], tiles: NDArray[np.float64]
+    struck: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    known: NDArray[np.float64],
+    tiles: NDArray[np.float64],
 ) -> str:
     """The one of NAMES that best separates known photos from struck classes and from tiles, by the mean of both AUROCs."""
     of_classes = np.mean([[auroc(*pair) for pair in zip(seen.T, gone.T, strict=True)] for seen, gone in struck], axis=0)

@@ -75,7 +75,9 @@ def judge(photos: FeatureSet, *others: FeatureSet, seed: int, before: Belief | N
     fold = folds(target, ids, num_folds=FOLDS)
     for number in range(FOLDS):
         for each in encoders:
-            head = learnt(each, rows[kept & (fold != number)], seed=FOLDS * seed + number, train={"epochs": LIGHT_EPOCHS})
+            head = learnt(
+                each, rows[kept & (fold != number)], seed=FOLDS * seed + number, train={"epochs": LIGHT_EPOCHS}
+            )
             probs[fold == number] += probabilities(head, each.views[:, rows[fold == number]]).numpy() / len(encoders)
     looks = [each.views[:, rows].sum(0).numpy() for each in encoders]
     quality = label_quality(target, probs, looks)

@@ -41,7 +41,9 @@ class Guide:
             for head, features, t in zip(heads, train.features, temperature, strict=True):
                 logits, embedding = head(features)
                 centre, sizes = embedding.mean(0), torch.bincount(target, minlength=count).clamp_min(1)
-                mean = functional.normalize(torch.zeros(count, embedding.shape[1]).index_add_(0, target, embedding - centre))
+                mean = functional.normalize(
+                    torch.zeros(count, embedding.shape[1]).index_add_(0, target, embedding - centre)
+                )
                 energy = torch.zeros(count).index_add_(0, target, (logits / t).logsumexp(1)) / sizes
                 self.centres.append(centre)
                 self.rows.append(mean * energy[:, None])
@@ -84,7 +86,9 @@ def struck_pairs(
             continue
         kept, kept_classes = train.select(~gone), np.setdiff1d(classes, struck)
         judge = Judge(kept, kept_classes, weights, temperature)
-        guide = Guide(judge.heads, Shown(kept.features, np.searchsorted(kept_classes, kept.target)), weights, temperature)
+        guide = Guide(
+            judge.heads, Shown(kept.features, np.searchsorted(kept_classes, kept.target)), weights, temperature
+        )
         known, unknown = (
             np.column_stack([judge.scores(photos), guide.scores(photos.features)])
             for photos in (selected.select(left), train.select(gone))

@@ -93,7 +93,9 @@ def test_a_sum_is_in_standard_deviations_of_known_photos() -> None:
     known = np.random.default_rng(0).normal(3, 2, (200, len(scores.EVERY)))
     some = scores.with_sums(known[:5], known)
     column = scores.NAMES.index("angle + scale")
-    terms = [(known[:5, i] - known[:, i].mean()) / known[:, i].std() for i in map(scores.EVERY.index, ("angle", "scale"))]
+    terms = [
+        (known[:5, i] - known[:, i].mean()) / known[:, i].std() for i in map(scores.EVERY.index, ("angle", "scale"))
+    ]
     assert some[:, column] == pytest.approx(terms[0] + terms[1])
     assert np.array_equal(some[:, : len(scores.EVERY)], known[:5])
 

@@ -116,7 +116,11 @@ def test_noise_of_garments_is_drawn_on_all_labels(monkeypatch: pytest.MonkeyPatc
     args = argparse.Namespace(garments=Path(), weights=Path(), cache=Path(), photos=300)
     found = {shelf.name: shelf for shelf in shelves.garments(args)}
     shares = {name: shelf.wrong.mean() for name, shelf in found.items()}
-    assert shares == {"symmetric:0.4": pytest.approx(0.4, abs=0.06), "pair:0.3": pytest.approx(0.3, abs=0.06), "clean": 0}
+    assert shares == {
+        "symmetric:0.4": pytest.approx(0.4, abs=0.06),
+        "pair:0.3": pytest.approx(0.3, abs=0.06),
+        "clean": 0,
+    }
     pair = found["pair:0.3"]
     assert np.array_equal(pair.given[pair.wrong], (pair.true[pair.wrong] + 1) % 10)
     assert np.bincount(pair.true).tolist() == [30] * 10

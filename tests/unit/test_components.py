@@ -126,8 +126,12 @@ def test_wrong_labels_are_flagged_downweighted_and_counted(small: Shelf) -> None
 
 def test_another_look_at_the_same_photos_joins_the_label_scores() -> None:
     photos = drawn_set(num_classes=6, imbalance=10, largest=60)
-    noise = dataclasses.replace(photos, views=torch.randn(photos.views.shape, generator=torch.Generator().manual_seed(0)))
-    clearer = dataclasses.replace(photos, views=torch.from_numpy(np.eye(6, 24, dtype=np.float32)[photos.true]) + 0.3 * noise.views)
+    noise = dataclasses.replace(
+        photos, views=torch.randn(photos.views.shape, generator=torch.Generator().manual_seed(0))
+    )
+    clearer = dataclasses.replace(
+        photos, views=torch.from_numpy(np.eye(6, 24, dtype=np.float32)[photos.true]) + 0.3 * noise.views
+    )
     rows = photos.rows("train")
     wrong = photos.target[rows] != photos.true[rows]
     missed = [(steps.judge(photos, *other, seed=0).wrong != wrong).mean() for other in ([], [clearer])]

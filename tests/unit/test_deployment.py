@@ -108,14 +108,18 @@ def test_prefect_is_one_version_everywhere() -> None:
     assert f"prefect=={pinned}" in (ROOT / "constraints.txt").read_text().splitlines()
     assert f'"prefect=={pinned}"' in (ROOT / "pyproject.toml").read_text()
     assert f"| prefect | {pinned} |" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"prefect             yes  {pinned}\n" in (ROOT / "docs" / "start" / "install.md").read_text(encoding="utf-8")
+    assert f"prefect             yes  {pinned}\n" in (ROOT / "docs" / "start" / "install.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "works", "fails"),
     [
         pytest.param("sqlalchemy", "2.0.58", "2.1.9", id="schedules would never fire"),
-        pytest.param("whenever", "0.11.0", "0.10.5", id="cron schedules would end with an error on Python 3.11 and 3.12"),
+        pytest.param(
+            "whenever", "0.11.0", "0.10.5", id="cron schedules would end with an error on Python 3.11 and 3.12"
+        ),
     ],
 )
 def test_versions_that_prefect_needs_but_does_not_require(name: str, works: str, fails: str) -> None:

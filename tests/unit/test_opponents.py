@@ -203,7 +203,9 @@ def test_defts_loss_learns_that_a_photo_is_not_of_another_class() -> None:
     for row in range(6):
         label, wrong = int(labels[row]), int(other[row])
         every = [math.exp(similarity(row, 0, each)) for each in range(4)]
-        slow.append(-math.log(clean(row, label)) - math.log(1 - clean(row, wrong)) - math.log(every[label] / sum(every)))
+        slow.append(
+            -math.log(clean(row, label)) - math.log(1 - clean(row, wrong)) - math.log(every[label] / sum(every))
+        )
     assert float(deft.loss_of(unit, labels, other, rows)) == pytest.approx(np.mean(slow), rel=1e-4)
 
 

@@ -118,7 +118,9 @@ def test_a_manifest_is_delivered_with_its_labels_and_with_the_true_ones(tmp_path
     args = argparse.Namespace(data=shop, manifest="m", truth=tmp_path / "t.parquet", photos=tmp_path / "large")
     right, wrong = noise_gap.planted(args)
     assert [(row["path"].name, row["label"]) for row in right] == [("a.jpg", "x"), ("b.jpg", "y")]
-    assert [(row["path"], row["label"]) for row in wrong] == [(tmp_path / "large" / "images" / f"{name}.jpg", "x") for name in "ab"]
+    assert [(row["path"], row["label"]) for row in wrong] == [
+        (tmp_path / "large" / "images" / f"{name}.jpg", "x") for name in "ab"
+    ]
 
 
 def test_each_of_ours_is_divided_by_those_before_and_after_it(capsys: pytest.CaptureFixture[str]) -> None:
