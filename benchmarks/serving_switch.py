@@ -1,8 +1,8 @@
 """Requests lost while versions change: clients ask without a pause during switches, rollbacks, broken versions and a full queue.
 
-The target is none of at least 40,000, and no wait longer than twice the 99th percentile before the changes; the baseline of
-that ratio is the longest wait before them. Requests that are refused at once because the queue is full are counted apart: a client
-without bounds of its own gets that answer, and it may ask again.
+The graph has the batches and instances that its curve asks for. The target is none of at least 40,000, and no wait longer than
+twice the 99th percentile before the changes; the baseline of that ratio is the longest wait before them. Requests that are refused
+at once because the queue is full are counted apart: a client without bounds of its own gets that answer, and it may ask again.
 
 Each phase of a switch is timed, with the share of the cores that new processes took and that stayed idle; each slow request counts
 for the phase that it overlaps most. The clients are a process of their own, so that the switching one cannot hold them up.
@@ -29,11 +29,14 @@ from load.phases import Switching, phase_of
 
 from durable import sha256
 from serving.errors import ServingError
+from serving.repository.curve import CURVE
+from serving.repository.curve import measure as measure_curve
 
 CLAIM = "no request is lost by a switch, a rollback, a broken version or a client that sends more than can be answered"
 CLIENTS = 8
 FLOOD = 3.0  # times the rate that the server can answer
 BATCH = 8
+LATENCY_MS = 50.0  # for which batches and instances are chosen
 LONGEST = 2.0  # times the 99th percentile before the changes
 BETWEEN = "between_phases"
 CONV = b"\x22\x04Conv"  # operator of a node, as protobuf writes it
@@ -51,7 +54,10 @@ def main() -> None:
     photos = networks.photos(BATCH)
     with TemporaryDirectory() as folder:
         graph = networks.write(networks.graph(networks.LIGHT, crops=1), Path(folder) / "light.onnx")
-        with served(graph, labels=networks.names(5000), golden=photos[:2], versions=2) as ours:
+        curve = measure_curve(graph)
+        assert curve is not None, "every machine has a CPU"
+        chosen = {"lineage": {CURVE: curve.facts()}, "latency_ms": LATENCY_MS}
+        with served(graph, labels=networks.names(5000), golden=photos[:2], versions=2, **chosen) as ours:
             with asking(ours, photos, seconds=args.seconds) as (answers, _):
                 before = answers.result()
             print(f"before: {before}", flush=True)
