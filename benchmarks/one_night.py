@@ -26,11 +26,9 @@ CORES = 8  # of each card, as rented machines have
 NEW = COUNTS.test // 10  # test photos that came since the current model was exported: taken, not measured
 MACHINE_CARDS = 8  # of one machine; a graph is asked, and an ensemble calibrated, on those of one
 HERE, SOURCE, COMPUTED = "measured here", "from a source", "computed"
-CORE_PHOTOS_S = 965.0  # 500 px JPEGs decoded for training, one core of this machine: benchmarks/train_loader.py
-CORE_GMAC_S = (
-    13.6  # billion products and sums of one core: 168 photos/s of mobilenetv2_100 at 96 px, benchmarks/train_scoring.py
-)
-TWO_WORKERS = 0.763  # photos/s per process of two that share a training over one alone: benchmarks/train_workers.py
+CORE_PHOTOS_S = 607.0  # 500 px JPEGs decoded for training, one core of this machine: benchmarks/train_loader.py
+CORE_GMAC_S = 23.9  # billion products and sums of one core: benchmarks/train_scoring.py, 295 photos/s at .081 each
+TWO_WORKERS = 0.67  # photos/s per process of two that share a training over one alone: benchmarks/train_workers.py
 FLOAT32 = 2.0  # times as long as in mixed precision, as a graph is asked
 FLOPS = 35.6e12  # of a card, float32
 PRODUCT_S = 9.0e-4  # s of one core, a photo's product with 50,030 classes; of a card it is FLOPS that counts
@@ -62,8 +60,13 @@ RATES = {
 }
 
 
-def pace(recipe: Recipe, member: int, *, on_card: bool = True) -> dict[str, float]:
-    """The pace of a member on one card, as models.training.pace would measure it; `on_card`: the graph is asked there too."""
+def pace(
+    recipe: Recipe, member: int, *, on_card: bool = True, decode_s: float = 1 / CORES / CORE_PHOTOS_S
+) -> dict[str, float]:
+    """The pace of a member on one card, as models.training.pace would measure it.
+
+    on_card: the graph is asked there too. decode_s: time in which the card's cores decode a photo, beside its passes.
+    """
     own = recipe.of(member)
     (settings,), train = own.members, own.train
     card = RATES[settings.backbone.partition(".")[0]]
@@ -75,14 +78,15 @@ def pace(recipe: Recipe, member: int, *, on_card: bool = True) -> dict[str, floa
     train_s = 0.0 if train.backbone_lr_scale == 0 else (settings.size / card.side) ** 2 / card.train
     feature_s = 2 * infer_s if train.backbone_lr_scale == 0 else 0.0
     gmac = card.gmac * (settings.size / card.infer_side) ** 2 + HEAD / 1e9
+    asked_s = FLOAT32 * infer_s + logits / 3 if on_card else gmac / CORES / CORE_GMAC_S
     return {
-        "shown_s": infer_s + logits / 3,
-        "asked_s": FLOAT32 * infer_s + logits / 3 if on_card else gmac / CORES / CORE_GMAC_S,
-        "drawn_s": train_s + logits + update,
-        "scored_s": logits / 3 + (0.0 if feature_s else infer_s),
+        "shown_s": max(infer_s + logits / 3, decode_s),
+        "asked_s": max(asked_s, decode_s),
+        "drawn_s": max(train_s + logits + update, decode_s if train_s else 0.0),
+        "scored_s": logits / 3 if feature_s else max(infer_s + logits / 3, decode_s),
         "product_s": 2 * HEAD / FLOPS,
         "pass_s": 2 * FLOAT * COUNTS.classes / BANDWIDTH,
-        "feature_s": feature_s,
+        "feature_s": max(feature_s, decode_s) if feature_s else 0.0,
         "parameters": 1e6 * card.parameters + HEAD,
         "peak_bytes": 16 * (1e6 * card.parameters + HEAD),
         "measured_s": 0.0,
@@ -122,8 +126,8 @@ def bottleneck(recipe: Recipe, found: Sequence[Stage], cards: int) -> str:
 
 
 def wanted_s(recipe: Recipe) -> list[float]:
-    """Seconds per photo of every pass that decodes: trainings of whole networks, and features of frozen ones."""
-    paces = [pace(recipe, member) for member in range(len(recipe.members))]
+    """Seconds of a card per photo of every pass that decodes: trainings of whole networks, and features of frozen ones."""
+    paces = [pace(recipe, member, decode_s=0.0) for member in range(len(recipe.members))]
     return [each["feature_s"] or each["drawn_s"] for each in paces]
 
 
@@ -229,9 +233,9 @@ current cards are several times as fast, and then the cores that decode are the 
 
 """.splitlines()
 END = """Every time in the tables of nights and stages is computed from these rates. Rates at another size are scaled by the
-number of pixels. Cards beyond the number of trainings share one, each with 0.763 of its speed alone; that number is of
-CPUs, and of two processes. The product of the classifier is in the published rates of 1,000 classes only; for 50,030
-its passes over the logits and the update of its 25.6 million weights are added, by the bandwidth. The token count of
+number of pixels. Cards beyond the number of trainings share one, each at the speed of two processes, which is of CPUs.
+The product of the classifier is in the published rates of 1,000 classes only; for 50,030 its passes over the logits and
+the update of its 25.6 million weights are added, by the bandwidth. The token count of
 `vit_base_patch14_reg1_tipsv2` is that of `vit_base_patch16_reg4_gap_256`, whose rate stands for it. Not counted:
 delivery over a network, waiting for a queue, faults, and ingestion: a retraining starts from a data version. The first
 delivery of all photos takes {ingest}, at the rate of tiny photos and with photos decoded by 8 cores.
@@ -244,8 +248,9 @@ cannot use the cards it takes the cores and warns; then the export would take, o
 {cores}.
 `export.crops=2`, or fewer test photos (`ingest --test-share`), shorten it. That it uses the cards was not tried on one.
 
-Photos are decoded by the cores in all of these times. `train.decode="device"` leaves plain JPEGs to the cards, in
-trainings, features of frozen backbones and the passes that follow them; it has no rate here, as it never ran on a card.
+Photos are decoded by the cores in all of these times, and a card waits for its eight where it is faster.
+`train.decode="device"` leaves plain JPEGs to the cards, in trainings, features of frozen backbones and the passes that
+follow them; it has no rate here, as it never ran on a card.
 
 Without a card, the ten epochs of a retrained classifier alone (`balance.method="best"`) would take a core {epochs:.0f} hours at
 this size, two products of each photo with all classes; `balance.epochs=0` leaves them out.
