@@ -7,31 +7,15 @@ Python stub runs it with the packages of the private environment: it may import 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
-
-LOADING = 10  # added to the niceness of a thread that loads: beside full cores it gets a tenth of a usual thread's time
-
-
-def _aside(work: Callable[[], Any]) -> Any:
-    """Result of `work`, done in a thread of low priority, because the former version answers meanwhile.
-
-    Linux keeps a priority for each thread, and only root may raise one again. So the thread that will answer stays as it is.
-    """
-    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(LOADING,)) as thread:
-        return thread.submit(work).result()
-
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is loaded
-onnxruntime: Any = _aside(partial(importlib.import_module, "onnxruntime"))
+import onnxruntime
+import triton_python_backend_utils as pb_utils
 
 SESSION_OPTIONS = {
     "intra_op_thread_count": "intra_op_num_threads",
@@ -52,11 +36,8 @@ class TritonPythonModel:
         folder = os.path.join(args["model_repository"], args["model_version"])
         path = os.path.join(folder, config["default_model_filename"] or "model.onnx")
         providers = _providers(config, kind=args["model_instance_kind"], device=args["model_instance_device_id"])
-        options = _options(config["parameters"])
-        load = partial(onnxruntime.InferenceSession, path, options, providers=providers)
-        is_alone = options.intra_op_num_threads == 1 and args["model_instance_kind"] != "GPU"
-        try:  # threads that a session starts would keep the low priority
-            self.session = _aside(load) if is_alone else load()
+        try:
+            self.session = onnxruntime.InferenceSession(path, _options(config["parameters"]), providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             version = onnxruntime.__version__
             raise pb_utils.TritonModelException(f"ONNX Runtime {version} cannot load the graph: {error}") from None
@@ -143,7 +124,7 @@ def _providers(config: dict[str, Any], *, kind: str, device: str) -> list[tuple[
     return [("TensorrtExecutionProvider", {"device_id": device, **engines, **precision}), cuda]
 
 
-def _options(parameters: dict[str, dict[str, str]]) -> Any:
+def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:
     """Session options from the parameters of config.pbtxt, which have the names of the native backend."""
     options = onnxruntime.SessionOptions()
     for key, name in SESSION_OPTIONS.items():

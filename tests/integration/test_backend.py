@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -40,56 +39,22 @@ print(json.dumps({
 }))
 """
 
-# Starts an instance as the stub does, and prints the niceness of the threads that load and that answer.
-NICENESS = """
-import json, os, sys
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
-import model, onnxruntime
-loads = []
-class Session(onnxruntime.InferenceSession):
-    def __init__(self, *arguments, **options):
-        loads.append(os.getpriority(os.PRIO_PROCESS, 0))
-        super().__init__(*arguments, **options)
-model.onnxruntime.InferenceSession = Session
-threads = {"intra_op_thread_count": {"string_value": sys.argv[5]}}
-config = {"default_model_filename": os.path.basename(sys.argv[4]), "parameters": threads}
-place = os.path.dirname(os.path.dirname(sys.argv[4]))
-version = os.path.basename(os.path.dirname(sys.argv[4]))
-before = os.getpriority(os.PRIO_PROCESS, 0)
-instance = model.TritonPythonModel()
-instance.initialize({"model_config": json.dumps(config), "model_repository": place, "model_version": version,
-                     "model_instance_kind": sys.argv[3], "model_instance_device_id": "0"})
-print(json.dumps([loads[0] - before, os.getpriority(os.PRIO_PROCESS, 0) - before]))
-"""
-
-
-def run(environment: Environment, script: str, *arguments: object, stdin: str = "") -> Any:
-    """JSON that a script prints in the server's interpreter, with our backend importable."""
-    backends = [environment.wheel / "backends" / "python", ROOT / "serving" / "onnxruntime_backend"]
-    done = subprocess.run([environment.path / "bin" / "python", "-c", script, *backends, *map(str, arguments)],
-                          input=stdin, capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 def session_options(environment: Environment, graph: Path, accelerator: Accelerator) -> dict[str, Any]:
     """Session options that the backend derives from our config.pbtxt, which Triton passes as JSON."""
     text = TritonConfig.from_onnx(graph, versions=(1,), accelerator=accelerator).to_pbtxt()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    backends = [environment.wheel / "backends" / "python", ROOT / "serving" / "onnxruntime_backend"]
     kind = "GPU" if accelerator.is_gpu else "CPU"
-    passed = json_format.MessageToJson(config, preserving_proto_field_name=True)
-    return dict(run(environment, SCRIPT, kind, graph, stdin=passed))
-
-
-@pytest.mark.parametrize(("threads", "apart"), [(1, 10), (2, 0)])
-def test_a_graph_loads_at_low_priority_and_answers_at_the_usual_one(
-    threads: int, apart: int, triton_environment: Environment, tmp_path: Path
-) -> None:
-    """Threads of ONNX Runtime would keep the low priority, so a graph that has some is loaded at the usual one."""
-    graph = write_graph(tmp_path / "model.onnx")
-    loading, answering = run(triton_environment, NICENESS, "CPU", graph, threads)
-    assert answering == 0
-    assert loading == min(apart, 19 - os.nice(0))
+    done = subprocess.run(
+        [environment.path / "bin" / "python", "-c", SCRIPT, *backends, kind, graph],
+        input=json_format.MessageToJson(config, preserving_proto_field_name=True),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_the_session_follows_the_configuration(triton_environment: Environment, tmp_path: Path) -> None:
