@@ -40,7 +40,7 @@ def parser(file: Path) -> argparse.ArgumentParser:
 
 
 def keywords(call: ast.Call, named: dict[str, ast.expr]) -> dict[str, Any]:
-    """What limits the words of an option; choices only if they are written in the file."""
+    """Keywords that limit the words of an option; choices only if they are written in the file."""
     found: dict[str, Any] = {}
     for each in call.keywords:
         value = named.get(each.value.id, each.value) if isinstance(each.value, ast.Name) else each.value
