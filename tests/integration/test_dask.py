@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,39 +209,6 @@ def note_trainings(shop: Workspace, started: dict[str, set[int]]) -> None:
     for pid, argv in commands():
         if "models.training.train" in argv and "--fold" in argv and any(str(shop.root) in word for word in argv):
             started.setdefault(argv[argv.index("--fold") + 1], set()).add(pid)
-
-
-@pytest.mark.slow
-@pytest.mark.faults
-def test_photos_of_a_worker_that_dies_are_opened_by_the_other(
-    filled: Workspace,
-    delivery: Path,
-    two_machines: tuple[str, list[subprocess.Popen[bytes]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The worker holds a batch when it dies: it stands still from the first batch on."""
-    address, workers = two_machines
-    submit = flows.ingest.open_batch.submit
-    submitted: list[list[str]] = []
-
-    def submit_and_stop(files: list[str]) -> object:
-        if not submitted:
-            workers[0].send_signal(signal.SIGSTOP)
-            threading.Timer(5, workers[0].kill).start()
-        submitted.append(files)
-        return submit(files)
-
-    monkeypatch.setenv("CLEANSHELF_DASK", address)
-    monkeypatch.setattr(flows.ingest, "BATCH", 8)
-    monkeypatch.setattr(flows.ingest, "AT_ONCE", 4)
-    monkeypatch.setattr(flows.ingest.open_batch, "submit", submit_and_stop)
-    began = time.monotonic()
-    ingested = ingest(Workspace.init(tmp_path / "shop"), delivery)
-    assert time.monotonic() - began > 4, "nothing waited for the worker"
-    assert workers[0].wait(10) == -signal.SIGKILL
-    assert ingested.data_version == DataVersions(filled).selected()
-    assert len(submitted) == 12, "each batch is submitted once"
 
 
 def refusal(shop: Workspace, monkeypatch: pytest.MonkeyPatch, cluster: str) -> str:

@@ -153,7 +153,7 @@ def test_a_small_size_runs_and_what_ended_is_not_run_again(tmp_path: Path) -> No
 @pytest.mark.timeout(1200)
 def test_a_whole_retraining_of_a_small_size_is_measured_and_makes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    words = [sys.executable, "benchmarks/scale.py", "--classes", "12", "--photos", "300", "--members", "2"]
+    words = [sys.executable, "benchmarks/scale.py", "--classes", "12", "--photos", "600", "--members", "2"]
     words += ["--epoch-length", "256", "--place", str(tmp_path / "scale"), "--page", str(page)]
     words += ["--stage", "draw", "ingest", "retrain", "profile", "serve"]
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_a_whole_retraining_of_a_small_size_is_measured_and_makes_the_page(tmp_p
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    figures = {line["figure"].removeprefix("12 x 300: "): line["value"] for line in lines}
+    figures = {line["figure"].removeprefix("12 x 600: "): line["value"] for line in lines}
     for name in ("ingest", "plan", "train member", "score fold", "balance member", "calibrate", "export", "serve"):
         assert figures[f"{name}, s"] > 0, name
     assert figures["plan of train member, off by %"] > -100
