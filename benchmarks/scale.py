@@ -83,7 +83,7 @@ def tell(place: Place) -> None:
         seconds, processor_s = (sum(getattr(each, kind) for each in others) for kind in ("seconds", "processor_s"))
         at_most(f"{at}: all but training and scoring, min", seconds / MINUTE, OTHERS_MIN)
         told(f"{at}: all but training and scoring, processor time, min", processor_s / MINUTE)
-        last = [taken[name] for name in ("export", "gate")]
+        last = [taken[name] for name in ("export", "gate") if name in taken]  # a gate may take less than a look
         at_most(f"{at}: export, parity and gate, min", sum(each.seconds for each in last) / MINUTE, EXPORT_MIN)
         peak = max(each.peak_bytes for each in last) / GB
         at_most(f"{at}: export, parity and gate, peak of any process, GB", peak, PEAK_GB)
