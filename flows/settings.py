@@ -35,9 +35,7 @@ class Settings(BaseSettings):
     triton_engines: Path = Path("/var/cache/cleanshelf")  # folder of TensorRT engines on the server
     triton_latency_ms: float = Field(50, gt=0)  # longest wait for an answer under load, for which batches are chosen
     triton_batch: int = Field(0, ge=0, le=4096)  # photos computed together at most; 0 to choose by the measured curve
-    triton_instances: int = Field(
-        0, ge=0
-    )  # copies of the graph on the server; 0 for the usual number (docs/tasks/serve.md)
+    triton_instances: int = Field(0, ge=0)  # copies of the graph on the server; 0: docs/tasks/serve.md has the rule
     parallel: int = 0  # training processes at a time; 0 for one per GPU, or one per CPU core without a GPU
     dask: str = ""  # where they run: address of a Dask scheduler, "local" for processes on this machine, "" for threads
 

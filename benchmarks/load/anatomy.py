@@ -58,7 +58,7 @@ class Fresh(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, number: int) -> bytes:  # type: ignore[override]
+    def __getitem__(self, number: int) -> bytes:  # type: ignore[override]  # the clients take no slices
         return message(self.photos[number][None])
 
 

@@ -218,7 +218,7 @@ def _require_room(delivery: Delivery, disk: Path) -> None:
     sizes = [
         file.stat().st_size for path in paths.take(places).to_pylist() if (file := delivery.folder / path).is_file()
     ]
-    needed, free = len(paths) * sum(sizes) / max(len(sizes), 1), shutil.disk_usage(disk).free
+    needed, free = len(paths) * sum(sizes) / max(len(places), 1), shutil.disk_usage(disk).free
     if needed > free:
         raise DiskFull(
             f"{delivery.folder}: its photos take about {needed / 1e9:.1f} GB, and the disk of {disk} has {free / 1e9:.1f} GB "

@@ -262,7 +262,7 @@ def mark_crashed(runs: Sequence[UUID]) -> None:
 def mark_cancelled(runs: Sequence[UUID], why: str) -> None:
     """Marks flow runs that were ended on purpose as cancelled, with their tasks, also if they took that for a crash.
 
-    Prefect cancels the runs of a runner that stops by itself, without the reason.
+    Prefect cancels the runs of a runner that stops, but gives no reason.
     """
     _end_runs(runs, Cancelled(message=why), instead_of=(*UNFINISHED, "CRASHED", "CANCELLED"))
 

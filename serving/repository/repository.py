@@ -357,7 +357,7 @@ class ModelRepository:
 
 
 def _agree(found: str, expected: str) -> bool:
-    """True if a parameter says the same; releases until 0.1 wrote a space after each comma between labels."""
+    """True if a parameter says the same; earlier releases wrote a space after the comma between two labels."""
     return found == expected or found.replace('", "', '","') == expected
 
 
