@@ -28,7 +28,7 @@ test: setup  ## All tests except slow ones: unit tests, then integration tests w
 test-all: setup  ## All tests, including slow ones
 	@$(BIN)/python -m pytest -q tests
 
-check: setup  ## Check formatting, lint, types, import contracts, spelling, constraints
+check: .venv/ready  ## Check formatting, lint, types, import contracts, spelling, constraints
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports

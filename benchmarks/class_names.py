@@ -1,6 +1,6 @@
 """Claim: where errors follow the names of the classes, names find more of them; elsewhere they change nothing.
 
-    PYTHONPATH=.:benchmarks python benchmarks/class_names.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
+    python benchmarks/class_names.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
         [--sets NAME ...] [--seeds 0 1 2]
 
 Labels are scored by the default rule on the folds and features of find_errors.py: without names, with those of the classes,

@@ -1,6 +1,6 @@
 """Claim: our rule finds wrong labels better than every published detector that we could build, on the same evidence.
 
-    PYTHONPATH=.:benchmarks python benchmarks/compare_opponents.py --data grocery-noisy --human cifar --weights FILE \\
+    python benchmarks/compare_opponents.py --data grocery-noisy --human cifar --weights FILE \\
         [--garments fashion_mnist]
 
 Evidence is that of find_errors.py: a head on frozen MobileNetV2 features in five folds of eight epochs; its out-of-fold

@@ -1,6 +1,6 @@
 """Claim: one rule finds wrong labels better than every known rule, and its own cut is where its ranking is best.
 
-    PYTHONPATH=. python benchmarks/find_errors.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
+    python benchmarks/find_errors.py --data grocery-noisy --weights mobilenetv2_100_qat.safetensors \\
         --large grocery224 --encoders mobilenetv2_100_qat.safetensors tf_efficientnet_lite0.safetensors \\
         tf_efficientnet_lite2.safetensors --human cifar --garments fashion_mnist [--seeds 0 1 2 3 4] [--cache DIR]
 

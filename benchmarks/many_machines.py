@@ -1,6 +1,6 @@
 """Claim: ingestion and scoring on two and four machines cost as much processor time per photo as on one.
 
-    PYTHONPATH=. python benchmarks/many_machines.py [--photos 20000] [--machines 1 2 4]
+    python benchmarks/many_machines.py [--photos 20000] [--machines 1 2 4]
 
 Machines are network namespaces of this one with a Dask worker each, so root is needed. They share its cores: with fewer cores
 than machines the time cannot fall, and photos per second of processor time say what many machines cost. Each number of machines

@@ -1,6 +1,6 @@
 """Claim: 200 looks at the photos that are worth most raise accuracy more than 200 looks at the worst scores.
 
-    PYTHONPATH=.:benchmarks python benchmarks/review_budget.py --data grocery-noisy --weights FILE [--seeds 0 1 2]
+    python benchmarks/review_budget.py --data grocery-noisy --weights FILE [--seeds 0 1 2]
 
 Labels are scored as in find_errors.py. A person, who is always right, looks at K photos in one of three orders: those that
 models.cleaning.budget takes, the worst scores, and at random. Then label issues are dropped, but for those that were looked at,

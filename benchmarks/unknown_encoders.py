@@ -1,6 +1,6 @@
 """Claim: with better encoders, and several of them, products that are new on the shelf are told from known ones.
 
-    PYTHONPATH=.:benchmarks python benchmarks/unknown_encoders.py --data grocery-noisy --photos grocery224 --weights FOLDER
+    python benchmarks/unknown_encoders.py --data grocery-noisy --photos grocery224 --weights FOLDER
 
 As unknown.py, for one head on each of --encoders at --side px, one view, and for all of them as one ensemble: known photos are
 the test photos of four fifths of the classes, unknown ones those of the others, and animals. Temperatures and the score are

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from browser import kills, map_page, report_page, review_page
 from browser.bare import bare_pages
+from browser.chromium import chromium, served_pages
 from figure import header
 from large_version import CLASSES, PHOTOS, large_version
 
@@ -22,7 +23,6 @@ from flows.data.versions import DataVersions
 from flows.review.decisions import Decisions
 from flows.workspace import Workspace
 from models.data.manifest import read_manifest
-from tests.browser import chromium, served_pages
 
 CLAIM = "the next photo is drawn within 50 ms of a key press, at 10,000 label issues and at 2.5 million photos"
 FEW_PHOTOS, FEW_CLASSES = 111_000, 5_000  # about 10,000 label issues

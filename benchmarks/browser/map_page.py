@@ -17,6 +17,7 @@ import numpy as np
 import uvicorn
 from playwright.sync_api import Page
 
+from browser.chromium import chromium
 from browser.told import at_least, at_most
 from flows.map.points import Points, file_of, write_points
 from flows.map.sources import find_source
@@ -25,7 +26,6 @@ from flows.pages.app import create_app
 from flows.pages.site import Site
 from flows.review.photos import Photos, Words
 from flows.workspace import Workspace
-from tests.browser import chromium
 
 FIRST_S, FRAMES = 3.0, 30.0
 SOFTWARE = "--enable-unsafe-swiftshader"  # Chromium's name for WebGL without a graphics card

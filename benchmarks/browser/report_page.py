@@ -6,11 +6,11 @@ from pathlib import Path
 
 from playwright.sync_api import Browser
 
+from browser.drawn_report import jpeg, large_report
 from browser.review_page import first_paint_s
 from browser.told import at_most
 from flows.report.html.page import PAGE, page
 from flows.report.html.pictures import picture, shown_photos
-from tests.report_page import jpeg, large_report
 
 MEGABYTES, PAINT_S = 5.0, 1.0
 

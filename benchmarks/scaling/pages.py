@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from browser.chromium import CHROMIUM, chromium, served_pages
 from browser.review_page import first_paint_s
 from browser.told import at_most, told
 from figure import unmeasured
@@ -13,7 +14,6 @@ from figure import unmeasured
 from flows.registry.versions import MODEL
 from flows.workspace import Workspace
 from scaling.stages import newest
-from tests.browser import CHROMIUM, chromium, served_pages
 
 MEGABYTES, PAINT_S = 1.0, 1.0
 WEIGHTS = 1.1  # size of a graph, of its weights at most

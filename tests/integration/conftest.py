@@ -90,7 +90,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, local_server: Callable[..
 @pytest.fixture(scope="module")  # a longer one would keep its event loop from the tests of other modules
 def browser() -> Iterator[Browser]:
     """A headless Chromium."""
-    from tests.browser import chromium
+    from browser.chromium import chromium
 
     with chromium() as browser:
         yield browser
@@ -107,7 +107,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(shop: Path) -> Iterator[str]:
     """Address of the pages of the workspace."""
-    from tests.browser import served_pages
+    from browser.chromium import served_pages
 
     with served_pages(shop) as address:
         yield address

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browser.chromium import chromium, served_pages
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -19,7 +20,6 @@ from flows.map.points import Points, file_of, write_points
 from flows.map.sources import find_source
 from flows.review.photos import Photos, read_photos
 from flows.workspace import Workspace
-from tests.browser import chromium, served_pages
 from tests.cleaned import FOLD, cleaned_workspace
 
 pytestmark = pytest.mark.browser

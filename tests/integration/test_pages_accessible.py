@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browser.chromium import chromium, served_pages
 from playwright.sync_api import Browser, Page
 
 from flows.endpoint.recent import Recent
 from flows.pages.site import PAGES
 from flows.workspace import Workspace
 from serving import Recognition
-from tests.browser import chromium, served_pages
 from tests.cleaned import cleaned_workspace
 from tests.deliveries import photo
 

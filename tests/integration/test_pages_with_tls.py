@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browser.chromium import chromium, served_pages
 
 from flows.pages.access import COOKIE, ROLES, People
 from flows.pages.guard import MAX_BODY
 from flows.workspace import Workspace
-from tests.browser import chromium, served_pages
 from tests.certificates import certificate
 
 pytestmark = pytest.mark.browser

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browser.chromium import chromium, served_pages
 from playwright.sync_api import Browser, Page, expect
 from starlette.testclient import TestClient
 
@@ -24,7 +25,6 @@ from models.recipe.config import load_recipe
 from serving.server.environment import Environment
 from serving.server.process import birth
 from serving.server.server import LocalServer
-from tests.browser import chromium, served_pages
 from tests.cleaned import cleaned_workspace
 from tests.registered import registered_model
 

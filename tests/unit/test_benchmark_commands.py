@@ -97,3 +97,17 @@ def test_a_command_of_several_lines_that_names_a_missing_option_is_refused() -> 
     assert words == ["--data", "shop", "--cifar", "cifar"]
     with pytest.raises((ValueError, argparse.ArgumentError), match="unrecognized arguments: --cifar cifar"):
         parser(ROOT / "benchmarks" / f"{name}.py").parse_args(words)
+
+
+def test_a_benchmark_runs_without_the_tests() -> None:
+    """`python benchmarks/NAME.py` finds the folder of the benchmarks and what is installed; tests are neither."""
+    wrong = [
+        f"{file.relative_to(ROOT)}: {node.lineno}"
+        for file in (ROOT / "benchmarks").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+        if name.partition(".")[0] in ("tests", "benchmarks")
+    ]
+
+    assert wrong == []

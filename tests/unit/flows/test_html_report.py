@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser.drawn_report import HOSTILE, jpeg, large_report, report
 from PIL import Image
 
 from flows.delivery.build import build_version
@@ -26,7 +27,6 @@ from flows.report.run_report import Report, to_json
 from flows.report.steps import StepAccuracy
 from models.data.manifest import read_manifest
 from tests.deliveries import deliver
-from tests.report_page import HOSTILE, jpeg, large_report, report
 
 VOID = ("meta", "img", "br", "link", "input")
 
