@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 import unknown
 from figure import figure, header
+from noisy.features import BATCH
 from numpy.typing import NDArray
 from struck.scores import EVERY, NAMES, Guide, struck_pairs, with_sums
 from tail.sets import FeatureSet
@@ -129,7 +130,7 @@ def features(
                         std=(0.5,) * 3, **extra)  # fmt: skip
         network = build_network(member, num_classes=2).eval()
         with torch.inference_mode():
-            found = [torch.cat([network.features(each.permute(0, 3, 1, 2).float() / 255) for each in part.split(32)]).numpy()
+            found = [torch.cat([network.features(each.permute(0, 3, 1, 2).float() / 255) for each in part.split(BATCH)]).numpy()
                      for part in seen]  # fmt: skip
         with file.with_suffix(".part").open("wb") as part:
             np.savez(part, products=found[0], other=found[1], tiles=found[2])

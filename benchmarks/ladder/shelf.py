@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from noisy.features import member_of
+from noisy.features import BATCH, member_of
 from numpy.typing import NDArray
 from tail.sets import FeatureSet, drawn_set
 from torch import Tensor
@@ -26,7 +26,6 @@ SIZES = (128, 160, 192)  # pixels; the first is the reference
 LARGE = (224,)  # of photos that come from a larger source
 CLEAN = "clean"  # name of the set with the true labels
 ENLARGE, CROPS = 1.25, 10
-BATCH = 64
 
 
 class Camera(Protocol):

@@ -204,6 +204,30 @@ def test_a_worker_that_dies_costs_its_fold_only_and_the_other_resumes_it(
     assert DataVersions(shop).selected() == DataVersions(Workspace(undisturbed)).selected()
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_worker_that_dies_while_it_opens_photos_costs_no_photo(
+    prefect_server: None, two_machines: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    address, workers = two_machines
+    delivery = deliver(tmp_path / "shelf", {f"product {number}": 100 for number in range(60)}, side=96)
+    shop, undisturbed = (Workspace.init(tmp_path / name) for name in ("shop", "undisturbed"))
+    command = [sys.executable, "-m", "flows.cli", "ingest", str(delivery), "-w", str(shop.root)]
+    variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
+    with (shop.root / "log").open("wb") as log, Client(address, set_as_default=False) as client:
+        flow = subprocess.Popen(command, env=variables | {"CLEANSHELF_DASK": address}, stdout=log, stderr=log)
+        try:
+            assert until(lambda: all(client.processing().values()), timeout_s=120), "not every worker got a batch"
+            workers[0].kill()
+            assert flow.wait(240) == 0, (shop.root / "log").read_text()
+            assert len(client.processing()) == 1
+        finally:
+            flow.kill()
+            flow.wait()
+    ingest(undisturbed, delivery)
+    assert DataVersions(shop).selected() == DataVersions(undisturbed).selected()
+
+
 def note_trainings(shop: Workspace, started: dict[str, set[int]]) -> None:
     """Adds the pids of the trainings of folds that run now, by fold."""
     for pid, argv in commands():
