@@ -32,7 +32,7 @@ TWO_WORKERS = 0.67  # photos/s per process of two that share a training over one
 FLOAT32 = 2.0  # times as long as in mixed precision, as a graph is asked
 FLOPS = 35.6e12  # of a card, float32
 PRODUCT_S = 9.0e-4  # s of one core, a photo's product with 50,030 classes; of a card it is FLOPS that counts
-PRODUCT = "OMP_NUM_THREADS=1 python -c 'from models.training.pace import time_classes; print(time_classes(50_030))'"
+PRODUCT = "OMP_NUM_THREADS=1 python -c 'from models.export.pace import time_classes; print(time_classes(50_030))'"
 BANDWIDTH, FLOAT, WIDTH, HEAD = 936e9, 4, 512, 512 * 50_030
 START_S = 40.0
 INGEST_S = 130.5 / 250_150  # s of two cores, a tiny photo, beside other jobs: benchmarks/scale.py
@@ -63,7 +63,7 @@ RATES = {
 def pace(
     recipe: Recipe, member: int, *, on_card: bool = True, decode_s: float = 1 / CORES / CORE_PHOTOS_S
 ) -> dict[str, float]:
-    """The pace of a member on one card, as models.training.pace would measure it.
+    """The pace of a member on one card, as models.export.pace would measure it.
 
     on_card: the graph is asked there too. decode_s: time in which the card's cores decode a photo, beside its passes.
     """

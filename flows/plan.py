@@ -122,7 +122,7 @@ def compared(workspace: Workspace, data: DataFolder) -> int:
 
 
 def measure(recipe: Recipe, data: DataFolder) -> tuple[list[dict[str, float]], float]:
-    """The pace of each member (models.training.pace), and the seconds that a child takes to start. Equal members count once."""
+    """The pace of each member (models.export.pace), and the seconds that a child takes to start. Equal members count once."""
     known, start_s = dict[str, dict[str, float]](), 0.0
     paces = []
     for member in range(len(recipe.members)):
@@ -141,7 +141,7 @@ def _measured(recipe: Recipe, data: DataFolder, member: int) -> tuple[dict[str, 
         folder, began = Path(name), time.monotonic()
         (folder / "recipe.json").write_text(json.dumps(to_dict(recipe)), encoding="utf-8")
         arguments = ["--data", data, "--recipe", folder / "recipe.json", "--member", member, "--out", folder]
-        run_child("models.training.pace", arguments, say=log.debug, on_gpu=True)
+        run_child("models.export.pace", arguments, say=log.debug, on_gpu=True)
         return json.loads((folder / "pace.json").read_bytes()), time.monotonic() - began
 
 

@@ -1,6 +1,6 @@
 """Estimate of what a retraining will take, stage by stage: from the recipe, the counts of a data version and measured paces.
 
-A pace (models.training.pace) is measured on this machine. Rates of stages that no pace measures are those of
+A pace (models.export.pace) is measured on this machine. Rates of stages that no pace measures are those of
 benchmarks/scale.py; they are per photo, and such stages are short.
 """
 
@@ -20,11 +20,11 @@ TEMPERED, CHANGED, RANKED = 17, 0.3, 1.4
 RANKINGS = {"best": 7, "none": 1, "tau": 3, "logit_adjustment": 3}
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
 SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
-CLEAN_S, GATE_S, GRAPH_S = 9e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
-VERSION_S, PUBLISH_S = 5.0, 10.0  # data version of a round; report, registration and switch
+CLEAN_S, GATE_S, GRAPH_S = 6e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
+VERSION_S, PUBLISH_S = 3.0, 10.0  # data version of a round; report, registration and switch
 SCORE_BYTES, LABEL_BYTES = 120, 60  # of a photo, on the disk
 MOST = 10_000  # photos of a fold, up to which all pairs are compared
-VOTE_S, CLASS_S = 7e-5, 6e-5  # s of a core per photo, and per class of a fold, where only candidates are compared
+VOTE_S, CLASS_S = 5e-5, 5e-5  # s of a core per photo, and per class of a fold, where only candidates are compared
 
 
 @dataclass(frozen=True)

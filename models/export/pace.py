@@ -1,5 +1,5 @@
 """Measure a few training steps and scored photos of one member on this machine, for a plan before a retraining:
-`python -m models.training.pace --data DIR --recipe FILE.json --member 0 --out DIR`.
+`python -m models.export.pace --data DIR --recipe FILE.json --member 0 --out DIR`.
 
 Writes pace.json to --out. A backbone that is trained is measured by steps on real photos; of a frozen one, the features
 of a few photos and steps of its head on them.
@@ -18,11 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contract import INPUT
 from models.data import machine
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
 from models.data.samplers import Sampler
 from models.data.trusted import with_selection_photos
+from models.export.graph import DeployGraph
+from models.export.onnx_file import write_onnx
+from models.export.session import open_session
 from models.networks.inputs import EVAL_BATCH, Inputs, Views, extract
 from models.networks.network import EMBEDDING, Network, build_network, count_parameters, set_threads
 from models.networks.predict import score
@@ -33,7 +37,7 @@ from models.training.epochs import initial_state, train_epoch
 from models.training.job import Job, split_rows
 from models.training.meta import Constant
 from models.training.sample_weights import make_sample_weights
-from models.training.train import make_loss, to_device
+from models.training.train import Trained, make_loss, to_device
 
 STEPS = 3  # that are timed, after one that is not
 SCORED, FEW = 4, 8  # batches of a scoring pass; photos that a graph gets at a time
@@ -46,7 +50,7 @@ class Pace:
 
     drawn_s, scored_s: per photo of a training and of a scoring pass, decoding included.
     shown_s, asked_s: per photo of the few that a graph gets at a time: on this device while crops and temperatures are chosen,
-        and where the graph answers the test photos, on this device or on all cores.
+        and where the graph answers the test photos: on this device, or by ONNX Runtime on all cores.
     product_s, pass_s: per photo, of a product of its embedding with all classes, and of an exponential of all its logits.
     feature_s: per photo, of the features of a frozen backbone; 0 if it is trained.
     parameters: of the network. peak_bytes: resident memory of this process at its largest.
@@ -82,13 +86,12 @@ def pace(recipe: Recipe, *, data: Path, member: int, out: Path) -> Pace:
     ids, target = manifest.id[held_out], manifest.target[held_out]
     scored_s = seconds(lambda: score(network, shown, ids=ids, target=target)) / max(len(held_out), 1)
     shown_s = time_few(network, side=job.network.size)
-    asked_s = shown_s
-    if network.mean.device.type == "cpu":  # measured on one core, because threads wait for each other on a busy machine
-        torch.set_num_threads(1)
-        asked_s = time_few(network, side=job.network.size) / machine.cores()
-        set_threads(settings.threads)
     product_s, pass_s = time_classes(len(manifest.classes))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_cpu = network.mean.device.type == "cpu"
+    asked_s = (
+        time_graph(Trained(network.eval(), job.network, manifest.classes, 0.0), recipe, out) if on_cpu else shown_s
+    )
     return Pace(drawn_s, scored_s, shown_s, asked_s, product_s, pass_s, feature_s, count_parameters(network), peak,
                 time.perf_counter() - began)  # fmt: skip
 
@@ -139,6 +142,20 @@ def time_few(network: Network, *, side: int) -> float:
     return (
         min(seconds(lambda: network.eval()(views).logits.softmax(1).topk(1).indices.cpu()) for _ in range(STEPS)) / FEW
     )
+
+
+def time_graph(trained: Trained, recipe: Recipe, out: Path) -> float:
+    """Seconds per photo of the member's own graph of one crop, which ONNX Runtime answers for FEW photos on all cores.
+
+    They are those of one core over the number of cores, because threads wait for each other on a busy machine.
+    """
+    side, path = recipe.export.input_size, out / "pace.onnx"
+    write_onnx(DeployGraph([trained], settings=dataclasses.replace(recipe.export, crops=1)), path, input_size=side,
+               metadata={})  # fmt: skip
+    session = open_session(path, threads=1)
+    path.unlink()
+    photos = {INPUT: np.random.default_rng(0).integers(256, size=(FEW, side, side, 3), dtype=np.uint8)}
+    return min(seconds(lambda: session.run(None, photos)) for _ in range(STEPS)) / FEW / machine.cores()
 
 
 def time_classes(num_classes: int) -> tuple[float, float]:
