@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from onnx import helper
 
 from contract.labels import KnownLabels, difference, fault, shown
 from models.errors import EnrolmentError
-from models.export.patch import Classifier, Graph, name_classes, read_graph, read_metadata, replace_classifier, write
+from models.export.patch import Graph, name_classes, read_graph, read_metadata, replace_classifier, write
 from models.export.session import open_session
 
 if TYPE_CHECKING:
@@ -168,32 +168,36 @@ def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float3
     Args:
         photos: (G, S, S, 3).
     """
-    whole = read_graph(graph)
-    names = inputs_of_classifiers(whole) + inputs_of(whole, whole.discriminants)
-    with temporary_session(whole) as session:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        names, session = write_with_inputs(graph, file, discriminants=True), open_session(file)
         outputs = [session.run(names, {"image": photo[None]}) for photo in photos]
     return [np.stack(of_member) for of_member in zip(*outputs, strict=True)]
 
 
-def inputs_of_classifiers(graph: Graph) -> list[str]:
-    """Names of the tensors that enter the classifiers, which become outputs of the graph in memory too."""
-    return inputs_of(graph, graph.classifiers)
+def write_with_inputs(graph: Path, out: Path, *, discriminants: bool = False) -> list[str]:
+    """Writes a file of a graph that also gives the tensors that enter its classifiers, and returns their names.
 
-
-def inputs_of(graph: Graph, layers: Sequence[Classifier]) -> list[str]:
-    """Names of the tensors that enter some layers, which become outputs of the graph in memory too."""
+    discriminants: and those that enter its discriminants, if it has any; their names come last.
+    """
+    whole = read_graph(graph)
+    layers = [*whole.classifiers, *(whole.discriminants if discriminants else [])]
     for each in layers:
         kind = helper.np_dtype_to_tensor_dtype(each.rows.dtype)
-        graph.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
-    return [each.source for each in layers]
+        whole.model.graph.output.append(helper.make_tensor_value_info(each.source, kind, ["views", each.rows.shape[1]]))
+    names = [each.source for each in layers]
+    del layers, each
+    whole = replace(whole, classifiers=[], discriminants=[])  # of many classes, their rows are as large as the file
+    write(whole, out)
+    return names
 
 
 @contextmanager
-def temporary_session(graph: Graph, *, gpu: int | None = None) -> Iterator[onnxruntime.InferenceSession]:
+def temporary_session(graph: Graph) -> Iterator[onnxruntime.InferenceSession]:
     """Session of a graph in memory, as of `open_session`. The graph cannot be used afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         write(graph, Path(folder) / "model.onnx")
-        yield open_session(Path(folder) / "model.onnx", gpu=gpu)
+        yield open_session(Path(folder) / "model.onnx")
 
 
 @dataclass(frozen=True)

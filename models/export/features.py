@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from onnx import helper
 from models.data.positions import positions
 from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
-from models.export.enrol import inputs_of_classifiers, temporary_session
+from models.export.enrol import write_with_inputs
 from models.export.patch import RETRAIN, Graph, read_graph, read_metadata
+from models.export.session import open_session
 
 PHOTOS = 10_000  # kept at most, spread over the classes: 2 kB per photo, member and crop
 ROWS = "rows.npy"  # (K,) rows of the manifest
@@ -43,11 +45,11 @@ def recorded(
     Raises:
         EnrolmentError: the classifiers cannot be read, so no product can be added to the graph.
     """
-    whole = read_graph(graph)
-    names = inputs_of_classifiers(whole)
     files: list[np.memmap[tuple[int, ...], np.dtype[np.floating]]] = []
     done = written = 0
-    with temporary_session(whole, gpu=gpu) as session:
+    with tempfile.TemporaryDirectory() as folder:
+        names = write_with_inputs(graph, Path(folder) / "model.onnx")
+        session = open_session(Path(folder) / "model.onnx", gpu=gpu)
         for batch in batches:
             ids, probs, *inputs = session.run(["ids", "probs", *names], {"image": batch})
             chosen = kept[done : done + len(batch)]
