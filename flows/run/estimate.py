@@ -19,6 +19,7 @@ TEMPERED, CHANGED, RANKED = 17, 0.3, 1.4
 # Products of the selection photos with all classes that a method takes; others take 2.
 RANKINGS = {"best": 7, "none": 1, "tau": 3, "logit_adjustment": 3}
 TUNED, FITTED = 2_000, 5_000  # photos on which temperatures, and classifiers and scores are tried, at most
+WRITTEN = 5  # copies of a graph in memory while it is written, beside what a training takes
 SEEN = 400_000  # training photos to which the discriminants of `known` are fitted, at most
 CLEAN_S, GATE_S, GRAPH_S = 6e-5, 1e-4, 1.5  # s per photo; s for which parity and golden answers ask a graph, per member
 VERSION_S, PUBLISH_S = 3.0, 10.0  # data version of a round; report, registration and switch
@@ -174,8 +175,10 @@ class _Work:
     def exporting(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """The graph, its comparison with torch, and its answers to the test photos."""
         each = self.machine.start_s + GRAPH_S * len(paces) + self._answers_s(paces, self.counts.test + 100)
-        size = int(sum(FLOAT * pace["parameters"] for pace in paces))
-        return Stage("export", 1, each, each, self._graph_peak(paces) + 2 * size, size)
+        rows = FLOAT * EMBEDDING * self.counts.classes * len(paces)  # of discriminants, which `known` may use
+        size = int(sum(FLOAT * pace["parameters"] for pace in paces) + rows)
+        peak = int(max(pace["peak_bytes"] for pace in paces) + WRITTEN * size)
+        return Stage("export", 1, each, each, peak, size)
 
     def publishing(self, paces: Sequence[Mapping[str, float]]) -> Stage:
         """Gates, report, registration and switch, with the answers of a current model that is as large as the new one."""
