@@ -225,6 +225,7 @@ def test_the_lineage_names_the_enrolled_photos_and_the_version_before(
     assert verify(workspace).broken == []
 
 
+@pytest.mark.slow
 def test_the_same_again_after_a_rollback_is_the_same_version(workspace: Workspace, new_photos: list[Path]) -> None:
     assert enrol_product(workspace, NEW.label, new_photos, overrides=ANY).model_version == 2
     assert rollback_model(workspace) == 1

@@ -160,6 +160,7 @@ def test_one_scheduler_per_workspace_reacts_to_new_data_and_ends_on_a_signal(
     assert tracebacks(shop.root) == []
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_killed_scheduler_leaves_no_run_that_stays_running_and_an_interrupted_one_cancels_its_run(
     shop: Workspace, recipe: Path, tmp_path: Path

@@ -72,6 +72,7 @@ def stub_processes(server: LocalServer) -> list[int]:
     return [pid for pid, argv in process.commands() if argv[0] == path]
 
 
+@pytest.mark.slow
 def test_many_clients_do_not_cause_a_restart(slow: tuple[LocalServer, ModelRepository, Access]) -> None:
     _, repository, access = slow
     with Endpoint(access, answer_timeout_s=0.05) as impatient, many_clients(access, clients=6):
