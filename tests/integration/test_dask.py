@@ -212,7 +212,17 @@ def test_a_worker_that_dies_while_it_opens_photos_costs_no_photo(
     address, workers = two_machines
     delivery = deliver(tmp_path / "shelf", {f"product {number}": 100 for number in range(60)}, side=96)
     shop, undisturbed = (Workspace.init(tmp_path / name) for name in ("shop", "undisturbed"))
-    command = [sys.executable, "-m", "flows.cli", "ingest", str(delivery), "-w", str(shop.root), "--near-duplicates", "off"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "ingest",
+        str(delivery),
+        "-w",
+        str(shop.root),
+        "--near-duplicates",
+        "off",
+    ]
     variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)}
     with (shop.root / "log").open("wb") as log, Client(address, set_as_default=False) as client:
         flow = subprocess.Popen(command, env=variables | {"CLEANSHELF_DASK": address}, stdout=log, stderr=log)
