@@ -168,18 +168,27 @@ def embeddings(graph: Path, photos: NDArray[np.uint8]) -> list[NDArray[np.float3
     Args:
         photos: (G, S, S, 3).
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        names, session = write_with_inputs(graph, file, discriminants=True), open_session(file)
+    with session_with_inputs(graph, discriminants=True) as (session, names):
         outputs = [session.run(names, {"image": photo[None]}) for photo in photos]
     return [np.stack(of_member) for of_member in zip(*outputs, strict=True)]
 
 
-def write_with_inputs(graph: Path, out: Path, *, discriminants: bool = False) -> list[str]:
-    """Writes a file of a graph that also gives the tensors that enter its classifiers, and returns their names.
+@contextmanager
+def session_with_inputs(
+    graph: Path, *, discriminants: bool = False, gpu: int | None = None
+) -> Iterator[tuple[onnxruntime.InferenceSession, list[str]]]:
+    """Session of a file that also returns the inputs of its classifiers, and the names of these tensors.
 
-    discriminants: and those that enter its discriminants, if it has any; their names come last.
+    discriminants: also the inputs of the discriminants, if there are any, last.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        names = _write_with_inputs(graph, file, discriminants=discriminants)
+        yield open_session(file, gpu=gpu), names  # only now, as the graph took as much memory as the session will
+
+
+def _write_with_inputs(graph: Path, out: Path, *, discriminants: bool) -> list[str]:
+    """Writes a file that also returns the inputs of its classifiers, and returns their names."""
     whole = read_graph(graph)
     layers = [*whole.classifiers, *(whole.discriminants if discriminants else [])]
     for each in layers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from onnx import helper
 from models.data.positions import positions
 from models.data.samplers import spread_over_classes
 from models.errors import EnrolmentError
-from models.export.enrol import write_with_inputs
+from models.export.enrol import session_with_inputs
 from models.export.patch import RETRAIN, Graph, read_graph, read_metadata
-from models.export.session import open_session
 
 PHOTOS = 10_000  # kept at most, spread over the classes: 2 kB per photo, member and crop
 ROWS = "rows.npy"  # (K,) rows of the manifest
@@ -47,9 +45,7 @@ def recorded(
     """
     files: list[np.memmap[tuple[int, ...], np.dtype[np.floating]]] = []
     done = written = 0
-    with tempfile.TemporaryDirectory() as folder:
-        names = write_with_inputs(graph, Path(folder) / "model.onnx")
-        session = open_session(Path(folder) / "model.onnx", gpu=gpu)
+    with session_with_inputs(graph, gpu=gpu) as (session, names):
         for batch in batches:
             ids, probs, *inputs = session.run(["ids", "probs", *names], {"image": batch})
             chosen = kept[done : done + len(batch)]

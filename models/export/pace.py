@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract import INPUT
 from models.data import machine
 from models.data.manifest import Manifest, read_manifest
 from models.data.photos import Photos
@@ -26,7 +25,7 @@ from models.data.samplers import Sampler
 from models.data.trusted import with_selection_photos
 from models.export.graph import DeployGraph
 from models.export.onnx_file import write_onnx
-from models.export.session import open_session
+from models.export.timing import time_each
 from models.networks.inputs import EVAL_BATCH, Inputs, Views, extract
 from models.networks.network import EMBEDDING, Network, build_network, count_parameters, set_threads
 from models.networks.predict import score
@@ -147,15 +146,12 @@ def time_few(network: Network, *, side: int) -> float:
 def time_graph(trained: Trained, recipe: Recipe, out: Path) -> float:
     """Seconds per photo of the member's own graph of one crop, which ONNX Runtime answers for FEW photos on all cores.
 
-    They are those of one core over the number of cores, because threads wait for each other on a busy machine.
+    They are the processor time of one core over the number of cores, as threads wait for each other on a busy machine.
     """
     side, path = recipe.export.input_size, out / "pace.onnx"
     write_onnx(DeployGraph([trained], settings=dataclasses.replace(recipe.export, crops=1)), path, input_size=side,
                metadata={})  # fmt: skip
-    session = open_session(path, threads=1)
-    path.unlink()
-    photos = {INPUT: np.random.default_rng(0).integers(256, size=(FEW, side, side, 3), dtype=np.uint8)}
-    return min(seconds(lambda: session.run(None, photos)) for _ in range(STEPS)) / FEW / machine.cores()
+    return time_each([path], batch=FEW, rounds=STEPS)[0] / 1000 / machine.cores()
 
 
 def time_classes(num_classes: int) -> tuple[float, float]:

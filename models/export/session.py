@@ -17,18 +17,12 @@ if TYPE_CHECKING:
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def open_session(path: Path, *, gpu: int | None = None, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Session of a graph on the CPU, or on a GPU; if ONNX Runtime cannot use that, it warns and takes the CPU.
-
-    threads: on the CPU; 0: one for each core.
-    """
+def open_session(path: Path, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
+    """Session of a graph on the CPU, or on a GPU; if ONNX Runtime cannot use that, it warns and takes the CPU."""
     import onnxruntime  # imported here, as trainings run without it
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     settings = {"device_id": str(gpu), "use_tf32": "0"}  # with all bits of float32, as on the CPU
-    providers = [*([(CUDA, settings)] if gpu is not None else []), CPU]
-    return onnxruntime.InferenceSession(path, options, providers=providers)
+    return onnxruntime.InferenceSession(path, providers=[*([(CUDA, settings)] if gpu is not None else []), CPU])
 
 
 def decisive(path: Path, photos: NDArray[np.uint8]) -> NDArray[np.uint8]:
